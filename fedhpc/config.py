@@ -1,0 +1,127 @@
+"""Reads TOML into frozen dataclasses, and refuses everything it does not know.
+
+This module knows no setting by name: each package owns its section as a dataclass that validates itself in
+`__post_init__` (raise ConfigError there), and hands the class to `read_section`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedhpc.errors import ConfigError
+
+MAX_CONFIG_BYTES = 4 << 20
+
+Section = TypeVar("Section")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a configuration file of at most 4 MiB. Raises ConfigError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}", "`fedhpc new DIR` writes a working example"
+        ) from None
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes", "is this the right file?")
+    return data
+
+
+def parse_toml(data: bytes, where: str) -> dict[str, Any]:
+    """The table in `data`, TOML in UTF-8. Raises ConfigError that names `where` and the line."""
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: {error}", "the file must be TOML 1.0 in UTF-8") from None
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises ConfigError for the first key of `given` that is not in `known`, with the nearest valid name."""
+    names = list(known)
+    for key in given:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ConfigError(f"{where}: unknown key '{key}'", f"{hint}valid names: {', '.join(names)}")
+
+
+def read_section(cls: type[Section], table: object, where: str) -> Section:
+    """An instance of the frozen dataclass `cls` from a TOML table.
+
+    Types are checked against the annotations: str, int, float (an int is taken too), bool, Path, Literal,
+    tuple[T, ...], dict[str, T], unions of these. Raises ConfigError for an unknown or missing key or a wrong type.
+    """
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where} must be a table", f"write it as [{where}]")
+    assert dataclasses.is_dataclass(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    refuse_unknown(table, fields, where)
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in table:
+            values[name] = _typed(table[name], hints[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: '{name}' is missing", f"it has the type {_spell(hints[name])}")
+    return typing.cast(Section, cls(**values))
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotated type `hint`, or ConfigError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _typed(value, option, where)
+            except ConfigError:
+                continue
+    elif origin is typing.Literal:
+        for choice in args:  # 1 == True in Python, so the type is compared too
+            if choice == value and type(choice) is type(value):
+                return value
+        near = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
+        raise ConfigError(
+            f"{where} = {value!r} is not one of {', '.join(repr(a) for a in args)}",
+            f"did you mean '{near[0]}'?" if near else "",
+        )
+    elif origin is tuple:
+        if isinstance(value, list):
+            return tuple(_typed(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
+    elif origin is dict:
+        if isinstance(value, Mapping):
+            return {k: _typed(v, args[1], f"{where}.{k}") for k, v in value.items()}
+    elif hint is Any:
+        return value
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif hint is Path:
+        if isinstance(value, str):
+            return Path(value)
+    elif type(value) is hint:
+        return value
+    raise ConfigError(f"{where} = {value!r} has the wrong type", f"it should be {_spell(hint)}")
+
+
+def _spell(hint: Any) -> str:
+    """A type as a user would write it."""
+    plain = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint in plain:
+        return plain[hint]
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(a) for a in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_spell(a) for a in args if a is not type(None))
+    if origin is tuple:
+        return f"a list of {_spell(args[0])}"
+    return "a table"

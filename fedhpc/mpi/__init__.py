@@ -1,0 +1,1 @@
+"""The only room that knows MPI: start-up and split (world.py), and the one checked door to reductions (collectives.py)."""
