@@ -1,0 +1,34 @@
+"""fedhpc: federated training of PyTorch models across supercomputers, with masked sums.
+
+    import fedhpc
+    with fedhpc.join("federation.toml", sites="sites/") as fed:
+        total = fed.sum({"n": counts, "xtx": gram})
+
+Importing this package imports neither MPI nor torch; `join` initialises MPI, and sums never import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Federation", "FedhpcError", "__version__", "join"]
+
+if TYPE_CHECKING:
+    from fedhpc.errors import FedhpcError
+    from fedhpc.federation.federation import Federation
+    from fedhpc.federation.join import join
+
+_HOMES = {
+    "Federation": "fedhpc.federation.federation",
+    "FedhpcError": "fedhpc.errors",
+    "join": "fedhpc.federation.join",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fedhpc' has no attribute '{name}'")

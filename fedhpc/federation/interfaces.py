@@ -32,6 +32,10 @@ class Trainer(Protocol):
         """Copies of the shared state, C-contiguous, equal on every rank of the site."""
         ...
 
+    def averaged(self) -> frozenset[str]:
+        """Names in `tensors()` that the outer step averages and does not optimise: floating buffers."""
+        ...
+
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Replace the shared state by `tensors` (same names, shapes and dtypes as `tensors()` gives)."""
         ...

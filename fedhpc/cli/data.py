@@ -1,0 +1,122 @@
+"""`fedhpc data`: make, check and cut site stores. Everything happens on this machine; nothing is sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedhpc.errors import ConfigError, DataError
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group("data")
+def data() -> None:
+    """Make, check and cut a site's data files."""
+
+
+@data.command("key")
+@click.argument("file", type=_FILE)
+def key(file: Path) -> None:
+    """Make the row-id key FILE (mode 0600), which hides row identifiers in stores."""
+    from fedhpc.data.rowkey import create_key
+
+    create_key(file)
+    click.echo(f"wrote {file} (mode 0600): keep it at the site, with the source data")
+
+
+@data.command("ingest")
+@click.argument("csv_file", metavar="CSV", type=_FILE)
+@click.option("--recipe", "recipe_file", type=_FILE, required=True, help="TOML that says what the columns mean.")
+@click.option("--site", required=True, help="This site's name in the federation.")
+@click.option("--out", type=_FILE, required=True, help="The store to write (HDF5).")
+@click.option("--key", "key_file", type=_FILE, required=True, help="Row-id key, from `fedhpc data key`.")
+@click.option("--where", "pairs", multiple=True, metavar="COLUMN=VALUE", help="Take only rows with this value.")
+def ingest(csv_file: Path, recipe_file: Path, site: str, out: Path, key_file: Path, pairs: tuple[str, ...]) -> None:
+    """Turn a CSV file into a site store, by a recipe."""
+    from fedhpc.data.ingest import ingest_csv
+    from fedhpc.data.recipe import read_recipe
+    from fedhpc.data.rowkey import read_key
+
+    where = {}
+    for pair in pairs:
+        column, equals, value = pair.partition("=")
+        if not equals or not column:
+            raise ConfigError(f"--where {pair!r} has no '='", "write it as --where hospital=Leiden")
+        where[column] = value
+    recipe = read_recipe(recipe_file)
+    done = ingest_csv(csv_file, recipe, out, site=site, key=read_key(key_file), where=where)
+    click.echo(f"wrote {out}: {done.rows_kept} of {done.rows_read} rows")
+    if done.rows_elsewhere:
+        click.echo(f"  {done.rows_elsewhere} rows left out by where")
+    for column, count in done.dropped.items():
+        click.echo(f"  {count} rows dropped because '{column}' is missing")
+
+
+@data.command("check")
+@click.argument("files", metavar="FILE...", type=_FILE, nargs=-1, required=True)
+@click.option("--values", is_flag=True, help="Also each feature's smallest and largest value. These are data.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def check(files: tuple[Path, ...], values: bool, as_json: bool) -> None:
+    """Validate stores; several must have the same features."""
+    import json
+
+    from fedhpc.data.check import compare_features, describe
+    from fedhpc.data.store import SiteStore
+
+    if values:
+        click.echo("warning: --values shows values of single persons: do not let this output leave the site", err=True)
+    facts: list[dict[str, Any]] = []
+    differences: dict[str, list[str]] = {}
+    first = None
+    for file in files:
+        with SiteStore.open(file) as store:
+            facts.append(describe(store, values=values))
+            first = first or store
+            if lines := compare_features(first.feature_set, store.feature_set):
+                differences[str(file)] = lines
+    if as_json:
+        click.echo(json.dumps({"stores": facts, "differences": differences}, indent=2))
+    else:
+        for fact in facts:
+            _show(fact)
+    if differences:
+        other, lines = next(iter(differences.items()))
+        told = "; ".join(lines[:5]) + ("; …" if len(lines) > 5 else "")
+        raise DataError(f"{files[0]} and {other} have different features: {told}", "agree on one recipe, ingest again")
+
+
+def _show(fact: dict[str, Any]) -> None:
+    click.echo(f"{fact['path']}: site {fact['site']}, {fact['n']} rows, {len(fact['features'])} features")
+    for feature in fact["features"]:
+        span = f"  {feature['min']:g} … {feature['max']:g}" if "min" in feature else ""
+        unit = f" [{feature['unit']}]" if feature["unit"] else ""
+        click.echo(f"  {feature['name']}{unit}: {feature['coding']}, missing {feature['missing']}{span}")
+    click.echo(f"  label {fact['label']['name']}: {fact['label']['coding']}")
+    for name in ("feature_sha256", "source_sha256", "licence", "citation", "creator", "created"):
+        if fact[name]:
+            click.echo(f"  {name}: {fact[name]}")
+
+
+@data.command("split")
+@click.argument("file", type=_FILE)
+@click.option("--sites", type=int, required=True, help="How many stores to make.")
+@click.option("--how", type=click.Choice(["iid", "dirichlet"]), default="iid", show_default=True)
+@click.option("--alpha", type=float, default=0.5, show_default=True, help="Dirichlet: smaller is more skewed.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--out", type=_FILE, required=True, help="Directory for site-1.h5, site-2.h5, …")
+def split(file: Path, sites: int, how: str, alpha: float, seed: int, out: Path) -> None:
+    """Cut one store into several, for experiments."""
+    from fedhpc.data.split import dirichlet_split, iid_split
+    from fedhpc.data.store import SiteStore
+
+    with SiteStore.open(file) as store:
+        if how == "iid":
+            paths = iid_split(store, sites, seed=seed, out=out)
+        else:
+            paths = dirichlet_split(store, sites, alpha=alpha, seed=seed, out=out)
+    for name, path in paths.items():
+        with SiteStore.open(path, scan=False) as part:
+            click.echo(f"{name}: {part.n} rows in {path}")

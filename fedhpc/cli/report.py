@@ -1,0 +1,36 @@
+"""`fedhpc report` and `fedhpc export`: what a finished or running federation leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Directory to write to; by default RUN/report.")
+def report(run: Path, out: Path | None) -> None:
+    """Draw the curves, times and traffic of the run directory RUN.
+
+    Writes report.html, one page that holds everything and loads nothing, and the figures as PNG files. It works
+    while the run is still going.
+    """
+    from fedhpc.ops.report import write_report
+
+    click.echo(write_report(run, out))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
+def export(run: Path, file: Path, force: bool) -> None:
+    """Write the newest model of the run directory RUN to FILE, in the safetensors format."""
+    from fedhpc.ops.export import export_model
+
+    done = export_model(run, file, force=force)
+    click.echo(
+        f"{done['file']}: round {done['round']}, {done['tensors']} tensors, {done['parameters']} parameters, "
+        f"{done['bytes']} bytes, from the checkpoint of {done['site']}"
+    )

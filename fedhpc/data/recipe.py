@@ -1,0 +1,175 @@
+"""The recipe: how the columns of a CSV file become features and a label. One TOML file, agreed between the sites.
+
+[source]    where the rows and their identifiers are, what counts as missing, licence and citation
+[[feature]] one column of the CSV, in the order of the features
+[label]     the column to predict
+[[move]]    a correction of one cell of one row, made before rows are picked
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fedhpc.config import parse_toml, read_bytes, read_section, refuse_unknown
+from fedhpc.data.schema import Feature, FeatureSet, Label
+from fedhpc.errors import ConfigError
+
+MISSING_MARKERS = ("", "NA", "NaN", "nan", "N/A", "null", "?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Section `[source]`: the CSV file as a whole."""
+
+    id: str  # column that names a row: unique, and never stored
+    where: dict[str, str] = field(default_factory=dict)  # only rows with these values, after the moves
+    missing_markers: tuple[str, ...] = MISSING_MARKERS
+    delimiter: str = ","
+    licence: str = ""
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+            raise ConfigError(f"source.delimiter = {self.delimiter!r} cannot be used", "one character, such as ';'")
+        if len(set(self.missing_markers)) != len(self.missing_markers):
+            raise ConfigError("source.missing_markers has an entry twice", "remove it")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Section `[[feature]]`: one column of the CSV, which gives one feature, or several for a category."""
+
+    column: str  # as in the header of the CSV
+    type: Literal["number", "integer", "boolean", "category"]
+    name: str = ""  # of the feature; the column's unless given
+    unit: str = ""
+    true: str = "true"  # booleans: what 1 means, and what 0 means (case does not matter)
+    false: str = "false"
+    levels: tuple[str, ...] = ()  # categories: all values, in an order every site shares
+    coding: Literal["dummy", "one-hot", "ordinal"] = "dummy"  # dummy: one-hot without the first level
+    aliases: dict[str, str] = field(default_factory=dict)  # this site's spelling = the shared one
+    missing: Literal["drop", "refuse", "fill"] = "refuse"  # drop the row, refuse the file, or use `fill`
+    fill: str | float | bool | None = None  # a value of the column's type, as the source would write it
+
+    def __post_init__(self) -> None:
+        where = f"feature '{self.column}'"
+        if (self.missing == "fill") != (self.fill is not None):
+            raise ConfigError(f"{where}: missing = 'fill' and fill = … go together", "give both or neither")
+        if self.type == "category":
+            if len(self.levels) < 2 or len(set(self.levels)) != len(self.levels):
+                raise ConfigError(f"{where}: a category needs at least two different levels", 'levels = ["a", "b"]')
+        elif self.levels or self.coding != "dummy":
+            raise ConfigError(f"{where}: levels and coding belong to type = 'category'", "remove them")
+        if self.type == "boolean":
+            if self.true.casefold() == self.false.casefold():
+                raise ConfigError(f"{where}: true and false are the same value", 'true = "yes", false = "no"')
+        elif (self.true, self.false) != ("true", "false"):
+            raise ConfigError(f"{where}: true and false belong to type = 'boolean'", "remove them")
+
+    @property
+    def feature_name(self) -> str:
+        """The feature's name."""
+        return self.name or self.column
+
+    def features(self) -> tuple[Feature, ...]:
+        """The features this column gives."""
+        if self.type == "boolean":
+            return (Feature(self.feature_name, self.unit, f"boolean 1={self.true} 0={self.false}"),)
+        if self.type == "category":
+            coding = f"{self.coding} {json.dumps(self.levels, ensure_ascii=False)}"
+            if self.coding == "ordinal":
+                return (Feature(self.feature_name, self.unit, coding),)
+            levels = self.levels[1:] if self.coding == "dummy" else self.levels
+            return tuple(Feature(f"{self.feature_name}={level}", self.unit, coding) for level in levels)
+        return (Feature(self.feature_name, self.unit, self.type),)
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """Section `[label]`: at most one of `above` and `classes`; neither takes the column's number as it is."""
+
+    column: str
+    name: str = ""
+    type: Literal["integer", "number"] = "integer"
+    unit: str = ""
+    above: float | None = None  # the label is 1 where the column is larger than this, else 0
+    classes: dict[str, int] = field(default_factory=dict)  # value of the column = class
+    aliases: dict[str, str] = field(default_factory=dict)  # this site's spelling = the shared one
+    missing: Literal["drop", "refuse"] = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.above is not None and (self.classes or not math.isfinite(self.above)):
+            raise ConfigError("label: above must be a number, without classes", "give one of the two")
+        if self.type == "number" and (self.above is not None or self.classes):
+            raise ConfigError("label: above and classes give whole numbers", "remove type = 'number'")
+
+    def label(self) -> Label:
+        """The label as a store describes it."""
+        name = self.name or self.column
+        if self.above is not None:
+            return Label(name, "int64", self.unit, f"1 above {self.above!r}, else 0")
+        if self.classes:
+            classes = json.dumps(self.classes, sort_keys=True, ensure_ascii=False)
+            return Label(name, "int64", self.unit, f"classes {classes}")
+        return Label(name, "int64" if self.type == "integer" else "float32", self.unit, self.type)
+
+
+@dataclass(frozen=True)
+class Move:
+    """Section `[[move]]`: in the row `id`, the cell of `column` is really `value`."""
+
+    id: str
+    column: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe. Hand-made ones validate like those from files."""
+
+    source: Source
+    features: tuple[Column, ...]
+    label: LabelColumn
+    moves: tuple[Move, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.features:
+            raise ConfigError("the recipe has no [[feature]]", "give at least one")
+        cells = [(move.id, move.column) for move in self.moves]
+        if len(set(cells)) != len(cells):
+            raise ConfigError("two [[move]] change the same cell", "keep one")
+        for what, column in (("label", self.label.column), ("identifier", self.source.id)):
+            if column in {feature.column for feature in self.features}:
+                raise ConfigError(f"column '{column}' is the {what} and a feature", "remove that [[feature]]")
+
+    def feature_set(self) -> FeatureSet:
+        """What a store made with this recipe holds. Raises DataError for names that cannot be used."""
+        features = tuple(feature for column in self.features for feature in column.features())
+        return FeatureSet(features, self.label.label(), (len(features),))
+
+    def columns(self) -> list[str]:
+        """Every column of the CSV the recipe speaks of, each once."""
+        named = [self.source.id, *self.source.where, *(f.column for f in self.features), self.label.column]
+        return list(dict.fromkeys([*named, *(move.column for move in self.moves)]))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in the TOML file `path`. Raises ConfigError."""
+    table = parse_toml(read_bytes(path), str(path))
+    refuse_unknown(table, ("source", "feature", "label", "move"), str(path))
+    for name in ("source", "feature", "label"):
+        if name not in table:
+            raise ConfigError(f"{path}: '{name}' is missing", "see docs/data.md for a recipe")
+    for name in ("feature", "move"):
+        if not isinstance(table.get(name, []), list):
+            raise ConfigError(f"{path}: '{name}' must be a list of tables", f"write it as [[{name}]]")
+    return Recipe(
+        source=read_section(Source, table["source"], "source"),
+        features=tuple(read_section(Column, f, f"feature[{i}]") for i, f in enumerate(table["feature"])),
+        label=read_section(LabelColumn, table["label"], "label"),
+        moves=tuple(read_section(Move, m, f"move[{i}]") for i, m in enumerate(table.get("move", []))),
+    )

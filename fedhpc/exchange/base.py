@@ -1,0 +1,24 @@
+"""The interface of an exchange: it moves opaque messages and lanes, and knows neither keys nor models."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from fedhpc.mpi.collectives import Request
+
+
+class Exchange(Protocol):
+    """How this rank reaches the other sites. A leader carries messages, a rail carries its part of the vector."""
+
+    name: str
+    sites: int
+
+    def gather(self, message: bytes) -> list[bytes]:
+        """Every site's message, in roster order. Called by leaders only."""
+        ...
+
+    def start(self, lanes: NDArray[Any]) -> Request:
+        """Begin to replace `lanes` [n], unsigned, by their sum over the sites mod 2^k, in place. By rails only."""
+        ...

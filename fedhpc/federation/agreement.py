@@ -1,0 +1,265 @@
+"""federation.toml and site.toml: what all sites agree on, and what one site keeps to itself.
+
+The SHA-256 of federation.toml's bytes is the agreement's hash; it is in every mask key, so two sites with different
+files never share a mask. Sections of rows above this one ([task], [train]) are carried unread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fedhpc.config import parse_toml, read_bytes, read_section, refuse_unknown
+from fedhpc.errors import ConfigError, StorageError
+from fedhpc.federation.strategy import StrategySettings
+from fedhpc.secure.keys import public_identity
+from fedhpc.secure.pairwise import Member
+from fedhpc.secure.settings import SecureSettings
+
+AGREED_SECTIONS = ("federation", "site", "secure", "strategy", "task", "train")
+SITE_SECTIONS = ("site", "data", "compute", "exchange")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+@dataclass(frozen=True)
+class FederationSection:
+    """[federation]"""
+
+    name: str
+    rounds: int = 1
+    """Training rounds."""
+    seed: int = 0
+    """Of the first model, the splits and the order of the data."""
+    epoch: int = 0
+    """Counts agreed changes of this file."""
+    previous: str = ""
+    """SHA-256 of the file of the epoch before, in hex."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "federation.name")
+        if not 1 <= self.rounds <= 1_000_000:
+            raise ConfigError(f"federation.rounds = {self.rounds}", "between 1 and 1000000")
+        if not 0 <= self.seed < 1 << 53:
+            raise ConfigError(f"federation.seed = {self.seed}", "between 0 and 2^53")
+
+
+@dataclass(frozen=True)
+class RosterEntry:
+    """One [[site]] of federation.toml; its place in the file is its number, from 1."""
+
+    name: str
+    sign: str
+    """The site's public Ed25519 key, 64 hex digits."""
+    samples: int = 0
+    """The site's public size, for strategy.weights = "declared"."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "site.name")
+        try:
+            public_identity(bytes.fromhex(self.sign))
+        except ValueError:
+            raise ConfigError(
+                f"site {self.name}: sign is not an Ed25519 public key",
+                "64 hex digits; `fedhpc new` writes keys for a rehearsal",
+            ) from None
+        if self.samples < 0:
+            raise ConfigError(f"site {self.name}: samples = {self.samples}")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """All of federation.toml."""
+
+    source: bytes = field(repr=False)
+    federation: FederationSection
+    roster: tuple[RosterEntry, ...]
+    secure: SecureSettings
+    strategy: StrategySettings
+    task: Mapping[str, Any]  # read by train/
+    train: Mapping[str, Any]  # read by train/
+
+    @property
+    def hash(self) -> bytes:
+        """SHA-256 of the file [32]."""
+        return hashlib.sha256(self.source).digest()
+
+    @property
+    def names(self) -> list[str]:
+        """The sites' names in roster order."""
+        return [entry.name for entry in self.roster]
+
+    def members(self) -> list[Member]:
+        """The roster as the protocol uses it."""
+        return [
+            Member(number, entry.name, public_identity(bytes.fromhex(entry.sign)))
+            for number, entry in enumerate(self.roster, start=1)
+        ]
+
+    def number_of(self, site: str) -> int:
+        """The number of `site`. Raises ConfigError with the roster for an unknown one."""
+        if site not in self.names:
+            raise ConfigError(f"site '{site}' is not in the roster", f"federation.toml lists {', '.join(self.names)}")
+        return self.names.index(site) + 1
+
+
+@dataclass(frozen=True)
+class SiteSection:
+    """[site] of a site file."""
+
+    name: str
+    ranks: int = 1
+    """Processes of this site in a rehearsal."""
+    key: Path | None = None
+    """The site's private Ed25519 key file, mode 0600; relative to the site file."""
+    directory: Path | None = None
+    """Where this site keeps ledger, checkpoints and metrics. Absent: RUN/NAME."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.ranks <= 65536:
+            raise ConfigError(f"site.ranks = {self.ranks}", "at least 1")
+
+
+@dataclass(frozen=True)
+class ExchangeSection:
+    """[exchange] of a site file."""
+
+    kind: Literal["mpi"] = "mpi"
+    rails: int | Literal["auto"] = "auto"
+    """Ranks of every site that carry a part of the vector; auto: as many as the smallest site has."""
+    chunk_bytes: int = 2 << 20
+    overlap: Literal["auto", "on", "off"] = "auto"
+    """Encode and mask the next chunk in a helper thread; auto: if this rank has two cores."""
+
+    def __post_init__(self) -> None:
+        if self.chunk_bytes < 4096 or self.chunk_bytes % 16 or self.chunk_bytes > 1 << 29:
+            raise ConfigError(f"exchange.chunk_bytes = {self.chunk_bytes}", "a multiple of 16, 4096 to 2^29")
+
+
+@dataclass(frozen=True)
+class SiteFile:
+    """All of one site file. Paths are relative to `base`."""
+
+    base: Path
+    site: SiteSection
+    exchange: ExchangeSection
+    data: Mapping[str, Any]  # read by train/
+    compute: Mapping[str, Any]  # read by train/
+
+    def path(self, path: Path) -> Path:
+        """`path` as seen from the site file's directory."""
+        return path if path.is_absolute() else self.base / path
+
+
+def read_agreement(source: bytes, where: str) -> Agreement:
+    """The agreement in the bytes of federation.toml. Raises ConfigError, or PolicyError for unsafe settings."""
+    table = parse_toml(source, where)
+    refuse_unknown(table, AGREED_SECTIONS, where)
+    if "federation" not in table:
+        raise ConfigError(f"{where} has no [federation] section", "`fedhpc new DIR` writes a working example")
+    listed = table.get("site", [])
+    if not isinstance(listed, list) or not listed:
+        raise ConfigError(f"{where} has no sites", "list each as [[site]] with name and sign")
+    roster = tuple(read_section(RosterEntry, entry, "site") for entry in listed)
+    for value, what in (([r.name for r in roster], "name"), ([r.sign for r in roster], "key")):
+        twice = sorted({v for v in value if value.count(v) > 1})
+        if twice:
+            raise ConfigError(f"two sites in the roster have the {what} {twice[0]}")
+    agreement = Agreement(
+        source=source,
+        federation=read_section(FederationSection, table["federation"], "federation"),
+        roster=roster,
+        secure=read_section(SecureSettings, table.get("secure", {}), "secure"),
+        strategy=read_section(StrategySettings, table.get("strategy", {}), "strategy"),
+        task=_table(table, "task"),
+        train=_table(table, "train"),
+    )
+    agreement.secure.thresholds(len(roster))  # refuses a roster that is too small, before anything starts
+    if agreement.strategy.weights == "declared" and not all(r.samples > 0 for r in roster):
+        raise ConfigError('strategy.weights = "declared" needs samples = … at every [[site]]')
+    return agreement
+
+
+def read_site(source: bytes, path: Path) -> SiteFile:
+    """The site file in `source`, read from `path`. Raises ConfigError."""
+    table = parse_toml(source, str(path))
+    refuse_unknown(table, SITE_SECTIONS, str(path))
+    if "site" not in table:
+        raise ConfigError(f"{path} has no [site] section", "it needs at least name = …")
+    return SiteFile(
+        base=path.parent,
+        site=read_section(SiteSection, table["site"], "site"),
+        exchange=read_section(ExchangeSection, table.get("exchange", {}), "exchange"),
+        data=_table(table, "data"),
+        compute=_table(table, "compute"),
+    )
+
+
+def read_site_directory(directory: Path, agreement: Agreement) -> list[SiteFile]:
+    """The site files of every site in the roster, in its order. Raises ConfigError that names what is missing."""
+    if not directory.is_dir():
+        raise ConfigError(f"{directory} is not a directory", "--sites takes the directory with one file per site")
+    found: dict[str, SiteFile] = {}
+    for path in sorted(directory.glob("*.toml")):
+        site = read_site(read_bytes(path), path)
+        if site.site.name in found:
+            raise ConfigError(f"two files in {directory} are for site {site.site.name}")
+        agreement.number_of(site.site.name)
+        found[site.site.name] = site
+    missing = [name for name in agreement.names if name not in found]
+    if missing:
+        raise ConfigError(f"{directory} has no file for site {', '.join(missing)}")
+    return [found[name] for name in agreement.names]
+
+
+def number_of_rank(rank: int, size: int, sites: Sequence[SiteFile]) -> int:
+    """Which site `rank` of a rehearsal belongs to: ranks are dealt in roster order. ConfigError if they do not fit."""
+    counts = [s.site.ranks for s in sites]
+    if sum(counts) != size:
+        asked = ", ".join(f"{s.site.name} {s.site.ranks}" for s in sites)
+        raise ConfigError(
+            f"the site files ask for {sum(counts)} ranks ({asked}), but the job has {size}",
+            f"start it with mpirun -n {sum(counts)}, or change ranks in the site files",
+        )
+    for number, count in enumerate(counts, start=1):
+        if rank < count:
+            return number
+        rank -= count
+    raise AssertionError("unreachable")
+
+
+def read_identity(path: Path) -> bytes:
+    """The private key in a key file, raw [32].
+
+    Raises StorageError if it is missing or others can read it: a key that others can read is not this site's alone.
+    """
+    try:
+        status = path.stat()
+        text = path.read_text(encoding="ascii").strip() if status.st_size <= 1024 else ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise StorageError(f"cannot read the key file {path}: {reason}") from None
+    if status.st_mode & 0o077:
+        raise StorageError(f"the key file {path} can be read by others", f"chmod 600 {path}")
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ConfigError(f"{path} is not a key file", "it holds 64 hex digits")
+    return bytes.fromhex(text)
+
+
+def check_name(name: str, where: str) -> None:
+    """Refuse names that could not be a directory, a hostname part and canonical JSON at once. ConfigError."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where} = {name!r}", "lower-case letters, digits, - and _, at most 63, starting with a letter"
+        )
+
+
+def _table(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = table.get(name, {})
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} must be a table", f"write it as [{name}]")
+    return value

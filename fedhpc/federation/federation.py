@@ -1,0 +1,266 @@
+"""The primitive as a user meets it: sums and means over sites that show nobody their values."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.errors import ConfigError, DataError
+from fedhpc.federation.layout import Vector, sum_kind
+from fedhpc.federation.masked_sum import NO_BASE, Opened, Party, SumPlan, open_sum, settle
+from fedhpc.federation.pipeline import Pipeline, Stages
+from fedhpc.federation.scales import exponent_counts, exponent_scales
+from fedhpc.secure import labels
+from fedhpc.secure.ring import Layout, Tensor, scale_for
+from fedhpc.secure.transcript import input_hash, state_hash, tree
+
+if TYPE_CHECKING:
+    from fedhpc.federation.sync import Sync
+
+_NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
+_WEIGHT_BOUND = 2.0**40
+
+
+class Sums(dict[str, NDArray[Any]]):
+    """Arrays by name, with what the sum cost in precision and who took part."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], quantum: dict[str, float], sites: list[str]) -> None:
+        super().__init__(arrays)
+        self.quantum = quantum
+        """By name: the grid that each site's value was rounded to; 0.0 where the sum is exact."""
+        self.sites = sites
+        """The sites in the sum."""
+
+
+class Federation:
+    """One rank's hold on the federation. Every rank of every site makes the same calls in the same order.
+
+    A site is one party: the values of its rank 0 count. Add up the ranks of a site first where each holds a share.
+    """
+
+    def __init__(self, party: Party, pipeline: Pipeline) -> None:
+        self.party = party
+        self.pipeline = pipeline
+        self.round_ = 0
+        """Masked sums finished: the protocol's round number."""
+        self.tensors_tree = tree(b"")
+        """Tree(tensors) of the global model, part of every state's hash."""
+        self.spent = Spent()
+        """Costs since `take_spent`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the ledger. Safe to call twice."""
+        if self.party.journal is not None:
+            self.party.journal.close()
+
+    @property
+    def site(self) -> str:
+        """This site's name."""
+        return self.party.name
+
+    @property
+    def sites(self) -> list[str]:
+        """All sites, in roster order."""
+        return self.party.agreement.names
+
+    @property
+    def rank(self) -> int:
+        """This process's rank in its site."""
+        return self.party.site.rank
+
+    @property
+    def ranks(self) -> int:
+        """The number of ranks of this site."""
+        return self.party.site.size
+
+    def take_spent(self) -> Spent:
+        """The costs of the sums since the last call."""
+        spent, self.spent = self.spent, Spent()
+        return spent
+
+    @property
+    def state(self) -> bytes:
+        """The hash of the present state [32]."""
+        return state_hash(self.party.agreement.hash, self.round_, self.tensors_tree)
+
+    @overload
+    def sum(self, arrays: Mapping[str, Any], *, bound: float | None = None, name: str | None = None) -> Sums: ...
+
+    @overload
+    def sum(self, arrays: Any, *, bound: float | None = None, name: str | None = None) -> NDArray[Any]: ...
+
+    def sum(
+        self, arrays: Mapping[str, Any] | Any, *, bound: float | None = None, name: str | None = None
+    ) -> Sums | NDArray[Any]:
+        """The sum over all sites of each named array, on every rank of every site.
+
+        `arrays`: name -> array-like (integers, bool, float32, float64), or one array-like, which gives one array back.
+        Integers come back exact, as int64. Floats are rounded to a grid of 2^-s, given as `.quantum`.
+        `bound`: the largest absolute value a site's float may have, the same at all sites. Without it, a first masked
+        sum counts the sites per exponent of each array's largest value, and nothing else about it.
+        `name`: what is summed; the ledger refuses a second, different sum under the same name.
+        Raises DataError for NaN, infinity and values beyond the bound or ±(2^63 − 1)/N; nothing is clipped or sent.
+        """
+        if not isinstance(arrays, Mapping):
+            return self._combine({"value": arrays}, 1.0, bound, name)["value"]
+        return self._combine(arrays, 1.0, bound, name)
+
+    @overload
+    def mean(
+        self,
+        arrays: Mapping[str, Any],
+        *,
+        weight: float | None = None,
+        bound: float | None = None,
+        name: str | None = None,
+    ) -> Sums: ...
+
+    @overload
+    def mean(
+        self, arrays: Any, *, weight: float | None = None, bound: float | None = None, name: str | None = None
+    ) -> NDArray[Any]: ...
+
+    def mean(
+        self,
+        arrays: Mapping[str, Any] | Any,
+        *,
+        weight: float | None = None,
+        bound: float | None = None,
+        name: str | None = None,
+    ) -> Sums | NDArray[Any]:
+        """The mean over all sites of each named array, weighted by each site's private `weight` (absent: equally).
+
+        Integers are averaged as float64. The sum of the weights is a masked sum of its own; no single weight is shown.
+        `bound` is for the values before weighting. Otherwise as `sum`. Raises DataError if the weights add up to 0.
+        """
+        given = arrays if isinstance(arrays, Mapping) else {"value": arrays}
+        share = 1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
+        floats = {n: _as_float(np.asarray(a)) for n, a in given.items()}
+        means = self._combine(floats, share, bound, name)
+        return means if isinstance(arrays, Mapping) else means["value"]
+
+    def sync(self, model: Any, optimizer: Any = None, **settings: Any) -> Sync:
+        """Federated training of your own loop: call `.step()` after each optimiser step. See federation/sync.py."""
+        from fedhpc.federation.sync import Sync
+
+        return Sync(self, model, optimizer, **settings)
+
+    def weight_share(self, weight: float, name: str | None = None) -> float:
+        """w_u / W for this site's private `weight` ≥ 0 (up to 2^40, whole numbers exact); W is a masked sum."""
+        total = self.total_weight(weight, name)
+        if total <= 0:
+            raise DataError("the weights of all sites add up to 0", "at least one site must have rows")
+        return weight / total
+
+    def total_weight(self, weight: float, name: str | None = None) -> float:
+        """W, the sum of every site's private `weight`."""
+        if not (math.isfinite(weight) and 0 <= weight <= _WEIGHT_BOUND):
+            raise DataError(f"site {self.site} has the weight {weight}", "weights are finite and at least 0")
+        weights = {"weight": np.float64(weight)}
+        return float(self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}")["weight"])
+
+    def _combine(self, arrays: Mapping[str, Any], factor: float, bound: float | None, name: str | None) -> Sums:
+        """Σ factor · array over the sites, by name."""
+        values = {n: np.asarray(a, order="C") for n, a in arrays.items()}
+        for key in values:
+            check_text(key, "the name of an array")
+        kinds = {n: sum_kind(n, a) for n, a in values.items()}
+        if bound is not None and not (math.isfinite(bound) and bound > 0):
+            raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
+        purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
+        floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
+        if bound is not None:
+            scales = {n: scale_for(bound, 8 * a.itemsize, len(self.sites)) for n, a in floats.items()}
+        else:
+            scales = self.choose_scales(floats, factor, f"scale of {purpose}")
+        layout = Layout([Tensor(n, kinds[n], values[n].shape, scales.get(n, 0)) for n in values])
+        vector = Vector(layout)
+        vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
+        self.add(vector, purpose, dict.fromkeys(floats, factor))
+        quantum = {t.name: t.quantum if len(self.sites) > 1 else 0.0 for t in layout.tensors}
+        return Sums({n: v.copy() for n, v in vector.views().items()}, quantum, self.sites)
+
+    def choose_scales(self, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str) -> dict[str, int]:
+        """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
+
+        Every rank gives the site's arrays. The sites learn how many of them have each exponent, and nothing else.
+        """
+        if not arrays or len(self.sites) == 1:
+            return dict.fromkeys(arrays, 0)
+        counts = exponent_counts(arrays, factor, self.site)
+        vector = Vector(Layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
+        vector.fill(counts)
+        self.add(vector, purpose)
+        bits = {n: 8 * a.itemsize for n, a in arrays.items()}
+        return exponent_scales(vector.views(), bits, len(self.sites))
+
+    def add(self, vector: Vector, purpose: str, factors: dict[str, float] | None = None) -> None:
+        """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is."""
+        plan = SumPlan(self._round_of(purpose), purpose, NO_BASE, self.state, factors or {})
+        self.finish(open_sum(self.party, self.pipeline, vector, plan), self.tensors_tree)
+
+    def begin_training_sum(self, vector: Vector, factors: dict[str, float]) -> Opened:
+        """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model."""
+        base = self.state
+        plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, base, factors, replicated=True)
+        return open_sum(self.party, self.pipeline, vector, plan)
+
+    def finish(self, opened: Opened, tensors_tree: bytes) -> None:
+        """Compare results with the other sites and move to the next state, whose tensors have this Tree [32]."""
+        state = state_hash(self.party.agreement.hash, opened.plan.round_, tensors_tree)
+        settle(self.party, opened, state)
+        self.round_ = max(self.round_, opened.plan.round_)
+        self.tensors_tree = tensors_tree
+        self.spent.add(opened)
+
+    def _round_of(self, purpose: str) -> int:
+        """The next round, or the round that this statistic has had before: then it must be the same vector again."""
+        if not self.party.masked:
+            return self.round_ + 1
+        before = 0
+        if self.party.journal is not None:
+            before = self.party.journal.ledger.round_of(input_hash(purpose, NO_BASE)) or 0
+        before = int.from_bytes(self.party.site.broadcast_bytes(before.to_bytes(8, "little")), "little")
+        return before or self.round_ + 1
+
+
+@dataclass
+class Spent:
+    """What sums have cost since the last `take`: seconds by stage, bytes of this site."""
+
+    stages: Stages = field(default_factory=Stages)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def add(self, opened: Opened) -> None:
+        """Count one sum."""
+        for stage, seconds in vars(opened.stages).items():
+            setattr(self.stages, stage, getattr(self.stages, stage) + seconds)
+        self.bytes_up += opened.bytes_up
+        self.bytes_down += opened.bytes_down
+
+
+def check_text(text: str, what: str) -> str:
+    """`text`, if it can stand in canonical JSON. ConfigError otherwise."""
+    if not _NAME.fullmatch(text):
+        raise ConfigError(f"{what} is {text!r}", "1 to 200 printable ASCII characters without quote and backslash")
+    return text
+
+
+def _as_float(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(np.float64) if array.dtype.kind in "iub" else array

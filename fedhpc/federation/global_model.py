@@ -1,0 +1,169 @@
+"""The global model: the masked mean of the sites' updates, and the outer step. Shared by the main loop and `sync`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.errors import DataError
+from fedhpc.federation.federation import Federation
+from fedhpc.federation.interfaces import Tensors
+from fedhpc.federation.layout import Vector
+from fedhpc.federation.strategy import FedAvg, make_strategy
+from fedhpc.mpi.collectives import Group
+from fedhpc.secure.ring import Layout, Tensor, scale_for
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES, joined_block_digests, tree_root
+
+_MODEL, _MEASURED = "model/", "measured/"
+_MEASURED_BOUND = 2.0**40  # of a float sum of metrics at one site; public
+_TOTAL_WEIGHT = "total_weight"
+
+
+class GlobalModel:
+    """The shared tensors after some rounds, and the strategy's state. Equal at every site, to the last bit.
+
+    `tensors`: float32 or float64 by name, in layout order. `averaged`: names that are averaged and not optimised, such
+    as running statistics: an adaptive step has no meaning for a variance.
+    """
+
+    def __init__(self, federation: Federation, tensors: Tensors, averaged: frozenset[str] = frozenset()) -> None:
+        self._federation = federation
+        self._settings = federation.party.agreement.strategy
+        self._secure = federation.party.agreement.secure
+        self._strategy = make_strategy(self._settings)
+        self._average = FedAvg(1.0)
+        self._averaged = averaged
+        self.tensors = tensors
+        self.outer: Tensors = {
+            f"{state}/{name}": np.zeros_like(tensor)
+            for name, tensor in tensors.items()
+            if name not in averaged
+            for state in self._strategy.names
+        }
+        self._total_weight: float | None = None
+        federation.tensors_tree = tensors_tree(federation.party.site, tensors)
+
+    def saved_outer(self) -> Tensors:
+        """The strategy's state and W, for a checkpoint."""
+        total = {} if self._total_weight is None else {_TOTAL_WEIGHT: np.array([self._total_weight])}
+        return self.outer | total
+
+    def restore(self, tensors: Tensors, outer: Mapping[str, NDArray[Any]]) -> None:
+        """Continue from a checkpoint. Raises DataError if it belongs to another model or strategy."""
+        shapes = {n: (t.shape, t.dtype) for n, t in self.tensors.items()}
+        if shapes != {n: (t.shape, t.dtype) for n, t in tensors.items()}:
+            raise DataError(
+                "the checkpoint holds another model than this task builds", "did the task's options change?"
+            )
+        states = {n: a for n, a in outer.items() if n != _TOTAL_WEIGHT}
+        if states.keys() != self.outer.keys():
+            raise DataError("the checkpoint holds the state of another strategy")
+        self.tensors = tensors
+        self.outer = states
+        self._total_weight = float(outer[_TOTAL_WEIGHT][0]) if _TOTAL_WEIGHT in outer else None
+        self._federation.tensors_tree = tensors_tree(self._federation.party.site, tensors)
+
+    def exchange(self, local: Tensors, samples: int, measured: Mapping[str, NDArray[Any]]) -> Tensors:
+        """One round: replace the global tensors by the outer step over the mean update; gives the sum of `measured`.
+
+        `local`: the site's tensors after training, equal on all its ranks. `samples`: its rows. `measured`: int64 and
+        float64 sums that travel in the same masked vector. Raises DataError for NaN, infinity or a bound; then the
+        global tensors are as they were.
+        """
+        federation = self._federation
+        share = self._share(samples)
+        if len(federation.sites) == 1 and isinstance(self._strategy, FedAvg) and self._settings.outer_lr == 1.0:
+            # One site exchanges nothing, and x − (x − local) would lose bits: plain training must come out.
+            self.tensors = local
+            federation.round_ += 1
+            federation.tensors_tree = tensors_tree(federation.party.site, local)
+            return dict(measured)
+        vector = self._update_vector(local, measured, share)
+        names = {_MODEL + name: share for name in self.tensors}
+        opened = federation.begin_training_sum(vector, names)
+        following: Tensors = {}
+        for name, tensor in self.tensors.items():
+            update = vector.view(_MODEL + name).astype(tensor.dtype, copy=False)
+            if name in self._averaged:
+                following[name] = self._average.step(tensor, update, {})
+            else:
+                state = {s: self.outer[f"{s}/{name}"] for s in self._strategy.names}
+                following[name] = self._strategy.step(tensor, update, state)
+        federation.finish(opened, tensors_tree(federation.party.site, following))
+        self.tensors = following
+        return {name: vector.view(_MEASURED + name).copy() for name in measured}
+
+    def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors:
+        """The sum of `measured` alone, outside a round of training."""
+        layout = Layout(self._measured_tensors(measured))
+        vector = Vector(layout)
+        vector.fill({_MEASURED + n: a for n, a in measured.items()})
+        self._federation.add(vector, name)
+        return {n: vector.view(_MEASURED + n).copy() for n in measured}
+
+    def sha256(self) -> str:
+        """SHA-256 of all tensors' raw little-endian bytes in layout order, in hex: the model's fingerprint."""
+        digest = hashlib.sha256()
+        for tensor in self.tensors.values():
+            digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def _update_vector(self, local: Tensors, measured: Mapping[str, NDArray[Any]], share: float) -> Vector:
+        """global − local and the measured sums in one vector, with a scale for every tensor."""
+        if local.keys() != self.tensors.keys():
+            raise DataError("the local model has other tensors than the global one")
+        wide = self._secure.lane_bits == 64
+        kinds = {n: "float64" if wide else t.dtype.name for n, t in self.tensors.items()}
+        plain = [Tensor(_MODEL + n, kinds[n], t.shape) for n, t in self.tensors.items()]
+        vector = Vector(Layout(plain + self._measured_tensors(measured)))
+        updates = {}
+        for name, tensor in self.tensors.items():
+            view = vector.view(_MODEL + name)
+            np.subtract(tensor, local[name], out=view, dtype=view.dtype)
+            updates[_MODEL + name] = view
+        vector.fill({_MEASURED + n: a for n, a in measured.items()})
+        sites = len(self._federation.sites)
+        if self._secure.bound is not None:
+            scales = {t.name: scale_for(self._secure.bound, t.bits, sites) for t in plain}
+        else:
+            scales = self._federation.choose_scales(updates, share, f"scale of round {self._federation.round_ + 1}")
+        scaled = [Tensor(t.name, t.kind, t.shape, scales[t.name]) for t in plain]
+        vector.layout = Layout(scaled + self._measured_tensors(measured))
+        return vector
+
+    def _measured_tensors(self, measured: Mapping[str, NDArray[Any]]) -> list[Tensor]:
+        tensors = []
+        for name, array in measured.items():
+            if array.dtype not in (np.int64, np.float64):
+                raise DataError(f"the measured sum '{name}' is {array.dtype}", "use int64 counts or float64 sums")
+            scale = scale_for(_MEASURED_BOUND, 64, len(self._federation.sites)) if array.dtype == np.float64 else 0
+            tensors.append(Tensor(_MEASURED + name, array.dtype.name, array.shape, scale))
+        return tensors
+
+    def _share(self, samples: int) -> float:
+        """w_u / W of this site."""
+        agreement = self._federation.party.agreement
+        if self._settings.weights == "uniform":
+            return 1.0 / len(agreement.roster)
+        if self._settings.weights == "declared":
+            declared = [entry.samples for entry in agreement.roster]
+            return declared[self._federation.party.number - 1] / sum(declared)
+        if samples < 1:
+            raise DataError(f"site {self._federation.site} has no rows to train on")
+        if self._total_weight is None:
+            self._total_weight = self._federation.total_weight(samples, "weights")
+        return samples / self._total_weight
+
+
+def tensors_tree(site: Group, tensors: Tensors) -> bytes:
+    """Tree(tensors) [32]; the ranks of the site hash a share of the blocks each, and all get the result."""
+    arrays = [np.ascontiguousarray(t) for t in tensors.values()]
+    nbytes = sum(a.nbytes for a in arrays)
+    blocks = -(-nbytes // TREE_BLOCK_BYTES)
+    first, last = (blocks * (site.rank + i) // site.size for i in (0, 1))
+    mine = b"".join(joined_block_digests(arrays, first, last))
+    return tree_root(nbytes, site.gather_bytes(mine))

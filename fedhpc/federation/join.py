@@ -1,0 +1,184 @@
+"""Joining a federation: from two files to a `Federation` on every rank of every site."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedhpc.config import read_bytes
+from fedhpc.errors import ConfigError, PolicyError
+from fedhpc.exchange.alone import NoExchange
+from fedhpc.exchange.base import Exchange
+from fedhpc.exchange.mpi import MpiExchange
+from fedhpc.federation.agreement import (
+    Agreement,
+    SiteFile,
+    number_of_rank,
+    read_agreement,
+    read_identity,
+    read_site,
+    read_site_directory,
+)
+from fedhpc.federation.federation import Federation
+from fedhpc.federation.journal import FileJournal, Journal
+from fedhpc.federation.masked_sum import Party
+from fedhpc.federation.pipeline import Pipeline
+from fedhpc.mpi import world as mpi_world
+from fedhpc.mpi.collectives import Group
+from fedhpc.mpi.world import Place, World
+from fedhpc.secure import labels
+from fedhpc.secure.keys import derive, identity_public
+
+LEDGER_FILE = "ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A federation and the site file of this rank."""
+
+    federation: Federation
+    site_file: SiteFile
+    site_directory: Path
+    first: bool  # rank 0 of the job
+
+
+def join(
+    federation: str | os.PathLike[str],
+    *,
+    sites: str | os.PathLike[str] | None = None,
+    site: str | os.PathLike[str] | None = None,
+    run: str | os.PathLike[str] | None = None,
+) -> Federation:
+    """Join a federation; every rank of the job calls this once.
+
+    `federation`: federation.toml. `sites`: a directory with one site file per site (the whole federation in this job;
+    ranks are dealt by the files' `ranks`), or `site`: this rank's own site file (each site's ranks give theirs, as in
+    `mpirun -n 2 python train.py a.toml : -n 2 python train.py b.toml`). `run`: where ledgers and checkpoints are kept,
+    by default `run/` beside federation.toml. Installs the abort hook: an exception on one rank ends the job.
+
+    Raises ConfigError, PolicyError or StorageError; on rank 0 before any rank waits, where that is possible.
+    """
+    return join_with_files(Path(federation), sites=_path(sites), site=_path(site), run=_path(run)).federation
+
+
+def join_with_files(federation: Path, *, sites: Path | None, site: Path | None, run: Path | None) -> Joined:
+    """`join`, for callers that also need the site file."""
+    if (sites is None) == (site is None):
+        raise ConfigError("give either sites= (a directory) or site= (a file)", "`--sites DIR` or `--site FILE`")
+    world = mpi_world.start()
+    agreement, files = _read_files(world, federation, sites, site)
+    if sites is not None:
+        number = number_of_rank(world.group.rank, world.group.size, files)
+        mine = files[number - 1]
+    else:
+        mine = files[0]
+        number = agreement.number_of(mine.site.name)
+    rails = _agree_on_rails(world.group, mine)
+    place = mpi_world.split(world, number, agreement.names, rails)
+    name = agreement.names[number - 1]
+    directory = mine.path(mine.site.directory) if mine.site.directory else (run or federation.parent / "run") / name
+    party = _party(world, place, agreement, mine, directory)
+    pipeline = Pipeline(
+        party.exchange, chunk_bytes=mine.exchange.chunk_bytes, overlap=_overlap(world, mine.exchange.overlap)
+    )
+    joined = Federation(party, pipeline)
+    joined.round_ = _last_round(place, party.journal)
+    return Joined(joined, mine, directory, world.group.rank == 0)
+
+
+def _read_files(
+    world: World, federation: Path, sites: Path | None, site: Path | None
+) -> tuple[Agreement, Sequence[SiteFile]]:
+    """Rank 0 reads and checks first: if it refuses, the others are still before their first wait and end silently."""
+
+    def site_files(agreement: Agreement) -> list[SiteFile]:
+        if sites is not None:
+            return read_site_directory(sites, agreement)
+        assert site is not None
+        return [read_site(read_bytes(site), site)]
+
+    if world.group.rank == 0:
+        source = read_bytes(federation)
+        agreement = read_agreement(source, str(federation))
+        files = site_files(agreement)
+        if sites is not None:
+            number_of_rank(0, world.group.size, files)
+        world.group.broadcast_bytes(source)
+        return agreement, files
+    agreement = read_agreement(world.group.broadcast_bytes(None), str(federation))
+    return agreement, site_files(agreement)
+
+
+def _agree_on_rails(world: Group, mine: SiteFile) -> int | str:
+    """Every rail needs a rank in every site, so the smallest number asked for counts."""
+    asked = mine.exchange.rails if isinstance(mine.exchange.rails, int) else 0
+    wishes = [int.from_bytes(b, "little") for b in world.gather_bytes(max(asked, 0).to_bytes(4, "little"))]
+    numbers = [w for w in wishes if w]
+    return min(numbers) if numbers else "auto"
+
+
+def _party(world: World, place: Place, agreement: Agreement, mine: SiteFile, directory: Path) -> Party:
+    masked = agreement.secure.mode == "pairwise" and len(agreement.roster) > 1
+    identity: bytes | None = None
+    ledger_key: bytes | None = None
+    journal: Journal | None = None
+    if place.site.rank == 0:
+        journal = FileJournal(directory / LEDGER_FILE)
+        if masked:
+            identity = _identity(agreement, mine, place.number)
+            ledger_key = derive(agreement.hash, identity, labels.KEY_LEDGER, place.number)
+    if masked:
+        ledger_key = place.site.broadcast_bytes(ledger_key)
+    sites = len(agreement.roster)
+    exchange: Exchange = NoExchange() if sites == 1 else MpiExchange(sites, place.leaders, place.rail)
+    return Party(
+        agreement=agreement,
+        number=place.number,
+        site=place.site,
+        rails=place.rails,
+        exchange=exchange,
+        members=agreement.members(),
+        identity=None if identity is None else Ed25519PrivateKey.from_private_bytes(identity),
+        ledger_key=ledger_key,
+        journal=journal,
+        attempt=mpi_world.attempt_number(world.group),
+    )
+
+
+def _identity(agreement: Agreement, mine: SiteFile, number: int) -> bytes:
+    if mine.site.key is None:
+        raise ConfigError(f"site {mine.site.name} has no key", "[site] key = the file with its Ed25519 key")
+    identity = read_identity(mine.path(mine.site.key))
+    public = identity_public(identity).hex()
+    agreed = agreement.roster[number - 1].sign
+    if public != agreed:
+        raise PolicyError(
+            f"the key file of site {mine.site.name} has the public key {public}, the roster says {agreed}",
+            "use the key that the site gave when the roster was made",
+        )
+    return identity
+
+
+def _last_round(place: Place, journal: Journal | None) -> int:
+    """Where new sums go on: after the last round that any site has in its ledger."""
+    last = b""
+    if place.leaders is not None:
+        assert journal is not None
+        rounds = place.leaders.gather_bytes(journal.ledger.last_round.to_bytes(8, "little"))
+        last = max(int.from_bytes(r, "little") for r in rounds).to_bytes(8, "little")
+    return int.from_bytes(place.site.broadcast_bytes(last or None), "little")
+
+
+def _overlap(world: World, wish: str) -> bool:
+    """A helper thread pays only where this rank has a second core."""
+    if wish != "auto":
+        return wish == "on"
+    return len(os.sched_getaffinity(0)) >= 2 * mpi_world.ranks_on_this_host(world)
+
+
+def _path(value: str | os.PathLike[str] | None) -> Path | None:
+    return None if value is None else Path(value)

@@ -1,0 +1,120 @@
+"""The ledger's file: one line per round, hash-chained, on disk before a vector leaves, kept for ever.
+
+The rules are in secure/ledger.py. The open file is locked, so a second run in the same directory is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Protocol
+
+from fedhpc.errors import PolicyError, StorageError
+from fedhpc.secure.ledger import LedgerEntry, RoundLedger, chain, entry_from_json
+from fedhpc.secure.transcript import canon
+
+_MAX_LINE_BYTES = 64 << 10
+
+
+class Journal(Protocol):
+    """Where a site's ledger lives."""
+
+    ledger: RoundLedger
+
+    def admit(self, entry: LedgerEntry) -> None:
+        """Return once `entry` is durable, or raise PolicyError if the ledger forbids it."""
+        ...
+
+    def close(self) -> None:
+        """Release the file."""
+        ...
+
+
+class MemoryJournal:
+    """A ledger that ends with the process: for benchmarks, mode `off` and a single site."""
+
+    def __init__(self) -> None:
+        self.ledger = RoundLedger()
+
+    def admit(self, entry: LedgerEntry) -> None:
+        """See Journal.admit; nothing is written."""
+        self.ledger.admit(entry)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class FileJournal:
+    """A ledger in `path`, mode 0600, locked to this process."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StorageError if another run holds the file or it cannot be opened, PolicyError if it was altered."""
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._lock()
+            self.ledger = RoundLedger(self._read())
+        except OSError as error:
+            raise StorageError(f"cannot use the ledger {path}: {error.strerror}") from None
+
+    def admit(self, entry: LedgerEntry) -> None:
+        """See Journal.admit. Raises StorageError if the line cannot be made durable; then nothing may be sent."""
+        if not self.ledger.admit(entry):
+            return
+        line = canon({"entry": entry.as_json(), "head": self.ledger.head.hex()}) + b"\n"
+        try:
+            # One write of a short line with O_APPEND: a kill leaves a whole line or a torn last one, never two mixed.
+            if os.write(self._file, line) != len(line):
+                raise OSError(errno.ENOSPC, "short write")
+            os.fsync(self._file)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the ledger {self._path}: {error.strerror}", "nothing was sent; free some space"
+            ) from None
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._file)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise StorageError(
+                    f"another run is using {self._path.parent}", "wait for it to end, or choose another --out"
+                ) from None
+            raise StorageError(
+                f"{self._path} cannot be locked: {error.strerror}",
+                "the run directory must be on a file system with flock (Lustre: mounted with -o flock)",
+            ) from None
+
+    def _read(self) -> list[LedgerEntry]:
+        """All entries; a torn last line (nothing was sent after it) is cut off."""
+        with open(self._path, "rb") as file:
+            data = file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.ftruncate(self._file, whole)
+        entries: list[LedgerEntry] = []
+        head = bytes(32)
+        for number, line in enumerate(data[:whole].splitlines(), start=1):
+            try:
+                if len(line) > _MAX_LINE_BYTES:
+                    raise ValueError("line too long")
+                record = json.loads(line)
+                entry = entry_from_json(record["entry"])
+                head = chain(head, entry)
+                if record["head"] != head.hex():
+                    raise ValueError("the chain of hashes is broken")
+            except (ValueError, KeyError, TypeError) as error:
+                raise PolicyError(
+                    f"{self._path}, line {number}: {error}",
+                    "the ledger was altered; a site that cannot prove what it has summed must not sum again",
+                ) from None
+            entries.append(entry)
+        return entries

@@ -1,0 +1,164 @@
+"""One rail's part of a masked sum, chunk by chunk: encode, mask, sum over the sites, hash, decode, all in place.
+
+While the wire carries one chunk, a helper thread encodes and masks the next (NumPy and AES release the interpreter
+lock). On a machine with fewer cores than that needs, the same steps run one after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.exchange.base import Exchange
+from fedhpc.federation.layout import Vector
+from fedhpc.secure.ring import Codec, Layout, lanes_of
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES
+
+CHUNK_BYTES = 2 << 20  # stays in the caches from encoding to decoding; larger chunks were measured slower
+_AHEAD = 2  # chunks prepared before they are needed
+
+
+class LaneMasks(Protocol):
+    """What hides lanes: Masks, or NoMasks."""
+
+    def add(self, lanes: NDArray[Any], offset: int) -> None:
+        """Add this site's masks to `lanes` at byte `offset` of the vector."""
+        ...
+
+
+@dataclass
+class Stages:
+    """Seconds spent in each stage of a sum. With overlap they add up to more than the wall time."""
+
+    encode: float = 0.0
+    masks: float = 0.0
+    wire: float = 0.0
+    decode: float = 0.0
+    digest: float = 0.0
+    agree: float = 0.0
+    ledger: float = 0.0
+    share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Bytes start..stop of the vector, lanes of one width."""
+
+    start: int
+    stop: int
+    bits: int
+
+
+def cut(layout: Layout, start: int, stop: int, chunk_bytes: int) -> list[Chunk]:
+    """The chunks of bytes start..stop: at most `chunk_bytes` each, cut where the lane width changes."""
+    chunks = []
+    for run_start, run_stop, bits in layout.runs(start, stop):
+        for at in range(run_start, run_stop, chunk_bytes):
+            chunks.append(Chunk(at, min(at + chunk_bytes, run_stop), bits))
+    return chunks
+
+
+class Pipeline:
+    """Carries parts of vectors through the exchange. One per rank; its scratch memory is a few tiles."""
+
+    def __init__(self, exchange: Exchange, *, chunk_bytes: int = CHUNK_BYTES, overlap: bool = False) -> None:
+        """`chunk_bytes`: a multiple of 16. `overlap`: prepare the next chunk in a helper thread."""
+        self._exchange = exchange
+        self._chunk_bytes = chunk_bytes
+        self._overlap = overlap
+
+    def run(
+        self,
+        vector: Vector,
+        part: tuple[int, int],
+        codec: Callable[[], Codec],
+        masks: LaneMasks,
+        stages: Stages,
+        *,
+        digest: bool,
+    ) -> list[bytes]:
+        """Replace bytes `part` of `vector` by their sum over the sites, decoded; gives SHA-256 of X's blocks if asked.
+
+        `codec` makes a codec: encoding and decoding run at the same time and each need their own scratch.
+        Errors: DataError before anything of a chunk is sent, PolicyError for a sum out of range.
+        """
+        buffer, layout = vector.buffer, vector.layout
+        encoder, decoder = codec(), codec()
+        hasher = BlockHasher(buffer, part[0]) if digest else None
+
+        def prepare(chunk: Chunk) -> Chunk:
+            begun = time.perf_counter()
+            pieces = layout.pieces(chunk.start, chunk.stop)
+            for piece in pieces:
+                encoder.encode(buffer, piece)
+            encoded = time.perf_counter()
+            for piece in pieces:
+                masks.add(lanes_of(buffer, piece.start, piece.stop, chunk.bits), piece.start)
+            stages.encode += encoded - begun
+            stages.masks += time.perf_counter() - encoded
+            return chunk
+
+        for chunk in self._prepared(cut(layout, *part, self._chunk_bytes), prepare):
+            begun = time.perf_counter()
+            self._exchange.start(lanes_of(buffer, chunk.start, chunk.stop, chunk.bits)).wait()
+            summed = time.perf_counter()
+            if hasher is not None:
+                hasher.advance(chunk.stop)
+            hashed = time.perf_counter()
+            for piece in layout.pieces(chunk.start, chunk.stop):
+                decoder.decode(buffer, piece)
+            stages.wire += summed - begun
+            stages.digest += hashed - summed
+            stages.decode += time.perf_counter() - hashed
+        return [] if hasher is None else hasher.finish(part[1])
+
+    def _prepared(self, chunks: Sequence[Chunk], prepare: Callable[[Chunk], Chunk]) -> Iterator[Chunk]:
+        """The chunks in order, each after `prepare`."""
+        if not self._overlap or len(chunks) < 2:
+            yield from map(prepare, chunks)
+            return
+        with ThreadPoolExecutor(1, "fedhpc-prepare") as helper:
+            waiting: deque[Future[Chunk]] = deque()
+            for chunk in chunks:
+                waiting.append(helper.submit(prepare, chunk))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+
+class BlockHasher:
+    """SHA-256 of the 2^20-byte blocks of a growing stretch of a buffer, gaps included, before it is decoded."""
+
+    def __init__(self, buffer: NDArray[np.uint8], start: int) -> None:
+        """`start` is a multiple of the block size."""
+        self._buffer = buffer
+        self._at = start
+        self._digest = hashlib.sha256()
+        self._digests: list[bytes] = []
+
+    def advance(self, stop: int) -> None:
+        """Hash up to byte `stop`."""
+        while self._at < stop:
+            block_end = (self._at // TREE_BLOCK_BYTES + 1) * TREE_BLOCK_BYTES
+            to = min(stop, block_end)
+            self._digest.update(self._buffer[self._at : to].data)
+            self._at = to
+            if to == block_end:
+                self._digests.append(self._digest.digest())
+                self._digest = hashlib.sha256()
+
+    def finish(self, stop: int) -> list[bytes]:
+        """The digests of all blocks up to byte `stop`."""
+        self.advance(stop)
+        if self._at % TREE_BLOCK_BYTES:
+            self._digests.append(self._digest.digest())
+        return self._digests

@@ -1,0 +1,186 @@
+"""THE MAIN LOOP: one federated round after another, on every rank of every site.
+
+What it needs from the rows above (trainer, checkpoints, reporter) is handed in. Each round: train, encode, mask, sum,
+unmask, apply, checkpoint, report. A run that is killed anywhere continues from the newest round that all sites hold.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fedhpc.errors import DataError
+from fedhpc.federation.federation import Federation
+from fedhpc.federation.global_model import GlobalModel
+from fedhpc.federation.interfaces import Checkpoint, CheckpointStore, Reporter, Trainer
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run."""
+
+    model: GlobalModel
+    metrics: dict[str, float | None]  # of the final model, over all sites' held-out rows
+    started_at: int  # the round it was resumed from; 0 for a fresh run
+    seconds_per_round: float
+    bytes_per_round: int  # sent by one site
+
+
+def run_rounds(
+    federation: Federation,
+    trainer: Trainer,
+    store: CheckpointStore,
+    reporter: Reporter,
+    *,
+    prepare: Callable[[], None] = lambda: None,
+    clock: Clock = time.perf_counter,
+) -> Outcome:
+    """Train the federation's agreed number of rounds.
+
+    `prepare` runs once before the first round of a fresh run, for statistics that become part of the first model.
+    """
+    rounds = federation.party.agreement.federation.rounds
+    model, done = _begin(federation, trainer, store, reporter, prepare)
+    started_at, begun_run, sent = done, clock(), 0
+    while done < rounds:
+        begun = clock()
+        # 1. Start from the global model, and measure it on this site's held-out rows.
+        trainer.load(model.tensors)
+        measured = trainer.measure()
+        evaluated = clock()
+        # 2. Train on this site's data.
+        local = trainer.train(done + 1, model.tensors)
+        trained = clock()
+        # 3. Encode, mask, sum over the sites, unmask, and take the outer step.
+        totals = model.exchange(trainer.tensors(), local.samples, measured)
+        exchanged = clock()
+        done += 1
+        # 4. Checkpoint: after this the round need not be repeated.
+        metrics = trainer.summarise(totals)
+        _save(federation, trainer, store, model, done)
+        saved = clock()
+        # 5. Report.
+        spent = federation.take_spent()
+        sent += spent.bytes_up
+        record = {
+            "round": done,
+            "rounds": rounds,
+            "metrics": metrics,
+            "train_loss": local.loss,
+            "samples": local.samples,
+            "seconds": {
+                "train": trained - evaluated,
+                "evaluate": evaluated - begun,
+                "exchange": exchanged - trained,
+                "checkpoint": saved - exchanged,
+                "total": saved - begun,
+                **vars(spent.stages),
+            },
+            "bytes_up": spent.bytes_up,
+            "bytes_down": spent.bytes_down,
+            "sites": federation.sites,
+            "state": federation.state.hex(),
+        }
+        reporter.round_done(record)
+    elapsed = clock() - begun_run
+    metrics = _final_metrics(federation, trainer, model, reporter, rounds)
+    ran = max(1, done - started_at)
+    return Outcome(model, metrics, started_at, elapsed / ran, sent // ran)
+
+
+def _begin(
+    federation: Federation,
+    trainer: Trainer,
+    store: CheckpointStore,
+    reporter: Reporter,
+    prepare: Callable[[], None],
+) -> tuple[GlobalModel, int]:
+    """The model to go on from: a fresh one, or that of the newest round that every site holds."""
+    newest = _newest_common_round(federation, store)
+    if newest is None:
+        federation.round_ = 0
+        prepare()
+        model = GlobalModel(federation, trainer.tensors(), trainer.averaged())
+        _save(federation, trainer, store, model, 0)
+        federation.take_spent()
+        return model, 0
+    checkpoint = store.load(newest)
+    if checkpoint.config != federation.party.agreement.hash:
+        raise DataError(
+            f"the run directory belongs to another federation.toml (SHA-256 {checkpoint.config.hex()}, "
+            f"now {federation.party.agreement.hash.hex()})",
+            "continue with the file it was started with, or choose another --out",
+        )
+    if federation.party.leads:
+        store.discard_after(newest)
+    model = GlobalModel(federation, trainer.tensors(), trainer.averaged())
+    model.restore(checkpoint.tensors, checkpoint.outer)
+    federation.round_ = checkpoint.sums
+    trainer.restore(checkpoint.private)
+    reporter.note(f"resumed after round {newest}")
+    return model, newest
+
+
+def _newest_common_round(federation: Federation, store: CheckpointStore) -> int | None:
+    """The newest round in every site's store; None if the run is fresh. Leaders look, every rank learns."""
+    party = federation.party
+    answer = b""
+    if party.leads:
+        mine = ",".join(str(r) for r in store.rounds()).encode()
+        held = [{int(r) for r in m.decode().split(",") if r} for m in party.exchange.gather(mine)]
+        common = set.intersection(*held)
+        if not common and any(held):
+            having = [name for name, rounds in zip(federation.sites, held, strict=True) if rounds]
+            raise DataError(
+                f"only site {', '.join(having)} has checkpoints, and no round is held by all sites",
+                "restore the missing run directories, or start a new run with another --out",
+            )
+        answer = str(max(common)).encode() if common else b"none"
+    answer = party.site.broadcast_bytes(answer if party.leads else None)
+    return None if answer == b"none" else int(answer)
+
+
+def _save(federation: Federation, trainer: Trainer, store: CheckpointStore, model: GlobalModel, done: int) -> None:
+    """Every rank helps to collect the private state; the site's leader writes it."""
+    private: Mapping[str, NDArray[Any]] = trainer.private()
+    if not federation.party.leads:
+        return
+    journal = federation.party.journal
+    store.save(
+        Checkpoint(
+            round_=done,
+            sums=federation.round_,
+            config=federation.party.agreement.hash,
+            tensors=model.tensors,
+            outer=model.saved_outer(),
+            private=dict(private),
+            ledger=b"" if journal is None else journal.ledger.head,
+        )
+    )
+
+
+def _final_metrics(
+    federation: Federation, trainer: Trainer, model: GlobalModel, reporter: Reporter, rounds: int
+) -> dict[str, float | None]:
+    """Metrics of the final model, as one more masked sum."""
+    trainer.load(model.tensors)
+    totals = model.total_of(trainer.measure(), f"metrics after round {rounds}")
+    metrics = trainer.summarise(totals)
+    reporter.round_done(
+        {
+            "round": rounds,
+            "rounds": rounds,
+            "final": True,
+            "metrics": metrics,
+            "sites": federation.sites,
+            "state": federation.state.hex(),
+            "model_sha256": model.sha256(),
+        }
+    )
+    return metrics

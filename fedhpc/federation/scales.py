@@ -1,0 +1,58 @@
+"""Which power of two scales a float tensor, where no bound is agreed: from counts of sites per exponent.
+
+Each site marks the exponent of its largest absolute value; the marks are summed under masks. The sites learn a small
+histogram of exponents, and choose the scale of the largest that occurs, so that no value can be beyond its lane.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.errors import DataError
+from fedhpc.secure.ring import scale_for_exponent
+
+# Bins by kind: exponents lowest..highest; values below 2^lowest count as lowest. A float64 statistic may be anything,
+# a float32 model update beyond 2^63 has diverged.
+_RANGES = {"float32": (-64, 63), "float64": (-512, 1024)}
+
+
+def exponent_counts(arrays: Mapping[str, NDArray[Any]], factor: float, site: str) -> dict[str, NDArray[np.int64]]:
+    """By name: int64 [bins] with a 1 at the exponent e of the largest |x · factor| ≤ 2^e.
+
+    Raises DataError that names tensor and site for NaN, infinity or a value beyond the bins.
+    """
+    counts = {}
+    for name, array in arrays.items():
+        lowest, highest = _RANGES[array.dtype.name]
+        largest = max(float(array.max()), -float(array.min())) if array.size else 0.0
+        if not math.isfinite(largest):
+            what = "NaN" if math.isnan(largest) else "infinity"
+            raise DataError(
+                f"tensor '{name}' of site {site} holds {what}",
+                "nothing was sent; look for a diverging loss or missing values in the data",
+            )
+        exponent = math.frexp(largest * factor)[1] if largest * factor else lowest
+        if exponent > highest:
+            raise DataError(
+                f"tensor '{name}' of site {site} reaches {largest:.3g}", f"values must stay below 2^{highest}"
+            )
+        marks = np.zeros(highest - lowest + 1, dtype=np.int64)
+        marks[max(exponent, lowest) - lowest] = 1
+        counts[name] = marks
+    return counts
+
+
+def exponent_scales(totals: Mapping[str, NDArray[Any]], bits: Mapping[str, int], sites: int) -> dict[str, int]:
+    """By name: the scale for the largest exponent that a site marked. `totals` as summed; `bits` of each lane."""
+    scales = {}
+    for name, counts in totals.items():
+        if int(counts.sum()) != sites:
+            raise DataError(f"the exponents of '{name}' were marked by {int(counts.sum())} of {sites} sites")
+        lowest = _RANGES[f"float{bits[name]}"][0]
+        scales[name] = scale_for_exponent(int(np.flatnonzero(counts)[-1]) + lowest, bits[name], sites)
+    return scales

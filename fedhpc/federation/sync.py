@@ -1,0 +1,106 @@
+"""`fed.sync(model, optimizer)`: federated training inside your own PyTorch loop.
+
+    sync = fed.sync(model, optimizer, every=20, weight=len(dataset))
+    for batch in loader:
+        loss(model, batch).backward(); optimizer.step(); sync.step()
+
+After every `every` steps the sites' models meet: the strategy of federation.toml is applied to the masked mean of the
+updates, and the model goes on from the result.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedhpc.errors import ConfigError
+from fedhpc.federation.global_model import GlobalModel
+from fedhpc.federation.interfaces import Tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedhpc.federation.federation import Federation
+
+
+class Sync:
+    """Counts local steps and exchanges models. Every rank of every site calls `step` equally often."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        every: int | None = None,
+        weight: int | None = None,
+        keep_optimizer_state: bool = True,
+    ) -> None:
+        """`model`: the same initial values at every site (seed them); DDP-wrapped models are unwrapped.
+
+        `every`: local steps per round; by default [train] local_steps of federation.toml. `weight`: this site's number
+        of training rows, private; needed unless the strategy's weights are uniform or declared.
+        `keep_optimizer_state`: False forgets momenta after each exchange.
+        """
+        steps = federation.party.agreement.train.get("local_steps", 1) if every is None else every
+        if type(steps) is not int or steps < 1:
+            raise ConfigError(f"sync(every={steps!r})", "a whole number of local steps, at least 1")
+        if weight is None and federation.party.agreement.strategy.weights == "samples":
+            raise ConfigError(
+                "sync needs weight=, this site's number of training rows",
+                'or set [strategy] weights = "uniform" in federation.toml',
+            )
+        wrapped = getattr(model, "module", None)
+        self._model: torch.nn.Module = model if wrapped is None else wrapped
+        self._optimizer = optimizer
+        self._every = steps
+        self._weight = weight or 0
+        self._keep = keep_optimizer_state
+        self._count = 0
+        self._site = federation.party.site
+        self._global = GlobalModel(federation, self._tensors(), self._buffers())
+
+    def step(self) -> bool:
+        """Call after each optimiser step. True when the models were exchanged in this call."""
+        self._count += 1
+        if self._count % self._every:
+            return False
+        self.exchange()
+        return True
+
+    def exchange(self) -> None:
+        """Exchange now: the model becomes the new global model, on every rank of every site."""
+        self._global.exchange(self._tensors(), self._weight, {})
+        self._load(self._global.tensors)
+        if self._optimizer is not None and not self._keep:
+            self._optimizer.state.clear()
+
+    @property
+    def model_sha256(self) -> str:
+        """The fingerprint of the global model after the last exchange; equal at all sites."""
+        return self._global.sha256()
+
+    def _shared(self) -> dict[str, torch.Tensor]:
+        """Parameters and floating buffers, in state_dict order."""
+        return {n: t for n, t in self._model.state_dict().items() if t.is_floating_point()}
+
+    def _buffers(self) -> frozenset[str]:
+        return frozenset(n for n, _ in self._model.named_buffers())
+
+    def _tensors(self) -> Tensors:
+        """The shared state as NumPy copies; the leader's values count (ranks' running statistics may differ)."""
+        arrays: Tensors = {}
+        for name, tensor in self._shared().items():
+            host = tensor.detach().cpu()
+            array = np.array((host if host.element_size() == 8 else host.float()).numpy(), order="C")
+            self._site.broadcast(array)
+            arrays[name] = array
+        return arrays
+
+    def _load(self, tensors: Tensors) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, tensor in self._shared().items():
+                tensor.copy_(torch.from_numpy(np.array(tensors[name])))

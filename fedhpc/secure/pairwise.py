@@ -1,0 +1,207 @@
+"""One attempt of the `mpi` exchange, without I/O: keys, the signed transcript, the masks (docs/protocol.md section 7).
+
+All sites are in one MPI job, so the set is the whole cohort, nobody can be lost within the attempt, and no self mask,
+tag or recovery is needed. The leaders exchange two messages before the sum and one after it:
+
+    propose -> M1 (fresh X25519 keys) of every site -> signature over T2 of every site -> masks -> … -> M6 of every site
+
+M1 carries no signature of its own here: the signature over T2, which hashes M0 and every M1, covers it, and no mask is
+made before all of those were checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fedhpc.errors import PolicyError
+from fedhpc.secure import labels
+from fedhpc.secure.keys import AttemptKey, derive
+from fedhpc.secure.thresholds import neighbours
+from fedhpc.secure.transcript import canon, hash_parts, open_message, parse_canon, sign_message, u16
+
+NO_HINT = -1  # left_s of a site that does not know its walltime
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """M0 of one attempt: what is summed, over whom. Every site builds it from its own values."""
+
+    attempt: int  # drawn at random when the job starts; < 2^53
+    bases: tuple[bytes, ...]  # per site of the cohort, the state its vector starts from; 32 zero bytes for a statistic
+    config: bytes  # SHA-256 of federation.toml
+    layout: bytes  # H("layout", …)
+    purpose: str
+    round_: int
+    state: bytes  # the state before this round
+    tensors: tuple[tuple[int, int], ...]  # (bits, lanes)
+
+    def as_json(self) -> dict[str, Any]:
+        """The body of M0."""
+        return {
+            "attempt": self.attempt,
+            "cohort": [[u, base.hex()] for u, base in enumerate(self.bases, start=1)],
+            "config": self.config.hex(),
+            "layout": self.layout.hex(),
+            "purpose": self.purpose,
+            "round": self.round_,
+            "state": self.state.hex(),
+            "tensors": [list(t) for t in self.tensors],
+        }
+
+
+@dataclass(frozen=True)
+class Member:
+    """A site as the others know it."""
+
+    number: int
+    name: str
+    sign: Ed25519PublicKey
+
+
+class PairwiseAttempt:
+    """One site's side of one attempt. Order: keys, agreed, receive_keys, receive_signatures, edges."""
+
+    def __init__(
+        self,
+        proposal: Proposal,
+        me: int,
+        identity: Ed25519PrivateKey,
+        roster: Sequence[Member],
+        *,
+        degree: int = 0,
+        fresh: tuple[AttemptKey, AttemptKey] | None = None,
+    ) -> None:
+        """`me`: this site's number, 1..N. `fresh`: (chan, mask) key pairs, given only by test vectors."""
+        self._me = me
+        self._identity = identity
+        self._roster = roster
+        self._degree = degree
+        self.proposal = canon(proposal.as_json())
+        self._t0 = hash_parts(labels.HASH_T0, self.proposal)
+        self._chan, self._mask = fresh or (AttemptKey(), AttemptKey())
+        self._masks_of: list[bytes] = []
+        self.t2 = b""
+
+    def keys(self) -> bytes:
+        """This site's M1 body and its T0, to be gathered from every site."""
+        body = {"chan": self._chan.public.hex(), "left_s": NO_HINT, "mask": self._mask.public.hex()}
+        return self._t0 + canon(body)
+
+    def agreed(self, messages: Sequence[bytes]) -> bool:
+        """Whether every site's `keys()` names this site's T0. All sites see the same answer."""
+        return all(message[:32] == self._t0 for message in messages)
+
+    def receive_keys(self, messages: Sequence[bytes]) -> bytes:
+        """Every site's `keys()`, in roster order; gives this site's signature over T2 [message].
+
+        Raises PolicyError for a malformed or repeated key. Call `agreed` first.
+        """
+        bodies = []
+        for member, message in zip(self._roster, messages, strict=True):
+            body = message[32:]
+            self._masks_of.append(_mask_key(body, member.name))
+            bodies.append(body)
+        if len(set(self._masks_of)) != len(self._masks_of):
+            raise PolicyError("two sites sent the same key", "a key was replayed; the round is refused")
+        listed = [u16(m.number) + body for m, body in zip(self._roster, bodies, strict=True)]
+        t1 = hash_parts(labels.HASH_T1, self._t0, *listed)
+        self.t2 = hash_parts(labels.HASH_T2, t1)
+        return sign_message(self._identity, labels.SIGN_MPI, self._me, self.t2, {})
+
+    def receive_signatures(self, messages: Sequence[bytes]) -> None:
+        """Every site's signature over T2. Raises PolicyError unless all signed the T2 of this site."""
+        for member, message in zip(self._roster, messages, strict=True):
+            if member.number != self._me:
+                body = open_message(message, labels.SIGN_MPI, member.number, self.t2, member.sign, member.name)
+                if body != {}:
+                    raise PolicyError(f"site {member.name} signed an unknown body")
+
+    def edges(self) -> list[tuple[bytes, int]]:
+        """(mask key [32], sign) for every site this one shares a mask with: + towards the higher number."""
+        found = []
+        for place in neighbours(self._me - 1, len(self._roster), self._degree):
+            other = self._roster[place]
+            secret = self._mask.shared(self._masks_of[place], other.name)
+            low, high = sorted((self._me, other.number))
+            key = derive(self.t2, secret, labels.KEY_EDGE, low, high)
+            found.append((key, 1 if other.number > self._me else -1))
+        return found
+
+    def result(self, state: bytes, sum_tree: bytes) -> bytes:
+        """This site's signed M6: the next state and Tree(X)."""
+        body = self._result_body(state, sum_tree)
+        return sign_message(self._identity, labels.SIGN_RESULT, self._me, self.t2, body)
+
+    def receive_results(self, messages: Sequence[bytes], state: bytes, sum_tree: bytes) -> None:
+        """Every site's M6. Raises PolicyError that names a site whose result differs."""
+        expected = self._result_body(state, sum_tree)
+        for member, message in zip(self._roster, messages, strict=True):
+            if member.number == self._me:
+                continue
+            body = open_message(message, labels.SIGN_RESULT, member.number, self.t2, member.sign, member.name)
+            if body != expected:
+                field = "sum" if isinstance(body, dict) and body.get("sum") != expected["sum"] else "state"
+                raise PolicyError(
+                    f"site {member.name} has another {field} after this round",
+                    "its memory, NumPy or configuration differs; the round is not applied",
+                )
+
+    def _result_body(self, state: bytes, sum_tree: bytes) -> dict[str, Any]:
+        return {"state": state.hex(), "sum": sum_tree.hex(), "u3": [m.number for m in self._roster]}
+
+
+def refuse_difference(mine: bytes, proposals: Sequence[bytes], roster: Sequence[Member]) -> None:
+    """Raise PolicyError that names a site and the fields of its M0 that differ from `mine`; canonical M0 bodies."""
+    own = parse_canon(mine)
+    for member, data in zip(roster, proposals, strict=True):
+        theirs = _proposal_fields(data, member.name)
+        fields = [name for name in own if theirs.get(name) != own[name]]
+        if fields:
+            values = "; ".join(f"{n}: {_short(own[n])} here, {_short(theirs.get(n))} there" for n in fields[:3])
+            raise PolicyError(
+                f"site {member.name} proposes another {', '.join(fields)} ({values})",
+                "all sites must run the same federation.toml from the same checkpoint with the same software",
+            )
+
+
+def _proposal_fields(data: bytes, who: str) -> dict[str, Any]:
+    try:
+        value = parse_canon(data)
+    except ValueError as error:
+        raise PolicyError(f"the proposal of site {who} is malformed: {error}") from None
+    if not isinstance(value, dict):
+        raise PolicyError(f"the proposal of site {who} is not an object")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _mask_key(body: bytes, who: str) -> bytes:
+    """The X25519 mask key in a canonical M1 body. Raises PolicyError for any other form."""
+    try:
+        value = parse_canon(body)
+    except ValueError as error:
+        raise PolicyError(f"the M1 message of site {who} is malformed: {error}") from None
+    if not isinstance(value, dict) or sorted(value) != ["chan", "left_s", "mask"]:
+        raise PolicyError(f"the M1 message of site {who} does not have its fields")
+    if type(value["left_s"]) is not int:
+        raise PolicyError(f"the M1 message of site {who} has no whole number in left_s")
+    keys = []
+    for name in ("chan", "mask"):
+        text = value[name]
+        if type(text) is not str or len(text) != 64 or text != text.lower():
+            raise PolicyError(f"the {name} key of site {who} is not 32 bytes in lower-case hex")
+        try:
+            keys.append(bytes.fromhex(text))
+        except ValueError:
+            raise PolicyError(f"the {name} key of site {who} is not hex") from None
+    if keys[0] == keys[1]:
+        raise PolicyError(f"site {who} uses one key for two purposes")
+    return keys[1]

@@ -1,0 +1,109 @@
+"""Which rows form which step: the same on every rank count, and after every restart.
+
+An epoch is a permutation of the site's training rows; a batch is a contiguous run of it, the last one of an epoch
+may be short. Each rank works on a contiguous share of the batch. The position is two integers: (epoch, offset).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.errors import DataError
+
+Rows = NDArray[np.int64]
+
+
+def derive_key(purpose: str, *parts: int | str) -> bytes:
+    """32 bytes from `purpose` and `parts` by SHA-256; each part is written with its length, so none can merge."""
+    text = [purpose, *(str(p) for p in parts)]
+    return hashlib.sha256(b"".join(b"%d:%s" % (len(t.encode()), t.encode()) for t in text)).digest()
+
+
+def permutation(n: int, seed: int, site: str, epoch: int) -> Rows:
+    """The order of rows 0..n-1 in `epoch`, int64 [n].
+
+    Sorts raw words of Philox, whose stream NumPy guarantees (NEP 19); `Generator.permutation` may change.
+    """
+    key = np.frombuffer(derive_key("fedhpc batches v1", seed, site, epoch)[:16], dtype="<u8")
+    words = np.random.Philox(key=key).random_raw(n)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def share(batch: Rows, rank: int, size: int) -> Rows:
+    """The contiguous part of `batch` [m] that `rank` of `size` works on; lengths differ by at most one."""
+    low, extra = divmod(batch.size, size)
+    start = rank * low + min(rank, extra)
+    return batch[start : start + low + (rank < extra)]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows that one rank takes through the model at once.
+
+    Backends average gradients over ranks. With the loss `weight` * mean over `rows`, that average is the mean
+    gradient over the site's whole batch, exactly also for uneven shares: weight = rows * ranks / rows of the batch.
+    A rank without a share passes a row of the batch with weight 0. A piece of one row passes it twice, which leaves
+    its mean as it is: batch norm refuses one row, and a batch that one rank can train on must not stop several.
+    """
+
+    rows: Rows
+    weight: float
+    part: float  # of the site's batch that this piece is; the parts of all ranks and pieces add up to 1
+    last: bool  # of its step on this rank: the backend averages gradients here
+
+
+def pieces(batch: Rows, rank: int, size: int, accumulation: int) -> list[Piece]:
+    """What `rank` works on for one step over the site's `batch` [m]; at least one piece, the last marked."""
+    mine = share(batch, rank, size)
+    if not mine.size:
+        return [Piece(np.repeat(batch[:1], 2), 0.0, 0.0, True)]
+    parts = [rows for rows in (share(mine, i, accumulation) for i in range(accumulation)) if rows.size]
+    return [
+        Piece(
+            np.repeat(rows, 2) if rows.size == 1 < batch.size else rows,
+            rows.size * size / batch.size,
+            rows.size / batch.size,
+            i == len(parts) - 1,
+        )
+        for i, rows in enumerate(parts)
+    ]
+
+
+class Batches:
+    """The endless sequence of a site's batches of training rows."""
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int, site: str) -> None:
+        """`rows` int64 [n]: the training rows, as the dataset numbers them; `batch_size` 0 takes all."""
+        if not rows.size:
+            raise DataError(f"site {site} has no training rows", "it can take part in sums, not in training")
+        self.rows = rows
+        self.batch_size = min(batch_size or rows.size, rows.size)
+        self.steps_per_epoch = -(-rows.size // self.batch_size)
+        self.epoch = 0
+        self.offset = 0
+        self._seed, self._site = seed, site
+        self._ordered: tuple[int, Rows] | None = None
+
+    def next(self) -> Rows:
+        """The rows of the site's next batch, int64 [at most batch_size]."""
+        if self._ordered is None or self._ordered[0] != self.epoch:
+            order = permutation(self.rows.size, self._seed, self._site, self.epoch)
+            self._ordered = (self.epoch, self.rows[order])
+        batch = self._ordered[1][self.offset : self.offset + self.batch_size]
+        self.offset += batch.size
+        if self.offset == self.rows.size:
+            self.epoch, self.offset = self.epoch + 1, 0
+        return batch
+
+    def seek(self, epoch: int, offset: int) -> None:
+        """Go on from a position that was read earlier. Raises DataError if these rows do not have it."""
+        if epoch < 0 or not 0 <= offset < self.rows.size:
+            raise DataError(
+                f"site {self._site}: no position {offset} in an epoch of {self.rows.size} rows",
+                "the checkpoint was written with other data",
+            )
+        self.epoch, self.offset = epoch, offset

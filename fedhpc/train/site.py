@@ -1,0 +1,51 @@
+"""Makes a site's trainer from its settings: task, data, split, model, ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedhpc.errors import ConfigError, DataError
+from fedhpc.mpi.collectives import Group
+from fedhpc.train.rows import split_rows
+from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
+from fedhpc.train.tasks.loader import TaskDataset, load_task
+from fedhpc.train.trainer import TorchTrainer
+
+
+def open_trainer(
+    task: TaskSettings,
+    train: TrainSettings,
+    compute: ComputeSettings,
+    *,
+    data: Path,
+    source: Path | None,
+    group: Group,
+    site: str,
+    seed: int,
+    proximal: float = 0.0,
+) -> TorchTrainer:
+    """The trainer of `site` on its data at `data`; `source` is the file of a task of the user's own.
+
+    Collective over the site's ranks. Raises what load_task, the task and TorchTrainer raise, and DataError if the
+    store's features are not those of task.features_sha256.
+    """
+    loaded = load_task(task, source, site)
+    dataset = TaskDataset(loaded, data, task.options)
+    opened = dataset.opened
+    if task.features_sha256:
+        store = getattr(opened, "store", None)
+        if store is None:
+            raise ConfigError(
+                "task.features_sha256 is given, and the task's dataset has no `store` to compare it with",
+                "a task of your own checks its features itself: remove the key",
+            )
+        if store.feature_sha256 != task.features_sha256:
+            raise DataError(
+                f"site {site}: {data} holds other features than the federation agreed on "
+                f"({store.feature_sha256[:16]}…, not {task.features_sha256[:16]}…)",
+                "names, units, codings and their order must be equal; ingest the source again with the agreed list",
+            )
+    labels = opened.labels() if hasattr(opened, "labels") else None
+    train_rows, held_out_rows = split_rows(len(opened), task.held_out, task.split_seed, site, labels)
+    model = loaded.model(task.options, seed)
+    return TorchTrainer(loaded, model, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal)

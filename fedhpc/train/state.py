@@ -1,0 +1,102 @@
+"""A model's tensors as NumPy arrays: what is shared between sites, and what stays.
+
+Shared are parameters and floating buffers, in state_dict order. Integer buffers (counters) stay local.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedhpc.errors import ConfigError, DataError
+from fedhpc.mpi.collectives import Group
+
+# NumPy has no bfloat16: its bits are kept as integers. Other dtypes are kept as they are.
+_BITS = {torch.bfloat16: torch.int16}
+
+
+def to_array(tensor: torch.Tensor) -> NDArray[Any]:
+    """A copy of `tensor` on the host, bit for bit; bfloat16 as the int16 of the same bits."""
+    host = tensor.detach().to("cpu").contiguous()
+    if host.dtype in _BITS:
+        host = host.view(_BITS[host.dtype])
+    return host.numpy().copy()
+
+
+def to_tensor(array: NDArray[Any], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The tensor that `to_array` read; `dtype` is needed for bfloat16 only."""
+    tensor = torch.from_numpy(np.array(array, copy=True, order="C"))
+    if dtype in _BITS and tensor.dtype == _BITS[dtype]:
+        return tensor.view(dtype)
+    return tensor
+
+
+def split_state(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(shared, local) tensors of `model` by name, in state_dict order; they alias the model's own."""
+    shared: dict[str, torch.Tensor] = {}
+    local: dict[str, torch.Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, torch.Tensor) or value.is_complex():
+            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ConfigError(
+                f"the model's {name} is {kind}, which cannot be averaged",
+                "parameters and buffers must be real tensors; write complex ones as pairs of real ones",
+            )
+        (shared if value.is_floating_point() else local)[name] = value
+    return shared, local
+
+
+def read_shared(shared: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
+    """Copies: float64 arrays of double tensors, float32 arrays of all others, C-contiguous."""
+    return {
+        name: np.array(
+            value.detach().to("cpu", torch.float64 if value.dtype == torch.float64 else torch.float32).numpy(),
+            order="C",
+        )
+        for name, value in shared.items()
+    }
+
+
+def write_shared(shared: Mapping[str, torch.Tensor], tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Copy `tensors` into the model. Raises DataError, before anything is changed, if they do not fit."""
+    for name, value in shared.items():
+        array = tensors.get(name)
+        want = np.dtype(np.float64 if value.dtype == torch.float64 else np.float32)
+        if array is None or array.shape != tuple(value.shape) or array.dtype != want:
+            found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise DataError(
+                f"the model's {name} is {want} {list(value.shape)}, and the given state holds {found}",
+                "the checkpoint or the other sites have another task or other options",
+            )
+    extra = [name for name in tensors if name not in shared]
+    if extra:
+        raise DataError(f"the model has no {extra[0]}", "the given state belongs to another task or other options")
+    with torch.no_grad():
+        for name, value in shared.items():
+            # torch shares no read-only memory: a writable array passes without a copy
+            value.copy_(torch.from_numpy(np.require(tensors[name], requirements=["C", "W"])))
+
+
+def add_over_ranks(group: Group, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Sums over the site's ranks of int64 and float64 `arrays`, the same bits on every rank.
+
+    MPI only advises that an allreduce gives every rank equal bits, so floats come from the leader.
+    """
+    total = {name: np.array(arrays[name], order="C") for name in sorted(arrays)}
+    for kind in (np.int64, np.float64):
+        names = [name for name, array in total.items() if array.dtype == kind]
+        if not names:
+            continue
+        flat = np.concatenate([total[name].reshape(-1) for name in names])
+        group.sum(flat)
+        group.broadcast(flat)
+        start = 0
+        for name in names:
+            stop = start + total[name].size
+            total[name] = flat[start:stop].reshape(total[name].shape).copy()
+            start = stop
+    return total

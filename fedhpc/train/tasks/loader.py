@@ -1,0 +1,179 @@
+"""Finds a task, and runs its functions so that an error in them says which function of which task at which site.
+
+A user's file is read once; the bytes that were hashed are the bytes that run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedhpc.config import read_bytes
+from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
+from fedhpc.train.settings import TaskSettings
+
+FUNCTIONS = ("model", "dataset", "loss", "sums")
+
+
+class Task:
+    """The four functions of a task, for one site. Errors inside them become ConfigError or DataError, chained."""
+
+    def __init__(self, name: str, module: types.ModuleType, source: bytes | None, where: str, site: str) -> None:
+        """`source`: the file's bytes if the task is not built in; `where`: its path, for messages."""
+        missing = [f for f in FUNCTIONS if not callable(getattr(module, f, None))]
+        if missing:
+            raise ConfigError(
+                f"task {where} lacks {', '.join(f + '()' for f in missing)}",
+                f"a task defines {', '.join(f + '()' for f in FUNCTIONS)}",
+            )
+        self.name, self.site = name, site
+        self.built_in = source is None
+        self._module, self._source, self._where = module, source, where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker of the DataLoader gets the task this way: the same bytes, run again.
+        return _rebuild, (self.name, self._source, self._where, self.site)
+
+    def model(self, options: Mapping[str, Any], seed: int) -> torch.nn.Module:
+        """The model, drawn with `seed` on the CPU: all sites start equal. Torch's own generator is left alone."""
+        with self._blame("model", ConfigError), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = self._module.model(dict(options))
+        if not isinstance(model, torch.nn.Module):
+            raise ConfigError(f"model() of task {self._where} returned {type(model).__name__}, not a torch Module")
+        return model.cpu()
+
+    def dataset(self, path: Path, options: Mapping[str, Any]) -> Any:
+        """The site's data at `path`, opened."""
+        with self._blame("dataset", DataError):
+            dataset = self._module.dataset(path, dict(options))
+            len(dataset)
+        return dataset
+
+    def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        """The mean loss over the rows of `batch`, a scalar that requires gradients."""
+        with self._blame("loss", DataError):
+            loss = self._module.loss(model, batch)
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            raise ConfigError(f"loss() of task {self._where} must return one scalar tensor: the mean over the rows")
+        return loss
+
+    def sums(self, model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        """Sums over the rows of `batch`, by name."""
+        with self._blame("sums", DataError):
+            sums = self._module.sums(model, batch)
+        if (
+            not isinstance(sums, dict)
+            or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in sums.items())
+            or "n" not in sums
+            or sums["n"].numel() != 1
+        ):
+            raise ConfigError(
+                f"sums() of task {self._where} must return tensors by name, and among them the scalar 'n'",
+                "n is the number of rows in the batch: torch.tensor(len(y))",
+            )
+        return sums
+
+    @contextmanager
+    def _blame(self, function: str, kind: type[FedhpcError]) -> Iterator[None]:
+        try:
+            yield
+        except FedhpcError:
+            raise
+        except Exception as error:
+            detail = " ".join(str(error).split())[:300]
+            hint = "the traceback above shows the line"
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                hint = "the GPU's memory is full: a larger train.accumulation takes smaller pieces, with the same steps"
+            raise kind(
+                f"site {self.site}: {function}() of task {self._where} failed: {type(error).__name__}: {detail}", hint
+            ) from error
+
+
+class TaskDataset(torch.utils.data.Dataset[Any]):
+    """A task's dataset that can be sent to a DataLoader's worker: it opens its files again in every process.
+
+    Open files, HDF5 above all, must not cross into another process.
+    """
+
+    def __init__(self, task: Task, path: Path, options: Mapping[str, Any]) -> None:
+        self.task, self.path, self.options = task, path, dict(options)
+        self._opened: Any = None
+
+    @property
+    def opened(self) -> Any:
+        """The task's own dataset, opened in this process."""
+        if self._opened is None:
+            self._opened = self.task.dataset(self.path, self.options)
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A site's store crosses by itself (it opens its file anew); a user's class does not: its module has no file
+        # that a worker could import.
+        return self.__dict__ if self.task.built_in else {**self.__dict__, "_opened": None}
+
+    def __len__(self) -> int:
+        return len(self.opened)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.opened[row]
+
+    def rows(self, rows: NDArray[np.int64]) -> Any:
+        """The batch (x, y) of `rows` [m]: by the dataset's own `rows`, or collated."""
+        if hasattr(self.opened, "rows"):
+            return self.opened.rows(rows)
+        return torch.utils.data.default_collate([self.opened[int(row)] for row in rows])
+
+
+def load_task(settings: TaskSettings, source: Path | None = None, site: str = "serial") -> Task:
+    """The task that [task] names; `source` is the site's [data] task_source, for `name = "module"`.
+
+    Raises PolicyError if the file is not the one whose SHA-256 the federation agreed on, ConfigError if it cannot
+    be read, cannot be run, or lacks a function.
+    """
+    if settings.name != "module":
+        return _rebuild(settings.name, None, settings.name, site)
+    if source is None:
+        raise ConfigError(
+            f"site {site}: the federation's task is a file of its own, and site.toml does not say where it lies",
+            f"set task_source in [data]; its SHA-256 is {settings.source_sha256}",
+        )
+    data = read_bytes(source)
+    found = hashlib.sha256(data).hexdigest()
+    if found != settings.source_sha256:
+        raise PolicyError(
+            f"site {site}: {source} is not the task the federation agreed on: its SHA-256 is {found}",
+            f"the federation's is {settings.source_sha256}; read the right file before you run it",
+        )
+    return _rebuild("module", data, str(source), site)
+
+
+def _rebuild(name: str, source: bytes | None, where: str, site: str) -> Task:
+    """A built-in task, or the one that the checked bytes `source` define."""
+    if source is None:
+        return Task(name, importlib.import_module(f"fedhpc.train.tasks.{name}"), None, where, site)
+    module = types.ModuleType(f"fedhpc_task_{hashlib.sha256(source).hexdigest()[:16]}")
+    module.__file__ = where
+    # Registered before it runs, as an import would: dataclasses look their module up by name.
+    sys.modules[module.__name__] = module
+    try:
+        # Not an open door: these bytes have the SHA-256 that every site signed. The file's folder is not put on
+        # sys.path, because a file imported from there would not have been checked.
+        exec(compile(source, where, "exec", dont_inherit=True), module.__dict__)  # noqa: S102
+    except Exception as error:
+        del sys.modules[module.__name__]
+        raise ConfigError(
+            f"site {site}: task {where} cannot be run: {type(error).__name__}: {error}",
+            "a task is one file; it can import what is installed, not its neighbours",
+        ) from error
+    return Task(name, module, source, where, site)

@@ -1,0 +1,109 @@
+"""What the built-in tasks share: rows of a site's store as tensors, and standardising inside the model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from fedhpc.data.store import SiteStore
+from fedhpc.errors import DataError
+from fedhpc.train.evaluate import NEGATIVE, POSITIVE
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class StoreDataset(torch.utils.data.Dataset[Batch]):
+    """Rows of a SiteStore: x float32 [*shape], y int64, a class from 0 to classes - 1."""
+
+    def __init__(self, path: Path, features: int, classes: int) -> None:
+        """Raises DataError if a row does not hold `features` numbers, or a label is not one of `classes`."""
+        self.store: Any = SiteStore.open(path)
+        site, n = self.store.site, int(self.store.n)
+        labels = np.asarray(self.store.labels(np.arange(n, dtype=np.int64)))
+        self._labels = labels.astype(np.int64)
+        wrong = (self._labels != labels) | (self._labels < 0) | (self._labels >= classes)
+        if wrong.any():
+            raise DataError(
+                f"site {site}: {int(wrong.sum())} rows have a label outside 0..{classes - 1}",
+                "task.options.classes is the number of classes; labels count from 0",
+            )
+        width = math.prod(self.store.features(np.zeros(1, dtype=np.int64)).shape[1:]) if n else features
+        if width != features:
+            raise DataError(
+                f"site {site}: a row holds {width} features, and the task expects {features}",
+                "task.options and the site's store must agree",
+            )
+
+    def __len__(self) -> int:
+        return int(self._labels.size)
+
+    def __getitem__(self, row: int) -> Batch:
+        x, y = self.rows(np.array([row], dtype=np.int64))
+        return x[0], y[0]
+
+    def rows(self, rows: NDArray[np.int64]) -> Batch:
+        """A batch at once: x float32 [m, *shape], y int64 [m]."""
+        return torch.from_numpy(self.store.features(rows)), torch.from_numpy(self._labels[rows])
+
+    def labels(self) -> NDArray[np.int64]:
+        """The label of every row, int64 [n]."""
+        return self._labels
+
+
+class TableModel(torch.nn.Module):
+    """A network on rows [m, features] that standardises its own input, so that the model is complete by itself.
+
+    `feature_mean` and `feature_scale` [features] are floating buffers: shared state, the same at every site.
+    """
+
+    feature_mean: torch.Tensor
+    feature_scale: torch.Tensor
+
+    def __init__(self, features: int, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("feature_mean", torch.zeros(features))
+        self.register_buffer("feature_scale", torch.ones(features))
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits [m, outputs] of x [m, features]."""
+        return self.network((x - self.feature_mean) / self.feature_scale)  # type: ignore[no-any-return]
+
+
+def binary_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy of logits [m, 1] and classes y [m] of 0 and 1."""
+    return functional.binary_cross_entropy_with_logits(logits[:, 0].float(), y.float())
+
+
+def binary_sums(logits: torch.Tensor, y: torch.Tensor, bins: int) -> dict[str, torch.Tensor]:
+    """n, loss, accuracy and the histograms of the scores, from logits [m, 1] and classes y [m] of 0 and 1.
+
+    The bins are fixed and public: `bins` equal parts of [0, 1] over the sigmoid of the logit.
+    """
+    logit, y = logits[:, 0].double(), y.long()
+    if not bool(torch.isfinite(logit).all()):
+        raise DataError("the model's score of a held-out row is not a finite number", "look for such features")
+    at = (torch.sigmoid(logit) * bins).long().clamp(max=bins - 1).cpu()
+    positive = (y == 1).cpu()
+    return {
+        "n": torch.tensor(y.numel()),
+        "loss": functional.binary_cross_entropy_with_logits(logit, y.double(), reduction="sum"),
+        "accuracy": ((logit > 0) == (y == 1)).sum(),
+        POSITIVE: torch.bincount(at[positive], minlength=bins),
+        NEGATIVE: torch.bincount(at[~positive], minlength=bins),
+    }
+
+
+def class_sums(logits: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    """n, loss and accuracy from logits [m, classes] and classes y [m]."""
+    return {
+        "n": torch.tensor(y.numel()),
+        "loss": functional.cross_entropy(logits.double(), y.long(), reduction="sum"),
+        "accuracy": (logits.argmax(dim=1) == y).sum(),
+    }

@@ -1,0 +1,266 @@
+"""One site's local training: the loop that turns the round's model into the site's.
+
+TorchTrainer implements fedhpc.federation.interfaces.Trainer. Every rank of the site makes every call; results are
+equal on all of them. With one rank and `optimizer_state = "keep"` it computes, bit for bit, what a plain PyTorch
+loop over the same batches computes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedhpc.errors import ConfigError, DataError
+from fedhpc.federation.interfaces import LocalResult, Tensors
+from fedhpc.mpi.collectives import Group
+from fedhpc.train import evaluate
+from fedhpc.train.backends import open_backend
+from fedhpc.train.batches import Batches, Rows, derive_key, pieces, share
+from fedhpc.train.loading import Reader, fetch, to_device
+from fedhpc.train.optimise import build_optimizer, learning_rate, load_optimizer, optimizer_arrays
+from fedhpc.train.randomness import RankRandom, rank_seed
+from fedhpc.train.settings import ComputeSettings, TrainSettings
+from fedhpc.train.state import add_over_ranks, read_shared, split_state, to_array, to_tensor, write_shared
+from fedhpc.train.tasks.loader import Task
+
+CHECK_STEPS = 64  # the loss is looked at this often: each look waits for the device and for all ranks
+MEASURE_ROWS = 1024  # held-out rows in one pass of a rank
+
+
+class TorchTrainer:
+    """A model, a site's rows, and how to train on them."""
+
+    def __init__(
+        self,
+        task: Task,
+        model: torch.nn.Module,
+        dataset: Any,
+        train_rows: Rows,
+        held_out_rows: Rows,
+        settings: TrainSettings,
+        compute: ComputeSettings,
+        group: Group,
+        site: str,
+        seed: int,
+        proximal: float = 0.0,
+    ) -> None:
+        """`model` as `task.model(options, seed)` made it, the same at every site; the trainer moves it to its device.
+
+        `train_rows` and `held_out_rows` int64: rows of `dataset` (len, and items or `rows`), all readable on every
+        rank. `proximal` is FedProx's mu. Collective over the site: joins its ranks' process group.
+        """
+        self.model, self.site, self.group = model, site, group
+        self.dataset, self.train_rows, self.held_out_rows = dataset, train_rows, held_out_rows
+        self._task, self._settings, self._proximal, self._seed = task, settings, proximal, seed
+        self._batches = Batches(train_rows, settings.batch_size, seed, site)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ConfigError(f"task {task.name}: the model has no parameter to train", "check model()")
+        split_state(model)
+        _configure(compute)
+        self._backend = open_backend(compute, group)
+        self.device = self._backend.device
+        self.model.to(self.device)
+        self._wrapped = self._backend.wrap(self.model)
+        self._optimizer = build_optimizer(self.model, settings)
+        self._random = RankRandom(rank_seed(seed, site, group.rank), self.device)
+        worker_seed = derive_key("fedhpc workers of v1", seed, site, group.rank)
+        self._reader = Reader(dataset, compute.workers, worker_seed, self.device.type == "cuda")
+        self._step = 0  # optimiser steps in all rounds
+
+    def train(self, round_: int, anchor: Mapping[str, NDArray[Any]]) -> LocalResult:
+        """One round from the loaded state; `anchor` is the round's global state, used when proximal > 0.
+
+        Raises DataError, on every rank, if the training loss of a step is not finite.
+        """
+        started = time.perf_counter()
+        # Step 1. The round's batches, and this rank's pieces of each.
+        settings, group = self._settings, self.group
+        steps = settings.local_steps or settings.local_epochs * self._batches.steps_per_epoch
+        plan = [pieces(self._batches.next(), group.rank, group.size, settings.accumulation) for _ in range(steps)]
+        batches = self._reader.read([piece.rows for step in plan for piece in step], self._step)
+        # Step 2. An optimiser, old or new, and the point that FedProx pulls to.
+        if settings.optimizer_state == "reset":
+            self._optimizer = build_optimizer(self.model, settings)
+        pulled = self._proximal_terms(anchor)
+        losses = torch.zeros(steps, dtype=torch.float64, device=self.device)
+        total = 0.0
+        self.model.train()
+        with self._random.active():
+            for k, step in enumerate(plan):
+                # Step 3. The gradient of the mean loss over the site's whole batch.
+                self._optimizer.zero_grad(set_to_none=True)
+                for piece in step:
+                    batch = to_device(next(batches), self.device)
+                    with self._backend.averaging(self._wrapped, now=piece.last):
+                        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                            loss = self._task.loss(self._wrapped, batch)
+                        (loss * piece.weight).backward()  # type: ignore[no-untyped-call]
+                    if piece.part:
+                        losses[k] += loss.detach().double() * piece.part
+                # Step 4. FedProx, clipping, learning rate, step.
+                for parameter, target in pulled:
+                    pull = (parameter.detach() - target) * self._proximal
+                    parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
+                if settings.clip_norm:
+                    torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+                for parameters in self._optimizer.param_groups:
+                    parameters["lr"] = learning_rate(settings, self._step)
+                self._optimizer.step()
+                self._step += 1
+                # Step 5. Now and then, all ranks look at the loss together.
+                if (k + 1) % CHECK_STEPS == 0 or k + 1 == steps:
+                    total += self._check_losses(losses[k // CHECK_STEPS * CHECK_STEPS : k + 1], round_)
+        self._settle_buffers()
+        return LocalResult(self.train_rows.size, steps, total / steps, time.perf_counter() - started)
+
+    def tensors(self) -> Tensors:
+        """See Trainer.tensors."""
+        return read_shared(split_state(self.model)[0])
+
+    def averaged(self) -> frozenset[str]:
+        """See Trainer.averaged: the floating buffers."""
+        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        return frozenset(name for name in split_state(self.model)[0] if name not in parameters)
+
+    def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """See Trainer.load. Raises DataError if names, shapes or dtypes differ."""
+        write_shared(split_state(self.model)[0], tensors)
+
+    def measure(self) -> Tensors:
+        """See Trainer.measure: the task's sums over the held-out rows, each rank over its share."""
+        mine = share(self.held_out_rows, self.group.rank, self.group.size)
+        sums: dict[str, NDArray[Any]] = {}
+        self.model.eval()
+        with torch.no_grad(), self._random.active():
+            # Without rows of its own a rank measures one training row, for names and shapes, and counts nothing.
+            for start in range(0, max(mine.size, 1), MEASURE_ROWS):
+                rows = mine[start : start + MEASURE_ROWS] if mine.size else self.train_rows[:1]
+                batch = to_device(fetch(self.dataset, rows), self.device)
+                for name, value in self._task.sums(self.model, batch).items():
+                    kind = np.float64 if value.is_floating_point() else np.int64
+                    array = value.detach().cpu().to(torch.float64 if kind is np.float64 else torch.int64).numpy()
+                    array = array.reshape(()) if name == "n" else array
+                    sums[name] = sums.get(name, np.zeros_like(array)) + (array if mine.size else 0 * array)
+        return add_over_ranks(self.group, {name: np.asarray(value) for name, value in sums.items()})
+
+    def summarise(self, sums: Mapping[str, NDArray[Any]]) -> dict[str, float | None]:
+        """See Trainer.summarise."""
+        return evaluate.summarise(sums)
+
+    def private(self) -> dict[str, NDArray[Any]]:
+        """See Trainer.private. Names: `position`, `random`, `optimizer:…`, `buffer:…`; equal on every rank."""
+        position = [self._batches.epoch, self._batches.offset, self._step]
+        states = self.group.gather_bytes(self._random.state().tobytes())
+        arrays: dict[str, NDArray[Any]] = {
+            "position": np.array(position, dtype=np.int64),
+            "random": np.frombuffer(b"".join(states), dtype=np.uint8).reshape(len(states), -1).copy(),
+        }
+        if self._settings.optimizer_state == "keep":
+            state = optimizer_arrays(self.model, self._optimizer)
+            arrays |= {f"optimizer:{name}": array for name, array in state.items()}
+        return arrays | {f"buffer:{name}": to_array(value) for name, value in split_state(self.model)[1].items()}
+
+    def restore(self, private: Mapping[str, NDArray[Any]]) -> None:
+        """See Trainer.restore. Only the leader's `private` counts; it is sent to the other ranks.
+
+        On another number of ranks, or another kind of device, the random states start anew from the seed, the
+        rank and the step. Raises DataError if it does not fit the model or the data.
+        """
+        arrays = _from_leader(self.group, private)
+        missing = [name for name in ("position", "random") if name not in arrays]
+        if missing:
+            raise DataError(f"site {self.site}: the checkpoint lacks the trainer's {missing[0]}", "use an older one")
+        epoch, offset, step = (int(v) for v in arrays["position"])
+        self._batches.seek(epoch, offset)
+        self._step = step
+        states, rank = arrays["random"], self.group.rank
+        if len(states) == self.group.size and self._random.fits(states[rank]):
+            self._random.set_state(states[rank])
+        else:
+            self._random = RankRandom(rank_seed(self._seed, self.site, rank, step), self.device)
+        self._optimizer = build_optimizer(self.model, self._settings)
+        load_optimizer(self.model, self._optimizer, _under("optimizer:", arrays))
+        counters, saved = split_state(self.model)[1], _under("buffer:", arrays)
+        if {n: tuple(v.shape) for n, v in counters.items()} != {n: v.shape for n, v in saved.items()}:
+            raise DataError(f"site {self.site}: the checkpoint has other counters than the model", "another task's?")
+        for name, value in counters.items():
+            value.copy_(to_tensor(saved[name]))
+
+    def close(self) -> None:
+        """End the data workers and leave the process group."""
+        self._reader.close()
+        self._backend.close()
+
+    def __enter__(self) -> TorchTrainer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _proximal_terms(self, anchor: Mapping[str, NDArray[Any]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Parameters and what they are pulled to: the gradient of mu/2 ||w - anchor||^2 is mu (w - anchor)."""
+        if not self._proximal:
+            return []
+        return [
+            (parameter, torch.from_numpy(np.array(anchor[name])).to(self.device, parameter.dtype))
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        ]
+
+    def _check_losses(self, losses: torch.Tensor, round_: int) -> float:
+        """The sum of the site's losses of some steps [m], from each rank's part. Collective: all ranks raise."""
+        whole = add_over_ranks(self.group, {"loss": losses.cpu().numpy()})["loss"]
+        wrong = np.flatnonzero(~np.isfinite(whole))
+        if wrong.size:
+            raise DataError(
+                f"site {self.site}: the training loss is {whole[wrong[0]]} at step "
+                f"{self._step - whole.size + int(wrong[0]) + 1} (round {round_})",
+                "look for values that are not finite in the features; else lower train.lr or set train.clip_norm",
+            )
+        return float(whole.sum())
+
+    def _settle_buffers(self) -> None:
+        """Running statistics saw each rank's own rows: the leader's become the site's."""
+        if self.group.size == 1:
+            return
+        shared = {name: split_state(self.model)[0][name] for name in sorted(self.averaged())}
+        arrays = read_shared(shared)
+        for array in arrays.values():
+            self.group.broadcast(array)
+        write_shared(shared, arrays)
+
+
+def _configure(compute: ComputeSettings) -> None:
+    """Process-wide settings of torch that decide the bits of a result."""
+    torch.set_num_threads(compute.threads)
+    if compute.deterministic:
+        # cuBLAS reads this once, when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(compute.deterministic)
+    torch.backends.cudnn.benchmark = False
+
+
+def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def _from_leader(group: Group, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The leader's `arrays` on every rank. Other ranks may give anything."""
+    header = json.dumps([[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]).encode()
+    received: dict[str, NDArray[Any]] = {}
+    for name, dtype, shape in json.loads(group.broadcast_bytes(header if group.rank == 0 else None)):
+        array = np.array(arrays[name], order="C") if group.rank == 0 else np.empty(shape, dtype=dtype)
+        group.broadcast(array.reshape(-1).view(np.uint8))
+        received[name] = array.reshape(shape)
+    return received

@@ -1,0 +1,211 @@
+"""Tasks: the file that runs is the file that was hashed; errors name function, task and site; built-ins work."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedhpc.data.schema import Feature, FeatureSet, Label
+from fedhpc.data.store import write_store
+from fedhpc.errors import ConfigError, DataError, PolicyError
+from fedhpc.mpi.collectives import SerialGroup
+from fedhpc.train.loading import Reader, fetch
+from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
+from fedhpc.train.site import open_trainer
+from fedhpc.train.tasks.loader import TaskDataset, load_task
+
+SOURCE = """
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class Rows:
+    n: int
+    def __len__(self):
+        return self.n
+    def __getitem__(self, i):
+        return torch.tensor([float(i)]), torch.rand(1)
+
+def model(options):
+    return torch.nn.Linear(1, 1)
+def dataset(path, options):
+    return Rows(options["n"])
+def loss(model, batch):
+    return ((model(batch[0]) - batch[1]) ** 2).mean()
+def sums(model, batch):
+    raise ValueError("over\\nthere")
+"""
+
+
+def module(folder: Path, source: str, sha256: str | None = None) -> tuple[TaskSettings, Path]:
+    path = folder / "task.py"
+    path.write_text(source)
+    return TaskSettings("module", sha256 or hashlib.sha256(source.encode()).hexdigest()), path
+
+
+def test_a_file_with_another_hash_never_runs(tmp_path: Path) -> None:
+    settings, path = module(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w')\n" + SOURCE, "0" * 64)
+    with pytest.raises(PolicyError, match="is not the task"):
+        load_task(settings, path, "a")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_functions_missing_file_and_syntax_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lacks loss\(\), sums\(\)"):
+        load_task(*module(tmp_path, "def model(o): ...\ndef dataset(p, o): ...\n"))
+    with pytest.raises(ConfigError, match="cannot be run: SyntaxError"):
+        load_task(*module(tmp_path, "def model(:\n"))
+    with pytest.raises(ConfigError, match="does not say where"):
+        load_task(TaskSettings("module", "0" * 64), None)
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_task(TaskSettings("module", "0" * 64), tmp_path / "none.py")
+
+
+def test_a_neighbour_is_not_importable(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_task.py").write_text("x = 1\n")
+    with pytest.raises(ConfigError, match="ModuleNotFoundError"):
+        load_task(*module(tmp_path, "import neighbour_of_task\n" + SOURCE))
+
+
+def test_a_function_that_raises_is_named_and_chained(tmp_path: Path) -> None:
+    task = load_task(*module(tmp_path, SOURCE), "hungary")
+    with pytest.raises(DataError, match=r"site hungary: sums\(\) of task .*: ValueError: over there") as caught:
+        task.sums(torch.nn.Linear(1, 1), None)
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(DataError, match=r"dataset\(\).*KeyError"):
+        task.dataset(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ("return torch.nn.Linear(1, 1)", "return 3", "not a torch Module"),
+        (".mean()", "", "one scalar"),
+        ('raise ValueError("over\\nthere")', "return {'loss': torch.ones(())}", "'n'"),
+    ],
+)
+def test_wrong_results_are_refused(tmp_path: Path, old: str, new: str, word: str) -> None:
+    task = load_task(*module(tmp_path, SOURCE.replace(old, new)))
+    batch = torch.ones(2, 1), torch.ones(2, 1)
+
+    def use() -> None:
+        model = task.model({}, 0)
+        task.loss(model, batch)
+        task.sums(model, batch)
+
+    with pytest.raises(ConfigError, match=word):
+        use()
+
+
+def test_models_start_equal_and_leave_the_generator_alone() -> None:
+    task = load_task(TaskSettings("mlp"))
+    before = torch.get_rng_state()
+    one, two = (task.model({"features": 3}, 5).state_dict() for _ in range(2))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not torch.equal(one["network.0.weight"], task.model({"features": 3}, 6).state_dict()["network.0.weight"])
+
+
+def test_options_are_checked() -> None:
+    for name, options in [
+        ("logistic", {}), ("logistic", {"features": 3, "bin": 4}), ("mlp", {"features": 0}),
+        ("mlp", {"features": 3, "dropout": 1.0}), ("cnn", {"channels": []}),
+        ("cnn", {"side": 4, "channels": [1, 1, 1]}),
+    ]:  # fmt: skip
+        with pytest.raises(ConfigError, match=r"task\.options"):
+            load_task(TaskSettings(name)).model(options, 0)  # type: ignore[arg-type]
+
+
+def test_a_users_dataset_reaches_spawned_workers_and_draws_per_batch(tmp_path: Path) -> None:
+    settings, path = module(tmp_path, SOURCE)
+    dataset = TaskDataset(load_task(settings, path, "a"), tmp_path, {"n": 12})
+    assert len(dataset) == 12
+    path.unlink()  # workers run the bytes that were checked, not what lies there by then
+    rows = [np.arange(0, 5), np.arange(5, 9), np.arange(9, 12)]
+    before = torch.get_rng_state()
+    seen = []
+    for workers in (1, 2):
+        reader = Reader(dataset, workers, b"seed", pin=False)
+        rounds = [list(reader.read(rows, first)) for first in (0, 3, 0)]
+        reader.close()
+        assert [b[0][:, 0].tolist() for b in rounds[0]] == [r.tolist() for r in rows]
+        assert torch.equal(rounds[0][0][1], rounds[2][0][1])
+        assert not torch.equal(rounds[0][0][1], rounds[1][0][1])
+        seen.append(torch.cat([b[1] for b in rounds[1]]))
+    assert torch.equal(*seen)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def store(path: Path, x: np.ndarray, y: np.ndarray) -> FeatureSet:
+    features = tuple(Feature(f"f{i}") for i in range(x.shape[1]))
+    feature_set = FeatureSet(features, Label("y"), x.shape[1:])
+    write_store(
+        path, site="a", feature_set=feature_set, features=x.astype(np.float32), labels=y.astype(np.int64),
+        row_ids=np.arange(len(y) * 32, dtype=np.uint64).astype(np.uint8).reshape(-1, 32),
+    )  # fmt: skip
+    return feature_set
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "classes", "shape", "names"),
+    [
+        ("logistic", {"features": 4, "bins": 8}, 2, (4,), {"accuracy", "auc", "loss", "n"}),
+        ("mlp", {"features": 4, "hidden": [8]}, 2, (4,), {"accuracy", "auc", "loss", "n"}),
+        ("mlp", {"features": 4, "hidden": [8], "classes": 3, "dropout": 0.1}, 3, (4,), {"accuracy", "loss", "n"}),
+        ("cnn", {"classes": 3, "channels": [4]}, 3, (1, 8, 8), {"accuracy", "loss", "n"}),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_built_ins_learn_from_a_store(
+    tmp_path: Path, name: str, options: dict, classes: int, shape: tuple, names: set, workers: int
+) -> None:
+    if workers and name != "logistic":
+        pytest.skip("one task shows that a store crosses into a worker")
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, classes, 120)
+    x = rng.normal(size=(120, *shape))
+    x.reshape(120, -1)[np.arange(120), y] += 4
+    feature_set = store(tmp_path / "a.h5", x, y)
+    task = TaskSettings(name, options=options, features_sha256=feature_set.sha256, held_out=0.25)  # type: ignore[arg-type]
+    train = TrainSettings(lr=0.3, momentum=0.5, batch_size=16, local_epochs=3)
+    compute = ComputeSettings(device="cpu", workers=workers)
+    with open_trainer(
+        task, train, compute, data=tmp_path / "a.h5", source=None, group=SerialGroup("a"), site="a", seed=0
+    ) as trainer:
+        before = trainer.summarise(trainer.measure())
+        result = trainer.train(0, trainer.tensors())
+        after = trainer.summarise(trainer.measure())
+    assert set(after) == names
+    assert after["n"] == trainer.held_out_rows.size > 25
+    assert after["loss"] < before["loss"]  # type: ignore[operator]
+    assert after["accuracy"] > 0.7  # type: ignore[operator]
+    assert result.samples == trainer.train_rows.size == 120 - trainer.held_out_rows.size
+    assert result.steps == 3 * -(-result.samples // 16)
+
+
+def test_a_store_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    store(tmp_path / "a.h5", np.zeros((4, 3)), np.array([0, 1, 2, 1]))
+    with pytest.raises(DataError, match=r"1 rows have a label outside 0\.\.1"):
+        load_task(TaskSettings("logistic")).dataset(tmp_path / "a.h5", {"features": 3})
+    with pytest.raises(DataError, match="3 features, and the task expects 4"):
+        load_task(TaskSettings("mlp")).dataset(tmp_path / "a.h5", {"features": 4, "classes": 3})
+    task = TaskSettings("mlp", options={"features": 3, "classes": 3}, features_sha256="0" * 64)
+    with pytest.raises(DataError, match="other features"):
+        open_trainer(
+            task, TrainSettings(local_steps=1), ComputeSettings(), data=tmp_path / "a.h5", source=None,
+            group=SerialGroup(), site="a", seed=0,
+        )  # fmt: skip
+
+
+def test_a_built_in_task_can_be_sent_to_a_worker(tmp_path: Path) -> None:
+    x = np.arange(12.0).reshape(4, 3)
+    store(tmp_path / "a.h5", x, np.array([0, 1, 0, 1]))
+    dataset = TaskDataset(load_task(TaskSettings("logistic")), tmp_path / "a.h5", {"features": 3})
+    fetch(dataset, np.array([0]))
+    again = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(fetch(again, np.array([2, 1]))[0].numpy(), x[[2, 1]].astype(np.float32))
