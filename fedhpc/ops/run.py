@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fedhpc.config import read_section
 from fedhpc.errors import ConfigError
+from fedhpc.federation.agreement import SiteFile
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.interfaces import CheckpointStore, Reporter
 from fedhpc.federation.join import Joined, join_with_files
 from fedhpc.federation.rounds import Outcome, run_rounds
 from fedhpc.ops.features import compare_stores
@@ -49,28 +51,41 @@ def run_federation(
 ) -> Ran:
     """Run or continue the federation in this job; every rank calls it. Raises every error a user can meet."""
     joined = join_with_files(federation, sites=sites, site=site, run=out)
-    fed = joined.federation
-    directory = joined.site_directory
-    shows = joined.first
-    rounds = fed.party.agreement.federation.rounds
-    with fed, rank_logs(directory, site=fed.site, rank=fed.rank, show=shows, verbose=verbose):
+    with joined.federation:
+        return run_joined(joined, verbose=verbose)
+
+
+def run_joined(joined: Joined, *, verbose: bool = False) -> Ran:
+    """Train a joined federation in its run directory: checkpoints, metrics and logs are kept there."""
+    fed, directory = joined.federation, joined.site_directory
+    with rank_logs(directory, site=fed.site, rank=fed.rank, show=joined.first, verbose=verbose):
         if fed.party.leads:
             keep_agreement(directory.parent, fed.party.agreement)
-        trainer = _open_trainer(joined)
-        try:
-            compare_stores(fed, getattr(getattr(trainer.dataset.opened, "store", None), "feature_set", None))
-            store = Hdf5Checkpoints(directory / "checkpoints")
-            with Telemetry(
-                directory, site=fed.site, site_number=fed.party.number, rank=fed.rank, show=shows, rounds=rounds
-            ) as reporter:
-                outcome = run_rounds(fed, trainer, store, reporter, prepare=_preparation(fed, trainer))
-        finally:
-            trainer.close()
-    return Ran(outcome, directory.parent, shows, fed.sites, outcome.model.sha256())
+        with (
+            open_site_trainer(fed, joined.site_file) as trainer,
+            Telemetry(
+                directory,
+                site=fed.site,
+                site_number=fed.party.number,
+                rank=fed.rank,
+                show=joined.first,
+                rounds=fed.party.agreement.federation.rounds,
+            ) as reporter,
+        ):
+            outcome = train(fed, trainer, Hdf5Checkpoints(directory / "checkpoints"), reporter)
+    return Ran(outcome, directory.parent, joined.first, fed.sites, outcome.model.sha256())
 
 
-def _open_trainer(joined: Joined) -> TorchTrainer:
-    fed, files = joined.federation, joined.site_file
+def train(fed: Federation, trainer: TorchTrainer, store: CheckpointStore, reporter: Reporter) -> Outcome:
+    """Compare the sites' features, standardise where agreed, and run all rounds."""
+    compare_stores(fed, getattr(getattr(trainer.dataset.opened, "store", None), "feature_set", None))
+    settings = read_section(TaskSettings, fed.party.agreement.task, "task")
+    prepare = partial(standardise, fed.sum, trainer) if settings.standardise else _nothing
+    return run_rounds(fed, trainer, store, reporter, prepare=prepare)
+
+
+def open_site_trainer(fed: Federation, files: SiteFile) -> TorchTrainer:
+    """The trainer of this rank's site. Raises ConfigError, DataError or PolicyError before anything is exchanged."""
     agreement = fed.party.agreement
     if "name" not in agreement.task:
         raise ConfigError("federation.toml has no [task] name", "logistic, mlp, cnn, or module for your own")
@@ -88,9 +103,8 @@ def _open_trainer(joined: Joined) -> TorchTrainer:
     )
 
 
-def _preparation(fed: Federation, trainer: TorchTrainer) -> Any:
-    settings = read_section(TaskSettings, fed.party.agreement.task, "task")
-    return lambda: standardise(fed.sum, trainer) if settings.standardise else None
+def _nothing() -> None:
+    """No preparation."""
 
 
 def result_json(ran: Ran) -> str:

@@ -60,8 +60,8 @@ class TaskSettings:
 class TrainSettings:
     """[train]: what every site does with its own rows in one round."""
 
+    lr: float
     optimizer: Literal["adamw", "sgd"] = "sgd"
-    lr: float = 0.1
     momentum: float = 0.0  # sgd only
     weight_decay: float = 0.0
     betas: tuple[float, ...] = _DEFAULT_BETAS  # adamw only

@@ -20,16 +20,22 @@ from fedhpc.train.standardise import standardise
 
 CASES = {
     # 43 training rows: batches of 8 end in one of 3, so that three ranks have 3, 3, 2 rows and then 1, 1, 1
-    "uneven": (TrainSettings("sgd", lr=0.002, momentum=0.9, batch_size=8, local_epochs=2), {"norm": False}),
+    "uneven": (TrainSettings(optimizer="sgd", lr=0.002, momentum=0.9, batch_size=8, local_epochs=2), {"norm": False}),
     # batches of 2 end in one of 1: with three ranks, one or two have no row at all
-    "empty shares": (TrainSettings("adamw", lr=0.01, batch_size=2, local_epochs=1, clip_norm=0.7), {"norm": False}),
-    "accumulated": (TrainSettings("sgd", lr=0.005, batch_size=10, local_steps=9, accumulation=3), {"norm": False}),
-    # two ranks take their shares of 3 and 2 rows in 3 and 2 pieces: they average once all the same
-    "accumulated unevenly": (
-        TrainSettings("sgd", lr=0.005, batch_size=5, local_steps=9, accumulation=3),
+    "empty shares": (
+        TrainSettings(optimizer="adamw", lr=0.01, batch_size=2, local_epochs=1, clip_norm=0.7),
         {"norm": False},
     ),
-    "whole": (TrainSettings("adamw", lr=0.01, batch_size=0, local_steps=4), {"norm": False}),
+    "accumulated": (
+        TrainSettings(optimizer="sgd", lr=0.005, batch_size=10, local_steps=9, accumulation=3),
+        {"norm": False},
+    ),
+    # two ranks take their shares of 3 and 2 rows in 3 and 2 pieces: they average once all the same
+    "accumulated unevenly": (
+        TrainSettings(optimizer="sgd", lr=0.005, batch_size=5, local_steps=9, accumulation=3),
+        {"norm": False},
+    ),
+    "whole": (TrainSettings(optimizer="adamw", lr=0.01, batch_size=0, local_steps=4), {"norm": False}),
 }
 
 
@@ -60,7 +66,7 @@ def main(out: Path) -> None:
         np.testing.assert_allclose(sums["loss"], alone.measure()["loss"], rtol=1e-3)
 
     # Batch norm and dropout: ranks see different rows, yet the site has one state, and it can be taken up again.
-    settings = TrainSettings("adamw", lr=0.01, batch_size=8, local_steps=5)
+    settings = TrainSettings(optimizer="adamw", lr=0.01, batch_size=8, local_steps=5)
     with site(group, settings, {"dropout": 0.4}) as trainer:
         trainer.train(0, trainer.tensors())
         tensors, private = trainer.tensors(), trainer.private()

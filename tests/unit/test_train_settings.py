@@ -31,7 +31,12 @@ from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 )
 def test_train_refuses(table: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
-        read_section(TrainSettings, table, "train")
+        read_section(TrainSettings, {"lr": 0.1} | table, "train")
+
+
+def test_the_learning_rate_has_no_default() -> None:
+    with pytest.raises(ConfigError, match="'lr' is missing"):
+        read_section(TrainSettings, {"local_steps": 1}, "train")
 
 
 def test_train_reads_a_whole_section() -> None:

@@ -15,7 +15,7 @@ from fedhpc.train import standardise as module
 from fedhpc.train.settings import TrainSettings
 from fedhpc.train.standardise import standardise
 
-SETTINGS = TrainSettings(local_steps=1)
+SETTINGS = TrainSettings(lr=0.1, local_steps=1)
 
 
 def federation(trainers: list, monkeypatch: pytest.MonkeyPatch | None = None) -> list[str]:

@@ -15,7 +15,7 @@ from fedhpc.train.optimise import learning_rate
 from fedhpc.train.randomness import rank_seed
 from fedhpc.train.settings import TrainSettings
 
-ADAMW = TrainSettings("adamw", lr=0.01, weight_decay=0.02, batch_size=8, local_steps=7)
+ADAMW = TrainSettings(optimizer="adamw", lr=0.01, weight_decay=0.02, batch_size=8, local_steps=7)
 
 
 def equal(one: dict, two: dict) -> None:
@@ -29,10 +29,12 @@ def equal(one: dict, two: dict) -> None:
     "settings",
     [
         ADAMW,
-        TrainSettings("sgd", lr=0.05, momentum=0.9, batch_size=0, local_epochs=3, clip_norm=0.5),
-        TrainSettings("adamw", lr=0.01, batch_size=8, local_steps=7, schedule="cosine", warmup_steps=3, total_steps=25),
-        TrainSettings("adamw", lr=0.01, batch_size=8, local_steps=7, precision="bf16"),
-        TrainSettings("adamw", lr=0.01, batch_size=8, local_steps=7, optimizer_state="reset"),
+        TrainSettings(optimizer="sgd", lr=0.05, momentum=0.9, batch_size=0, local_epochs=3, clip_norm=0.5),
+        TrainSettings(
+            optimizer="adamw", lr=0.01, batch_size=8, local_steps=7, schedule="cosine", warmup_steps=3, total_steps=25
+        ),
+        TrainSettings(optimizer="adamw", lr=0.01, batch_size=8, local_steps=7, precision="bf16"),
+        TrainSettings(optimizer="adamw", lr=0.01, batch_size=8, local_steps=7, optimizer_state="reset"),
     ],
 )
 def test_equals_a_plain_loop_to_the_last_bit(settings: TrainSettings, proximal: float) -> None:
@@ -78,7 +80,9 @@ def test_equals_a_plain_loop_to_the_last_bit(settings: TrainSettings, proximal: 
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_a_restored_run_equals_an_unbroken_one(momentum: float | None) -> None:
     settings = (
-        ADAMW if momentum is None else TrainSettings("sgd", lr=0.01, momentum=momentum, batch_size=8, local_steps=7)
+        ADAMW
+        if momentum is None
+        else TrainSettings(optimizer="sgd", lr=0.01, momentum=momentum, batch_size=8, local_steps=7)
     )
     with make_trainer(settings) as whole:
         for round_ in range(3):
@@ -144,7 +148,9 @@ def test_another_number_of_ranks_draws_anew_but_goes_on() -> None:
 
 
 def test_reset_keeps_no_optimiser_state() -> None:
-    with make_trainer(TrainSettings("adamw", batch_size=8, local_steps=2, optimizer_state="reset")) as trainer:
+    with make_trainer(
+        TrainSettings(optimizer="adamw", lr=0.01, batch_size=8, local_steps=2, optimizer_state="reset")
+    ) as trainer:
         trainer.train(0, trainer.tensors())
         assert not [name for name in trainer.private() if name.startswith("optimizer:")]
 
@@ -152,7 +158,7 @@ def test_reset_keeps_no_optimiser_state() -> None:
 def test_accumulation_does_not_change_the_step() -> None:
     results = []
     for accumulation in (1, 3, 50):
-        settings = TrainSettings("sgd", lr=0.05, batch_size=8, local_steps=6, accumulation=accumulation)
+        settings = TrainSettings(optimizer="sgd", lr=0.05, batch_size=8, local_steps=6, accumulation=accumulation)
         with make_trainer(settings, model={"dropout": 0.0, "norm": False}) as trainer:
             result = trainer.train(0, trainer.tensors())
             results.append((trainer.tensors(), result.loss))

@@ -8,7 +8,7 @@ from fedhpc.data.rowkey import create_key, read_key
 from fedhpc.demo.heart.hospitals import HOSPITALS, write_site_stores
 from fedhpc.ops.scaffold import NewSite, Plan, write_federation
 
-ROUNDS = 40
+ROUNDS = 20
 RANKS_PER_SITE = 2
 
 STRATEGY = """\

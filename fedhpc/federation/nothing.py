@@ -1,0 +1,37 @@
+"""Null objects for the main loop: a run that keeps nothing and says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedhpc.errors import InternalError
+from fedhpc.federation.interfaces import Checkpoint
+
+
+class NoCheckpoints:
+    """A CheckpointStore that keeps nothing: every run is a fresh one."""
+
+    def rounds(self) -> list[int]:
+        """None."""
+        return []
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Forget it."""
+
+    def load(self, round_: int) -> Checkpoint:
+        """There is never one to load."""
+        raise InternalError(f"no checkpoint of round {round_} was kept")
+
+    def discard_after(self, round_: int) -> None:
+        """Nothing to discard."""
+
+
+class Silence:
+    """A Reporter that says nothing."""
+
+    def round_done(self, record: Mapping[str, Any]) -> None:
+        """Ignore it."""
+
+    def note(self, text: str) -> None:
+        """Ignore it."""
