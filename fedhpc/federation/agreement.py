@@ -24,6 +24,7 @@ AGREED_SECTIONS = ("federation", "site", "secure", "strategy", "task", "train")
 SITE_SECTIONS = ("site", "data", "compute", "exchange")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_KEY = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,12 @@ class RosterEntry:
 
     def __post_init__(self) -> None:
         check_name(self.name, "site.name")
-        try:
-            public_identity(bytes.fromhex(self.sign))
-        except ValueError:
+        # Lower case only: otherwise one key could stand in the roster twice, written in two ways.
+        if not _KEY.fullmatch(self.sign):
             raise ConfigError(
                 f"site {self.name}: sign is not an Ed25519 public key",
-                "64 hex digits; `fedhpc new` writes keys for a rehearsal",
-            ) from None
+                "64 lower-case hex digits; `fedhpc new` writes keys for a rehearsal",
+            )
         if self.samples < 0:
             raise ConfigError(f"site {self.name}: samples = {self.samples}")
 
@@ -136,6 +136,8 @@ class ExchangeSection:
     """Encode and mask the next chunk in a helper thread; auto: if this rank has two cores."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.rails, int) and not 1 <= self.rails <= 65536:
+            raise ConfigError(f"exchange.rails = {self.rails}", "at least 1, or 'auto'")
         if self.chunk_bytes < 4096 or self.chunk_bytes % 16 or self.chunk_bytes > 1 << 29:
             raise ConfigError(f"exchange.chunk_bytes = {self.chunk_bytes}", "a multiple of 16, 4096 to 2^29")
 
@@ -245,7 +247,7 @@ def read_identity(path: Path) -> bytes:
         raise StorageError(f"cannot read the key file {path}: {reason}") from None
     if status.st_mode & 0o077:
         raise StorageError(f"the key file {path} can be read by others", f"chmod 600 {path}")
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
+    if not _KEY.fullmatch(text):
         raise ConfigError(f"{path} is not a key file", "it holds 64 hex digits")
     return bytes.fromhex(text)
 

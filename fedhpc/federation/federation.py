@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -16,7 +17,8 @@ from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.layout import Vector, sum_kind
 from fedhpc.federation.masked_sum import NO_BASE, Opened, Party, SumPlan, open_sum, settle
 from fedhpc.federation.pipeline import Pipeline, Stages
-from fedhpc.federation.scales import exponent_counts, exponent_scales
+from fedhpc.federation.scales import exponent_counts, exponent_scales, refuse_beyond
+from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
 from fedhpc.secure.transcript import input_hash, state_hash, tree
@@ -54,6 +56,7 @@ class Federation:
         """Tree(tensors) of the global model, part of every state's hash."""
         self.spent = Spent()
         """Costs since `take_spent`."""
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -62,9 +65,12 @@ class Federation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if isinstance(error, SystemExit):
+            abort_on_exit(error)
 
     def close(self) -> None:
-        """Release the ledger. Safe to call twice."""
+        """Release the ledger; no sum is possible afterwards. Safe to call twice."""
+        self._closed = True
         if self.party.journal is not None:
             self.party.journal.close()
 
@@ -161,18 +167,31 @@ class Federation:
         return Sync(self, model, optimizer, **settings)
 
     def weight_share(self, weight: float, name: str | None = None) -> float:
-        """w_u / W for this site's private `weight` ≥ 0 (up to 2^40, whole numbers exact); W is a masked sum."""
-        total = self.total_weight(weight, name)
-        if total <= 0:
+        """w_u / W for this site's private `weight`, 0 to 2^40; W is a masked sum.
+
+        Whole numbers are exact, fractions are rounded to a public grid (2^-20 for 3 sites, 2^-15 for
+        100), here as in W, so that shares add up to 1.
+        """
+        weight = self.from_leader(weight)  # all ranks of the site must scale their parts alike
+        total = self._sum_of_weights(weight, name)
+        if total["weight"] <= 0:
             raise DataError("the weights of all sites add up to 0", "at least one site must have rows")
-        return weight / total
+        grid = total.quantum["weight"]
+        return (round(weight / grid) * grid if grid else weight) / float(total["weight"])
 
     def total_weight(self, weight: float, name: str | None = None) -> float:
         """W, the sum of every site's private `weight`."""
+        return float(self._sum_of_weights(weight, name)["weight"])
+
+    def _sum_of_weights(self, weight: float, name: str | None) -> Sums:
         if not (math.isfinite(weight) and 0 <= weight <= _WEIGHT_BOUND):
             raise DataError(f"site {self.site} has the weight {weight}", "weights are finite and at least 0")
         weights = {"weight": np.float64(weight)}
-        return float(self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}")["weight"])
+        return self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}")
+
+    def from_leader(self, number: float) -> float:
+        """The `number` of this site's rank 0, on all its ranks."""
+        return float(struct.unpack("<d", self.party.site.broadcast_bytes(struct.pack("<d", number)))[0])
 
     def _combine(self, arrays: Mapping[str, Any], factor: float, bound: float | None, name: str | None) -> Sums:
         """Σ factor · array over the sites, by name."""
@@ -185,6 +204,8 @@ class Federation:
         purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
         floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
         if bound is not None:
+            if self.party.leads:  # the leader's values count
+                refuse_beyond(floats, bound, self.site)
             scales = {n: scale_for(bound, 8 * a.itemsize, len(self.sites)) for n, a in floats.items()}
         else:
             scales = self.choose_scales(floats, factor, f"scale of {purpose}")
@@ -198,11 +219,12 @@ class Federation:
     def choose_scales(self, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str) -> dict[str, int]:
         """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
 
-        Every rank gives the site's arrays. The sites learn how many of them have each exponent, and nothing else.
+        The values of the site's rank 0 count. The sites learn how many of them have each exponent, and nothing else.
         """
         if not arrays or len(self.sites) == 1:
             return dict.fromkeys(arrays, 0)
-        counts = exponent_counts(arrays, factor, self.site)
+        seen = arrays if self.party.leads else {n: np.empty(0, a.dtype) for n, a in arrays.items()}
+        counts = exponent_counts(seen, factor, self.site)
         vector = Vector(Layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
         vector.fill(counts)
         self.add(vector, purpose)
@@ -211,11 +233,13 @@ class Federation:
 
     def add(self, vector: Vector, purpose: str, factors: dict[str, float] | None = None) -> None:
         """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is."""
+        self._refuse_closed()
         plan = SumPlan(self._round_of(purpose), purpose, NO_BASE, self.state, factors or {})
         self.finish(open_sum(self.party, self.pipeline, vector, plan), self.tensors_tree)
 
     def begin_training_sum(self, vector: Vector, factors: dict[str, float]) -> Opened:
         """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model."""
+        self._refuse_closed()
         base = self.state
         plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, base, factors, replicated=True)
         return open_sum(self.party, self.pipeline, vector, plan)
@@ -227,6 +251,10 @@ class Federation:
         self.round_ = max(self.round_, opened.plan.round_)
         self.tensors_tree = tensors_tree
         self.spent.add(opened)
+
+    def _refuse_closed(self) -> None:
+        if self._closed:  # told on every rank: only the leader has a ledger to miss
+            raise ConfigError("the federation is closed", "sum inside its `with` block, or join again")
 
     def _round_of(self, purpose: str) -> int:
         """The next round, or the round that this statistic has had before: then it must be the same vector again."""

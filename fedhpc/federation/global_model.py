@@ -13,6 +13,7 @@ from fedhpc.errors import DataError
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.layout import Vector
+from fedhpc.federation.scales import refuse_beyond
 from fedhpc.federation.strategy import FedAvg, make_strategy
 from fedhpc.mpi.collectives import Group
 from fedhpc.secure.ring import Layout, Tensor, scale_for
@@ -67,7 +68,7 @@ class GlobalModel:
         self._total_weight = float(outer[_TOTAL_WEIGHT][0]) if _TOTAL_WEIGHT in outer else None
         self._federation.tensors_tree = tensors_tree(self._federation.party.site, tensors)
 
-    def exchange(self, local: Tensors, samples: int, measured: Mapping[str, NDArray[Any]]) -> Tensors:
+    def exchange(self, local: Tensors, samples: float, measured: Mapping[str, NDArray[Any]]) -> Tensors:
         """One round: replace the global tensors by the outer step over the mean update; gives the sum of `measured`.
 
         `local`: the site's tensors after training, equal on all its ranks. `samples`: its rows. `measured`: int64 and
@@ -128,6 +129,7 @@ class GlobalModel:
         vector.fill({_MEASURED + n: a for n, a in measured.items()})
         sites = len(self._federation.sites)
         if self._secure.bound is not None:
+            refuse_beyond(updates, self._secure.bound, self._federation.site)
             scales = {t.name: scale_for(self._secure.bound, t.bits, sites) for t in plain}
         else:
             scales = self._federation.choose_scales(updates, share, f"scale of round {self._federation.round_ + 1}")
@@ -144,7 +146,7 @@ class GlobalModel:
             tensors.append(Tensor(_MEASURED + name, array.dtype.name, array.shape, scale))
         return tensors
 
-    def _share(self, samples: int) -> float:
+    def _share(self, samples: float) -> float:
         """w_u / W of this site."""
         agreement = self._federation.party.agreement
         if self._settings.weights == "uniform":

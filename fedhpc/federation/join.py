@@ -77,14 +77,12 @@ def join_with_files(federation: Path, *, sites: Path | None, site: Path | None, 
     else:
         mine = files[0]
         number = agreement.number_of(mine.site.name)
-    rails = _agree_on_rails(world.group, mine)
+    rails, chunk_bytes = _agree_on_exchange(world.group, mine)
     place = mpi_world.split(world, number, agreement.names, rails)
     name = agreement.names[number - 1]
     directory = mine.path(mine.site.directory) if mine.site.directory else (run or federation.parent / "run") / name
     party = _party(world, place, agreement, mine, directory)
-    pipeline = Pipeline(
-        party.exchange, chunk_bytes=mine.exchange.chunk_bytes, overlap=_overlap(world, mine.exchange.overlap)
-    )
+    pipeline = Pipeline(party.exchange, chunk_bytes=chunk_bytes, overlap=_overlap(world, mine.exchange.overlap))
     joined = Federation(party, pipeline)
     joined.round_ = _last_round(place, party.journal)
     return Joined(joined, mine, directory, world.group.rank == 0)
@@ -113,12 +111,13 @@ def _read_files(
     return agreement, site_files(agreement)
 
 
-def _agree_on_rails(world: Group, mine: SiteFile) -> int | str:
-    """Every rail needs a rank in every site, so the smallest number asked for counts."""
+def _agree_on_exchange(world: Group, mine: SiteFile) -> tuple[int | str, int]:
+    """(rails, bytes of a chunk): the smallest that any site asks for, since all ranks of a rail move equal chunks."""
     asked = mine.exchange.rails if isinstance(mine.exchange.rails, int) else 0
-    wishes = [int.from_bytes(b, "little") for b in world.gather_bytes(max(asked, 0).to_bytes(4, "little"))]
-    numbers = [w for w in wishes if w]
-    return min(numbers) if numbers else "auto"
+    wish = asked.to_bytes(4, "little") + mine.exchange.chunk_bytes.to_bytes(4, "little")
+    wishes = world.gather_bytes(wish)
+    rails = [number for w in wishes if (number := int.from_bytes(w[:4], "little"))]
+    return min(rails, default="auto"), min(int.from_bytes(w[4:], "little") for w in wishes)
 
 
 def _party(world: World, place: Place, agreement: Agreement, mine: SiteFile, directory: Path) -> Party:
@@ -175,9 +174,8 @@ def _last_round(place: Place, journal: Journal | None) -> int:
 
 def _overlap(world: World, wish: str) -> bool:
     """A helper thread pays only where this rank has a second core."""
-    if wish != "auto":
-        return wish == "on"
-    return len(os.sched_getaffinity(0)) >= 2 * mpi_world.ranks_on_this_host(world)
+    ranks = mpi_world.ranks_on_this_host(world)  # collective, so also where the wish is not "auto"
+    return wish == "on" or (wish == "auto" and len(os.sched_getaffinity(0)) >= 2 * ranks)
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 from pathlib import Path
 from typing import Protocol
 
 from fedhpc.errors import PolicyError, StorageError
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger, chain, entry_from_json
-from fedhpc.secure.transcript import canon
+from fedhpc.secure.transcript import canon, parse_canon
 
 _MAX_LINE_BYTES = 64 << 10
 
@@ -41,7 +40,8 @@ class MemoryJournal:
 
     def admit(self, entry: LedgerEntry) -> None:
         """See Journal.admit; nothing is written."""
-        self.ledger.admit(entry)
+        if self.ledger.check(entry):
+            self.ledger.add(entry)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -53,32 +53,46 @@ class FileJournal:
     def __init__(self, path: Path) -> None:
         """Raises StorageError if another run holds the file or it cannot be opened, PolicyError if it was altered."""
         self._path = path
+        self._failed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            self._lock()
-            self.ledger = RoundLedger(self._read())
+            try:
+                self._lock()
+                self.ledger = RoundLedger(self._read())
+                _sync_directory(path.parent)
+            except BaseException:
+                os.close(self._file)
+                raise
         except OSError as error:
             raise StorageError(f"cannot use the ledger {path}: {error.strerror}") from None
 
     def admit(self, entry: LedgerEntry) -> None:
         """See Journal.admit. Raises StorageError if the line cannot be made durable; then nothing may be sent."""
-        if not self.ledger.admit(entry):
+        if self._failed:
+            raise StorageError(f"the ledger {self._path} could not be written before", "start the run again")
+        if not self.ledger.check(entry):
             return
-        line = canon({"entry": entry.as_json(), "head": self.ledger.head.hex()}) + b"\n"
+        line = canon({"entry": entry.as_json(), "head": chain(self.ledger.head, entry).hex()}) + b"\n"
         try:
             # One write of a short line with O_APPEND: a kill leaves a whole line or a torn last one, never two mixed.
             if os.write(self._file, line) != len(line):
                 raise OSError(errno.ENOSPC, "short write")
             os.fsync(self._file)
         except OSError as error:
+            # What lies on disk is unknown now (a torn line, or pages that the kernel dropped), so this process stops
+            # here; the next one cuts a torn line, and repeats a whole one.
+            self._failed = True
             raise StorageError(
                 f"cannot write the ledger {self._path}: {error.strerror}", "nothing was sent; free some space"
             ) from None
+        self.ledger.add(entry)
 
     def close(self) -> None:
-        """Release the lock."""
-        os.close(self._file)
+        """Release the lock. Safe to call twice."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1  # a number that is no file: a later write must not reach a file opened in between
 
     def _lock(self) -> None:
         try:
@@ -106,7 +120,7 @@ class FileJournal:
             try:
                 if len(line) > _MAX_LINE_BYTES:
                     raise ValueError("line too long")
-                record = json.loads(line)
+                record = parse_canon(line)
                 entry = entry_from_json(record["entry"])
                 head = chain(head, entry)
                 if record["head"] != head.hex():
@@ -118,3 +132,12 @@ class FileJournal:
                 ) from None
             entries.append(entry)
         return entries
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the name of a new file durable; a ledger that a power cut unlinks would allow every round once more."""
+    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -84,8 +84,10 @@ class Opened:
     attempt: PairwiseAttempt | None
 
 
-def open_sum(party: Party, pipeline: Pipeline, vector: Vector, plan: SumPlan) -> Opened:
+def open_sum(party: Party, pipeline: Pipeline, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
     """Replace `vector`, in place and on every rank, by the sum over the sites.
+
+    `digest`: hash the sum for M6; a benchmark leaves it out to time the sum alone.
 
     Called by every rank of every site. Raises DataError for numbers that have no place in the ring, PolicyError if
     the ledger forbids the sum or the sites do not agree; nothing of the vector has left the site then.
@@ -95,6 +97,8 @@ def open_sum(party: Party, pipeline: Pipeline, vector: Vector, plan: SumPlan) ->
     sites = len(party.members)
     begun = time.perf_counter()
     if party.site.size > 1 and not plan.replicated:
+        # Compared first: a broadcast into a buffer of another size ends in MPI's own words, or never.
+        _refuse_other_layouts(party, party.site.gather_bytes(layout.hash))
         party.site.broadcast(vector.buffer)
     my_part = (*parts(layout.nbytes, party.rails), *[(0, 0)] * party.site.size)[party.site.rank]
     input_ = input_hash(plan.purpose, plan.base)
@@ -119,8 +123,7 @@ def open_sum(party: Party, pipeline: Pipeline, vector: Vector, plan: SumPlan) ->
     key = party.ledger_key if party.masked else None
     tags = b"" if key is None else fingerprint_blocks(key, vector.buffer, *my_part)
     gathered = party.site.gather_bytes(layout.hash + tags)
-    if any(message[:32] != layout.hash for message in gathered):
-        raise DataError(f"the ranks of site {party.name} sum different names, shapes or scales")
+    _refuse_other_layouts(party, gathered)
     if party.leads and party.masked:
         assert party.journal is not None
         assert key is not None
@@ -134,7 +137,7 @@ def open_sum(party: Party, pipeline: Pipeline, vector: Vector, plan: SumPlan) ->
     attempt, masks, message_bytes = _agree(party, vector, plan)
     stages.agree = _lap(begun)
 
-    digests = pipeline.run(vector, my_part, codec, masks, stages, digest=True)
+    digests = pipeline.run(vector, my_part, codec, masks, stages, digest=digest)
 
     begun = time.perf_counter()
     joined = b"".join(party.site.gather_bytes(b"".join(digests)))
@@ -149,21 +152,27 @@ def open_sum(party: Party, pipeline: Pipeline, vector: Vector, plan: SumPlan) ->
 def settle(party: Party, opened: Opened, state: bytes) -> None:
     """Compare results with the other sites (M6): they hold the same sum and move to the same `state` [32].
 
-    PolicyError names a site whose result differs; the caller must not apply or store the result then.
+    A training round's M6 is signed, as proof of the model that all went on from; a statistic's is compared only, since
+    the model stays and a signature from each site would take longer than the rest of a small sum.
+    PolicyError or DataError names a site whose result differs; the caller must not apply or store the result then.
     """
     if not party.leads or len(party.members) == 1:
         return
     begun = time.perf_counter()
-    if opened.attempt is None:
-        results = party.exchange.gather(opened.sum_tree + state)
-        for member, result in zip(party.members, results, strict=True):
-            if result != opened.sum_tree + state:
-                raise DataError(f"site {member.name} has another result than site {party.name}")
+    if opened.attempt is None or opened.plan.base == NO_BASE:
+        message = opened.sum_tree + state
+        for member, result in zip(party.members, party.exchange.gather(message), strict=True):
+            if result != message:
+                raise DataError(
+                    f"site {member.name} has another {'sum' if result[:32] != message[:32] else 'state'} after round "
+                    f"{opened.plan.round_} than site {party.name}",
+                    "its memory, NumPy or software differs; the round is not applied",
+                )
     else:
         message = opened.attempt.result(state, opened.sum_tree)
         opened.attempt.receive_results(party.exchange.gather(message), state, opened.sum_tree)
-        opened.bytes_up += len(message)
-        opened.bytes_down += len(message)
+    opened.bytes_up += len(message)
+    opened.bytes_down += len(message)
     opened.stages.agree += _lap(begun)
 
 
@@ -215,6 +224,15 @@ def _compare_proposals(party: Party, mine: bytes) -> None:
     hashes = party.exchange.gather(hash_parts(labels.HASH_T0, mine))
     if len(set(hashes)) > 1:
         refuse_difference(mine, party.exchange.gather(mine), party.members)
+
+
+def _refuse_other_layouts(party: Party, messages: list[bytes]) -> None:
+    """DataError unless every rank of the site begins its message with the same layout hash."""
+    if len({message[:32] for message in messages}) > 1:
+        raise DataError(
+            f"the ranks of site {party.name} sum different names, shapes or scales",
+            "every rank of a site makes the same calls with the same names and shapes",
+        )
 
 
 def _lap(begun: float) -> float:

@@ -1,7 +1,8 @@
 """One rail's part of a masked sum, chunk by chunk: encode, mask, sum over the sites, hash, decode, all in place.
 
-While the wire carries one chunk, a helper thread encodes and masks the next (NumPy and AES release the interpreter
-lock). On a machine with fewer cores than that needs, the same steps run one after the other.
+Chunks are prepared a batch at a time, since every allreduce is a meeting of all sites and a site that is still masking
+holds up the rest; each is decoded while it is still in the caches. With a core to spare, a helper thread prepares the
+next batch while the wire carries this one (NumPy and AES release the interpreter lock).
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from fedhpc.federation.layout import Vector
 from fedhpc.secure.ring import Codec, Layout, lanes_of
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 
-CHUNK_BYTES = 2 << 20  # stays in the caches from encoding to decoding; larger chunks were measured slower
-_AHEAD = 2  # chunks prepared before they are needed
+CHUNK_BYTES = 2 << 20  # in one allreduce; larger ones fall out of the caches
+_BATCH = 16  # chunks prepared together
+_AHEAD = 1  # batches prepared before they are needed
 
 
 class LaneMasks(Protocol):
@@ -94,41 +96,44 @@ class Pipeline:
         encoder, decoder = codec(), codec()
         hasher = BlockHasher(buffer, part[0]) if digest else None
 
-        def prepare(chunk: Chunk) -> Chunk:
-            begun = time.perf_counter()
-            pieces = layout.pieces(chunk.start, chunk.stop)
-            for piece in pieces:
-                encoder.encode(buffer, piece)
-            encoded = time.perf_counter()
-            for piece in pieces:
-                masks.add(lanes_of(buffer, piece.start, piece.stop, chunk.bits), piece.start)
-            stages.encode += encoded - begun
-            stages.masks += time.perf_counter() - encoded
-            return chunk
+        def prepare(batch: list[Chunk]) -> list[Chunk]:
+            for chunk in batch:
+                for piece in layout.pieces(chunk.start, chunk.stop):
+                    begun = time.perf_counter()
+                    encoder.encode(buffer, piece)
+                    encoded = time.perf_counter()
+                    masks.add(lanes_of(buffer, piece.start, piece.stop, chunk.bits), piece.start)
+                    stages.encode += encoded - begun
+                    stages.masks += time.perf_counter() - encoded
+            return batch
 
-        for chunk in self._prepared(cut(layout, *part, self._chunk_bytes), prepare):
-            begun = time.perf_counter()
-            self._exchange.start(lanes_of(buffer, chunk.start, chunk.stop, chunk.bits)).wait()
-            summed = time.perf_counter()
-            if hasher is not None:
-                hasher.advance(chunk.stop)
-            hashed = time.perf_counter()
-            for piece in layout.pieces(chunk.start, chunk.stop):
-                decoder.decode(buffer, piece)
-            stages.wire += summed - begun
-            stages.digest += hashed - summed
-            stages.decode += time.perf_counter() - hashed
+        chunks = cut(layout, *part, self._chunk_bytes)
+        for batch in self._prepared([chunks[i : i + _BATCH] for i in range(0, len(chunks), _BATCH)], prepare):
+            for chunk in batch:
+                begun = time.perf_counter()
+                self._exchange.add(lanes_of(buffer, chunk.start, chunk.stop, chunk.bits))
+                summed = time.perf_counter()
+                if hasher is not None:
+                    hasher.advance(chunk.stop)
+                hashed = time.perf_counter()
+                for piece in layout.pieces(chunk.start, chunk.stop):
+                    decoder.decode(buffer, piece)
+                stages.wire += summed - begun
+                stages.digest += hashed - summed
+                stages.decode += time.perf_counter() - hashed
         return [] if hasher is None else hasher.finish(part[1])
 
-    def _prepared(self, chunks: Sequence[Chunk], prepare: Callable[[Chunk], Chunk]) -> Iterator[Chunk]:
-        """The chunks in order, each after `prepare`."""
-        if not self._overlap or len(chunks) < 2:
-            yield from map(prepare, chunks)
+    def _prepared(
+        self, batches: Sequence[list[Chunk]], prepare: Callable[[list[Chunk]], list[Chunk]]
+    ) -> Iterator[list[Chunk]]:
+        """The batches in order, each after `prepare`."""
+        if not self._overlap or len(batches) < 2:
+            yield from map(prepare, batches)
             return
         with ThreadPoolExecutor(1, "fedhpc-prepare") as helper:
-            waiting: deque[Future[Chunk]] = deque()
-            for chunk in chunks:
-                waiting.append(helper.submit(prepare, chunk))
+            waiting: deque[Future[list[Chunk]]] = deque()
+            for batch in batches:
+                waiting.append(helper.submit(prepare, batch))
                 if len(waiting) > _AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -141,7 +146,7 @@ class BlockHasher:
     def __init__(self, buffer: NDArray[np.uint8], start: int) -> None:
         """`start` is a multiple of the block size."""
         self._buffer = buffer
-        self._at = start
+        self._start = self._at = start
         self._digest = hashlib.sha256()
         self._digests: list[bytes] = []
 
@@ -159,6 +164,6 @@ class BlockHasher:
     def finish(self, stop: int) -> list[bytes]:
         """The digests of all blocks up to byte `stop`."""
         self.advance(stop)
-        if self._at % TREE_BLOCK_BYTES:
+        if self._at > self._start and self._at % TREE_BLOCK_BYTES:
             self._digests.append(self._digest.digest())
         return self._digests

@@ -128,14 +128,18 @@ def _begin(
 
 
 def _newest_common_round(federation: Federation, store: CheckpointStore) -> int | None:
-    """The newest round in every site's store; None if the run is fresh. Leaders look, every rank learns."""
+    """The newest round in every site's store; None if the run is fresh. Leaders look, every rank learns.
+
+    A kill may fall between two sites' first checkpoints. Round 0 is made again then: it repeats to the last bit, and
+    the ledger refuses sums that do not.
+    """
     party = federation.party
     answer = b""
     if party.leads:
         mine = ",".join(str(r) for r in store.rounds()).encode()
         held = [{int(r) for r in m.decode().split(",") if r} for m in party.exchange.gather(mine)]
         common = set.intersection(*held)
-        if not common and any(held):
+        if not common and any(rounds - {0} for rounds in held):
             having = [name for name, rounds in zip(federation.sites, held, strict=True) if rounds]
             raise DataError(
                 f"only site {', '.join(having)} has checkpoints, and no round is held by all sites",

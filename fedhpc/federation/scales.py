@@ -29,13 +29,7 @@ def exponent_counts(arrays: Mapping[str, NDArray[Any]], factor: float, site: str
     counts = {}
     for name, array in arrays.items():
         lowest, highest = _RANGES[array.dtype.name]
-        largest = max(float(array.max()), -float(array.min())) if array.size else 0.0
-        if not math.isfinite(largest):
-            what = "NaN" if math.isnan(largest) else "infinity"
-            raise DataError(
-                f"tensor '{name}' of site {site} holds {what}",
-                "nothing was sent; look for a diverging loss or missing values in the data",
-            )
+        largest = _largest(name, array, site)
         exponent = math.frexp(largest * factor)[1] if largest * factor else lowest
         if exponent > highest:
             raise DataError(
@@ -45,6 +39,32 @@ def exponent_counts(arrays: Mapping[str, NDArray[Any]], factor: float, site: str
         marks[max(exponent, lowest) - lowest] = 1
         counts[name] = marks
     return counts
+
+
+def refuse_beyond(arrays: Mapping[str, NDArray[Any]], bound: float, site: str) -> None:
+    """Raise DataError that names tensor and site for NaN, infinity or an absolute value above the agreed `bound`.
+
+    The grid alone would let values pass up to the next power of two.
+    """
+    for name, array in arrays.items():
+        largest = _largest(name, array, site)
+        if largest > float(array.dtype.type(bound)):
+            raise DataError(
+                f"tensor '{name}' of site {site} reaches {largest:.6g}, beyond the bound {bound:g}",
+                "values are never clipped in silence: raise the bound, or leave it out to have the scale chosen",
+            )
+
+
+def _largest(name: str, array: NDArray[Any], site: str) -> float:
+    """The largest |x|; 0 for an empty array. DataError if a value is not finite."""
+    largest = max(float(array.max()), -float(array.min())) if array.size else 0.0
+    if not math.isfinite(largest):
+        what = "NaN" if math.isnan(largest) else "infinity"
+        raise DataError(
+            f"tensor '{name}' of site {site} holds {what}",
+            "nothing was sent; look for a diverging loss or missing values in the data",
+        )
+    return largest
 
 
 def exponent_scales(totals: Mapping[str, NDArray[Any]], bits: Mapping[str, int], sites: int) -> dict[str, int]:

@@ -51,11 +51,11 @@ class Sync:
                 "sync needs weight=, this site's number of training rows",
                 'or set [strategy] weights = "uniform" in federation.toml',
             )
-        wrapped = getattr(model, "module", None)
-        self._model: torch.nn.Module = model if wrapped is None else wrapped
+        self._model = _unwrapped(model)
         self._optimizer = optimizer
         self._every = steps
-        self._weight = weight or 0
+        # A site is one party: its leader's weight counts, whatever share of the rows the other ranks hold.
+        self._weight = federation.from_leader(weight or 0)
         self._keep = keep_optimizer_state
         self._count = 0
         self._site = federation.party.site
@@ -104,3 +104,10 @@ class Sync:
         with torch.no_grad():
             for name, tensor in self._shared().items():
                 tensor.copy_(torch.from_numpy(np.array(tensors[name])))
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside DDP. By type: a model of the user's own may well have a layer called `module`."""
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    return model.module if isinstance(model, DataParallel | DistributedDataParallel) else model

@@ -30,14 +30,6 @@ _SMALL = 1020  # bytes of a message that fits the first, fixed-size allgather
 _HEADER = 4
 
 
-class Request(Protocol):
-    """A running collective; `wait` returns when the buffer holds the result."""
-
-    def wait(self) -> None:
-        """Block until the collective is done."""
-        ...
-
-
 class Group(Protocol):
     """A set of ranks that talk to each other, as seen from one of them."""
 
@@ -50,10 +42,6 @@ class Group(Protocol):
 
         Raises DataError for a dtype outside SUMMABLE or a buffer that is not C-contiguous.
         """
-        ...
-
-    def start_sum(self, array: NDArray[Any]) -> Request:
-        """`sum` without waiting; `array` must not be touched before `wait`. At most MAX_COUNT elements."""
         ...
 
     def broadcast(self, array: NDArray[Any], root: int = 0) -> None:
@@ -89,11 +77,6 @@ class SerialGroup:
     def sum(self, array: NDArray[Any]) -> None:
         """Check `array` as MPI's door does; the sum over one rank is itself."""
         check_buffer(array, SUMMABLE, "sum", self)
-
-    def start_sum(self, array: NDArray[Any]) -> Request:
-        """As `sum`; nothing is left to wait for."""
-        self.sum(array)
-        return _Done()
 
     def broadcast(self, array: NDArray[Any], root: int = 0) -> None:
         """Check `array` as MPI's door does."""
@@ -134,13 +117,6 @@ class MpiGroup:
         check_buffer(array, SUMMABLE, "sum", self)
         for piece in _pieces(array):
             self._comm.Allreduce(self._mpi.IN_PLACE, piece, op=self._mpi.SUM)
-
-    def start_sum(self, array: NDArray[Any]) -> Request:
-        """See Group.start_sum."""
-        check_buffer(array, SUMMABLE, "sum", self)
-        if array.size > MAX_COUNT:
-            raise InternalError(f"{_who(self)}: a running sum of {array.size} elements; at most {MAX_COUNT}")
-        return _Running(self._comm.Iallreduce(self._mpi.IN_PLACE, array.reshape(-1), op=self._mpi.SUM))
 
     def broadcast(self, array: NDArray[Any], root: int = 0) -> None:
         """See Group.broadcast."""
@@ -192,19 +168,6 @@ class MpiGroup:
     def barrier(self) -> None:
         """See Group.barrier."""
         self._comm.Barrier()
-
-
-class _Done:
-    def wait(self) -> None:
-        return None
-
-
-class _Running:
-    def __init__(self, request: MPI.Request) -> None:
-        self._request = request
-
-    def wait(self) -> None:
-        self._request.Wait()
 
 
 def check_buffer(array: Any, allowed: Sequence[str], operation: str, group: Group) -> None:

@@ -124,6 +124,15 @@ def ranks_on_this_host(world: World) -> int:
     return size
 
 
+def library_version() -> str:
+    """The MPI library's own first line; empty in the serial world."""
+    if _where.comm is None:
+        return ""
+    from mpi4py import MPI
+
+    return str(MPI.Get_library_version()).splitlines()[0].split(", package")[0].strip()
+
+
 def attempt_number(world: Group) -> int:
     """A random number below 2^52, the same on every rank: it names this start of the job in M0."""
     drawn = secrets.randbits(52).to_bytes(8, "little")
@@ -158,7 +167,9 @@ def split(world: World, number: int, names: Sequence[str], rails: int | str) -> 
         return Place(number, alone, SerialGroup("leaders"), SerialGroup("rail 0"), 1)
     from mpi4py import MPI
 
-    site = MpiGroup(world.comm.Split(number, world.group.rank), f"site {name}")
+    # A site of one rank talks to nobody: the null object saves a call into MPI for every small step of a sum.
+    ranks = world.comm.Split(number, world.group.rank)
+    site: Group = MpiGroup(ranks, f"site {name}") if ranks.Get_size() > 1 else SerialGroup(f"site {name}")
     leaders = _split_off(world, site.rank == 0, 0, number, f"leaders, site {name}")
     rail = _split_off(world, site.rank < carried, site.rank, number, f"rail {site.rank}, site {name}")
     if MPI.COMM_WORLD.Get_size() != world.group.size:
@@ -192,6 +203,15 @@ def abort_job(code: int) -> None:
         _where.comm.Abort(code)
 
 
+def abort_on_exit(error: SystemExit) -> None:
+    """End the job for `sys.exit` with a failure on one of several ranks: Python calls no hook for it, and the other
+    ranks would wait for ever."""
+    if error.code in (None, 0) or _where.comm is None or _where.comm.Get_size() == 1:
+        return
+    sys.stderr.write(f"error: sys.exit({error.code!r}) inside the federation\n  at: {_where.label}\n")
+    abort_job((error.code if isinstance(error.code, int) else 1) & 255 or 1)
+
+
 def describe_failure(error: BaseException, traceback_: TracebackType | None = None) -> tuple[str, int]:
     """(text, exit code) for an exception: two lines for fedhpc's own errors, a traceback for the rest."""
     label = _where.label or (f"rank {_where.comm.Get_rank()}" if _where.comm is not None else "")
@@ -206,6 +226,9 @@ def describe_failure(error: BaseException, traceback_: TracebackType | None = No
 
 def _abort_on_exception(kind: type[BaseException], error: BaseException, traceback_: TracebackType | None) -> None:
     text, code = describe_failure(error, traceback_)
-    sys.stderr.write(text + "\n")
+    # torch.distributed wraps this hook and holds back what goes to sys.stderr until it returns, which it never does.
+    stream = sys.__stderr__ or sys.stderr
+    stream.write(text + "\n")
+    stream.flush()
     abort_job(code)
     os._exit(code)

@@ -85,7 +85,10 @@ def entry_from_json(value: Any) -> LedgerEntry:
     digests = bytes.fromhex(str(value["input"])), bytes.fromhex(str(value["fingerprint"]))
     if any(len(d) != 32 for d in digests):
         raise ValueError("a ledger entry's hash does not have 32 bytes")
-    return LedgerEntry(value["round"], value["purpose"], *digests, tuple(cohort))
+    entry = LedgerEntry(value["round"], value["purpose"], *digests, tuple(cohort))
+    if entry.as_json() != value:
+        raise ValueError("a ledger entry's hash is not in lower-case hex")
+    return entry
 
 
 class RoundLedger:
@@ -96,7 +99,7 @@ class RoundLedger:
         self._by_input: dict[bytes, LedgerEntry] = {}
         self.head = GENESIS
         for entry in entries:
-            self._add(entry)
+            self.add(entry)
 
     @property
     def last_round(self) -> int:
@@ -111,7 +114,7 @@ class RoundLedger:
         entry = self._by_input.get(input_)
         return None if entry is None else entry.round_
 
-    def admit(self, entry: LedgerEntry) -> bool:
+    def check(self, entry: LedgerEntry) -> bool:
         """Whether `entry` is new and must be written before anything is sent; False if it repeats what was admitted.
 
         Raises PolicyError where the sums together could isolate a site: another vector or set in the same round, or the
@@ -128,8 +131,13 @@ class RoundLedger:
                 f"{entry.round_}",
                 "give a new statistic a new name; continue a run from its own checkpoints",
             )
-        self._add(entry)
         return True
+
+    def add(self, entry: LedgerEntry) -> None:
+        """Take in an `entry` that was checked and is durable."""
+        self._by_round[entry.round_] = entry
+        self._by_input[entry.input] = entry
+        self.head = chain(self.head, entry)
 
     def _check_repeat(self, known: LedgerEntry, entry: LedgerEntry) -> None:
         if known.input != entry.input:
@@ -148,11 +156,6 @@ class RoundLedger:
                 f"round {entry.round_} was opened over sites {list(known.cohort)}, not {list(entry.cohort)}",
                 "a round opens over one set of sites only",
             )
-
-    def _add(self, entry: LedgerEntry) -> None:
-        self._by_round[entry.round_] = entry
-        self._by_input[entry.input] = entry
-        self.head = chain(self.head, entry)
 
 
 def chain(head: bytes, entry: LedgerEntry) -> bytes:

@@ -11,18 +11,20 @@ made before all of those were checked.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedhpc.errors import PolicyError
+from fedhpc.errors import InternalError, PolicyError
 from fedhpc.secure import labels
 from fedhpc.secure.keys import AttemptKey, derive
 from fedhpc.secure.thresholds import neighbours
 from fedhpc.secure.transcript import canon, hash_parts, open_message, parse_canon, sign_message, u16
 
+_HEX_KEY = re.compile(r"[0-9a-f]{64}")
 NO_HINT = -1  # left_s of a site that does not know its walltime
 
 
@@ -85,6 +87,7 @@ class PairwiseAttempt:
         self._chan, self._mask = fresh or (AttemptKey(), AttemptKey())
         self._masks_of: list[bytes] = []
         self.t2 = b""
+        self._signed = False
 
     def keys(self) -> bytes:
         """This site's M1 body and its T0, to be gathered from every site."""
@@ -98,10 +101,13 @@ class PairwiseAttempt:
     def receive_keys(self, messages: Sequence[bytes]) -> bytes:
         """Every site's `keys()`, in roster order; gives this site's signature over T2 [message].
 
-        Raises PolicyError for a malformed or repeated key. Call `agreed` first.
+        Raises PolicyError for a malformed or repeated key, and if this site's own message came back changed: a key
+        put in its place would be signed by all, and would tell its owner this site's masks. Call `agreed` first.
         """
         bodies = []
         for member, message in zip(self._roster, messages, strict=True):
+            if member.number == self._me and message != self.keys():
+                raise PolicyError(f"site {member.name} got its own keys back changed", "the round is refused")
             body = message[32:]
             self._masks_of.append(_mask_key(body, member.name))
             bodies.append(body)
@@ -119,9 +125,15 @@ class PairwiseAttempt:
                 body = open_message(message, labels.SIGN_MPI, member.number, self.t2, member.sign, member.name)
                 if body != {}:
                     raise PolicyError(f"site {member.name} signed an unknown body")
+        self._signed = True
 
     def edges(self) -> list[tuple[bytes, int]]:
-        """(mask key [32], sign) for every site this one shares a mask with: + towards the higher number."""
+        """(mask key [32], sign) for every site this one shares a mask with: + towards the higher number.
+
+        Raises InternalError before `receive_signatures` has checked every site.
+        """
+        if not self._signed:
+            raise InternalError("mask keys were asked for before every signature was checked")
         found = []
         for place in neighbours(self._me - 1, len(self._roster), self._degree):
             other = self._roster[place]
@@ -196,12 +208,9 @@ def _mask_key(body: bytes, who: str) -> bytes:
     keys = []
     for name in ("chan", "mask"):
         text = value[name]
-        if type(text) is not str or len(text) != 64 or text != text.lower():
+        if type(text) is not str or not _HEX_KEY.fullmatch(text):
             raise PolicyError(f"the {name} key of site {who} is not 32 bytes in lower-case hex")
-        try:
-            keys.append(bytes.fromhex(text))
-        except ValueError:
-            raise PolicyError(f"the {name} key of site {who} is not hex") from None
+        keys.append(bytes.fromhex(text))
     if keys[0] == keys[1]:
         raise PolicyError(f"site {who} uses one key for two purposes")
     return keys[1]

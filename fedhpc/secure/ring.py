@@ -33,7 +33,10 @@ def lane_bound(bits: int, sites: int) -> int:
 
 
 def scale_for(bound: float, bits: int, sites: int) -> int:
-    """The largest s with bound·2^s within the lane bound; `bound` > 0 is what one site's values may reach."""
+    """A scale s with bound·2^s within the lane bound; `bound` > 0 is what one site's values may reach.
+
+    Only the power of two above `bound` counts, so that a bound and a count of exponents lead to the same scale.
+    """
     _, exponent = math.frexp(bound)  # bound ≤ 2^exponent
     return scale_for_exponent(exponent, bits, sites)
 
@@ -182,12 +185,15 @@ class Codec:
             high, low = tile.max(), tile.min()
             if piece.tensor.kind == "int64":
                 largest: float = max(int(high), -int(low))
+                lane = largest
             else:
                 if not (math.isfinite(high) and math.isfinite(low)):
                     self._refuse_not_finite(tile, piece)
                 # Multiplication and rounding are monotonic, so the extremes stand for all.
-                largest = abs(round(max(float(high), -float(low)) * self._factor(piece.tensor)))
-            if largest > bound:
+                extreme = max(float(high), -float(low))
+                largest = extreme * self._weights.get(piece.tensor.name, 1.0)
+                lane = self._largest_lane(extreme * self._factor(piece.tensor))
+            if lane > bound:
                 self._refuse_too_large(piece.tensor, largest, bound)
 
     def encode(self, buffer: NDArray[np.uint8], piece: Piece) -> None:
@@ -255,6 +261,12 @@ class Codec:
         floor = np.floor(values)
         np.add(floor, (values - floor) * 4294967296.0 > words, out=values)
 
+    def _largest_lane(self, value: float) -> float:
+        """The largest |x̃| that `value` may be rounded to; infinity where the product left the range of float64."""
+        if not math.isfinite(value):
+            return math.inf
+        return abs(round(value)) if self._rounding is None else math.ceil(abs(value))
+
     def _refuse_not_finite(self, tile: NDArray[Any], piece: Piece) -> None:
         what = "NaN" if np.isnan(tile).any() else "infinity"
         raise DataError(
@@ -263,7 +275,7 @@ class Codec:
         )
 
     def _refuse_too_large(self, tensor: Tensor, largest: float, bound: int) -> None:
-        reached = f"{math.ldexp(largest, -tensor.scale):.6g}" if tensor.kind != "int64" else str(largest)
+        reached = f"{largest:.6g}" if tensor.kind != "int64" else str(largest)
         allowed = f"{math.ldexp(bound, -tensor.scale):.6g}" if tensor.kind != "int64" else str(bound)
         raise DataError(
             f"tensor '{tensor.name}' of site {self.site} reaches {reached}, beyond the bound {allowed}",

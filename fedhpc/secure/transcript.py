@@ -24,6 +24,7 @@ MAX_CANON_BYTES = 4 << 20
 TREE_BLOCK_BYTES = 1 << 20
 
 _PLAIN = re.compile(r"[ !#-\[\]-~]*")  # printable ASCII without the quote and the backslash
+_HEX_SIGNATURE = re.compile(r"[0-9a-f]{128}")
 _LIMIT = 1 << 53
 
 
@@ -184,7 +185,9 @@ def open_message(data: bytes, name: str, sender: int, transcript: bytes, key: Ed
             "the sites do not agree on round, configuration, model or set of sites",
         )
     try:
-        key.verify(bytes.fromhex(str(message["sig"])), signed_bytes(name, sender, transcript, message["body"]))
+        if not _HEX_SIGNATURE.fullmatch(str(message["sig"])):
+            raise ValueError("not 64 bytes in lower-case hex")
+        key.verify(bytes.fromhex(message["sig"]), signed_bytes(name, sender, transcript, message["body"]))
     except (InvalidSignature, ValueError):
         raise PolicyError(
             f"the signature of site {who} on {name} is not valid",

@@ -14,22 +14,14 @@ from rich.table import Table
 from fedhpc.demo.heart.compare import RESULT_FILE
 from fedhpc.demo.heart.federation import RANKS_PER_SITE, write_heart_federation
 from fedhpc.demo.heart.hospitals import HOSPITALS
-from fedhpc.errors import ConfigError, FedhpcError
-from fedhpc.mpi.launch import launcher_command, launcher_environment
+from fedhpc.errors import ConfigError
+from fedhpc.mpi.launch import RanksFailedError, launcher_command, launcher_environment
 
 SPLITS = 20
 
 
-class RanksFailedError(FedhpcError):
-    """The ranks ended with an error, which they have printed."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"the ranks ended with exit code {code}", "their message is above")
-        self.exit_code = code
-
-
 def run_demo(out: Path | None, *, seed: int, rounds: int) -> dict[str, Any]:
-    """Train and compare; gives the result for --json. Raises what setting up raises, RanksFailedError if a rank fails."""
+    """Train and compare; gives the result for --json. Raises RanksFailedError if a rank fails."""
     directory = _fresh(out)
     write_heart_federation(directory, rounds=rounds, seed=seed)
     ranks = len(HOSPITALS) * RANKS_PER_SITE

@@ -1,0 +1,57 @@
+"""Every rank of `fedhpc bench latency` runs this: one small `fed.sum`, with the ledger in memory and on disk."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fedhpc.bench.rehearsal import set_stage
+from fedhpc.bench.sum_ranks import versions
+from fedhpc.federation.federation import Federation
+from fedhpc.federation.journal import FileJournal, Journal, MemoryJournal
+from fedhpc.federation.pipeline import Pipeline
+
+_WARM_UP = 10
+
+
+def measure(sites: int, repeat: int) -> None:
+    """Time `repeat` sums of one integer, and of one float without a bound (two masked sums); rank 0 prints JSON."""
+    stage = set_stage(sites)
+    result: dict[str, object] = {"sites": sites, "repeat": repeat, "ranks_per_site": stage.place.site.size}
+    with tempfile.TemporaryDirectory() as folder:
+        for where in ("memory", "disk"):
+            journal: Journal | None = None
+            if stage.place.site.rank == 0:
+                path = Path(folder) / str(stage.place.number) / "ledger.jsonl"
+                journal = FileJournal(path) if where == "disk" else MemoryJournal()
+            party = stage.party("pairwise", journal=journal)
+            with Federation(party, Pipeline(party.exchange)) as federation:
+                suffix = "" if where == "memory" else "_with_fsync"
+                result[f"sum_int_s{suffix}"] = _median(federation, np.array([1]), repeat)
+                if where == "memory":
+                    result["sum_float_unbounded_s"] = _median(federation, np.array([1.0]), repeat)
+                    spent = federation.take_spent().stages
+                    count = 2 * (repeat + _WARM_UP) + repeat + _WARM_UP
+                    result["stages_s"] = {n: s / count for n, s in vars(spent).items()}
+    result["versions"] = versions()
+    if stage.world.group.rank == 0:
+        print(json.dumps(result))
+
+
+def _median(federation: Federation, value: object, repeat: int) -> float:
+    times = []
+    for _ in range(_WARM_UP + repeat):
+        begun = time.perf_counter()
+        federation.sum(value)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[_WARM_UP:])
+
+
+if __name__ == "__main__":
+    measure(**json.loads(sys.argv[1]))

@@ -1,0 +1,79 @@
+"""A federation made on the spot for a measurement: fresh identities, no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedhpc.exchange.alone import NoExchange
+from fedhpc.exchange.base import Exchange
+from fedhpc.exchange.mpi import MpiExchange
+from fedhpc.federation.agreement import read_agreement
+from fedhpc.federation.journal import Journal, MemoryJournal
+from fedhpc.federation.masked_sum import Party
+from fedhpc.mpi import world as mpi_world
+from fedhpc.mpi.world import Place, World
+from fedhpc.secure import labels
+from fedhpc.secure.keys import derive, identity_public, new_identity
+
+_FEDERATION = """\
+[federation]
+name = "bench"
+[secure]
+mode = "{mode}"
+lane_bits = {lane_bits}
+degree = {degree}
+accept_two_sites = true
+{roster}"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """This rank in a job whose ranks are dealt evenly to the sites."""
+
+    world: World
+    place: Place
+    identity: bytes
+    publics: list[str]  # of all sites, hex
+
+    @property
+    def sites(self) -> int:
+        """Number of sites."""
+        return len(self.publics)
+
+    def party(self, mode: str, *, lane_bits: int = 32, degree: int = 0, journal: Journal | None = None) -> Party:
+        """A party of a fresh federation in this mode; the ledger is in memory unless one is given."""
+        roster = "\n".join(f'[[site]]\nname = "site{u}"\nsign = "{p}"' for u, p in enumerate(self.publics, 1))
+        text = _FEDERATION.format(mode=mode, lane_bits=lane_bits, degree=degree, roster=roster)
+        agreement = read_agreement(text.encode(), "the benchmark's federation.toml")
+        leads = self.place.site.rank == 0
+        masked = mode == "pairwise" and self.sites > 1
+        key = derive(agreement.hash, self.identity, labels.KEY_LEDGER, self.place.number) if leads else None
+        shared_key = self.place.site.broadcast_bytes(key)
+        exchange: Exchange = NoExchange()
+        if self.sites > 1:
+            exchange = MpiExchange(self.sites, self.place.leaders, self.place.rail)
+        return Party(
+            agreement=agreement,
+            number=self.place.number,
+            site=self.place.site,
+            rails=self.place.rails,
+            exchange=exchange,
+            members=agreement.members(),
+            identity=Ed25519PrivateKey.from_private_bytes(self.identity) if leads and masked else None,
+            ledger_key=shared_key if masked else None,
+            journal=(journal or MemoryJournal()) if leads else None,
+            attempt=mpi_world.attempt_number(self.world.group),
+        )
+
+
+def set_stage(sites: int, rails: int | str = "auto") -> Stage:
+    """Start MPI, deal the ranks evenly to `sites`, and make an identity for each site."""
+    world = mpi_world.start()
+    per_site = world.group.size // sites
+    number = world.group.rank // per_site + 1
+    place = mpi_world.split(world, number, [f"site{u}" for u in range(1, sites + 1)], rails)
+    identity = new_identity()
+    publics = [p.hex() for p in world.group.gather_bytes(identity_public(identity))]
+    return Stage(world, place, identity, publics[::per_site])

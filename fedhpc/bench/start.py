@@ -1,0 +1,27 @@
+"""Starts the ranks of a benchmark and reads the JSON object that their rank 0 prints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from fedhpc.errors import InternalError
+from fedhpc.mpi.launch import RanksFailedError, launcher_command, launcher_environment
+
+
+def run_ranks(module: str, ranks: int, case: dict[str, Any]) -> dict[str, Any]:
+    """The result of `module` for `case`, run by `ranks` ranks on this machine. Raises RanksFailedError."""
+    environment, note = launcher_environment()
+    print(f"starting {ranks} ranks; {note}", file=sys.stderr)
+    words = [*launcher_command(ranks), sys.executable, "-m", "mpi4py", "-m", module, json.dumps(case)]
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.stderr.write(done.stdout)
+        raise RanksFailedError(done.returncode)
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith("{"):
+            result: dict[str, Any] = json.loads(line)
+            return result
+    raise InternalError(f"the ranks of {module} printed no result")

@@ -1,0 +1,199 @@
+"""Every rank of `fedhpc bench sum` runs this; rank 0 prints the result.
+
+Data are drawn per repeat from seeds of the operating system, so every rank can draw every site's data again and check
+the sum without having been told it. Values are small enough that their integer sum is exact in the decoded float.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import numpy as np
+from cryptography.hazmat.backends.openssl import backend
+from numpy.typing import NDArray
+
+from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
+from fedhpc.bench.rehearsal import Stage, set_stage
+from fedhpc.federation.layout import Vector, parts
+from fedhpc.federation.masked_sum import NO_BASE, Opened, Party, SumPlan, open_sum, settle
+from fedhpc.federation.pipeline import Pipeline
+from fedhpc.mpi import world as mpi_world
+from fedhpc.secure.ring import Layout, Tensor
+
+_TILE = 1 << 18  # values drawn at a time
+_VALUE_BITS = 20  # |x̃| < 2^20, so the sum of up to 16 sites is exact in float32, and of 100 in float64
+_SCALE = 20
+_STAGES = ("encode", "masks", "wire", "decode", "agree", "ledger", "share")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    sites: int
+    params: int
+    lane_bits: int
+    repeat: int
+    degree: int
+    chunk_bytes: int
+    overlap: str
+    rails: int | str
+
+
+def measure(case: Case) -> None:
+    """Run the case; rank 0 prints one JSON object."""
+    stage = set_stage(case.sites, case.rails)
+    baseline = resident_bytes()
+    kind = "float32" if case.lane_bits == 32 else "float64"
+    vector = Vector(Layout([Tensor("vector", kind, (case.params,), _SCALE)]))
+    ranks_here = mpi_world.ranks_on_this_host(stage.world)
+    overlap = case.overlap == "on" or (case.overlap == "auto" and len(os.sched_getaffinity(0)) >= 2 * ranks_here)
+    repeats = [_repeat(case, stage, vector, overlap, number) for number in range(1, case.repeat + 1)]
+    baseline = max(_over_job(stage, baseline))
+    if stage.world.group.rank:
+        return
+    middle = {name: statistics.median(getattr(r, name) for r in repeats) for name in _Repeat.times}
+    peak = max(r.peak_bytes for r in repeats)
+    result = {
+        **middle,
+        "masked_over_plain": middle["masked_s"] / middle["plain_s"],
+        "verified": all(r.verified for r in repeats),
+        "bytes_up_per_site": repeats[0].bytes_up,
+        "peak_rss_bytes": peak,
+        "baseline_rss_bytes": baseline,
+        "extra_bytes": peak - baseline - vector.layout.nbytes,
+        "stages_s": {name: statistics.median(r.stages[name] for r in repeats) for name in _STAGES},
+        "params": case.params,
+        "sites": case.sites,
+        "ranks_per_site": stage.place.site.size,
+        "rails": stage.place.rails,
+        "lane_bits": case.lane_bits,
+        "degree": case.degree,
+        "chunk_bytes": case.chunk_bytes,
+        "overlap": overlap,
+        "repeat": case.repeat,
+        "exchange": "mpi",
+        "versions": versions(),
+    }
+    print(json.dumps(result))
+
+
+@dataclass(frozen=True)
+class _Repeat:
+    """One plain, one unmasked and one masked sum of fresh data with fresh keys."""
+
+    times: ClassVar[tuple[str, ...]] = ("plain_s", "unmasked_s", "masked_s", "compare_results_s")
+
+    plain_s: float
+    unmasked_s: float
+    masked_s: float
+    compare_results_s: float  # M6
+    verified: bool
+    bytes_up: int
+    peak_bytes: int  # of the masked sum, at the rank with the most
+    stages: dict[str, float]  # of the masked sum, mean over the ranks
+
+
+def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int) -> _Repeat:
+    group = stage.world.group
+    seed = group.broadcast_bytes(os.urandom(8) if group.rank == 0 else None)
+    values = vector.view("vector")
+    draw(values, seed, stage.place.number)
+    plain_s = _timed(stage, lambda: _plain(stage, vector))
+
+    def ring_sum(mode: str) -> tuple[Party, Opened, float, int, bool]:
+        draw(values, seed, stage.place.number)
+        party = stage.party(mode, lane_bits=case.lane_bits, degree=case.degree)
+        pipeline = Pipeline(party.exchange, chunk_bytes=case.chunk_bytes, overlap=overlap)
+        plan = SumPlan(number, f"bench {number}", NO_BASE, NO_BASE, replicated=True)
+        opened: list[Opened] = []
+        clear_peak()
+        seconds = _timed(stage, lambda: opened.append(open_sum(party, pipeline, vector, plan, digest=False)))
+        peak = max(_over_job(stage, peak_bytes()))
+        return party, opened[0], seconds, peak, _verify(stage, values, seed)
+
+    _, _, unmasked_s, _, unmasked_right = ring_sum("off")
+    party, opened, masked_s, peak, masked_right = ring_sum("pairwise")
+    stages = {name: statistics.fmean(_over_job(stage, getattr(opened.stages, name))) for name in _STAGES}
+    compare_s = _timed(stage, lambda: settle(party, opened, NO_BASE))
+    right = unmasked_right and masked_right
+    return _Repeat(plain_s, unmasked_s, masked_s, compare_s, right, opened.bytes_up, peak, stages)
+
+
+def draw(out: NDArray[Any], seed: bytes, number: int) -> None:
+    """Fill `out` [P] with site `number`'s values: multiples of 2^-20 in (-1, 1), drawn tile by tile."""
+    for tile, start in enumerate(range(0, out.size, _TILE)):
+        piece = out[start : start + _TILE]
+        np.multiply(integers(seed, number, tile, piece.size), out.dtype.type(2.0**-_SCALE), out=piece)
+
+
+def integers(seed: bytes, number: int, tile: int, count: int) -> NDArray[np.int32]:
+    """The whole numbers behind one tile [count], |x| < 2^20."""
+    generator = np.random.Generator(np.random.SFC64([int.from_bytes(seed, "little"), number, tile]))
+    limit = 1 << _VALUE_BITS
+    return generator.integers(-limit + 1, limit, count, dtype=np.int32)
+
+
+def _plain(stage: Stage, vector: Vector) -> None:
+    """One in-place allreduce of the floats over the sites: on each rail its part, then gathered within the site."""
+    kind = vector.layout.tensors[0].kind
+    bounds = parts(vector.layout.nbytes, stage.place.rails)
+    if stage.place.rail is not None:
+        start, stop = bounds[stage.place.site.rank]
+        if stop > start:
+            stage.place.rail.sum(vector.buffer[start:stop].view(kind))
+    if stage.place.site.size > 1:
+        stage.place.site.gather_parts(vector.buffer, bounds)
+
+
+def _verify(stage: Stage, values: NDArray[Any], seed: bytes) -> bool:
+    """Whether every value is 2^-20 times the integer sum of all sites' numbers, drawn again, at every rank."""
+    good = True
+    for tile, start in enumerate(range(0, values.size, _TILE)):
+        piece = values[start : start + _TILE]
+        total = np.zeros(piece.size, dtype=np.int64)
+        for number in range(1, stage.sites + 1):
+            total += integers(seed, number, tile, piece.size)
+        found = piece.astype(np.float64) * 2.0**_SCALE
+        good = good and bool(np.array_equal(found, total))
+    return all(_over_job(stage, good))
+
+
+def _timed(stage: Stage, action: Callable[[], None]) -> float:
+    """Seconds until the slowest rank is done, all having started together."""
+    stage.world.group.barrier()
+    begun = time.perf_counter()
+    action()
+    return float(max(_over_job(stage, time.perf_counter() - begun)))
+
+
+def _over_job(stage: Stage, value: Any) -> list[Any]:
+    """This number as every rank has it."""
+    return [json.loads(b) for b in stage.world.group.gather_bytes(json.dumps(value).encode())]
+
+
+def versions() -> dict[str, str]:
+    """What was measured with."""
+    return {
+        "fedhpc": version("fedhpc"),
+        "python": platform.python_version(),
+        "numpy": version("numpy"),
+        "cryptography": version("cryptography"),
+        "openssl": backend.openssl_version_text(),
+        "mpi4py": version("mpi4py"),
+        "mpi": mpi_world.library_version(),
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+    }
+
+
+if __name__ == "__main__":
+    measure(Case(**json.loads(sys.argv[1])))

@@ -1,0 +1,93 @@
+"""`fedhpc bench`: measurements on this machine; each starts its own ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+@click.group("bench")
+def bench() -> None:
+    """Measure masked sums on this machine. Compare figures of one run only: machines are noisy."""
+
+
+@bench.command("sum")
+@click.option("--sites", type=click.IntRange(2, 100), default=4, show_default=True)
+@click.option("--params", type=click.IntRange(1), default=10_000_000, show_default=True, help="Numbers in the vector.")
+@click.option("--ranks-per-site", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--exchange", type=click.Choice(["mpi"]), default="mpi", show_default=True)
+@click.option("--lane-bits", type=click.Choice(["32", "64"]), default="32", show_default=True)
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--degree", type=click.IntRange(0), default=0, show_default=True, help="Mask partners; 0 = all.")
+@click.option("--rails", default="auto", show_default=True, help="Ranks of a site that carry a part.")
+@click.option("--chunk-bytes", type=click.IntRange(4096), default=2 << 20, show_default=True)
+@click.option("--overlap", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print only one JSON object.")
+def sum_(
+    sites: int,
+    params: int,
+    ranks_per_site: int,
+    exchange: str,
+    lane_bits: str,
+    repeat: int,
+    degree: int,
+    rails: str,
+    chunk_bytes: int,
+    overlap: str,
+    as_json: bool,
+) -> None:
+    """Time one sum over the sites: plain float allreduce, ring sum without masks, masked sum.
+
+    Every repeat has fresh keys and fresh random data, and its result is checked against an independent sum. Times are
+    medians; a time ends when the slowest rank is done.
+    """
+    import json
+
+    from fedhpc.bench.start import run_ranks
+    from fedhpc.errors import ConfigError
+
+    if rails != "auto" and not (rails.isdigit() and 1 <= int(rails) <= ranks_per_site):
+        raise ConfigError(f"--rails {rails}", f"auto, or 1 to {ranks_per_site}")
+    if chunk_bytes % 16:
+        raise ConfigError(f"--chunk-bytes {chunk_bytes}", "a multiple of 16")
+    case = {
+        "sites": sites,
+        "params": params,
+        "lane_bits": int(lane_bits),
+        "repeat": repeat,
+        "degree": degree,
+        "chunk_bytes": chunk_bytes,
+        "overlap": overlap,
+        "rails": rails if rails == "auto" else int(rails),
+    }
+    result = run_ranks("fedhpc.bench.sum_ranks", sites * ranks_per_site, case)
+    click.echo(json.dumps(result) if as_json else _table(result))
+
+
+@bench.command("latency")
+@click.option("--sites", type=click.IntRange(2, 100), default=4, show_default=True)
+@click.option("--repeat", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print only one JSON object.")
+def latency(sites: int, repeat: int, as_json: bool) -> None:
+    """Time `fed.sum` of one number after joining, with the ledger in memory and on disk."""
+    import json
+
+    from fedhpc.bench.start import run_ranks
+
+    result = run_ranks("fedhpc.bench.latency_ranks", sites, {"sites": sites, "repeat": repeat})
+    click.echo(json.dumps(result) if as_json else _table(result))
+
+
+def _table(result: dict[str, Any]) -> str:
+    """One line per figure."""
+    lines = []
+    for name, value in result.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
+        elif isinstance(value, float):
+            value = f"{value:.4g}"
+        elif name.endswith("_bytes"):
+            value = f"{value} ({value / 2**20:.1f} MiB)"
+        lines.append(f"{name:20} {value}")
+    return "\n".join(lines)

@@ -1,0 +1,273 @@
+"""Runs on 8 ranks of test_masked_sum.py: many sums, each masked, unmasked, and added up by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from fedhpc.exchange.mpi import MpiExchange
+from fedhpc.federation.agreement import read_agreement
+from fedhpc.federation.journal import MemoryJournal
+from fedhpc.federation.layout import Vector
+from fedhpc.federation.masked_sum import NO_BASE, Party, SumPlan, open_sum, settle
+from fedhpc.federation.pipeline import Pipeline
+from fedhpc.mpi import world as mpi_world
+from fedhpc.mpi.world import Place
+from fedhpc.secure import labels
+from fedhpc.secure.keys import derive, identity_public
+from fedhpc.secure.masks import Masks
+from fedhpc.secure.ring import Layout, Tensor, lane_bound, scale_for
+from fedhpc.secure.transcript import tree
+
+RANKS = 8
+MIB = 1 << 20
+world = mpi_world.start()
+assert world.group.size == RANKS
+places: dict[tuple[Any, ...], Place] = {}
+rounds = iter(range(1, 10_000))
+counted = {"sums": 0, "split rails": 0, "masked lanes": 0}
+
+
+def place_in(sizes: list[int], rails: int | str) -> Place:
+    """Where this rank is when the 8 ranks are dealt to sites of `sizes` ranks."""
+    key = (*sizes, rails)
+    if key not in places:
+        number = next(u for u in range(1, len(sizes) + 1) if world.group.rank < sum(sizes[:u]))
+        places[key] = mpi_world.split(world, number, [f"s{u}" for u in range(1, len(sizes) + 1)], rails)
+    return places[key]
+
+
+def party_of(case: dict[str, Any], place: Place, mode: str) -> Party:
+    sites = len(case["sizes"])
+    keys = [bytes([u]) * 32 for u in range(1, sites + 1)]
+    text = "[federation]\nname = 'test'\n[secure]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in case["secure"])
+    text += "".join(f"[[site]]\nname = 's{u}'\nsign = '{identity_public(k).hex()}'\n" for u, k in enumerate(keys, 1))
+    agreement = read_agreement(text.encode(), "federation.toml")
+    # The same bytes and hash for both modes, so that stochastic rounding draws the same words.
+    agreement = dataclasses.replace(agreement, secure=dataclasses.replace(agreement.secure, mode=mode))
+    mine, leads = keys[place.number - 1], place.site.rank == 0
+    return Party(
+        agreement=agreement, number=place.number, site=place.site, rails=place.rails,
+        exchange=MpiExchange(sites, place.leaders, place.rail), members=agreement.members(),
+        identity=Ed25519PrivateKey.from_private_bytes(mine) if leads else None,
+        ledger_key=derive(agreement.hash, mine, labels.KEY_LEDGER, place.number), journal=MemoryJournal(),
+        attempt=mpi_world.attempt_number(world.group),
+    )  # fmt: skip
+
+
+def values_of(case: dict[str, Any], site: int, tensor: Tensor) -> np.ndarray:
+    """What site number `site` puts in: any rank can draw it for any site."""
+    draw = np.random.default_rng([case["seed"], site, *tensor.name.encode()])
+    sites = len(case["sizes"])
+    if tensor.kind == "int64":
+        high = lane_bound(64, sites)
+        some = draw.integers(-high, high, tensor.shape, endpoint=True)
+        return np.where(draw.random(tensor.shape) < 0.1, high, some)  # some at the very bound, at all sites
+    bound = case["bound"]
+    some = draw.uniform(-bound, bound, tensor.shape)
+    some = np.where(draw.random(tensor.shape) < 0.05, bound * draw.choice([-1.0, 1.0]), some)
+    some = np.where(draw.random(tensor.shape) < 0.05, some * 1e-12, some)
+    return some.astype(tensor.kind)
+
+
+def expected(case: dict[str, Any], layout: Layout, factors: list[float]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(tensors, ring vector): each site's numbers on the grid, added as integers."""
+    ring = np.zeros(layout.nbytes, dtype=np.uint8)
+    decoded = {}
+    for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
+        total = np.zeros(tensor.shape, dtype=np.int64)
+        for site, factor in enumerate(factors, start=1):
+            values = values_of(case, site, tensor)
+            if tensor.kind != "int64":
+                # The scale is a power of two, so this is the product w·x rounded once, then rounded half to even.
+                values = np.rint(values.astype(np.float64) * factor * math.ldexp(1.0, tensor.scale)).astype(np.int64)
+            total += values
+        lanes = total.astype(f"<i{tensor.lane_bytes}").reshape(-1)
+        assert (lanes == total.reshape(-1)).all(), "the drawn case does not fit its lanes"
+        ring[offset : offset + lanes.nbytes] = lanes.view(np.uint8)
+        if tensor.kind == "int64":
+            decoded[tensor.name] = total
+        else:
+            decoded[tensor.name] = (total.astype(np.float64) * math.ldexp(1.0, -tensor.scale)).astype(tensor.kind)
+    return decoded, ring
+
+
+def layout_of(case: dict[str, Any]) -> Layout:
+    sites = len(case["sizes"])
+    bits = {"float32": 32, "float64": 64, "int64": 64}
+    return Layout(
+        [
+            Tensor(f"t{i}", kind, tuple(shape), 0 if kind == "int64" else scale_for(case["bound"], bits[kind], sites))
+            for i, (kind, shape) in enumerate(case["tensors"])
+        ]
+    )
+
+
+def check(case: dict[str, Any]) -> None:
+    """Masked and unmasked sums of `case` on every rank, against the sum by hand."""
+    place = place_in(case["sizes"], case["rails"])
+    layout, sites = layout_of(case), len(case["sizes"])
+    shares = np.array(case["weights"][:sites], dtype=np.float64)
+    factors = [float(w / shares.sum()) for w in shares]
+    mine = {t.name: factors[place.number - 1] for t in layout.tensors if t.kind != "int64"}
+    number = next(rounds)
+    vectors, trees = {}, {}
+    for mode in ("pairwise", "off"):
+        party = party_of(case, place, mode)
+        vector = Vector(layout)
+        if case["replicated"] or place.site.rank == 0:
+            vector.fill({t.name: values_of(case, place.number, t) for t in layout.tensors})
+        else:
+            vector.buffer[:] = 255  # only the leader's values count
+        pipeline = Pipeline(party.exchange, chunk_bytes=case["chunk"], overlap=case["overlap"])
+        plan = SumPlan(number, "test", NO_BASE, bytes(32), mine, replicated=case["replicated"])
+        opened = open_sum(party, pipeline, vector, plan)
+        settle(party, opened, bytes(32))
+        vectors[mode], trees[mode] = vector, opened.sum_tree
+    counted["sums"] += 1
+    counted["split rails"] += place.rails > 1 and layout.nbytes > MIB
+    assert trees["pairwise"] == trees["off"]
+    for tensor in layout.tensors:
+        masked, plain = (vectors[mode].view(tensor.name) for mode in ("pairwise", "off"))
+        assert masked.tobytes() == plain.tobytes(), f"{tensor}: masked and unmasked sums differ"
+    if ("rounding", "stochastic") in [tuple(s) for s in case["secure"]]:
+        for tensor in layout.tensors:
+            sums = [values_of(case, u, tensor).astype(np.float64) * f for u, f in enumerate(factors, start=1)]
+            if tensor.kind == "float32":  # within a grid step of each site, and the float32 of the result
+                error = np.abs(vectors["pairwise"].view(tensor.name) - sum(sums))
+                assert (error <= sites * tensor.quantum + 2.0**-24 * np.abs(sum(sums))).all()
+        return
+    by_hand, ring = expected(case, layout, factors)
+    assert trees["pairwise"] == tree(ring), "Tree(X) is not that of the sum by hand"
+    for tensor in layout.tensors:
+        got = vectors["pairwise"].view(tensor.name)
+        assert got.tobytes() == by_hand[tensor.name].tobytes(), f"{tensor}: differs from the sum by hand"
+
+
+def everywhere(case: dict[str, Any] | None, run: Callable[[dict[str, Any]], None] = check) -> bool:
+    """Rank 0 gives a case, or None to end; all ranks run it. Any failure ends the job and shows the case."""
+    data = world.group.broadcast_bytes(json.dumps(case).encode() if world.group.rank == 0 else None)
+    case = json.loads(data)
+    if case is None:
+        return False
+    try:
+        run(case)
+    except BaseException:
+        print(f"rank {world.group.rank}: failed case {case}", file=sys.stderr, flush=True)
+        raise
+    return True
+
+
+# --- the table of cases: one by one through the settings, with vectors that really split
+
+BASE: dict[str, Any] = {
+    "sizes": [1, 2, 5], "rails": "auto", "chunk": 2 * MIB, "overlap": False, "seed": 1, "bound": 3.0, "secure": [],
+    "tensors": [["float32", [700, 900]], ["int64", [17]], ["float64", [90_001]]], "weights": [3, 1, 4, 1, 5, 9, 2, 6],
+    "replicated": False,
+}  # fmt: skip
+WIDE = [["float32", [1_300_000]], ["float64", [300_001]], ["int64", [3, 5]], ["float32", [1]], ["int64", [200_000]]]
+TWO = [["accept_two_sites", True]]
+
+
+def table() -> list[dict[str, Any]]:
+    changes: list[dict[str, Any]] = [
+        {"sizes": [4, 4], "secure": TWO, "rails": 4, "tensors": WIDE},
+        {"sizes": [1, 7], "secure": TWO},
+        {"sizes": [2, 2, 4], "rails": 1}, {"sizes": [2, 2, 4], "rails": 2}, {"sizes": [2, 3, 3], "rails": "auto"},
+        {"sizes": [2, 3, 3], "rails": 2, "tensors": WIDE, "overlap": True},
+        {"sizes": [2, 2, 2, 2], "rails": 2, "tensors": WIDE},
+        {"sizes": [1, 1, 1, 2, 3]}, {"sizes": [1, 1, 1, 1, 2, 2]}, {"sizes": [1] * 6 + [2]}, {"sizes": [1] * 8},
+        {"sizes": [1] * 8, "secure": [["degree", 6]], "tensors": [["float32", [1000]]]},
+        {"sizes": [2, 2, 4], "rails": 2, "chunk": 4096, "tensors": [["float32", [300_000]], ["float64", [77]]]},
+        {"sizes": [2, 2, 4], "rails": 2, "chunk": 4096, "overlap": True, "tensors": [["float32", [300_000]]]},
+        {"sizes": [2, 2, 4], "rails": 2, "chunk": 8 * MIB, "tensors": WIDE},
+        {"sizes": [2, 2, 4], "rails": 2, "chunk": 8 * MIB, "tensors": WIDE, "overlap": True, "replicated": True},
+        {"sizes": [2, 2, 4], "rails": 2, "chunk": 65536 + 16, "tensors": WIDE, "overlap": True},
+        {"sizes": [2, 2, 4], "rails": 2, "tensors": WIDE, "secure": [["rounding", "stochastic"]], "chunk": 70_000 * 16},
+        {"tensors": [["float32", [0]], ["int64", [0, 3]], ["float64", []]]},  # empty, and 0-d
+        {"tensors": [["float32", [0]]]},
+        # exactly a block, a byte more than a block, two blocks
+        {"sizes": [2, 2, 4], "tensors": [["float32", [MIB // 4]]]},
+        {"sizes": [2, 2, 4], "tensors": [["float32", [MIB // 4 + 1]]]},
+        {"sizes": [2, 2, 4], "tensors": [["float64", [MIB // 4]]], "rails": 2},
+        {"bound": 1e-30}, {"bound": 1e30}, {"weights": [0, 0, 1, 0, 0, 0, 0, 0]},
+    ]  # fmt: skip
+    return [BASE | change for change in changes]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    sites = draw(st.integers(2, 8))
+    cuts = sorted(draw(st.lists(st.integers(1, 7), min_size=sites - 1, max_size=sites - 1, unique=True)))
+    sizes = [b - a for a, b in zip([0, *cuts], [*cuts, 8], strict=True)]
+    shapes = st.one_of(
+        st.lists(st.integers(0, 40), max_size=3), st.lists(st.integers(1, 120_000), min_size=1, max_size=1)
+    )
+    secure = TWO if sites == 2 else []
+    if draw(st.booleans()) and draw(st.booleans()):
+        secure = [*secure, ["rounding", "stochastic"]]
+    return {
+        "sizes": sizes,
+        "rails": draw(st.sampled_from(["auto", *range(1, min(sizes) + 1)])),
+        "chunk": draw(st.sampled_from([4096, 4112, 65536, 2 * MIB, 8 * MIB])),
+        "overlap": draw(st.booleans()),
+        "seed": draw(st.integers(0, 2**32)),
+        "bound": draw(st.sampled_from([1.0, 0.75, 1e-6, 123456.789, 2.0**20])),
+        "secure": secure,
+        "tensors": draw(
+            st.lists(
+                st.tuples(st.sampled_from(["float32", "float64", "int64"]), shapes).map(list), min_size=1, max_size=6
+            )
+        ),
+        "weights": draw(st.lists(st.integers(1, 10_000), min_size=8, max_size=8)),
+        "replicated": draw(st.booleans()),
+    }
+
+
+@settings(
+    max_examples=int(os.environ.get("FEDHPC_TEST_CASES", "60")), derandomize=True, database=None, deadline=None,
+    phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(cases())
+def drawn(case: dict[str, Any]) -> None:
+    everywhere(case)
+
+
+# Masks must really be added, or the comparison of masked with unmasked sums says nothing.
+plain_add = Masks.add
+
+
+def counting_add(self: Masks, lanes: np.ndarray, offset: int) -> None:
+    before = lanes.copy()
+    plain_add(self, lanes, offset)
+    counted["masked lanes"] += int((lanes != before).sum())
+    if lanes.size > 1000:
+        assert (lanes != before).mean() > 0.99
+
+
+Masks.add = counting_add  # type: ignore[method-assign]
+
+for listed in table():
+    everywhere(listed)
+assert counted["masked lanes"] > 100_000 or world.group.rank
+if world.group.rank == 0:
+    drawn()
+    everywhere(None)
+else:
+    while everywhere(None):
+        pass
+every = [json.loads(m) for m in world.group.gather_bytes(json.dumps(counted).encode())]
+assert min(e["sums"] for e in every) == max(e["sums"] for e in every) > len(table())
+assert every[0]["split rails"] > 8
+if world.group.rank == 0:
+    print(f"all equal: {counted}")

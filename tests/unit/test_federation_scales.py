@@ -1,0 +1,90 @@
+"""Scales from a count of sites per exponent: no value can be beyond its lane, and only the exponent shows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedhpc.errors import DataError
+from fedhpc.federation.scales import exponent_counts, exponent_scales
+from fedhpc.secure.ring import Codec, Layout, Tensor, lane_bound
+
+LOWEST = {"float32": -64, "float64": -512}
+
+
+def marked(values: Any, kind: str, factor: float = 1.0) -> int:
+    """The exponent that was marked."""
+    counts = exponent_counts({"x": np.asarray(values, dtype=kind)}, factor, "basel")["x"]
+    assert counts.dtype == np.int64
+    assert counts.sum() == 1
+    assert set(counts.tolist()) <= {0, 1}
+    return int(np.flatnonzero(counts)[0]) + LOWEST[kind]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_marks(kind: str) -> None:
+    assert marked([0.5, 0.1], kind) == 0
+    assert marked([0.1, -0.75], kind) == 0
+    assert marked([1.0], kind) == 1
+    assert marked([-1.0, 0.0], kind) == 1
+    assert marked([3.0, -100.0], kind) == 7
+    assert marked([1.0], kind, factor=0.25) == -1
+    lowest = LOWEST[kind]
+    assert marked([0.0, -0.0], kind) == lowest
+    assert marked([], kind) == lowest
+    assert marked([2.0 ** (lowest - 30)], kind) == lowest
+    assert marked([5.0], kind, factor=0.0) == lowest
+
+
+def test_size_of_the_histogram_does_not_depend_on_the_data() -> None:
+    for values in ([0.0], [1e15], []):
+        arrays = {"a": np.array(values, dtype=np.float32), "b": np.array(values)}
+        assert [c.size for c in exponent_counts(arrays, 1.0, "a").values()] == [128, 1537]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize(("bad", "what"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])
+def test_not_finite_is_named(kind: str, bad: float, what: str) -> None:
+    with pytest.raises(DataError, match=f"tensor 'x' of site basel holds {what}"):
+        marked([1.0, bad, 2.0], kind)
+
+
+def test_diverged_float32_is_refused() -> None:
+    assert marked([2.0**62], "float32") == 63
+    with pytest.raises(DataError, match="tensor 'x' of site basel reaches"):
+        marked([2.0**63], "float32")
+    assert marked([float(np.finfo(np.float64).max)], "float64") == 1024
+
+
+@given(
+    sites=st.lists(st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=1, max_size=5), min_size=2, max_size=6),
+    kind=st.sampled_from(["float32", "float64"]),
+    factor=st.floats(1e-6, 1.0),
+)
+def test_every_site_fits_the_chosen_scale(sites: list[list[float]], kind: str, factor: float) -> None:
+    bits = 32 if kind == "float32" else 64
+    arrays = [np.array(v, dtype=kind) for v in sites]
+    counts = [exponent_counts({"x": a}, factor, "basel")["x"] for a in arrays]
+    scale = exponent_scales({"x": np.add.reduce(counts)}, {"x": bits}, len(sites))["x"]
+    for a in arrays:
+        layout = Layout([Tensor("x", kind, a.shape, scale)])
+        buffer = np.zeros(layout.nbytes, dtype=np.uint8)
+        buffer[: a.nbytes] = a.view(np.uint8)
+        (piece,) = layout.pieces(0, layout.nbytes)
+        Codec(len(sites), "basel", {"x": factor}).check(buffer, piece)  # no site is refused
+    largest = max(float(np.abs(a).max()) for a in arrays) * factor
+    if largest >= 2.0 ** LOWEST[kind]:  # and at most two bits are wasted
+        assert math.ldexp(largest, scale + 3) > lane_bound(bits, len(sites))
+
+
+def test_histograms_that_do_not_add_up_are_refused() -> None:
+    counts = np.zeros(128, dtype=np.int64)
+    counts[64] = 2
+    with pytest.raises(DataError, match="'x' were marked by 2 of 3 sites"):
+        exponent_scales({"x": counts}, {"x": 32}, 3)
+    assert exponent_scales({"x": counts}, {"x": 32}, 2) == {"x": 29}

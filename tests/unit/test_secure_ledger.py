@@ -1,0 +1,171 @@
+"""The ledger's rules: one vector and one set a round, one round an input; anything else is refused with code 77."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from hypothesis import given
+from hypothesis import strategies as st
+from secure_fakes import key_of, random_bytes
+
+from fedhpc.errors import PolicyError
+from fedhpc.secure.ledger import (
+    FINGERPRINT_BLOCK_BYTES,
+    GENESIS,
+    LedgerEntry,
+    RoundLedger,
+    chain,
+    entry_from_json,
+    fingerprint,
+    fingerprint_blocks,
+)
+from fedhpc.secure.transcript import canon
+
+KEY = b"\x07" * 32
+FIRST = LedgerEntry(4, "train", key_of("input"), key_of("vector"), (1, 2, 3))
+
+
+def admit(ledger: RoundLedger, entry: LedgerEntry) -> bool:
+    new = ledger.check(entry)
+    if new:
+        ledger.add(entry)
+    return new
+
+
+def other(**changes: Any) -> LedgerEntry:
+    return dataclasses.replace(FIRST, **changes)
+
+
+def test_new_then_repeat() -> None:
+    ledger = RoundLedger()
+    assert (len(ledger), ledger.last_round, ledger.head) == (0, 0, GENESIS)
+    assert admit(ledger, FIRST)
+    assert not admit(ledger, FIRST)
+    assert not admit(ledger, other())  # an equal entry, another object
+    assert (len(ledger), ledger.last_round, ledger.round_of(FIRST.input)) == (1, 4, 4)
+    assert ledger.round_of(key_of("unknown")) is None
+
+
+def test_check_alone_admits_nothing() -> None:
+    ledger = RoundLedger()
+    assert ledger.check(FIRST)
+    assert ledger.check(FIRST)
+    assert (len(ledger), ledger.head, ledger.round_of(FIRST.input)) == (0, GENESIS, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"fingerprint": key_of("another")}, "round 4 .'train'. was begun with another vector"),
+        ({"fingerprint": FIRST.fingerprint[:31] + b"\0"}, "another vector"),
+        ({"cohort": (1, 2)}, r"opened over sites \[1, 2, 3\], not \[1, 2\]"),
+        ({"cohort": (1, 2, 4)}, "opened over sites"),
+        ({"cohort": (1, 2, 3, 4)}, "opened over sites"),
+        ({"input": key_of("other input")}, "round 4 belongs to 'train'"),
+        ({"input": key_of("other input"), "purpose": "mean age"}, "it cannot be used for 'mean age'"),
+        ({"round_": 5}, "summed in round 4 already and cannot be summed again in round 5"),
+        ({"round_": 3}, "summed in round 4 already"),
+        ({"round_": 5, "fingerprint": key_of("another")}, "summed in round 4 already"),
+        ({"round_": 5, "cohort": (1, 2)}, "summed in round 4 already"),
+    ],
+)
+def test_each_rule(changes: dict[str, Any], match: str) -> None:
+    ledger = RoundLedger([FIRST])
+    before = ledger.head
+    with pytest.raises(PolicyError, match=match) as caught:
+        ledger.check(other(**changes))
+    assert caught.value.exit_code == 77
+    assert caught.value.hint
+    assert (len(ledger), ledger.head) == (1, before)
+    assert not ledger.check(FIRST)
+
+
+def test_other_inputs_in_other_rounds_are_new() -> None:
+    ledger = RoundLedger([FIRST])
+    assert admit(ledger, other(round_=5, input=key_of("next")))
+    assert admit(ledger, other(round_=2, input=key_of("earlier")))
+    assert (len(ledger), ledger.last_round) == (3, 5)
+
+
+def test_chain_and_reload() -> None:
+    entries = [other(round_=r, input=key_of(r), purpose=f"p{r}") for r in range(1, 6)]
+    ledger = RoundLedger()
+    head = bytes(32)
+    for entry in entries:
+        admit(ledger, entry)
+        text = json.dumps(entry.as_json(), sort_keys=True, separators=(",", ":")).encode()
+        head = hashlib.sha256(head + text).digest()
+        assert ledger.head == head
+    assert RoundLedger(entries).head == head
+    assert chain(GENESIS, entries[0]) != chain(head, entries[0])
+    for n in range(5):  # removing, changing or swapping any one entry gives another head
+        assert RoundLedger(entries[:n] + entries[n + 1 :]).head != head
+        changed = [*entries]
+        changed[n] = dataclasses.replace(entries[n], cohort=(1, 2))
+        assert RoundLedger(changed).head != head
+    assert RoundLedger(entries[::-1]).head != head
+
+
+def test_json_round_trip_and_refusals() -> None:
+    good = FIRST.as_json()
+    assert entry_from_json(json.loads(canon(good))) == FIRST
+    bad: list[Any] = [
+        None, [], "x", {}, {k: v for k, v in good.items() if k != "cohort"}, good | {"extra": 1},
+        good | {"cohort": "1,2,3"}, good | {"cohort": [1, "2"]}, good | {"cohort": [1, True]}, good | {"cohort": None},
+        good | {"round": "4"}, good | {"round": True}, good | {"round": 4.0}, good | {"purpose": 1},
+        good | {"input": "00"}, good | {"fingerprint": "zz" * 32}, good | {"fingerprint": 3},
+        good | {"input": good["input"].upper()}, good | {"input": good["input"] + " "},
+    ]  # fmt: skip
+    for value in bad:
+        with pytest.raises(ValueError):  # noqa: PT011
+            entry_from_json(value)
+
+
+def reference(key: bytes, layout: bytes, factors: bytes, data: bytes) -> bytes:
+    """The fingerprint from its definition: AES-GCM of nothing with the block as associated data, then HMAC."""
+    message = len(data).to_bytes(8, "little") + layout + len(factors).to_bytes(8, "little") + factors
+    for number, at in enumerate(range(0, len(data), 1 << 20)):
+        message += AESGCM(key).encrypt(number.to_bytes(12, "little"), b"", data[at : at + (1 << 20)])
+    return hmac.digest(key, message, "sha256")
+
+
+def mark(data: Any, key: bytes = KEY, layout: bytes = bytes(32), factors: bytes = b"{}") -> bytes:
+    return fingerprint(key, layout, factors, len(data), [fingerprint_blocks(key, data, 0, len(data))])
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, FINGERPRINT_BLOCK_BYTES, 2 * FINGERPRINT_BLOCK_BYTES + 17])
+def test_fingerprint_is_as_documented_and_the_same_over_any_ranks(size: int) -> None:
+    data = random_bytes(size, 1)
+    expected = reference(KEY, b"l" * 32, b'{"a":"0x1p-2"}', data.tobytes())
+    border = min(size, FINGERPRINT_BLOCK_BYTES)
+    for tags in (
+        [fingerprint_blocks(KEY, data, 0, size)],
+        [fingerprint_blocks(KEY, data, 0, border), fingerprint_blocks(KEY, data, border, size), b""],
+    ):
+        assert fingerprint(KEY, b"l" * 32, b'{"a":"0x1p-2"}', size, tags) == expected
+
+
+@given(st.integers(0, 8 * 3000 - 1))
+def test_one_bit_changes_the_fingerprint(bit: int) -> None:
+    data = random_bytes(3000, 2)
+    before = mark(data)
+    data[bit // 8] ^= 1 << (bit % 8)
+    assert mark(data) != before
+
+
+def test_everything_else_changes_the_fingerprint_too() -> None:
+    data = random_bytes(2 * FINGERPRINT_BLOCK_BYTES, 3)
+    swapped = np.concatenate([data[FINGERPRINT_BLOCK_BYTES:], data[:FINGERPRINT_BLOCK_BYTES]])
+    found = [
+        mark(data), mark(swapped), mark(data[:-1]), mark(data, key=b"\x08" * 32), mark(data, layout=b"l" * 32),
+        mark(data, factors=b'{"a":"0x1p-1"}'), mark(data[:FINGERPRINT_BLOCK_BYTES]), mark(data[:0]),
+        mark(np.zeros(10, dtype=np.uint8)), mark(np.zeros(11, dtype=np.uint8)),
+    ]  # fmt: skip
+    assert len(set(found)) == len(found)
