@@ -30,12 +30,12 @@ def auc(positive: NDArray[Any], negative: NDArray[Any]) -> float | None:
 
 
 def summarise(sums: Mapping[str, NDArray[Any]]) -> dict[str, float | None]:
-    """Metrics from `sums`: `n`; `name`/n under its name for every other scalar; `auc` from the two histograms.
+    """Metrics from `sums`: `name`/n under its name for every scalar but `n`; `auc` from the two histograms.
 
     A mean over no rows is None, and so is an AUC without rows of both classes.
     """
     n = float(np.asarray(sums["n"]).item())
-    metrics: dict[str, float | None] = {"n": n}
+    metrics: dict[str, float | None] = {}
     for name in sorted(sums):
         value = np.asarray(sums[name])
         if name not in ("n", POSITIVE, NEGATIVE) and value.size == 1:

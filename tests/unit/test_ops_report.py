@@ -17,7 +17,7 @@ from fedhpc.ops.report import finished_rounds, mean_by_round, read_run, write_re
 from fedhpc.ops.telemetry import PARTS
 
 HOSTILE = "<script>alert(1)<script> $x^ \"'&_"
-CONFIG = 'name = "heart"\n[privacy]\nmasks = "pairwise <b>"\n# </pre><script src="http://evil">\n'
+CONFIG = 'name = "heart"\n[secure]\nmode = "pairwise <b>"\n# </pre><script src="http://evil">\n'
 
 
 def record(n: int, rounds: int = 3, **changes) -> dict:

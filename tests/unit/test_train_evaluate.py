@@ -36,6 +36,6 @@ def test_summarise() -> None:
         "n": np.int64(4), "loss": np.array(2.0), "accuracy": np.array([3]), "confusion": np.ones((2, 2)),
         "hist_positive": np.array([0, 2]), "hist_negative": np.array([2, 0]),
     }  # fmt: skip
-    assert summarise(sums) == {"n": 4.0, "loss": 0.5, "accuracy": 0.75, "auc": 1.0}
+    assert summarise(sums) == {"loss": 0.5, "accuracy": 0.75, "auc": 1.0}
     empty = {name: np.zeros_like(value) for name, value in sums.items()}
-    assert summarise(empty) == {"n": 0.0, "loss": None, "accuracy": None, "auc": None}
+    assert summarise(empty) == {"loss": None, "accuracy": None, "auc": None}
