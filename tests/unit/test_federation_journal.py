@@ -227,7 +227,7 @@ def test_after_a_failed_write_nothing_is_believed(tmp_path: Path, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(journal_module.os, call, fail)
-        with pytest.raises(StorageError, match="cannot write the ledger .*Input/output error"):
+        with pytest.raises(StorageError, match=r"cannot write the ledger .*Input/output error"):
             journal.admit(entry(3))
     assert (len(journal.ledger), journal.ledger.head, journal.ledger.round_of(entry(3).input)) == (2, head, None)
     # What is on disk is unknown, so this process admits nothing more, not even a repeat.

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhpc.errors import DataError
-from fedhpc.federation.scales import exponent_counts, exponent_scales
+from fedhpc.federation.scales import exponent_counts, exponent_scales, refuse_beyond
 from fedhpc.secure.ring import Codec, Layout, Tensor, lane_bound
 
 LOWEST = {"float32": -64, "float64": -512}
@@ -88,3 +88,15 @@ def test_histograms_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(DataError, match="'x' were marked by 2 of 3 sites"):
         exponent_scales({"x": counts}, {"x": 32}, 3)
     assert exponent_scales({"x": counts}, {"x": 32}, 2) == {"x": 29}
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_refuse_beyond_is_exact(kind: str) -> None:
+    bound = 0.1  # not a float32: its nearest float32 is the bound there
+    at = np.dtype(kind).type(bound)
+    refuse_beyond({"x": np.array([at, -at, 0], dtype=kind), "empty": np.zeros(0, dtype=kind)}, bound, "basel")
+    for value in (np.nextafter(at, np.dtype(kind).type(1)), -np.nextafter(at, np.dtype(kind).type(1))):
+        with pytest.raises(DataError, match=r"tensor 'x' of site basel reaches .* beyond the bound 0.1"):
+            refuse_beyond({"x": np.array([value], dtype=kind)}, bound, "basel")
+    with pytest.raises(DataError, match="'x' of site basel holds NaN"):
+        refuse_beyond({"x": np.array([np.nan], dtype=kind)}, bound, "basel")

@@ -78,7 +78,7 @@ LOW_ORDER = [
 
 @pytest.mark.parametrize("point", LOW_ORDER + [p[:31] + bytes([p[31] | 0x80]) for p in LOW_ORDER])
 def test_low_order_points_are_refused(point: bytes) -> None:
-    with pytest.raises(PolicyError, match="site basel .* not a usable point") as caught:
+    with pytest.raises(PolicyError, match=r"site basel .* not a usable point") as caught:
         AttemptKey().shared(point, "basel")
     assert caught.value.exit_code == 77
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from secure_fakes import Sites, edges_of, key_of, proposal_of, random_bytes
 
 from fedhpc.secure.masks import SLACK_BYTES, TILE_BYTES, Keystream, Masks, NoMasks
+import itertools
 
 KEY = bytes(range(32))
 
@@ -108,7 +109,7 @@ def test_masked_sum_equals_plain_sum(
     for vector, edges in zip(plain, edges_of(sites, 2 * half_degree), strict=True):
         masked = vector.copy()
         masks = Masks(edges)
-        for low, high in reversed(list(zip(borders, borders[1:], strict=False))):
+        for low, high in reversed(list(itertools.pairwise(borders))):
             masks.add(masked[low:high], low * bits // 8)
         whole = vector.copy()
         Masks(edges).add(whole, 0)

@@ -124,15 +124,14 @@ def test_bounds_are_exact(sites: int, kind: str, bits: int) -> None:
     assert fits <= bound < beyond
     assert encode(kind, [fits, -fits], sites=sites) == [fits, -fits]
     for value in [beyond, -beyond] if beyond < 2**63 or kind != "int64" else [-beyond]:
-        with pytest.raises(DataError, match="tensor 'x' of site basel reaches .* beyond the bound"):
+        with pytest.raises(DataError, match=r"tensor 'x' of site basel reaches .* beyond the bound"):
             encode(kind, [0, value], sites=sites)
 
 
 @pytest.mark.parametrize("sites", range(1, 101))
 def test_bound_plus_one_is_refused_where_floats_are_exact(sites: int) -> None:
-    """float64 in a 32-bit bound cannot occur, but weights reach every 32-bit lane value: x·w with w = 2^-24·(odd)."""
+    """float32 values miss most 32-bit lanes, a factor reaches them all: 1 · w."""
     bound = lane_bound(32, sites)
-    # bound = 1·w·2^0 with x = 1: the lane value is the weight itself.
     assert encode("float32", [1.0, -1.0], weight=float(bound), sites=sites) == [bound, -bound]
     for weight in (bound + 1.0, bound + 0.51):
         with pytest.raises(DataError, match="beyond the bound"):
@@ -254,7 +253,7 @@ def test_encoding_in_parts_gives_the_same_bytes(kind: str) -> None:
         assert (whole == cut).all()
 
 
-@given(st.lists(st.integers(-(2**31) + 1, 2**31 - 1), min_size=1), st.integers(-100, 120))
+@given(st.lists(st.integers(-(2**31) + 1, 2**31 - 1), min_size=1), st.integers(-100, 185))
 def test_decode_float32(lanes: list[int], scale: int) -> None:
     with np.errstate(over="ignore"):
         expected = (np.array(lanes, dtype=np.float64) * 2.0**-scale).astype(np.float32)
@@ -319,6 +318,14 @@ def test_stochastic_rounding_is_unbiased_and_leaves_whole_numbers() -> None:
         assert set(lanes) == {math.floor(value), math.floor(value) + 1}
         assert abs(np.mean(lanes) - value) < 4 * 0.5 / 200
     assert encode("float64", [5.0, -5.0, 0.0, -0.0] * 500, rounding=KEY) == [5, -5, 0, 0] * 500
+
+
+def test_stochastic_rounding_at_the_edge_of_each_word() -> None:
+    """A fraction equal to the word stays below; the smallest step above it goes up."""
+    key = key_of("edge")
+    words = [int.from_bytes(ecb_stream(key, 4 * i, 4), "little") for i in range(200)]
+    assert encode("float64", [5 + w * 2.0**-32 for w in words], rounding=key) == [5] * 200
+    assert encode("float64", [5 + (w + 2.0**-8) * 2.0**-32 for w in words], rounding=key) == [6] * 200
 
 
 KEY = key_of("any")
