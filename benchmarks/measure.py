@@ -39,6 +39,7 @@ CASES = {
         *["bench", "sum", "--sites", "4", "--params", "10000000", "--lane-bits", "64", "--repeat", "9", "--json"],
     ],
     "latency": ["bench", "latency", "--sites", "4", "--repeat", "500", "--json"],
+    "startup": ["benchmarks/startup.py"],
 }
 
 
@@ -104,6 +105,8 @@ def page(stored: dict[str, Any]) -> str:
         lines.append(f"| `{_short(entry['command'])}` | {cells} |")
     if "latency" in stored:
         lines += _latency(stored["latency"])
+    if "startup" in stored:
+        lines += _startup(stored["startup"])
     lines += ["", "## Machines and versions", ""]
     for text in sorted({_provenance(entry) for entry in stored.values()}):
         lines.append(f"- {text}")
@@ -126,6 +129,18 @@ def _latency(entry: dict[str, Any]) -> list[str]:
         f"| a whole number (one masked sum), ledger in memory | {1e3 * r['sum_int_s']:.2f} |",
         f"| the same, ledger on disk with its fsync | {1e3 * r['sum_int_s_with_fsync']:.2f} |",
         f"| a float without a bound (two masked sums), ledger in memory | {1e3 * r['sum_float_unbounded_s']:.2f} |",
+    ]
+
+
+def _startup(entry: dict[str, Any]) -> list[str]:
+    r = entry["result"]
+    return [
+        "",
+        "## Start of a run",
+        "",
+        f"`{entry['command']}`: eight ranks of the heart federation. From torch being imported to the first local",
+        "step, with MPI's start, the site stores, DDP's process groups, standardisation and the first evaluation: "
+        f"**{r['start_to_first_step_s']:.2f} s**; importing torch took {r['import_torch_s']:.2f} s.",
     ]
 
 

@@ -10,12 +10,13 @@ from fedhpc.exchange.alone import NoExchange
 from fedhpc.exchange.base import Exchange
 from fedhpc.exchange.mpi import MpiExchange
 from fedhpc.federation.agreement import read_agreement
+from fedhpc.federation.join import share_ledger_keys
 from fedhpc.federation.journal import Journal, MemoryJournal
 from fedhpc.federation.masked_sum import Party
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.world import Place, World
-from fedhpc.secure import labels
-from fedhpc.secure.keys import derive, identity_public, new_identity
+from fedhpc.secure.keys import identity_public, new_identity
+from fedhpc.secure.ledger import ledger_keys
 
 _FEDERATION = """\
 [federation]
@@ -49,8 +50,8 @@ class Stage:
         agreement = read_agreement(text.encode(), "the benchmark's federation.toml")
         leads = self.place.site.rank == 0
         masked = mode == "pairwise" and self.sites > 1
-        key = derive(agreement.hash, self.identity, labels.KEY_LEDGER, self.place.number) if leads else None
-        shared_key = self.place.site.broadcast_bytes(key)
+        keys = ledger_keys(agreement.hash, self.identity, self.place.number) if leads else None
+        shared = share_ledger_keys(self.place.site, keys)
         exchange: Exchange = NoExchange()
         if self.sites > 1:
             exchange = MpiExchange(self.sites, self.place.leaders, self.place.rail)
@@ -62,7 +63,7 @@ class Stage:
             exchange=exchange,
             members=agreement.members(),
             identity=Ed25519PrivateKey.from_private_bytes(self.identity) if leads and masked else None,
-            ledger_key=shared_key if masked else None,
+            ledger_keys=shared if masked else None,
             journal=(journal or MemoryJournal()) if leads else None,
             attempt=mpi_world.attempt_number(self.world.group),
         )

@@ -90,10 +90,11 @@ class GlobalModel:
         for name, tensor in self.tensors.items():
             update = vector.view(_MODEL + name).astype(tensor.dtype, copy=False)
             if name in self._averaged:
-                following[name] = self._average.step(tensor, update, {})
+                step = self._average.step(tensor, update, {})
             else:
                 state = {s: self.outer[f"{s}/{name}"] for s in self._strategy.names}
-                following[name] = self._strategy.step(tensor, update, state)
+                step = self._strategy.step(tensor, update, state)
+            following[name] = np.asarray(step)  # NumPy makes a scalar of a tensor without dimensions
         federation.finish(opened, tensors_tree(federation.party.site, following))
         self.tensors = following
         return {name: vector.view(_MEASURED + name).copy() for name in measured}

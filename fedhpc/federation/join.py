@@ -30,8 +30,8 @@ from fedhpc.federation.pipeline import Pipeline
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.collectives import Group
 from fedhpc.mpi.world import Place, World
-from fedhpc.secure import labels
-from fedhpc.secure.keys import derive, identity_public
+from fedhpc.secure.keys import KEY_BYTES, identity_public
+from fedhpc.secure.ledger import LedgerKeys, ledger_keys
 
 LEDGER_FILE = "ledger.jsonl"
 
@@ -123,15 +123,15 @@ def _agree_on_exchange(world: Group, mine: SiteFile) -> tuple[int | str, int]:
 def _party(world: World, place: Place, agreement: Agreement, mine: SiteFile, directory: Path) -> Party:
     masked = agreement.secure.mode == "pairwise" and len(agreement.roster) > 1
     identity: bytes | None = None
-    ledger_key: bytes | None = None
+    keys: LedgerKeys | None = None
     journal: Journal | None = None
     if place.site.rank == 0:
         journal = FileJournal(directory / LEDGER_FILE)
         if masked:
             identity = _identity(agreement, mine, place.number)
-            ledger_key = derive(agreement.hash, identity, labels.KEY_LEDGER, place.number)
+            keys = ledger_keys(agreement.hash, identity, place.number)
     if masked:
-        ledger_key = place.site.broadcast_bytes(ledger_key)
+        keys = share_ledger_keys(place.site, keys)
     sites = len(agreement.roster)
     exchange: Exchange = NoExchange() if sites == 1 else MpiExchange(sites, place.leaders, place.rail)
     return Party(
@@ -142,10 +142,16 @@ def _party(world: World, place: Place, agreement: Agreement, mine: SiteFile, dir
         exchange=exchange,
         members=agreement.members(),
         identity=None if identity is None else Ed25519PrivateKey.from_private_bytes(identity),
-        ledger_key=ledger_key,
+        ledger_keys=keys,
         journal=journal,
         attempt=mpi_world.attempt_number(world.group),
     )
+
+
+def share_ledger_keys(site: Group, keys: LedgerKeys | None) -> LedgerKeys:
+    """The leader's keys, on every rank of its site: each fingerprints its own part of a vector."""
+    both = site.broadcast_bytes(None if keys is None else keys.blocks + keys.whole)
+    return LedgerKeys(both[:KEY_BYTES], both[KEY_BYTES:])
 
 
 def _identity(agreement: Agreement, mine: SiteFile, number: int) -> bytes:

@@ -20,7 +20,7 @@ from fedhpc.federation.pipeline import LaneMasks, Pipeline, Stages
 from fedhpc.mpi.collectives import Group
 from fedhpc.secure import labels
 from fedhpc.secure.keys import KEY_BYTES, derive
-from fedhpc.secure.ledger import LedgerEntry, fingerprint, fingerprint_blocks
+from fedhpc.secure.ledger import LedgerEntry, LedgerKeys, fingerprint, fingerprint_blocks
 from fedhpc.secure.masks import Masks, NoMasks
 from fedhpc.secure.pairwise import Member, PairwiseAttempt, Proposal, refuse_difference
 from fedhpc.secure.ring import Codec
@@ -39,8 +39,8 @@ class Party:
     rails: int
     exchange: Exchange
     members: list[Member]
-    identity: Ed25519PrivateKey | None  # leaders of a masked federation only
-    ledger_key: bytes | None  # of the fingerprints, on every rank of a masked site
+    identity: Ed25519PrivateKey | None = field(repr=False)  # leaders of a masked federation only
+    ledger_keys: LedgerKeys | None = field(repr=False)  # on every rank of a masked site
     journal: Journal | None  # leaders only
     attempt: int  # names this start of the job
 
@@ -120,15 +120,15 @@ def open_sum(party: Party, pipeline: Pipeline, vector: Vector, plan: SumPlan, *,
     stages.encode += _lap(begun)
 
     begun = time.perf_counter()
-    key = party.ledger_key if party.masked else None
-    tags = b"" if key is None else fingerprint_blocks(key, vector.buffer, *my_part)
+    keys = party.ledger_keys if party.masked else None
+    tags = b"" if keys is None else fingerprint_blocks(keys.blocks, vector.buffer, *my_part)
     gathered = party.site.gather_bytes(layout.hash + tags)
     _refuse_other_layouts(party, gathered)
     if party.leads and party.masked:
         assert party.journal is not None
-        assert key is not None
+        assert keys is not None
         factors = canon({name: value.hex() for name, value in plan.factors.items()})
-        mark = fingerprint(key, layout.hash, factors, layout.nbytes, [m[32:] for m in gathered])
+        mark = fingerprint(keys.whole, layout.hash, factors, layout.nbytes, [m[32:] for m in gathered])
         cohort = tuple(m.number for m in party.members)
         party.journal.admit(LedgerEntry(plan.round_, plan.purpose, input_, mark, cohort))
     stages.ledger = _lap(begun)

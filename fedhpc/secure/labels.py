@@ -15,6 +15,7 @@ HASH_INPUT = b"input"
 KEY_EDGE = b"edge"
 KEY_ROUNDING = b"rounding"
 KEY_LEDGER = b"ledger"
+KEY_LEDGER_BLOCKS = b"ledger-blocks"
 
 # Names of signed messages
 SIGN_CONFIG = "CONFIG"

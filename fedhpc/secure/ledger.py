@@ -20,12 +20,29 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from fedhpc.errors import PolicyError
+from fedhpc.secure import labels
+from fedhpc.secure.keys import derive
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, canon, u64
 
 FINGERPRINT_BLOCK_BYTES = TREE_BLOCK_BYTES
 GENESIS = bytes(32)  # the hash before the first entry
 
 _FIELDS = ["cohort", "fingerprint", "input", "purpose", "round"]
+
+
+@dataclass(frozen=True, repr=False)
+class LedgerKeys:
+    """The two keys of a site's fingerprints: one key for two algorithms would need a proof of its own."""
+
+    blocks: bytes  # of the GMAC [32]
+    whole: bytes  # of the HMAC [32]
+
+
+def ledger_keys(config: bytes, identity: bytes, number: int) -> LedgerKeys:
+    """The keys of site `number`, from its private Ed25519 key `identity` [32] and the configuration's hash [32]."""
+    return LedgerKeys(
+        derive(config, identity, labels.KEY_LEDGER_BLOCKS, number), derive(config, identity, labels.KEY_LEDGER, number)
+    )
 
 
 def fingerprint_blocks(key: bytes, buffer: NDArray[np.uint8], start: int, stop: int) -> bytes:

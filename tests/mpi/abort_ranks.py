@@ -1,6 +1,6 @@
 """Fails at one rank in the way CASE says, after writing the time to STAMP. Used by test_abort.py.
 
-    abort_ranks.py FEDERATION SITES STAMP RANK CASE
+abort_ranks.py FEDERATION SITES STAMP RANK CASE
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ with fedhpc.join(federation, sites=sites) as fed:
     if case == "in a helper thread" and here:
         from fedhpc.secure import masks
 
-        def broken(self: object, lanes: np.ndarray, offset: int) -> None:
+        add = masks.Masks.add
+
+        def broken(self: masks.Masks, lanes: np.ndarray, offset: int) -> None:
             if offset > 1 << 20:  # far into a long vector: small sums need no helper
                 assert threading.current_thread() is not threading.main_thread()
                 fail(OSError("the fault in a helper thread"))
+            add(self, lanes, offset)
 
         masks.Masks.add = broken  # type: ignore[method-assign, assignment]
     for step in range(10_000):

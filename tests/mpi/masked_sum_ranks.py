@@ -23,8 +23,8 @@ from fedhpc.federation.masked_sum import NO_BASE, Party, SumPlan, open_sum, sett
 from fedhpc.federation.pipeline import Pipeline
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.world import Place
-from fedhpc.secure import labels
-from fedhpc.secure.keys import derive, identity_public
+from fedhpc.secure.keys import identity_public
+from fedhpc.secure.ledger import ledger_keys
 from fedhpc.secure.masks import Masks
 from fedhpc.secure.ring import Layout, Tensor, lane_bound, scale_for
 from fedhpc.secure.transcript import tree
@@ -60,7 +60,7 @@ def party_of(case: dict[str, Any], place: Place, mode: str) -> Party:
         agreement=agreement, number=place.number, site=place.site, rails=place.rails,
         exchange=MpiExchange(sites, place.leaders, place.rail), members=agreement.members(),
         identity=Ed25519PrivateKey.from_private_bytes(mine) if leads else None,
-        ledger_key=derive(agreement.hash, mine, labels.KEY_LEDGER, place.number), journal=MemoryJournal(),
+        ledger_keys=ledger_keys(agreement.hash, mine, place.number), journal=MemoryJournal(),
         attempt=mpi_world.attempt_number(world.group),
     )  # fmt: skip
 

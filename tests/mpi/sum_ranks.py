@@ -1,6 +1,6 @@
 """Joins and adds up once: `CASE` says what one site gives differently. Used by test_federation_api.py.
 
-    sum_ranks.py FEDERATION sites|site PATH CASE
+sum_ranks.py FEDERATION sites|site PATH CASE
 """
 
 from __future__ import annotations

@@ -44,9 +44,7 @@ def test_sums_and_means(tmp_path: Path) -> None:
         ("same name, other shape", 77, ["'cases'", "another vector"]),
     ],
 )
-def test_what_one_site_gives_differently_ends_the_job(
-    tmp_path: Path, case: str, code: int, words: list[str]
-) -> None:
+def test_what_one_site_gives_differently_ends_the_job(tmp_path: Path, case: str, code: int, words: list[str]) -> None:
     done = sum_case(tmp_path, case).refused(code, *words)
     assert "at: site " in done.err, "the message names the site and rank"
     assert ": [" not in done.out, f"a sum came out\n{done.text}"

@@ -1,6 +1,6 @@
 """Runs many federations in one job for test_training.py: one JSON line {case: final hash} from rank 0.
 
-    training_ranks.py DIRECTORY…        each with federation.toml and sites/, all for this number of ranks
+training_ranks.py DIRECTORY…        each with federation.toml and sites/, all for this number of ranks
 """
 
 from __future__ import annotations

@@ -173,8 +173,8 @@ def test_what_the_exchange_carries_is_masked_and_gaps_are_zero() -> None:
     same_width = Layout([Tensor("w", "float32", (5,), 12), Tensor("b", "float32", (3,), 12)])
     seen.clear()
     pipeline.run(
-        vector_of(same_width, 0), (0, same_width.nbytes), lambda: Codec(3, "a", WEIGHTS), Masks(edges_of(3)[0]), Stages(),
-        digest=False,
+        vector_of(same_width, 0), (0, same_width.nbytes), lambda: Codec(3, "a", WEIGHTS), Masks(edges_of(3)[0]),
+        Stages(), digest=False,
     )  # fmt: skip
     (run,) = seen  # one message with the gap of 12 bytes inside
     assert run[5:8].tolist() == [0, 0, 0]

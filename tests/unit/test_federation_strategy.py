@@ -16,7 +16,7 @@ NAMES = ["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "diloco"]
 
 
 def rounder(kind: str) -> Callable[[float], float]:
-    """Rounding to the tensor's precision. + − × ÷ √ of float32 done in float64 and rounded once are correctly rounded."""
+    """Rounding to the tensor's precision: float64 is wide enough that + − × ÷ √ of float32 may be rounded twice."""
     return float if kind == "float64" else lambda x: float(np.float32(x))
 
 

@@ -144,7 +144,7 @@ def test_derive_is_hkdf_with_the_protocol_s_info(salt: bytes, secret: bytes, i: 
 def test_every_argument_of_derive_counts() -> None:
     base = (b"salt", b"secret", b"edge", 1, 2)
     other = (b"tlas", b"terces", b"rounding", 2, 3)
-    changed = [base[:n] + (other[n],) + base[n + 1 :] for n in range(5)]
+    changed = [(*base[:n], other[n], *base[n + 1 :]) for n in range(5)]
     found = {derive(*arguments) for arguments in [base, (*base[:3], 2, 1), *changed]}  # type: ignore[arg-type]
     assert len(found) == 7
 

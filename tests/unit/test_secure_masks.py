@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -10,7 +12,6 @@ from hypothesis import strategies as st
 from secure_fakes import Sites, edges_of, key_of, proposal_of, random_bytes
 
 from fedhpc.secure.masks import SLACK_BYTES, TILE_BYTES, Keystream, Masks, NoMasks
-import itertools
 
 KEY = bytes(range(32))
 

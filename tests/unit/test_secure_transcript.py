@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from typing import Any
 
@@ -32,7 +33,6 @@ from fedhpc.secure.transcript import (
     u16,
     u64,
 )
-import itertools
 
 PLAIN = "".join(chr(c) for c in range(32, 127) if chr(c) not in '"\\')
 
