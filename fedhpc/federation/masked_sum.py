@@ -20,7 +20,7 @@ from fedhpc.federation.pipeline import LaneMasks, Pipeline, Stages
 from fedhpc.mpi.collectives import Group
 from fedhpc.secure import labels
 from fedhpc.secure.keys import KEY_BYTES, derive
-from fedhpc.secure.ledger import LedgerEntry, LedgerKeys, fingerprint, fingerprint_blocks
+from fedhpc.secure.ledger import FINGERPRINT_BLOCK_BYTES, LedgerEntry, LedgerKeys, fingerprint, fingerprint_blocks
 from fedhpc.secure.masks import Masks, NoMasks
 from fedhpc.secure.pairwise import Member, PairwiseAttempt, Proposal, refuse_difference
 from fedhpc.secure.ring import Codec
@@ -114,14 +114,8 @@ def open_sum(party: Party, pipeline: Pipeline, vector: Vector, plan: SumPlan, *,
         return Opened(plan, bytes(32), stages, 0, 0, None)
 
     begun = time.perf_counter()
-    checker = codec()
-    for piece in layout.pieces(*my_part):
-        checker.check(vector.buffer, piece)
-    stages.encode += _lap(begun)
-
-    begun = time.perf_counter()
     keys = party.ledger_keys if party.masked else None
-    tags = b"" if keys is None else fingerprint_blocks(keys.blocks, vector.buffer, *my_part)
+    tags = _inspect(vector, my_part, codec(), keys)
     gathered = party.site.gather_bytes(layout.hash + tags)
     _refuse_other_layouts(party, gathered)
     if party.leads and party.masked:
@@ -147,6 +141,21 @@ def open_sum(party: Party, pipeline: Pipeline, vector: Vector, plan: SumPlan, *,
         party.site.gather_parts(vector.buffer, bounds)
     stages.share += _lap(begun)
     return Opened(plan, sum_tree, stages, layout.nbytes + message_bytes, layout.nbytes + message_bytes, attempt)
+
+
+def _inspect(vector: Vector, part: tuple[int, int], codec: Codec, keys: LedgerKeys | None) -> bytes:
+    """Check the values of bytes `part` and fingerprint them, block by block while a block is in the caches.
+
+    Gives the blocks' tags, none without keys. Raises DataError for a value that has no place in the ring.
+    """
+    tags = []
+    for start in range(*part, FINGERPRINT_BLOCK_BYTES):
+        stop = min(start + FINGERPRINT_BLOCK_BYTES, part[1])
+        for piece in vector.layout.pieces(start, stop):
+            codec.check(vector.buffer, piece)
+        if keys is not None:
+            tags.append(fingerprint_blocks(keys.blocks, vector.buffer, start, stop))
+    return b"".join(tags)
 
 
 def settle(party: Party, opened: Opened, state: bytes) -> None:

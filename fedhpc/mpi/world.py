@@ -98,6 +98,7 @@ def start() -> World:
     Raises ConfigError if the world's size is not what the launcher or Slurm promised.
     """
     if not launched():
+        check_size(1)  # a job of several tasks whose ranks were not started by srun
         return World(SerialGroup("world"))
     try:
         from mpi4py import MPI

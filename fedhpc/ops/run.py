@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedhpc.config import read_section
 from fedhpc.errors import ConfigError
@@ -20,9 +21,12 @@ from fedhpc.ops.rundir import keep_agreement
 from fedhpc.ops.telemetry import Telemetry
 from fedhpc.train.checkpoint import Hdf5Checkpoints
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
-from fedhpc.train.site import open_trainer
-from fedhpc.train.standardise import standardise
-from fedhpc.train.trainer import TorchTrainer
+
+if TYPE_CHECKING:
+    from fedhpc.train.trainer import TorchTrainer
+
+# Torch is imported where it is first needed: from a parallel file system that takes many ranks a minute, and most
+# mistakes in the files are found before.
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ def run_joined(joined: Joined, *, verbose: bool = False) -> Ran:
 def train(fed: Federation, trainer: TorchTrainer, store: CheckpointStore, reporter: Reporter) -> Outcome:
     """Compare the sites' features, standardise where agreed, and run all rounds."""
     compare_stores(fed, getattr(getattr(trainer.dataset.opened, "store", None), "feature_set", None))
+    from fedhpc.train.standardise import standardise
+
     settings = read_section(TaskSettings, fed.party.agreement.task, "task")
     prepare = partial(standardise, fed.sum, trainer) if settings.standardise else _nothing
     return run_rounds(fed, trainer, store, reporter, prepare=prepare)
@@ -90,10 +96,15 @@ def open_site_trainer(fed: Federation, files: SiteFile) -> TorchTrainer:
     if "name" not in agreement.task:
         raise ConfigError("federation.toml has no [task] name", "logistic, mlp, cnn, or module for your own")
     data = read_section(DataSection, files.data, "data")
+    task = read_section(TaskSettings, agreement.task, "task")
+    train = read_section(TrainSettings, agreement.train, "train")
+    compute = read_section(ComputeSettings, files.compute, "compute")
+    from fedhpc.train.site import open_trainer
+
     return open_trainer(
-        read_section(TaskSettings, agreement.task, "task"),
-        read_section(TrainSettings, agreement.train, "train"),
-        read_section(ComputeSettings, files.compute, "compute"),
+        task,
+        train,
+        compute,
         data=files.path(data.path),
         source=None if data.task_source is None else files.path(data.task_source),
         group=fed.party.site,

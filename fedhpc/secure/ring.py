@@ -7,6 +7,7 @@ lanes and a float64 or int64 tensor 64-bit lanes in the same memory.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,12 +130,19 @@ class Layout:
     def pieces(self, start: int, stop: int) -> list[Piece]:
         """The parts of tensors in bytes start..stop of the vector. Both must be multiples of 16 or the end."""
         found = []
-        for tensor, offset, number in zip(self.tensors, self.offsets, self._lane_numbers, strict=True):
+        # Empty tensors share their offset with the next one, so the search steps back to the first of equals.
+        first = max(bisect.bisect_right(self.offsets, start) - 1, 0)
+        while first and self.offsets[first - 1] == self.offsets[first]:
+            first -= 1
+        for index in range(first, len(self.tensors)):
+            tensor, offset = self.tensors[index], self.offsets[index]
+            if offset >= stop:
+                break
             low = max(start, offset)
             high = min(stop, offset + tensor.lanes * tensor.lane_bytes)
             if low < high:
                 lane = (low - offset) // tensor.lane_bytes
-                found.append(Piece(tensor, low, high, lane, number + lane))
+                found.append(Piece(tensor, low, high, lane, self._lane_numbers[index] + lane))
         return found
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int, int]]:

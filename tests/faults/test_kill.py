@@ -1,0 +1,165 @@
+"""A run that is killed anywhere and started again ends with the model of an unbroken run, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+from harness import Site, mpi_words, mpirun, start, until, write_federation
+
+SCRIPT = Path(__file__).with_name("kill_ranks.py")
+ROUNDS = 4
+pytestmark = [pytest.mark.faults, pytest.mark.mpi]
+
+
+def prepare(directory: Path) -> list[str | Path]:
+    """A federation for kill_ranks.py in `directory`; the words of a run without a fault."""
+    sites = {name: Site(exchange={"chunk_bytes": 262144}) for name in ("aa", "bbb", "cccc")}
+    strategy = {"name": "fedadam", "lr": 0.05}
+    federation = write_federation(directory, sites, rounds=ROUNDS, strategy=strategy, stores=False)
+    return [SCRIPT, federation, directory / "sites"]
+
+
+def final(text: str) -> tuple[str, int]:
+    """(hash, round it went on from) of a finished run."""
+    found = re.search(r"^final ([0-9a-f]{64}) after (\d+)$", text, re.MULTILINE)
+    assert found, text
+    return found[1], int(found[2])
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The final hash of an unbroken run."""
+    directory = tmp_path_factory.mktemp("unbroken")
+    done = mpirun(3, [*prepare(directory), ""], timeout=60, cwd=directory).ok()
+    digest, started = final(done.out)
+    assert started == 0
+    return digest
+
+
+def rounds_of(directory: Path, site: str) -> list[int]:
+    """The rounds of the site's checkpoints."""
+    return sorted(int(p.stem[6:]) for p in (directory / "run" / site / "checkpoints").glob("round-*.h5"))
+
+
+@pytest.mark.parametrize(
+    ("point", "resumes_at", "held"),
+    [
+        # before the first checkpoint: in the statistic, and when one site has written round 0 and another has not
+        ("bbb admit-after 2", 0, {"aa": [], "bbb": [], "cccc": []}),
+        ("aa save-before 0", 0, {"aa": [], "bbb": [0], "cccc": [0]}),
+        ("cccc save-half 0", 0, {"aa": [0], "bbb": [0], "cccc": []}),
+        # between two sites' checkpoints of a later round, before and after the rename
+        ("bbb save-before 2", 1, {"aa": [1, 2], "bbb": [0, 1], "cccc": [1, 2]}),
+        ("aa save-half 3", 2, {"aa": [1, 2], "bbb": [2, 3], "cccc": [2, 3]}),
+        ("cccc save-after 2", 2, {"aa": [1, 2], "bbb": [1, 2], "cccc": [1, 2]}),
+        # one site's ledger has the round, the vector is not sent; and the other way round
+        ("bbb admit-after 9", None, {}),
+        ("aa admit-before 9", None, {}),
+        # half of the vector is sent; all of it, and results are not compared
+        ("cccc sum 2", 1, {}),
+        ("bbb settle 8", None, {}),
+        # after the last checkpoint, before the final metrics
+        ("aa save-after 4", 4, {"aa": [3, 4], "bbb": [3, 4], "cccc": [3, 4]}),
+    ],
+)  # fmt: skip
+def test_killed_at(
+    tmp_path: Path, unbroken: str, point: str, resumes_at: int | None, held: dict[str, list[int]]
+) -> None:
+    words = prepare(tmp_path)
+    frozen = tmp_path / "frozen"
+    with start(mpi_words(3, [*words, point]), cwd=tmp_path) as job:
+        until(lambda: frozen.exists() or job.process.poll() is not None, 60, f"the freeze at {point}")
+        assert frozen.exists(), job.finish(1).text
+        for site, rounds in held.items():  # the other sites go on as far as they can
+            until(lambda s=site, r=rounds: rounds_of(tmp_path, s) == r, 20, f"{site} to hold {rounds}")
+        job.kill()
+    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path).ok()
+    digest, started = final(done.out)
+    assert digest == unbroken
+    if resumes_at is not None:
+        assert started == resumes_at
+    check_ledgers(tmp_path)
+
+
+def test_killed_at_random_times_again_and_again(tmp_path: Path, unbroken: str) -> None:
+    """Start, kill, start, kill, …: each start gets a few sums further, and is killed somewhere in the next one."""
+    words, draw = prepare(tmp_path), random.Random(20260101)
+    ledger = tmp_path / "run" / "bbb" / "ledger.jsonl"
+
+    def lines() -> int:
+        return ledger.read_bytes().count(b"\n") if ledger.exists() else 0
+
+    for _ in range(5):
+        with start(mpi_words(3, [*words, ""]), cwd=tmp_path) as job:
+            goal = lines() + draw.randint(1, 3)
+            until(lambda g=goal, j=job: lines() >= g or j.process.poll() is not None, 60, f"{goal} sums")
+            time.sleep(draw.uniform(0, 0.03))
+            assert job.process.poll() is None, "killed too late for a test"
+            job.kill()
+    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path).ok()
+    assert final(done.out)[0] == unbroken
+    check_ledgers(tmp_path)
+
+
+def test_torn_line_at_the_end_of_a_ledger(tmp_path: Path, unbroken: str) -> None:
+    """A kill inside the write of a ledger line leaves half a line; nothing was sent after it."""
+    words = prepare(tmp_path)
+    with start(mpi_words(3, [*words, "bbb admit-after 9"]), cwd=tmp_path) as job:
+        until((tmp_path / "frozen").exists, 60, "the freeze")
+        job.kill()
+    ledger = tmp_path / "run" / "bbb" / "ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes()[:-50])
+    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path).ok()
+    assert final(done.out)[0] == unbroken
+    check_ledgers(tmp_path)
+
+
+def test_lost_run_directory_of_one_site_is_told(tmp_path: Path) -> None:
+    words = prepare(tmp_path)
+    mpirun(3, [*words, ""], timeout=60, cwd=tmp_path).ok()
+    for path in (tmp_path / "run" / "bbb" / "checkpoints").glob("*"):
+        path.unlink()
+    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path)
+    done.refused(65, "only site aa, cccc has checkpoints", "no round is held by all sites")
+
+
+def check_ledgers(directory: Path) -> None:
+    """Every site has the same rounds with the same purposes, each once, whatever happened in between."""
+    told = []
+    for site in ("aa", "bbb", "cccc"):
+        lines = (directory / "run" / site / "ledger.jsonl").read_text().splitlines()
+        entries = [json.loads(line)["entry"] for line in lines]
+        told.append([(e["round"], e["purpose"], e["input"]) for e in entries])
+        assert [e["round"] for e in entries] == list(range(1, len(entries) + 1))
+    assert told[0] == told[1] == told[2]
+
+
+def test_real_training_killed_and_resumed(tmp_path: Path) -> None:
+    """The same through `fedhpc run` with PyTorch: dropout, momentum, shuffled batches, and two ranks at one site."""
+    task = {"name": "mlp", "held_out": 0.25, "standardise": True, "options": {"features": 4, "dropout": 0.3}}
+    train = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 7, "local_steps": 5}
+    sites = {"aa": Site(rows=30), "bb": Site(rows=41, ranks=2), "cc": Site(rows=26)}
+    hashes = []
+    for name in ("unbroken", "killed"):
+        federation = write_federation(tmp_path / name, sites, rounds=30, task=task, train=train)
+        words = ["-m", "fedhpc", "run", federation, "--sites", federation.parent / "sites", "--json"]
+        if name == "killed":
+            for after in (3, 17):
+                with start(mpi_words(4, words)) as job:
+                    until(
+                        lambda n=after: max(rounds_of(tmp_path / "killed", "bb"), default=0) >= n
+                        or job.process.poll() is not None,
+                        90, f"round {after}",
+                    )  # fmt: skip
+                    assert job.process.poll() is None, job.finish(1).text
+                    job.kill()
+        done = mpirun(4, words, timeout=120).ok()
+        result = json.loads(done.out.splitlines()[-1])
+        hashes.append(result["final_model_sha256"])
+        assert result["resumed_after_round"] >= (17 if name == "killed" else 0)
+    assert hashes[0] == hashes[1]
