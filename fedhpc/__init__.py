@@ -12,17 +12,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Federation", "FedhpcError", "__version__", "join"]
+__all__ = ["Federation", "FedhpcError", "__version__", "join", "site_backend"]
 
 if TYPE_CHECKING:
     from fedhpc.errors import FedhpcError
     from fedhpc.federation.federation import Federation
     from fedhpc.federation.join import join
+    from fedhpc.train.backends import site_backend
 
 _HOMES = {
     "Federation": "fedhpc.federation.federation",
     "FedhpcError": "fedhpc.errors",
     "join": "fedhpc.federation.join",
+    "site_backend": "fedhpc.train.backends",
 }
 
 

@@ -75,7 +75,7 @@ class Job:
     def __init__(self, command: Sequence[str | Path], env: Mapping[str, str] | None, cwd: Path | None) -> None:
         # A short path: Open MPI puts a socket there, and a socket's path has at most 107 bytes.
         self._scratch = tempfile.TemporaryDirectory(prefix="fj", dir="/tmp", ignore_cleanup_errors=True)
-        self._files = [tempfile.TemporaryFile("w+", errors="replace") for _ in range(2)]
+        self._files = [tempfile.TemporaryFile("w+", errors="replace") for _ in range(2)]  # noqa: SIM115
         self.process = subprocess.Popen(
             [str(word) for word in command],
             env=environment({"TMPDIR": self._scratch.name, **(env or {})}),

@@ -16,18 +16,19 @@ def demo() -> None:
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object, the last line of stdout.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--splits", type=click.IntRange(1), default=20, show_default=True, help="Paired splits to compare on.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to write to; by default runs/heart-N.")
-def heart(as_json: bool, seed: int, rounds: int, out: Path | None) -> None:
+def heart(as_json: bool, seed: int, rounds: int, splits: int, out: Path | None) -> None:
     """Train on four hospitals' heart-disease data as four sites of two ranks, and compare.
 
-    Each hospital alone, the federation with masked sums, and all rows in one place, over 20 paired splits. The data
+    Each hospital alone, the federation with masked sums, and all rows in one place, over paired splits. The data
     are those of the UCI Machine Learning Repository (Janosi et al. 1989, CC BY 4.0).
     """
     import json
 
     from fedhpc.demo.heart.demo import print_table, run_demo
 
-    result = run_demo(out, seed=seed, rounds=rounds)
+    result = run_demo(out, seed=seed, rounds=rounds, splits=splits)
     print_table(result)
     if as_json:
         click.echo(json.dumps(result))

@@ -25,16 +25,21 @@ def new(directory: Path, example: str, ranks: int, rounds: int | None, seed: int
     Change its files step by step into your own: federation.toml is what all sites agree on, sites/NAME.toml what one
     site keeps to itself.
     """
+    import os
     import shlex
 
     from fedhpc.demo.digits.federation import ROUNDS as DIGITS_ROUNDS
     from fedhpc.demo.digits.federation import write_digits_federation
     from fedhpc.demo.heart.federation import ROUNDS as HEART_ROUNDS
     from fedhpc.demo.heart.federation import write_heart_federation
-    from fedhpc.errors import ConfigError
+    from fedhpc.errors import ConfigError, StorageError
 
     if (directory / "federation.toml").exists():
         raise ConfigError(f"{directory} holds a federation already", "choose another directory; nothing was changed")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make {directory}: {error.strerror}", "choose another directory") from None
     if example == "heart":
         write_heart_federation(directory, rounds=rounds or HEART_ROUNDS, seed=seed, ranks=ranks)
     else:
@@ -45,3 +50,6 @@ def new(directory: Path, example: str, ranks: int, rounds: int | None, seed: int
         f"  cd {shlex.quote(str(directory))} && mpirun -n {4 * ranks} --map-by :OVERSUBSCRIBE "
         "python -m mpi4py -m fedhpc run federation.toml --sites sites/"
     )
+    if os.geteuid() == 0:
+        click.echo("as root, in a container, Open MPI wants first:")
+        click.echo("  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")

@@ -35,7 +35,7 @@ class FederationSection:
     rounds: int = 1
     """Training rounds."""
     seed: int = 0
-    """Of the first model, the splits and the order of the data."""
+    """Of the first model and of the order of the data."""
     epoch: int = 0
     """Counts agreed changes of this file."""
     previous: str = ""

@@ -75,7 +75,6 @@ class Checkpoint:
     outer: Tensors = field(default_factory=dict)  # the strategy's state, and W of the weights
     private: dict[str, NDArray[Any]] = field(default_factory=dict)  # the trainer's
     ledger: bytes = b""  # hash of the ledger's head when this was written [32]
-    metrics: list[dict[str, Any]] = field(default_factory=list)  # public metrics of the rounds so far
 
 
 class CheckpointStore(Protocol):

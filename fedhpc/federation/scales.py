@@ -33,7 +33,7 @@ def exponent_counts(arrays: Mapping[str, NDArray[Any]], factor: float, site: str
         exponent = math.frexp(largest * factor)[1] if largest * factor else lowest
         if exponent > highest:
             raise DataError(
-                f"tensor '{name}' of site {site} reaches {largest:.3g}", f"values must stay below 2^{highest}"
+                f"tensor '{name}' of site {site} holds a value beyond 2^{highest}", "has the training diverged?"
             )
         marks = np.zeros(highest - lowest + 1, dtype=np.int64)
         marks[max(exponent, lowest) - lowest] = 1
@@ -50,7 +50,7 @@ def refuse_beyond(arrays: Mapping[str, NDArray[Any]], bound: float, site: str) -
         largest = _largest(name, array, site)
         if largest > float(array.dtype.type(bound)):
             raise DataError(
-                f"tensor '{name}' of site {site} reaches {largest:.6g}, beyond the bound {bound:g}",
+                f"tensor '{name}' of site {site} holds a value beyond the bound {bound:g}",
                 "values are never clipped in silence: raise the bound, or leave it out to have the scale chosen",
             )
 

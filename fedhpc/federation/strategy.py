@@ -6,6 +6,7 @@ computes the same bits whatever its processor. An update is the pseudo-gradient:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -42,6 +43,22 @@ class StrategySettings:
                 raise ConfigError(f"strategy.{key} = {getattr(self, key)}", "it must be at least 0 and below 1")
         if self.tau <= 0 or self.mu < 0 or (self.lr is not None and self.lr <= 0):
             raise ConfigError("strategy: lr and tau must be positive, mu at least 0")
+        self._refuse_idle_keys()
+
+    def _refuse_idle_keys(self) -> None:
+        """A key that changes nothing is a misunderstanding in a file that every site signs."""
+        used = {
+            "diloco": ("momentum",),
+            "fedprox": ("mu",),
+            "fedadam": ("beta1", "beta2", "tau"),
+            "fedyogi": ("beta1", "beta2", "tau"),
+            "fedadagrad": ("beta1", "tau"),
+        }
+        for field in dataclasses.fields(self):
+            idle = field.name not in ("name", "weights", "lr", *used.get(self.name, ()))
+            if idle and getattr(self, field.name) != field.default:
+                users = ", ".join(name for name, keys in used.items() if field.name in keys)
+                raise ConfigError(f"strategy.{field.name} has no effect on {self.name}", f"it belongs to {users}")
 
     @property
     def outer_lr(self) -> float:

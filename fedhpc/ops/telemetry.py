@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 class Telemetry:
     """The Reporter of one rank. Rank 0 of each site writes records; the rank with `show` talks to people.
 
-    A record that cannot be written is a warning, not an error: the same metrics are in the checkpoint, and a
+    A record that cannot be written is a warning, not an error: the model does not depend on it, and a
     leader that stopped here would leave the others waiting in a collective.
     """
 

@@ -202,7 +202,7 @@ class Codec:
                 largest = extreme * self._weights.get(piece.tensor.name, 1.0)
                 lane = self._largest_lane(extreme * self._factor(piece.tensor))
             if lane > bound:
-                self._refuse_too_large(piece.tensor, largest, bound)
+                self._refuse_too_large(piece.tensor, bound)
 
     def encode(self, buffer: NDArray[np.uint8], piece: Piece) -> None:
         """Turn the checked values of `piece` into lanes, in place."""
@@ -282,11 +282,11 @@ class Codec:
             "the update was not sent; look for a diverging loss or missing values in the data",
         )
 
-    def _refuse_too_large(self, tensor: Tensor, largest: float, bound: int) -> None:
-        reached = f"{largest:.6g}" if tensor.kind != "int64" else str(largest)
+    def _refuse_too_large(self, tensor: Tensor, bound: int) -> None:
+        # How far beyond is the site's own business: this message may be seen by others.
         allowed = f"{math.ldexp(bound, -tensor.scale):.6g}" if tensor.kind != "int64" else str(bound)
         raise DataError(
-            f"tensor '{tensor.name}' of site {self.site} reaches {reached}, beyond the bound {allowed}",
+            f"tensor '{tensor.name}' of site {self.site} holds a value beyond the bound {allowed}",
             "values are never clipped in silence: raise bound=, or leave it out to have the scale chosen",
         )
 

@@ -13,7 +13,7 @@ import os
 import socket
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from fedhpc.errors import ConfigError, PeersError
+from fedhpc.federation.federation import Federation
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.settings import ComputeSettings
 
@@ -111,6 +112,16 @@ class DdpBackend:
         """Destroy the process group; the store lives as long as this object, because other ranks may lag."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def site_backend(federation: Federation, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> Backend:
+    """How the ranks of this rank's site train together in a loop of their own: `model = backend.wrap(model)`.
+
+    One rank trains by itself; several get a torch process group made from the site's communicator, and DDP. Give each
+    rank its share of the site's batch. Collective over the site; `backend.device` is where the model belongs. Raises
+    ConfigError if `device` is cuda and a rank has no GPU.
+    """
+    return open_backend(ComputeSettings(device=device), federation.party.site)
 
 
 def open_backend(compute: ComputeSettings, group: Group) -> Backend:

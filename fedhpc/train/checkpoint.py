@@ -3,11 +3,10 @@
     round-000012.h5
       schema_version, sha256      root attributes
       index                       JSON: numbers, hashes, and name, dtype, shape of every array in order
-      metrics                     JSON
       tensors/000000 …            the arrays, contiguous; names may hold any character, so they are in `index`
       outer/000000 …   private/000000 …
 
-`sha256` is over index, metrics and the bytes of all arrays in that order. It finds damage; it is no signature.
+`sha256` is over index and the bytes of all arrays in that order. It finds damage; it is no signature.
 """
 
 from __future__ import annotations
@@ -88,13 +87,11 @@ class Hdf5Checkpoints:
                 **{group: [_entry(name, array) for name, array in groups[group].items()] for group in _GROUPS},
             }
         )
-        metrics = _json(checkpoint.metrics)
         path = self.path(checkpoint.round_)
         with hdf5.new_file(path) as file:
             digest = hashlib.sha256(_DOMAIN)
-            for name, text in (("index", index), ("metrics", metrics)):
-                file.create_dataset(name, data=np.frombuffer(text, np.uint8))
-                _hash(digest, text)
+            file.create_dataset("index", data=np.frombuffer(index, np.uint8))
+            _hash(digest, index)
             for group in _GROUPS:
                 target = file.create_group(group)
                 for number, array in enumerate(groups[group].values()):
@@ -165,7 +162,7 @@ def _identity(path: Path) -> _Identity:
 def _json(value: Any) -> bytes:
     text = json.dumps(value, separators=(",", ":")).encode()
     if len(text) > LARGEST_JSON:
-        raise StorageError(f"metrics or names of {len(text)} bytes", f"a checkpoint holds {LARGEST_JSON} of each")
+        raise StorageError(f"names of {len(text)} bytes", f"a checkpoint holds {LARGEST_JSON}")
     return text
 
 
@@ -203,8 +200,7 @@ def _read(path: Path) -> Checkpoint:
         if version != SCHEMA_VERSION:
             raise DataError(f"{path} has schema version {version}, not {SCHEMA_VERSION}", "use the same fedhpc")
         digest = hashlib.sha256(_DOMAIN)
-        texts = [_read_json(file, name, digest) for name in ("index", "metrics")]
-        index, metrics = (json.loads(text) for text in texts)
+        index = json.loads(_read_json(file, "index", digest))
         groups: dict[str, dict[str, NDArray[Any]]] = {}
         for group in _GROUPS:
             groups[group] = {}
@@ -219,7 +215,6 @@ def _read(path: Path) -> Checkpoint:
             sums=int(index["sums"]),
             config=bytes.fromhex(index["config"]),
             ledger=bytes.fromhex(index["ledger"]),
-            metrics=metrics,
             **cast(Any, groups),
         )
     except (*hdf5.DAMAGE, RecursionError) as error:

@@ -5,15 +5,19 @@ abort_ranks.py FEDERATION SITES STAMP RANK CASE
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import fedhpc
+from fedhpc.secure.masks import Masks
 
 federation, sites, stamp, rank, case = sys.argv[1:]
 here = os.environ["OMPI_COMM_WORLD_RANK"] == rank
@@ -24,6 +28,15 @@ def fail(error: BaseException) -> None:
     raise error
 
 
+def holding_hook(hook: Callable[..., None], *error: object) -> None:
+    """What torch.distributed puts around sys.excepthook in every script that uses DDP."""
+    kept, sys.stderr = sys.stderr, io.StringIO()
+    try:
+        hook(*error)
+    finally:
+        sys.stderr = kept
+
+
 if case == "before join" and here:
     fail(RuntimeError("the fault before join"))
 if case == "configuration before join" and here:
@@ -32,17 +45,15 @@ if case == "configuration before join" and here:
 
 with fedhpc.join(federation, sites=sites) as fed:
     if case == "in a helper thread" and here:
-        from fedhpc.secure import masks
+        add = Masks.add
 
-        add = masks.Masks.add
-
-        def broken(self: masks.Masks, lanes: np.ndarray, offset: int) -> None:
+        def broken(self: Masks, lanes: np.ndarray, offset: int) -> None:
             if offset > 1 << 20:  # far into a long vector: small sums need no helper
                 assert threading.current_thread() is not threading.main_thread()
                 fail(OSError("the fault in a helper thread"))
             add(self, lanes, offset)
 
-        masks.Masks.add = broken  # type: ignore[method-assign, assignment]
+        Masks.add = broken  # type: ignore[method-assign]
     for step in range(10_000):
         if here and step == 3:
             if case == "in the loop":
@@ -57,18 +68,6 @@ with fedhpc.join(federation, sites=sites) as fed:
                 Path(stamp).write_text(str(time.time()))
                 fed.sum(np.array([np.nan]))
             if case == "torch's own hook":
-                # What torch.distributed does to sys.excepthook in every script that uses DDP.
-                import io
-
-                old = sys.excepthook
-
-                def hook(*args: object) -> None:
-                    kept, sys.stderr = sys.stderr, io.StringIO()
-                    try:
-                        old(*args)  # type: ignore[arg-type]
-                    finally:
-                        sys.stderr = kept
-
-                sys.excepthook = hook
+                sys.excepthook = partial(holding_hook, sys.excepthook)
                 fail(RuntimeError("the fault under torch's hook"))
         fed.sum(np.zeros(400_000 if case == "in a helper thread" else 10))

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from fedhpc.errors import DataError, InternalError
 from fedhpc.mpi import collectives
@@ -75,8 +76,6 @@ with pytest.raises(InternalError, match="site hungary, rank"):
     group.gather_bytes(b"x" * (collectives.MAX_MESSAGE_BYTES // 2))
 
 # The door is shut for what MPI adds wrongly.
-import torch
-
 frozen = np.ones(4)
 frozen.flags.writeable = False
 for array, words in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -57,8 +58,6 @@ with fedhpc.join(directory / "federation.toml", sites=directory / "sites") as fe
     for wrapped, keep in ((True, True), (False, False)):
         fingerprint, net = train(fed, wrapped, keep)
         # The model that the loop goes on with is the one the fingerprint is of, on every rank of every site.
-        import hashlib
-
         shared = [t for t in net.state_dict().values() if t.is_floating_point()]
         assert len(shared) == 8
         digest = hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in shared)).hexdigest()

@@ -9,7 +9,7 @@ import pytest
 from harness import Completed, Site, call, launcher_command, mpirun, write_federation
 
 HERE = Path(__file__).parent
-UNEVEN = {"aa": Site(ranks=1), "bb": Site(ranks=2), "cc": Site(ranks=3)}
+UNEVEN = {"aa": Site(ranks=2), "bb": Site(ranks=2), "cc": Site(ranks=3)}
 
 
 def sum_case(tmp_path: Path, case: str, ranks: tuple[int, int, int] = (1, 1, 1), **settings: object) -> Completed:
@@ -23,8 +23,8 @@ def sum_case(tmp_path: Path, case: str, ranks: tuple[int, int, int] = (1, 1, 1),
 @pytest.mark.mpi
 def test_sums_and_means(tmp_path: Path) -> None:
     write_federation(tmp_path, UNEVEN, stores=False)
-    done = mpirun(6, [HERE / "federation_api_ranks.py", tmp_path], timeout=90).ok()
-    assert done.out.count("rank done") == 6
+    done = mpirun(7, [HERE / "federation_api_ranks.py", tmp_path], timeout=90).ok()
+    assert done.out.count("rank done") == 7
 
 
 @pytest.mark.mpi

@@ -209,7 +209,8 @@ def test_fedsgd_is_pooled_sgd_up_to_the_grid(tmp_path: Path) -> None:
     R √P N q/2. For logistic loss L ≤ max |(x, 1)|² / 4.
     """
     sites = {"aa": Site(rows=12), "bb": Site(rows=50), "cc": Site(rows=29)}
-    bound, lr = 2.0**14, 0.25
+    # A huge bound makes the grid coarse, far coarser than the doubles' own rounding.
+    bound, lr = 2.0**40, 0.25
     settings: dict[str, Any] = {
         "sites": sites, "train": {"optimizer": "sgd", "lr": lr, "batch_size": 0, "local_steps": 1},
         "strategy": {"weights": "samples"}, "secure": {"bound": bound, "lane_bits": 64},
@@ -217,8 +218,6 @@ def test_fedsgd_is_pooled_sgd_up_to_the_grid(tmp_path: Path) -> None:
             "name": "module", "held_out": 0.0, "source_sha256": hashlib.sha256(FEDSGD_TASK.encode()).hexdigest(),
         },
     }  # fmt: skip
-    # A huge bound makes the grid coarse, far coarser than the doubles' own rounding.
-    settings["secure"]["bound"] = 2.0**40
     counts = (1, 7)
     for rounds in counts:
         federation = write_federation(tmp_path / str(rounds), rounds=rounds, **settings)
@@ -232,7 +231,7 @@ def test_fedsgd_is_pooled_sgd_up_to_the_grid(tmp_path: Path) -> None:
     x = np.hstack([x, np.ones((len(x), 1))])
     y = np.concatenate([t[1] for t in tables])
     assert lr <= 2 / ((x**2).sum(axis=1).max() / 4)
-    grid = 2.0 ** -scale_for(settings["secure"]["bound"], 64, len(sites))
+    grid = 2.0 ** -scale_for(bound, 64, len(sites))
     assert grid > 1e-7, "the grid, not the doubles, must decide"
     for rounds in counts:
         w = np.zeros(5)

@@ -10,13 +10,13 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from fedhpc.ops.run import run_federation
 
 for directory in map(Path, sys.argv[1:]):
     ran = run_federation(directory / "federation.toml", sites=directory / "sites", site=None, out=None)
     if ran.first:
-        import numpy as np
-
         np.savez(directory / "final.npz", **ran.outcome.model.tensors)
         digest = hashlib.sha256(b"".join(t.tobytes() for t in ran.outcome.model.tensors.values())).hexdigest()
         assert digest == ran.model_sha256

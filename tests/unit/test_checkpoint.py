@@ -30,7 +30,6 @@ def a_checkpoint(round_=1, size=10):
         outer={"momentum": np.ones(3), "big endian": np.arange(3, dtype=">i4")},
         private={"rng": np.arange(9, dtype=np.uint8), "mask": np.array([True, False]), "half": np.ones(2, np.float16)},
         ledger=b"\1" * 32,
-        metrics=[{"round": round_, "auc": None, "loss": 0.25}],
     )
 
 

