@@ -16,7 +16,7 @@ federation, how, path, case = sys.argv[1:]
 with fedhpc.join(federation, **{how: path}) as fed:  # type: ignore[arg-type]
     me = fed.sites.index(fed.site) + 1
     odd = me == 2
-    arrays: dict[str, Any] = {"rows": np.array([1, 2]), "dose": np.array([0.5, float(me)], np.float32)}
+    arrays: dict[str, Any] = {"rows": np.array([1, 2]), "dose": np.array([0.5, me / 2], np.float32)}
     options: dict[str, Any] = {}
     match case:
         case "plain":

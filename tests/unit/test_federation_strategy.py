@@ -78,13 +78,19 @@ def test_usual_rates_and_mu() -> None:
     rates = {name: StrategySettings(name).outer_lr for name in NAMES}  # type: ignore[arg-type]
     assert rates == {"fedavg": 1.0, "fedprox": 1.0, "diloco": 0.7, "fedadam": 0.01, "fedyogi": 0.01, "fedadagrad": 0.01}
     assert StrategySettings("fedprox").proximal == 0.01
-    assert StrategySettings("fedavg", mu=0.5).proximal == 0.0
+    assert StrategySettings("fedavg").proximal == 0.0
+    with pytest.raises(ConfigError, match="mu has no effect on fedavg") as refused:
+        StrategySettings("fedavg", mu=0.5)
+    assert refused.value.hint == "it belongs to fedprox"
 
 
 @pytest.mark.parametrize(
-    "bad", [{"momentum": 1.0}, {"momentum": -0.1}, {"beta1": 1.0}, {"beta2": float("nan")}, {"tau": 0.0}, {"mu": -1.0},
-            {"lr": 0.0}, {"lr": -1.0}],
+    ("name", "bad"),
+    [("diloco", {"momentum": 1.0}), ("diloco", {"momentum": -0.1}), ("fedadam", {"beta1": 1.0}),
+     ("fedyogi", {"beta2": float("nan")}), ("fedadagrad", {"tau": 0.0}), ("fedprox", {"mu": -1.0}),
+     ("fedavg", {"lr": 0.0}), ("fedavg", {"lr": -1.0})],
 )  # fmt: skip
-def test_bad_settings(bad: dict[str, float]) -> None:
-    with pytest.raises(ConfigError):
-        StrategySettings(**bad)  # type: ignore[arg-type]
+def test_bad_settings(name: str, bad: dict[str, float]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        StrategySettings(name, **bad)  # type: ignore[arg-type]
+    assert "must be" in refused.value.what + refused.value.hint

@@ -143,8 +143,9 @@ def test_bound_plus_one_is_refused_where_floats_are_exact(sites: int) -> None:
 
 def test_int64_extremes_are_refused() -> None:
     for value in (-(2**63), 2**63 - 1):
-        with pytest.raises(DataError, match=str(abs(value))):
+        with pytest.raises(DataError, match="beyond the bound 4611686018427387903") as refused:
             encode("int64", [0, value], sites=2)
+        assert str(abs(value)) not in refused.value.lines()  # how far beyond is the site's own business
     assert encode("int64", [2**63 - 1, -(2**63) + 1], sites=1) == [2**63 - 1, -(2**63) + 1]
     with pytest.raises(DataError):
         encode("int64", [-(2**63)], sites=1)
