@@ -235,7 +235,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=int(os.environ.get("FEDHPC_TEST_CASES", "60")), derandomize=True, database=None, deadline=None,
+    max_examples=int(os.environ.get("FEDHPC_TEST_CASES", "40")), derandomize=True, database=None, deadline=None,
     phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(cases())
