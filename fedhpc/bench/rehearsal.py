@@ -54,7 +54,7 @@ class Stage:
         shared = share_ledger_keys(self.place.site, keys)
         exchange: Exchange = NoExchange()
         if self.sites > 1:
-            exchange = MpiExchange(self.sites, self.place.leaders, self.place.rail)
+            exchange = MpiExchange(agreement.names, self.place.leaders, self.place.rail)
         return Party(
             agreement=agreement,
             number=self.place.number,

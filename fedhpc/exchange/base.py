@@ -17,6 +17,10 @@ class Exchange(Protocol):
         """Every site's message, in roster order. Called by leaders only."""
         ...
 
+    def leave(self) -> None:
+        """Say that this site exchanges nothing more, so that a site that still does learns it and does not wait."""
+        ...
+
     def add(self, lanes: NDArray[Any]) -> None:
         """Replace `lanes` [n], unsigned, by their sum over the sites mod 2^k, in place. Called by rails only."""
         ...

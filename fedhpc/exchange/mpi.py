@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
-from fedhpc.errors import InternalError
+from fedhpc.errors import InternalError, PeersError
 from fedhpc.mpi.collectives import Group
+
+_STAYS, _LEAVES = b"\0", b"\1"  # first byte of a message
 
 
 class MpiExchange:
@@ -15,8 +18,10 @@ class MpiExchange:
 
     name = "mpi"
 
-    def __init__(self, sites: int, leaders: Group | None, rail: Group | None) -> None:
-        self.sites = sites
+    def __init__(self, names: Sequence[str], leaders: Group | None, rail: Group | None) -> None:
+        """`names` of the sites, in roster order."""
+        self.sites = len(names)
+        self._names = names
         self._leaders = leaders
         self._rail = rail
 
@@ -24,7 +29,19 @@ class MpiExchange:
         """See Exchange.gather."""
         if self._leaders is None:
             raise InternalError("only a site's leader exchanges messages")
-        return self._leaders.gather_bytes(message)
+        messages = self._leaders.gather_bytes(_STAYS + message)
+        left = [name for name, m in zip(self._names, messages, strict=True) if m[:1] == _LEAVES]
+        if left:
+            raise PeersError(
+                f"site {', '.join(left)} has left the federation, and another site still sums",
+                "every site makes the same calls: is one loop shorter, or did a script end early?",
+            )
+        return [m[1:] for m in messages]
+
+    def leave(self) -> None:
+        """See Exchange.leave."""
+        if self._leaders is not None:
+            self._leaders.gather_bytes(_LEAVES)
 
     def add(self, lanes: NDArray[Any]) -> None:
         """See Exchange.add.

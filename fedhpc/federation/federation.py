@@ -64,12 +64,23 @@ class Federation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-        if isinstance(error, SystemExit):
+        if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+            self.close()
+        elif isinstance(error, SystemExit):
             abort_on_exit(error)
+        else:
+            self._release()  # this site cannot wait for the others now; the abort hook ends the job
 
     def close(self) -> None:
-        """Release the ledger; no sum is possible afterwards. Safe to call twice."""
+        """Leave the federation: the leaders meet once more, and no sum is possible afterwards. Safe to call twice.
+
+        A site that sums while another one leaves gets a PeersError instead of waiting for ever.
+        """
+        if not self._closed and self.party.leads:
+            self.party.exchange.leave()
+        self._release()
+
+    def _release(self) -> None:
         self._closed = True
         if self.party.journal is not None:
             self.party.journal.close()

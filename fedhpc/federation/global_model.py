@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedhpc.federation.layout import Vector
 from fedhpc.federation.scales import refuse_beyond
 from fedhpc.federation.strategy import FedAvg, make_strategy
 from fedhpc.mpi.collectives import Group
+from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, joined_block_digests, tree_root
 
@@ -31,8 +33,17 @@ class GlobalModel:
     as running statistics: an adaptive step has no meaning for a variance.
     """
 
-    def __init__(self, federation: Federation, tensors: Tensors, averaged: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        federation: Federation,
+        tensors: Tensors,
+        averaged: frozenset[str] = frozenset(),
+        *,
+        weights_name: str = labels.PURPOSE_WEIGHTS,
+    ) -> None:
+        """`weights_name`: what the sum of the sites' weights is called in the ledger; one per model."""
         self._federation = federation
+        self._weights_name = weights_name
         self._settings = federation.party.agreement.strategy
         self._secure = federation.party.agreement.secure
         self._strategy = make_strategy(self._settings)
@@ -79,6 +90,7 @@ class GlobalModel:
         share = self._share(samples)
         if len(federation.sites) == 1 and isinstance(self._strategy, FedAvg) and self._settings.outer_lr == 1.0:
             # One site exchanges nothing, and x − (x − local) would lose bits: plain training must come out.
+            refuse_beyond(local, math.inf, federation.site)
             self.tensors = local
             federation.round_ += 1
             federation.tensors_tree = tensors_tree(federation.party.site, local)
@@ -158,7 +170,7 @@ class GlobalModel:
         if samples < 1:
             raise DataError(f"site {self._federation.site} has no rows to train on")
         if self._total_weight is None:
-            self._total_weight = self._federation.total_weight(samples, "weights")
+            self._total_weight = self._federation.total_weight(samples, self._weights_name)
         return samples / self._total_weight
 
 

@@ -133,7 +133,7 @@ def _party(world: World, place: Place, agreement: Agreement, mine: SiteFile, dir
     if masked:
         keys = share_ledger_keys(place.site, keys)
     sites = len(agreement.roster)
-    exchange: Exchange = NoExchange() if sites == 1 else MpiExchange(sites, place.leaders, place.rail)
+    exchange: Exchange = NoExchange() if sites == 1 else MpiExchange(agreement.names, place.leaders, place.rail)
     return Party(
         agreement=agreement,
         number=place.number,

@@ -59,7 +59,12 @@ class Sync:
         self._keep = keep_optimizer_state
         self._count = 0
         self._site = federation.party.site
-        self._global = GlobalModel(federation, self._tensors(), self._buffers())
+        self._global = GlobalModel(
+            federation,
+            self._tensors(),
+            self._buffers(),
+            weights_name=f"weights of sync after round {federation.round_}",
+        )
 
     def step(self) -> bool:
         """Call after each optimiser step. True when the models were exchanged in this call."""

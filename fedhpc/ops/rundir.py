@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import tomllib
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def keep_agreement(run: Path, agreement: Agreement) -> None:
     try:
         run.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            temporary = path.with_name(f".{FEDERATION_FILE}.{os.getpid()}")
+            temporary = path.with_name(f".{FEDERATION_FILE}.{secrets.token_hex(8)}")
             temporary.write_bytes(agreement.source)
             # Several sites may come here at once, with the same bytes or, wrongly, with others: the first stays.
             with contextlib.suppress(FileExistsError):

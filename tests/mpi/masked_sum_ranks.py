@@ -58,7 +58,7 @@ def party_of(case: dict[str, Any], place: Place, mode: str) -> Party:
     mine, leads = keys[place.number - 1], place.site.rank == 0
     return Party(
         agreement=agreement, number=place.number, site=place.site, rails=place.rails,
-        exchange=MpiExchange(sites, place.leaders, place.rail), members=agreement.members(),
+        exchange=MpiExchange(agreement.names, place.leaders, place.rail), members=agreement.members(),
         identity=Ed25519PrivateKey.from_private_bytes(mine) if leads else None,
         ledger_keys=ledger_keys(agreement.hash, mine, place.number), journal=MemoryJournal(),
         attempt=mpi_world.attempt_number(world.group),

@@ -45,6 +45,7 @@ def fail(tmp_path: Path, case: str, rank: int, guarded: bool) -> Completed:
         ("exit with text", 5, PLAIN, 1, ["the fault as a text"]),
         ("keyboard interrupt", 3, PLAIN, 130, ["KeyboardInterrupt", "at: site bb, rank 1"]),
         ("fedhpc error", 2, GUARDED, 65, ["error: tensor 'value' of site bb holds NaN", "hint: ", "at: site bb"]),
+        ("a shorter loop", 2, PLAIN, 69, ["site bb has left the federation", "hint: every site makes the same calls"]),
         ("torch's own hook", 1, PLAIN, 70, ["the fault under torch's hook", "at: site aa, rank 1"]),
     ],
 )  # fmt: skip
