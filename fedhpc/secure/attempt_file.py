@@ -30,7 +30,11 @@ _SENT = (
 
 
 class SiteDisk(Protocol):
-    """What must be durable before a message leaves. Both calls return once it is, or raise and nothing may be sent."""
+    """What must be durable before a message leaves. Calls return once it is, or raise and nothing may be sent."""
+
+    def allows(self, entry: LedgerEntry) -> None:
+        """Raise PolicyError if the ledger forbids `entry`; nothing is written."""
+        ...
 
     def admit(self, entry: LedgerEntry) -> None:
         """Write `entry` to the round ledger, or raise PolicyError if the ledger forbids it."""

@@ -167,8 +167,9 @@ class RoundLedger:
                 f"round {entry.round_} belongs to '{known.purpose}'; it cannot be used for '{entry.purpose}'",
                 "continue from the checkpoints of this run, or start a new one in another directory",
             )
-        # A release is possible only while this site opened nothing in the round.
-        released = entry.fingerprint == NO_VECTOR and known.cohort == NO_SET
+        # τ results over a set leave too few sites for any other, so even a set that this site answered over is released;
+        # only a result that it signed itself stands against it.
+        released = NO_VECTOR == entry.fingerprint != known.fingerprint
         if known.fingerprint == NO_VECTOR and entry.fingerprint != NO_VECTOR:
             raise PolicyError(
                 f"round {entry.round_} ended without this site, over sites {list(known.cohort)}",
@@ -180,7 +181,7 @@ class RoundLedger:
                 "this site's data",
                 "training must repeat exactly (seeds, threads, device, data); otherwise start another run directory",
             )
-        if known.cohort and entry.cohort and known.cohort != entry.cohort:
+        if not released and known.cohort and entry.cohort and known.cohort != entry.cohort:
             raise PolicyError(
                 f"round {entry.round_} was opened over sites {list(known.cohort)}, not {list(entry.cohort)}",
                 "a round opens over one set of sites only",

@@ -47,6 +47,9 @@ class Disk:
         self.trap: Callable[[str], None] = lambda when: None
         self.log: list[str] = []
 
+    def allows(self, entry: LedgerEntry) -> None:
+        self.ledger.check(entry)
+
     def admit(self, entry: LedgerEntry) -> None:
         self.trap("before")
         if self.ledger.check(entry):
@@ -258,6 +261,8 @@ class Attempt:
         self.hook: Callable[[str, str, int], None] = lambda step, when, u: None
         """Called with step, before/after, site: may crash that site."""
         self.around_relay: Callable[[str], None] = lambda step: None
+        self.comeback: Callable[[str, int, Callable[[Site], None]], None] | None = None
+        """Called with step, site and what it was doing, after it died: may bring it back."""
         self.opened: dict[int, bytes] = {}
 
     def new_relay(self) -> RoundMachine:
@@ -275,6 +280,8 @@ class Attempt:
                 self.hook(step, "after", u)
             except Crash:
                 self.live.pop(u, None)
+                if self.comeback is not None:
+                    self.comeback(step, u, act)
 
     def to_relay(self, step: str, call: Callable[[RoundMachine], Any]) -> Any:
         """Call the relay; if it dies, start it from its objects and let the caller repeat, as a site would."""
@@ -286,6 +293,7 @@ class Attempt:
             return call(self.relay)
 
     def send(self, site: Site, name: str, message: bytes) -> None:
+        self.hook(name, "saved", site.u)
         self.to_relay(name, lambda relay: relay.put(name, site.u, message))
 
     def replay(self, site: Site, upto: str) -> None:
