@@ -82,6 +82,8 @@ class SiteAttempt(AttemptState):
             raise PolicyError("two sites sent the same key", "a key was replayed; the attempt is refused")
         t1 = hash_parts(labels.HASH_T1, self._t0, *(u16(u) + canon(bodies[u]) for u in u1))
         chan = self._channels(t1, keys)
+        mask = secrets.mask_key()
+        edges = {v: mask.shared(k.mask, self._name(v)) for v, k in keys.items() if v != self._me}
         self._refuse_other_transcript(labels.SIGN_SHARES, t1, "U1 or other keys")
         if labels.SIGN_SHARES not in secrets.sent:
             to = {v: pair[0] for v, pair in chan.items()}
@@ -90,7 +92,7 @@ class SiteAttempt(AttemptState):
             message = self._sign_once(labels.SIGN_SHARES, t1, body.as_json())
         else:
             message = secrets.sent[labels.SIGN_SHARES]
-        self._keys, self._t1, self._chan = keys, t1, chan
+        self._keys, self._t1, self._chan, self._edges = keys, t1, chan, edges
         return message
 
     def _channels(self, t1: bytes, keys: Mapping[int, Keys]) -> dict[int, tuple[bytes, bytes]]:
@@ -128,8 +130,6 @@ class SiteAttempt(AttemptState):
             own = Dealt(secrets.own_b, secrets.own_a, secrets.group) if u == self._me else None
             box = None if own is not None else self._chan[u][1]
             dealt[u] = take(shares[u], self._t1, u, self._me, mine, box, own, self._name(u))
-        # Low-order mask keys are refused here, before anything is masked.
-        self._mask_streams(t2, tuple(u2))
         self._shares, self._dealt, self._t2 = shares, dealt, t2
 
     def begin_masking(self, fingerprint: bytes) -> MaskPlan:
@@ -154,11 +154,8 @@ class SiteAttempt(AttemptState):
         return self._sign_once(labels.SIGN_MASKED, self._t2, Masked(hidden.to_bytes(), vector_tree).as_json())
 
     def _mask_streams(self, t2: bytes, u2: tuple[int, ...]) -> Streams:
-        mine, me = given(self._secrets).mask_key(), self._me
-        return tuple(
-            (edge_key(t2, mine, me, v, self._keys[v].mask, self._name(v)), 1 if v > me else -1)
-            for v in near(me, u2, self._degree)
-        )
+        me = self._me
+        return tuple((edge_key(t2, self._edges[v], me, v), 1 if v > me else -1) for v in near(me, u2, self._degree))
 
     def _tag_key(self) -> bytes:
         return derive(self._t2, b"".join(self._dealt[u].c for u in self.u2), labels.KEY_TAG)
@@ -276,7 +273,7 @@ class SiteAttempt(AttemptState):
     def forget(self) -> None:
         """Drop every key of the attempt; the outer layer deletes the attempt file."""
         self._secrets = None
-        self._chan, self._dealt, self._plan, self._opening = {}, {}, None, None
+        self._chan, self._edges, self._dealt, self._plan, self._opening = {}, {}, {}, None, None
         self._t0 = self._t1 = self._t2 = self._t3 = self._fingerprint = b""
 
 

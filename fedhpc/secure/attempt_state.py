@@ -82,6 +82,7 @@ class AttemptState:
         self._t0 = self._t1 = self._t2 = self._t3 = b""
         self._keys: dict[int, Keys] = {}
         self._chan: dict[int, tuple[bytes, bytes]] = {}  # v -> keys of boxes to v and from v
+        self._edges: dict[int, bytes] = {}  # v -> what the two mask keys share
         self._shares: dict[int, Shares] = {}
         self._dealt: dict[int, Dealt] = {}
         self._fingerprint = b""

@@ -167,7 +167,7 @@ class RoundLedger:
                 f"round {entry.round_} belongs to '{known.purpose}'; it cannot be used for '{entry.purpose}'",
                 "continue from the checkpoints of this run, or start a new one in another directory",
             )
-        # τ results over a set leave too few sites for any other, so even a set that this site answered over is released;
+        # τ results over a set leave too few sites for any other, so even one that this site answered over is released;
         # only a result that it signed itself stands against it.
         released = NO_VECTOR == entry.fingerprint != known.fingerprint
         if known.fingerprint == NO_VECTOR and entry.fingerprint != NO_VECTOR:

@@ -96,9 +96,9 @@ def near(u: int, u2: Sequence[int], degree: int) -> list[int]:
     return [u2[place] for place in neighbours(u2.index(u), len(u2), degree)]
 
 
-def edge_key(t2: bytes, mine: AttemptKey, me: int, other: int, public: bytes, who: str) -> bytes:
-    """k_edge of `me` and `other` [32]. Raises PolicyError for a low-order key, which all could know."""
-    return derive(t2, mine.shared(public, who), labels.KEY_EDGE, min(me, other), max(me, other))
+def edge_key(t2: bytes, shared: bytes, u: int, v: int) -> bytes:
+    """k_edge of two sites [32] from what their mask keys share, X25519 [32]."""
+    return derive(t2, shared, labels.KEY_EDGE, min(u, v), max(u, v))
 
 
 def hidden_streams(
@@ -117,5 +117,5 @@ def hidden_streams(
         lost = AttemptKey(recovered[g])
         for w in near(g, u2, degree):
             if w in u3:
-                found.append((edge_key(t2, lost, g, w, keys[w].mask, str(w)), -1 if w < g else 1))
+                found.append((edge_key(t2, lost.shared(keys[w].mask, str(w)), g, w), -1 if w < g else 1))
     return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from secure_fakes import key_of
 
-from fedhpc.errors import FedhpcError, PeersError
+from fedhpc.errors import FedhpcError, PeersError, PolicyError
 from fedhpc.relay.round_machine import RoundMachine
 from fedhpc.secure.attempt_file import from_private
 from fedhpc.secure.attempt_site import Expected, SiteAttempt
@@ -22,7 +23,7 @@ from fedhpc.secure.pairwise import Member
 from fedhpc.secure.ring import Layout, Tensor, lanes_of
 from fedhpc.secure.tag import Tag, Tagger
 from fedhpc.secure.thresholds import Thresholds, choose_thresholds
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.transcript import parse_canon, tree
 
 LAYOUT = Layout(
     [
@@ -160,11 +161,11 @@ class World:
         }
         return Expected(**(fields | changes))
 
-    def proposal(self, attempt: int, cohort: Iterable[int], **changes: Any) -> bytes:
+    def proposal(self, attempt: int, members: Iterable[int], **changes: Any) -> bytes:
         own = self.expected()
         fields: dict[str, Any] = {
             "attempt": attempt,
-            "cohort": tuple((u, own.base) for u in sorted(cohort)),
+            "cohort": tuple((u, own.base) for u in sorted(members)),
             "config": own.config,
             "layout": own.layout,
             "purpose": own.purpose,
@@ -255,6 +256,8 @@ class Attempt:
     def __init__(self, world: World, number: int, cohort: list[int]) -> None:
         self.world, self.number, self.cohort = world, number, cohort
         self.m0 = world.proposal(number, cohort)
+        self.writes_before = {u: len(disk.log) for u, disk in world.disks.items()}
+        self.round_ = world.round_
         self.objects = Memory()
         self.relay = self.new_relay()
         self.live: dict[int, Site] = {u: Site(self, u) for u in cohort}
@@ -264,6 +267,10 @@ class Attempt:
         self.comeback: Callable[[str, int, Callable[[Site], None]], None] | None = None
         """Called with step, site and what it was doing, after it died: may bring it back."""
         self.opened: dict[int, bytes] = {}
+        self.lies: Callable[[str, int, Any], Any] = lambda name, u, truth: truth
+        """A hostile relay: what it shows of an object to a site."""
+        self.hostile = False
+        self.refused: dict[int, tuple[str, str]] = {}  # site -> step and error, where hostile
 
     def new_relay(self) -> RoundMachine:
         return RoundMachine(self.objects, self.world.sites, self.world.tau)
@@ -278,6 +285,11 @@ class Attempt:
                 self.hook(step, "before", u)
                 act(site)
                 self.hook(step, "after", u)
+            except PolicyError as error:
+                if not self.hostile:
+                    raise
+                self.live.pop(u, None)
+                self.refused[u] = (step, error.what)
             except Crash:
                 self.live.pop(u, None)
                 if self.comeback is not None:
@@ -310,31 +322,59 @@ class Attempt:
                 return
             step()
 
-    def run(self) -> dict[int, bytes]:
-        """Play the attempt; X by site. Raises PeersError where too few are left."""
-        self.to_relay("M0", lambda relay: relay.propose(self.m0))
-        self.each("M1", self._m1)
-        self.to_relay("U1", lambda relay: relay.close_keys())
-        self.each("M2", self._m2, self.relay.u1)
-        self.to_relay("U2", lambda relay: relay.close_shares())
-        self.each("M3", self._m3, self.relay.u2)
-        self.each("M3v", self._m3v, self.relay.u2)
-        self.to_relay("M4r", lambda relay: relay.close_masked())
-        self.each("M4", self._m4, self.relay.u3)
-        self.each("M5", self._m5, self.relay.u3)
-        self.each("M6", self._m6, self.relay.u3)
+    def run(self, stop: str = "") -> dict[int, bytes]:
+        """Play the attempt, until before a step if asked; X by site. Raises PeersError where too few are left."""
+        for step, act in self._plan():
+            if step == stop:
+                return {}
+            act()
         if not self.opened:
             raise PeersError("nobody could open the sum")
         return self.opened
 
+    def go_on(self, start: str) -> dict[int, bytes]:
+        """The rest of an attempt that was stopped before `start`."""
+        steps = self._plan()
+        with contextlib.suppress(PeersError if self.hostile else ()):
+            for _, act in steps[[name for name, _ in steps].index(start) :]:
+                act()
+        return self.opened
+
+    def _plan(self) -> list[tuple[str, Callable[[], Any]]]:
+        return [
+            ("M0", lambda: self.to_relay("M0", lambda relay: relay.propose(self.m0))),
+            ("M1", lambda: self.each("M1", self._m1)),
+            ("U1", lambda: self.to_relay("U1", lambda relay: relay.close_keys())),
+            ("M2", lambda: self.each("M2", self._m2, self.relay.u1)),
+            ("U2", lambda: self.to_relay("U2", lambda relay: relay.close_shares())),
+            ("M3", lambda: self.each("M3", self._m3, self.relay.u2)),
+            ("M3v", lambda: self.each("M3v", self._m3v, self.relay.u2)),
+            ("M4r", lambda: self.to_relay("M4r", lambda relay: relay.close_masked())),
+            ("M4", lambda: self.each("M4", self._m4, self.relay.u3)),
+            ("M5", lambda: self.each("M5", self._m5, self.relay.u3)),
+            ("M6", lambda: self.each("M6", self._m6, self.relay.u3)),
+        ]
+
+    def told(self, name: str, site: Site) -> Any:
+        """What the relay tells a site: the truth, or what `lies` makes of it."""
+        if name == "M0":
+            truth: Any = self.relay.m0
+        elif name == "M4r":
+            truth = self.relay.survivors
+        elif name == "Y":
+            truth = self.relay.sum_chunk(0, self.world.layout.nbytes)
+        else:
+            truth = self.relay.messages(name)
+        return self.lies(name, site.u, truth)
+
     def _m1(self, site: Site) -> None:
-        self.send(site, "M1", site.machine.receive_proposal(self.m0, self.world.expected()))
+        self.send(site, "M1", site.machine.receive_proposal(self.told("M0", site), self.world.expected()))
 
     def _m2(self, site: Site) -> None:
-        self.send(site, "M2", site.machine.receive_keys(self.relay.messages("M1")))
+        self.send(site, "M2", site.machine.receive_keys(self.told("M1", site)))
 
     def _m3(self, site: Site) -> None:
-        site.machine.receive_shares(self.relay.messages("M2"))
+        site.machine.receive_shares(self.told("M2", site))
         m3, site.y = site.mask()
         self.send(site, "M3", m3)
 
@@ -345,13 +385,12 @@ class Attempt:
         self.to_relay("M3v", lambda relay: relay.put_vector(site.u, 0, site.y))
 
     def _m4(self, site: Site) -> None:
-        survivors = self.relay.survivors
-        assert survivors is not None
-        self.send(site, "M4", site.machine.receive_survivors(survivors, self.relay.messages("M3")))
+        message = site.machine.receive_survivors(self.told("M4r", site), self.told("M3", site))
+        self.send(site, "M4", message)
 
     def _m5(self, site: Site) -> None:
         try:
-            m5 = site.machine.receive_signatures(self.relay.messages("M4"))
+            m5 = site.machine.receive_signatures(self.told("M4", site))
         except PeersError:
             return
         self.send(site, "M5", m5)
@@ -360,7 +399,7 @@ class Attempt:
         if "M5" not in site.machine._secrets.sent:
             return
         try:
-            x = site.open(self.relay.messages("M5"), self.relay.sum_chunk(0, self.world.layout.nbytes))
+            x = site.open(self.told("M5", site), self.told("Y", site))
         except PeersError:
             return
         m6 = site.machine.result(self.world.next_state(x), tree(x))
@@ -368,4 +407,37 @@ class Attempt:
         self.send(site, "M6", m6)
 
 
-__all__ = ["Attempt", "Crash", "Disk", "FedhpcError", "LAYOUT", "Memory", "STEPS", "Site", "Tag", "World", "apply"]
+def audit(world: World) -> None:
+    """No set that the ledger forbids could have been opened by the relay with any t sites."""
+    opened = set()
+    ledgers = {u: disk.ledger.entry_of(world.round_) for u, disk in world.disks.items()}
+    for attempt in world.attempts:
+        if attempt.round_ != world.round_:
+            continue
+        answered: dict[str, set[int]] = {}
+        for u, message in attempt.relay.messages("M5").items():
+            answered.setdefault(parse_canon(message)["t"], set()).add(u)
+        for senders in answered.values():
+            sets = {ledgers[u].cohort for u in senders if ledgers[u] is not None}
+            assert len(sets) == 1
+            if len(senders) >= world.tau - world.thresholds.colluders:
+                opened |= sets
+    assert len(opened) <= 1
+    for entry in ledgers.values():
+        assert entry is None or entry.cohort == () or not opened or entry.cohort in opened
+
+
+__all__ = [
+    "Attempt",
+    "Crash",
+    "Disk",
+    "FedhpcError",
+    "LAYOUT",
+    "Memory",
+    "STEPS",
+    "Site",
+    "Tag",
+    "World",
+    "audit",
+    "apply",
+]
