@@ -7,8 +7,8 @@ fits the attempt; that is attempt_site.py.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -26,7 +26,6 @@ HASH_BYTES = 32
 SHARES_BYTES = 2 * SHARE_BYTES + 32  # share of b, share of a, c
 ENVELOPE_BYTES = 1024  # what a message may have beside its lists
 
-_HEX = re.compile(r"[0-9a-f]*")
 _HINT_LIMIT = 1 << 40
 
 
@@ -285,9 +284,13 @@ def _int(value: Any, low: int, high: int, what: str) -> int:
 
 
 def _hex(value: Any, nbytes: int, what: str) -> bytes:
-    if type(value) is not str or len(value) != 2 * nbytes or not _HEX.fullmatch(value):
+    found = b""
+    if type(value) is str and len(value) == 2 * nbytes:
+        with suppress(ValueError):
+            found = bytes.fromhex(value)
+    if found.hex() != value:
         raise PolicyError(f"{what} is not {nbytes} bytes in lower-case hex")
-    return bytes.fromhex(value)
+    return found
 
 
 def _sealed(value: Any, place: int, count: int, nbytes: int, what: str) -> tuple[bytes, ...]:
