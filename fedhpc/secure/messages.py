@@ -37,6 +37,7 @@ def max_bytes(name: str, sites: int) -> int:
         "M4r": 8,
         labels.SIGN_UNMASK: 2 * (SHARE_BYTES * sites + SEAL_BYTES) + 8,
         labels.SIGN_RESULT: 8,
+        labels.SIGN_STATE: ENVELOPE_BYTES + 8 * sites,  # an M6 of each site
     }.get(name, 0)
     tensors = MAX_CANON_BYTES // 2 if name == "M0" else 0
     return min(MAX_CANON_BYTES, ENVELOPE_BYTES + tensors + sites * per_site)
@@ -170,29 +171,34 @@ def read_proposal(data: bytes, sites: int) -> Proposed:
     what = "the proposal (M0)"
     check_length(data, "M0", sites, what)
     fields = ("attempt", "cohort", "config", "layout", "purpose", "round", "state", "tensors")
-    value = _object(_parse(data, what), fields, what)
+    value = read_object(_parse(data, what), fields, what)
     cohort = []
-    for item in _list(value["cohort"], sites, f"the cohort of {what}"):
-        pair = _list(item, 2, f"a cohort entry of {what}", exactly=True)
-        cohort.append((_int(pair[0], 1, sites, f"a site of {what}"), _hex(pair[1], HASH_BYTES, f"a base of {what}")))
+    for item in read_list(value["cohort"], sites, f"the cohort of {what}"):
+        pair = read_list(item, 2, f"a cohort entry of {what}", exactly=True)
+        cohort.append(
+            (read_int(pair[0], 1, sites, f"a site of {what}"), read_hex(pair[1], HASH_BYTES, f"a base of {what}"))
+        )
     _rising([u for u, _ in cohort], f"the cohort of {what}")
     tensors = []
-    for item in _list(value["tensors"], MAX_CANON_BYTES, f"the tensors of {what}"):
-        pair = _list(item, 2, f"a tensor of {what}", exactly=True)
-        bits, lanes = _int(pair[0], 8, 64, f"the bits of {what}"), _int(pair[1], 0, 1 << 53, f"the lanes of {what}")
+    for item in read_list(value["tensors"], MAX_CANON_BYTES, f"the tensors of {what}"):
+        pair = read_list(item, 2, f"a tensor of {what}", exactly=True)
+        bits, lanes = (
+            read_int(pair[0], 8, 64, f"the bits of {what}"),
+            read_int(pair[1], 0, 1 << 53, f"the lanes of {what}"),
+        )
         if bits not in (8, 16, 32, 64):
             raise PolicyError(f"{what} has lanes of {bits} bits")
         tensors.append((bits, lanes))
     if type(value["purpose"]) is not str:
         raise PolicyError(f"the purpose of {what} is not text")
     return Proposed(
-        _int(value["attempt"], 0, 1 << 53, f"the attempt of {what}"),
+        read_int(value["attempt"], 0, 1 << 53, f"the attempt of {what}"),
         tuple(cohort),
-        _hex(value["config"], HASH_BYTES, f"the config of {what}"),
-        _hex(value["layout"], HASH_BYTES, f"the layout of {what}"),
+        read_hex(value["config"], HASH_BYTES, f"the config of {what}"),
+        read_hex(value["layout"], HASH_BYTES, f"the layout of {what}"),
         value["purpose"],
-        _int(value["round"], 0, 1 << 53, f"the round of {what}"),
-        _hex(value["state"], HASH_BYTES, f"the state of {what}"),
+        read_int(value["round"], 0, 1 << 53, f"the round of {what}"),
+        read_hex(value["state"], HASH_BYTES, f"the state of {what}"),
         tuple(tensors),
     )
 
@@ -200,62 +206,65 @@ def read_proposal(data: bytes, sites: int) -> Proposed:
 def read_keys(body: Any, who: str) -> Keys:
     """The body of M1. Raises PolicyError for any other form, or one key in both places."""
     what = f"the M1 message of site {who}"
-    value = _object(body, ("chan", "left_s", "mask"), what)
-    chan, mask = (_hex(value[name], KEY_BYTES, f"the {name} key of site {who}") for name in ("chan", "mask"))
+    value = read_object(body, ("chan", "left_s", "mask"), what)
+    chan, mask = (read_hex(value[name], KEY_BYTES, f"the {name} key of site {who}") for name in ("chan", "mask"))
     if chan == mask:
         raise PolicyError(f"site {who} uses one key for two purposes")
-    return Keys(chan, mask, _int(value["left_s"], -1, _HINT_LIMIT, f"left_s in {what}"))
+    return Keys(chan, mask, read_int(value["left_s"], -1, _HINT_LIMIT, f"left_s in {what}"))
 
 
 def read_shares(body: Any, place: int, count: int, who: str) -> Shares:
     """The body of M2 of the site at `place` (from 0) among the `count` sites of U1."""
     what = f"the M2 message of site {who}"
-    value = _object(body, ("commit", "group", "hash_a", "hash_b", "sealed"), what)
+    value = read_object(body, ("commit", "group", "hash_a", "hash_b", "sealed"), what)
     lists = [
-        tuple(_hex(item, HASH_BYTES, f"{name} in {what}") for item in _list(value[name], count, what, exactly=True))
+        tuple(
+            read_hex(item, HASH_BYTES, f"{name} in {what}")
+            for item in read_list(value[name], count, what, exactly=True)
+        )
         for name in ("hash_a", "hash_b")
     ]
     sealed = _sealed(value["sealed"], place, count, SHARES_BYTES + SEAL_BYTES, what)
-    commit, group = (_hex(value[name], HASH_BYTES, f"{name} in {what}") for name in ("commit", "group"))
+    commit, group = (read_hex(value[name], HASH_BYTES, f"{name} in {what}") for name in ("commit", "group"))
     return Shares(commit, group, lists[0], lists[1], sealed)
 
 
 def read_masked(body: Any, who: str) -> Masked:
     """The body of M3."""
     what = f"the M3 message of site {who}"
-    value = _object(body, ("tag", "vector"), what)
-    return Masked(_hex(value["tag"], TAG_BYTES, f"the tag in {what}"), _hex(value["vector"], HASH_BYTES, what))
+    value = read_object(body, ("tag", "vector"), what)
+    return Masked(read_hex(value["tag"], TAG_BYTES, f"the tag in {what}"), read_hex(value["vector"], HASH_BYTES, what))
 
 
 def read_survivors(data: bytes, sites: int) -> Survivors:
     """The relay's M4: a rising list of site numbers and Tree(Y)."""
     what = "the relay's list of survivors (M4)"
     check_length(data, "M4r", sites, what)
-    value = _object(_parse(data, what), ("sum", "u3"), what)
-    return Survivors(_hex(value["sum"], HASH_BYTES, f"the sum in {what}"), _sites(value["u3"], sites, what))
+    value = read_object(_parse(data, what), ("sum", "u3"), what)
+    return Survivors(read_hex(value["sum"], HASH_BYTES, f"the sum in {what}"), _sites(value["u3"], sites, what))
 
 
 def read_unmask(body: Any, place: int, count: int, secrets: int, who: str) -> Unmask:
     """The body of M5 of the site at `place` (from 0) among `count` sites of U3; a box holds `secrets` shares."""
     what = f"the M5 message of site {who}"
-    value = _object(body, ("sealed",), what)
+    value = read_object(body, ("sealed",), what)
     return Unmask(_sealed(value["sealed"], place, count, SHARE_BYTES * secrets + SEAL_BYTES, what))
 
 
 def read_result(body: Any, sites: int, who: str) -> Result:
     """The body of M6."""
     what = f"the M6 message of site {who}"
-    value = _object(body, ("state", "sum", "u3"), what)
-    state, sum_ = (_hex(value[name], HASH_BYTES, f"the {name} in {what}") for name in ("state", "sum"))
+    value = read_object(body, ("state", "sum", "u3"), what)
+    state, sum_ = (read_hex(value[name], HASH_BYTES, f"the {name} in {what}") for name in ("state", "sum"))
     return Result(state, sum_, _sites(value["u3"], sites, what))
 
 
 def read_empty(body: Any, name: str, who: str) -> None:
     """The body {} of M4. Raises PolicyError for anything else under the signature."""
-    _object(body, (), f"the {name} message of site {who}")
+    read_object(body, (), f"the {name} message of site {who}")
 
 
-# --- fields; also of catchup.py and epochs.py ---
+# --- fields; also those of catchup.py ---
 
 
 def _parse(data: bytes, what: str) -> Any:
@@ -265,25 +274,29 @@ def _parse(data: bytes, what: str) -> Any:
         raise PolicyError(f"{what} is malformed: {error}") from None
 
 
-def _object(value: Any, fields: Sequence[str], what: str) -> Mapping[str, Any]:
+def read_object(value: Any, fields: Sequence[str], what: str) -> Mapping[str, Any]:
+    """The fields of an object, exactly `fields`. Raises PolicyError."""
     if not isinstance(value, dict) or sorted(value) != list(fields):
         raise PolicyError(f"{what} does not have its fields ({', '.join(fields) or 'none'})")
     return value
 
 
-def _list(value: Any, most: int, what: str, *, exactly: bool = False) -> list[Any]:
+def read_list(value: Any, most: int, what: str, *, exactly: bool = False) -> list[Any]:
+    """A list of at most, or exactly, `most` items. Raises PolicyError."""
     if not isinstance(value, list) or len(value) > most or (exactly and len(value) != most):
         raise PolicyError(f"{what} is not a list of {'' if exactly else 'at most '}{most}")
     return value
 
 
-def _int(value: Any, low: int, high: int, what: str) -> int:
+def read_int(value: Any, low: int, high: int, what: str) -> int:
+    """A whole number. Raises PolicyError."""
     if type(value) is not int or not low <= value <= high:
         raise PolicyError(f"{what} is not a whole number from {low} to {high}")
     return value
 
 
-def _hex(value: Any, nbytes: int, what: str) -> bytes:
+def read_hex(value: Any, nbytes: int, what: str) -> bytes:
+    """Exactly `nbytes` bytes in lower-case hex. Raises PolicyError."""
     found = b""
     if type(value) is str and len(value) == 2 * nbytes:
         with suppress(ValueError):
@@ -295,12 +308,12 @@ def _hex(value: Any, nbytes: int, what: str) -> bytes:
 
 def _sealed(value: Any, place: int, count: int, nbytes: int, what: str) -> tuple[bytes, ...]:
     """One box of `nbytes` per site, and nothing at the sender's own place."""
-    boxes = _list(value, count, f"sealed in {what}", exactly=True)
-    return tuple(_hex(box, 0 if i == place else nbytes, f"a box in {what}") for i, box in enumerate(boxes))
+    boxes = read_list(value, count, f"sealed in {what}", exactly=True)
+    return tuple(read_hex(box, 0 if i == place else nbytes, f"a box in {what}") for i, box in enumerate(boxes))
 
 
 def _sites(value: Any, sites: int, what: str) -> tuple[int, ...]:
-    found = [_int(u, 1, sites, f"a site in {what}") for u in _list(value, sites, f"u3 in {what}")]
+    found = [read_int(u, 1, sites, f"a site in {what}") for u in read_list(value, sites, f"u3 in {what}")]
     _rising(found, f"u3 in {what}")
     return tuple(found)
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedhpc.errors import PolicyError
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_file import SiteDisk
-from fedhpc.secure.ledger import NO_SET, NO_VECTOR, LedgerEntry
+from fedhpc.secure.ledger import NO_SET, LedgerEntry
 from fedhpc.secure.messages import Result
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.thresholds import Thresholds
@@ -39,8 +39,8 @@ class Settled:
 class RoundResults:
     """Collects M6 and ABANDON messages of one round."""
 
-    def __init__(self, roster: Sequence[Member], thresholds: Thresholds, present: bytes) -> None:
-        """`present`: the state before the round [32]."""
+    def __init__(self, roster: Sequence[Member], thresholds: Thresholds, present: bytes | None) -> None:
+        """`present`: the state before the round [32]; None where it is not known, for a site that was away."""
         self._members = {m.number: m for m in roster}
         self._sites, self._tau = thresholds.sites, thresholds.threshold
         self._present = present
@@ -63,7 +63,7 @@ class RoundResults:
             self._one_state(member, result.state)
             self._bodies.setdefault(result, {})[u] = message
         else:
-            if transcript != self._present:
+            if self._present is not None and transcript != self._present:
                 raise PolicyError(f"site {member.name} abandoned a round from another state")
             state = read_abandon(body, member.name)
             self._one_state(member, state)
@@ -124,14 +124,3 @@ def abandon(
     """
     disk.admit(LedgerEntry(entry.round_, entry.purpose, entry.input, entry.fingerprint, NO_SET, following))
     return sign_message(identity, labels.SIGN_ABANDON, me, present, {"state": following.hex()})
-
-
-def release(disk: SiteDisk, entry: LedgerEntry, me: int, settled: Settled) -> None:
-    """Free the input of `entry` for a later round, because the round opened without this site.
-
-    The caller has checked that `settled.state` is the state of this very round (catchup.py): M6 of an older round would
-    free an input that is still in use. Raises PolicyError if this site is in the set, or opened another one itself.
-    """
-    if not settled.u3 or me in settled.u3:
-        raise PolicyError(f"round {entry.round_} did not end without this site; its input stays bound to it")
-    disk.admit(LedgerEntry(entry.round_, entry.purpose, entry.input, NO_VECTOR, settled.u3, settled.state))

@@ -10,8 +10,9 @@ from protocol_fakes import Crash, World
 
 from fedhpc.errors import PolicyError
 from fedhpc.federation.layout import Vector
+from fedhpc.secure.catchup import CaughtUp, release
 from fedhpc.secure.ledger import LedgerEntry
-from fedhpc.secure.results import RoundResults, abandon, release
+from fedhpc.secure.results import RoundResults, abandon
 from fedhpc.secure.ring import Codec, Layout, Tensor
 from fedhpc.secure.transcript import parse_canon, sign_message
 
@@ -128,9 +129,12 @@ def test_two_rounds_follow_each_other_and_a_missed_round_frees_the_input() -> No
     entry = disk.ledger.entry_of(7)
     assert entry is not None
     assert entry.cohort == ()
-    with pytest.raises(PolicyError, match="did not end without this site"):
-        release(disk, entry, 3, settled)
-    release(disk, entry, 4, settled)
+    caught = CaughtUp(7, settled.state, settled)
+    with pytest.raises(PolicyError, match="its input stays bound"):
+        release(disk, entry, 3, caught)
+    with pytest.raises(PolicyError, match="its input stays bound"):
+        release(disk, entry, 4, CaughtUp(6, settled.state, settled))
+    release(disk, entry, 4, caught)
     assert disk.ledger.round_of(entry.input) is None
     with pytest.raises(PolicyError, match="ended without this site"):
         disk.admit(entry)
