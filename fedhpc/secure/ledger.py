@@ -191,6 +191,11 @@ class RoundLedger:
                 f"round {entry.round_} has another next state, signed by this site already",
                 "a site signs one next state per round; the evidence is in its ledger",
             )
+        if released and known.cohort and known.state:
+            raise PolicyError(
+                f"round {entry.round_} cannot have ended without this site: this site signed its result",
+                "two results of one round are evidence against the sites that signed both; keep them",
+            )
         new_set, new_state = entry.cohort and not known.cohort, entry.state and not known.state
         return bool(released or new_set or new_state)
 
