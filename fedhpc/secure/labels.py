@@ -8,11 +8,22 @@ HASH_LAYOUT = b"layout"
 HASH_T0 = b"T0"
 HASH_T1 = b"T1"
 HASH_T2 = b"T2"
+HASH_T3 = b"T3"
+HASH_SELF = b"self"
+HASH_GROUP = b"group"
+HASH_SHARE_A = b"share-a"
+HASH_SHARE_B = b"share-b"
+HASH_NEED = b"need"
 HASH_STATE = b"state"
 HASH_INPUT = b"input"
 
 # Names of derived keys: KDF(salt, ikm, name, i, j)
 KEY_EDGE = b"edge"
+KEY_CHAN = b"chan"
+KEY_SELF = b"self"
+KEY_TAG = b"tag"
+KEY_TAG_MASK = b"tagmask"
+KEY_STATE = b"state"
 KEY_ROUNDING = b"rounding"
 KEY_LEDGER = b"ledger"
 KEY_LEDGER_BLOCKS = b"ledger-blocks"
@@ -20,9 +31,20 @@ KEY_LEDGER_BLOCKS = b"ledger-blocks"
 # Names of signed messages
 SIGN_CONFIG = "CONFIG"
 SIGN_KEYS = "M1"
+SIGN_SHARES = "M2"
+SIGN_MASKED = "M3"
+SIGN_SURVIVORS = "M4"
+SIGN_UNMASK = "M5"
 SIGN_MPI = "MPI"
 SIGN_RESULT = "M6"
+SIGN_ABANDON = "ABANDON"
+SIGN_NEED = "NEED"
+SIGN_STATE = "STATE"
 
 # Purposes of a masked sum, as they stand in M0 and in H("input", …)
 PURPOSE_TRAIN = "train"
 PURPOSE_WEIGHTS = "weights"
+
+# Nonces of Seal: the number of the message that carries the box; a channel key seals one box per number
+SEAL_SHARES = 2
+SEAL_UNMASK = 5

@@ -3,6 +3,9 @@
 Two sums of a site's number that differ in one other site are that site's number. So a round has one vector and opens
 over one set, and an input belongs to one round. The rules are here; the file is federation/journal.py.
 
+A round's entry only ever gains: first the vector (before M3), then the set (before M5), then the next state (before M6
+or ABANDON). Where all is known at once, as in the `mpi` exchange, one entry holds it all.
+
 A vector is remembered by a fingerprint: a keyed 128-bit GMAC of each 2^20-byte block, and HMAC-SHA256 over those. Only
 the site itself ever compares it, so a keyed hash suffices, and it is ten times faster than SHA-256 of the vector.
 """
@@ -26,6 +29,10 @@ from fedhpc.secure.transcript import TREE_BLOCK_BYTES, canon, u64
 
 FINGERPRINT_BLOCK_BYTES = TREE_BLOCK_BYTES
 GENESIS = bytes(32)  # the hash before the first entry
+
+NO_SET: tuple[int, ...] = ()  # the round was begun; no set was opened with this site's shares
+NO_VECTOR = bytes(32)  # τ sites signed a result without this site: its input is free again, the round is closed to it
+NO_STATE = b""
 
 _FIELDS = ["cohort", "fingerprint", "input", "purpose", "round"]
 
@@ -77,11 +84,13 @@ class LedgerEntry:
     purpose: str
     input: bytes  # H("input", purpose, base) [32]
     fingerprint: bytes  # of the vector [32]
-    cohort: tuple[int, ...]  # site numbers, rising
+    cohort: tuple[int, ...]  # site numbers, rising; NO_SET before M5
+    state: bytes = NO_STATE  # the next state this site signed for the round [32], or NO_STATE
 
     def as_json(self) -> dict[str, Any]:
         """The entry as it is stored and hashed."""
-        return {
+        signed = {"state": self.state.hex()} if self.state else {}
+        return signed | {
             "cohort": list(self.cohort),
             "fingerprint": self.fingerprint.hex(),
             "input": self.input.hex(),
@@ -92,7 +101,7 @@ class LedgerEntry:
 
 def entry_from_json(value: Any) -> LedgerEntry:
     """The entry in `value`. Raises ValueError for any other form."""
-    if not isinstance(value, dict) or sorted(value) != _FIELDS:
+    if not isinstance(value, dict) or sorted(value) not in (_FIELDS, [*_FIELDS, "state"]):
         raise ValueError("not a ledger entry")
     cohort = value["cohort"]
     if not isinstance(cohort, list) or any(type(u) is not int for u in cohort):
@@ -100,9 +109,10 @@ def entry_from_json(value: Any) -> LedgerEntry:
     if type(value["round"]) is not int or type(value["purpose"]) is not str:
         raise ValueError("a ledger entry's round or purpose has the wrong type")
     digests = bytes.fromhex(str(value["input"])), bytes.fromhex(str(value["fingerprint"]))
-    if any(len(d) != 32 for d in digests):
+    state = bytes.fromhex(str(value.get("state", "")))
+    if any(len(d) != 32 for d in digests) or len(state) not in (0, 32):
         raise ValueError("a ledger entry's hash does not have 32 bytes")
-    entry = LedgerEntry(value["round"], value["purpose"], *digests, tuple(cohort))
+    entry = LedgerEntry(value["round"], value["purpose"], *digests, tuple(cohort), state)
     if entry.as_json() != value:
         raise ValueError("a ledger entry's hash is not in lower-case hex")
     return entry
@@ -131,16 +141,19 @@ class RoundLedger:
         entry = self._by_input.get(input_)
         return None if entry is None else entry.round_
 
+    def entry_of(self, round_: int) -> LedgerEntry | None:
+        """What is known of `round_`: its vector, its set and its state, each once it was admitted."""
+        return self._by_round.get(round_)
+
     def check(self, entry: LedgerEntry) -> bool:
         """Whether `entry` is new and must be written before anything is sent; False if it repeats what was admitted.
 
         Raises PolicyError where the sums together could isolate a site: another vector or set in the same round, or the
-        same input in another round.
+        same input in another round; and where this site would sign two states for one round.
         """
         known = self._by_round.get(entry.round_)
         if known is not None:
-            self._check_repeat(known, entry)
-            return False
+            return self._gains(known, entry)
         other = self._by_input.get(entry.input)
         if other is not None:
             raise PolicyError(
@@ -152,27 +165,56 @@ class RoundLedger:
 
     def add(self, entry: LedgerEntry) -> None:
         """Take in an `entry` that was checked and is durable."""
-        self._by_round[entry.round_] = entry
-        self._by_input[entry.input] = entry
+        known = self._by_round.get(entry.round_)
+        merged = entry
+        if known is not None and entry.fingerprint != NO_VECTOR:
+            cohort, state = entry.cohort or known.cohort, entry.state or known.state
+            merged = LedgerEntry(known.round_, known.purpose, known.input, known.fingerprint, cohort, state)
+        self._by_round[entry.round_] = merged
+        if merged.fingerprint != NO_VECTOR:
+            self._by_input[entry.input] = merged
+        elif self._by_input.get(entry.input) == known:
+            self._by_input.pop(entry.input, None)
         self.head = chain(self.head, entry)
 
-    def _check_repeat(self, known: LedgerEntry, entry: LedgerEntry) -> None:
+    def _gains(self, known: LedgerEntry, entry: LedgerEntry) -> bool:
+        """Whether `entry` adds a set, a state or the release of the input to what is `known` of its round."""
         if known.input != entry.input:
             raise PolicyError(
                 f"round {entry.round_} belongs to '{known.purpose}'; it cannot be used for '{entry.purpose}'",
                 "continue from the checkpoints of this run, or start a new one in another directory",
             )
-        if not hmac.compare_digest(known.fingerprint, entry.fingerprint):
+        # τ results over a set leave too few sites for any other, so even one that this site answered over is released;
+        # only a result that it signed itself stands against it.
+        released = NO_VECTOR == entry.fingerprint != known.fingerprint
+        if known.fingerprint == NO_VECTOR and entry.fingerprint != NO_VECTOR:
+            raise PolicyError(
+                f"round {entry.round_} ended without this site, over sites {list(known.cohort)}",
+                "catch up with the others and take part in a later round",
+            )
+        if not released and not hmac.compare_digest(known.fingerprint, entry.fingerprint):
             raise PolicyError(
                 f"round {entry.round_} ('{entry.purpose}') was begun with another vector; the two sums would differ by "
                 "this site's data",
                 "training must repeat exactly (seeds, threads, device, data); otherwise start another run directory",
             )
-        if known.cohort != entry.cohort:
+        if not released and known.cohort and entry.cohort and known.cohort != entry.cohort:
             raise PolicyError(
                 f"round {entry.round_} was opened over sites {list(known.cohort)}, not {list(entry.cohort)}",
                 "a round opens over one set of sites only",
             )
+        if known.state and entry.state and known.state != entry.state:
+            raise PolicyError(
+                f"round {entry.round_} has another next state, signed by this site already",
+                "a site signs one next state per round; the evidence is in its ledger",
+            )
+        if released and known.cohort and known.state:
+            raise PolicyError(
+                f"round {entry.round_} cannot have ended without this site: this site signed its result",
+                "two results of one round are evidence against the sites that signed both; keep them",
+            )
+        new_set, new_state = entry.cohort and not known.cohort, entry.state and not known.state
+        return bool(released or new_set or new_state)
 
 
 def chain(head: bytes, entry: LedgerEntry) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from fedhpc.secure import labels
 MAX_CANON_BYTES = 4 << 20
 TREE_BLOCK_BYTES = 1 << 20
 
-_PLAIN = re.compile(r"[ !#-\[\]-~]*")  # printable ASCII without the quote and the backslash
+_PLAIN = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))
 _HEX_SIGNATURE = re.compile(r"[0-9a-f]{128}")
 _LIMIT = 1 << 53
 
@@ -70,7 +70,7 @@ def _check_plain(value: Any, depth: int) -> None:
         if not -_LIMIT < value < _LIMIT:
             raise ValueError(f"the integer {value} is not below 2^53")
     elif type(value) is str:
-        if not _PLAIN.fullmatch(value):
+        if not _is_plain(value):
             raise ValueError(f"the text {value!r} is not plain ASCII without quote and backslash")
     elif type(value) is list or type(value) is tuple:
         for item in value:
@@ -83,6 +83,11 @@ def _check_plain(value: Any, depth: int) -> None:
             _check_plain(item, depth + 1)
     else:
         raise ValueError(f"a {type(value).__name__} has no canonical form")
+
+
+def _is_plain(text: str) -> bool:
+    """Printable ASCII without the quote and the backslash; ten times faster than a pattern on long hex."""
+    return text.isascii() and not text.encode("ascii").translate(None, _PLAIN)
 
 
 def hash_parts(name: bytes, *parts: bytes) -> bytes:
@@ -142,15 +147,18 @@ def input_hash(purpose: str, base: bytes) -> bytes:
 
 def signed_bytes(name: str, sender: int, transcript: bytes, body: Any) -> bytes:
     """What the signature of a message covers: protocol, message name, sender, transcript, body."""
-    return (
-        labels.PROTOCOL
-        + b"\0"
-        + name.encode("ascii")
-        + b"\0"
-        + u16(sender)
-        + transcript
-        + hashlib.sha256(canon(body)).digest()
-    )
+    return _signed_bytes(name, sender, transcript, canon(body))
+
+
+def _signed_bytes(name: str, sender: int, transcript: bytes, body: bytes) -> bytes:
+    head = labels.PROTOCOL + b"\0" + name.encode("ascii") + b"\0" + u16(sender) + transcript
+    return head + hashlib.sha256(body).digest()
+
+
+def body_bytes(data: bytes, message: Mapping[str, Any]) -> bytes:
+    """canon(body) of a canonical message, cut out of its bytes: the other fields have one form, and `body` is first."""
+    rest = canon({name: value for name, value in message.items() if name != "body"})
+    return data[len(b'{"body":') : len(data) - len(rest)]
 
 
 def sign_message(key: Ed25519PrivateKey, name: str, sender: int, transcript: bytes, body: Any) -> bytes:
@@ -187,7 +195,7 @@ def open_message(data: bytes, name: str, sender: int, transcript: bytes, key: Ed
     try:
         if not _HEX_SIGNATURE.fullmatch(str(message["sig"])):
             raise ValueError("not 64 bytes in lower-case hex")
-        key.verify(bytes.fromhex(message["sig"]), signed_bytes(name, sender, transcript, message["body"]))
+        key.verify(bytes.fromhex(message["sig"]), _signed_bytes(name, sender, transcript, body_bytes(data, message)))
     except (InvalidSignature, ValueError):
         raise PolicyError(
             f"the signature of site {who} on {name} is not valid",

@@ -19,6 +19,8 @@ from fedhpc.errors import PolicyError
 from fedhpc.secure.ledger import (
     FINGERPRINT_BLOCK_BYTES,
     GENESIS,
+    NO_SET,
+    NO_VECTOR,
     LedgerEntry,
     RoundLedger,
     chain,
@@ -169,3 +171,66 @@ def test_everything_else_changes_the_fingerprint_too() -> None:
         mark(np.zeros(10, dtype=np.uint8)), mark(np.zeros(11, dtype=np.uint8)),
     ]  # fmt: skip
     assert len(set(found)) == len(found)
+
+
+# --- rounds over a relay: the vector, then the set, then the state ---
+
+BEGUN = LedgerEntry(4, "train", key_of("input"), key_of("vector"), NO_SET)
+OPENED = dataclasses.replace(BEGUN, cohort=(1, 2, 3))
+SIGNED = dataclasses.replace(OPENED, state=key_of("next"))
+MISSED = dataclasses.replace(BEGUN, fingerprint=NO_VECTOR, cohort=(2, 3, 4), state=key_of("next"))
+
+
+def test_a_round_gains_its_vector_its_set_and_its_state() -> None:
+    ledger = RoundLedger()
+    for entry in (BEGUN, OPENED, SIGNED):
+        assert ledger.check(entry)
+        ledger.add(entry)
+        for known in (BEGUN, OPENED, SIGNED)[: (BEGUN, OPENED, SIGNED).index(entry) + 1]:
+            assert not ledger.check(known)
+    assert ledger.entry_of(4) == SIGNED
+    assert RoundLedger([BEGUN, OPENED, SIGNED]).entry_of(4) == SIGNED
+    assert RoundLedger([BEGUN, OPENED, SIGNED]).head == ledger.head
+    for entry, match in [
+        (dataclasses.replace(OPENED, cohort=(1, 2, 4)), "opened over sites"),
+        (dataclasses.replace(SIGNED, state=key_of("x")), "another next state"),
+        (dataclasses.replace(BEGUN, state=key_of("x")), "another next state"),
+        (dataclasses.replace(BEGUN, fingerprint=key_of("x")), "another vector"),
+        (dataclasses.replace(BEGUN, input=key_of("x")), "belongs to 'train'"),
+        (dataclasses.replace(BEGUN, round_=5), "was summed in round 4"),
+    ]:
+        with pytest.raises(PolicyError, match=match):
+            ledger.check(entry)
+
+
+@pytest.mark.parametrize("before", [[BEGUN], [BEGUN, OPENED]])
+def test_a_round_that_ended_without_the_site_frees_its_input(before: list[LedgerEntry]) -> None:
+    ledger = RoundLedger(before)
+    assert ledger.check(MISSED)
+    ledger.add(MISSED)
+    assert not ledger.check(MISSED)
+    assert ledger.round_of(BEGUN.input) is None
+    for entry in (BEGUN, OPENED, SIGNED):
+        with pytest.raises(PolicyError, match="ended without this site"):
+            ledger.check(entry)
+    again = dataclasses.replace(BEGUN, round_=6)
+    assert ledger.check(again)
+    ledger.add(again)
+    assert RoundLedger([*before, MISSED, again]).round_of(BEGUN.input) == 6
+    with pytest.raises(PolicyError, match="was summed in round 6"):
+        ledger.check(dataclasses.replace(BEGUN, round_=7))
+
+
+def test_a_signed_round_is_not_given_back() -> None:
+    ledger = RoundLedger([BEGUN, OPENED, SIGNED])
+    with pytest.raises(PolicyError, match="another next state"):
+        ledger.check(dataclasses.replace(MISSED, state=key_of("x")))
+    with pytest.raises(PolicyError, match="this site signed its result"):
+        ledger.check(MISSED)
+
+
+@pytest.mark.parametrize("entry", [BEGUN, OPENED, SIGNED, MISSED])
+def test_entries_of_all_kinds_come_back_from_their_json(entry: LedgerEntry) -> None:
+    assert entry_from_json(entry.as_json()) == entry
+    with pytest.raises(ValueError, match="hash|hex|fromhex"):
+        entry_from_json(entry.as_json() | {"state": "00"})

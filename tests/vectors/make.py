@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from protocol_round import protocol_round
 
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.strategy import StrategySettings, make_strategy
@@ -285,6 +286,7 @@ def strategies() -> dict[str, Any]:
 VECTORS: dict[str, Callable[[], dict[str, Any]]] = {
     "transcript": transcript,
     "attempt": attempt,
+    "protocol_round": protocol_round,
     "rounding": rounding,
     "strategies": strategies,
 }
