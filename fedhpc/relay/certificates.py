@@ -11,22 +11,24 @@ where Ed25519 in TLS is often switched off. Messages are signed by a site's sepa
 from __future__ import annotations
 
 import datetime
-import hashlib
-import hmac
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedhpc.errors import ConfigError, StorageError
+from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES, pin_of
 
-MAX_CERTIFICATE_BYTES = 64 << 10
 CLOCK_SKEW_S = 300  # a certificate is valid this long before it was made, for sites whose clocks run late
 
 
@@ -47,24 +49,6 @@ class Issued:
         write_private(key, self.key)
         certificate.write_bytes(self.certificate)
         return certificate, key
-
-
-def pin_of(certificate: x509.Certificate) -> bytes:
-    """SHA-256 of the certificate's SubjectPublicKeyInfo in DER [32]."""
-    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(spki).digest()
-
-
-def pin_of_der(der: bytes) -> bytes:
-    """The pin of a DER certificate as a peer sent it [32]. Raises ValueError if it cannot be read."""
-    if len(der) > MAX_CERTIFICATE_BYTES:
-        raise ValueError("the certificate is too large")
-    return pin_of(x509.load_der_x509_certificate(der))
-
-
-def same_pin(one: bytes, other: bytes) -> bool:
-    """Whether two pins are equal, in constant time."""
-    return hmac.compare_digest(one, other)
 
 
 def new_authority(name: str = "fedhpc enrolment", days: float = 365.0) -> Issued:
@@ -144,25 +128,6 @@ def write_private(path: Path, data: bytes) -> None:
         raise StorageError(f"cannot write {path}: {error.strerror}") from None
 
 
-def require_private(path: Path) -> None:
-    """Raises ConfigError unless `path` is a file that only its owner can read."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ConfigError(f"cannot read the key file {path}: {error.strerror}") from None
-    if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
-        raise ConfigError(f"others can read the key file {path}", f"run `chmod 600 {path}`")
-
-
-def read_certificate(path: Path) -> x509.Certificate:
-    """The first certificate of a PEM file. Raises ConfigError if there is none."""
-    try:
-        with path.open("rb") as file:
-            return x509.load_pem_x509_certificate(file.read(MAX_CERTIFICATE_BYTES))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the certificate {path}: {error}") from None
-
-
 def _dated(
     builder: x509.CertificateBuilder, days: float, start: datetime.datetime | None = None
 ) -> x509.CertificateBuilder:
@@ -189,8 +154,6 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _load_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
     key = load_pem_private_key(pem, None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError("the key is not a P-256 key")
