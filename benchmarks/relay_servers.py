@@ -6,7 +6,8 @@ Each candidate runs in a process of its own and does the same minimum: it must k
 PUT body and throw it away, and send N bytes for a GET from one fixed block. Beside them runs the bare yardstick: a
 thread on a TLS 1.3 socket, no HTTP. Clients are processes too (bare TLS sockets that write a request head), so that
 only the server differs. All rounds are interleaved (every candidate once, then again) and the median is shown, because
-the machine is shared; the server's processor seconds per GiB are the steadier number. Candidates that are not installed are skipped: pip install aiohttp cheroot h11 hypercorn uvloop
+the machine is shared; the server's processor seconds per GiB are the steadier number.
+Candidates that are not installed are skipped: pip install aiohttp cheroot h11 hypercorn uvloop
 """
 
 from __future__ import annotations

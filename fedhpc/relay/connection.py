@@ -1,8 +1,8 @@
 """HTTP/1.1 on one TLS connection: heads by h11, bodies received in place, every wait with an end.
 
-Deliberately little: no chunked bodies, no pipelining into a body, no compression. What is not needed cannot be attacked.
-A head is read within a size and a time; the length it declares is only a number until a handler has compared it with a
-limit, and bodies pass through one block buffer.
+Deliberately little: no chunked bodies and no compression; what is not needed cannot be attacked. A head is read within
+a size and a time; the length it declares is only a number until a handler has compared it with a limit, and bodies pass
+through one block buffer.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class RelayServer:
     def _requests(self, connection: Connection, pin: bytes | None, expires: datetime.datetime, address: str) -> None:
         idle_s = self._limits.idle_s if pin is not None else self._limits.head_s
         while not self._stopping.is_set():
-            status, method = 200, "-"
+            status, method, keep = 200, "-", False
             begun = time.perf_counter()
             head_only = False
             try:
