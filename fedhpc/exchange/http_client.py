@@ -24,7 +24,6 @@ from fedhpc.secure.transcript import tree_root
 
 _T = TypeVar("_T")
 _TREE = "fedhpc-tree"
-_MOST_MESSAGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class RelayClient:
                 link.read_json(response)
                 return None
             length = int(response.headers.get("content-length", "-1"))
-            if not 0 < length <= min(most_bytes, _MOST_MESSAGE_BYTES):
+            if not 0 < length <= most_bytes:
                 link.close()
                 raise RelayProblem(200, "too-large", f"{name.name} has {length} bytes, at most {most_bytes} expected")
             data = bytearray(length)

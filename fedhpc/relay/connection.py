@@ -106,11 +106,11 @@ class Connection:
         """Whether the peer sent something or went away while it should be waiting for an answer."""
         return bool(self._rest) or self.sock.pending() > 0 or bool(select.select([self.sock], [], [], 0)[0])
 
-    def send_head(self, status: int, headers: Mapping[str, str], length: int) -> None:
-        """Status line and headers; `length` bytes must follow unless the request was HEAD."""
+    def send_head(self, status: int, headers: Mapping[str, str], length: int, body: bytes = b"") -> None:
+        """Status line and headers, with a small body in the same packet; else `length` bytes follow, but for HEAD."""
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"content-length: {length}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
-        self.send(memoryview(("\r\n".join(lines) + "\r\n\r\n").encode("ascii")))
+        self.send(memoryview(("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + body))
 
     def send(self, view: memoryview) -> None:
         """Send at most one block; the peer must take it within twice the stall time."""
@@ -118,14 +118,11 @@ class Connection:
         self.sock.sendall(view)
         self.bytes_out += len(view)
 
-    def send_json(
-        self, status: int, value: Any, headers: Mapping[str, str] | None = None, *, bare: bool = False
-    ) -> None:
+    def send_json(self, status: int, value: Any, *, bare: bool = False) -> None:
         """A small JSON document; `bare`: its head only, for HEAD."""
         body = json.dumps(value).encode()
-        self.send_head(status, {"content-type": "application/json", **(headers or {})}, len(body))
-        if not bare:
-            self.send(memoryview(body))
+        headers = {"content-type": "application/json"}
+        self.send_head(status, headers, len(body), b"" if bare else body)
 
     def send_problem(self, problem: Problem, *, bare: bool = False) -> bool:
         """The refusal; False if the connection must end, because the rest of the body is not worth reading."""
@@ -134,9 +131,7 @@ class Connection:
         headers = {"content-type": "application/problem+json", "connection": "keep-alive" if keep else "close"}
         if problem.status in (429, 503):
             headers["retry-after"] = "2"
-        self.send_head(problem.status, headers, len(body))
-        if not bare:
-            self.send(memoryview(body))
+        self.send_head(problem.status, headers, len(body), b"" if bare else body)
         return keep
 
     def linger(self) -> None:
@@ -147,6 +142,11 @@ class Connection:
         with contextlib.suppress(OSError, ValueError):
             while left > 0 and (data := self._recv(_ROW, deadline - time.monotonic())):
                 left -= len(data)
+
+    def hurry(self) -> None:
+        """Wake the thread that waits for a request, from another thread: no further one will be read."""
+        with contextlib.suppress(OSError):  # the plain socket's, because SSLSocket.shutdown drops the TLS state
+            socket.socket.shutdown(self.sock, socket.SHUT_RD)
 
     def close(self) -> None:
         """Say goodbye without waiting for the answer."""

@@ -78,6 +78,7 @@ class RelayServer:
             raise ConfigError(f"cannot listen on {settings.listen}: {error.strerror}") from None
         self.port: int = self._listener.getsockname()[1]
         self._stopping = threading.Event()
+        self._idle: set[Connection] = set()  # between two requests
 
     def serve(self) -> None:
         """Accept connections until `stop`, then let running requests end for at most `drain_s`."""
@@ -107,6 +108,8 @@ class RelayServer:
         deadline = time.monotonic() + self._limits.drain_s
         while self._census.total() and time.monotonic() < deadline:
             self.store.wake_all()
+            for connection in list(self._idle):
+                connection.hurry()
             time.sleep(0.05)
         self.store.close()
 
@@ -182,7 +185,11 @@ class RelayServer:
             begun = time.perf_counter()
             head_only = False
             try:
-                head = connection.read_head(idle_s)
+                self._idle.add(connection)
+                try:
+                    head = connection.read_head(idle_s)
+                finally:
+                    self._idle.discard(connection)
                 begun, method, head_only = time.perf_counter(), head.method, head.method == "HEAD"
                 if datetime.datetime.now(datetime.UTC) > expires:
                     raise Problem("forbidden", "the certificate has expired", close=True)

@@ -55,7 +55,9 @@ class World:
         self.outsider = self.new("outsider")  # a site of the other federation
         (folder / "ca.pem").write_bytes(self.authority.certificate)
 
-    def new(self, who: str, days: float = 2.0, start: datetime.datetime | None = None, by: Issued | None = None) -> Issued:
+    def new(
+        self, who: str, days: float = 2.0, start: datetime.datetime | None = None, by: Issued | None = None
+    ) -> Issued:
         issued = issue_new(by or self.authority, who, days, start)
         issued.write(self.folder, who)
         return issued
@@ -132,7 +134,9 @@ class Relay:
             return str(answer.read().decode())
 
     def client(self, site: int = 1, connections: int = 2, **changes: object) -> RelayClient:
-        return RelayClient(self.world.access(self.port, f"site{site}", **changes), connections, Patience(5.0, 0.05, 0.5))
+        return RelayClient(
+            self.world.access(self.port, f"site{site}", **changes), connections, Patience(5.0, 0.05, 0.5)
+        )
 
     @contextlib.contextmanager
     def raw(self, who: str = "site1", context: ssl.SSLContext | None = None) -> Iterator[ssl.SSLSocket]:
@@ -150,10 +154,10 @@ class Relay:
         """One raw request on its own connection: (status, everything after the status line)."""
         with self.raw(who) as sock:
             sock.sendall(request.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
-            return read_answer(sock)
+            return read_answer(sock, bare=request.startswith("HEAD"))
 
 
-def read_answer(sock: ssl.SSLSocket) -> tuple[int, str]:
+def read_answer(sock: ssl.SSLSocket, *, bare: bool = False) -> tuple[int, str]:
     """One answer, by its content-length, or (0, "") if the peer closed without one."""
     data = b""
     with contextlib.suppress(ConnectionError, ssl.SSLError):
@@ -163,7 +167,11 @@ def read_answer(sock: ssl.SSLSocket) -> tuple[int, str]:
                 break
             data += more
         head, _, body = data.partition(b"\r\n\r\n")
-        want = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]) if b"content-length: " in head else 0
+        want = (
+            int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            if b"content-length: " in head and not bare
+            else 0
+        )
         while len(body) < want and (more := sock.recv(65536)):
             body += more
             data += more
