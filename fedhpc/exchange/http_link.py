@@ -107,7 +107,6 @@ class Link:
     def __init__(self, access: RelayAccess, context: ssl.SSLContext) -> None:
         self._access, self._context = access, context
         self._http: http.client.HTTPConnection | None = None
-        self._unread = 0
         self.used = False  # whether this connection has answered before: then a cut may just be the relay's idle limit
 
     # --- requests
@@ -171,6 +170,11 @@ class Link:
                 if not count:
                     raise ConnectionError("the answer ended early")
                 filled += count
+
+    def end(self, response: http.client.HTTPResponse) -> None:
+        """Let http.client see the end of a body that was read in place."""
+        with self._troubles():
+            response.read()
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""

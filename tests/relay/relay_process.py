@@ -17,8 +17,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fedhpc.exchange.http_client import Patience, RelayClient
+from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayAccess
+from fedhpc.exchange.http_retry import Patience
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.relay.certificates import Issued, issue_new, new_authority
 from fedhpc.secure.transcript import tree

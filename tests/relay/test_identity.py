@@ -15,8 +15,9 @@ import pytest
 from relay_process import CONFIG, MIB, OTHER_CONFIG, SITES, Proxy, Relay, World, name, read_answer, until
 
 from fedhpc.errors import ConfigError, PeersError, PolicyError
-from fedhpc.exchange.http_client import Patience, RelayClient
+from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayAccess, RelayProblem, proxy_from_environment
+from fedhpc.exchange.http_retry import Patience
 from fedhpc.exchange.pins import pin_of, read_certificate, same_pin
 from fedhpc.relay.certificates import Issued, issue, issue_new, new_authority, new_key, new_request
 

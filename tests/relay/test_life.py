@@ -18,8 +18,9 @@ import pytest
 from relay_process import CONFIG, MIB, ROOT, SITES, Relay, name, noise, root, until
 
 from fedhpc.errors import PeersError, StorageError
-from fedhpc.exchange.http_client import Patience, RelayClient
+from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.http_retry import Patience
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.store import Quota, Store
 
@@ -55,6 +56,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from relay_process import *
 from fedhpc.exchange.http_client import *
+from fedhpc.exchange.http_link import *
 from pathlib import Path
 access = RelayAccess("https://127.0.0.1:{relay.port}", bytes.fromhex("{relay.world.relay.pin().hex()}"),
     Path({str(relay.world.folder)!r}) / "site1.pem", Path({str(relay.world.folder)!r}) / "site1.key")

@@ -9,7 +9,8 @@ import pytest
 from relay_process import MIB, Proxy, Relay, name, noise, root
 
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.exchange.http_client import Patience, RelayClient, Retry
+from fedhpc.exchange.http_client import RelayClient
+from fedhpc.exchange.http_retry import Patience, Retry
 
 
 @pytest.mark.parametrize("length", [1, 65536, MIB - 1, MIB, MIB + 1, 5 * MIB, 9 * MIB + 12345])
