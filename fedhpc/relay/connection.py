@@ -52,6 +52,7 @@ class Connection:
         self.sock, self._limits = sock, limits
         self._rest = bytearray()  # received, not yet used
         self._body_left = 0
+        self.answering = False  # the head of the present answer has been sent
         self.bytes_in = self.bytes_out = 0
 
     def read_head(self, idle_s: float) -> Head:
@@ -76,7 +77,7 @@ class Connection:
             raise Problem("header-too-large", f"a head has at most {self._limits.head_bytes} bytes", close=True)
         head = parse_head(bytes(self._rest[: end + len(_END)]), self._limits.head_bytes)
         del self._rest[: end + len(_END)]
-        self._body_left = head.length
+        self._body_left, self.answering = head.length, False
         return head
 
     def read_body_into(self, view: memoryview, begun: float, received: int) -> None:
@@ -87,9 +88,9 @@ class Connection:
         filled = min(len(self._rest), len(view))
         view[:filled] = self._rest[:filled]
         del self._rest[:filled]
+        self.sock.settimeout(self._limits.stall_s)  # once: it is a system call, and so per record it would show
         while filled < len(view):
             try:
-                self.sock.settimeout(self._limits.stall_s)
                 count = self.sock.recv_into(view[filled:])
             except TimeoutError:
                 raise Problem("slow", f"no byte for {self._limits.stall_s} s", close=True) from None
@@ -108,6 +109,7 @@ class Connection:
 
     def send_head(self, status: int, headers: Mapping[str, str], length: int, body: bytes = b"") -> None:
         """Status line and headers, with a small body in the same packet; else `length` bytes follow, but for HEAD."""
+        self.answering = True
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"content-length: {length}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self.send(memoryview(("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + body))

@@ -202,11 +202,14 @@ class RelayServer:
                     keep = connection.send_problem(problem, bare=head_only)
                 if not keep:
                     connection.linger()
-            except (Hangup, OSError) as error:
-                if not isinstance(error, (Hangup, ConnectionError, TimeoutError, ssl.SSLError)):
-                    self.metrics.count_request(method, 500, time.perf_counter() - begun)
-                    _log.exception("%s: storage or network failed", address)
+            except (Hangup, ConnectionError, TimeoutError, ssl.SSLError):
                 return
+            except Exception:
+                status = 500
+                _log.exception("%s %s: the request failed", address, method)
+                if not connection.answering:  # else a short answer tells the peer
+                    with contextlib.suppress(OSError, ValueError):
+                        connection.send_problem(Problem("internal", "see the relay's log", close=True))
             self.metrics.count_request(method, status, time.perf_counter() - begun)
             if not keep:
                 return

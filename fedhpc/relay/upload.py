@@ -40,6 +40,7 @@ class Upload:
         self._part, self._meta = base.with_name(base.name + ".part"), base.with_name(base.name + ".meta")
         self._final = base
         self._lock, self._finishing = threading.Lock(), threading.Lock()
+        self._disk = threading.Lock()  # the kernel writes a file one call at a time, and spins meanwhile
         self._done: dict[int, bytes] = {}
         self._writing: dict[int, bytes] = {}
         self._fd = self._meta_fd = -1
@@ -112,7 +113,7 @@ class Upload:
             self._writing[index] = digest
         written = False
         try:
-            with full_disk_is_a_problem():
+            with self._disk, full_disk_is_a_problem():
                 _write_all(fd, block, index * BLOCK_BYTES)
             written = True
         finally:

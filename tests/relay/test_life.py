@@ -139,6 +139,19 @@ def test_a_full_disk_is_a_clean_507(new_relay: Callable[..., Relay]) -> None:
     assert not list((tight.folder / "store").glob("*/*/*/*"))
 
 
+def test_a_broken_disk_is_a_500_and_the_relay_goes_on(new_relay: Callable[..., Relay]) -> None:
+    relay = new_relay()
+    relay.client(1).put(name("V/1"), b"x")
+    (relay.folder / "store" / CONFIG / "1").rename(relay.folder / "store" / CONFIG / "gone")
+    (relay.folder / "store" / CONFIG / "1").write_bytes(b"a file where a folder should be")
+    status, text = relay.ask(f"PUT /v1/objects/{name('W/1')} HTTP/1.1\nhost: r\ncontent-length: 1", b"x")
+    assert (status, "see the relay's log" in text) == (500, True)
+    assert str(relay.folder) not in text
+    assert relay.ask(f"GET /v1/objects/{name('V/1')} HTTP/1.1\nhost: r")[0] == 500
+    relay.client(1).put(name("V/1", round_=2), b"x")
+    assert relay.client(2).get(name("V/1", round_=2)) == b"x"
+
+
 def test_one_relay_a_store(relay: Relay) -> None:
     with pytest.raises(StorageError, match="another relay uses"):
         Store(relay.folder / "store")
