@@ -1,0 +1,57 @@
+"""Pins: the SHA-256 of a certificate's public key, by which relay and sites know each other."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import stat
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from fedhpc.errors import ConfigError
+
+MAX_CERTIFICATE_BYTES = 64 << 10
+
+
+def pin_of(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of the certificate's SubjectPublicKeyInfo in DER (RFC 7469 section 2.4) [32]."""
+    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).digest()
+
+
+def pin_of_der(der: bytes) -> bytes:
+    """The pin of a DER certificate as a peer sent it [32]. Raises ValueError if it cannot be read."""
+    return pin_of(read_der(der))
+
+
+def read_der(der: bytes) -> x509.Certificate:
+    """A DER certificate as a peer sent it. Raises ValueError if it cannot be read."""
+    if len(der) > MAX_CERTIFICATE_BYTES:
+        raise ValueError("the certificate is too large")
+    return x509.load_der_x509_certificate(der)
+
+
+def same_pin(one: bytes, other: bytes) -> bool:
+    """Whether two pins are equal, in constant time."""
+    return hmac.compare_digest(one, other)
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """The first certificate of a PEM file. Raises ConfigError if there is none."""
+    try:
+        with path.open("rb") as file:
+            return x509.load_pem_x509_certificate(file.read(MAX_CERTIFICATE_BYTES))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the certificate {path}: {error}") from None
+
+
+def require_private(path: Path) -> None:
+    """Raises ConfigError unless `path` is a file that only its owner can read."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ConfigError(f"cannot read the key file {path}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
+        raise ConfigError(f"others can read the key file {path}", f"run `chmod 600 {path}`")

@@ -1,0 +1,255 @@
+"""The relay's public port: TLS 1.3, one thread a connection, caps on everything.
+
+Threads on blocking TLS sockets were chosen by measurement (docs/relay-transport.md): a body is decrypted straight into
+the block it is hashed and written from, hashing, crypto and disk run outside the interpreter's lock, and a connection
+that waits costs about a hundred kilobytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import resource
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass, field
+
+from fedhpc.errors import ConfigError, StorageError
+from fedhpc.exchange.pins import pin_of, read_certificate, read_der
+from fedhpc.relay.connection import Connection, Hangup
+from fedhpc.relay.metrics import Metrics
+from fedhpc.relay.problems import Problem
+from fedhpc.relay.routes import Routes
+from fedhpc.relay.settings import Limits, RelaySettings, Roster, read_roster, split_address
+from fedhpc.relay.store import Store
+
+_log = logging.getLogger("fedhpc.relay")
+_STACK_BYTES = 512 << 10
+
+
+@dataclass
+class _Census:
+    """How many connections there are, by pin; None: no or an unknown certificate, or still in the handshake."""
+
+    limits: Limits
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    counts: dict[bytes | None, int] = field(default_factory=dict)
+
+    def enter(self, pin: bytes | None) -> bool:
+        most = self.limits.connections_without_certificate if pin is None else self.limits.connections_per_site
+        with self.lock:
+            if self.counts.get(pin, 0) >= most or sum(self.counts.values()) >= self.limits.connections:
+                return False
+            self.counts[pin] = self.counts.get(pin, 0) + 1
+            return True
+
+    def leave(self, pin: bytes | None) -> None:
+        with self.lock:
+            self.counts[pin] -= 1
+            if not self.counts[pin]:
+                del self.counts[pin]
+
+    def total(self) -> int:
+        with self.lock:
+            return sum(self.counts.values())
+
+
+class RelayServer:
+    """A relay that listens. `serve` runs until `stop`; `reload` reads the roster again."""
+
+    def __init__(self, settings: RelaySettings, limits: Limits) -> None:
+        self._settings, self._limits = settings, limits
+        self._context = tls_context(settings)
+        self.roster = read_roster(settings.roster)
+        self.store = Store(settings.store, settings.reserve_bytes)
+        self.metrics = Metrics()
+        self.routes = Routes(self.store, lambda: self.roster, limits)
+        self._census = _Census(limits)
+        _raise_file_limit(limits.connections)
+        try:
+            host, port = split_address(settings.listen, "relay.listen")
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listener = socket.create_server((host, port), family=family, backlog=128)
+        except OSError as error:
+            self.store.close()
+            raise ConfigError(f"cannot listen on {settings.listen}: {error.strerror}") from None
+        self.port: int = self._listener.getsockname()[1]
+        self._stopping = threading.Event()
+        self._idle: set[Connection] = set()  # between two requests
+
+    def serve(self) -> None:
+        """Accept connections until `stop`, then let running requests end for at most `drain_s`."""
+        threading.stack_size(_STACK_BYTES)
+        threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
+        self._listener.settimeout(0.5)
+        while not self._stopping.is_set():
+            try:
+                plain, address = self._listener.accept()
+            except TimeoutError:
+                continue
+            except OSError as error:  # out of files: let some end
+                if not self._stopping.is_set():
+                    _log.warning("cannot accept: %s", error)
+                    time.sleep(0.1)
+                continue
+            if not self._census.enter(None):
+                self.metrics.count("connections_refused_total")
+                plain.close()
+                continue
+            try:
+                threading.Thread(target=self._connection, args=(plain, address[0]), daemon=True).start()
+            except RuntimeError:
+                plain.close()
+                self._census.leave(None)
+        self._listener.close()
+        deadline = time.monotonic() + self._limits.drain_s
+        while self._census.total() and time.monotonic() < deadline:
+            self.store.wake_all()
+            for connection in list(self._idle):
+                connection.hurry()
+            time.sleep(0.05)
+        self.store.close()
+
+    def stop(self) -> None:
+        """End `serve`; safe in a signal handler."""
+        self._stopping.set()
+        self.routes.stopping.set()
+
+    def reload(self) -> None:
+        """Read the roster again: revoked pins lose every next request. A damaged roster keeps the old one."""
+        try:
+            self.roster = read_roster(self._settings.roster)
+            _log.info("roster read: %d federations", len(self.roster.federations))
+        except ConfigError as error:
+            _log.error("roster not read, the old one stays: %s", error.what)
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are now."""
+        return self._census.total()
+
+    # --- one connection, in its own thread
+
+    def _connection(self, plain: socket.socket, address: str) -> None:
+        pin: bytes | None = None
+        try:
+            with plain:
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                plain.settimeout(self._limits.handshake_s)
+                try:
+                    sock = self._context.wrap_socket(plain, server_side=True)
+                except (OSError, ValueError) as error:
+                    self.metrics.count("handshakes_failed_total")
+                    _log.info("%s: handshake failed: %s", address, error)
+                    return
+                known, expires = self._identify(sock)
+                connection = Connection(sock, self._limits)
+                try:
+                    if known is not None and self.roster.knows(known):
+                        if not self._census.enter(known):
+                            self._refuse(connection, known)
+                            return
+                        self._census.leave(None)
+                        pin = known
+                    self._requests(connection, known, expires, address)
+                finally:
+                    self.metrics.count("received_bytes_total", connection.bytes_in)
+                    self.metrics.count("sent_bytes_total", connection.bytes_out)
+                    connection.close()
+        except Exception:
+            _log.exception("%s: a connection failed", address)
+        finally:
+            self._census.leave(pin)
+
+    def _identify(self, sock: ssl.SSLSocket) -> tuple[bytes | None, datetime.datetime]:
+        """The pin of the peer's certificate, already verified by TLS, and when the certificate ends."""
+        der = sock.getpeercert(binary_form=True)
+        if not der:
+            return None, datetime.datetime.max.replace(tzinfo=datetime.UTC)
+        certificate = read_der(der)
+        return pin_of(certificate), certificate.not_valid_after_utc
+
+    def _refuse(self, connection: Connection, pin: bytes) -> None:
+        self.metrics.count("connections_refused_total")
+        with contextlib.suppress(OSError, ValueError):
+            most = self._limits.connections_per_site
+            connection.send_problem(Problem("too-many-connections", f"{pin.hex()[:16]} has {most}", close=True))
+
+    def _requests(self, connection: Connection, pin: bytes | None, expires: datetime.datetime, address: str) -> None:
+        idle_s = self._limits.idle_s if pin is not None else self._limits.head_s
+        while not self._stopping.is_set():
+            status, method, keep = 200, "-", False
+            begun = time.perf_counter()
+            head_only = False
+            try:
+                self._idle.add(connection)
+                try:
+                    head = connection.read_head(idle_s)
+                finally:
+                    self._idle.discard(connection)
+                begun, method, head_only = time.perf_counter(), head.method, head.method == "HEAD"
+                if datetime.datetime.now(datetime.UTC) > expires:
+                    raise Problem("forbidden", "the certificate has expired", close=True)
+                self.routes.answer(connection, head, pin)
+                keep = head.keep
+            except Problem as problem:
+                status = problem.status
+                _log.info("%s %s: %d %s: %s", address, method, status, problem.kind, problem.detail)
+                with contextlib.suppress(OSError, ValueError):
+                    keep = connection.send_problem(problem, bare=head_only)
+                if not keep:
+                    connection.linger()
+            except (Hangup, ConnectionError, TimeoutError, ssl.SSLError):
+                return
+            except Exception:
+                status = 500
+                _log.exception("%s %s: the request failed", address, method)
+                if not connection.answering:  # else a short answer tells the peer
+                    with contextlib.suppress(OSError, ValueError):
+                        connection.send_problem(Problem("internal", "see the relay's log", close=True))
+            self.metrics.count_request(method, status, time.perf_counter() - begun)
+            if not keep:
+                return
+
+    def _sweep(self) -> None:
+        while not self._stopping.wait(60.0):
+            removed = self.store.expire_uploads(self._limits.upload_idle_s)
+            if removed:
+                _log.info("%d idle uploads removed", removed)
+
+
+def tls_context(settings: RelaySettings) -> ssl.SSLContext:
+    """TLS 1.3 only, no session tickets (every connection proves its key), client certificates read if one is shown."""
+    certificate = read_certificate(settings.certificate)
+    if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
+        raise ConfigError(f"the certificate {settings.certificate} expired on {certificate.not_valid_after_utc}")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    context.verify_mode = ssl.CERT_OPTIONAL
+    try:
+        context.load_cert_chain(settings.certificate, settings.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"certificate and key of the relay do not fit: {error}") from None
+    for authority in settings.client_authorities:
+        try:
+            context.load_verify_locations(authority)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"cannot read the client authority {authority}: {error}") from None
+    return context
+
+
+def _raise_file_limit(connections: int) -> None:
+    """Room for every connection and upload."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if max(soft, wanted) < 2 * connections:
+        raise StorageError(f"only {max(soft, wanted)} open files are allowed", "raise LimitNOFILE (ulimit -n)")
+
+
+__all__ = ["RelayServer", "Roster", "tls_context"]

@@ -1,0 +1,161 @@
+"""relay.toml and the roster file: where the relay listens, what it may use, and whom it knows.
+
+[relay]                                   # relay.toml
+listen = "0.0.0.0:8443"
+store = "/var/lib/fedhpc-relay"
+certificate = "relay.pem"
+key = "relay.key"                         # mode 0600
+client_authorities = ["enrolment.pem"]    # issuers whose certificates are read at all; the roster decides
+roster = "roster.toml"
+
+["<64 hex digits: SHA-256 of federation.toml>"]     # roster.toml, one table per federation
+bytes = 100_000_000_000
+objects = 100_000
+sites = { 1 = "<64 hex digits: SPKI SHA-256 of site 1>", 2 = "…" }
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedhpc.config import parse_toml, read_bytes, read_section
+from fedhpc.errors import ConfigError
+from fedhpc.exchange.pins import require_private, same_pin
+from fedhpc.relay.store import Quota
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+MAX_SITES = 100
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what peers can make the relay spend. Times in seconds."""
+
+    connections: int = 512
+    connections_per_site: int = 64
+    connections_without_certificate: int = 64
+    handshake_s: float = 10.0
+    head_s: float = 10.0
+    idle_s: float = 75.0
+    stall_s: float = 30.0
+    min_bytes_per_s: int = 2048
+    wait_s: float = 60.0
+    head_bytes: int = 16384
+    buffers: int = 64  # of 1 MiB; bodies in transit at once, the others wait
+    put_bytes: int = 1 << 30
+    upload_idle_s: float = 7 * 86400.0
+    drain_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ConfigError(f"limits.{name} must be above zero")
+
+
+@dataclass(frozen=True)
+class RelaySettings:
+    """The [relay] table."""
+
+    listen: str
+    store: Path
+    certificate: Path
+    key: Path
+    client_authorities: tuple[Path, ...]
+    roster: Path
+    admin: str = ""  # host:port on loopback; empty: no admin port
+    reserve_bytes: int = 64 << 20  # of the disk, never used
+
+    def __post_init__(self) -> None:
+        split_address(self.listen, "relay.listen")
+        if not self.client_authorities:
+            raise ConfigError("relay.client_authorities is empty", "name the certificate of the enrolment authority")
+        if self.admin and split_address(self.admin, "relay.admin")[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise ConfigError("relay.admin must be on loopback", "write it as 127.0.0.1:PORT")
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What the relay knows of a federation: pins by site number, and the quota."""
+
+    config: str
+    pins: dict[int, bytes]
+    quota: Quota
+
+    def site_of(self, pin: bytes) -> int | None:
+        """The site whose pin this is; every pin is compared, in constant time."""
+        found = None
+        for site, known in self.pins.items():
+            if same_pin(known, pin):
+                found = site
+        return found
+
+
+@dataclass(frozen=True)
+class _FederationTable:
+    sites: dict[str, str]
+    bytes: int = 64 << 30
+    objects: int = 100_000
+
+
+@dataclass(frozen=True)
+class Roster:
+    """All federations by configuration hash."""
+
+    federations: dict[str, Federation] = field(default_factory=dict)
+
+    def knows(self, pin: bytes) -> bool:
+        """Whether any federation has this pin."""
+        return any([f.site_of(pin) is not None for f in self.federations.values()])  # noqa: C419 - constant time
+
+
+def read_settings(path: Path) -> tuple[RelaySettings, Limits]:
+    """relay.toml; relative paths start at its folder. Raises ConfigError, also if others can read the key."""
+    table = parse_toml(read_bytes(path), str(path))
+    unknown = sorted(set(table) - {"relay", "limits"})
+    if unknown:
+        raise ConfigError(f"{path}: unknown table '{unknown[0]}'", "valid names: relay, limits")
+    given = read_section(RelaySettings, table.get("relay", {}), "relay")
+    base = path.absolute().parent
+    settings = RelaySettings(
+        listen=given.listen,
+        store=base / given.store,
+        certificate=base / given.certificate,
+        key=base / given.key,
+        client_authorities=tuple(base / p for p in given.client_authorities),
+        roster=base / given.roster,
+        admin=given.admin,
+        reserve_bytes=given.reserve_bytes,
+    )
+    require_private(settings.key)
+    return settings, read_section(Limits, table.get("limits", {}), "limits")
+
+
+def read_roster(path: Path) -> Roster:
+    """The roster file. Raises ConfigError that names federation and site."""
+    federations = {}
+    for config, table in parse_toml(read_bytes(path), str(path)).items():
+        where = f"{path}: {config[:16]}"
+        if not _HASH.fullmatch(config):
+            raise ConfigError(f"{where}: a federation is named by 64 lower-case hex digits")
+        given = read_section(_FederationTable, table, where)
+        pins = {}
+        for site, pin in given.sites.items():
+            if not (site.isascii() and site.isdigit() and 1 <= int(site) <= MAX_SITES) or not _HASH.fullmatch(pin):
+                raise ConfigError(f"{where}: site {site} needs a number of 1..{MAX_SITES} and 64 hex digits")
+            pins[int(site)] = bytes.fromhex(pin)
+        if len(set(pins.values())) != len(given.sites) or not pins:
+            raise ConfigError(f"{where}: every site needs a number and a key of its own")
+        if given.bytes <= 0 or given.objects <= 0:
+            raise ConfigError(f"{where}: bytes and objects must be above zero")
+        federations[config] = Federation(config, pins, Quota(given.bytes, given.objects, len(pins)))
+    return Roster(federations)
+
+
+def split_address(text: str, where: str) -> tuple[str, int]:
+    """`host:port` or `[v6]:port`. Raises ConfigError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{where} = {text!r} is not host:port", 'write it as "0.0.0.0:8443"')
+    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - the operator's choice

@@ -1,0 +1,308 @@
+"""The relay's objects on disk: written once, counted against quotas, found again after a restart.
+
+Layout: `ROOT/config/round/attempt/M3v.2` with its block hashes in `M3v.2.meta`; `M3v.2.part` while it is partial. An
+object is visible when it has been renamed, never before. Sites are kept apart: each federation has a quota, and each
+site of it at most an equal share, so one site cannot fill the disk for the others.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedhpc.errors import StorageError
+from fedhpc.exchange.objects import ObjectName, block_count
+from fedhpc.relay.problems import Problem
+from fedhpc.relay.upload import Upload, read_head, read_records
+
+Attempt = tuple[str, int, int]
+MAX_UPLOADS_PER_SITE = 32  # each holds two open files
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What one federation may keep at the relay, and the share of it that one site may use."""
+
+    bytes: int
+    objects: int
+    sites: int
+
+    def share(self, owner: int | None) -> tuple[int, int]:
+        """Bytes and objects for one site; the relay itself may use everything."""
+        return (self.bytes, self.objects) if owner is None else (self.bytes // self.sites, self.objects // self.sites)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A whole object. `sequence` orders the objects of this process's life."""
+
+    name: ObjectName
+    length: int
+    tree: bytes
+    sequence: int
+    path: Path
+
+
+class Store:
+    """All objects of all federations. Thread-safe. One process holds a store at a time."""
+
+    def __init__(self, root: Path, reserve_bytes: int = 64 << 20) -> None:
+        self._root, self._reserve_bytes = root, reserve_bytes
+        self._lock = threading.Lock()
+        self._objects: dict[ObjectName, Stored] = {}
+        self._uploads: dict[ObjectName, Upload] = {}
+        self._used: dict[tuple[str, int | None], list[int]] = {}
+        self._waiters: dict[ObjectName | Attempt, set[threading.Event]] = {}
+        self._sequence = 0
+        self.life = os.urandom(8).hex()  # sequences of another life mean nothing
+        self.on_object: list[Callable[[Stored], None]] = []
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock_file = (root / "lock").open("w")
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"another relay uses the store {root}") from None
+        except OSError as error:
+            raise StorageError(f"cannot use the store {root}: {error.strerror}") from None
+        self._restore()
+
+    # --- reading
+
+    def find(self, name: ObjectName) -> Stored | None:
+        """The whole object, or None."""
+        with self._lock:
+            return self._objects.get(name)
+
+    def upload(self, name: ObjectName) -> Upload | None:
+        """The partial object, or None."""
+        with self._lock:
+            return self._uploads.get(name)
+
+    def list(self, attempt: Attempt, after: int = 0) -> list[Stored]:
+        """The attempt's whole objects with a sequence above `after`, oldest first."""
+        with self._lock:
+            found = [s for n, s in self._objects.items() if n.attempt_name == attempt and s.sequence > after]
+        return sorted(found, key=lambda s: s.sequence)
+
+    @contextmanager
+    def waiter(self, what: ObjectName | Attempt) -> Iterator[threading.Event]:
+        """An event that is set when the object (or any object of the attempt) becomes whole. Look again after it."""
+        event = threading.Event()
+        with self._lock:
+            self._waiters.setdefault(what, set()).add(event)
+        try:
+            yield event
+        finally:
+            with self._lock:
+                self._waiters[what].discard(event)
+                if not self._waiters[what]:
+                    del self._waiters[what]
+
+    def wake_all(self) -> None:
+        """Wake every waiter: the relay stops."""
+        with self._lock:
+            for events in self._waiters.values():
+                for event in events:
+                    event.set()
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Configuration -> bytes, objects and partial objects, for the metrics."""
+        with self._lock:
+            found: dict[str, dict[str, int]] = {}
+            for (config, _), (size, count) in self._used.items():
+                entry = found.setdefault(config, {"bytes": 0, "objects": 0, "uploads": 0})
+                entry["bytes"] += size
+                entry["objects"] += count
+            for name in self._uploads:
+                found[name.config]["uploads"] += 1
+            return found
+
+    # --- writing
+
+    def begin(self, name: ObjectName, length: int, quota: Quota) -> Upload:
+        """The upload of an object, new or taken up again. Nothing is allocated before length and quota are checked.
+
+        For a whole object of that length the upload it had is returned, `finished`, so that a repeat can be compared.
+        Raises Problem: other length (409), quota or disk (507), too large (413).
+        """
+        with self._lock:
+            stored = self._objects.get(name)
+            known = self._uploads.get(name)
+            if stored is None and known is None:
+                self._check(name, length, quota)
+                known = Upload(name, self._path(name), length, name.owner)
+                self._count(name, length, 1)
+                self._uploads[name] = known
+                try:
+                    known.create()
+                except BaseException:
+                    del self._uploads[name]
+                    self._count(name, -length, -1)
+                    known.discard()
+                    raise
+        have = stored.length if stored else known.length if known else length
+        if have != length:
+            raise Problem("other-bytes", f"{name.name} has {have} bytes, not {length}")
+        return _repeat(stored) if stored else known  # type: ignore[return-value]
+
+    def finish(self, upload: Upload) -> bool:
+        """Make the upload visible if it is whole; True if it is (or already was). Raises Problem (422, 507)."""
+        try:
+            if not upload.finish():
+                return False
+        except Problem as problem:
+            if problem.kind == "tree-mismatch":
+                self._forget(upload)
+            raise
+        with self._lock:
+            if self._uploads.get(upload.name) is not upload:
+                return True
+            del self._uploads[upload.name]
+            stored = self._add(upload.name, upload.length, upload.tree or b"")
+            for what in (upload.name, upload.name.attempt_name):
+                for event in self._waiters.get(what, ()):
+                    event.set()
+        for call in self.on_object:
+            call(stored)
+        return True
+
+    def drop_rounds(self, config: str, before: int) -> int:
+        """Remove every object of the federation's rounds below `before`; how many. For the round machine."""
+        return self._drop(lambda name: name.config == config and name.round < before)
+
+    def drop_attempt(self, attempt: Attempt) -> int:
+        """Remove every object of one attempt; how many."""
+        return self._drop(lambda name: name.attempt_name == attempt)
+
+    def expire_uploads(self, idle_s: float) -> int:
+        """Remove partial objects that nobody has touched for `idle_s`; how many."""
+        limit = time.time() - idle_s
+        with self._lock:
+            idle = [u for u in self._uploads.values() if u.last_active < limit]
+        for upload in idle:
+            upload.discard()
+            self._forget(upload)
+        return len(idle)
+
+    def close(self) -> None:
+        """Release the files and the lock."""
+        with self._lock:
+            for upload in self._uploads.values():
+                upload.close()
+            self._lock_file.close()
+
+    # --- inside; the caller holds the lock where nothing else is said
+
+    def _check(self, name: ObjectName, length: int, quota: Quota) -> None:
+        most_bytes, most_objects = quota.share(name.owner)
+        if length > most_bytes:
+            raise Problem("too-large", f"{length} bytes; at most {most_bytes} of this federation's quota for one site")
+        size, count = self._used.get((name.config, name.owner), (0, 0))
+        all_used = [u for (config, _), u in self._used.items() if config == name.config]
+        if size + length > most_bytes or sum(u[0] for u in all_used) + length > quota.bytes:
+            raise Problem("quota", f"{name.name} of {length} bytes does not fit into the federation's quota")
+        if count + 1 > most_objects or sum(u[1] for u in all_used) + 1 > quota.objects:
+            raise Problem("quota", "too many objects of this federation")
+        of_site = [u for n, u in self._uploads.items() if (n.config, n.owner) == (name.config, name.owner)]
+        if len(of_site) >= MAX_UPLOADS_PER_SITE:
+            raise Problem("quota", f"{MAX_UPLOADS_PER_SITE} unfinished objects of this site: finish them first")
+        if shutil.disk_usage(self._root).free < length + self._reserve_bytes:
+            raise Problem("disk-full", f"no space for {length} bytes")
+
+    def _count(self, name: ObjectName, size: int, objects: int) -> None:
+        used = self._used.setdefault((name.config, name.owner), [0, 0])
+        used[0], used[1] = used[0] + size, used[1] + objects
+        if used[1] == 0:
+            del self._used[name.config, name.owner]
+
+    def _add(self, name: ObjectName, length: int, tree: bytes) -> Stored:
+        self._sequence += 1
+        stored = Stored(name, length, tree, self._sequence, self._path(name))
+        self._objects[name] = stored
+        return stored
+
+    def _forget(self, upload: Upload) -> None:
+        """Takes the lock."""
+        with self._lock:
+            if self._uploads.get(upload.name) is upload:
+                del self._uploads[upload.name]
+                self._count(upload.name, -upload.length, -1)
+
+    def _drop(self, goes: Callable[[ObjectName], bool]) -> int:
+        """Takes the lock. Files go first: after a crash an object is whole or gone, and is counted at restart."""
+        with self._lock:
+            objects = [s for n, s in self._objects.items() if goes(n)]
+            uploads = [u for n, u in self._uploads.items() if goes(n)]
+            for stored in objects:
+                stored.path.unlink(missing_ok=True)
+                stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)
+                del self._objects[stored.name]
+                self._count(stored.name, -stored.length, -1)
+        for upload in uploads:
+            upload.discard()
+            self._forget(upload)
+        names = [s.name for s in objects] + [u.name for u in uploads]
+        for config, round_, attempt in {n.attempt_name for n in names}:
+            self._remove_empty(self._root / config / str(round_) / str(attempt))
+        return len(objects) + len(uploads)
+
+    def _remove_empty(self, folder: Path) -> None:
+        for path in (folder, folder.parent):
+            try:
+                path.rmdir()
+            except OSError:
+                return
+
+    def _path(self, name: ObjectName) -> Path:
+        folder = self._root / name.config / str(name.round) / str(name.attempt)
+        return folder / name.name.replace("/", ".")
+
+    def _restore(self) -> None:
+        """Find objects and partial objects on disk, oldest first; remove what was never visible nor resumable."""
+        metas = sorted(self._root.glob("*/*/*/*.meta"), key=lambda p: p.stat().st_mtime)
+        for meta in metas:
+            base = meta.with_suffix("")
+            part = base.with_name(base.name + ".part")
+            try:
+                name = ObjectName.parse("/".join((*base.parts[-4:-1], base.name.replace(".", "/"))))
+                length, tree = read_head(meta)
+                if base.exists() and tree is not None and base.stat().st_size == length:
+                    self._add(name, length, tree)
+                elif part.exists():
+                    upload = Upload(name, base, length, name.owner)
+                    upload.load()
+                    self._uploads[name] = upload
+                else:
+                    raise ValueError("neither object nor upload")
+            except ValueError:
+                for path in (meta, part, base):
+                    path.unlink(missing_ok=True)
+                continue
+            self._count(name, length, 1)
+        for orphan in self._root.glob("*/*/*/*.part"):  # made, but killed before the first word was recorded
+            if not orphan.with_suffix(".meta").exists():
+                orphan.unlink()
+
+
+class _Repeat(Upload):
+    """A whole object, to compare the blocks of a repeated PUT with; it never writes."""
+
+    def write_block(self, index: int, block: memoryview) -> None:
+        """Accept the bytes that are there, refuse others."""
+        if index not in self._done:
+            raise Problem("other-bytes", "the object is gone")
+        super().write_block(index, block)
+
+
+def _repeat(stored: Stored) -> Upload:
+    upload = _Repeat(stored.name, stored.path, stored.length, stored.name.owner)
+    upload.tree, upload.finished = stored.tree, True
+    upload._done = {i: d for i, d in read_records(upload._meta).items() if i < block_count(stored.length)}
+    return upload
