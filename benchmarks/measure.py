@@ -1,6 +1,6 @@
 """Runs the measurements behind docs/benchmarks.md and writes the page: `make bench`.
 
-    python benchmarks/measure.py            measure, store benchmarks/results/*.json, write docs/benchmarks.md
+    python benchmarks/measure.py [CASE …]   measure, store benchmarks/results/*.json, write docs/benchmarks.md
     python benchmarks/measure.py --page     only write the page from the stored results
 
 Every case is one `fedhpc bench` command. Figures are compared within one run only.
@@ -24,13 +24,6 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 CASES = {
     "sum_10M": ["bench", "sum", "--sites", "4", "--params", "10000000", "--repeat", "9", "--json"],
     "sum_100M": ["bench", "sum", "--sites", "4", "--params", "100000000", "--repeat", "5", "--json"],
-    "sum_100M_8MiB": [
-        *["bench", "sum", "--sites", "4", "--params", "100000000", "--repeat", "5"],
-        *["--chunk-bytes", "8388608", "--json"],
-    ],
-    "sum_100M_overlap": [
-        *["bench", "sum", "--sites", "4", "--params", "100000000", "--repeat", "5", "--overlap", "on", "--json"],
-    ],
     "sum_10M_3sites": ["bench", "sum", "--sites", "3", "--params", "10000000", "--repeat", "9", "--json"],
     "sum_10M_rails": [
         *["bench", "sum", "--sites", "3", "--ranks-per-site", "2", "--params", "10000000", "--repeat", "9", "--json"],
@@ -43,14 +36,19 @@ CASES = {
 }
 
 
-def measure() -> None:
-    """Run every case and store what it prints."""
+def measure(names: list[str]) -> None:
+    """Run the named cases, or all, and store what they print."""
     RESULTS.mkdir(exist_ok=True)
-    for name, words in CASES.items():
-        print(f"{name}: fedhpc {' '.join(words)}", flush=True)
-        done = subprocess.run([sys.executable, "-m", "fedhpc", *words], stdout=subprocess.PIPE, text=True, check=True)
+    for name in names or list(CASES):
+        words = CASES[name]
+        program, shown = (["-m", "fedhpc"], "fedhpc") if words[0] == "bench" else ([], "python")
+        command = f"{shown} {' '.join(words)}"
+        print(command, flush=True)
+        done = subprocess.run(
+            [sys.executable, *program, *words], stdout=subprocess.PIPE, text=True, check=True, cwd=HERE.parent
+        )
         stored = {
-            "command": "fedhpc " + " ".join(words),
+            "command": command,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": _machine(),
             "result": json.loads(done.stdout.splitlines()[-1]),
@@ -165,5 +163,5 @@ def _machine() -> str:
 
 if __name__ == "__main__":
     if "--page" not in sys.argv[1:]:
-        measure()
+        measure(sys.argv[1:])
     write_page()

@@ -21,7 +21,7 @@ def bench() -> None:
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--degree", type=click.IntRange(0), default=0, show_default=True, help="Mask partners; 0 = all.")
 @click.option("--rails", default="auto", show_default=True, help="Ranks of a site that carry a part.")
-@click.option("--chunk-bytes", type=click.IntRange(4096), default=2 << 20, show_default=True)
+@click.option("--chunk-bytes", type=click.IntRange(4096), default=16 << 20, show_default=True)
 @click.option("--overlap", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print only one JSON object.")
 def sum_(

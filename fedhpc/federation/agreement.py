@@ -131,7 +131,7 @@ class ExchangeSection:
     kind: Literal["mpi"] = "mpi"
     rails: int | Literal["auto"] = "auto"
     """Ranks of every site that carry a part of the vector; auto: as many as the smallest site has."""
-    chunk_bytes: int = 2 << 20
+    chunk_bytes: int = 16 << 20
     overlap: Literal["auto", "on", "off"] = "auto"
     """Encode and mask the next chunk in a helper thread; auto: if this rank has two cores."""
 

@@ -1,7 +1,7 @@
 """One rail's part of a masked sum, chunk by chunk: encode, mask, sum over the sites, hash, decode, all in place.
 
 Chunks are prepared a batch at a time, since every allreduce is a meeting of all sites and a site that is still masking
-holds up the rest; each is decoded while it is still in the caches. With a core to spare, a helper thread prepares the
+holds up the rest. With a core to spare, a helper thread prepares the
 next batch while the wire carries this one (NumPy and AES release the interpreter lock).
 """
 
@@ -23,8 +23,9 @@ from fedhpc.federation.layout import Vector
 from fedhpc.secure.ring import Codec, Layout, lanes_of
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 
-CHUNK_BYTES = 2 << 20  # in one allreduce; larger ones fall out of the caches
-_BATCH = 16  # chunks prepared together
+CHUNK_BYTES = 16 << 20  # in one allreduce: measured best among 1 to 16 MiB where ranks share cores
+_BATCH = 16  # chunks prepared together where ranks share cores: there a meeting costs more than memory traffic
+_BATCH_AHEAD = 1  # with a helper thread: small, so that the wire starts early
 _AHEAD = 1  # batches prepared before they are needed
 
 
@@ -108,7 +109,8 @@ class Pipeline:
             return batch
 
         chunks = cut(layout, *part, self._chunk_bytes)
-        for batch in self._prepared([chunks[i : i + _BATCH] for i in range(0, len(chunks), _BATCH)], prepare):
+        size = _BATCH_AHEAD if self._overlap else _BATCH
+        for batch in self._prepared([chunks[i : i + size] for i in range(0, len(chunks), size)], prepare):
             for chunk in batch:
                 begun = time.perf_counter()
                 self._exchange.add(lanes_of(buffer, chunk.start, chunk.stop, chunk.bits))

@@ -26,6 +26,7 @@ TREE_BLOCK_BYTES = 1 << 20
 _PLAIN = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))
 _HEX_SIGNATURE = re.compile(r"[0-9a-f]{128}")
 _LIMIT = 1 << 53
+_ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def u16(n: int) -> bytes:
@@ -44,7 +45,7 @@ def canon(value: Any) -> bytes:
     Raises ValueError for anything that has no canonical form (floats, null, booleans, other text), or above 4 MiB.
     """
     _check_plain(value, 0)
-    data = json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+    data = _ENCODE(value).encode("ascii")
     if len(data) > MAX_CANON_BYTES:
         raise ValueError(f"{len(data)} bytes of canonical JSON; at most {MAX_CANON_BYTES}")
     return data
