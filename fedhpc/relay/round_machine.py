@@ -43,7 +43,6 @@ class RoundMachine:
         m0 = objects.get("M0")
         if m0 is not None:
             self._begin(m0)
-            self._resume_sum()
 
     # --- what the relay says ---
 
@@ -218,11 +217,6 @@ class RoundMachine:
         total, name = self._begun(), f"{VECTOR}/{u}"
         if self.survivors is None and name not in total.added and u in self.whole():
             total.add(name)
-
-    def _resume_sum(self) -> None:
-        """After a restart: what was added before is unknown, so the sum is made anew unless M4 says it is complete."""
-        if self.u2 is not None and self.survivors is None:
-            self._begun().remake(f"{VECTOR}/{u}" for u in self.whole())
 
 
 def _check_envelope(data: bytes, name: str, u: int) -> None:

@@ -1,13 +1,13 @@
 """The sum of masked vectors, chunk by chunk: memory is two chunks whatever the vectors' size and number.
 
-A vector is added when it is whole. Addition mod 2^k commutes, so the order in which vectors arrive does not matter; a
-sum that a crash interrupted is not trusted but made anew from the stored vectors.
+A vector is added when it is whole. Addition mod 2^k commutes, so the order in which vectors arrive does not matter.
+What was added is remembered in memory only: after a crash the sum on disk is not trusted, and is made anew.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -53,12 +53,6 @@ class VectorSum:
                     np.add(lanes, part[a:b].view(lanes.dtype), out=lanes)
             self._objects.write(SUM, start, total)
         self.added.append(name)
-
-    def remake(self, names: Iterable[str]) -> None:
-        """The sum of the vectors `names`, from nothing."""
-        self.added = []
-        for name in names:
-            self.add(name)
 
     def tree(self, name: str = SUM) -> bytes:
         """Tree of a stored vector [32]."""

@@ -232,5 +232,5 @@ def test_a_signed_round_is_not_given_back() -> None:
 @pytest.mark.parametrize("entry", [BEGUN, OPENED, SIGNED, MISSED])
 def test_entries_of_all_kinds_come_back_from_their_json(entry: LedgerEntry) -> None:
     assert entry_from_json(entry.as_json()) == entry
-    with pytest.raises(ValueError, match="hash|hex|fromhex"):
+    with pytest.raises(ValueError, match=r"hash|hex"):
         entry_from_json(entry.as_json() | {"state": "00"})
