@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint unit mpi faults wheel bench clean
+.PHONY: setup demo test lint unit relay mpi faults wheel bench clean
 
 setup: $(VENV)/.test
 
@@ -28,6 +28,9 @@ lint: setup
 
 unit: setup
 	$(BIN)/python -m pytest tests/unit tests/cli
+
+relay: setup
+	$(BIN)/python -m pytest tests/relay
 
 mpi: setup
 	$(BIN)/python -m pytest tests/mpi

@@ -114,6 +114,12 @@ def test_heads_that_are_no_requests(relay: Relay) -> None:
         assert read_answer(sock)[1].count("HTTP/1.1 200") + read_answer(sock)[1].count("HTTP/1.1 200") >= 1
 
 
+def test_one_head_is_one_request() -> None:
+    hidden = b"GET /v1/health HTTP/1.1\r\nhost: r\n\nGET /v1/other HTTP/1.1\r\nhost: r\r\n\r\n"
+    with pytest.raises(Problem, match="not one request"):
+        parse_head(hidden, 16384)
+
+
 def test_ranges(relay: Relay) -> None:
     relay.client(1).put(name("R/1", round_=32), b"0123456789")
     get = f"GET /v1/objects/{CONFIG}/32/0/R/1 HTTP/1.1\nhost: r\nrange: "
