@@ -29,11 +29,11 @@ lint: setup
 unit: setup
 	$(BIN)/python -m pytest tests/unit tests/cli
 
-relay: setup
-	$(BIN)/python -m pytest tests/relay
-
 mpi: setup
 	$(BIN)/python -m pytest tests/mpi
+
+relay: setup
+	$(BIN)/python -m pytest tests/relay
 
 faults: setup
 	$(BIN)/python -m pytest tests/faults

@@ -16,7 +16,7 @@ _COMMANDS = {
     "demo": ("fedhpc.cli.demo", "demo", "Run an example with real data."),
     "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
     "new": ("fedhpc.cli.new", "new", "Write a working federation to start from."),
-    "relay": ("fedhpc.cli.relay", "relay", "Serve the meeting point of sites on different machines."),
+    "relay": ("fedhpc.cli.relay", "relay", "Keep objects for sites on different machines (no rounds yet)."),
     "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
     "run": ("fedhpc.cli.run", "run", "Train a federation; started under mpirun or srun."),
 }
