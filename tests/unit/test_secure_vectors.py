@@ -283,18 +283,24 @@ def test_rounding_vectors() -> None:
 FOUND = np.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("off", [FOUND[n:] for n in range(len(FOUND))], ids=lambda names: "without " + "+".join(names))
-def test_outer_steps_without_the_processor_s_extensions(off: list[str]) -> None:
-    """NumPy picks other loops when extensions are switched off; the bits must stay."""
-    shown = subprocess.run(
-        [sys.executable, "-c", "from numpy._core._multiarray_umath import __cpu_features__ as f; print(f)"],
-        env=os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(off)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    if shown.returncode or any(f"'{name}': True" in shown.stdout for name in off):
-        pytest.skip(f"this NumPy does not switch off {off}")
-    done = make("--only", "strategies", NPY_DISABLE_CPU_FEATURES=" ".join(off))
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_outer_steps_without_the_processor_s_extensions() -> None:
+    """NumPy picks other loops when extensions are switched off; the bits must stay.
+
+    Which groups there are depends on processor and NumPy; those that NumPy will not switch off are passed over.
+    """
+    switched_off = 0
+    for off in (FOUND[n:] for n in range(len(FOUND))):
+        shown = subprocess.run(
+            [sys.executable, "-c", "from numpy._core._multiarray_umath import __cpu_features__ as f; print(f)"],
+            env=os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(off)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if shown.returncode or any(f"'{name}': True" in shown.stdout for name in off):
+            continue
+        switched_off += 1
+        done = make("--only", "strategies", NPY_DISABLE_CPU_FEATURES=" ".join(off))
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert switched_off or not FOUND
