@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedhpc.errors import DataError
+from fedhpc.errors import DataError, PolicyError
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.global_model import GlobalModel
 from fedhpc.federation.interfaces import Checkpoint, CheckpointStore, Reporter, Trainer
@@ -118,6 +118,7 @@ def _begin(
             "continue with the file it was started with, or choose another --out",
         )
     if federation.party.leads:
+        _require_ledger(federation, checkpoint)
         store.discard_after(newest)
     model = GlobalModel(federation, trainer.tensors(), trainer.averaged())
     model.restore(checkpoint.tensors, checkpoint.outer)
@@ -148,6 +149,19 @@ def _newest_common_round(federation: Federation, store: CheckpointStore) -> int 
         answer = str(max(common)).encode() if common else b"none"
     answer = party.site.broadcast_bytes(answer if party.leads else None)
     return None if answer == b"none" else int(answer)
+
+
+def _require_ledger(federation: Federation, checkpoint: Checkpoint) -> None:
+    """Refuse to go on with a ledger that lacks rounds this site has summed: deleted, or put back from a backup."""
+    party = federation.party
+    if not party.masked or party.journal is None:
+        return
+    last = party.journal.ledger.last_round
+    if last < checkpoint.sums:
+        raise PolicyError(
+            f"the ledger of site {party.name} ends at round {last}, its checkpoint is from round {checkpoint.sums}",
+            "restore ledger.jsonl; a site that cannot prove what it has summed must not sum again",
+        )
 
 
 def _save(federation: Federation, trainer: Trainer, store: CheckpointStore, model: GlobalModel, done: int) -> None:
