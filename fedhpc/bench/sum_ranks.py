@@ -30,7 +30,7 @@ from fedhpc.mpi import world as mpi_world
 from fedhpc.secure.ring import Layout, Tensor
 
 _TILE = 1 << 18  # values drawn at a time
-_VALUE_BITS = 20  # |x̃| < 2^20, so the sum of up to 16 sites is exact in float32, and of 100 in float64
+_VALUE_BITS = 17  # |x̃| < 2^17, so the sum of up to 100 sites is exact in float32
 _SCALE = 20
 _STAGES = ("encode", "masks", "wire", "decode", "agree", "ledger", "share")
 
@@ -130,14 +130,14 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
 
 
 def draw(out: NDArray[Any], seed: bytes, number: int) -> None:
-    """Fill `out` [P] with site `number`'s values: multiples of 2^-20 in (-1, 1), drawn tile by tile."""
+    """Fill `out` [P] with site `number`'s values: multiples of 2^-20 in (-1/8, 1/8), drawn tile by tile."""
     for tile, start in enumerate(range(0, out.size, _TILE)):
         piece = out[start : start + _TILE]
         np.multiply(integers(seed, number, tile, piece.size), out.dtype.type(2.0**-_SCALE), out=piece)
 
 
 def integers(seed: bytes, number: int, tile: int, count: int) -> NDArray[np.int32]:
-    """The whole numbers behind one tile [count], |x| < 2^20."""
+    """The whole numbers behind one tile [count], |x| < 2^17."""
     generator = np.random.Generator(np.random.SFC64([int.from_bytes(seed, "little"), number, tile]))
     limit = 1 << _VALUE_BITS
     return generator.integers(-limit + 1, limit, count, dtype=np.int32)
