@@ -1,0 +1,1 @@
+"""Who takes part in a round, and until when one waits: pure decisions, no I/O and no clock."""
