@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fedhpc.cohort.settings import CohortSettings
 from fedhpc.config import parse_toml, read_bytes, read_section, refuse_unknown
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.federation.strategy import StrategySettings
@@ -20,7 +21,7 @@ from fedhpc.secure.keys import public_identity
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.settings import SecureSettings
 
-AGREED_SECTIONS = ("federation", "site", "secure", "strategy", "task", "train")
+AGREED_SECTIONS = ("federation", "site", "relay", "cohort", "secure", "strategy", "task", "train")
 SITE_SECTIONS = ("site", "data", "compute", "exchange")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -58,9 +59,15 @@ class RosterEntry:
     """The site's public Ed25519 key, 64 hex digits."""
     samples: int = 0
     """The site's public size, for strategy.weights = "declared"."""
+    tls: str = ""
+    """Pin of the key that the site shows the relay: SHA-256 of its SubjectPublicKeyInfo, 64 hex digits."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "site.name")
+        if self.tls and not _KEY.fullmatch(self.tls):
+            raise ConfigError(
+                f"site {self.name}: tls is not a pin", "64 lower-case hex digits; `fedhpc site init` shows it"
+            )
         # Lower case only: otherwise one key could stand in the roster twice, written in two ways.
         if not _KEY.fullmatch(self.sign):
             raise ConfigError(
@@ -72,12 +79,26 @@ class RosterEntry:
 
 
 @dataclass(frozen=True)
+class RelaySection:
+    """[relay], for sites that share no MPI job."""
+
+    tls: str = ""
+    """Pin of the relay's TLS key: SHA-256 of its SubjectPublicKeyInfo, 64 hex digits."""
+
+    def __post_init__(self) -> None:
+        if self.tls and not _KEY.fullmatch(self.tls):
+            raise ConfigError("relay.tls is not a pin", "64 lower-case hex digits; `fedhpc relay new` shows it")
+
+
+@dataclass(frozen=True)
 class Agreement:
     """All of federation.toml."""
 
     source: bytes = field(repr=False)
     federation: FederationSection
     roster: tuple[RosterEntry, ...]
+    relay: RelaySection
+    cohort: CohortSettings
     secure: SecureSettings
     strategy: StrategySettings
     task: Mapping[str, Any]  # read by train/
@@ -128,9 +149,22 @@ class SiteSection:
 class ExchangeSection:
     """[exchange] of a site file."""
 
-    kind: Literal["mpi"] = "mpi"
+    kind: Literal["mpi", "https"] = "mpi"
+    """mpi: all sites in one MPI job. https: each site in its own job, through a relay."""
     rails: int | Literal["auto"] = "auto"
-    """Ranks of every site that carry a part of the vector; auto: as many as the smallest site has."""
+    """Ranks that carry a part of the vector; auto: as many as the smallest site has (mpi), or all (https)."""
+    url: str = ""
+    """https: the relay, https://host:port."""
+    certificate: Path | None = None
+    """https: the certificate that this site shows the relay."""
+    key: Path | None = None
+    """https: its private key, mode 0600."""
+    proxy: str | None = None
+    """https: http://host:port of a CONNECT proxy, "" for none. Absent: HTTPS_PROXY and NO_PROXY count."""
+    connections: int = 4
+    """https: connections of each rank."""
+    patience_s: float = 300.0
+    """https: how long to try again while the relay cannot be reached."""
     chunk_bytes: int = 16 << 20
     overlap: Literal["auto", "on", "off"] = "auto"
     """Encode and mask the next chunk in a helper thread; auto: if this rank has two cores."""
@@ -140,6 +174,14 @@ class ExchangeSection:
             raise ConfigError(f"exchange.rails = {self.rails}", "at least 1, or 'auto'")
         if self.chunk_bytes < 4096 or self.chunk_bytes % 16 or self.chunk_bytes > 1 << 29:
             raise ConfigError(f"exchange.chunk_bytes = {self.chunk_bytes}", "a multiple of 16, 4096 to 2^29")
+        if self.kind == "https" and not (self.url and self.certificate and self.key):
+            raise ConfigError(
+                '[exchange] kind = "https" needs url, certificate and key', "`fedhpc site init` writes such a site file"
+            )
+        if not 1 <= self.connections <= 16:
+            raise ConfigError(f"exchange.connections = {self.connections}", "1 to 16")
+        if not 1 <= self.patience_s <= 7 * 86400:
+            raise ConfigError(f"exchange.patience_s = {self.patience_s}", "1 second to 7 days")
 
 
 @dataclass(frozen=True)
@@ -167,7 +209,12 @@ def read_agreement(source: bytes, where: str) -> Agreement:
     if not isinstance(listed, list) or not listed:
         raise ConfigError(f"{where} has no sites", "list each as [[site]] with name and sign")
     roster = tuple(read_section(RosterEntry, entry, "site") for entry in listed)
-    for value, what in (([r.name for r in roster], "name"), ([r.sign for r in roster], "key")):
+    unique = {
+        "name": [r.name for r in roster],
+        "key": [r.sign for r in roster],
+        "pin": [r.tls for r in roster if r.tls],
+    }
+    for what, value in unique.items():
         twice = sorted({v for v in value if value.count(v) > 1})
         if twice:
             raise ConfigError(f"two sites in the roster have the {what} {twice[0]}")
@@ -175,6 +222,8 @@ def read_agreement(source: bytes, where: str) -> Agreement:
         source=source,
         federation=read_section(FederationSection, table["federation"], "federation"),
         roster=roster,
+        relay=read_section(RelaySection, _table(table, "relay"), "relay"),
+        cohort=read_section(CohortSettings, _table(table, "cohort"), "cohort"),
         secure=read_section(SecureSettings, table.get("secure", {}), "secure"),
         strategy=read_section(StrategySettings, table.get("strategy", {}), "strategy"),
         task=_table(table, "task"),
