@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.layout import Vector, sum_kind
-from fedhpc.federation.masked_sum import NO_BASE, Opened, Party, SumPlan, open_sum, settle
-from fedhpc.federation.pipeline import Pipeline, Stages
+from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan
+from fedhpc.federation.pipeline import Stages
 from fedhpc.federation.scales import exponent_counts, exponent_scales, refuse_beyond
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
@@ -47,9 +47,9 @@ class Federation:
     A site is one party: the values of its rank 0 count. Add up the ranks of a site first where each holds a share.
     """
 
-    def __init__(self, party: Party, pipeline: Pipeline) -> None:
+    def __init__(self, party: Party, sums: MaskedSums) -> None:
         self.party = party
-        self.pipeline = pipeline
+        self.sums = sums
         self.round_ = 0
         """Masked sums finished: the protocol's round number."""
         self.tensors_tree = tree(b"")
@@ -77,7 +77,7 @@ class Federation:
         A site that sums while another one leaves gets a PeersError instead of waiting for ever.
         """
         if not self._closed and self.party.leads:
-            self.party.exchange.leave()
+            self.sums.leave()
         self._release()
 
     def _release(self) -> None:
@@ -246,19 +246,19 @@ class Federation:
         """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is."""
         self._refuse_closed()
         plan = SumPlan(self._round_of(purpose), purpose, NO_BASE, self.state, factors or {})
-        self.finish(open_sum(self.party, self.pipeline, vector, plan), self.tensors_tree)
+        self.finish(self.sums.open(vector, plan), self.tensors_tree)
 
     def begin_training_sum(self, vector: Vector, factors: dict[str, float]) -> Opened:
         """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model."""
         self._refuse_closed()
         base = self.state
         plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, base, factors, replicated=True)
-        return open_sum(self.party, self.pipeline, vector, plan)
+        return self.sums.open(vector, plan)
 
     def finish(self, opened: Opened, tensors_tree: bytes) -> None:
         """Compare results with the other sites and move to the next state, whose tensors have this Tree [32]."""
         state = state_hash(self.party.agreement.hash, opened.plan.round_, tensors_tree)
-        settle(self.party, opened, state)
+        self.sums.settle(opened, state)
         self.round_ = max(self.round_, opened.plan.round_)
         self.tensors_tree = tensors_tree
         self.spent.add(opened)

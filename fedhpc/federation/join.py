@@ -25,7 +25,8 @@ from fedhpc.federation.agreement import (
 )
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.journal import FileJournal, Journal
-from fedhpc.federation.masked_sum import Party
+from fedhpc.federation.masked_sum import MpiSums
+from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import Pipeline
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.collectives import Group
@@ -81,9 +82,13 @@ def join_with_files(federation: Path, *, sites: Path | None, site: Path | None, 
     place = mpi_world.split(world, number, agreement.names, rails)
     name = agreement.names[number - 1]
     directory = mine.path(mine.site.directory) if mine.site.directory else (run or federation.parent / "run") / name
-    party = _party(world, place, agreement, mine, directory)
-    pipeline = Pipeline(party.exchange, chunk_bytes=chunk_bytes, overlap=_overlap(world, mine.exchange.overlap))
-    joined = Federation(party, pipeline)
+    party = _party(place, agreement, mine, directory)
+    exchange: Exchange = NoExchange()
+    if len(agreement.roster) > 1:
+        exchange = MpiExchange(agreement.names, place.leaders, place.rail)
+    pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=_overlap(world, mine.exchange.overlap))
+    attempt = mpi_world.attempt_number(world.group)
+    joined = Federation(party, MpiSums(party, exchange, pipeline, rails=place.rails, attempt=attempt))
     joined.round_ = _last_round(place, party.journal)
     return Joined(joined, mine, directory, world.group.rank == 0)
 
@@ -120,7 +125,7 @@ def _agree_on_exchange(world: Group, mine: SiteFile) -> tuple[int | str, int]:
     return min(rails, default="auto"), min(int.from_bytes(w[4:], "little") for w in wishes)
 
 
-def _party(world: World, place: Place, agreement: Agreement, mine: SiteFile, directory: Path) -> Party:
+def _party(place: Place, agreement: Agreement, mine: SiteFile, directory: Path) -> Party:
     masked = agreement.secure.mode == "pairwise" and len(agreement.roster) > 1
     identity: bytes | None = None
     keys: LedgerKeys | None = None
@@ -132,19 +137,14 @@ def _party(world: World, place: Place, agreement: Agreement, mine: SiteFile, dir
             keys = ledger_keys(agreement.hash, identity, place.number)
     if masked:
         keys = share_ledger_keys(place.site, keys)
-    sites = len(agreement.roster)
-    exchange: Exchange = NoExchange() if sites == 1 else MpiExchange(agreement.names, place.leaders, place.rail)
     return Party(
         agreement=agreement,
         number=place.number,
         site=place.site,
-        rails=place.rails,
-        exchange=exchange,
         members=agreement.members(),
         identity=None if identity is None else Ed25519PrivateKey.from_private_bytes(identity),
         ledger_keys=keys,
         journal=journal,
-        attempt=mpi_world.attempt_number(world.group),
     )
 
 
