@@ -16,10 +16,12 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.exchange.pins import pin_of, read_certificate, read_der
 from fedhpc.relay.connection import Connection, Hangup
+from fedhpc.relay.enrolment import Mailbox
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.routes import Routes
@@ -63,10 +65,13 @@ class RelayServer:
     def __init__(self, settings: RelaySettings, limits: Limits) -> None:
         self._settings, self._limits = settings, limits
         self._context = tls_context(settings)
+        self._roster_mark = _mark(settings.roster)
         self.roster = read_roster(settings.roster)
         self.store = Store(settings.store, settings.reserve_bytes)
         self.metrics = Metrics()
         self.routes = Routes(self.store, lambda: self.roster, limits)
+        if settings.tokens and settings.enrolment:
+            self.routes.mailbox = Mailbox(settings.tokens, settings.enrolment, limits)
         self._census = _Census(limits)
         _raise_file_limit(limits.connections)
         try:
@@ -86,6 +91,7 @@ class RelayServer:
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
         self._listener.settimeout(0.5)
         while not self._stopping.is_set():
+            self._reload_if_changed()
             try:
                 plain, address = self._listener.accept()
             except TimeoutError:
@@ -125,6 +131,13 @@ class RelayServer:
             _log.info("roster read: %d federations", len(self.roster.federations))
         except ConfigError as error:
             _log.error("roster not read, the old one stays: %s", error.what)
+
+    def _reload_if_changed(self) -> None:
+        """`fedhpc relay admit` and `revoke` replace the roster file: no signal is needed."""
+        mark = _mark(self._settings.roster)
+        if mark != self._roster_mark:
+            self._roster_mark = mark
+            self.reload()
 
     @property
     def connections(self) -> int:
@@ -240,6 +253,15 @@ def tls_context(settings: RelaySettings) -> ssl.SSLContext:
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"cannot read the client authority {authority}: {error}") from None
     return context
+
+
+def _mark(path: Path) -> tuple[int, int, int]:
+    """What changes with a file; zeros while it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _raise_file_limit(connections: int) -> None:

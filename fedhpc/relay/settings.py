@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fedhpc.config import parse_toml, read_bytes, read_section
 from fedhpc.errors import ConfigError
@@ -66,9 +67,13 @@ class RelaySettings:
     roster: Path
     admin: str = ""  # host:port on loopback; empty: no admin port
     reserve_bytes: int = 64 << 20  # of the disk, never used
+    tokens: Path | None = None  # who may ask for a certificate; with enrolment
+    enrolment: Path | None = None  # folder of requests and certificates; absent: no enrolment here
 
     def __post_init__(self) -> None:
         split_address(self.listen, "relay.listen")
+        if (self.tokens is None) != (self.enrolment is None):
+            raise ConfigError("relay.tokens and relay.enrolment go together", "give both or neither")
         if not self.client_authorities:
             raise ConfigError("relay.client_authorities is empty", "name the certificate of the enrolment authority")
         if self.admin and split_address(self.admin, "relay.admin")[0] not in ("127.0.0.1", "::1", "localhost"):
@@ -97,6 +102,8 @@ class _FederationTable:
     sites: dict[str, str]
     bytes: int = 64 << 30
     objects: int = 100_000
+    threshold: int = 0
+    cohort: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,6 +134,8 @@ def read_settings(path: Path) -> tuple[RelaySettings, Limits]:
         roster=base / given.roster,
         admin=given.admin,
         reserve_bytes=given.reserve_bytes,
+        tokens=base / given.tokens if given.tokens else None,
+        enrolment=base / given.enrolment if given.enrolment else None,
     )
     require_private(settings.key)
     return settings, read_section(Limits, table.get("limits", {}), "limits")
