@@ -24,6 +24,7 @@ from fedhpc.federation.agreement import (
     read_site_directory,
 )
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.join_relay import open_relayed_sums
 from fedhpc.federation.journal import FileJournal, Journal
 from fedhpc.federation.masked_sum import MpiSums
 from fedhpc.federation.party import Party
@@ -78,10 +79,43 @@ def join_with_files(federation: Path, *, sites: Path | None, site: Path | None, 
     else:
         mine = files[0]
         number = agreement.number_of(mine.site.name)
-    rails, chunk_bytes = _agree_on_exchange(world.group, mine)
-    place = mpi_world.split(world, number, agreement.names, rails)
     name = agreement.names[number - 1]
     directory = mine.path(mine.site.directory) if mine.site.directory else (run or federation.parent / "run") / name
+    if _kind(world.group, mine) == "https":
+        alone = sites is None
+        place = (
+            mpi_world.one_site(world, number, name) if alone else mpi_world.part_of_site(world, number, agreement.names)
+        )
+        joined = _join_relay(place, agreement, mine, directory)
+    else:
+        joined = _join_job(world, number, agreement, mine, directory)
+    return Joined(joined, mine, directory, world.group.rank == 0)
+
+
+def _kind(world: Group, mine: SiteFile) -> str:
+    """The exchange of this job. ConfigError if its sites ask for different ones."""
+    kinds = {kind.decode() for kind in world.gather_bytes(mine.exchange.kind.encode())}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"the site files of this job ask for the exchanges {', '.join(sorted(kinds))}", "use one kind"
+        )
+    return kinds.pop()
+
+
+def _join_relay(place: Place, agreement: Agreement, mine: SiteFile, directory: Path) -> Federation:
+    """A site that meets the others at a relay."""
+    party = _party(place, agreement, mine, directory, always_signs=True)
+    sums = open_relayed_sums(party, mine, directory)
+    federation = Federation(party, sums)
+    last = sums.lead.finished.last_round().to_bytes(8, "little") if sums.lead is not None else None
+    federation.round_ = int.from_bytes(place.site.broadcast_bytes(last), "little")
+    return federation
+
+
+def _join_job(world: World, number: int, agreement: Agreement, mine: SiteFile, directory: Path) -> Federation:
+    """All sites are in this job."""
+    rails, chunk_bytes = _agree_on_exchange(world.group, mine)
+    place = mpi_world.split(world, number, agreement.names, rails)
     party = _party(place, agreement, mine, directory)
     exchange: Exchange = NoExchange()
     if len(agreement.roster) > 1:
@@ -90,7 +124,7 @@ def join_with_files(federation: Path, *, sites: Path | None, site: Path | None, 
     attempt = mpi_world.attempt_number(world.group)
     joined = Federation(party, MpiSums(party, exchange, pipeline, rails=place.rails, attempt=attempt))
     joined.round_ = _last_round(place, party.journal)
-    return Joined(joined, mine, directory, world.group.rank == 0)
+    return joined
 
 
 def _read_files(
@@ -125,8 +159,9 @@ def _agree_on_exchange(world: Group, mine: SiteFile) -> tuple[int | str, int]:
     return min(rails, default="auto"), min(int.from_bytes(w[4:], "little") for w in wishes)
 
 
-def _party(place: Place, agreement: Agreement, mine: SiteFile, directory: Path) -> Party:
-    masked = agreement.secure.mode == "pairwise" and len(agreement.roster) > 1
+def _party(place: Place, agreement: Agreement, mine: SiteFile, directory: Path, *, always_signs: bool = False) -> Party:
+    """`always_signs`: with keys also where nothing is masked, since the relay's protocol signs all the same."""
+    masked = always_signs or (agreement.secure.mode == "pairwise" and len(agreement.roster) > 1)
     identity: bytes | None = None
     keys: LedgerKeys | None = None
     journal: Journal | None = None

@@ -38,7 +38,7 @@ def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) 
     Empty elsewhere. Raises DataError for a value that has no place in the ring, or ranks with other layouts.
     """
     layout = vector.layout
-    keys = party.ledger_keys if party.masked else None
+    keys = party.ledger_keys
     gathered = party.site.gather_bytes(layout.hash + _inspect_blocks(vector, part, codec_of(party, plan), keys))
     refuse_other_layouts(party, gathered)
     if keys is None or not party.leads:

@@ -169,6 +169,7 @@ def _save(federation: Federation, trainer: Trainer, store: CheckpointStore, mode
             ledger=b"" if journal is None else journal.ledger.head,
         )
     )
+    federation.sums.keep_until(federation.round_)
 
 
 def _final_metrics(
