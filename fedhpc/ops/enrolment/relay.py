@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.exchange.pins import pin_of, read_certificate
-from fedhpc.federation.agreement import Agreement, read_agreement
+from fedhpc.federation.agreement import Agreement
+from fedhpc.ops.enrolment.draft import read_complete
 from fedhpc.relay.roster_file import drop_federation, federation_sites, put_federation
 from fedhpc.relay.settings import read_settings
 
@@ -21,7 +21,7 @@ def admit(federation: Path, relay: Path, *, quota_bytes: int, objects: int) -> t
 
     Raises ConfigError without TLS pins or masks, PolicyError if the federation names another relay.
     """
-    agreement = read_agreement(read_bytes(federation), str(federation))
+    agreement = read_complete(federation)
     settings, _ = read_settings(relay)
     own = pin_of(read_certificate(settings.certificate)).hex()
     without = [entry.name for entry in agreement.roster if not entry.tls]
