@@ -124,7 +124,7 @@ def read_complete(path: Path) -> Agreement:
     source = read_bytes(path)
     listed = parse_toml(source, str(path)).get("site", [])
     if isinstance(listed, list):
-        missing = [str(e.get("name")) for e in listed if isinstance(e, Mapping) and "sign" not in e]
+        missing = [ascii(e.get("name")) for e in listed if isinstance(e, Mapping) and "sign" not in e]
         if missing:
             raise ConfigError(
                 f"{path} is not complete: the keys of {', '.join(missing)} are missing",
