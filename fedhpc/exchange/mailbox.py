@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.http_link import Link, LinkDown, RelayAccess, RelayProblem
+from fedhpc.exchange.http_traffic import Traffic
 from fedhpc.exchange.http_transfer import declared_length
 from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES
 
@@ -86,7 +87,7 @@ class RelayMailbox:
 
     def _persist(self, act: Callable[[Link, float], _T], patience_s: float) -> _T:
         """`act` with the seconds left, again with growing pauses while the relay cannot be reached."""
-        link = Link(RelayAccess(self.url, self.relay_pin, Path(), Path(), self.proxy), _context())
+        link = Link(RelayAccess(self.url, self.relay_pin, Path(), Path(), self.proxy), _context(), Traffic())
         end, pause = time.monotonic() + patience_s, 0.25
         try:
             while True:

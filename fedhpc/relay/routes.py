@@ -6,6 +6,7 @@ GET  /v1/objects/config/round/attempt/NAME          every site of the federation
 GET  /v1/objects/config/round/attempt/              what is there; ?after=cursor&wait=seconds
 GET  /v1/uploads/config/round/attempt/NAME          its owner: what is still missing
 PUT, GET /v1/enrolment/NAME                         who has the token of an invited site: enrolment.py
+GET  /v1/federations/config                         every site of it: where its rounds stand
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TypeVar
 from fedhpc.exchange.objects import BLOCK_BYTES, UNSHARED, ObjectName, block_bytes, block_count
 from fedhpc.relay import enrolment
 from fedhpc.relay.connection import Connection, Head
+from fedhpc.relay.coordinator import Coordinator
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.settings import Federation, Limits, Roster
 from fedhpc.relay.store import Attempt, Store, Stored
@@ -74,14 +76,15 @@ class Buffers:
 
 
 class Routes:
-    """Answers requests. `may_write` is the round machine's say over what is open; None means everything."""
+    """Answers requests. `rounds` says what may be written now; without it, objects of any name are kept."""
 
-    def __init__(self, store: Store, roster: Callable[[], Roster], limits: Limits) -> None:
-        self._store, self._roster, self._limits = store, roster, limits
+    def __init__(
+        self, store: Store, roster: Callable[[], Roster], limits: Limits, rounds: Coordinator | None = None
+    ) -> None:
+        self._store, self._roster, self._limits, self._rounds = store, roster, limits, rounds
         self._buffers = Buffers(limits.buffers, limits.stall_s)
         self.stopping = threading.Event()
         self.mailbox: enrolment.Mailbox | None = None
-        self.may_write: Callable[[ObjectName], bool] | None = None
 
     def answer(self, connection: Connection, head: Head, pin: bytes | None) -> None:
         """Answer one request. Raises Problem."""
@@ -98,14 +101,20 @@ class Routes:
         if pin is None:
             raise Problem("certificate-needed", "only /v1/health is open to everybody")
         kind, _, rest = head.path.removeprefix("/v1/").partition("/")
-        if not head.path.startswith("/v1/") or kind not in ("objects", "uploads"):
+        if not head.path.startswith("/v1/") or kind not in ("objects", "uploads", "federations"):
             raise Problem("absent", "there is nothing at this path")
+        if kind == "federations":
+            self._need(head, "GET")
+            self._standing(connection, rest, pin)
+            return
         if kind == "objects" and rest.endswith("/"):
             self._need(head, "GET")
-            federation, _, attempt = self._attempt(rest, pin)
-            self._list(connection, head, attempt)
+            _, site, attempt = self._attempt(rest, pin)
+            self._refuse_old(attempt)
+            self._list(connection, head, attempt, site)
             return
         name, federation, site = self._object(rest, pin)
+        self._refuse_old(name.attempt_name)
         if kind == "uploads":
             self._need(head, "GET")
             self._missing(connection, name, site)
@@ -126,7 +135,17 @@ class Routes:
         site = federation.site_of(pin) if federation else None
         if federation is None or site is None:  # one answer for both: strangers learn of no federation
             raise Problem("forbidden", f"the key {pin.hex()} is no site of federation {config[:16]}")
+        self._heard(config, site)
         return federation, site
+
+    def _heard(self, config: str, site: int) -> None:
+        if self._rounds is not None:
+            self._rounds.heard(config, site)
+
+    def _refuse_old(self, attempt: Attempt) -> None:
+        """A round that was cleaned up: who waits there would wait for ever."""
+        if self._rounds is not None:
+            self._rounds.check_round(attempt[0], attempt[1])
 
     def _object(self, path: str, pin: bytes) -> tuple[ObjectName, Federation, int]:
         try:
@@ -144,10 +163,16 @@ class Routes:
 
     # --- reading
 
+    def _standing(self, connection: Connection, config: str, pin: bytes) -> None:
+        self._member(config, pin)
+        if self._rounds is None:
+            raise Problem("absent", "this relay runs no rounds")
+        connection.send_json(200, self._rounds.standing(config))
+
     def _get(self, connection: Connection, head: Head, name: ObjectName, site: int, pin: bytes) -> None:
         if name.kind in UNSHARED and name.owner != site:
             raise Problem("forbidden", f"{name.name} is read by its owner only")
-        stored = self._wait(connection, head, name, lambda: self._store.find(name))
+        stored = self._wait(connection, head, name, site, lambda: self._store.find(name))
         if stored is None:
             raise Problem("absent", f"{name.name} is not there yet")
         first, end = self._range(head, stored.length)
@@ -204,16 +229,21 @@ class Routes:
             raise Problem("bad-range", f"the object has {length} bytes")
         return first, end
 
-    def _list(self, connection: Connection, head: Head, attempt: Attempt) -> None:
+    def _list(self, connection: Connection, head: Head, attempt: Attempt, site: int) -> None:
         life, _, count = _query(head, "after").partition(".")
         after = int(count) if life == self._store.life and count.isascii() and count.isdigit() else 0
-        found = self._wait(connection, head, attempt, lambda: self._store.list(attempt, after) or None) or []
+        found = self._wait(connection, head, attempt, site, lambda: self._store.list(attempt, after) or None) or []
         cursor = f"{self._store.life}.{found[-1].sequence if found else after}"
         objects = [{"name": s.name.name, "bytes": s.length, "tree": s.tree.hex()} for s in found]
         connection.send_json(200, {"after": cursor, "objects": objects})
 
     def _wait(
-        self, connection: Connection, head: Head, what: ObjectName | Attempt, look: Callable[[], _Found | None]
+        self,
+        connection: Connection,
+        head: Head,
+        what: ObjectName | Attempt,
+        site: int,
+        look: Callable[[], _Found | None],
     ) -> _Found | None:
         """`look()`, again and again for at most ?wait= seconds, until it finds something or the peer goes away."""
         text = _query(head, "wait") or "0"
@@ -226,6 +256,7 @@ class Routes:
                 found = look()
                 left = deadline - time.monotonic()
                 if found is not None or left <= 0 or connection.peer_speaks():
+                    self._heard(what.config if isinstance(what, ObjectName) else what[0], site)
                     return found
                 if self.stopping.is_set():
                     raise Problem("stopping", "the relay is stopping", close=True)
@@ -238,13 +269,13 @@ class Routes:
     ) -> None:
         if name.owner != site:
             raise Problem("forbidden", f"site {site} may not write {name.name}")
-        if self.may_write is not None and not self.may_write(name):
-            raise Problem("forbidden", f"{name.name} is not open in this round")
         if self.stopping.is_set():
             raise Problem("stopping", "the relay is stopping", close=True)
         if "content-length" not in head.headers:
             raise Problem("length-needed", "declare content-length", close=True)
         first, length = self._part(head)
+        if self._rounds is not None:
+            self._rounds.check_write(name, length)
         tree = head.headers.get(TREE_HEADER)
         if tree is not None and not _TREE.fullmatch(tree):
             raise Problem("bad-request", f"{TREE_HEADER} is 64 lower-case hex digits")
@@ -252,6 +283,7 @@ class Routes:
         if tree is not None:
             upload.declare_tree(bytes.fromhex(tree))
         self._receive(connection, upload, first, head.length, pin)
+        self._heard(name.config, site)
         whole = self._store.finish(upload)
         missing = [] if whole else upload.missing()
         connection.send_json(201 if whole else 202, {"bytes": length, "whole": whole, "missing": missing})

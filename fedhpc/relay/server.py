@@ -21,6 +21,7 @@ from pathlib import Path
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.exchange.pins import pin_of, read_certificate, read_der
 from fedhpc.relay.connection import Connection, Hangup
+from fedhpc.relay.coordinator import Coordinator
 from fedhpc.relay.enrolment import Mailbox
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.problems import Problem
@@ -30,6 +31,7 @@ from fedhpc.relay.store import Store
 
 _log = logging.getLogger("fedhpc.relay")
 _STACK_BYTES = 512 << 10
+_LOOK_S = 2.0  # how often the roster's file is looked at
 
 
 @dataclass
@@ -65,11 +67,14 @@ class RelayServer:
     def __init__(self, settings: RelaySettings, limits: Limits) -> None:
         self._settings, self._limits = settings, limits
         self._context = tls_context(settings)
-        self._roster_mark = _mark(settings.roster)
+        self._roster_seen = _stamp(settings.roster)
         self.roster = read_roster(settings.roster)
         self.store = Store(settings.store, settings.reserve_bytes)
         self.metrics = Metrics()
-        self.routes = Routes(self.store, lambda: self.roster, limits)
+        self.rounds = Coordinator(self.store, self.metrics) if settings.rounds else None
+        self.routes = Routes(self.store, lambda: self.roster, limits, self.rounds)
+        if self.rounds is not None:
+            self.rounds.update(self.roster)
         if settings.tokens and settings.enrolment:
             self.routes.mailbox = Mailbox(settings.tokens, settings.enrolment, limits)
         self._census = _Census(limits)
@@ -84,14 +89,17 @@ class RelayServer:
         self.port: int = self._listener.getsockname()[1]
         self._stopping = threading.Event()
         self._idle: set[Connection] = set()  # between two requests
+        self._look, self._reload_now = threading.Event(), False
 
     def serve(self) -> None:
         """Accept connections until `stop`, then let running requests end for at most `drain_s`."""
         threading.stack_size(_STACK_BYTES)
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
+        threading.Thread(target=self._watch, name="roster", daemon=True).start()
+        if self.rounds is not None:
+            self.rounds.start()
         self._listener.settimeout(0.5)
         while not self._stopping.is_set():
-            self._reload_if_changed()
             try:
                 plain, address = self._listener.accept()
             except TimeoutError:
@@ -111,6 +119,8 @@ class RelayServer:
                 plain.close()
                 self._census.leave(None)
         self._listener.close()
+        if self.rounds is not None:
+            self.rounds.stop()
         deadline = time.monotonic() + self._limits.drain_s
         while self._census.total() and time.monotonic() < deadline:
             self.store.wake_all()
@@ -123,21 +133,12 @@ class RelayServer:
         """End `serve`; safe in a signal handler."""
         self._stopping.set()
         self.routes.stopping.set()
+        self._look.set()
 
     def reload(self) -> None:
-        """Read the roster again: revoked pins lose every next request. A damaged roster keeps the old one."""
-        try:
-            self.roster = read_roster(self._settings.roster)
-            _log.info("roster read: %d federations", len(self.roster.federations))
-        except ConfigError as error:
-            _log.error("roster not read, the old one stays: %s", error.what)
-
-    def _reload_if_changed(self) -> None:
-        """`fedhpc relay admit` and `revoke` replace the roster file: no signal is needed."""
-        mark = _mark(self._settings.roster)
-        if mark != self._roster_mark:
-            self._roster_mark = mark
-            self.reload()
+        """Read the roster again, in a moment; safe in a signal handler."""
+        self._reload_now = True
+        self._look.set()
 
     @property
     def connections(self) -> int:
@@ -227,6 +228,26 @@ class RelayServer:
             if not keep:
                 return
 
+    def _watch(self) -> None:
+        """Read the roster again when told to or when its file is another: federations come while the relay runs.
+
+        Revoked pins lose every next request. A damaged roster keeps the old one.
+        """
+        while not self._stopping.is_set():
+            self._look.wait(_LOOK_S)
+            self._look.clear()
+            stamp = _stamp(self._settings.roster)
+            if not self._reload_now and stamp == self._roster_seen:
+                continue
+            self._reload_now, self._roster_seen = False, stamp
+            try:
+                self.roster = read_roster(self._settings.roster)
+                if self.rounds is not None:
+                    self.rounds.update(self.roster)
+                _log.info("roster read: %d federations", len(self.roster.federations))
+            except ConfigError as error:
+                _log.error("roster not read, the old one stays: %s", error.what)
+
     def _sweep(self) -> None:
         while not self._stopping.wait(60.0):
             removed = self.store.expire_uploads(self._limits.upload_idle_s)
@@ -255,13 +276,13 @@ def tls_context(settings: RelaySettings) -> ssl.SSLContext:
     return context
 
 
-def _mark(path: Path) -> tuple[int, int, int]:
-    """What changes with a file; zeros while it is missing."""
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; empty if it is not there."""
     try:
-        status = path.stat()
+        found = path.stat()
     except OSError:
-        return 0, 0, 0
-    return status.st_ino, status.st_mtime_ns, status.st_size
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _raise_file_limit(connections: int) -> None:

@@ -167,7 +167,7 @@ def test_changes_of_the_roster_file_are_checked_and_whole(tmp_path: Path) -> Non
         "objects": 6,
         "threshold": 2,
         "sites": {k: PIN[k] for k in "12"},
-        "cohort": {"policy": "sync", "x": 1.5},
+        "cohort": {"policy": "sync", "grace_s": 1.5},
     }
     assert put_federation(path, CONFIG, one)
     assert not put_federation(path, CONFIG, one)
@@ -190,9 +190,9 @@ def test_changes_of_the_roster_file_are_checked_and_whole(tmp_path: Path) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["roster.toml"]
     assert drop_pin(path, PIN["4"]) == []
     assert drop_pin(path, PIN["1"]) == [CONFIG, OTHER]
-    assert {c: f.pins for c, f in read_roster(path).federations.items()} == {
-        CONFIG: {2: bytes.fromhex(PIN["2"])},
-        OTHER: {2: bytes.fromhex(PIN["3"])},
+    assert {c: (f.pins, f.revoked, f.numbers) for c, f in read_roster(path).federations.items()} == {
+        CONFIG: ({2: bytes.fromhex(PIN["2"])}, (1,), 2),
+        OTHER: ({2: bytes.fromhex(PIN["3"])}, (1,), 2),
     }
     assert drop_pin(path, PIN["3"]) == [OTHER]  # the last one: the federation goes
     drop_federation(path, CONFIG)

@@ -72,13 +72,20 @@ class Store:
         """See relay.objects."""
         return len(self.large.get(name, b""))
 
-    def read(self, name: str, offset: int, count: int) -> bytes:
+    def read_into(self, name: str, offset: int, view: memoryview) -> None:
         """See relay.objects."""
-        return self.large.get(name, b"")[offset : offset + count]
+        view[:] = self.large[name][offset : offset + len(view)]
 
     def write(self, name: str, offset: int, data: Any) -> None:
         """See relay.objects."""
         self.large[name] = self.large.get(name, b"")[:offset] + bytes(data)
+
+    def keep(self, name: str, tree: bytes) -> None:
+        """See relay.objects."""
+
+    def sent(self, name: str) -> dict[int, bytes]:
+        """The messages of a kind."""
+        return {u: self.small[f"{name}/{u}"] for u in range(1, SITES + 1) if f"{name}/{u}" in self.small}
 
 
 def protocol_round() -> dict[str, Any]:
@@ -94,18 +101,19 @@ def protocol_round() -> dict[str, Any]:
     disks = {u: Store() for u in numbers}
     thresholds = choose_thresholds(SITES)
     sites = {u: SiteAttempt(u, identities[u], roster, thresholds, disks[u], draw=_draws(u, drawn[u])) for u in numbers}
-    relay = RoundMachine(Store(), SITES, thresholds.threshold)
+    objects = Store()
+    relay = RoundMachine(objects, SITES, thresholds.threshold)
     relay.propose(m0)
     for u, site in sites.items():
-        relay.put("M1", u, site.receive_proposal(m0, own))
+        objects.put(f"M1/{u}", site.receive_proposal(m0, own))
     relay.close_keys()
     for u, site in sites.items():
-        relay.put("M2", u, site.receive_keys(relay.messages("M1")))
+        objects.put(f"M2/{u}", site.receive_keys(objects.sent("M1")))
     relay.close_shares()
     out: dict[str, Any] = {"encoded": [], "masked": [], "tag": [], "k_self": [], "k_tag": ""}
     edges: dict[str, str] = {}
     for u, site in sites.items():
-        site.receive_shares(relay.messages("M2"))
+        site.receive_shares(objects.sent("M2"))
         plan = site.begin_masking(bytes(32))
         buffer = _encoded(u)
         out["encoded"].append(buffer.tobytes().hex())
@@ -119,24 +127,24 @@ def protocol_round() -> dict[str, Any]:
             edges[f"{min(u, v)}-{max(u, v)}"] = key.hex()
         m3 = site.masked(tree(buffer), tag)
         if u != LOST:
-            relay.put("M3", u, m3)
-            relay.put_vector(u, 0, buffer.tobytes())
-    m4r = relay.close_masked()
+            objects.put(f"M3/{u}", m3)
+            objects.write(f"M3v/{u}", 0, buffer.tobytes())
+    m4r = relay.close_masked().to_bytes()
     left = [u for u in numbers if u != LOST]
     for u in left:
-        relay.put("M4", u, sites[u].receive_survivors(m4r, relay.messages("M3")))
+        objects.put(f"M4/{u}", sites[u].receive_survivors(m4r, objects.sent("M3")))
     for u in left:
-        relay.put("M5", u, sites[u].receive_signatures(relay.messages("M4")))
-    total = relay.sum_chunk(0, LAYOUT.nbytes)
+        objects.put(f"M5/{u}", sites[u].receive_signatures(objects.sent("M4")))
+    total = objects.large["Y"]
     x, streams, state = b"", (), b""
     for u in left:
-        opening = sites[u].receive_answers(relay.messages("M5"))
+        opening = sites[u].receive_answers(objects.sent("M5"))
         buffer = np.frombuffer(total, dtype=np.uint8).copy()
         _apply(buffer, opening.streams)
         sites[u].check_sum(tree(np.frombuffer(total, dtype=np.uint8)), opening.tag)
         x, streams = buffer.tobytes(), opening.streams
         state = state_hash(config, 7, tree(buffer))  # as if the lanes were the next model
-        relay.put("M6", u, sites[u].result(state, tree(buffer)))
+        objects.put(f"M6/{u}", sites[u].result(state, tree(buffer)))
     return out | {
         "N": SITES,
         "tau": thresholds.threshold,
@@ -148,7 +156,7 @@ def protocol_round() -> dict[str, Any]:
         "drawn": [[value.hex() for value in drawn[u]] for u in numbers],
         "M0": m0.decode("ascii"),
         **{
-            name: {str(u): message.decode("ascii") for u, message in relay.messages(name).items()}
+            name: {str(u): message.decode("ascii") for u, message in objects.sent(name).items()}
             for name in ("M1", "M2", "M3", "M4", "M5", "M6")
         },
         "M4r": m4r.decode("ascii"),

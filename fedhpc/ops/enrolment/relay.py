@@ -9,15 +9,20 @@ from typing import Any
 from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.exchange.pins import pin_of, read_certificate
 from fedhpc.federation.agreement import Agreement
+from fedhpc.federation.join_relay import thresholds_of
 from fedhpc.ops.enrolment.draft import read_complete
 from fedhpc.relay.roster_file import drop_federation, federation_sites, put_federation
-from fedhpc.relay.settings import read_settings
+from fedhpc.relay.settings import REVOKED, read_settings
 
 BYTES, OBJECTS = 64 << 30, 100_000
 
 
-def admit(federation: Path, relay: Path, *, quota_bytes: int, objects: int) -> tuple[Agreement, bool]:
+def admit(
+    federation: Path, relay: Path, *, quota_bytes: int, objects: int, unmasked: bool = False
+) -> tuple[Agreement, bool]:
     """Let the federation of federation.toml in; also whether the roster file changed.
+
+    `unmasked`: also one that hides nothing, for benchmarks.
 
     Raises ConfigError without TLS pins or masks, PolicyError if the federation names another relay.
     """
@@ -33,10 +38,11 @@ def admit(federation: Path, relay: Path, *, quota_bytes: int, objects: int) -> t
     if agreement.relay.tls != own:
         raise PolicyError(f"{federation} is for the relay with the key {agreement.relay.tls}; this one's is {own}")
     pins = {str(number): entry.tls for number, entry in enumerate(agreement.roster, start=1)}
-    thresholds = agreement.secure.thresholds(len(agreement.roster))
-    if thresholds is None:
+    thresholds = thresholds_of(agreement)
+    if agreement.secure.mode == "off" and not unmasked:
         raise ConfigError(f'{federation} has [secure] mode = "off"', "over a relay numbers are always masked")
-    lost = sorted(set(pins) - set(federation_sites(settings.roster, agreement.hash.hex()) or pins))
+    served = federation_sites(settings.roster, agreement.hash.hex())
+    lost = [number for number in pins if served.get(number) == REVOKED]
     if lost:
         raise PolicyError(
             f"the key of site {', '.join(agreement.names[int(u) - 1] for u in lost)} was revoked at this relay",
