@@ -129,6 +129,11 @@ def test_a_file_for_other_keys_or_another_relay_is_not_signed(enrolled: Enrolmen
         review(enrolled.federation, enrolled.site("zz"))
     with pytest.raises(PolicyError, match="another key for this site: sign = "):
         review(enrolled.federation, enrolled.site("aa", "other"))
+    certified, fresh = site.tls_path.read_bytes(), enrolled.folder / "other" / "tls.key"
+    site.tls_path.write_bytes(fresh.read_bytes())
+    with pytest.raises(PolicyError, match="another key for this site: tls = "):
+        review(enrolled.federation, site)
+    site.tls_path.write_bytes(certified)
     (site.path / "relay.pin").write_text("ab" * 32)
     with pytest.raises(PolicyError, match="another key for the relay"):
         review(enrolled.federation, site)

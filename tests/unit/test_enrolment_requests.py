@@ -21,7 +21,7 @@ from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.ops.enrolment.fingerprints import fingerprint, read_asked
 from fedhpc.relay.certificates import new_key, new_request
 from fedhpc.secure.enrolment import UNPROVED, access_hash, new_token, read_request, sign_request, split_token
-from fedhpc.secure.transcript import canon
+from fedhpc.secure.transcript import canon, sign_message
 
 KEY = Ed25519PrivateKey.from_private_bytes(key_of("enrol"))
 TOKEN = "00112233445566778899aabbccddeeff"
@@ -99,6 +99,15 @@ def test_every_changed_field_is_refused() -> None:
     changed += [{k: v for k, v in message.items() if k != gone} for gone in message]
     changed += [message | {"body": {k: v for k, v in body.items() if k != gone}} for gone in body]
     changed += [[], {}, "text"]
+    signed = {"csr": "00", "name": "aa", "sign": KEY.public_key().public_bytes_raw().hex()}
+    for wrong in (
+        signed | {"more": "1"},
+        signed | {"csr": "0"},
+        signed | {"csr": "AB"},
+    ):  # by its own key, but no request
+        with pytest.raises(PolicyError, match="not an enrolment request"):
+            read_request(sign_message(KEY, "ENROL", 0, UNPROVED, wrong))
+    assert read_request(sign_message(KEY, "ENROL", 0, UNPROVED, signed)).csr == b"\0"
     for value in changed:
         with pytest.raises(PolicyError):
             read_request(canon(value))
