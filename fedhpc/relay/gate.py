@@ -30,8 +30,11 @@ def check_round(rounds: FederationRounds, round_: int) -> None:
         raise Problem("round-over", f"round {round_} is over; {rounds.done} was the last that is done")
 
 
-def check_write(rounds: FederationRounds, name: ObjectName, length: int) -> None:
-    """Whether its owner may write `name` with `length` bytes now. Raises Problem; the caller holds the lock."""
+def check_write(rounds: FederationRounds, name: ObjectName, length: int, tree: bytes | None) -> None:
+    """Whether its owner may write `name` with `length` bytes now; `tree`: as declared. The caller holds the lock.
+
+    Raises Problem. A READY that differs makes room for itself.
+    """
     check_round(rounds, name.round)
     most = _most_bytes(name.kind, rounds.federation.numbers)
     if most is not None and length > most:
@@ -45,6 +48,8 @@ def check_write(rounds: FederationRounds, name: ObjectName, length: int) -> None
         raise Problem("forbidden", f"there is no object {name.name} in a round")
     elif name.attempt == 0:
         _check_ready(rounds, name)
+        if tree is not None:
+            rounds.make_room(name, length, tree)
     else:
         _check_message(rounds.rounds.get(name.round), name, length)
 
