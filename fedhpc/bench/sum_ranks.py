@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
 from fedhpc.bench.rehearsal import Stage, set_stage
 from fedhpc.federation.layout import Vector, parts
-from fedhpc.federation.masked_sum import NO_BASE, Opened, Party, SumPlan, open_sum, settle
-from fedhpc.federation.pipeline import Pipeline
+from fedhpc.federation.masked_sum import MpiSums
+from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.mpi import world as mpi_world
 from fedhpc.secure.ring import Layout, Tensor
 
@@ -110,21 +110,21 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
     draw(values, seed, stage.place.number)
     plain_s = _timed(stage, lambda: _plain(stage, vector))
 
-    def ring_sum(mode: str) -> tuple[Party, Opened, float, int, bool]:
+    def ring_sum(mode: str) -> tuple[MpiSums, Opened, float, int, bool]:
         draw(values, seed, stage.place.number)
         party = stage.party(mode, lane_bits=case.lane_bits, degree=case.degree)
-        pipeline = Pipeline(party.exchange, chunk_bytes=case.chunk_bytes, overlap=overlap)
+        sums = stage.sums(party, chunk_bytes=case.chunk_bytes, overlap=overlap)
         plan = SumPlan(number, f"bench {number}", NO_BASE, NO_BASE, replicated=True)
         opened: list[Opened] = []
         clear_peak()
-        seconds = _timed(stage, lambda: opened.append(open_sum(party, pipeline, vector, plan, digest=False)))
+        seconds = _timed(stage, lambda: opened.append(sums.open(vector, plan, digest=False)))
         peak = max(_over_job(stage, peak_bytes()))
-        return party, opened[0], seconds, peak, _verify(stage, values, seed)
+        return sums, opened[0], seconds, peak, _verify(stage, values, seed)
 
     _, _, unmasked_s, _, unmasked_right = ring_sum("off")
-    party, opened, masked_s, peak, masked_right = ring_sum("pairwise")
+    sums, opened, masked_s, peak, masked_right = ring_sum("pairwise")
     stages = {name: statistics.fmean(_over_job(stage, getattr(opened.stages, name))) for name in _STAGES}
-    compare_s = _timed(stage, lambda: settle(party, opened, NO_BASE))
+    compare_s = _timed(stage, lambda: sums.settle(opened, NO_BASE))
     right = unmasked_right and masked_right
     return _Repeat(plain_s, unmasked_s, masked_s, compare_s, right, opened.bytes_up, peak, stages)
 

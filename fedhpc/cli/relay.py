@@ -11,7 +11,7 @@ from fedhpc.errors import ConfigError
 
 @click.group("relay")
 def relay() -> None:
-    """Run the relay that sites dial out to."""
+    """Run the relay that sites dial out to, and say whom it serves."""
 
 
 @relay.command("serve")
@@ -46,3 +46,32 @@ def serve(file: Path, verbose: bool) -> None:
     click.echo(words)
     server.serve()
     click.echo("relay: stopped")
+
+
+_RELAY = click.option("--relay", "file", metavar="RELAY.TOML", type=click.Path(path_type=Path), required=True)
+
+
+@relay.command("admit")
+@click.argument("federation", metavar="FEDERATION.TOML", type=click.Path(path_type=Path))
+@_RELAY
+@click.option("--bytes", "quota", type=click.IntRange(1), help="Disk for its objects; by default 64 GiB.")
+@click.option("--objects", type=click.IntRange(1), help="How many objects it may keep; by default 100000.")
+def admit(federation: Path, file: Path, quota: int | None, objects: int | None) -> None:
+    """Let the federation of FEDERATION.TOML in. A running relay serves it a moment later."""
+    from fedhpc.ops.enrolment.relay import BYTES, OBJECTS
+    from fedhpc.ops.enrolment.relay import admit as admit_federation
+
+    agreement, changed = admit_federation(federation, file, quota_bytes=quota or BYTES, objects=objects or OBJECTS)
+    words = "admitted" if changed else "admitted already, nothing changed:"
+    click.echo(f"{words} {agreement.federation.name}, {len(agreement.roster)} sites, {agreement.hash.hex()}")
+
+
+@relay.command("drop")
+@click.argument("config", metavar="HASH")
+@_RELAY
+def drop(config: str, file: Path) -> None:
+    """Serve the federation with the configuration HASH no longer."""
+    from fedhpc.ops.enrolment.relay import drop as drop_federation
+
+    drop_federation(config, file)
+    click.echo(f"dropped {config}")

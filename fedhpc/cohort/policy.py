@@ -23,7 +23,7 @@ class Situation:
     threshold: int
     """τ."""
     needs_all: bool
-    """Whether the sum means something over all sites only (purpose "weights")."""
+    """Whether the sum means something over all sites only."""
     ready: Mapping[int, float]
     """Site -> when it became ready."""
     fitting: Sites

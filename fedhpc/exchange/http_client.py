@@ -4,6 +4,9 @@ client = RelayClient(RelayAccess(url, pin, certificate, key, proxy_from_environm
 client.put(ObjectName(config, 3, 0, "M1/2"), message)
 client.put(ObjectName(config, 3, 0, "M3v/2"), memoryview(masked))        # large: several connections, resumed
 client.get_into(ObjectName(config, 3, 0, "Y"), memoryview(total), wait_s=30, tree=signed)
+
+A rank of several carries bytes [first, first + len(part)) only: `upload` and `Outgoing.write`, `fetch_part`. One rank
+then commits the Tree of all ranks' block digests, or compares it.
 """
 
 from __future__ import annotations
@@ -15,17 +18,11 @@ from typing import Any
 
 from fedhpc.errors import PolicyError
 from fedhpc.exchange.http_link import Link, RelayAccess, RelayProblem
+from fedhpc.exchange.http_ranges import Gaps, read_gaps
 from fedhpc.exchange.http_retry import Links, Patience, Retry
-from fedhpc.exchange.http_transfer import (
-    TREE_HEADER,
-    Gaps,
-    Incoming,
-    Outgoing,
-    declared_length,
-    object_path,
-    read_gaps,
-)
-from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
+from fedhpc.exchange.http_traffic import Traffic
+from fedhpc.exchange.http_transfer import TREE_HEADER, BlockWork, Incoming, Outgoing, declared_length, object_path
+from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName, block_count
 from fedhpc.secure.transcript import tree_root
 
 
@@ -39,7 +36,10 @@ class Entry:
 
 
 class RelayClient:
-    """A site's access to its relay. Thread-safe; at most `connections` are open at once."""
+    """A site's access to its relay. Thread-safe.
+
+    Vectors use at most `connections` at once; each other call under way has one of its own, so waiting stops nothing.
+    """
 
     def __init__(
         self,
@@ -51,6 +51,11 @@ class RelayClient:
     ) -> None:
         self._links = Links(access, connections, patience or Patience(), on_retry)
         self._piece_bytes = max(BLOCK_BYTES, piece_bytes // BLOCK_BYTES * BLOCK_BYTES)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this client has moved so far."""
+        return self._links.traffic
 
     def health(self) -> str:
         """The relay's state: `ok` or `stopping`."""
@@ -82,6 +87,19 @@ class RelayClient:
             return bytes(data)
 
         return self._links.persist(f"fetch {name.name}", ask)
+
+    def get_json(self, path: str) -> dict[str, Any]:
+        """The JSON object at `path`, such as /v1/federations/C, of at most 4 MiB. Raises RelayProblem if it is none."""
+
+        def ask(link: Link) -> dict[str, Any]:
+            link.send_head("GET", path, {})
+            response = link.response()
+            answer = link.read_json(response)
+            if response.status == 404:
+                raise RelayProblem(404, "absent", f"there is nothing at {path}")
+            return answer
+
+        return self._links.persist(f"fetch {path}", ask)
 
     def listing(
         self, config: str, round_: int, attempt: int, after: str = "", wait_s: float = 0.0
@@ -158,10 +176,36 @@ class RelayClient:
 
         `tree`: what it must hash to, because sites signed it. Raises PolicyError for other bytes.
         """
-        return Incoming(self._links, name, view, self._piece_bytes).fetch(wait_s, tree)
+        whole = Incoming(self._links, name, len(view.cast("B")), 0, view, self._piece_bytes)
+        if not whole.fetch(wait_s):
+            return None
+        length = len(view.cast("B"))
+        root = tree_root(length, [whole.digests[i] for i in range(block_count(length))])
+        if root.hex() != (tree.hex() if tree else whole.said):
+            raise PolicyError(f"the relay sent other bytes for {name.name} than were signed or announced")
+        return root
+
+    def fetch_part(
+        self,
+        name: ObjectName,
+        length: int,
+        first: int,
+        view: memoryview,
+        finish: BlockWork | None = None,
+        wait_s: float = 0.0,
+    ) -> dict[int, bytes] | None:
+        """Bytes [first, first + len(view)) of the object of `length` bytes, whole blocks, into `view`.
+
+        Gives block number -> SHA-256 of the block as received, for the caller to compare with what sites signed; None
+        if the object is not there within `wait_s`. `finish(low, high)`, bytes of the object, is called once per block
+        after that, in the receiving thread, and may change the block in place (unmask, decode): a finished block is
+        never fetched again. What it raises ends the fetch and is raised here. Raises RelayProblem for another length.
+        """
+        part = Incoming(self._links, name, length, first, view, self._piece_bytes, finish)
+        return part.digests if part.fetch(wait_s) else None
 
     def close(self) -> None:
-        """Close all connections; a thread that pauses gives up."""
+        """Close all connections; calls under way in other threads end with PeersError."""
         self._links.close()
 
 

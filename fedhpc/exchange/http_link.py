@@ -16,6 +16,7 @@ import os
 import select
 import socket
 import ssl
+import time
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.errors import ConfigError, FedhpcError, PeersError, PolicyError
+from fedhpc.exchange.http_traffic import Traffic
 from fedhpc.exchange.pins import pin_of, read_der, require_private, same_pin
 
 _CLOCK_SKEW = datetime.timedelta(minutes=5)
 _MOST_JSON_BYTES = 4 << 20
 _MOST_PROXY_HEAD_BYTES = 16 << 10
 _RETRY = {408, 429, 500, 502, 503, 504}
+_ROUND_KINDS = {"round-over", "too-late"}  # where the round stands; no rule was broken
 _CERTIFICATE_ALERTS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")
 
 
@@ -102,11 +105,13 @@ def site_context(access: RelayAccess) -> ssl.SSLContext:
 
 
 class Link:
-    """One connection, opened when first used. Used by one thread at a time."""
+    """One connection, opened when first used, for one thread at a time; `abort` and `interrupt` come from others."""
 
-    def __init__(self, access: RelayAccess, context: ssl.SSLContext) -> None:
-        self._access, self._context = access, context
+    def __init__(self, access: RelayAccess, context: ssl.SSLContext, traffic: Traffic) -> None:
+        self._access, self._context, self._traffic = access, context, traffic
         self._http: http.client.HTTPConnection | None = None
+        self._aborted = False
+        self._raw: socket.socket | None = None  # what `interrupt` shuts down
         self.used = False  # whether this connection has answered before: then a cut may just be the relay's idle limit
 
     # --- requests
@@ -121,11 +126,13 @@ class Link:
             if method == "PUT":
                 connection.putheader("content-length", str(body_bytes))
             connection.endheaders()
+            self._traffic.count(requests=1)
 
     def send(self, view: memoryview) -> None:
         """Send a piece of the body, from the caller's memory."""
         with self._troubles():
             self._sock().sendall(view)
+            self._traffic.count(up=len(view))
 
     def answered_early(self) -> bool:
         """Whether the relay has answered before the body was sent: it refuses, and reads no further."""
@@ -138,7 +145,9 @@ class Link:
         with self._troubles():
             self._sock().settimeout(self._access.stall_s + wait_s)
             assert self._http is not None
+            begun = time.perf_counter()
             response = self._http.getresponse()
+            self._traffic.count(waited_s=time.perf_counter() - begun)
             self._sock_of(response).settimeout(self._access.stall_s)
             self.used = True
             if response.status < 300 or response.status == 404:
@@ -152,6 +161,7 @@ class Link:
         """A small JSON object. Raises RelayProblem if it is none."""
         with self._troubles():
             data = response.read(_MOST_JSON_BYTES + 1)
+            self._traffic.count(down=len(data))
         try:
             value = json.loads(data)
         except (ValueError, RecursionError):
@@ -170,6 +180,7 @@ class Link:
                 if not count:
                     raise ConnectionError("the answer ended early")
                 filled += count
+            self._traffic.count(down=filled)
 
     def end(self, response: http.client.HTTPResponse) -> None:
         """Let http.client see the end of a body that was read in place."""
@@ -180,7 +191,18 @@ class Link:
         """Close the connection; the next request opens another."""
         if self._http is not None:
             self._http.close()
-        self._http, self.used = None, False
+        self._http, self.used, self._raw = None, False, None
+
+    def abort(self) -> None:
+        """End for good whatever the connection waits for; from another thread."""
+        self._aborted = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Cut the connection, so that its thread finds LinkDown; from another thread."""
+        if (sock := self._raw) is not None:
+            with contextlib.suppress(OSError):  # the plain socket's, because SSLSocket.shutdown drops the TLS state
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     # --- the connection
 
@@ -191,10 +213,18 @@ class Link:
             plain = self._dial(relay.hostname or "", relay.port or 0)
             try:
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock = self._context.wrap_socket(plain)
-                self._require_pin(sock)
+                sock = self._context.wrap_socket(plain, do_handshake_on_connect=False)
             except BaseException:
                 plain.close()
+                raise
+            try:
+                self._raw = sock
+                if self._aborted:
+                    raise LinkDown("the connection is closed")
+                sock.do_handshake()
+                self._require_pin(sock)
+            except BaseException:
+                sock.close()
                 raise
             sock.settimeout(self._access.stall_s)
             connection = http.client.HTTPConnection(relay.hostname or "", relay.port)
@@ -292,7 +322,7 @@ def _refusal(response: http.client.HTTPResponse) -> Exception:
     kind, detail = _printable(kind), _printable(detail)
     if response.status in _RETRY:
         return LinkDown(f"the relay answered {response.status} {kind}: {detail}")
-    if response.status in (401, 403, 409):
+    if response.status in (401, 403, 409) and kind not in _ROUND_KINDS:
         return PolicyError(f"the relay refused ({response.status} {kind}): {detail}")
     return RelayProblem(response.status, kind, detail)
 

@@ -1,4 +1,4 @@
-"""Going on after failures: a few connections to the relay, and requests that are tried until patience ends.
+"""Going on after failures: connections to the relay, and requests that are tried until patience ends.
 
 A failure of the network is retried with growing pauses until nothing has moved for `total_s`; then the site ends with
 exit code 69. Whoever waits is told once a second through `on_retry`.
@@ -7,19 +7,20 @@ exit code 69. Whoever waits is told once a second through `on_retry`.
 from __future__ import annotations
 
 import contextlib
-import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from fedhpc.errors import PeersError
 from fedhpc.exchange.http_link import Link, LinkDown, RelayAccess, site_context
+from fedhpc.exchange.http_traffic import Traffic
 
 _T = TypeVar("_T")
+_Piece = TypeVar("_Piece")
 
 
 @dataclass(frozen=True)
@@ -41,89 +42,161 @@ class Retry:
     patience_left_s: float  # until PeersError
 
 
-@dataclass
 class Clock:
-    """When something last moved; shared by the connections of one transfer."""
+    """When something last moved, and whether the transfer goes on; shared by the connections of one transfer."""
 
-    moved: float = field(default_factory=time.monotonic)
-    failures: int = 0
+    def __init__(self) -> None:
+        self.moved = time.monotonic()
+        self.failures = 0
+        self.ended = threading.Event()
+        self._lock = threading.Lock()
+        self._using: set[Link] = set()
 
     def tick(self) -> None:
         """Something has moved."""
         self.moved, self.failures = time.monotonic(), 0
 
+    def go_on(self) -> None:
+        """Raises Ended if the transfer has been ended. To be asked before each block."""
+        if self.ended.is_set():
+            raise Ended
+
+    def end(self) -> None:
+        """End the transfer: its connections are cut, so that nobody waits for a slow peer any more."""
+        with self._lock:
+            self.ended.set()
+            for link in self._using:
+                link.interrupt()
+
+    @contextlib.contextmanager
+    def using(self, link: Link) -> Iterator[None]:
+        """While it lasts, `end` cuts `link`."""
+        with self._lock:
+            self.go_on()
+            self._using.add(link)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._using.discard(link)
+
+
+class Ended(Exception):  # noqa: N818 - no error of its own: the first failure is the one that is raised
+    """A part of a transfer was given up because the transfer has ended."""
+
 
 class Links:
-    """At most `count` connections to one relay. Thread-safe."""
+    """Connections to one relay: `count` for transfers, and one more for each other call that is under way. Thread-safe.
+
+    So a call that waits at the relay never keeps a transfer waiting, nor the other way round.
+    """
 
     def __init__(self, access: RelayAccess, count: int, patience: Patience, on_retry: Callable[[Retry], None]) -> None:
-        self.count = count
-        self._url, self._patience, self._on_retry = access.url, patience, on_retry
-        context = site_context(access)
-        self._free: queue.LifoQueue[Link] = queue.LifoQueue()
-        for _ in range(count):
-            self._free.put(Link(access, context))
+        self.count, self.traffic = count, Traffic()
+        self._access, self._context = access, site_context(access)
+        self._patience, self._on_retry = patience, on_retry
+        self._lock = threading.Lock()
+        self._all: list[Link] = []
+        self._free: list[Link] = []  # the last one used first: it is the likeliest to be open still
+        self._transfers = threading.BoundedSemaphore(count)
         self._closed = threading.Event()
 
-    def persist(self, what: str, act: Callable[[Link], _T], clock: Clock | None = None) -> _T:
+    def persist(
+        self, what: str, act: Callable[[Link], _T], clock: Clock | None = None, *, transfer: bool = False
+    ) -> _T:
         """`act` on a connection, again after every LinkDown, until nothing has moved for the patience (PeersError)."""
         clock = clock or Clock()
         while True:
             stale = False
             try:
-                with self._one() as link:
+                slot = self._transfers if transfer else contextlib.nullcontext()
+                with slot, self._one() as link, clock.using(link):
                     stale = link.used
                     return act(link)
             except LinkDown as down:
                 reason = str(down)
+            clock.go_on()
+            if self._closed.is_set():
+                raise _closed()
             if stale and clock.failures == 0:
                 clock.failures = 1  # an idle connection that the relay had closed: open another at once
                 continue
             pause = min(self._patience.longest_s, self._patience.first_s * 2 ** min(clock.failures, 20))
             pause *= random.uniform(0.5, 1.0)  # noqa: S311 - keeps sites from returning all at once
             clock.failures += 1
-            if self._closed.is_set() or time.monotonic() + pause > clock.moved + self._patience.total_s:
+            if time.monotonic() + pause > clock.moved + self._patience.total_s:
                 raise PeersError(
-                    f"the relay {self._url} cannot be reached: {reason}",
+                    f"the relay {self._access.url} cannot be reached: {reason}",
                     f"tried to {what} for {self._patience.total_s:.0f} s; is it running, and may this host dial out?",
                 )
-            self._pause(what, reason, pause, clock.moved + self._patience.total_s)
+            self._pause(what, reason, pause, clock)
 
-    def each(self, pieces: list[tuple[int, int]], work: Callable[[tuple[int, int]], None]) -> None:
-        """`work` on all pieces, several at once; the first failure ends it."""
-        if not pieces:
-            return
-        with ThreadPoolExecutor(min(self.count, len(pieces))) as pool:
-            futures = [pool.submit(work, piece) for piece in pieces]
-            done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in waiting:
-                future.cancel()
-            for future in done:
-                future.result()
+    def each(self, pieces: Sequence[_Piece], work: Callable[[_Piece], None], clock: Clock, ways: int = 0) -> None:
+        """`work` on all pieces, `ways` (default: as many as connections) at once, in order.
+
+        The first failure ends the clock's transfer and is raised once the others have stopped.
+        """
+        failures: list[BaseException] = []
+
+        def guarded(piece: _Piece) -> None:
+            if clock.ended.is_set():
+                return
+            try:
+                work(piece)
+            except Ended:
+                pass
+            except BaseException as error:
+                failures.append(error)
+                clock.end()
+
+        if pieces:
+            with ThreadPoolExecutor(min(ways or self.count, len(pieces))) as pool:
+                try:
+                    for future in [pool.submit(guarded, piece) for piece in pieces]:
+                        future.result()
+                except BaseException:  # this thread was interrupted
+                    clock.end()
+                    raise
+        if failures:
+            raise failures[0]
 
     def close(self) -> None:
-        """Close all connections; a thread that pauses gives up."""
+        """Close all connections; calls that wait or pause end with PeersError."""
         self._closed.set()
-        while True:
-            try:
-                self._free.get_nowait().close()
-            except queue.Empty:
-                return
+        with self._lock:
+            for link in self._all:
+                link.abort()
+            for link in self._free:
+                link.close()
 
-    def _pause(self, what: str, reason: str, seconds: float, end: float) -> None:
-        until = time.monotonic() + seconds
+    def _pause(self, what: str, reason: str, seconds: float, clock: Clock) -> None:
+        until, end = time.monotonic() + seconds, clock.moved + self._patience.total_s
         while (left := until - time.monotonic()) > 0:
             self._on_retry(Retry(what, reason, left, max(0.0, end - time.monotonic())))
             if self._closed.wait(min(left, 1.0)):
                 return
+            clock.go_on()
 
     @contextlib.contextmanager
     def _one(self) -> Iterator[Link]:
-        link = self._free.get()
+        with self._lock:
+            if self._closed.is_set():
+                raise _closed()
+            if not self._free:
+                self._free.append(Link(self._access, self._context, self.traffic))
+                self._all.append(self._free[-1])
+            link = self._free.pop()
         try:
             yield link
         except BaseException:
             link.close()  # a half-sent request or half-read answer must not meet the next one
             raise
         finally:
-            self._free.put(link)
+            with self._lock:
+                self._free.append(link)
+                if self._closed.is_set():
+                    link.close()
+
+
+def _closed() -> PeersError:
+    return PeersError("the connection to the relay was closed by this program")

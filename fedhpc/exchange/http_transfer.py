@@ -1,19 +1,21 @@
 """Vectors up and down: whole blocks of 2^20 bytes over several connections, from and to the caller's memory.
 
 What a transfer keeps is one digest per block. After a cut an upload asks the relay what it has, and a download goes on
-after the last whole block.
+after the last whole block. The caller's own work on a block (masking, decoding) runs in the thread that moves it, so
+several blocks are worked on while others are on the wire.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from http.client import HTTPResponse
 from typing import Any
 
-from fedhpc.errors import PeersError, PolicyError
+from fedhpc.errors import InternalError, PeersError
 from fedhpc.exchange.http_link import Link, RelayProblem
+from fedhpc.exchange.http_ranges import Gaps, cut, overlap, read_gaps, size_of, without
 from fedhpc.exchange.http_retry import Clock, Links
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName, block_count
 from fedhpc.secure.transcript import tree_root
@@ -21,7 +23,7 @@ from fedhpc.secure.transcript import tree_root
 TREE_HEADER = "fedhpc-tree"
 _COMMIT_S = 300.0  # the relay syncs a whole vector to its disk
 
-Gaps = list[tuple[int, int]]  # byte ranges [first, end)
+BlockWork = Callable[[int, int], None]  # on bytes [low, high) of the vector: one block
 
 
 class Outgoing:
@@ -30,27 +32,36 @@ class Outgoing:
     def __init__(self, links: Links, name: ObjectName, length: int, missing: Gaps, piece_bytes: int) -> None:
         self._links, self._name, self._length = links, name, length
         self._missing, self._piece_bytes = missing, piece_bytes
+        self._begun: set[int] = set()
         self.digests: dict[int, bytes] = {}  # block number -> SHA-256 of what this process has written
 
-    def write(self, first: int, view: memoryview) -> None:
-        """Send the bytes from `first` on. `first` is a multiple of 2^20; so is the end, unless it is the object's."""
+    def write(self, first: int, view: memoryview, prepare: BlockWork | None = None) -> None:
+        """Send the bytes from `first` on. `first` is a multiple of 2^20; so is the end, unless it is the object's.
+
+        `prepare(low, high)` makes bytes [low, high) of the object, one block, final in `view` just before they are
+        hashed and sent. It is called once per block in the life of this Outgoing, also for blocks that the relay has
+        already, from several threads at once. What it raises ends the write and is raised here; the vector cannot be
+        written with this Outgoing after that.
+        """
         view = view.cast("B")
         end = first + len(view)
-        assert first % BLOCK_BYTES == 0
-        assert end <= self._length
-        assert end % BLOCK_BYTES == 0 or end == self._length
+        _require_blocks(first, end, self._length)
         clock = Clock()
-        parts = _overlap(self._missing, [(first, end)])
+        ways = self._links.count
+        todo = overlap(self._missing, [(first, end)])
+        there = without((first, end), todo)
+        pieces = [(low, high, True) for low, high in cut(todo, self._piece_bytes, ways)]
+        pieces += [(low, high, False) for low, high in cut(there, self._piece_bytes, ways)]
 
-        def send(piece: tuple[int, int]) -> None:
-            low, high = piece
-            self._send_piece(low, view[low - first : high - first], clock)
+        def work(piece: tuple[int, int, bool]) -> None:
+            low, high, missing = piece
+            if missing:
+                self._send_piece(low, high, first, view, prepare, clock)
+            for at in range(low, high, BLOCK_BYTES):
+                clock.go_on()
+                self._block(at, high, first, view, prepare)
 
-        self._links.each(_cut(parts, self._piece_bytes, self._links.count), send)
-        for index in range(first // BLOCK_BYTES, block_count(end)):  # what the relay had already
-            if index not in self.digests:
-                at = index * BLOCK_BYTES - first
-                self.digests[index] = hashlib.sha256(view[at : at + BLOCK_BYTES]).digest()
+        self._links.each(pieces, work, clock)
 
     def commit(self, tree: bytes | None = None) -> bytes:
         """Declare the Tree (of all ranks' blocks; default: of what was written here) and see the object whole; Tree."""
@@ -66,34 +77,49 @@ class Outgoing:
             raise PeersError(f"the relay has lost parts of {self._name.name}", "send it again")
         return root
 
-    def _send_piece(self, first: int, view: memoryview, clock: Clock) -> None:
-        todo = [(first, first + len(view))]
+    def _block(self, at: int, end: int, first: int, view: memoryview, prepare: BlockWork | None) -> memoryview:
+        """The block at byte `at`, final and hashed. Only the thread whose piece it is in comes here."""
+        high = min(at + BLOCK_BYTES, end)
+        block = view[at - first : high - first]
+        index = at // BLOCK_BYTES
+        if index not in self.digests:
+            if index in self._begun:
+                raise InternalError(f"block {index} of {self._name.name} was prepared in part and cannot be sent")
+            self._begun.add(index)
+            if prepare is not None:
+                prepare(at, high)
+            self.digests[index] = hashlib.sha256(block).digest()
+        return block
+
+    def _send_piece(
+        self, low: int, high: int, first: int, view: memoryview, prepare: BlockWork | None, clock: Clock
+    ) -> None:
+        todo = [(low, high)]
         again = False
 
         def send(link: Link) -> None:
             nonlocal todo, again
             if again:
-                left = _overlap(self._ask_gaps(link), todo)
-                if _size(left) < _size(todo):
+                left = overlap(self._ask_gaps(link), todo)
+                if size_of(left) < size_of(todo):
                     clock.tick()
                 todo = left
             again = True
             while todo:
-                low, high = todo[0]
-                headers = {"content-range": f"bytes {low}-{high - 1}/{self._length}"}
-                link.send_head("PUT", object_path(self._name), headers, high - low)
-                for at in range(low, high, BLOCK_BYTES):
+                part, end = todo[0]
+                headers = {"content-range": f"bytes {part}-{end - 1}/{self._length}"}
+                link.send_head("PUT", object_path(self._name), headers, end - part)
+                for at in range(part, end, BLOCK_BYTES):
+                    clock.go_on()
+                    block = self._block(at, end, first, view, prepare)
                     if link.answered_early():
                         break
-                    block = view[at - first : min(at + BLOCK_BYTES, high) - first]
-                    if at // BLOCK_BYTES not in self.digests:
-                        self.digests[at // BLOCK_BYTES] = hashlib.sha256(block).digest()
                     link.send(block)
                 link.read_json(link.response())
                 clock.tick()
                 todo = todo[1:]
 
-        self._links.persist(f"send {self._name.name}", send, clock)
+        self._links.persist(f"send {self._name.name}", send, clock, transfer=True)
 
     def _ask_gaps(self, link: Link) -> Gaps:
         link.send_head("GET", f"/v1/uploads/{self._name}", {})
@@ -103,73 +129,84 @@ class Outgoing:
 
 
 class Incoming:
-    """An object being fetched into `view`, whose length it must have."""
+    """Bytes [first, first + len(view)) of an object of `length` bytes, being fetched into `view`.
 
-    def __init__(self, links: Links, name: ObjectName, view: memoryview, piece_bytes: int) -> None:
-        self._links, self._name, self._view, self._piece_bytes = links, name, view.cast("B"), piece_bytes
-        self._digests = [b""] * block_count(len(self._view))
+    `finish(low, high)` is called once per block, after it was received and hashed, from several threads at once; what
+    it raises ends the fetch.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        name: ObjectName,
+        length: int,
+        first: int,
+        view: memoryview,
+        piece_bytes: int,
+        finish: BlockWork | None = None,
+    ) -> None:
+        self._links, self._name, self._length = links, name, length
+        self._first, self._view, self._finish = first, view.cast("B"), finish
+        self._end = first + len(self._view)
+        _require_blocks(first, self._end, length)
+        self._pieces = cut([(first, self._end)], piece_bytes, links.count)
         self._clock = Clock()
-        self._said = ""  # the Tree the relay announced
+        self.digests: dict[int, bytes] = {}  # block number -> SHA-256 of the block as it was received
+        self.said = ""  # the Tree the relay announced
 
-    def fetch(self, wait_s: float, tree: bytes | None) -> bytes | None:
-        """All of it; the Tree [32], or None if it is not there in time. Raises PolicyError for other bytes."""
-        first_end = min(self._piece_bytes, len(self._view))
+    def fetch(self, wait_s: float) -> bool:
+        """All of it; False if the object is not there in time. Raises RelayProblem if it has another length."""
         known = threading.Event()  # set when the first answer's head is there, or there is none
+        found = False
 
         def begin(link: Link) -> bool:
-            if self._said:
-                self._fetch_on(link, 0, first_end)
+            low, high = self._pieces[0]
+            if self.said:
+                self._fetch_on(link, low, high)
                 return True
-            link.send_head("GET", object_path(self._name, wait_s), {"range": f"bytes=0-{first_end - 1}"})
+            link.send_head("GET", object_path(self._name, wait_s), {"range": f"bytes={low}-{high - 1}"})
             response = link.response(wait_s)
             if response.status == 404:
                 link.read_json(response)
                 return False
-            self._check_head(link, response, first_end)
+            self._check_head(link, response, high - low)
             known.set()
-            self._receive(link, response, 0, first_end)
+            self._receive(link, response, low, high)
             return True
 
-        def others() -> None:
-            known.wait()
-            if self._said:
-                rest = _cut([(first_end, len(self._view))], self._piece_bytes, self._links.count)
-                self._links.each(rest, self._fetch_piece)
+        def work(index: int) -> None:
+            nonlocal found
+            if index == 0:
+                try:
+                    found = self._links.persist(f"fetch {self._name.name}", begin, self._clock)
+                finally:
+                    known.set()
+                return
+            known.wait()  # so an object that is waited for costs one round trip, and one connection until it is there
+            if self.said:
+                self._links.persist(
+                    f"fetch {self._name.name}",
+                    lambda link: self._fetch_on(link, *self._pieces[index]),
+                    self._clock,
+                    transfer=True,
+                )
 
-        # The other pieces start when the first answer's head is there, so a waiting object costs one round trip.
-        with ThreadPoolExecutor(1) as pool:
-            more = pool.submit(others)
-            try:
-                found = self._links.persist(f"fetch {self._name.name}", begin, self._clock)
-            finally:
-                known.set()
-            more.result()
-        if not found:
-            return None
-        root = tree_root(len(self._view), self._digests)
-        if root.hex() != (tree.hex() if tree else self._said):
-            raise PolicyError(f"the relay sent other bytes for {self._name.name} than were signed or announced")
-        return root
+        self._links.each(range(len(self._pieces)), work, self._clock)
+        return found or not self._pieces
 
     def _check_head(self, link: Link, response: HTTPResponse, size: int) -> None:
-        whole = response.headers.get("content-range", f"/{len(self._view) if response.status == 200 else ''}")
+        whole = response.headers.get("content-range", f"/{size if response.status == 200 else ''}")
         length = whole.rpartition("/")[2]
-        if length != str(len(self._view)) or declared_length(response) != size:
+        if length != str(self._length) or declared_length(response) != size:
             link.close()
             raise RelayProblem(
-                response.status, "bad-length", f"{self._name.name} has {length} bytes, not {len(self._view)}"
+                response.status, "bad-length", f"{self._name.name} has {length} bytes, not {self._length}"
             )
-        self._said = response.headers.get(TREE_HEADER, "-")
-
-    def _fetch_piece(self, piece: tuple[int, int]) -> None:
-        def ask(link: Link) -> None:
-            self._fetch_on(link, *piece)
-
-        self._links.persist(f"fetch {self._name.name}", ask, self._clock)
+        self.said = response.headers.get(TREE_HEADER, "-")
 
     def _fetch_on(self, link: Link, low: int, high: int) -> None:
-        """The bytes of [low, high) that are not there yet."""
-        while low < high and self._digests[low // BLOCK_BYTES]:
+        """The blocks of [low, high) that are not there yet."""
+        while low < high and low // BLOCK_BYTES in self.digests:
             low += BLOCK_BYTES
         if low >= high:
             return
@@ -184,10 +221,14 @@ class Incoming:
 
     def _receive(self, link: Link, response: HTTPResponse, low: int, high: int) -> None:
         for at in range(low, high, BLOCK_BYTES):
-            block = self._view[at : min(at + BLOCK_BYTES, high)]
+            self._clock.go_on()
+            end = min(at + BLOCK_BYTES, high)
+            block = self._view[at - self._first : end - self._first]
             link.read_into(response, block)
-            self._digests[at // BLOCK_BYTES] = hashlib.sha256(block).digest()
+            self.digests[at // BLOCK_BYTES] = hashlib.sha256(block).digest()
             self._clock.tick()
+            if self._finish is not None:
+                self._finish(at, end)
         link.end(response)
 
 
@@ -202,33 +243,7 @@ def declared_length(response: HTTPResponse) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
 
 
-def read_gaps(answer: dict[str, Any]) -> Gaps:
-    """The missing ranges a relay names. Raises RelayProblem unless they are whole blocks in rising order."""
-    gaps: Gaps = []
-    try:
-        for first, end in answer["missing"]:
-            if type(first) is not int or type(end) is not int or first % BLOCK_BYTES or first >= end:
-                raise ValueError
-            if gaps and first < gaps[-1][1]:
-                raise ValueError
-            gaps.append((first, end))
-    except (KeyError, TypeError, ValueError):
-        raise RelayProblem(200, "nonsense", "the list of missing parts has another form") from None
-    if gaps and gaps[0][0] < 0:
-        raise RelayProblem(200, "nonsense", "a missing part begins before the object")
-    return gaps
-
-
-def _overlap(gaps: Gaps, wanted: Gaps) -> Gaps:
-    """What lies in both."""
-    return [(max(a, f), min(b, e)) for a, b in gaps for f, e in wanted if max(a, f) < min(b, e)]
-
-
-def _size(gaps: Gaps) -> int:
-    return sum(end - first for first, end in gaps)
-
-
-def _cut(ranges: Gaps, most: int, ways: int) -> Gaps:
-    """Pieces of whole blocks: at most `most` bytes, and small enough that `ways` connections share the work."""
-    size = min(most, max(BLOCK_BYTES, -(-_size(ranges) // ways // BLOCK_BYTES) * BLOCK_BYTES))
-    return [(at, min(at + size, end)) for first, end in ranges for at in range(first, end, size)]
+def _require_blocks(first: int, end: int, length: int) -> None:
+    """Whether [first, end) are whole blocks of an object of `length` bytes; anything else is the caller's mistake."""
+    if first % BLOCK_BYTES or not 0 <= first <= end <= length or (end % BLOCK_BYTES and end != length):
+        raise InternalError(f"bytes {first} to {end} are not whole blocks of an object of {length} bytes")

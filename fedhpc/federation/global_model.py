@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import DataError
-from fedhpc.federation.federation import Federation
+from fedhpc.federation.federation import Federation, rescaled
 from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.scales import refuse_beyond
@@ -99,8 +99,11 @@ class GlobalModel:
         names = {_MODEL + name: share for name in self.tensors}
         opened = federation.begin_training_sum(vector, names)
         following: Tensors = {}
+        again = self._weight_of_all_over(opened.members)
         for name, tensor in self.tensors.items():
             update = vector.view(_MODEL + name).astype(tensor.dtype, copy=False)
+            if again != 1.0:
+                update = rescaled(update, again)
             if name in self._averaged:
                 step = self._average.step(tensor, update, {})
             else:
@@ -158,6 +161,18 @@ class GlobalModel:
             scale = scale_for(_MEASURED_BOUND, 64, len(self._federation.sites)) if array.dtype == np.float64 else 0
             tensors.append(Tensor(_MEASURED + name, array.dtype.name, array.shape, scale))
         return tensors
+
+    def _weight_of_all_over(self, members: tuple[int, ...]) -> float:
+        """W of the roster / W of the sites in the sum, where W is public: then the mean is exact over those sites.
+
+        Private weights are not renormalised: W over two sets that differ in one site is that site's size.
+        """
+        roster = self._federation.party.agreement.roster
+        if len(members) == len(roster) or self._settings.weights == "samples":
+            return 1.0
+        if self._settings.weights == "uniform":
+            return len(roster) / len(members)
+        return sum(entry.samples for entry in roster) / sum(roster[u - 1].samples for u in members)
 
     def _share(self, samples: float) -> float:
         """w_u / W of this site."""

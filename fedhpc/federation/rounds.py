@@ -129,24 +129,12 @@ def _begin(
 
 
 def _newest_common_round(federation: Federation, store: CheckpointStore) -> int | None:
-    """The newest round in every site's store; None if the run is fresh. Leaders look, every rank learns.
-
-    A kill may fall between two sites' first checkpoints. Round 0 is made again then: it repeats to the last bit, and
-    the ledger refuses sums that do not.
-    """
+    """The round to go on from; None if the run is fresh. Leaders look, every rank learns."""
     party = federation.party
     answer = b""
     if party.leads:
-        mine = ",".join(str(r) for r in store.rounds()).encode()
-        held = [{int(r) for r in m.decode().split(",") if r} for m in party.exchange.gather(mine)]
-        common = set.intersection(*held)
-        if not common and any(rounds - {0} for rounds in held):
-            having = [name for name, rounds in zip(federation.sites, held, strict=True) if rounds]
-            raise DataError(
-                f"only site {', '.join(having)} has checkpoints, and no round is held by all sites",
-                "restore the missing run directories, or start a new run with another --out",
-            )
-        answer = str(max(common)).encode() if common else b"none"
+        newest = federation.sums.common_round(store.rounds())
+        answer = b"none" if newest is None else str(newest).encode()
     answer = party.site.broadcast_bytes(answer if party.leads else None)
     return None if answer == b"none" else int(answer)
 
@@ -181,6 +169,7 @@ def _save(federation: Federation, trainer: Trainer, store: CheckpointStore, mode
             ledger=b"" if journal is None else journal.ledger.head,
         )
     )
+    federation.sums.keep_until(federation.round_)
 
 
 def _final_metrics(

@@ -26,7 +26,6 @@ from fedhpc.relay.ready import largest_group, proposal, read_ready
 from fedhpc.relay.round_machine import RoundMachine, opened_set
 from fedhpc.relay.settings import Federation
 from fedhpc.relay.store import Store
-from fedhpc.secure import labels
 from fedhpc.secure.transcript import canon, parse_canon
 
 _log = logging.getLogger("fedhpc.relay")
@@ -175,7 +174,7 @@ class FederationRounds:
         known = Situation(
             frozenset(self.federation.pins),
             self.federation.threshold,
-            fields.purpose == labels.PURPOSE_WEIGHTS,
+            fields.everyone,
             {u: since for u, (_, since) in round_.ready.items()},
             fitting,
             self.alive(now) if round_.last else None,
@@ -204,6 +203,8 @@ class FederationRounds:
         expected, there = awaited(machine, phase)
         if phase == "results":
             return until if now < until else self._audit(round_, round_.last)
+        if phase == "answers" and len(there) >= self.federation.threshold:
+            return now  # they came since the phase was looked at
         complete, due = there == expected, now >= until
         if not complete and not due:
             return until
@@ -222,7 +223,7 @@ class FederationRounds:
         """Whether an attempt makes sense over fewer sites than were proposed."""
         machine = round_.attempts[round_.last]
         opened = opened_set(m for a, m in round_.attempts.items() if a != round_.last)
-        return machine.proposed.purpose != labels.PURPOSE_WEIGHTS and (opened is None or opened.u3 != machine.members)
+        return not round_.everyone and (opened is None or opened.u3 != machine.members)
 
     def _sum(self, round_: Round, machine: RoundMachine) -> Job:
         round_.adding = True

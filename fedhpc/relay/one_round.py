@@ -38,6 +38,11 @@ class Round:
         """The attempt that runs, if one does."""
         return None if self.last in self.given_up else self.attempts.get(self.last)
 
+    @property
+    def everyone(self) -> bool:
+        """Whether the sum means something over all sites only."""
+        return any(fields.everyone for fields, _ in self.ready.values())
+
     def look(self, now: float, threshold: int) -> tuple[str, float]:
         """The present phase and since when it lasts."""
         phase = "ready" if self.open is None else "sum" if self.adding else phase_of(self.open, threshold)

@@ -11,7 +11,7 @@ from fedhpc.secure import messages
 from fedhpc.secure.messages import HASH_BYTES, Proposed
 from fedhpc.secure.transcript import parse_canon
 
-_FIELDS = ("base", "layout", "purpose", "state", "tensors")
+_FIELDS = ("base", "everyone", "layout", "purpose", "state", "tensors")
 MAX_READY_BYTES = messages.max_bytes("M0", 0) - 512  # what M0 holds besides: config, round, attempt
 
 
@@ -20,6 +20,7 @@ class Ready:
     """One site's own values of M0."""
 
     base: bytes  # [32]
+    everyone: bool  # the sum means something over all sites only
     layout: bytes  # [32]
     purpose: str
     state: bytes  # [32]
@@ -48,6 +49,7 @@ def read_ready(data: bytes) -> Ready:
     base, layout, state = (
         messages.read_hex(value[name], HASH_BYTES, f"{name} of {what}") for name in ("base", "layout", "state")
     )
+    everyone = messages.read_int(value["everyone"], 0, 1, f"everyone in {what}") == 1
     if type(value["purpose"]) is not str:
         raise PolicyError(f"the purpose of {what} is not text")
     tensors = []
@@ -60,7 +62,7 @@ def read_ready(data: bytes) -> Ready:
     _, nbytes = vector_runs(tensors)
     if not 0 < nbytes <= MAX_VECTOR_BYTES:
         raise PolicyError(f"{what} names a vector of {nbytes} bytes")
-    return Ready(base, layout, value["purpose"], state, tuple(tensors))
+    return Ready(base, everyone, layout, value["purpose"], state, tuple(tensors))
 
 
 def largest_group(ready: Mapping[int, Ready], *, any_base: bool) -> tuple[Ready, frozenset[int]] | None:

@@ -5,6 +5,7 @@ PUT  /v1/objects/config/round/attempt/NAME          its owner; a whole object, o
 GET  /v1/objects/config/round/attempt/NAME          every site of the federation; range, ?wait=seconds
 GET  /v1/objects/config/round/attempt/              what is there; ?after=cursor&wait=seconds
 GET  /v1/uploads/config/round/attempt/NAME          its owner: what is still missing
+PUT, GET /v1/enrolment/NAME                         who has the token of an invited site: enrolment.py
 GET  /v1/federations/config                         every site of it: where its rounds stand
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from fedhpc.exchange.objects import BLOCK_BYTES, UNSHARED, ObjectName, block_bytes, block_count
+from fedhpc.relay import enrolment
 from fedhpc.relay.connection import Connection, Head
 from fedhpc.relay.coordinator import Coordinator
 from fedhpc.relay.problems import Problem
@@ -82,6 +84,7 @@ class Routes:
         self._store, self._roster, self._limits, self._rounds = store, roster, limits, rounds
         self._buffers = Buffers(limits.buffers, limits.stall_s)
         self.stopping = threading.Event()
+        self.mailbox: enrolment.Mailbox | None = None
 
     def answer(self, connection: Connection, head: Head, pin: bytes | None) -> None:
         """Answer one request. Raises Problem."""
@@ -91,6 +94,9 @@ class Routes:
             self._need(head, "GET", "HEAD")
             state = "stopping" if self.stopping.is_set() else "ok"
             connection.send_json(200, {"status": state}, bare=head.method == "HEAD")
+            return
+        if self.mailbox is not None and head.path.startswith(enrolment.PATH):
+            self.mailbox.answer(connection, head, self.stopping)
             return
         if pin is None:
             raise Problem("certificate-needed", "only /v1/health is open to everybody")

@@ -22,6 +22,7 @@ from fedhpc.errors import ConfigError, StorageError
 from fedhpc.exchange.pins import pin_of, read_certificate, read_der
 from fedhpc.relay.connection import Connection, Hangup
 from fedhpc.relay.coordinator import Coordinator
+from fedhpc.relay.enrolment import Mailbox
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.routes import Routes
@@ -74,6 +75,8 @@ class RelayServer:
         self.routes = Routes(self.store, lambda: self.roster, limits, self.rounds)
         if self.rounds is not None:
             self.rounds.update(self.roster)
+        if settings.tokens and settings.enrolment:
+            self.routes.mailbox = Mailbox(settings.tokens, settings.enrolment, limits)
         self._census = _Census(limits)
         _raise_file_limit(limits.connections)
         try:

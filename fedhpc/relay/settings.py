@@ -72,10 +72,14 @@ class RelaySettings:
     roster: Path
     admin: str = ""  # host:port on loopback; empty: no admin port
     reserve_bytes: int = 64 << 20  # of the disk, never used
+    tokens: Path | None = None  # who may ask for a certificate; with enrolment
+    enrolment: Path | None = None  # folder of requests and certificates; absent: no enrolment here
     rounds: bool = True  # False: objects of any name are kept and nothing is proposed; to test or measure transfers
 
     def __post_init__(self) -> None:
         split_address(self.listen, "relay.listen")
+        if (self.tokens is None) != (self.enrolment is None):
+            raise ConfigError("relay.tokens and relay.enrolment go together", "give both or neither")
         if not self.client_authorities:
             raise ConfigError("relay.client_authorities is empty", "name the certificate of the enrolment authority")
         if self.admin and split_address(self.admin, "relay.admin")[0] not in ("127.0.0.1", "::1", "localhost"):
@@ -143,6 +147,8 @@ def read_settings(path: Path) -> tuple[RelaySettings, Limits]:
         roster=base / given.roster,
         admin=given.admin,
         reserve_bytes=given.reserve_bytes,
+        tokens=base / given.tokens if given.tokens else None,
+        enrolment=base / given.enrolment if given.enrolment else None,
         rounds=given.rounds,
     )
     require_private(settings.key)

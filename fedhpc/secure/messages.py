@@ -35,6 +35,8 @@ def max_bytes(name: str, sites: int) -> int:
         "M0": 2 * HASH_BYTES + 16,
         labels.SIGN_SHARES: 2 * (SHARES_BYTES + SEAL_BYTES) + 4 * HASH_BYTES + 16,
         "M4r": 8,
+        "U1": 8,
+        "U2": 8,
         labels.SIGN_UNMASK: 2 * (SHARE_BYTES * sites + SEAL_BYTES) + 8,
         labels.SIGN_RESULT: 8,
         labels.SIGN_STATE: ENVELOPE_BYTES + 8 * sites,  # an M6 of each site
@@ -242,6 +244,13 @@ def read_survivors(data: bytes, sites: int) -> Survivors:
     check_length(data, "M4r", sites, what)
     value = read_object(_parse(data, what), ("sum", "u3"), what)
     return Survivors(read_hex(value["sum"], HASH_BYTES, f"the sum in {what}"), _sites(value["u3"], sites, what))
+
+
+def read_sites(data: bytes, sites: int, name: str) -> tuple[int, ...]:
+    """The relay's U1 or U2: a rising list of site numbers. Raises PolicyError for any other form."""
+    what = f"the relay's set {name}"
+    check_length(data, name, sites, what)
+    return _sites(_parse(data, what), sites, what)
 
 
 def read_unmask(body: Any, place: int, count: int, secrets: int, who: str) -> Unmask:

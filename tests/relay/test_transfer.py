@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
-from relay_process import MIB, Proxy, Relay, name, noise, root
+from relay_process import CONFIG, MIB, Proxy, Relay, name, noise, root, until
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
+from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_retry import Patience, Retry
 
 
@@ -141,6 +143,58 @@ def test_a_cut_connection_is_resumed(relay: Relay, cut_after: int) -> None:
     assert back == data
     assert proxy.cuts >= 2
     proxy.close()
+
+
+def test_a_call_that_waits_stops_no_transfer_and_ends_with_close(relay: Relay) -> None:
+    client = relay.client(1, connections=1)
+    ended: list[str] = []
+
+    def wait(ask: Callable[[], object]) -> None:
+        try:
+            ask()
+        except PeersError as error:
+            ended.append(error.what)
+
+    into = memoryview(bytearray(9))
+    asks: list[Callable[[], object]] = [
+        lambda: client.listing(CONFIG, 16, 1, wait_s=50),
+        lambda: client.get(name("Y", round_=16, attempt=1), wait_s=50),
+        lambda: client.get_into(name("Y", round_=16, attempt=1), into, wait_s=50),
+    ]
+    threads = [threading.Thread(target=wait, args=(ask,)) for ask in asks]
+    for thread in threads:
+        thread.start()
+    until(lambda: client.traffic.requests == len(asks))
+    data = noise(3 * MIB)
+    client.put(name("V/1", round_=16), data)
+    assert client.get_into(name("V/1", round_=16), memoryview(bytearray(len(data)))) is not None
+    assert all(thread.is_alive() for thread in threads)
+    client.close()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert ended == ["the connection to the relay was closed by this program"] * len(asks)
+    with pytest.raises(PeersError, match="closed by this program"):
+        client.health()
+
+
+def test_traffic_is_counted(relay: Relay) -> None:
+    client = relay.client(1)
+    client.put(name("V/1", round_=17), b"12345")
+    assert client.get(name("V/1", round_=17)) == b"12345"
+    assert (client.traffic.requests, client.traffic.bytes_up) == (2, 5)
+    assert client.traffic.bytes_down > 5  # and the answer to the PUT
+    assert client.traffic.waited_s > 0
+
+
+def test_get_json(relay: Relay) -> None:
+    client = relay.client(1)
+    assert client.get_json("/v1/health") == {"status": "ok"}
+    with pytest.raises(RelayProblem, match="404 absent"):
+        client.get_json("/v1/nothing")
+    client.put(name("V/1", round_=18), b"[1]")
+    with pytest.raises(RelayProblem, match="not a JSON object"):
+        client.get_json(f"/v1/objects/{name('V/1', round_=18)}")
 
 
 def _received(relay: Relay) -> float:

@@ -59,7 +59,8 @@ def _train_split(joined: Joined, agreement: Agreement) -> Tensors:
     """The federation's model on another split, trained by the same ranks; nothing of it is kept on disk."""
     party = joined.federation.party
     journal = MemoryJournal() if party.leads else None
-    fed = Federation(dataclasses.replace(party, agreement=agreement, journal=journal), joined.federation.pipeline)
+    party = dataclasses.replace(party, agreement=agreement, journal=journal)
+    fed = Federation(party, joined.federation.sums.of(party))
     with open_site_trainer(fed, joined.site_file) as trainer:
         return train(fed, trainer, NoCheckpoints(), Silence()).model.tensors
 
@@ -111,7 +112,7 @@ def _gather_over_job(fed: Federation, message: bytes) -> list[bytes]:
     within = fed.party.site.gather_bytes(message)
     if not fed.party.leads:
         return within
-    joined = fed.party.exchange.gather(b"\n".join(within))
+    joined = fed.sums.announce("SCORES", b"\n".join(within)).values()
     return [line for lines in joined for line in lines.split(b"\n")]
 
 
@@ -125,7 +126,7 @@ def _result(joined: Joined, ran: Ran, scores: list[dict[str, Score]]) -> dict[st
         "rounds": joined.federation.party.agreement.federation.rounds,
         "sites": sites,
         "ranks_per_site": joined.federation.ranks,
-        "exchange": joined.federation.party.exchange.name,
+        "exchange": joined.federation.sums.name,
         "seconds_per_round": outcome.seconds_per_round,
         "bytes_per_site_per_round": outcome.bytes_per_round,
         "final_model_sha256": ran.model_sha256,
