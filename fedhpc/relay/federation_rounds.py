@@ -223,7 +223,7 @@ class FederationRounds:
         """Whether an attempt makes sense over fewer sites than were proposed."""
         machine = round_.attempts[round_.last]
         opened = opened_set(m for a, m in round_.attempts.items() if a != round_.last)
-        return not round_.everyone and (opened is None or opened.u3 != machine.members)
+        return not round_.needs_all(machine) and (opened is None or opened.u3 != machine.members)
 
     def _sum(self, round_: Round, machine: RoundMachine) -> Job:
         round_.adding = True

@@ -97,7 +97,8 @@ class Relay:
 
 def ready(**changes: Any) -> bytes:
     """READY of a site."""
-    return canon({"base": STATE, "layout": LAYOUT, "purpose": "train", "state": STATE, "tensors": TENSORS} | changes)
+    own = {"base": STATE, "everyone": 0, "layout": LAYOUT, "purpose": "train", "state": STATE, "tensors": TENSORS}
+    return canon(own | changes)
 
 
 class Hand:

@@ -87,7 +87,9 @@ def test_an_opened_round_meets_again_over_the_same_set(settings: CohortSettings)
     opened = frozenset([1, 3, 4, 5])
     five = FOUR | {2: 50.0}
     assert decide(settings, known(ready=five, opened=opened, alive=frozenset([1, 2, 3, 4])), 1e9) == Wait()
-    assert decide(settings, known(ready=five, opened=opened, alive=frozenset(range(1, 6))), 0.0) == Propose((1, 3, 4, 5))
+    assert decide(settings, known(ready=five, opened=opened, alive=frozenset(range(1, 6))), 0.0) == Propose(
+        (1, 3, 4, 5)
+    )
 
 
 @st.composite

@@ -185,7 +185,7 @@ def test_after_an_answer_only_the_same_set_meets_again(tmp_path: Path) -> None:
 
 
 def test_a_set_that_must_be_whole_is_given_up_when_it_is_not(tmp_path: Path) -> None:
-    """Five sites with τ = 4: an opened set of five, and a sum of weights, need all of them."""
+    """Five sites with τ = 4: an opened set of five, and a sum that needs everyone, need all of them."""
     relay = Relay(tmp_path, federation(5), federation(5, OTHER))
     all_ready(relay, 1, 2, 3, 4, 5)
     hand = Hand(relay)
@@ -197,7 +197,7 @@ def test_a_set_that_must_be_whole_is_given_up_when_it_is_not(tmp_path: Path) -> 
     relay.later(121)
     assert "keys: 4 of 5" in relay.get("1/2/NEXT")["why"]
     for u in range(1, 6):
-        relay.put(f"1/0/READY/{u}", ready(purpose="weights", base="00" * 32), OTHER)
+        relay.put(f"1/0/READY/{u}", ready(everyone=1, base="00" * 32), OTHER)
     relay.settle(OTHER)
     Hand(relay, config=OTHER).send("M1", 1, 2, 3, 4)
     relay.settle(OTHER)
@@ -206,13 +206,13 @@ def test_a_set_that_must_be_whole_is_given_up_when_it_is_not(tmp_path: Path) -> 
     assert "keys: 4 of 5" in relay.get("1/1/NEXT", OTHER)["why"]
 
 
-def test_weights_need_all_sites_under_any_policy(tmp_path: Path) -> None:
+def test_some_sums_need_all_sites_under_any_policy(tmp_path: Path) -> None:
     relay = Relay(tmp_path, federation(4, policy="buffered"))
     for u in (1, 2, 3):
-        relay.put(f"1/0/READY/{u}", ready(purpose="weights"))
+        relay.put(f"1/0/READY/{u}", ready(everyone=1))
     relay.later(1e6)
     assert "1/1/M0" not in relay.names()
-    relay.put("1/0/READY/4", ready(purpose="weights"))
+    relay.put("1/0/READY/4", ready(everyone=1))
     relay.settle()
     assert len(relay.get("1/1/M0")["cohort"]) == 4
 
