@@ -11,10 +11,10 @@ import pytest
 from relay_fakes import CONFIG, Hand, Relay, all_ready, federation, ready
 
 from fedhpc.relay import kept
+from fedhpc.relay.problems import Problem
 from fedhpc.relay.store import Store
 from fedhpc.relay.upload import Upload
 from fedhpc.secure.transcript import tree
-
 
 STRIDE = 5  # 1 tries every moment, in more than a minute; an object takes six, so all kinds are met with 5
 
@@ -169,6 +169,8 @@ def test_many_attempts_leave_little_behind(tmp_path: Path) -> None:
     gone = {f"1/{a}/NEXT" for a in range(2, 28)}
     last = {f"1/28/{n}" for n in ("M0", "M1/1", "M1/2", "NEXT")} | {f"1/29/{n}" for n in ("M0", "M1/1", "M1/2")}
     assert used == gone | last | {f"1/1/{n}" for n in ("M0", "M4r", "M5/2", "NEXT")}
+    with pytest.raises(Problem, match="attempt 5 of round 1 has ended"):
+        relay.put("1/5/M1/1", b"{}")
     relay.restart()
     relay.later(0, [1, 2, 3])
     assert relay.only_round()["attempt"] == 29

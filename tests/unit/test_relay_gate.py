@@ -44,8 +44,8 @@ def test_names_that_no_round_uses(tmp_path: Path) -> None:
         "0/0/V/1",
         "0/0/CONFIG/1/2",
         "0/5/CONFIG/1",
-        "0/5/STATE/1/2",
-        "0/5/B0/1/2",
+        "0/5/STATE/2/2",
+        "0/5/V/1/2",
         f"{1 << 53}/0/READY/1",
         f"0/{1 << 53}/NEED/1",
     ):
