@@ -274,16 +274,16 @@ class Routes:
         if "content-length" not in head.headers:
             raise Problem("length-needed", "declare content-length", close=True)
         first, length = self._part(head)
-        if self._rounds is not None:
-            self._rounds.check_write(name, length)
-        tree = head.headers.get(TREE_HEADER)
-        if tree is not None and not _TREE.fullmatch(tree):
+        given = head.headers.get(TREE_HEADER)
+        if given is not None and not _TREE.fullmatch(given):
             raise Problem("bad-request", f"{TREE_HEADER} is 64 lower-case hex digits")
+        tree = None if given is None else bytes.fromhex(given)
+        if self._rounds is not None:
+            self._rounds.check_write(name, length, tree)
         upload = self._store.begin(name, length, federation.quota)
         if tree is not None:
-            upload.declare_tree(bytes.fromhex(tree))
+            upload.declare_tree(tree)
         self._receive(connection, upload, first, head.length, pin)
-        self._heard(name.config, site)
         whole = self._store.finish(upload)
         missing = [] if whole else upload.missing()
         connection.send_json(201 if whole else 202, {"bytes": length, "whole": whole, "missing": missing})
@@ -324,6 +324,7 @@ class Routes:
                 connection.read_body_into(block, begun, received)
                 received += len(block)
                 upload.write_block(index, block)
+                self._heard(upload.name.config, upload.owner or 0)
 
     def _missing(self, connection: Connection, name: ObjectName, site: int) -> None:
         if name.owner != site:
