@@ -32,6 +32,7 @@ _KEY_AT = _TREE_AT + 32
 _HEAD_BYTES = _KEY_AT + 32
 _RECORD_BYTES = 4 + 16
 _UNKNOWN = bytes(32)
+_SYNC_BYTES = 32 << 20  # written to the disk while more arrives, so that the end need not wait for all
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MAX_RANGES = 1000
 
@@ -51,6 +52,7 @@ class Upload:
         self._done: dict[int, bytes] = {}
         self._writing: dict[int, bytes] = {}
         self._fd = self._meta_fd = -1
+        self._unsynced = 0
         self._gmac = AESGCM(bytes(32))  # until `create` or `recall`
 
     # --- life
@@ -132,8 +134,15 @@ class Upload:
             self._writing[index] = mark
         written = False
         try:
-            with self._disk, full_disk_is_a_problem():
-                _write_all(fd, block, index * BLOCK_BYTES)
+            with full_disk_is_a_problem():
+                with self._disk:
+                    _write_all(fd, block, index * BLOCK_BYTES)
+                    self._unsynced += len(block)
+                    due = self._unsynced >= _SYNC_BYTES
+                    if due:
+                        self._unsynced = 0
+                if due:
+                    self._sync(fd)  # this connection waits, the others go on
             written = True
         finally:
             os.close(fd)
@@ -177,13 +186,23 @@ class Upload:
                 self.discard()
                 raise Problem("tree-mismatch", f"{self.name.name} hashes to {root.hex()}; start it again")
             with full_disk_is_a_problem():
-                os.fdatasync(self._fd)
+                self._sync(self._fd)
                 os.fdatasync(self._meta_fd)
                 self._part.rename(self._final)
                 sync_folder(self._final.parent)
             self.close()
             self.finished = True
             return True
+
+    def _sync(self, fd: int) -> None:
+        try:
+            os.fdatasync(fd)
+        except OSError:  # the kernel tells of lost bytes once, and not which: all are asked for again
+            with self._lock:
+                self._done.clear()
+                if self._meta_fd >= 0:
+                    os.ftruncate(self._meta_fd, _HEAD_BYTES)
+            raise
 
     def _mark(self, index: int, block: memoryview) -> bytes:
         """What is recorded of a block [16]."""

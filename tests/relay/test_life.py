@@ -324,6 +324,33 @@ def test_a_failed_write_leaves_nothing_visible(tmp_path: Path, monkeypatch: pyte
     store.close()
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_disk_that_lost_bytes_is_believed_in_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """The kernel reports a failed write at one fsync only: the first, while bytes arrive, or the second, at the end."""
+    store = Store(tmp_path)
+    data = noise(40 * MIB)
+    real, calls = os.fdatasync, [0]
+
+    def lose(fd: int) -> None:
+        calls[0] += 1
+        if calls[0] == at:
+            raise OSError(5, "Input/output error")
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", lose)
+    with pytest.raises(OSError, match="Input/output"):
+        upload(store, "V/1", data)
+    going = store.upload(name("V/1"))
+    assert going is not None
+    assert going.missing() == [(0, 40 * MIB)]
+    assert not going.finish()
+    assert upload(store, "V/1", data)
+    store.close()
+    assert (tmp_path / CONFIG / "1" / "0" / "V.1").read_bytes() == data
+
+
 def test_too_many_unfinished_objects(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for number in range(1, 33):
