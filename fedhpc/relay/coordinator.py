@@ -106,10 +106,10 @@ class Coordinator:
         if rounds is not None and rounds.heard(site, self._clock()):
             self._wake(config)
 
-    def check_write(self, name: ObjectName, length: int) -> None:
-        """Whether the owner of `name` may write it now. Raises Problem (403, 409, 413, 507)."""
+    def check_write(self, name: ObjectName, length: int, tree: bytes | None) -> None:
+        """Whether the owner of `name` may write it now (see gate.py). Raises Problem (400, 403, 409, 413, 507)."""
         with self._locked(name.config) as rounds:
-            gate.check_write(rounds, name, length)
+            gate.check_write(rounds, name, length, tree)
 
     def check_round(self, config: str, round_: int) -> None:
         """Raise Problem (409, round-over) for a round whose objects were cleaned up."""

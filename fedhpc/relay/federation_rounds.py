@@ -87,6 +87,14 @@ class FederationRounds:
         """The sites heard of in the last minute."""
         return frozenset(u for u, at in self.seen.items() if now - at <= ALIVE_S)
 
+    def make_room(self, name: ObjectName, length: int, tree: bytes) -> None:
+        """Remove a READY of other content: its site was set up wrongly, and is not any more. With the lock."""
+        kept = self._store.find(name) or self._store.upload(name)
+        if kept is not None and (kept.length, kept.tree) != (length, tree):
+            self._store.drop(lambda other: other == name)
+            if name.round in self.rounds and name.owner is not None:
+                self.rounds[name.round].ready.pop(name.owner, None)
+
     # --- the step; the caller holds the lock
 
     def step(self, now: float) -> Step:
@@ -220,7 +228,7 @@ class FederationRounds:
         """Whether an attempt makes sense over fewer sites than were proposed."""
         machine = round_.attempts[round_.last]
         opened = opened_set(m for a, m in round_.attempts.items() if a != round_.last)
-        return not round_.everyone and (opened is None or opened.u3 != machine.members)
+        return not round_.needs_all(machine) and (opened is None or opened.u3 != machine.members)
 
     def _sum(self, round_: Round, machine: RoundMachine) -> Job:
         round_.adding = True
@@ -256,7 +264,19 @@ class FederationRounds:
                     return job
             self._drop_large(round_.number, number)
             round_.tidied.add(number)
+        for number in [n for n in round_.attempts if n in round_.given_up and n < round_.last - 1]:
+            self._forget_attempt(round_, number)
         return None
+
+    def _forget_attempt(self, round_: Round, number: int) -> None:
+        """Keep of an old attempt only what says which set the round opens over, and that it was given up."""
+        answered = bool(round_.attempts[number].answered())
+        kept = {"NEXT", "M0", "M4r", "M5"} if answered else {"NEXT"}
+        where = (self.federation.config, round_.number, number)
+        if any(stored.name.kind not in kept for stored in self._store.list(where)):
+            self._store.drop(lambda name: name.attempt_name == where and name.kind not in kept)
+        if not answered:
+            del round_.attempts[number]
 
     def _audit(self, round_: Round, number: int) -> Job | None:
         """Find out whose vector is not the one it signed, once for an attempt."""

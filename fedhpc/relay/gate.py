@@ -30,8 +30,11 @@ def check_round(rounds: FederationRounds, round_: int) -> None:
         raise Problem("round-over", f"round {round_} is over; {rounds.done} was the last that is done")
 
 
-def check_write(rounds: FederationRounds, name: ObjectName, length: int) -> None:
-    """Whether its owner may write `name` with `length` bytes now. Raises Problem; the caller holds the lock."""
+def check_write(rounds: FederationRounds, name: ObjectName, length: int, tree: bytes | None) -> None:
+    """Whether its owner may write `name` with `length` bytes now; `tree`: as declared. The caller holds the lock.
+
+    Raises Problem. A READY that differs makes room for itself.
+    """
     check_round(rounds, name.round)
     most = _most_bytes(name.kind, rounds.federation.numbers)
     if most is not None and length > most:
@@ -45,6 +48,8 @@ def check_write(rounds: FederationRounds, name: ObjectName, length: int) -> None
         raise Problem("forbidden", f"there is no object {name.name} in a round")
     elif name.attempt == 0:
         _check_ready(rounds, name)
+        if tree is not None:
+            rounds.make_room(name, length, tree)
     else:
         _check_message(rounds.rounds.get(name.round), name, length)
 
@@ -72,7 +77,9 @@ def _check_apart(rounds: FederationRounds, name: ObjectName, numbers: list[str])
     else:
         need = rounds.catchups.needs.get(name.attempt)
         answers = name.kind == "STATE" or (name.kind.startswith("B") and name.kind[1:].isdigit())
-        fits = answers and len(numbers) == 2 and need is not None and str(need.site) == numbers[1] != numbers[0]
+        fits = answers and len(numbers) == 2 and numbers[0] != numbers[1]
+        if fits and (need is None or str(need.site) != numbers[1]):
+            raise Problem("too-late", f"site {numbers[1]} does not wait for {name.kind} any more")
     if not fits:
         raise Problem("forbidden", f"{name.name} is not open: nobody asked for it")
 
@@ -87,6 +94,8 @@ def _check_ready(rounds: FederationRounds, name: ObjectName) -> None:
 
 def _check_message(round_: Round | None, name: ObjectName, length: int) -> None:
     machine = round_.attempts.get(name.attempt) if round_ else None
+    if machine is None and round_ is not None and 0 < name.attempt <= round_.last:
+        raise Problem("too-late", f"attempt {name.attempt} of round {name.round} has ended")
     if round_ is None or machine is None or name.owner is None:
         raise Problem("forbidden", f"attempt {name.attempt} of round {name.round} was not proposed")
     try:

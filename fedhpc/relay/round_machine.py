@@ -117,10 +117,10 @@ class RoundMachine:
         if name not in (*KINDS, VECTOR):
             raise PolicyError(f"there is no message {name!r:.40}")
         before, after = self._between(name)
-        if after is not None and u not in after and u in self.members:
-            raise PeersError(f"the {name} of site {u} came after the set was closed")
-        if before is None or u not in before:
+        if before is None or u not in self.members:
             raise PolicyError(f"site {u} sent {name}, but is not in the set that may")
+        if u not in before or (after is not None and u not in after):
+            raise PeersError(f"the {name} of site {u} came after the set was closed without it")
 
     def _between(self, name: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
         """The set that may send a kind, and the set that it forms; None where it is not formed yet."""

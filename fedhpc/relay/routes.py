@@ -11,17 +11,17 @@ GET  /v1/federations/config                         every site of it: where its 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 from fedhpc.exchange.objects import BLOCK_BYTES, UNSHARED, ObjectName, block_bytes, block_count
 from fedhpc.relay import enrolment
+from fedhpc.relay.buffers import Buffers
 from fedhpc.relay.connection import Connection, Head
 from fedhpc.relay.coordinator import Coordinator
 from fedhpc.relay.problems import Problem
@@ -34,45 +34,7 @@ _RANGE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})?")
 _TREE = re.compile(r"[0-9a-f]{64}")
 _LOOK_S = 1.0  # how often a waiting thread looks whether its peer is still there
 TREE_HEADER = "fedhpc-tree"
-SMALL_BYTES = 64 << 10
 _Found = TypeVar("_Found")
-
-
-class Buffers:
-    """A fixed number of blocks; who finds none waits, and so does its peer: that is the back-pressure.
-
-    One site holds at most a quarter of them, so its slow connections do not stop the others; messages need none.
-    """
-
-    def __init__(self, count: int, patience_s: float) -> None:
-        self._free: list[bytearray] = []
-        self._left, self._most = count, max(1, count // 4)
-        self._held: dict[bytes, int] = {}
-        self._patience_s = patience_s
-        self._freed = threading.Condition()
-
-    @contextlib.contextmanager
-    def one(self, pin: bytes, size: int) -> Iterator[memoryview]:
-        """A buffer for a body of `size` bytes, at most one block. Raises Problem (503) if none becomes free."""
-        if size <= SMALL_BYTES:
-            yield memoryview(bytearray(size))
-            return
-        with self._freed:
-            if not self._freed.wait_for(lambda: self._left and self._held.get(pin, 0) < self._most, self._patience_s):
-                raise Problem("stopping", "too many transfers at once", close=True)
-            self._left -= 1
-            self._held[pin] = self._held.get(pin, 0) + 1
-            buffer = self._free.pop() if self._free else bytearray(BLOCK_BYTES)
-        try:
-            yield memoryview(buffer)
-        finally:
-            with self._freed:
-                self._free.append(buffer)
-                self._left += 1
-                self._held[pin] -= 1
-                if not self._held[pin]:
-                    del self._held[pin]
-                self._freed.notify_all()
 
 
 class Routes:
@@ -130,12 +92,14 @@ class Routes:
         if head.method not in methods:
             raise Problem("method", f"only {', '.join(methods)}")
 
-    def _member(self, config: str, pin: bytes) -> tuple[Federation, int]:
+    def _member(self, config: str, pin: bytes, *, runs: bool = True) -> tuple[Federation, int]:
+        """The federation and whose pin it is; `runs`: asking shows that the site takes part. Raises Problem."""
         federation = self._roster().federations.get(config)
         site = federation.site_of(pin) if federation else None
         if federation is None or site is None:  # one answer for both: strangers learn of no federation
             raise Problem("forbidden", f"the key {pin.hex()} is no site of federation {config[:16]}")
-        self._heard(config, site)
+        if runs:
+            self._heard(config, site)
         return federation, site
 
     def _heard(self, config: str, site: int) -> None:
@@ -164,7 +128,7 @@ class Routes:
     # --- reading
 
     def _standing(self, connection: Connection, config: str, pin: bytes) -> None:
-        self._member(config, pin)
+        self._member(config, pin, runs=False)  # people ask this too, of a site that does not run
         if self._rounds is None:
             raise Problem("absent", "this relay runs no rounds")
         connection.send_json(200, self._rounds.standing(config))
@@ -274,16 +238,16 @@ class Routes:
         if "content-length" not in head.headers:
             raise Problem("length-needed", "declare content-length", close=True)
         first, length = self._part(head)
-        if self._rounds is not None:
-            self._rounds.check_write(name, length)
-        tree = head.headers.get(TREE_HEADER)
-        if tree is not None and not _TREE.fullmatch(tree):
+        given = head.headers.get(TREE_HEADER)
+        if given is not None and not _TREE.fullmatch(given):
             raise Problem("bad-request", f"{TREE_HEADER} is 64 lower-case hex digits")
+        tree = None if given is None else bytes.fromhex(given)
+        if self._rounds is not None:
+            self._rounds.check_write(name, length, tree)
         upload = self._store.begin(name, length, federation.quota)
         if tree is not None:
-            upload.declare_tree(bytes.fromhex(tree))
+            upload.declare_tree(tree)
         self._receive(connection, upload, first, head.length, pin)
-        self._heard(name.config, site)
         whole = self._store.finish(upload)
         missing = [] if whole else upload.missing()
         connection.send_json(201 if whole else 202, {"bytes": length, "whole": whole, "missing": missing})
@@ -324,6 +288,7 @@ class Routes:
                 connection.read_body_into(block, begun, received)
                 received += len(block)
                 upload.write_block(index, block)
+                self._heard(upload.name.config, upload.owner or 0)
 
     def _missing(self, connection: Connection, name: ObjectName, site: int) -> None:
         if name.owner != site:
