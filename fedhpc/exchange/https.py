@@ -41,10 +41,14 @@ class RelayExchange:
         """The full name of an object."""
         return ObjectName(self._config, round_, attempt, name)
 
-    def put(self, round_: int, attempt: int, kind: str, data: bytes) -> None:
-        """Store this site's `kind`. Raises TooLateError where the relay has gone on without it."""
+    def put(self, round_: int, attempt: int, kind: str, data: bytes, *, to: int = 0) -> None:
+        """Store this site's `kind`, for site `to` where it is for one only.
+
+        Raises TooLateError where the relay has gone on without it.
+        """
+        name = f"{kind}/{self.me}/{to}" if to else f"{kind}/{self.me}"
         try:
-            self.client.put(self.name(round_, attempt, f"{kind}/{self.me}"), data)
+            self.client.put(self.name(round_, attempt, name), data)
         except RelayProblem as problem:
             if problem.kind in _CLOSED:
                 raise TooLateError(problem.kind, problem.what) from None

@@ -280,11 +280,13 @@ class Federation:
         self.finish(opened, self.tensors_tree)
         return opened
 
-    def begin_training_sum(self, vector: Vector, factors: dict[str, float]) -> Opened:
-        """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model."""
+    def begin_training_sum(self, vector: Vector, factors: dict[str, float], base: bytes) -> Opened:
+        """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
+
+        `base`: the hash of the state that the update began from [32].
+        """
         self._refuse_closed()
-        base = self.state
-        plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, base, factors, replicated=True)
+        plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, self.state, factors, replicated=True)
         return self.sums.open(vector, plan)
 
     def finish(self, opened: Opened, tensors_tree: bytes) -> None:

@@ -19,7 +19,7 @@ from fedhpc.exchange.https import RelayExchange, TooLateError, Watch
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.layout import Vector
-from fedhpc.federation.party import NO_BASE, Party, SumPlan
+from fedhpc.federation.party import NO_BASE, Party, RoundOverError, SumPlan
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.attempt_state import Expected
@@ -31,14 +31,6 @@ from fedhpc.secure.transcript import canon, parse_canon
 
 _log = logging.getLogger("fedhpc.federation")
 _T = TypeVar("_T")
-
-
-class RoundOverError(PeersError):
-    """The round ended without this site: it must catch up. Raised on every rank of the site."""
-
-    def __init__(self, round_: int, what: str) -> None:
-        super().__init__(what, "this site catches up with the others and goes on with a later round")
-        self.round_ = round_
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The relay's objects on disk: written once, counted against quotas, found again after a restart.
 
-Layout: `ROOT/config/round/attempt/M3v.2` with its block hashes in `M3v.2.meta`; `M3v.2.part` while it is partial. An
+Layout: `ROOT/config/round/attempt/M3v.2` with its blocks' marks in `M3v.2.meta`; `M3v.2.part` while it is partial. An
 object is visible when it has been renamed, never before. Sites are kept apart: each federation has a quota, and each
 site of it at most an equal share, so one site cannot fill the disk for the others. What the relay itself says is made
 as `Y.own` and renamed; it is outside the quota, for a round must not fail because sites have stored much.
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedhpc.errors import StorageError
-from fedhpc.exchange.objects import ObjectName, block_count
+from fedhpc.exchange.objects import ObjectName
 from fedhpc.relay.problems import Problem
-from fedhpc.relay.upload import Upload, read_head, read_records
+from fedhpc.relay.upload import Upload, read_head
 
 Attempt = tuple[str, int, int]
 MAX_UPLOADS_PER_SITE = 32  # each holds two open files
@@ -338,6 +338,6 @@ class _Repeat(Upload):
 
 def _repeat(stored: Stored) -> Upload:
     upload = _Repeat(stored.name, stored.path, stored.length, stored.name.owner)
-    upload.tree, upload.finished = stored.tree, True
-    upload._done = {i: d for i, d in read_records(upload._meta).items() if i < block_count(stored.length)}
+    upload.recall()
+    upload.finished = True
     return upload
