@@ -112,7 +112,8 @@ class Coordinator:
 
     def check_round(self, config: str, round_: int) -> None:
         """Raise Problem (409, round-over) for a round whose objects were cleaned up."""
-        with self._locked(config) as rounds:
+        rounds = self._federations.get(config)
+        if rounds is not None:  # one number: the lock would have every request wait for the disk
             gate.check_round(rounds, round_)
 
     def standing(self, config: str) -> dict[str, Any]:
