@@ -92,12 +92,14 @@ class Routes:
         if head.method not in methods:
             raise Problem("method", f"only {', '.join(methods)}")
 
-    def _member(self, config: str, pin: bytes) -> tuple[Federation, int]:
+    def _member(self, config: str, pin: bytes, *, runs: bool = True) -> tuple[Federation, int]:
+        """The federation and whose pin it is; `runs`: asking shows that the site takes part. Raises Problem."""
         federation = self._roster().federations.get(config)
         site = federation.site_of(pin) if federation else None
         if federation is None or site is None:  # one answer for both: strangers learn of no federation
             raise Problem("forbidden", f"the key {pin.hex()} is no site of federation {config[:16]}")
-        self._heard(config, site)
+        if runs:
+            self._heard(config, site)
         return federation, site
 
     def _heard(self, config: str, site: int) -> None:
@@ -126,7 +128,7 @@ class Routes:
     # --- reading
 
     def _standing(self, connection: Connection, config: str, pin: bytes) -> None:
-        self._member(config, pin)
+        self._member(config, pin, runs=False)  # people ask this too, of a site that does not run
         if self._rounds is None:
             raise Problem("absent", "this relay runs no rounds")
         connection.send_json(200, self._rounds.standing(config))
