@@ -23,7 +23,8 @@ from fedhpc.federation.strategy import StrategySettings, make_strategy
 from fedhpc.secure import labels
 from fedhpc.secure.keys import AttemptKey, derive
 from fedhpc.secure.masks import Masks
-from fedhpc.secure.pairwise import Member, PairwiseAttempt, Proposal
+from fedhpc.secure.pairwise import Member, PairwiseAttempt
+from fedhpc.secure.proposal import Proposal, one_base
 from fedhpc.secure.ring import Codec, Layout, Tensor, lanes_of
 from fedhpc.secure.transcript import (
     TREE_BLOCK_BYTES,
@@ -98,7 +99,7 @@ def attempt() -> dict[str, Any]:
     roster = [Member(u, f"site-{u}", key.public_key()) for u, key in enumerate(identities, start=1)]
     proposal = Proposal(
         attempt=4503599627370497,
-        bases=(base,) * sites,
+        cohort=one_base((1, 2, 3), base),
         config=config,
         layout=layout.hash,
         purpose="train",

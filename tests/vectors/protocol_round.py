@@ -17,9 +17,9 @@ from fedhpc.relay.round_machine import RoundMachine
 from fedhpc.secure.attempt_site import Expected, SiteAttempt
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.masks import Masks
-from fedhpc.secure.messages import Proposed
 from fedhpc.secure.opening import Streams
 from fedhpc.secure.pairwise import Member
+from fedhpc.secure.proposal import Proposal, one_base
 from fedhpc.secure.ring import Layout, Tensor, lanes_of
 from fedhpc.secure.tag import Tagger
 from fedhpc.secure.thresholds import choose_thresholds
@@ -96,7 +96,7 @@ def protocol_round() -> dict[str, Any]:
     roster = [Member(u, f"site-{u}", key.public_key()) for u, key in identities.items()]
     shapes = tuple((b, n) for b, n in LAYOUT.shapes())
     own = Expected(config, LAYOUT.hash, "train", 7, base, shapes, base, frozenset([base]))
-    m0 = Proposed(3, tuple((u, base) for u in numbers), config, LAYOUT.hash, "train", 7, base, shapes).to_bytes()
+    m0 = Proposal(3, one_base(numbers, base), config, LAYOUT.hash, "train", 7, base, shapes).to_bytes()
     drawn: dict[int, list[bytes]] = {u: [] for u in numbers}
     disks = {u: Store() for u in numbers}
     thresholds = choose_thresholds(SITES)
