@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from protocol_round import protocol_round
+from lone_messages import lone_messages, pattern
+from protocol_round import protocol_round, variants
 
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.strategy import StrategySettings, make_strategy
@@ -41,11 +42,6 @@ HERE = Path(__file__).parent
 def secret(*words: object) -> bytes:
     """A fixed private key for a vector [32]."""
     return hashlib.sha256(" ".join(map(str, ("fedhpc test vector", *words))).encode()).digest()
-
-
-def pattern(nbytes: int) -> bytes:
-    """Bytes that both sides of a test can make: byte i is i² + ⌊i/251⌋ mod 256."""
-    return bytes((i * i + i // 251) & 255 for i in range(nbytes))
 
 
 def transcript() -> dict[str, Any]:
@@ -287,8 +283,10 @@ def strategies() -> dict[str, Any]:
 VECTORS: dict[str, Callable[[], dict[str, Any]]] = {
     "transcript": transcript,
     "attempt": attempt,
+    "messages": lone_messages,
     "protocol_round": protocol_round,
     "rounding": rounding,
+    "variants": variants,
     "strategies": strategies,
 }
 
