@@ -22,6 +22,7 @@ from fedhpc.relay.kept import KeptAttempt
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.objects import SUM, VECTOR
 from fedhpc.relay.one_round import Round, awaited, limits
+from fedhpc.relay.phase_times import PhaseTimes
 from fedhpc.relay.ready import largest_group, proposal, read_ready
 from fedhpc.relay.round_machine import RoundMachine, opened_set
 from fedhpc.relay.settings import Federation
@@ -31,6 +32,7 @@ from fedhpc.secure.transcript import canon, parse_canon
 _log = logging.getLogger("fedhpc.relay")
 ALIVE_S = 60.0
 KEPT_ROUNDS = 2  # below the last that is done, everything of a round goes
+KEPT_BAD = 100  # reports of bad vectors
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class FederationRounds:
         self.catchups = CatchUps(store, federation.config)
         self._store, self._metrics = store, metrics
         self._label = f'federation="{federation.config[:16]}"'
+        self.times = PhaseTimes(lambda phase, s: metrics.observe_phase(self._label, phase, s))
+        metrics.begin_federation(self._label)
         self._news: deque[ObjectName] = deque()
         self._holders: tuple[int, ...] = ()  # who has the result of the last round that is done
 
@@ -104,6 +108,7 @@ class FederationRounds:
             times: list[float] = []
             for number in sorted(self.rounds):
                 found = self._advance(self.rounds[number], now)
+                self.times.look(self.rounds[number], self.federation.threshold, now)
                 if isinstance(found, Job):
                     return Step(None, found)
                 times += [] if found is None else [found]
@@ -249,6 +254,7 @@ class FederationRounds:
 
     def _give_up(self, round_: Round, why: str) -> None:
         self._objects(round_.number, round_.last).put("NEXT", canon({"why": why}))
+        self.times.gave_up(round_.number, why)
         self._metrics.count("attempts_given_up_total", 1, self._label)
         _log.warning("round %d, attempt %d is given up: %s", round_.number, round_.last, why)
 
@@ -289,7 +295,8 @@ class FederationRounds:
         def then(bad: tuple[int, ...]) -> None:
             for u in bad:
                 _log.error("round %d, attempt %d: site %d signed another vector", round_.number, number, u)
-            self.bad_vectors += [(round_.number, number, u) for u in bad]
+            self.bad_vectors = [*self.bad_vectors, *((round_.number, number, u) for u in bad)][-KEPT_BAD:]
+            self._metrics.count("bad_vectors_total", len(bad), self._label)
             if bad and number not in round_.given_up and not round_.done:
                 self._give_up(round_, f"the vector of site {bad[0]} is not the one that its M3 names")
 

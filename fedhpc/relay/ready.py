@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from fedhpc.errors import PolicyError
 from fedhpc.relay.summing import MAX_VECTOR_BYTES, vector_runs
 from fedhpc.secure import messages
-from fedhpc.secure.messages import HASH_BYTES, Proposed
+from fedhpc.secure.messages import HASH_BYTES
+from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.transcript import canon, parse_canon
 
 _FIELDS = ("base", "everyone", "layout", "purpose", "state", "tensors")
@@ -92,7 +93,7 @@ def proposal(
     bases: Mapping[int, bytes],
 ) -> bytes:
     """M0 with `fields` over `cohort`. A site without an entry in `bases` gets the base of `fields`."""
-    return Proposed(
+    return Proposal(
         attempt,
         tuple((u, bases.get(u, fields.base)) for u in sorted(cohort)),
         bytes.fromhex(config),

@@ -125,17 +125,19 @@ class Store:
                 for event in events:
                     event.set()
 
-    def totals(self) -> dict[str, dict[str, int]]:
-        """Configuration -> bytes, objects and partial objects, for the metrics."""
+    def totals(self) -> dict[str, dict[int | None, dict[str, int]]]:
+        """Configuration -> owner (None: the relay) -> bytes, objects and, of these, the partial ones (uploads)."""
         with self._lock:
-            found: dict[str, dict[str, int]] = {}
-            for (config, _), (size, count) in self._used.items():
-                entry = found.setdefault(config, {"bytes": 0, "objects": 0, "uploads": 0})
-                entry["bytes"] += size
-                entry["objects"] += count
+            found: dict[str, dict[int | None, dict[str, int]]] = {}
+            for (config, owner), (size, count) in self._used.items():
+                found.setdefault(config, {})[owner] = {"bytes": size, "objects": count, "uploads": 0}
             for name in self._uploads:
-                found[name.config]["uploads"] += 1
+                found[name.config][name.owner]["uploads"] += 1
             return found
+
+    def disk(self) -> tuple[int, int]:
+        """Free bytes of the disk, and how many of them are never used."""
+        return shutil.disk_usage(self._root).free, self._reserve_bytes
 
     # --- writing
 
