@@ -6,6 +6,7 @@ fetch and open. Each rank moves its own part of the vector over its own connecti
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from fedhpc.errors import InternalError, PeersError
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.https import RelayExchange
-from fedhpc.exchange.objects import ObjectName
+from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.catching_up import Attendant, take
 from fedhpc.federation.finished_sums import FinishedSums
@@ -62,6 +63,7 @@ class RelayedSums:
         self._party, self._client, self.rails, self.lead = party, client, rails, lead
         self._round: RelayedRound | None = None  # at the leader, of the sum that is open
         self._attendant: Attendant | None = None
+        self._turns = (0, 0)  # of the last sum, at the leader
         self._hides = party.agreement.secure.mode != "off"
 
     def of(self, party: Party) -> RelayedSums:
@@ -92,7 +94,8 @@ class RelayedSums:
         if party.site.size > 1:
             party.site.gather_parts(vector.buffer, parts(layout.nbytes, self.rails))
         stages.share += _lap(begun)
-        return Opened(plan, result.sum_tree, stages, traffic.bytes_up - up, traffic.bytes_down - down, result.members)
+        moved = traffic.bytes_up - up, traffic.bytes_down - down
+        return Opened(plan, result.sum_tree, stages, *moved, result.members, *self._turns)
 
     def settle(self, opened: Opened, state: bytes) -> None:
         """See MaskedSums.settle: it holds τ signatures over one result when it returns."""
@@ -222,6 +225,7 @@ class RelayedSums:
         stages.agree += answer.waited_s
         result = _Result(answer.sum_tree, answer.members)
         self._order(_DONE + result.to_bytes())
+        self._turns = answer.turns, answer.turns_exposed
         return result
 
     def _order(self, order: bytes) -> None:
@@ -257,8 +261,13 @@ class RelayedSums:
         hidden.begin_hiding(streams, tag_key)
         name = self._name(plan, attempt, f"M3v/{self._party.number}")
         late, digests = b"\0", b""
+        data: memoryview | None = None
         try:
-            if high > low:
+            if length <= BLOCK_BYTES and high > low:
+                hidden.hide(low, high)
+                data = hidden.vector.buffer.data
+                digests = hashlib.sha256(data).digest()
+            elif high > low:
                 outgoing = self._client.upload(name, length, resume=resume)
                 outgoing.write(low, hidden.vector.buffer[low:high].data, hidden.hide)
                 digests = b"".join(outgoing.digests[i] for i in sorted(outgoing.digests))
@@ -272,7 +281,7 @@ class RelayedSums:
             return None
         tag = sum((tag_from_bytes(a[1 : 1 + TAG_BYTES]) for a in answers), Tag())
         tree = tree_root(length, [b"".join(a[1 + TAG_BYTES :] for a in answers)])
-        return Upload(name, tree, tag)
+        return Upload(name, tree, tag, data)
 
     def _fetch(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> SumFetch:
         """Fetch and open this rank's part of the sum."""

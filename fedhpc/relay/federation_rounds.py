@@ -87,6 +87,10 @@ class FederationRounds:
         """The sites heard of in the last minute."""
         return frozenset(u for u, at in self.seen.items() if now - at <= ALIVE_S)
 
+    def has(self, name: ObjectName) -> bool:
+        """Whether an object is there."""
+        return self._store.find(name) is not None
+
     def make_room(self, name: ObjectName, length: int, tree: bytes) -> None:
         """Remove a READY of other content: its site was set up wrongly, and is not any more. With the lock."""
         kept = self._store.find(name) or self._store.upload(name)
@@ -126,7 +130,7 @@ class FederationRounds:
         if name.attempt == 0 and name.kind == "READY" and name.owner in self.federation.pins:
             data = self._objects(name.round, 0).get(name.name)
             try:
-                fields = read_ready(data or b"")
+                fields, _ = read_ready(data or b"")
             except PolicyError as error:
                 _log.warning("site %s, round %d: %s", name.owner, name.round, error.what)
                 return
@@ -195,7 +199,10 @@ class FederationRounds:
         else:
             # Another base than the group's would have every other site refuse M0; a site that differs refuses alone.
             bases = {u: round_.ready[u][0].base for u in fitting}
-            m0 = proposal(self.federation.config, round_.number, attempt, fields, decision.cohort, bases)
+            like = self._objects(round_.number, 0).get(f"READY/{min(fitting)}")
+            _, tensors = read_ready(like or b"")
+            where = (self.federation.config, round_.number, attempt)
+            m0 = proposal(*where, fields, tensors, decision.cohort, bases)
         self._machine(round_.number, attempt).propose(m0)
         self._metrics.count("attempts_total", 1, self._label)
         _log.info("round %d, attempt %d over %s", round_.number, attempt, list(decision.cohort))

@@ -97,9 +97,9 @@ class RelayServer:
         """Accept connections until `stop`, then let running requests end for at most `drain_s`."""
         threading.stack_size(_STACK_BYTES)
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
-        threading.Thread(target=self._watch, name="roster", daemon=True).start()
         if self.rounds is not None:
             self.rounds.start()
+        threading.Thread(target=self._watch, name="roster", daemon=True).start()
         self._listener.settimeout(0.5)
         while not self._stopping.is_set():
             try:

@@ -272,17 +272,18 @@ class Store:
 
     def drop(self, goes: Callable[[ObjectName], bool]) -> int:
         """Remove every object, whole or partial, for which `goes` says so; how many."""
-        # Files go first: after a crash an object is whole or gone, and is counted at restart.
         with self._lock:
             objects = [s for n, s in self._objects.items() if goes(n)]
             uploads = [u for n, u in self._uploads.items() if goes(n)]
             for stored in objects:
-                stored.path.unlink(missing_ok=True)
-                stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)
                 del self._objects[stored.name], self._attempts[stored.name.attempt_name][stored.name]
                 if not self._attempts[stored.name.attempt_name]:
                     del self._attempts[stored.name.attempt_name]
                 self._count(stored.name, -stored.length, -1)
+        # Without the lock, for large files take long; who is killed meanwhile has objects back, and drops them again.
+        for stored in objects:
+            stored.path.unlink(missing_ok=True)
+            stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)
         for upload in uploads:
             upload.discard()
             self._forget(upload)
