@@ -81,9 +81,9 @@ class RelayExchange:
         """What came after the cursor `after`, and the next cursor. See RelayClient.listing."""
         return self.client.listing(self._config, round_, attempt, after, wait_s, until)
 
-    def standing(self) -> dict[str, Any]:
-        """Where the relay says that the federation stands: hints."""
-        return self.client.get_json(f"/v1/federations/{self._config}")
+    def standing(self, *, quiet: bool = False) -> dict[str, Any]:
+        """Where the relay says that the federation stands: hints. `quiet`: that is no sign that this site runs."""
+        return self.client.get_json(f"/v1/federations/{self._config}" + ("?quiet" if quiet else ""))
 
 
 class Watch:
