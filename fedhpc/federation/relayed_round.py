@@ -218,7 +218,6 @@ class RelayedRound:
             degree=self._party.agreement.secure.degree,
             stored=stored,
         )
-        sent = set() if stored is None else set(stored.sent)
 
         def put(kind: str, message: bytes) -> None:
             self._exchange.put(plan.round_, number, kind, message)
@@ -227,15 +226,19 @@ class RelayedRound:
         put(labels.SIGN_KEYS, site.receive_proposal(m0, own))
         put(labels.SIGN_SHARES, site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS)))
         site.receive_shares(self._set(watch, "U2", labels.SIGN_SHARES))
-        # M3: the vector. What was sent whole before a restart need not be sent again.
+        # M3: the vector. What was sent before a restart need not be sent again, and is not kept once it was added.
         plan_of_masks = site.begin_masking(self._mark)
-        if labels.SIGN_MASKED not in sent or not self._is_whole(number):
+        before = None if stored is None else stored.sent.get(labels.SIGN_MASKED)
+        if before is not None and "M4r" not in watch and self._has_blocks(number):
+            put(labels.SIGN_MASKED, before)
+            self._commit(number, messages.read_masked(parse_canon(before)["body"], self._party.name).vector)
+        elif before is None or "M4r" not in watch:
             upload = hide(number, plan_of_masks.streams, plan_of_masks.tag_key, stored is not None)
-            if upload is None:
+            if upload is None and before is None:
                 raise _LeftOut("its vector came too late")
-            m3 = site.masked(upload.tree, upload.tag)
-            put(labels.SIGN_MASKED, m3)
-            self._commit(upload)
+            if upload is not None:
+                put(labels.SIGN_MASKED, site.masked(upload.tree, upload.tag))
+                self._commit(number, upload.tree)
         # M4: the set and the sum that are about to be opened.
         self._wait(watch, lambda w: "M4r" in w, self._attempt_s, "M4r")
         m4r = watch.body("M4r")
@@ -279,12 +282,16 @@ class RelayedRound:
                     raise
                 need = len(have) + 1
 
-    def _is_whole(self, number: int) -> bool:
-        missing = self._client.missing(self._exchange.name(self._plan.round_, number, f"M3v/{self._party.number}"))
+    def _has_blocks(self, number: int) -> bool:
+        """Whether the relay has every block of this site's vector."""
+        missing = self._client.missing(self._vector_name(number))
         return missing is not None and not missing[1]
 
-    def _commit(self, upload: Upload) -> None:
-        self._client.upload(upload.name, self.layout.nbytes).commit(upload.tree)
+    def _commit(self, number: int, tree: bytes) -> None:
+        self._client.upload(self._vector_name(number), self.layout.nbytes).commit(tree)
+
+    def _vector_name(self, number: int) -> ObjectName:
+        return self._exchange.name(self._plan.round_, number, f"M3v/{self._party.number}")
 
     @property
     def _client(self) -> RelayClient:
