@@ -27,9 +27,10 @@ def serve(file: Path, verbose: bool) -> None:
         import h11  # noqa: F401
     except ImportError:
         raise ConfigError("the relay needs the package h11", "pip install 'fedhpc[relay]'") from None
+    from fedhpc import __version__
     from fedhpc.relay.admin import start_admin
     from fedhpc.relay.server import RelayServer
-    from fedhpc.relay.settings import read_settings, split_address
+    from fedhpc.relay.settings import read_settings
 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
@@ -42,7 +43,7 @@ def serve(file: Path, verbose: bool) -> None:
     signal.signal(signal.SIGHUP, lambda *_: server.reload())
     words = f"relay: listening on port {server.port}, {len(server.roster.federations)} federations"
     if settings.admin:
-        words += f", admin port {start_admin(server, *split_address(settings.admin, 'relay.admin'))}"
+        words += f", admin port {start_admin(server, settings, limits, __version__)}"
     click.echo(words)
     server.serve()
     click.echo("relay: stopped")

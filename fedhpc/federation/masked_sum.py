@@ -20,8 +20,9 @@ from fedhpc.secure import labels
 from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.masks import Masks, NoMasks
-from fedhpc.secure.pairwise import PairwiseAttempt, Proposal, refuse_difference
-from fedhpc.secure.transcript import canon, hash_parts, input_hash, tree_root
+from fedhpc.secure.pairwise import PairwiseAttempt, refuse_difference
+from fedhpc.secure.proposal import Proposal, one_base
+from fedhpc.secure.transcript import hash_parts, input_hash, tree_root
 
 
 class MpiSums:
@@ -142,7 +143,7 @@ class MpiSums:
         party, layout = self._party, vector.layout
         proposal = Proposal(
             attempt=self._attempt_number,
-            bases=(plan.base,) * len(party.members),
+            cohort=one_base((m.number for m in party.members), plan.base),
             config=party.agreement.hash,
             layout=layout.hash,
             purpose=plan.purpose,
@@ -153,7 +154,7 @@ class MpiSums:
         self._attempt = None
         if not party.masked:
             if party.leads:
-                self._compare_proposals(canon(proposal.as_json()))
+                self._compare_proposals(proposal.to_bytes())
             return NoMasks(), 0
         sent = 0
         secret = b""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.https import RelayExchange, TooLateError, Watch
+from fedhpc.exchange.https import RelayExchange, TooLateError, Until, Watch, too_late
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.layout import Vector
@@ -35,11 +36,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Upload:
-    """A site's masked vector at the relay, all parts sent, and the tag of the vector behind it."""
+    """A site's masked vector, its parts at the relay, and the tag of the vector behind it."""
 
     name: ObjectName
     tree: bytes
     tag: Tag
+    data: memoryview | None = None
+    """A vector of one block: it is not sent yet, and goes along with M3."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class RelayedRound:
         self._attempt: SiteAttempt | None = None
         self._number = 0
         self._watch: Watch | None = None
+        self._first: Watch | None = None  # of attempt 1, asked for before it was proposed
         self._waited_s = 0.0
         cohort = party.agreement.cohort
         self._lobby_s = cohort.deadline_s
@@ -109,9 +113,13 @@ class RelayedRound:
         bases = frozenset({NO_BASE} if plan.base == NO_BASE else {plan.base, plan.state, *states})
         config = self._party.agreement.hash
         own = Expected(config, self.layout.hash, plan.purpose, plan.round_, plan.state, shapes, plan.base, bases)
-        self._be_ready(shapes)
         lobby = self._exchange.watch(plan.round_, 0)
         stored = self._files.load(plan.round_)
+        if stored is None:
+            self._first = self._exchange.watch(plan.round_, 1)
+            lobby.ahead("DONE")
+            self._first.ahead("M0")
+        self._be_ready(shapes)
         number = 0
         if stored is not None:
             number = messages.read_proposal(stored.m0, self._thresholds.sites).attempt
@@ -132,12 +140,14 @@ class RelayedRound:
         assert attempt is not None
         assert watch is not None
         mine = attempt.result(state, sum_tree)
+        watch.ahead(labels.SIGN_RESULT, self._thresholds.threshold)
         self._exchange.put(self._plan.round_, self._number, labels.SIGN_RESULT, mine)
         results = RoundResults(self._party.members, self._thresholds, self._plan.state)
         results.receive(mine)
         seen = {self._party.number}
         while (settled := results.settled()) is None:
-            self._wait(watch, lambda w: bool(set(w.sites(labels.SIGN_RESULT)) - seen), self._attempt_s, "M6")
+            need = self._thresholds.threshold
+            self._wait(watch, lambda w: bool(set(w.sites(labels.SIGN_RESULT)) - seen), self._attempt_s, "M6", need)
             new = set(watch.sites(labels.SIGN_RESULT)) - seen
             for u, message in watch.messages(labels.SIGN_RESULT, sorted(new)).items():
                 seen.add(u)
@@ -176,7 +186,7 @@ class RelayedRound:
         def newest(watch: Watch) -> int:
             return max((int(n[1:]) for n in watch.names if n[0] == "A" and n[1:].isdigit()), default=0)
 
-        found = self._wait_or_not(lobby, lambda w: newest(w) > after or "DONE" in w, self._lobby_s)
+        found = self._wait_or_not(lobby, lambda w: newest(w) > after or "DONE" in w, self._lobby_s, ("DONE", 1))
         if newest(lobby) > after:
             return newest(lobby)
         if found:
@@ -199,7 +209,8 @@ class RelayedRound:
 
     def _go_through(self, number: int, own: Expected, hide: Hide, open_: Open) -> Answer:
         plan, me = self._plan, self._party.number
-        watch = self._exchange.watch(plan.round_, number)
+        watch = self._first if self._first and number == 1 else self._exchange.watch(plan.round_, number)
+        self._first = None
         self._wait(watch, lambda w: "M0" in w, self._attempt_s, "M0")
         m0 = watch.body("M0")
         proposed = messages.read_proposal(m0, self._thresholds.sites)
@@ -219,26 +230,31 @@ class RelayedRound:
             stored=stored,
         )
 
-        def put(kind: str, message: bytes) -> None:
+        def put(kind: str, message: bytes, awaited: str, count: int = 1) -> None:
+            watch.ahead(awaited, count)  # before the message: both cost one round trip then
             self._exchange.put(plan.round_, number, kind, message)
 
         # M1, M2: keys and shares of whom the relay counts.
-        put(labels.SIGN_KEYS, site.receive_proposal(m0, own))
-        put(labels.SIGN_SHARES, site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS)))
+        put(labels.SIGN_KEYS, site.receive_proposal(m0, own), "U1")
+        put(labels.SIGN_SHARES, site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS)), "U2")
         site.receive_shares(self._set(watch, "U2", labels.SIGN_SHARES))
         # M3: the vector. What was sent before a restart need not be sent again, and is not kept once it was added.
         plan_of_masks = site.begin_masking(self._mark)
         before = None if stored is None else stored.sent.get(labels.SIGN_MASKED)
         if before is not None and "M4r" not in watch and self._has_blocks(number):
-            put(labels.SIGN_MASKED, before)
-            self._commit(number, messages.read_masked(parse_canon(before)["body"], self._party.name).vector)
+            put(labels.SIGN_MASKED, before, "M4r")
+            tree = messages.read_masked(parse_canon(before)["body"], self._party.name).vector
+            self._finish(Upload(self._vector_name(number), tree, Tag()))
         elif before is None or "M4r" not in watch:
             upload = hide(number, plan_of_masks.streams, plan_of_masks.tag_key, stored is not None)
             if upload is None and before is None:
                 raise _LeftOut("its vector came too late")
             if upload is not None:
-                put(labels.SIGN_MASKED, site.masked(upload.tree, upload.tag))
-                self._commit(number, upload.tree)
+                m3 = site.masked(upload.tree, upload.tag)
+                with ThreadPoolExecutor(1) as pool:
+                    finished = pool.submit(self._finish, upload)
+                    put(labels.SIGN_MASKED, m3, "M4r")
+                    finished.result()
         # M4: the set and the sum that are about to be opened.
         self._wait(watch, lambda w: "M4r" in w, self._attempt_s, "M4r")
         m4r = watch.body("M4r")
@@ -247,10 +263,13 @@ class RelayedRound:
             raise _LeftOut("its vector is not in the sum")
         if plan.everyone and len(u3) < len(self._party.members):
             raise PolicyError(f"the sum '{plan.purpose}' needs every site, and the relay offers it over {len(u3)}")
-        self._wait(watch, lambda w: set(u3) <= set(w.sites(labels.SIGN_MASKED)), self._attempt_s, "M3")
-        put(labels.SIGN_SURVIVORS, site.receive_survivors(m4r, watch.messages(labels.SIGN_MASKED, u3)))
+        self._wait(watch, lambda w: set(u3) <= set(w.sites(labels.SIGN_MASKED)), self._attempt_s, "M3", len(u3))
+        answers = min(self._thresholds.threshold, len(u3))  # this site's own among them
+        m4 = site.receive_survivors(m4r, watch.messages(labels.SIGN_MASKED, u3))
+        put(labels.SIGN_SURVIVORS, m4, labels.SIGN_SURVIVORS, answers)
         # M5: τ signatures, then this site's shares; then τ sites' shares open the sum.
-        put(labels.SIGN_UNMASK, self._enough(watch, labels.SIGN_SURVIVORS, site.receive_signatures, u3))
+        m5 = self._enough(watch, labels.SIGN_SURVIVORS, site.receive_signatures, u3)
+        put(labels.SIGN_UNMASK, m5, labels.SIGN_UNMASK, answers)
         opening = self._enough(watch, labels.SIGN_UNMASK, site.receive_answers, u3)
         fetched = open_(number, opening.streams, opening.tag_key)
         site.check_sum(fetched.hidden_tree, fetched.tag)
@@ -265,7 +284,7 @@ class RelayedRound:
         sites = messages.read_sites(watch.body(name), self._thresholds.sites, name)
         if self._party.number not in sites:
             raise _LeftOut(f"not in {name}")
-        self._wait(watch, lambda w: set(sites) <= set(w.sites(kind)), self._attempt_s, kind)
+        self._wait(watch, lambda w: set(sites) <= set(w.sites(kind)), self._attempt_s, kind, len(sites))
         return watch.messages(kind, sites)
 
     def _enough(self, watch: Watch, kind: str, take: Callable[[dict[int, bytes]], _T], u3: tuple[int, ...]) -> _T:
@@ -273,7 +292,7 @@ class RelayedRound:
         others = [u for u in u3 if u != self._party.number]
         need = min(self._thresholds.threshold - 1, len(others))
         while True:
-            self._wait(watch, partial(_have, kind, others, need), self._attempt_s, kind)
+            self._wait(watch, partial(_have, kind, others, need), self._attempt_s, kind, need + 1)
             have = [u for u in watch.sites(kind) if u in others]
             try:
                 return take(watch.messages(kind, have))
@@ -287,11 +306,16 @@ class RelayedRound:
         missing = self._client.missing(self._vector_name(number))
         return missing is not None and not missing[1]
 
-    def _commit(self, number: int, tree: bytes) -> None:
-        self._client.upload(self._vector_name(number), self.layout.nbytes).commit(tree)
-
     def _vector_name(self, number: int) -> ObjectName:
         return self._exchange.name(self._plan.round_, number, f"M3v/{self._party.number}")
+
+    def _finish(self, upload: Upload) -> None:
+        """Make the vector whole at the relay. Raises TooLateError like RelayExchange.put."""
+        with too_late():
+            if upload.data is not None:
+                self._client.put(upload.name, upload.data)
+            else:
+                self._client.upload(upload.name, self.layout.nbytes).commit(upload.tree)
 
     @property
     def _client(self) -> RelayClient:
@@ -299,9 +323,12 @@ class RelayedRound:
 
     # --- waiting
 
-    def _wait(self, watch: Watch, seen: Callable[[Watch], bool], seconds: float, what: str) -> None:
-        """Until `seen`. Raises _GivenUp if the relay starts another attempt, PeersError if nothing comes in time."""
-        if not self._wait_or_not(watch, lambda w: seen(w) or "NEXT" in w, seconds):
+    def _wait(self, watch: Watch, seen: Callable[[Watch], bool], seconds: float, what: str, count: int = 1) -> None:
+        """Until `seen`, which takes `count` objects of the kind `what`.
+
+        Raises _GivenUp if the relay starts another attempt, PeersError if nothing comes in time.
+        """
+        if not self._wait_or_not(watch, lambda w: seen(w) or "NEXT" in w, seconds, (what, count)):
             raise PeersError(
                 f"round {self._plan.round_}: {what} did not come within {seconds:.0f} s",
                 "the relay or the other sites do not go on; start this site again to go on with the round",
@@ -309,10 +336,10 @@ class RelayedRound:
         if not seen(watch):
             raise _GivenUp(parse_canon(watch.body("NEXT")))
 
-    def _wait_or_not(self, watch: Watch, seen: Callable[[Watch], bool], seconds: float) -> bool:
+    def _wait_or_not(self, watch: Watch, seen: Callable[[Watch], bool], seconds: float, until: Until) -> bool:
         begun = time.monotonic()
         try:
-            return watch.wait(seen, begun + seconds)
+            return watch.wait(seen, begun + seconds, until=until)
         finally:
             self._waited_s += time.monotonic() - begun
 

@@ -1,4 +1,4 @@
-"""The relay's memory for bodies in transit: a fixed number of blocks, shared fairly. That is the back-pressure."""
+"""The memory that bodies pass through at the relay: a fixed number of blocks for all transfers."""
 
 from __future__ import annotations
 

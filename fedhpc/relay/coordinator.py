@@ -19,7 +19,7 @@ from fedhpc.relay.federation_rounds import FederationRounds
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.settings import Federation, Roster
-from fedhpc.relay.standing import standing
+from fedhpc.relay.standing import PAST, standing
 from fedhpc.relay.store import Store, Stored
 
 _log = logging.getLogger("fedhpc.relay")
@@ -50,6 +50,7 @@ class Coordinator:
                 rounds = FederationRounds(self._store, federation, self._metrics)
                 if before is not None:
                     rounds.seen |= before.seen
+                    rounds.times, rounds.bad_vectors = before.times, before.bad_vectors
                 self._federations[config] = rounds
                 rounds.load()
             if self._started:
@@ -112,13 +113,14 @@ class Coordinator:
 
     def check_round(self, config: str, round_: int) -> None:
         """Raise Problem (409, round-over) for a round whose objects were cleaned up."""
-        with self._locked(config) as rounds:
+        rounds = self._federations.get(config)
+        if rounds is not None:  # one number: the lock would have every request wait for the disk
             gate.check_round(rounds, round_)
 
-    def standing(self, config: str) -> dict[str, Any]:
-        """The answer to GET /v1/federations/C."""
+    def standing(self, config: str, past: int = PAST) -> dict[str, Any]:
+        """The answer to GET /v1/federations/C, with the times of the last `past` rounds."""
         with self._locked(config) as rounds:
-            return standing(rounds, self._clock())
+            return standing(rounds, self._clock(), past)
 
     @contextmanager
     def _locked(self, config: str) -> Iterator[FederationRounds]:

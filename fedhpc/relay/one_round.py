@@ -26,7 +26,7 @@ class Round:
     adding: bool = False  # the sum of the last attempt is being made
     audited: set[int] = field(default_factory=set)  # attempts whose vectors were compared with their M3
     tidied: set[int] = field(default_factory=set)  # attempts with NEXT whose vectors are gone
-    began: tuple[int, str, float] = (0, "ready", 0.0)  # attempt, phase, since when
+    began: tuple[int, str, float] = (0, "", 0.0)  # attempt, phase, since when
 
     @property
     def last(self) -> int:

@@ -3,7 +3,7 @@
 GET  /v1/health                                     anyone
 PUT  /v1/objects/config/round/attempt/NAME          its owner; a whole object, or a part with content-range
 GET  /v1/objects/config/round/attempt/NAME          every site of the federation; range, ?wait=seconds
-GET  /v1/objects/config/round/attempt/              what is there; ?after=cursor&wait=seconds
+GET  /v1/objects/config/round/attempt/              what is there; ?after=cursor&wait=seconds, listing.py
 GET  /v1/uploads/config/round/attempt/NAME          its owner: what is still missing
 PUT, GET /v1/enrolment/NAME                         who has the token of an invited site: enrolment.py
 GET  /v1/federations/config                         every site of it: where its rounds stand
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from fedhpc.exchange.objects import BLOCK_BYTES, UNSHARED, ObjectName, block_bytes, block_count
-from fedhpc.relay import enrolment
+from fedhpc.relay import enrolment, listing
 from fedhpc.relay.buffers import Buffers
 from fedhpc.relay.connection import Connection, Head
 from fedhpc.relay.coordinator import Coordinator
@@ -34,6 +34,7 @@ _RANGE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})?")
 _TREE = re.compile(r"[0-9a-f]{64}")
 _LOOK_S = 1.0  # how often a waiting thread looks whether its peer is still there
 TREE_HEADER = "fedhpc-tree"
+_QUERY = {"wait", "after", "kind", "count", "inline"}
 _Found = TypeVar("_Found")
 
 
@@ -73,7 +74,7 @@ class Routes:
             self._need(head, "GET")
             _, site, attempt = self._attempt(rest, pin)
             self._refuse_old(attempt)
-            self._list(connection, head, attempt, site)
+            self._list(connection, head, attempt, site, pin)
             return
         name, federation, site = self._object(rest, pin)
         self._refuse_old(name.attempt_name)
@@ -92,12 +93,14 @@ class Routes:
         if head.method not in methods:
             raise Problem("method", f"only {', '.join(methods)}")
 
-    def _member(self, config: str, pin: bytes) -> tuple[Federation, int]:
+    def _member(self, config: str, pin: bytes, *, runs: bool = True) -> tuple[Federation, int]:
+        """The federation and whose pin it is; `runs`: asking shows that the site takes part. Raises Problem."""
         federation = self._roster().federations.get(config)
         site = federation.site_of(pin) if federation else None
         if federation is None or site is None:  # one answer for both: strangers learn of no federation
             raise Problem("forbidden", f"the key {pin.hex()} is no site of federation {config[:16]}")
-        self._heard(config, site)
+        if runs:
+            self._heard(config, site)
         return federation, site
 
     def _heard(self, config: str, site: int) -> None:
@@ -126,7 +129,7 @@ class Routes:
     # --- reading
 
     def _standing(self, connection: Connection, config: str, pin: bytes) -> None:
-        self._member(config, pin)
+        self._member(config, pin, runs=False)  # people ask this too, of a site that does not run
         if self._rounds is None:
             raise Problem("absent", "this relay runs no rounds")
         connection.send_json(200, self._rounds.standing(config))
@@ -191,13 +194,27 @@ class Routes:
             raise Problem("bad-range", f"the object has {length} bytes")
         return first, end
 
-    def _list(self, connection: Connection, head: Head, attempt: Attempt, site: int) -> None:
+    def _list(self, connection: Connection, head: Head, attempt: Attempt, site: int, pin: bytes) -> None:
         life, _, count = _query(head, "after").partition(".")
         after = int(count) if life == self._store.life and count.isascii() and count.isdigit() else 0
-        found = self._wait(connection, head, attempt, site, lambda: self._store.list(attempt, after) or None) or []
+        wanted = listing.Wanted(*(_query(head, key) for key in ("kind", "count", "inline")))
+
+        def look() -> list[Stored] | None:
+            return wanted.choose(self._store.list(attempt), after)
+
+        found = self._wait(connection, head, attempt, site, look) or self._store.list(attempt, after)
         cursor = f"{self._store.life}.{found[-1].sequence if found else after}"
-        objects = [{"name": s.name.name, "bytes": s.length, "tree": s.tree.hex()} for s in found]
-        connection.send_json(200, {"after": cursor, "objects": objects})
+        if wanted.inline != "1":
+            body = listing.document(cursor, found)
+            connection.send_head(200, {"content-type": "application/json"}, len(body), body)
+            return
+        chosen = listing.small(found)
+        with self._buffers.one(pin, sum(s.length for s in chosen)) as buffer:
+            there, filled = listing.fill(chosen, buffer)
+            line = listing.document(cursor, found, there) + b"\n"
+            connection.send_head(200, {"content-type": listing.FRAMED}, len(line) + filled, line)
+            if filled:
+                connection.send(buffer[:filled])
 
     def _wait(
         self,
@@ -240,9 +257,7 @@ class Routes:
         if given is not None and not _TREE.fullmatch(given):
             raise Problem("bad-request", f"{TREE_HEADER} is 64 lower-case hex digits")
         tree = None if given is None else bytes.fromhex(given)
-        stored = self._store.find(name)
-        repeat = stored is not None and stored.tree == tree  # a site that was killed says again what it has said
-        if self._rounds is not None and not repeat:
+        if self._rounds is not None:
             self._rounds.check_write(name, length, tree)
         upload = self._store.begin(name, length, federation.quota)
         if tree is not None:
@@ -307,9 +322,9 @@ class Routes:
 def _query(head: Head, name: str) -> str:
     """One query parameter, or ''. Raises Problem for a query that is malformed or names others."""
     try:
-        pairs = urllib.parse.parse_qs(head.query, strict_parsing=bool(head.query), max_num_fields=4)
+        pairs = urllib.parse.parse_qs(head.query, strict_parsing=bool(head.query), max_num_fields=len(_QUERY))
     except ValueError:
         raise Problem("bad-request", "the query is malformed") from None
-    if set(pairs) - {"wait", "after"}:
-        raise Problem("bad-request", "the query knows wait and after")
+    if not pairs.keys() <= _QUERY:
+        raise Problem("bad-request", f"the query knows {', '.join(sorted(_QUERY))}")
     return pairs.get(name, [""])[-1]

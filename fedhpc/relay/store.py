@@ -125,17 +125,19 @@ class Store:
                 for event in events:
                     event.set()
 
-    def totals(self) -> dict[str, dict[str, int]]:
-        """Configuration -> bytes, objects and partial objects, for the metrics."""
+    def totals(self) -> dict[str, dict[int | None, dict[str, int]]]:
+        """Configuration -> owner (None: the relay) -> bytes, objects and, of these, the partial ones (uploads)."""
         with self._lock:
-            found: dict[str, dict[str, int]] = {}
-            for (config, _), (size, count) in self._used.items():
-                entry = found.setdefault(config, {"bytes": 0, "objects": 0, "uploads": 0})
-                entry["bytes"] += size
-                entry["objects"] += count
+            found: dict[str, dict[int | None, dict[str, int]]] = {}
+            for (config, owner), (size, count) in self._used.items():
+                found.setdefault(config, {})[owner] = {"bytes": size, "objects": count, "uploads": 0}
             for name in self._uploads:
-                found[name.config]["uploads"] += 1
+                found[name.config][name.owner]["uploads"] += 1
             return found
+
+    def disk(self) -> tuple[int, int]:
+        """Free bytes of the disk, and how many of them are never used."""
+        return shutil.disk_usage(self._root).free, self._reserve_bytes
 
     # --- writing
 
@@ -270,17 +272,18 @@ class Store:
 
     def drop(self, goes: Callable[[ObjectName], bool]) -> int:
         """Remove every object, whole or partial, for which `goes` says so; how many."""
-        # Files go first: after a crash an object is whole or gone, and is counted at restart.
         with self._lock:
             objects = [s for n, s in self._objects.items() if goes(n)]
             uploads = [u for n, u in self._uploads.items() if goes(n)]
             for stored in objects:
-                stored.path.unlink(missing_ok=True)
-                stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)
                 del self._objects[stored.name], self._attempts[stored.name.attempt_name][stored.name]
                 if not self._attempts[stored.name.attempt_name]:
                     del self._attempts[stored.name.attempt_name]
                 self._count(stored.name, -stored.length, -1)
+        # Without the lock, for large files take long; who is killed meanwhile has objects back, and drops them again.
+        for stored in objects:
+            stored.path.unlink(missing_ok=True)
+            stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)
         for upload in uploads:
             upload.discard()
             self._forget(upload)
