@@ -112,9 +112,10 @@ class Watch:
     def ahead(self, kind: str, count: int = 1) -> None:
         """Begin to wait for `count` objects of `kind` at once, on a connection of its own; `wait` takes up the answer.
 
-        A message that is sent meanwhile and the answer to it then cost one round trip together.
+        A message that is sent meanwhile and the answer to it then cost one round trip together. Nothing is asked if they
+        are known already: a site that was killed repeats messages whose answers are there.
         """
-        if self._coming is None:
+        if self._coming is None and self._known(kind) < count:
             self._coming = _Coming(partial(self._ask, (kind, count), POLL_S))
 
     def wait(
@@ -144,9 +145,11 @@ class Watch:
     def _ask(self, until: Until | None, wait_s: float) -> _Answer:
         if until is not None:
             kind, count = until
-            known = sum(name.split("/")[0] == kind for name in self._names)
-            until = kind, max(count, known + 1)  # those that are known were not enough
+            until = kind, max(count, self._known(kind) + 1)  # those that are known were not enough
         return self._exchange.listing(self._round, self._attempt, self._cursor, wait_s, until)
+
+    def _known(self, kind: str) -> int:
+        return sum(name.split("/")[0] == kind for name in self._names)
 
     def body(self, name: str) -> bytes:
         """The object `name`, which has been seen. Raises PeersError if the relay has it no more."""

@@ -232,7 +232,6 @@ class RelayedRound:
             degree=self._party.agreement.secure.degree,
             stored=stored,
         )
-        sent = {} if stored is None else dict(stored.sent)
 
         def put(kind: str, message: bytes, awaited: str, count: int = 1) -> None:
             watch.ahead(awaited, count)  # before the message: both cost one round trip then
@@ -242,19 +241,23 @@ class RelayedRound:
         put(labels.SIGN_KEYS, site.receive_proposal(m0, own), "U1")
         put(labels.SIGN_SHARES, site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS)), "U2")
         site.receive_shares(self._set(watch, "U2", labels.SIGN_SHARES))
-        # M3: the vector. What was sent whole before a restart need not be sent again.
+        # M3: the vector. What was sent before a restart need not be sent again, and is not kept once it was added.
         plan_of_masks = site.begin_masking(self._mark)
-        if labels.SIGN_MASKED in sent and self._is_whole(number):
-            put(labels.SIGN_MASKED, sent[labels.SIGN_MASKED], "M4r")
-        else:
+        before = None if stored is None else stored.sent.get(labels.SIGN_MASKED)
+        if before is not None and "M4r" not in watch and self._has_blocks(number):
+            put(labels.SIGN_MASKED, before, "M4r")
+            tree = messages.read_masked(parse_canon(before)["body"], self._party.name).vector
+            self._finish(Upload(self._vector_name(number), tree, Tag()))
+        elif before is None or "M4r" not in watch:
             upload = hide(number, plan_of_masks.streams, plan_of_masks.tag_key, stored is not None)
-            if upload is None:
+            if upload is None and before is None:
                 raise _LeftOut("its vector came too late")
-            m3 = site.masked(upload.tree, upload.tag)
-            with ThreadPoolExecutor(1) as pool:
-                finished = pool.submit(self._finish, upload)
-                put(labels.SIGN_MASKED, m3, "M4r")
-                finished.result()
+            if upload is not None:
+                m3 = site.masked(upload.tree, upload.tag)
+                with ThreadPoolExecutor(1) as pool:
+                    finished = pool.submit(self._finish, upload)
+                    put(labels.SIGN_MASKED, m3, "M4r")
+                    finished.result()
         uploaded = self._exchange.turns
         # M4: the set and the sum that are about to be opened.
         self._wait(watch, lambda w: "M4r" in w, self._attempt_s, "M4r")
@@ -304,9 +307,13 @@ class RelayedRound:
                     raise
                 need = len(have) + 1
 
-    def _is_whole(self, number: int) -> bool:
-        missing = self._client.missing(self._exchange.name(self._plan.round_, number, f"M3v/{self._party.number}"))
+    def _has_blocks(self, number: int) -> bool:
+        """Whether the relay has every block of this site's vector."""
+        missing = self._client.missing(self._vector_name(number))
         return missing is not None and not missing[1]
+
+    def _vector_name(self, number: int) -> ObjectName:
+        return self._exchange.name(self._plan.round_, number, f"M3v/{self._party.number}")
 
     def _finish(self, upload: Upload) -> None:
         """Make the vector whole at the relay. Raises TooLateError like RelayExchange.put."""
