@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -21,10 +20,10 @@ from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Party, RoundOverError, SumPlan
+from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.attempt_state import Expected
-from fedhpc.secure.opening import Streams
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.thresholds import Thresholds
@@ -32,43 +31,6 @@ from fedhpc.secure.transcript import canon, parse_canon
 
 _log = logging.getLogger("fedhpc.federation")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A site's masked vector, its parts at the relay, and the tag of the vector behind it."""
-
-    name: ObjectName
-    tree: bytes
-    tag: Tag
-    data: memoryview | None = None
-    """A vector of one block: it is not sent yet, and goes along with M3."""
-
-
-@dataclass(frozen=True)
-class SumFetch:
-    """The fetched sum: Tree(Y), Tree(X), and the tag of X."""
-
-    hidden_tree: bytes
-    plain_tree: bytes
-    tag: Tag
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An opened sum."""
-
-    sum_tree: bytes
-    members: tuple[int, ...]
-    waited_s: float  # for other sites and the relay
-    turns: int  # round trips in line: answers waited for, the upload, the download
-    turns_exposed: int  # of those, after the upload and before the download
-
-
-Hide = Callable[[int, Streams, bytes, bool], Upload | None]
-"""(attempt, mask streams, tag key, resume): all ranks hide and upload. None if the relay had closed the set."""
-Open = Callable[[int, Streams, bytes], SumFetch]
-"""(attempt, streams to take away, tag key): all ranks fetch and open the sum."""
 
 
 class _GivenUp(Exception):  # noqa: N818 - the attempt's end, not an error
