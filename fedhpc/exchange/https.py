@@ -112,8 +112,8 @@ class Watch:
     def ahead(self, kind: str, count: int = 1) -> None:
         """Begin to wait for `count` objects of `kind` at once, on a connection of its own; `wait` takes up the answer.
 
-        A message that is sent meanwhile and the answer to it then cost one round trip together. Nothing is asked if they
-        are known already: a site that was killed repeats messages whose answers are there.
+        A message that is sent meanwhile and the answer to it then cost one round trip together. Nothing is asked if
+        they are known already: a site that was killed repeats messages whose answers are there.
         """
         if self._coming is None and self._known(kind) < count:
             self._coming = _Coming(partial(self._ask, (kind, count), POLL_S))
