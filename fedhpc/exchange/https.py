@@ -54,6 +54,8 @@ class RelayExchange:
     def __init__(self, client: RelayClient, config: bytes, me: int) -> None:
         """`config`: SHA-256 of federation.toml [32]. `me`: this site's number."""
         self.client, self.me = client, me
+        self.turns = 0
+        """Answers of the relay that were waited for one after the other: round trips that lie in line."""
         self._config = config.hex()
 
     def name(self, round_: int, attempt: int, name: str) -> ObjectName:
@@ -134,6 +136,7 @@ class Watch:
                 found, self._cursor = coming.answer()
             else:
                 continue
+            self._exchange.turns += 1
             self._names.update(entry.name for entry in found)
             self._bodies.update((entry.name, entry.body) for entry in found if entry.body is not None)
         return True
@@ -148,6 +151,7 @@ class Watch:
     def body(self, name: str) -> bytes:
         """The object `name`, which has been seen. Raises PeersError if the relay has it no more."""
         if name not in self._bodies:
+            self._exchange.turns += 1
             data = self._exchange.client.get(self._exchange.name(self._round, self._attempt, name))
             if data is None:
                 raise PeersError(f"the relay has lost {name} of round {self._round}", "it was there before")

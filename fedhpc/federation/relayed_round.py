@@ -61,6 +61,8 @@ class Answer:
     sum_tree: bytes
     members: tuple[int, ...]
     waited_s: float  # for other sites and the relay
+    turns: int  # round trips in line: answers waited for, the upload, the download
+    turns_exposed: int  # of those, after the upload and before the download
 
 
 Hide = Callable[[int, Streams, bytes, bool], Upload | None]
@@ -98,6 +100,7 @@ class RelayedRound:
         self._watch: Watch | None = None
         self._first: Watch | None = None  # of attempt 1, asked for before it was proposed
         self._waited_s = 0.0
+        self._turns_before = exchange.turns
         cohort = party.agreement.cohort
         self._lobby_s = cohort.deadline_s
         # The relay closes sets by its own deadlines; a site waits a little longer than the longest of them.
@@ -252,6 +255,7 @@ class RelayedRound:
                 finished = pool.submit(self._finish, upload)
                 put(labels.SIGN_MASKED, m3, "M4r")
                 finished.result()
+        uploaded = self._exchange.turns
         # M4: the set and the sum that are about to be opened.
         self._wait(watch, lambda w: "M4r" in w, self._attempt_s, "M4r")
         m4r = watch.body("M4r")
@@ -268,12 +272,14 @@ class RelayedRound:
         m5 = self._enough(watch, labels.SIGN_SURVIVORS, site.receive_signatures, u3)
         put(labels.SIGN_UNMASK, m5, labels.SIGN_UNMASK, answers)
         opening = self._enough(watch, labels.SIGN_UNMASK, site.receive_answers, u3)
+        exposed = self._exchange.turns - uploaded
         fetched = open_(number, opening.streams, opening.tag_key)
         site.check_sum(fetched.hidden_tree, fetched.tag)
         for fault in site.faults:
             _log.warning("round %d: %s", plan.round_, fault)
         self._attempt, self._number, self._watch = site, number, watch
-        return Answer(fetched.plain_tree, u3, self._waited_s)
+        turns = self._exchange.turns - self._turns_before + 2
+        return Answer(fetched.plain_tree, u3, self._waited_s, turns, exposed)
 
     def _set(self, watch: Watch, name: str, kind: str) -> dict[int, bytes]:
         """The messages of a set of the relay's. Raises _LeftOut if this site is not in it."""
