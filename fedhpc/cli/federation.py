@@ -64,7 +64,8 @@ def invite(directory: Path, site: str) -> None:
     "--days", type=click.FloatRange(0.01, 397), default=30.0, show_default=True, help="Life of a certificate."
 )
 @click.option("--yes", is_flag=True, help="Admit without asking; fingerprints are not compared.")
-def admit(directory: Path, requests: tuple[Path, ...], days: float, yes: bool) -> None:
+@click.option("--renew", is_flag=True, help="Only renew certificates that end soon; asks nothing, for cron.")
+def admit(directory: Path, requests: tuple[Path, ...], days: float, yes: bool, renew: bool) -> None:
     """Admit sites: put their keys into the roster and issue their certificates.
 
     Takes the given requests, or all that came through the relay. A site whose keys stand in the roster already just
@@ -83,7 +84,8 @@ def admit(directory: Path, requests: tuple[Path, ...], days: float, yes: bool) -
             refused.append(error)
             click.echo(f"refused {path}\n{error.lines()}", err=True)
             continue
-        if _wanted(candidate, yes=yes):
+        skipped = candidate.kind == "current" or (renew and candidate.kind != "renewal")
+        if not skipped and _confirmed(candidate, yes=yes):
             taken.append(candidate)
     if taken:
         granted = coordinator.admit(taken, days)
@@ -96,11 +98,9 @@ def admit(directory: Path, requests: tuple[Path, ...], days: float, yes: bool) -
         raise SystemExit(refused[0].exit_code)
 
 
-def _wanted(candidate: Candidate, *, yes: bool) -> bool:
+def _confirmed(candidate: Candidate, *, yes: bool) -> bool:
     """Show a candidate, and ask where keys are new."""
     asked, name = candidate.asked, candidate.asked.name
-    if candidate.kind == "current":
-        return False
     if candidate.kind == "renewal":
         click.echo(f"site {name}: its keys are in the roster, a new certificate")
         return True

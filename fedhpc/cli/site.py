@@ -33,28 +33,40 @@ def init(directory: Path, name: str, relay: str, relay_pin: str, data: str) -> N
 
 @site.command("request")
 @click.argument("directory", metavar="DIR", type=_PATH)
-@click.option("--token", help="The one-time token; - asks for it. Without one, mail the file that is written.")
-@click.option("--wait", is_flag=True, help="With a token: wait for the certificate and keep it.")
+@click.option("--token", help="The one-time token; - asks for it. It is kept in DIR for renewals.")
+@click.option("--wait", is_flag=True, help="Wait for the certificate and keep it.")
+@click.option("--mail", is_flag=True, help="Send nothing, although DIR has a token.")
 @click.option("--for", "seconds", type=click.FloatRange(1), default=3600.0, show_default=True, help="Seconds to wait.")
-def request(directory: Path, token: str | None, wait: bool, seconds: float) -> None:
-    """Ask for a certificate: writes DIR/request.json, and with a token sends it to the relay.
+def request(directory: Path, token: str | None, wait: bool, mail: bool, seconds: float) -> None:
+    """Ask for a certificate: writes DIR/request.json, and with a token sends it to the relay. Without one, mail it.
 
     The request holds this site's name and public keys, signed with both. Run it again to renew the certificate.
     """
-    from fedhpc.errors import ConfigError
+    from fedhpc.errors import ConfigError, PeersError
     from fedhpc.ops.enrolment.site import SiteFolder
     from fedhpc.secure.enrolment import split_token
 
-    if wait and token is None:
-        hint = "without one the certificate comes by mail: `fedhpc site certificate`"
-        raise ConfigError("--wait needs --token", hint)
     folder = SiteFolder.open(directory)
-    typed = click.prompt("token", hide_input=True, err=True) if token == "-" else token  # noqa: S105 - no password
-    halves = None if typed is None else split_token(typed.strip())
-    path, _ = folder.request(halves)
+    typed = click.prompt("token", hide_input=True, err=True) if token == "-" else token or folder.token()  # noqa: S105
+    halves = split_token(typed.strip()) if typed and not mail else None
+    if wait and halves is None:
+        raise ConfigError("--wait needs a token", "a mailed request is answered by mail: `fedhpc site certificate`")
+    path, data = folder.request(halves)
     click.echo(f"wrote {path}\n  fingerprint {folder.keys().fingerprint}")
     if halves is None:
         click.echo("mail it to the coordinator and read the fingerprint out by telephone")
+        return
+    mailbox = folder.mailbox(halves)
+    known = folder.certificate()
+    mailbox.send(data)
+    folder.keep_token(typed.strip())
+    click.echo("sent to the relay; the coordinator runs `fedhpc federation admit`")
+    if not wait:
+        return
+    pem = mailbox.certificate(known, seconds)
+    if pem is None:
+        raise PeersError(f"no new certificate within {seconds:.0f} s", "run the same command again to go on waiting")
+    click.echo(f"wrote {folder.certificate_path}, good until {folder.take_certificate(pem):%Y-%m-%d}")
 
 
 @site.command("certificate")

@@ -13,7 +13,6 @@ import datetime
 import http.client
 import json
 import os
-import select
 import socket
 import ssl
 import time
@@ -26,6 +25,7 @@ from typing import Any
 from fedhpc.errors import ConfigError, FedhpcError, PeersError, PolicyError
 from fedhpc.exchange.http_traffic import Traffic
 from fedhpc.exchange.pins import pin_of, read_der, require_private, same_pin
+from fedhpc.exchange.tls_read import read_available, readable
 
 _CLOCK_SKEW = datetime.timedelta(minutes=5)
 _MOST_JSON_BYTES = 4 << 20
@@ -138,7 +138,7 @@ class Link:
         """Whether the relay has answered before the body was sent: it refuses, and reads no further."""
         with self._troubles():
             sock = self._sock()
-        return sock.pending() > 0 or bool(select.select([sock], [], [], 0)[0])
+        return sock.pending() > 0 or readable(sock)
 
     def response(self, wait_s: float = 0.0) -> http.client.HTTPResponse:
         """The answer's head, for 2xx and 404. Raises LinkDown where it pays to try again, else the refusal."""
@@ -174,18 +174,19 @@ class Link:
     def read_into(self, response: http.client.HTTPResponse, view: memoryview) -> None:
         """Fill `view` from the answer's body. Raises LinkDown if it ends early."""
         with self._troubles():
-            filled = 0
-            while filled < len(view):
-                count = response.readinto(view[filled:])
-                if not count:
-                    raise ConnectionError("the answer ended early")
-                filled += count
+            sock = self._sock_of(response)
+            filled = response.fp.readinto1(view)  # http.client may hold the first bytes; the others come from TLS
+            while 0 < filled < len(view):
+                count = read_available(sock, view[filled:], self._access.stall_s)
+                filled = count and filled + count
+            sock.settimeout(self._access.stall_s)
+            if not filled:
+                raise ConnectionError("the answer ended early")
             self._traffic.count(down=filled)
 
     def end(self, response: http.client.HTTPResponse) -> None:
-        """Let http.client see the end of a body that was read in place."""
-        with self._troubles():
-            response.read()
+        """Tell http.client that the body was read in place."""
+        response.close()
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""
@@ -283,12 +284,12 @@ class Link:
             raise LinkDown("the connection is closed")
         return self._http.sock
 
-    def _sock_of(self, response: http.client.HTTPResponse) -> ssl.SSLSocket | socket.socket:
+    def _sock_of(self, response: http.client.HTTPResponse) -> ssl.SSLSocket:
         """The socket, also where http.client has let go of it because the relay will close it."""
-        if self._http is not None and self._http.sock is not None:
+        if self._http is not None and isinstance(self._http.sock, ssl.SSLSocket):
             return self._http.sock
         raw: Any = response.fp
-        sock: socket.socket = raw.raw._sock
+        sock: ssl.SSLSocket = raw.raw._sock
         return sock
 
     @contextlib.contextmanager

@@ -54,16 +54,22 @@ class RelayExchange:
     def __init__(self, client: RelayClient, config: bytes, me: int) -> None:
         """`config`: SHA-256 of federation.toml [32]. `me`: this site's number."""
         self.client, self.me = client, me
+        self.turns = 0
+        """Answers of the relay that were waited for one after the other: round trips that lie in line."""
         self._config = config.hex()
 
     def name(self, round_: int, attempt: int, name: str) -> ObjectName:
         """The full name of an object."""
         return ObjectName(self._config, round_, attempt, name)
 
-    def put(self, round_: int, attempt: int, kind: str, data: bytes) -> None:
-        """Store this site's `kind`. Raises TooLateError where the relay has gone on without it."""
+    def put(self, round_: int, attempt: int, kind: str, data: bytes, *, to: int = 0) -> None:
+        """Store this site's `kind`, for site `to` where it is for one only.
+
+        Raises TooLateError where the relay has gone on without it.
+        """
+        name = f"{kind}/{self.me}/{to}" if to else f"{kind}/{self.me}"
         with too_late():
-            self.client.put(self.name(round_, attempt, f"{kind}/{self.me}"), data)
+            self.client.put(self.name(round_, attempt, name), data)
 
     def watch(self, round_: int, attempt: int) -> Watch:
         """What comes under an attempt; attempt 0 is the lobby of the round."""
@@ -75,9 +81,9 @@ class RelayExchange:
         """What came after the cursor `after`, and the next cursor. See RelayClient.listing."""
         return self.client.listing(self._config, round_, attempt, after, wait_s, until)
 
-    def standing(self) -> dict[str, Any]:
-        """Where the relay says that the federation stands: hints."""
-        return self.client.get_json(f"/v1/federations/{self._config}")
+    def standing(self, *, quiet: bool = False) -> dict[str, Any]:
+        """Where the relay says that the federation stands: hints. `quiet`: that is no sign that this site runs."""
+        return self.client.get_json(f"/v1/federations/{self._config}" + ("?quiet" if quiet else ""))
 
 
 class Watch:
@@ -106,9 +112,10 @@ class Watch:
     def ahead(self, kind: str, count: int = 1) -> None:
         """Begin to wait for `count` objects of `kind` at once, on a connection of its own; `wait` takes up the answer.
 
-        A message that is sent meanwhile and the answer to it then cost one round trip together.
+        A message that is sent meanwhile and the answer to it then cost one round trip together. Nothing is asked if
+        they are known already: a site that was killed repeats messages whose answers are there.
         """
-        if self._coming is None:
+        if self._coming is None and self._known(kind) < count:
             self._coming = _Coming(partial(self._ask, (kind, count), POLL_S))
 
     def wait(
@@ -130,6 +137,7 @@ class Watch:
                 found, self._cursor = coming.answer()
             else:
                 continue
+            self._exchange.turns += 1
             self._names.update(entry.name for entry in found)
             self._bodies.update((entry.name, entry.body) for entry in found if entry.body is not None)
         return True
@@ -137,13 +145,16 @@ class Watch:
     def _ask(self, until: Until | None, wait_s: float) -> _Answer:
         if until is not None:
             kind, count = until
-            known = sum(name.split("/")[0] == kind for name in self._names)
-            until = kind, max(count, known + 1)  # those that are known were not enough
+            until = kind, max(count, self._known(kind) + 1)  # those that are known were not enough
         return self._exchange.listing(self._round, self._attempt, self._cursor, wait_s, until)
+
+    def _known(self, kind: str) -> int:
+        return sum(name.split("/")[0] == kind for name in self._names)
 
     def body(self, name: str) -> bytes:
         """The object `name`, which has been seen. Raises PeersError if the relay has it no more."""
         if name not in self._bodies:
+            self._exchange.turns += 1
             data = self._exchange.client.get(self._exchange.name(self._round, self._attempt, name))
             if data is None:
                 raise PeersError(f"the relay has lost {name} of round {self._round}", "it was there before")

@@ -266,9 +266,9 @@ class Federation:
         counts = exponent_counts(seen, factor, self.site)
         vector = Vector(Layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
         vector.fill(counts)
-        self.add(vector, purpose)
+        opened = self.add(vector, purpose)
         bits = {n: 8 * a.itemsize for n, a in arrays.items()}
-        return exponent_scales(vector.views(), bits, len(self.sites))
+        return exponent_scales(vector.views(), bits, len(self.sites), len(opened.members))
 
     def add(
         self, vector: Vector, purpose: str, factors: dict[str, float] | None = None, *, everyone: bool = False
@@ -280,11 +280,13 @@ class Federation:
         self.finish(opened, self.tensors_tree)
         return opened
 
-    def begin_training_sum(self, vector: Vector, factors: dict[str, float]) -> Opened:
-        """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model."""
+    def begin_training_sum(self, vector: Vector, factors: dict[str, float], base: bytes) -> Opened:
+        """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
+
+        `base`: the hash of the state that the update began from [32].
+        """
         self._refuse_closed()
-        base = self.state
-        plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, base, factors, replicated=True)
+        plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, self.state, factors, replicated=True)
         return self.sums.open(vector, plan)
 
     def finish(self, opened: Opened, tensors_tree: bytes) -> None:

@@ -38,7 +38,7 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedS
     rails = party.site.size if asked == "auto" else min(int(asked), party.site.size)
     lead: Lead | None = None
     client = RelayClient(
-        _access(agreement, mine, party.number),
+        relay_access(agreement, mine, party.number),
         mine.exchange.connections,
         Patience(total_s=mine.exchange.patience_s),
         _Countdown() if party.leads else _silent,
@@ -62,7 +62,8 @@ def thresholds_of(agreement: Agreement) -> Thresholds:
     )
 
 
-def _access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAccess:
+def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAccess:
+    """How this site reaches the relay. Raises ConfigError, and PolicyError for another key than the roster's."""
     section = mine.exchange
     if not agreement.relay.tls:
         raise ConfigError("federation.toml has no [relay] tls", "the coordinator makes it with `fedhpc federation new`")

@@ -11,16 +11,18 @@ from collections.abc import Sequence
 
 from fedhpc.errors import DataError, InternalError
 from fedhpc.exchange.base import Exchange
+from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.own_vector import codec_of, inspect, share
-from fedhpc.federation.party import NO_BASE, Opened, Party, SumPlan
+from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, SumPlan
 from fedhpc.federation.pipeline import LaneMasks, Pipeline, Stages
 from fedhpc.secure import labels
 from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.masks import Masks, NoMasks
-from fedhpc.secure.pairwise import PairwiseAttempt, Proposal, refuse_difference
-from fedhpc.secure.transcript import canon, hash_parts, input_hash, tree_root
+from fedhpc.secure.pairwise import PairwiseAttempt, refuse_difference
+from fedhpc.secure.proposal import Proposal, one_base
+from fedhpc.secure.transcript import hash_parts, input_hash, tree_root
 
 
 class MpiSums:
@@ -30,12 +32,12 @@ class MpiSums:
         """`rails`: ranks of each site that carry a part of the vector. `attempt`: names this start of the job."""
         self.name = exchange.name
         self._party, self._exchange, self._pipeline = party, exchange, pipeline
-        self._rails, self._attempt_number = rails, attempt
+        self.rails, self._attempt_number = rails, attempt
         self._attempt: PairwiseAttempt | None = None  # of the sum that is open
 
     def of(self, party: Party) -> MpiSums:
         """See MaskedSums.of."""
-        return MpiSums(party, self._exchange, self._pipeline, rails=self._rails, attempt=self._attempt_number)
+        return MpiSums(party, self._exchange, self._pipeline, rails=self.rails, attempt=self._attempt_number)
 
     def announce(self, topic: str, message: bytes) -> dict[int, bytes]:
         """See MaskedSums.announce: all sites are asked here."""
@@ -58,6 +60,17 @@ class MpiSums:
             )
         return max(common) if common else None
 
+    def attend(self, store: CheckpointStore) -> None:
+        """See MaskedSums.attend: within one job nobody is away."""
+
+    def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
+        """See MaskedSums.catch_up: within one job no round ends without a site."""
+        raise InternalError("a site of an MPI job cannot have missed a round")
+
+    def is_free(self, base: bytes) -> bool:
+        """See MaskedSums.is_free."""
+        return True
+
     def keep_until(self, sums: int) -> None:
         """See MaskedSums.keep_until: nothing is kept; a killed job repeats its sums."""
 
@@ -71,7 +84,7 @@ class MpiSums:
         everyone = tuple(m.number for m in party.members)
         begun = time.perf_counter()
         share(party, vector, plan)
-        my_part = (*parts(layout.nbytes, self._rails), *[(0, 0)] * party.site.size)[party.site.rank]
+        my_part = (*parts(layout.nbytes, self.rails), *[(0, 0)] * party.site.size)[party.site.rank]
         stages.share = _lap(begun)
         if len(everyone) == 1:
             return Opened(plan, bytes(32), stages, 0, 0, everyone)
@@ -94,7 +107,7 @@ class MpiSums:
         joined = b"".join(party.site.gather_bytes(b"".join(digests)))
         sum_tree = tree_root(layout.nbytes, [joined])
         if party.site.size > 1:
-            party.site.gather_parts(vector.buffer, parts(layout.nbytes, self._rails))
+            party.site.gather_parts(vector.buffer, parts(layout.nbytes, self.rails))
         stages.share += _lap(begun)
         moved = layout.nbytes + message_bytes
         return Opened(plan, sum_tree, stages, moved, moved, everyone)
@@ -130,7 +143,7 @@ class MpiSums:
         party, layout = self._party, vector.layout
         proposal = Proposal(
             attempt=self._attempt_number,
-            bases=(plan.base,) * len(party.members),
+            cohort=one_base((m.number for m in party.members), plan.base),
             config=party.agreement.hash,
             layout=layout.hash,
             purpose=plan.purpose,
@@ -141,7 +154,7 @@ class MpiSums:
         self._attempt = None
         if not party.masked:
             if party.leads:
-                self._compare_proposals(canon(proposal.as_json()))
+                self._compare_proposals(proposal.to_bytes())
             return NoMasks(), 0
         sent = 0
         secret = b""

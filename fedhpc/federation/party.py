@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
+from fedhpc.errors import PeersError
 from fedhpc.federation.agreement import Agreement
+from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.journal import Journal
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.pipeline import Stages
@@ -69,12 +73,32 @@ class Opened:
     bytes_up: int
     bytes_down: int
     members: tuple[int, ...]  # the sites in the sum
+    round_trips: int = 0  # that followed one another, over a relay
+    round_trips_exposed: int = 0  # of those, between the end of the upload and the beginning of the download
+
+
+class RoundOverError(PeersError):
+    """The round ended without this site: it must catch up. Raised on every rank of the site."""
+
+    def __init__(self, round_: int, what: str) -> None:
+        super().__init__(what, "this site catches up with the others and goes on with a later round")
+        self.round_ = round_
+
+
+@dataclass(frozen=True)
+class CaughtUp:
+    """A state that another site gave and τ sites signed."""
+
+    round_: int  # the masked sum whose result it is
+    data: NDArray[np.uint8]  # its arrays' bytes, joined
 
 
 class MaskedSums(Protocol):
     """Carries out masked sums. Every rank of the site makes every call, unless it says that leaders do."""
 
     name: str
+    rails: int
+    """Ranks of the site that carry a part of the vector."""
 
     def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
         """Replace `vector`, in place and on every rank, by the sum over the sites.
@@ -101,6 +125,21 @@ class MaskedSums(Protocol):
 
     def common_round(self, held: list[int]) -> int | None:
         """The newest of the rounds that this site `held` from which the federation can go on. Leaders only."""
+        ...
+
+    def attend(self, store: CheckpointStore) -> None:
+        """Help sites that were away, from the checkpoints in `store`, until `leave`. Leaders only."""
+        ...
+
+    def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
+        """A later state than `state` [32], the result of training sum `round_`, from another site.
+
+        `nbytes`: of its arrays. Raises PeersError if nobody gives it.
+        """
+        ...
+
+    def is_free(self, base: bytes) -> bool:
+        """Whether an update that began from state `base` [32] may still be summed: it is in no earlier round."""
         ...
 
     def keep_until(self, sums: int) -> None:

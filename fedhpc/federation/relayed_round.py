@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -20,11 +19,11 @@ from fedhpc.exchange.https import RelayExchange, TooLateError, Until, Watch, too
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.layout import Vector
-from fedhpc.federation.party import NO_BASE, Party, SumPlan
+from fedhpc.federation.party import NO_BASE, Party, RoundOverError, SumPlan
+from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.attempt_state import Expected
-from fedhpc.secure.opening import Streams
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.thresholds import Thresholds
@@ -32,49 +31,6 @@ from fedhpc.secure.transcript import canon, parse_canon
 
 _log = logging.getLogger("fedhpc.federation")
 _T = TypeVar("_T")
-
-
-class RoundOverError(PeersError):
-    """The round ended without this site: it must catch up. Raised on every rank of the site."""
-
-    def __init__(self, round_: int, what: str) -> None:
-        super().__init__(what, "this site catches up with the others and goes on with a later round")
-        self.round_ = round_
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A site's masked vector, its parts at the relay, and the tag of the vector behind it."""
-
-    name: ObjectName
-    tree: bytes
-    tag: Tag
-    data: memoryview | None = None
-    """A vector of one block: it is not sent yet, and goes along with M3."""
-
-
-@dataclass(frozen=True)
-class SumFetch:
-    """The fetched sum: Tree(Y), Tree(X), and the tag of X."""
-
-    hidden_tree: bytes
-    plain_tree: bytes
-    tag: Tag
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An opened sum."""
-
-    sum_tree: bytes
-    members: tuple[int, ...]
-    waited_s: float  # for other sites and the relay
-
-
-Hide = Callable[[int, Streams, bytes, bool], Upload | None]
-"""(attempt, mask streams, tag key, resume): all ranks hide and upload. None if the relay had closed the set."""
-Open = Callable[[int, Streams, bytes], SumFetch]
-"""(attempt, streams to take away, tag key): all ranks fetch and open the sum."""
 
 
 class _GivenUp(Exception):  # noqa: N818 - the attempt's end, not an error
@@ -106,6 +62,7 @@ class RelayedRound:
         self._watch: Watch | None = None
         self._first: Watch | None = None  # of attempt 1, asked for before it was proposed
         self._waited_s = 0.0
+        self._turns_before = exchange.turns
         cohort = party.agreement.cohort
         self._lobby_s = cohort.deadline_s
         # The relay closes sets by its own deadlines; a site waits a little longer than the longest of them.
@@ -237,7 +194,6 @@ class RelayedRound:
             degree=self._party.agreement.secure.degree,
             stored=stored,
         )
-        sent = {} if stored is None else dict(stored.sent)
 
         def put(kind: str, message: bytes, awaited: str, count: int = 1) -> None:
             watch.ahead(awaited, count)  # before the message: both cost one round trip then
@@ -247,19 +203,24 @@ class RelayedRound:
         put(labels.SIGN_KEYS, site.receive_proposal(m0, own), "U1")
         put(labels.SIGN_SHARES, site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS)), "U2")
         site.receive_shares(self._set(watch, "U2", labels.SIGN_SHARES))
-        # M3: the vector. What was sent whole before a restart need not be sent again.
+        # M3: the vector. What was sent before a restart need not be sent again, and is not kept once it was added.
         plan_of_masks = site.begin_masking(self._mark)
-        if labels.SIGN_MASKED in sent and self._is_whole(number):
-            put(labels.SIGN_MASKED, sent[labels.SIGN_MASKED], "M4r")
-        else:
+        before = None if stored is None else stored.sent.get(labels.SIGN_MASKED)
+        if before is not None and "M4r" not in watch and self._has_blocks(number):
+            put(labels.SIGN_MASKED, before, "M4r")
+            tree = messages.read_masked(parse_canon(before)["body"], self._party.name).vector
+            self._finish(Upload(self._vector_name(number), tree, Tag()))
+        elif before is None or "M4r" not in watch:
             upload = hide(number, plan_of_masks.streams, plan_of_masks.tag_key, stored is not None)
-            if upload is None:
+            if upload is None and before is None:
                 raise _LeftOut("its vector came too late")
-            m3 = site.masked(upload.tree, upload.tag)
-            with ThreadPoolExecutor(1) as pool:
-                finished = pool.submit(self._finish, upload)
-                put(labels.SIGN_MASKED, m3, "M4r")
-                finished.result()
+            if upload is not None:
+                m3 = site.masked(upload.tree, upload.tag)
+                with ThreadPoolExecutor(1) as pool:
+                    finished = pool.submit(self._finish, upload)
+                    put(labels.SIGN_MASKED, m3, "M4r")
+                    finished.result()
+        uploaded = self._exchange.turns
         # M4: the set and the sum that are about to be opened.
         self._wait(watch, lambda w: "M4r" in w, self._attempt_s, "M4r")
         m4r = watch.body("M4r")
@@ -276,12 +237,14 @@ class RelayedRound:
         m5 = self._enough(watch, labels.SIGN_SURVIVORS, site.receive_signatures, u3)
         put(labels.SIGN_UNMASK, m5, labels.SIGN_UNMASK, answers)
         opening = self._enough(watch, labels.SIGN_UNMASK, site.receive_answers, u3)
+        exposed = self._exchange.turns - uploaded
         fetched = open_(number, opening.streams, opening.tag_key)
         site.check_sum(fetched.hidden_tree, fetched.tag)
         for fault in site.faults:
             _log.warning("round %d: %s", plan.round_, fault)
         self._attempt, self._number, self._watch = site, number, watch
-        return Answer(fetched.plain_tree, u3, self._waited_s)
+        turns = self._exchange.turns - self._turns_before + 2
+        return Answer(fetched.plain_tree, u3, self._waited_s, turns, exposed)
 
     def _set(self, watch: Watch, name: str, kind: str) -> dict[int, bytes]:
         """The messages of a set of the relay's. Raises _LeftOut if this site is not in it."""
@@ -306,9 +269,13 @@ class RelayedRound:
                     raise
                 need = len(have) + 1
 
-    def _is_whole(self, number: int) -> bool:
-        missing = self._client.missing(self._exchange.name(self._plan.round_, number, f"M3v/{self._party.number}"))
+    def _has_blocks(self, number: int) -> bool:
+        """Whether the relay has every block of this site's vector."""
+        missing = self._client.missing(self._vector_name(number))
         return missing is not None and not missing[1]
+
+    def _vector_name(self, number: int) -> ObjectName:
+        return self._exchange.name(self._plan.round_, number, f"M3v/{self._party.number}")
 
     def _finish(self, upload: Upload) -> None:
         """Make the vector whole at the relay. Raises TooLateError like RelayExchange.put."""

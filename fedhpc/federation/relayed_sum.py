@@ -10,24 +10,33 @@ import hashlib
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from fedhpc.errors import InternalError, PeersError
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.https import RelayExchange
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
+from fedhpc.federation.catching_up import Attendant, take
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.hidden_part import HiddenPart
+from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.masked_sum import streams_from_bytes, streams_to_bytes
 from fedhpc.federation.own_vector import codec_of, inspect, share
-from fedhpc.federation.party import NO_BASE, Opened, Party, SumPlan
+from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
-from fedhpc.federation.relayed_round import Answer, RelayedRound, RoundOverError, SumFetch, Upload
+from fedhpc.federation.relayed_round import RelayedRound
+from fedhpc.federation.relayed_work import Answer, SumFetch, Upload
+from fedhpc.secure import labels
+from fedhpc.secure.catchup import CaughtUp as TakenState
+from fedhpc.secure.catchup import Federation as Known
+from fedhpc.secure.catchup import release
 from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
 from fedhpc.secure.thresholds import Thresholds
-from fedhpc.secure.transcript import tree_root, u16, u64
+from fedhpc.secure.transcript import input_hash, tree_root, u16, u64
 
 _HASH = 32
 _HIDE, _OPEN, _DONE, _KEPT, _OVER = b"H", b"O", b"D", b"K", b"X"
@@ -52,13 +61,15 @@ class RelayedSums:
 
     def __init__(self, party: Party, client: RelayClient, rails: int, lead: Lead | None) -> None:
         """`client`: this rank's own. `rails`: ranks of this site that move a part. `lead`: at the leader."""
-        self._party, self._client, self._rails, self.lead = party, client, rails, lead
+        self._party, self._client, self.rails, self.lead = party, client, rails, lead
         self._round: RelayedRound | None = None  # at the leader, of the sum that is open
+        self._attendant: Attendant | None = None
+        self._turns = (0, 0)  # of the last sum, at the leader
         self._hides = party.agreement.secure.mode != "off"
 
     def of(self, party: Party) -> RelayedSums:
         """See MaskedSums.of."""
-        return RelayedSums(party, self._client, self._rails, self.lead)
+        return RelayedSums(party, self._client, self.rails, self.lead)
 
     # --- one sum
 
@@ -71,7 +82,7 @@ class RelayedSums:
         if layout.nbytes == 0:
             self._round = None
             return Opened(plan, tree_root(0, []), stages, 0, 0, everyone)
-        my_part = (*parts(layout.nbytes, self._rails), *[(0, 0)] * party.site.size)[party.site.rank]
+        my_part = (*parts(layout.nbytes, self.rails), *[(0, 0)] * party.site.size)[party.site.rank]
         stages.share = _lap(begun)
         begun = time.perf_counter()
         mark = inspect(party, vector, plan, my_part)
@@ -82,9 +93,10 @@ class RelayedSums:
         result = self._conduct(hidden, plan, mark, stages) if party.leads else self._follow(hidden, plan, stages)
         begun = time.perf_counter()
         if party.site.size > 1:
-            party.site.gather_parts(vector.buffer, parts(layout.nbytes, self._rails))
+            party.site.gather_parts(vector.buffer, parts(layout.nbytes, self.rails))
         stages.share += _lap(begun)
-        return Opened(plan, result.sum_tree, stages, traffic.bytes_up - up, traffic.bytes_down - down, result.members)
+        moved = traffic.bytes_up - up, traffic.bytes_down - down
+        return Opened(plan, result.sum_tree, stages, *moved, result.members, *self._turns)
 
     def settle(self, opened: Opened, state: bytes) -> None:
         """See MaskedSums.settle: it holds τ signatures over one result when it returns."""
@@ -121,6 +133,52 @@ class RelayedSums:
         """See MaskedSums.common_round: a site goes on from its own newest; the others' is found by catching up."""
         return max(held) if held else None
 
+    def attend(self, store: CheckpointStore) -> None:
+        """See MaskedSums.attend."""
+        assert self.lead is not None
+        assert self._party.identity is not None
+        self._attendant = Attendant(self._known(0), self.lead.exchange, self._party.identity, self.lead.finished)
+        self._attendant.start(store)
+
+    def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
+        """See MaskedSums.catch_up. An input of this site in the round that ended without it is free again."""
+        site, lead = self._party.site, self.lead
+        data = np.empty(nbytes, dtype=np.uint8)
+        number = b""
+        if lead is not None:
+            assert self._party.identity is not None
+            deadline_s = self._party.agreement.cohort.deadline_s
+            caught, found = take(self._known(nbytes), lead.exchange, self._party.identity, state, round_, deadline_s)
+            lead.finished.keep_proof(caught.round_, caught.settled.proof)
+            self._release(caught)
+            lead.states.append((caught.round_, caught.state))
+            data[:] = found
+            number = u64(caught.round_)
+        reached = int.from_bytes(site.await_bytes(number if lead is not None else None), "little")
+        site.broadcast(data)
+        return CaughtUp(reached, data)
+
+    def _release(self, caught: TakenState) -> None:
+        """Free the input of an update that the round, known by its tensors now, ended without."""
+        assert self.lead is not None
+        assert self._party.journal is not None
+        entry = self._party.journal.ledger.entry_of(caught.round_)
+        members = caught.settled.u3
+        if entry is not None and members and self._party.number not in members and not entry.state:
+            release(self.lead.files.disk(caught.round_), entry, self._party.number, caught)
+
+    def is_free(self, base: bytes) -> bool:
+        """See MaskedSums.is_free."""
+        taken = b""
+        if self._party.leads:
+            assert self._party.journal is not None
+            taken = b"\1" if self._party.journal.ledger.round_of(input_hash(labels.PURPOSE_TRAIN, base)) else b"\0"
+        return self._party.site.await_bytes(taken or None) == b"\0"
+
+    def _known(self, nbytes: int) -> Known:
+        assert self.lead is not None
+        return Known(self._party.agreement.hash, self._party.members, self.lead.thresholds, nbytes)
+
     def keep_until(self, sums: int) -> None:
         """See MaskedSums.keep_until."""
         assert self.lead is not None
@@ -129,6 +187,8 @@ class RelayedSums:
 
     def leave(self) -> None:
         """See MaskedSums.leave: nobody waits for a site that is not ready."""
+        if self._attendant is not None:
+            self._attendant.stop()
         self._client.close()
 
     # --- the leader
@@ -166,6 +226,7 @@ class RelayedSums:
         stages.agree += answer.waited_s
         result = _Result(answer.sum_tree, answer.members)
         self._order(_DONE + result.to_bytes())
+        self._turns = answer.turns, answer.turns_exposed
         return result
 
     def _order(self, order: bytes) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import select
 import socket
 import ssl
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import h11
 
+from fedhpc.exchange.tls_read import read_available, readable
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.settings import Limits
 
@@ -88,10 +88,9 @@ class Connection:
         filled = min(len(self._rest), len(view))
         view[:filled] = self._rest[:filled]
         del self._rest[:filled]
-        self.sock.settimeout(self._limits.stall_s)  # once: it is a system call, and so per record it would show
         while filled < len(view):
             try:
-                count = self.sock.recv_into(view[filled:])
+                count = read_available(self.sock, view[filled:], self._limits.stall_s)
             except TimeoutError:
                 raise Problem("slow", f"no byte for {self._limits.stall_s} s", close=True) from None
             if count == 0:
@@ -105,7 +104,7 @@ class Connection:
 
     def peer_speaks(self) -> bool:
         """Whether the peer sent something or went away while it should be waiting for an answer."""
-        return bool(self._rest) or self.sock.pending() > 0 or bool(select.select([self.sock], [], [], 0)[0])
+        return bool(self._rest) or self.sock.pending() > 0 or readable(self.sock)
 
     def send_head(self, status: int, headers: Mapping[str, str], length: int, body: bytes = b"") -> None:
         """Status line and headers, with a small body in the same packet; else `length` bytes follow, but for HEAD."""

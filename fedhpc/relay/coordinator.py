@@ -19,7 +19,7 @@ from fedhpc.relay.federation_rounds import FederationRounds
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.settings import Federation, Roster
-from fedhpc.relay.standing import standing
+from fedhpc.relay.standing import PAST, standing
 from fedhpc.relay.store import Store, Stored
 
 _log = logging.getLogger("fedhpc.relay")
@@ -33,6 +33,7 @@ class Coordinator:
         self._store, self._metrics, self._clock = store, metrics, clock
         self._federations: dict[str, FederationRounds] = {}
         self._workers: dict[str, _Worker] = {}
+        self._turns: dict[str, threading.Lock] = {}  # a federation that left and came back may have a job running still
         self._started = False
         store.on_object.append(self._note)
 
@@ -50,6 +51,7 @@ class Coordinator:
                 rounds = FederationRounds(self._store, federation, self._metrics)
                 if before is not None:
                     rounds.seen |= before.seen
+                    rounds.times, rounds.bad_vectors = before.times, before.bad_vectors
                 self._federations[config] = rounds
                 rounds.load()
             if self._started:
@@ -58,7 +60,7 @@ class Coordinator:
     def start(self) -> None:
         """Begin to work, in a thread for each federation."""
         self._started = True
-        for config in self._federations:
+        for config in list(self._federations):
             self._work(config)
 
     def stop(self) -> None:
@@ -76,14 +78,15 @@ class Coordinator:
 
     def settle(self, config: str) -> float | None:
         """Do all that can be done for a federation now; when to come back, None: when something happens."""
-        while (rounds := self._federations.get(config)) is not None:
-            with rounds.lock:
-                step = rounds.step(self._clock())
-            if step.job is None:
-                return step.wake
-            result = step.job.run()
-            with rounds.lock:
-                step.job.then(result)
+        with self._turns.setdefault(config, threading.Lock()):
+            while (rounds := self._federations.get(config)) is not None:
+                with rounds.lock:
+                    step = rounds.step(self._clock())
+                if step.job is None:
+                    return step.wake
+                result = step.job.run()
+                with rounds.lock:
+                    step.job.then(result)
         return None
 
     def _note(self, stored: Stored) -> None:
@@ -105,20 +108,21 @@ class Coordinator:
         if rounds is not None and rounds.heard(site, self._clock()):
             self._wake(config)
 
-    def check_write(self, name: ObjectName, length: int) -> None:
-        """Whether the owner of `name` may write it now. Raises Problem (403, 409, 413, 507)."""
+    def check_write(self, name: ObjectName, length: int, tree: bytes | None) -> None:
+        """Whether the owner of `name` may write it now (see gate.py). Raises Problem (400, 403, 409, 413, 507)."""
         with self._locked(name.config) as rounds:
-            gate.check_write(rounds, name, length)
+            gate.check_write(rounds, name, length, tree)
 
     def check_round(self, config: str, round_: int) -> None:
         """Raise Problem (409, round-over) for a round whose objects were cleaned up."""
-        with self._locked(config) as rounds:
+        rounds = self._federations.get(config)
+        if rounds is not None:  # one number: the lock would have every request wait for the disk
             gate.check_round(rounds, round_)
 
-    def standing(self, config: str) -> dict[str, Any]:
-        """The answer to GET /v1/federations/C."""
+    def standing(self, config: str, past: int = PAST) -> dict[str, Any]:
+        """The answer to GET /v1/federations/C, with the times of the last `past` rounds."""
         with self._locked(config) as rounds:
-            return standing(rounds, self._clock())
+            return standing(rounds, self._clock(), past)
 
     @contextmanager
     def _locked(self, config: str) -> Iterator[FederationRounds]:

@@ -22,6 +22,7 @@ from fedhpc.relay.kept import KeptAttempt
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.objects import SUM, VECTOR
 from fedhpc.relay.one_round import Round, awaited, limits
+from fedhpc.relay.phase_times import PhaseTimes
 from fedhpc.relay.ready import largest_group, proposal, read_ready
 from fedhpc.relay.round_machine import RoundMachine, opened_set
 from fedhpc.relay.settings import Federation
@@ -31,6 +32,7 @@ from fedhpc.secure.transcript import canon, parse_canon
 _log = logging.getLogger("fedhpc.relay")
 ALIVE_S = 60.0
 KEPT_ROUNDS = 2  # below the last that is done, everything of a round goes
+KEPT_BAD = 100  # reports of bad vectors
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class FederationRounds:
         self.catchups = CatchUps(store, federation.config)
         self._store, self._metrics = store, metrics
         self._label = f'federation="{federation.config[:16]}"'
+        self.times = PhaseTimes(lambda phase, s: metrics.observe_phase(self._label, phase, s))
+        metrics.begin_federation(self._label)
         self._news: deque[ObjectName] = deque()
         self._holders: tuple[int, ...] = ()  # who has the result of the last round that is done
 
@@ -83,6 +87,18 @@ class FederationRounds:
         """The sites heard of in the last minute."""
         return frozenset(u for u, at in self.seen.items() if now - at <= ALIVE_S)
 
+    def has(self, name: ObjectName) -> bool:
+        """Whether an object is there."""
+        return self._store.find(name) is not None
+
+    def make_room(self, name: ObjectName, length: int, tree: bytes) -> None:
+        """Remove a READY of other content: its site was set up wrongly, and is not any more. With the lock."""
+        kept = self._store.find(name) or self._store.upload(name)
+        if kept is not None and (kept.length, kept.tree) != (length, tree):
+            self._store.drop(lambda other: other == name)
+            if name.round in self.rounds and name.owner is not None:
+                self.rounds[name.round].ready.pop(name.owner, None)
+
     # --- the step; the caller holds the lock
 
     def step(self, now: float) -> Step:
@@ -92,6 +108,7 @@ class FederationRounds:
             times: list[float] = []
             for number in sorted(self.rounds):
                 found = self._advance(self.rounds[number], now)
+                self.times.look(self.rounds[number], self.federation.threshold, now)
                 if isinstance(found, Job):
                     return Step(None, found)
                 times += [] if found is None else [found]
@@ -113,7 +130,7 @@ class FederationRounds:
         if name.attempt == 0 and name.kind == "READY" and name.owner in self.federation.pins:
             data = self._objects(name.round, 0).get(name.name)
             try:
-                fields = read_ready(data or b"")
+                fields, _ = read_ready(data or b"")
             except PolicyError as error:
                 _log.warning("site %s, round %d: %s", name.owner, name.round, error.what)
                 return
@@ -182,7 +199,10 @@ class FederationRounds:
         else:
             # Another base than the group's would have every other site refuse M0; a site that differs refuses alone.
             bases = {u: round_.ready[u][0].base for u in fitting}
-            m0 = proposal(self.federation.config, round_.number, attempt, fields, decision.cohort, bases)
+            like = self._objects(round_.number, 0).get(f"READY/{min(fitting)}")
+            _, tensors = read_ready(like or b"")
+            where = (self.federation.config, round_.number, attempt)
+            m0 = proposal(*where, fields, tensors, decision.cohort, bases)
         self._machine(round_.number, attempt).propose(m0)
         self._metrics.count("attempts_total", 1, self._label)
         _log.info("round %d, attempt %d over %s", round_.number, attempt, list(decision.cohort))
@@ -215,7 +235,7 @@ class FederationRounds:
         """Whether an attempt makes sense over fewer sites than were proposed."""
         machine = round_.attempts[round_.last]
         opened = opened_set(m for a, m in round_.attempts.items() if a != round_.last)
-        return not round_.everyone and (opened is None or opened.u3 != machine.members)
+        return not round_.needs_all(machine) and (opened is None or opened.u3 != machine.members)
 
     def _sum(self, round_: Round, machine: RoundMachine) -> Job:
         round_.adding = True
@@ -234,6 +254,7 @@ class FederationRounds:
 
     def _give_up(self, round_: Round, why: str) -> None:
         self._objects(round_.number, round_.last).put("NEXT", canon({"why": why}))
+        self.times.gave_up(round_.number, why)
         self._metrics.count("attempts_given_up_total", 1, self._label)
         _log.warning("round %d, attempt %d is given up: %s", round_.number, round_.last, why)
 
@@ -250,7 +271,19 @@ class FederationRounds:
                     return job
             self._drop_large(round_.number, number)
             round_.tidied.add(number)
+        for number in [n for n in round_.attempts if n in round_.given_up and n < round_.last - 1]:
+            self._forget_attempt(round_, number)
         return None
+
+    def _forget_attempt(self, round_: Round, number: int) -> None:
+        """Keep of an old attempt only what says which set the round opens over, and that it was given up."""
+        answered = bool(round_.attempts[number].answered())
+        kept = {"NEXT", "M0", "M4r", "M5"} if answered else {"NEXT"}
+        where = (self.federation.config, round_.number, number)
+        if any(stored.name.kind not in kept for stored in self._store.list(where)):
+            self._store.drop(lambda name: name.attempt_name == where and name.kind not in kept)
+        if not answered:
+            del round_.attempts[number]
 
     def _audit(self, round_: Round, number: int) -> Job | None:
         """Find out whose vector is not the one it signed, once for an attempt."""
@@ -262,7 +295,8 @@ class FederationRounds:
         def then(bad: tuple[int, ...]) -> None:
             for u in bad:
                 _log.error("round %d, attempt %d: site %d signed another vector", round_.number, number, u)
-            self.bad_vectors += [(round_.number, number, u) for u in bad]
+            self.bad_vectors = [*self.bad_vectors, *((round_.number, number, u) for u in bad)][-KEPT_BAD:]
+            self._metrics.count("bad_vectors_total", len(bad), self._label)
             if bad and number not in round_.given_up and not round_.done:
                 self._give_up(round_, f"the vector of site {bad[0]} is not the one that its M3 names")
 

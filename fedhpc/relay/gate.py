@@ -21,6 +21,7 @@ from fedhpc.secure.transcript import MAX_CANON_BYTES
 MAX_OPEN_ROUNDS = 8  # in which one site is ready at once; it works on one, and rounds are few behind it
 _LAST_NUMBER = (1 << 53) - 1
 _AFTER_NEXT = (labels.SIGN_UNMASK, labels.SIGN_RESULT)  # a site that answered is bound: the relay wants to know
+_AFTER_DONE = (labels.SIGN_SURVIVORS, *_AFTER_NEXT)  # a site that comes back opens the sum that holds its vector
 _KEPT = ("CONFIG", "FEATURES")
 
 
@@ -30,8 +31,11 @@ def check_round(rounds: FederationRounds, round_: int) -> None:
         raise Problem("round-over", f"round {round_} is over; {rounds.done} was the last that is done")
 
 
-def check_write(rounds: FederationRounds, name: ObjectName, length: int) -> None:
-    """Whether its owner may write `name` with `length` bytes now. Raises Problem; the caller holds the lock."""
+def check_write(rounds: FederationRounds, name: ObjectName, length: int, tree: bytes | None) -> None:
+    """Whether its owner may write `name` with `length` bytes now; `tree`: as declared. The caller holds the lock.
+
+    Raises Problem. A READY that differs makes room for itself.
+    """
     check_round(rounds, name.round)
     most = _most_bytes(name.kind, rounds.federation.numbers)
     if most is not None and length > most:
@@ -45,7 +49,9 @@ def check_write(rounds: FederationRounds, name: ObjectName, length: int) -> None
         raise Problem("forbidden", f"there is no object {name.name} in a round")
     elif name.attempt == 0:
         _check_ready(rounds, name)
-    else:
+        if tree is not None:
+            rounds.make_room(name, length, tree)
+    elif not rounds.has(name):  # a site that starts again repeats what it sent; the bytes are compared
         _check_message(rounds.rounds.get(name.round), name, length)
 
 
@@ -72,7 +78,9 @@ def _check_apart(rounds: FederationRounds, name: ObjectName, numbers: list[str])
     else:
         need = rounds.catchups.needs.get(name.attempt)
         answers = name.kind == "STATE" or (name.kind.startswith("B") and name.kind[1:].isdigit())
-        fits = answers and len(numbers) == 2 and need is not None and str(need.site) == numbers[1] != numbers[0]
+        fits = answers and len(numbers) == 2 and numbers[0] != numbers[1]
+        if fits and (need is None or str(need.site) != numbers[1]):
+            raise Problem("too-late", f"site {numbers[1]} does not wait for {name.kind} any more")
     if not fits:
         raise Problem("forbidden", f"{name.name} is not open: nobody asked for it")
 
@@ -87,6 +95,8 @@ def _check_ready(rounds: FederationRounds, name: ObjectName) -> None:
 
 def _check_message(round_: Round | None, name: ObjectName, length: int) -> None:
     machine = round_.attempts.get(name.attempt) if round_ else None
+    if machine is None and round_ is not None and 0 < name.attempt <= round_.last:
+        raise Problem("too-late", f"attempt {name.attempt} of round {name.round} has ended")
     if round_ is None or machine is None or name.owner is None:
         raise Problem("forbidden", f"attempt {name.attempt} of round {name.round} was not proposed")
     try:
@@ -94,8 +104,8 @@ def _check_message(round_: Round | None, name: ObjectName, length: int) -> None:
             raise PolicyError(f"there is no message {name.kind}")
         if name.owner not in machine.members:
             raise PolicyError(f"site {name.owner} is not in the cohort")
-        over = round_.done or name.attempt in round_.given_up or name.attempt != round_.last
-        if over and name.kind not in _AFTER_NEXT:
+        given_up = name.attempt in round_.given_up or name.attempt != round_.last
+        if (given_up and name.kind not in _AFTER_NEXT) or (round_.done and name.kind not in _AFTER_DONE):
             raise PeersError(f"attempt {name.attempt} of round {name.round} has ended")
         machine.check_open(name.kind, name.owner)
     except PolicyError as error:

@@ -26,7 +26,7 @@ class Round:
     adding: bool = False  # the sum of the last attempt is being made
     audited: set[int] = field(default_factory=set)  # attempts whose vectors were compared with their M3
     tidied: set[int] = field(default_factory=set)  # attempts with NEXT whose vectors are gone
-    began: tuple[int, str, float] = (0, "ready", 0.0)  # attempt, phase, since when
+    began: tuple[int, str, float] = (0, "", 0.0)  # attempt, phase, since when
 
     @property
     def last(self) -> int:
@@ -38,10 +38,13 @@ class Round:
         """The attempt that runs, if one does."""
         return None if self.last in self.given_up else self.attempts.get(self.last)
 
-    @property
-    def everyone(self) -> bool:
-        """Whether the sum means something over all sites only."""
-        return any(fields.everyone for fields, _ in self.ready.values())
+    def needs_all(self, attempt: RoundMachine) -> bool:
+        """Whether an attempt means something over all sites only, as those say whose values it has."""
+        m0 = attempt.proposed
+        agree = [
+            f for f, _ in self.ready.values() if (f.layout, f.purpose, f.state) == (m0.layout, m0.purpose, m0.state)
+        ]
+        return any(fields.everyone for fields in agree)
 
     def look(self, now: float, threshold: int) -> tuple[str, float]:
         """The present phase and since when it lasts."""

@@ -14,7 +14,7 @@ from typing import Any
 from fedhpc.config import parse_toml, read_bytes
 from fedhpc.errors import ConfigError
 from fedhpc.files import write_whole
-from fedhpc.relay.settings import read_roster
+from fedhpc.relay.settings import REVOKED, read_roster
 
 _HEADER = (
     "# Written by `fedhpc relay admit` and `drop`: the federations this relay serves, and the keys of their sites.\n"
@@ -46,14 +46,17 @@ def drop_federation(path: Path, config: str) -> None:
 
 
 def drop_pin(path: Path, pin: str) -> list[str]:
-    """Take a site's key out of every federation; the federations that had it. From then on it opens nothing."""
+    """Take a site's key out of every federation; the federations that had it. From then on it opens nothing.
+
+    The site keeps its number there: thresholds count all who signed.
+    """
     federations, found = _read(path), []
     for config, table in list(federations.items()):
-        left = {site: known for site, known in table["sites"].items() if known != pin}
-        if len(left) < len(table["sites"]):
+        left = {site: REVOKED if known == pin else known for site, known in table["sites"].items()}
+        if left != table["sites"]:
             found.append(config)
             federations[config] = table | {"sites": left}
-            if not left:
+            if set(left.values()) == {REVOKED}:
                 del federations[config]
     if found:
         _write(path, federations)

@@ -18,7 +18,8 @@ from fedhpc.errors import PeersError, PolicyError
 from fedhpc.relay.objects import SUM, VECTOR, Objects, put_once
 from fedhpc.relay.summing import MAX_VECTOR_BYTES, sum_vectors, tree_of, vector_runs
 from fedhpc.secure import labels, messages
-from fedhpc.secure.messages import Proposed, Survivors
+from fedhpc.secure.messages import Survivors
+from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.transcript import body_bytes, canon, hash_parts, parse_canon, u16
 
 KINDS = (
@@ -46,7 +47,7 @@ class RoundMachine:
         self._objects = objects
         self._sites, self._tau = sites, threshold
         self._max_vector_bytes = max_vector_bytes
-        self._proposed: Proposed | None = None
+        self._proposed: Proposal | None = None
         self._sets: dict[str, tuple[int, ...]] = {}
         self._survivors: Survivors | None = None
         self._t: dict[int, bytes] = {}
@@ -74,7 +75,7 @@ class RoundMachine:
         self._t[0] = hash_parts(labels.HASH_T0, m0)
 
     @property
-    def proposed(self) -> Proposed:
+    def proposed(self) -> Proposal:
         """M0. Raises PeersError before `propose`."""
         if self._proposed is None:
             raise PeersError("no attempt was proposed yet")
@@ -117,10 +118,10 @@ class RoundMachine:
         if name not in (*KINDS, VECTOR):
             raise PolicyError(f"there is no message {name!r:.40}")
         before, after = self._between(name)
-        if after is not None and u not in after and u in self.members:
-            raise PeersError(f"the {name} of site {u} came after the set was closed")
-        if before is None or u not in before:
+        if before is None or u not in self.members:
             raise PolicyError(f"site {u} sent {name}, but is not in the set that may")
+        if u not in before or (after is not None and u not in after):
+            raise PeersError(f"the {name} of site {u} came after the set was closed without it")
 
     def _between(self, name: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
         """The set that may send a kind, and the set that it forms; None where it is not formed yet."""

@@ -6,7 +6,7 @@ GET  /v1/objects/config/round/attempt/NAME          every site of the federation
 GET  /v1/objects/config/round/attempt/              what is there; ?after=cursor&wait=seconds, listing.py
 GET  /v1/uploads/config/round/attempt/NAME          its owner: what is still missing
 PUT, GET /v1/enrolment/NAME                         who has the token of an invited site: enrolment.py
-GET  /v1/federations/config                         every site of it: where its rounds stand
+GET  /v1/federations/config                         every site of it: where its rounds stand; ?quiet for people
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Routes:
             raise Problem("absent", "there is nothing at this path")
         if kind == "federations":
             self._need(head, "GET")
-            self._standing(connection, rest, pin)
+            self._standing(connection, rest, pin, runs=head.query != "quiet")
             return
         if kind == "objects" and rest.endswith("/"):
             self._need(head, "GET")
@@ -93,12 +93,14 @@ class Routes:
         if head.method not in methods:
             raise Problem("method", f"only {', '.join(methods)}")
 
-    def _member(self, config: str, pin: bytes) -> tuple[Federation, int]:
+    def _member(self, config: str, pin: bytes, *, runs: bool = True) -> tuple[Federation, int]:
+        """The federation and whose pin it is; `runs`: asking shows that the site runs. Raises Problem."""
         federation = self._roster().federations.get(config)
         site = federation.site_of(pin) if federation else None
         if federation is None or site is None:  # one answer for both: strangers learn of no federation
             raise Problem("forbidden", f"the key {pin.hex()} is no site of federation {config[:16]}")
-        self._heard(config, site)
+        if runs:
+            self._heard(config, site)
         return federation, site
 
     def _heard(self, config: str, site: int) -> None:
@@ -126,8 +128,8 @@ class Routes:
 
     # --- reading
 
-    def _standing(self, connection: Connection, config: str, pin: bytes) -> None:
-        self._member(config, pin)
+    def _standing(self, connection: Connection, config: str, pin: bytes, *, runs: bool) -> None:
+        self._member(config, pin, runs=runs)
         if self._rounds is None:
             raise Problem("absent", "this relay runs no rounds")
         connection.send_json(200, self._rounds.standing(config))
@@ -251,16 +253,16 @@ class Routes:
         if "content-length" not in head.headers:
             raise Problem("length-needed", "declare content-length", close=True)
         first, length = self._part(head)
-        if self._rounds is not None:
-            self._rounds.check_write(name, length)
-        tree = head.headers.get(TREE_HEADER)
-        if tree is not None and not _TREE.fullmatch(tree):
+        given = head.headers.get(TREE_HEADER)
+        if given is not None and not _TREE.fullmatch(given):
             raise Problem("bad-request", f"{TREE_HEADER} is 64 lower-case hex digits")
+        tree = None if given is None else bytes.fromhex(given)
+        if self._rounds is not None:
+            self._rounds.check_write(name, length, tree)
         upload = self._store.begin(name, length, federation.quota)
         if tree is not None:
-            upload.declare_tree(bytes.fromhex(tree))
+            upload.declare_tree(tree)
         self._receive(connection, upload, first, head.length, pin)
-        self._heard(name.config, site)
         whole = self._store.finish(upload)
         missing = [] if whole else upload.missing()
         connection.send_json(201 if whole else 202, {"bytes": length, "whole": whole, "missing": missing})
@@ -301,6 +303,7 @@ class Routes:
                 connection.read_body_into(block, begun, received)
                 received += len(block)
                 upload.write_block(index, block)
+                self._heard(upload.name.config, upload.owner or 0)
 
     def _missing(self, connection: Connection, name: ObjectName, site: int) -> None:
         if name.owner != site:

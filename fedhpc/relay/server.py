@@ -77,6 +77,8 @@ class RelayServer:
             self.rounds.update(self.roster)
         if settings.tokens and settings.enrolment:
             self.routes.mailbox = Mailbox(settings.tokens, settings.enrolment, limits)
+        self.certificate_ends: dict[bytes, datetime.datetime] = {}  # by pin, as last shown
+        self.roster_error = ""
         self._census = _Census(limits)
         _raise_file_limit(limits.connections)
         try:
@@ -95,9 +97,9 @@ class RelayServer:
         """Accept connections until `stop`, then let running requests end for at most `drain_s`."""
         threading.stack_size(_STACK_BYTES)
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
-        threading.Thread(target=self._watch, name="roster", daemon=True).start()
         if self.rounds is not None:
             self.rounds.start()
+        threading.Thread(target=self._watch, name="roster", daemon=True).start()
         self._listener.settimeout(0.5)
         while not self._stopping.is_set():
             try:
@@ -163,6 +165,7 @@ class RelayServer:
                 connection = Connection(sock, self._limits)
                 try:
                     if known is not None and self.roster.knows(known):
+                        self.certificate_ends[known] = expires
                         if not self._census.enter(known):
                             self._refuse(connection, known)
                             return
@@ -170,8 +173,7 @@ class RelayServer:
                         pin = known
                     self._requests(connection, known, expires, address)
                 finally:
-                    self.metrics.count("received_bytes_total", connection.bytes_in)
-                    self.metrics.count("sent_bytes_total", connection.bytes_out)
+                    self._count_bytes(connection)
                     connection.close()
         except Exception:
             _log.exception("%s: a connection failed", address)
@@ -225,8 +227,15 @@ class RelayServer:
                     with contextlib.suppress(OSError, ValueError):
                         connection.send_problem(Problem("internal", "see the relay's log", close=True))
             self.metrics.count_request(method, status, time.perf_counter() - begun)
+            self._count_bytes(connection)
             if not keep:
                 return
+
+    def _count_bytes(self, connection: Connection) -> None:
+        """What has moved since the last time: connections last for days."""
+        self.metrics.count("received_bytes_total", connection.bytes_in)
+        self.metrics.count("sent_bytes_total", connection.bytes_out)
+        connection.bytes_in = connection.bytes_out = 0
 
     def _watch(self) -> None:
         """Read the roster again when told to or when its file is another: federations come while the relay runs.
@@ -241,11 +250,12 @@ class RelayServer:
                 continue
             self._reload_now, self._roster_seen = False, stamp
             try:
-                self.roster = read_roster(self._settings.roster)
+                self.roster, self.roster_error = read_roster(self._settings.roster), ""
                 if self.rounds is not None:
                     self.rounds.update(self.roster)
                 _log.info("roster read: %d federations", len(self.roster.federations))
             except ConfigError as error:
+                self.roster_error = error.what
                 _log.error("roster not read, the old one stays: %s", error.what)
 
     def _sweep(self) -> None:

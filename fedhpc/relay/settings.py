@@ -33,6 +33,7 @@ from fedhpc.secure.thresholds import choose_thresholds
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 MAX_SITES = 100
+REVOKED = "revoked"  # in the place of a pin
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,12 @@ class Federation:
     quota: Quota
     threshold: int
     cohort: CohortSettings
+    revoked: tuple[int, ...] = ()  # numbers of sites whose key opens nothing any more
 
     @property
     def numbers(self) -> int:
         """N: the largest site number. A site whose key was revoked still counts."""
-        return max(self.pins)
+        return max(*self.pins, *self.revoked, 0)
 
     def site_of(self, pin: bytes) -> int | None:
         """The site whose pin this is; every pin is compared, in constant time."""
@@ -163,22 +165,26 @@ def read_roster(path: Path) -> Roster:
         if not _HASH.fullmatch(config):
             raise ConfigError(f"{where}: a federation is named by 64 lower-case hex digits")
         given = read_section(_FederationTable, table, where)
-        pins = {}
+        pins, revoked = {}, []
         for site, pin in given.sites.items():
-            if not (site.isascii() and site.isdigit() and 1 <= int(site) <= MAX_SITES) or not _HASH.fullmatch(pin):
+            good = pin == REVOKED or _HASH.fullmatch(pin)
+            if not (site.isascii() and site.isdigit() and 1 <= int(site) <= MAX_SITES and good):
                 raise ConfigError(f"{where}: site {site} needs a number of 1..{MAX_SITES} and 64 hex digits")
-            pins[int(site)] = bytes.fromhex(pin)
-        if len(set(pins.values())) != len(given.sites) or not pins:
+            if pin == REVOKED:
+                revoked.append(int(site))
+            else:
+                pins[int(site)] = bytes.fromhex(pin)
+        if len(set(pins.values())) + len(revoked) != len(given.sites) or not pins:
             raise ConfigError(f"{where}: every site needs a number and a key of its own")
         if given.bytes <= 0 or given.objects <= 0:
             raise ConfigError(f"{where}: bytes and objects must be above zero")
-        numbers = max(pins)
+        numbers = max(*pins, *revoked, 0)
         threshold = default_threshold(numbers) if given.threshold is None else given.threshold
         if not 1 <= threshold <= numbers:
             raise ConfigError(f"{where}: threshold = {threshold} of {numbers} sites")
         cohort = read_section(CohortSettings, given.cohort or {}, f"{where}: cohort")
         quota = Quota(given.bytes, given.objects, len(pins))
-        federations[config] = Federation(config, pins, quota, threshold, cohort)
+        federations[config] = Federation(config, pins, quota, threshold, cohort, tuple(revoked))
     return Roster(federations)
 
 

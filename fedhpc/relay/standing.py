@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fedhpc.relay.federation_rounds import FederationRounds
-from fedhpc.relay.one_round import Round, awaited
+from fedhpc.relay.one_round import Round, awaited, limits
+
+PAST = 8  # rounds whose times every answer has
 
 
-def standing(rounds: FederationRounds, now: float) -> dict[str, Any]:
-    """The answer to GET /v1/federations/C; the caller holds the lock."""
+def standing(rounds: FederationRounds, now: float, past: int = PAST) -> dict[str, Any]:
+    """The answer to GET /v1/federations/C, with the times of the last `past` rounds; the caller holds the lock."""
     federation = rounds.federation
     return {
         "done": rounds.done,
@@ -19,6 +21,7 @@ def standing(rounds: FederationRounds, now: float) -> dict[str, Any]:
         "sites": len(federation.pins),
         "threshold": federation.threshold,
         "bad_vectors": [{"round": r, "attempt": a, "site": u} for r, a, u in rounds.bad_vectors],
+        "times": rounds.times.as_json(now, past),
     }
 
 
@@ -41,8 +44,10 @@ def _round(rounds: FederationRounds, round_: Round, now: float) -> dict[str, Any
         "phase": phase,
         "ready": sorted(round_.ready),
         "cohort": list(members),
+        **{name: [] if machine is None else list(getattr(machine, name) or ()) for name in ("u1", "u2", "u3")},
         "late": [] if phase == "sum" else [u for u in expected if u not in there],
         "since_s": round(now - since, 3),
+        "limit_s": limits(rounds.federation.cohort).get(phase),
         "bytes": nbytes,
         "purpose": purpose,
     }

@@ -1,6 +1,6 @@
 """The relay's objects on disk: written once, counted against quotas, found again after a restart.
 
-Layout: `ROOT/config/round/attempt/M3v.2` with its block hashes in `M3v.2.meta`; `M3v.2.part` while it is partial. An
+Layout: `ROOT/config/round/attempt/M3v.2` with its blocks' marks in `M3v.2.meta`; `M3v.2.part` while it is partial. An
 object is visible when it has been renamed, never before. Sites are kept apart: each federation has a quota, and each
 site of it at most an equal share, so one site cannot fill the disk for the others. What the relay itself says is made
 as `Y.own` and renamed; it is outside the quota, for a round must not fail because sites have stored much.
@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedhpc.errors import StorageError
-from fedhpc.exchange.objects import ObjectName, block_count
+from fedhpc.exchange.objects import ObjectName
 from fedhpc.relay.problems import Problem
-from fedhpc.relay.upload import Upload, read_head, read_records
+from fedhpc.relay.upload import Upload, read_head
 
 Attempt = tuple[str, int, int]
 MAX_UPLOADS_PER_SITE = 32  # each holds two open files
@@ -125,17 +125,19 @@ class Store:
                 for event in events:
                     event.set()
 
-    def totals(self) -> dict[str, dict[str, int]]:
-        """Configuration -> bytes, objects and partial objects, for the metrics."""
+    def totals(self) -> dict[str, dict[int | None, dict[str, int]]]:
+        """Configuration -> owner (None: the relay) -> bytes, objects and, of these, the partial ones (uploads)."""
         with self._lock:
-            found: dict[str, dict[str, int]] = {}
-            for (config, _), (size, count) in self._used.items():
-                entry = found.setdefault(config, {"bytes": 0, "objects": 0, "uploads": 0})
-                entry["bytes"] += size
-                entry["objects"] += count
+            found: dict[str, dict[int | None, dict[str, int]]] = {}
+            for (config, owner), (size, count) in self._used.items():
+                found.setdefault(config, {})[owner] = {"bytes": size, "objects": count, "uploads": 0}
             for name in self._uploads:
-                found[name.config]["uploads"] += 1
+                found[name.config][name.owner]["uploads"] += 1
             return found
+
+    def disk(self) -> tuple[int, int]:
+        """Free bytes of the disk, and how many of them are never used."""
+        return shutil.disk_usage(self._root).free, self._reserve_bytes
 
     # --- writing
 
@@ -270,17 +272,18 @@ class Store:
 
     def drop(self, goes: Callable[[ObjectName], bool]) -> int:
         """Remove every object, whole or partial, for which `goes` says so; how many."""
-        # Files go first: after a crash an object is whole or gone, and is counted at restart.
         with self._lock:
             objects = [s for n, s in self._objects.items() if goes(n)]
             uploads = [u for n, u in self._uploads.items() if goes(n)]
             for stored in objects:
-                stored.path.unlink(missing_ok=True)
-                stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)
                 del self._objects[stored.name], self._attempts[stored.name.attempt_name][stored.name]
                 if not self._attempts[stored.name.attempt_name]:
                     del self._attempts[stored.name.attempt_name]
                 self._count(stored.name, -stored.length, -1)
+        # Without the lock, for large files take long; who is killed meanwhile has objects back, and drops them again.
+        for stored in objects:
+            stored.path.unlink(missing_ok=True)
+            stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)
         for upload in uploads:
             upload.discard()
             self._forget(upload)
@@ -337,6 +340,6 @@ class _Repeat(Upload):
 
 def _repeat(stored: Stored) -> Upload:
     upload = _Repeat(stored.name, stored.path, stored.length, stored.name.owner)
-    upload.tree, upload.finished = stored.tree, True
-    upload._done = {i: d for i, d in read_records(upload._meta).items() if i < block_count(stored.length)}
+    upload.recall()
+    upload.finished = True
     return upload

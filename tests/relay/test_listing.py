@@ -85,6 +85,9 @@ def test_a_watch_fetches_what_did_not_come_along(relay: Relay) -> None:
     before = client.traffic.requests
     assert watch.messages("M5", (1, 2, 3)) == {u: data[f"M5/{u}"] for u in (1, 2, 3)}
     assert (before, client.traffic.requests) == (1, 2)  # the listing with two of them, and one GET
+    watch.ahead("M5", 3)  # they are known: whoever waits for something else next does not wait for a fourth
+    client.put(name("M6/4", round_=62, attempt=1), b"m6")
+    assert watch.wait(lambda w: "M6/4" in w, deadline=time.monotonic() + 10)
 
 
 def test_what_was_asked_ahead_fails_where_it_is_waited_for(new_relay: Callable[..., Relay]) -> None:

@@ -99,16 +99,37 @@ def test_an_upload_by_several_ranks_in_any_order(relay: Relay) -> None:
         relay.client(2).get(what)  # a masked vector is for the relay
 
 
-def test_a_wrong_tree_is_found_and_the_upload_starts_again(relay: Relay) -> None:
-    data = noise(3 * MIB)
-    what = name("V/1", round_=6)
-    upload = relay.client(1).upload(what, len(data))
+@pytest.mark.parametrize("length", [1, 1000, MIB])
+def test_a_wrong_tree_of_a_small_object_is_found(relay: Relay, length: int) -> None:
+    data = noise(length)
+    what = name("V/1", round_=6, attempt=length)
+    upload = relay.client(1).upload(what, length)
     upload.write(0, memoryview(data))
     with pytest.raises(PeersError, match="422 tree-mismatch"):
         upload.commit(bytes(32).replace(b"\0", b"\1"))
     assert relay.client(1).missing(what) is None
     relay.client(1).put(what, data)
     assert relay.client(2).get(what) == data
+
+
+def test_a_wrong_tree_of_a_large_object_is_found_by_those_who_read_it(relay: Relay) -> None:
+    data = noise(3 * MIB)
+    what = name("V/1", round_=6)
+    upload = relay.client(1).upload(what, len(data))
+    upload.write(0, memoryview(data))
+    wrong = bytes(32).replace(b"\0", b"\1")
+    assert upload.commit(wrong) == wrong  # the relay hashes no vector: it keeps what the site has said
+    with pytest.raises(PolicyError, match="other bytes"):
+        relay.client(2).get(what)
+    with pytest.raises(PolicyError, match="other bytes"):
+        relay.client(2).get_into(what, memoryview(bytearray(len(data))))
+    with pytest.raises(PolicyError, match="other bytes"):
+        relay.client(2).get_into(what, memoryview(bytearray(len(data))), tree=bytes.fromhex(root(noise(3 * MIB, 1))))
+    signed = bytes.fromhex(root(data))
+    assert relay.client(2).get_into(what, memoryview(bytearray(len(data))), tree=signed) == signed
+    with pytest.raises(PolicyError, match="409 other-bytes"):
+        relay.client(1).put(what, data)  # another Tree under the same name
+    assert relay.client(2).fetch_part(what, len(data), 0, memoryview(bytearray(len(data)))) is not None
 
 
 def test_a_commit_without_all_blocks_is_not_whole(relay: Relay) -> None:

@@ -19,8 +19,8 @@ from fedhpc.secure.attempt_file import from_private
 from fedhpc.secure.attempt_site import Expected, SiteAttempt
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 from fedhpc.secure.masks import Masks
-from fedhpc.secure.messages import Proposed
 from fedhpc.secure.pairwise import Member
+from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.ring import Layout, Tensor, lanes_of
 from fedhpc.secure.tag import Tag, Tagger
 from fedhpc.secure.thresholds import Thresholds, choose_thresholds
@@ -227,7 +227,7 @@ class World:
             "state": own.state,
             "tensors": own.tensors,
         }
-        return Proposed(**(fields | changes)).to_bytes()
+        return Proposal(**(fields | changes)).to_bytes()
 
     def attempt(self, cohort: Iterable[int] | None = None) -> Attempt:
         made = Attempt(self, len(self.attempts) + 1, sorted(cohort or self.numbers))

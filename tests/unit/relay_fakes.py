@@ -79,7 +79,7 @@ class Relay:
         """As a PUT does. Raises Problem. `checked` False: as if the gate had been passed before."""
         name = ObjectName.parse(f"{config}/{path}")
         if checked:
-            self.coordinator.check_write(name, len(data))
+            self.coordinator.check_write(name, len(data), tree(data))
         quota = next(f.quota for f in self.federations if f.config == config)
         upload = self.store.begin(name, len(data), quota)
         upload.declare_tree(tree(data))
@@ -97,7 +97,8 @@ class Relay:
 
 def ready(**changes: Any) -> bytes:
     """READY of a site."""
-    return canon({"base": STATE, "layout": LAYOUT, "purpose": "train", "state": STATE, "tensors": TENSORS} | changes)
+    own = {"base": STATE, "everyone": 0, "layout": LAYOUT, "purpose": "train", "state": STATE, "tensors": TENSORS}
+    return canon(own | changes)
 
 
 class Hand:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhpc.config import parse_toml, read_bytes
+from fedhpc.config import parse_toml
 from fedhpc.errors import ConfigError, PolicyError
-from fedhpc.federation.agreement import Agreement, read_agreement
+from fedhpc.federation.agreement import Agreement
 from fedhpc.federation.approvals import configuration, difference
+from fedhpc.ops.enrolment.draft import read_complete
 from fedhpc.ops.enrolment.fingerprints import fingerprint
 from fedhpc.ops.enrolment.site import SiteFolder, SiteKeys
 from fedhpc.secure.epochs import check_follows
@@ -63,7 +64,7 @@ class Review:
 
 def review(path: Path, folder: SiteFolder) -> Review:
     """Check that this site can sign the file. Raises ConfigError, PolicyError that say what does not fit."""
-    agreement = read_agreement(read_bytes(path), str(path))
+    agreement = read_complete(path)
     if not agreement.relay.tls or not all(entry.tls for entry in agreement.roster):
         raise ConfigError(
             f"{path} has no pin for the relay or for a site",
@@ -91,10 +92,9 @@ def review(path: Path, folder: SiteFolder) -> Review:
     except PolicyError as error:
         if present is None:
             raise
-        raise PolicyError(
-            f"{error.what}; approved {present.hash.hex()}, given {following.hash.hex()}; they differ in {changes}",
-            error.hint,
-        ) from None
+        hashes = f"approved {present.hash.hex()}, given {following.hash.hex()}; they differ in {changes}"
+        hint = "the coordinator runs `fedhpc federation next` before changing a file that sites have approved"
+        raise PolicyError(f"{error.what}; {hashes}", hint if following.epoch == present.epoch else error.hint) from None
     done = present == following
     return Review(agreement, number, keys, "" if done else changes, done)
 

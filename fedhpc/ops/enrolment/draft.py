@@ -10,10 +10,12 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fedhpc.config import parse_toml
+from fedhpc.config import parse_toml, read_bytes
 from fedhpc.errors import ConfigError
+from fedhpc.federation.agreement import Agreement, read_agreement
 
 MARK = "# ---- The roster. Everything below this line is written by `fedhpc federation`; a site's place is its number."
 
@@ -115,6 +117,20 @@ class Draft:
                 f"put back under [federation]: epoch = {self.epoch}",
             )
         return changed
+
+
+def read_complete(path: Path) -> Agreement:
+    """The agreement in a federation.toml. Raises ConfigError that names the sites whose keys are still missing."""
+    source = read_bytes(path)
+    listed = parse_toml(source, str(path)).get("site", [])
+    if isinstance(listed, list):
+        missing = [ascii(e.get("name")) for e in listed if isinstance(e, Mapping) and "sign" not in e]
+        if missing:
+            raise ConfigError(
+                f"{path} is not complete: the keys of {', '.join(missing)} are missing",
+                "wait until the coordinator has admitted all sites",
+            )
+    return read_agreement(source, str(path))
 
 
 def new_draft(name: str, relay_pin: str, rounds: int, seed: int, sites: Sequence[str]) -> bytes:

@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.exchange.pins import pin_of, read_certificate
-from fedhpc.federation.agreement import Agreement, read_agreement
+from fedhpc.federation.agreement import Agreement
 from fedhpc.federation.join_relay import thresholds_of
+from fedhpc.ops.enrolment.draft import read_complete
 from fedhpc.relay.roster_file import drop_federation, federation_sites, put_federation
-from fedhpc.relay.settings import read_settings
+from fedhpc.relay.settings import REVOKED, read_settings
 
 BYTES, OBJECTS = 64 << 30, 100_000
 
@@ -26,7 +26,7 @@ def admit(
 
     Raises ConfigError without TLS pins or masks, PolicyError if the federation names another relay.
     """
-    agreement = read_agreement(read_bytes(federation), str(federation))
+    agreement = read_complete(federation)
     settings, _ = read_settings(relay)
     own = pin_of(read_certificate(settings.certificate)).hex()
     without = [entry.name for entry in agreement.roster if not entry.tls]
@@ -41,7 +41,8 @@ def admit(
     thresholds = thresholds_of(agreement)
     if agreement.secure.mode == "off" and not unmasked:
         raise ConfigError(f'{federation} has [secure] mode = "off"', "over a relay numbers are always masked")
-    lost = sorted(set(pins) - set(federation_sites(settings.roster, agreement.hash.hex()) or pins))
+    served = federation_sites(settings.roster, agreement.hash.hex())
+    lost = [number for number in pins if served.get(number) == REVOKED]
     if lost:
         raise PolicyError(
             f"the key of site {', '.join(agreement.names[int(u) - 1] for u in lost)} was revoked at this relay",

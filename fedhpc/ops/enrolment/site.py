@@ -5,6 +5,7 @@ DIR/sign.key, DIR/tls.key  private keys (mode 0600): messages are signed with on
 DIR/tls.pem                the certificate for the second, short-lived
 DIR/relay.pin              the relay's key as the coordinator told it
 DIR/request.json           the last request
+DIR/token                  the one-time token that it was made with (mode 0600), for renewals over the same keys
 DIR/approvals/             what was approved (federation/approvals.py)
 """
 
@@ -23,7 +24,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError, StorageError
-from fedhpc.exchange.http_link import parse_url
+from fedhpc.exchange.http_link import parse_url, proxy_from_environment
+from fedhpc.exchange.mailbox import RelayMailbox
 from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES, pin_of, pin_of_key, read_certificate, require_private
 from fedhpc.federation.agreement import SiteFile, check_name, read_identity, read_site
 from fedhpc.federation.approvals import Approvals
@@ -172,6 +174,18 @@ class SiteFolder:
         require_private(self.tls_path)
         return SiteKeys(self.name, identity, read_bytes(self.tls_path))
 
+    def token(self) -> str:
+        """The token of the last request that went to the relay, or "" if there is none for the present keys."""
+        path = self.path / "token"
+        if not path.exists():
+            return ""
+        require_private(path)
+        return read_bytes(path).decode("ascii", "replace").strip()
+
+    def keep_token(self, token: str) -> None:
+        """Keep the token for renewals."""
+        write_whole(self.path / "token", token.encode("ascii") + b"\n", mode=0o600)
+
     def request(self, token: Token | None) -> tuple[Path, bytes]:
         """Write request.json; the same bytes as before if keys and token are, since the relay takes one per token."""
         keys, path = self.keys(), self.path / "request.json"
@@ -190,13 +204,35 @@ class SiteFolder:
         write_whole(path, data)
         return path, data
 
+    def mailbox(self, token: Token) -> RelayMailbox:
+        """This site's mailbox at the relay. Raises ConfigError if the relay's pin is not known."""
+        pin, exchange = self.relay_pin(), self.file.exchange
+        if not pin:
+            raise ConfigError(
+                "the relay's pin is not known here, so it could be anybody",
+                f"put what the coordinator told into {self.path / 'relay.pin'}, 64 hex digits",
+            )
+        proxy = proxy_from_environment(exchange.url) if exchange.proxy is None else exchange.proxy
+        return RelayMailbox(exchange.url, bytes.fromhex(pin), self.name, token.access, proxy)
+
+    def certificate(self) -> bytes:
+        """The present certificate if it is for the present key, PEM; else nothing."""
+        if (
+            not self.certificate_path.exists()
+            or pin_of(read_certificate(self.certificate_path)).hex() != self.keys().tls
+        ):
+            return b""
+        return read_bytes(self.certificate_path)
+
     def take_certificate(self, pem: bytes) -> datetime.datetime:
         """Keep a certificate, if it is for this site's own key and has begun and not ended; until when it holds.
 
         Raises PolicyError.
         """
         try:
-            certificate = x509.load_pem_x509_certificate(pem[:MAX_CERTIFICATE_BYTES])
+            if len(pem) > MAX_CERTIFICATE_BYTES:
+                raise ValueError("it is too large")
+            certificate = x509.load_pem_x509_certificate(pem)
             pin = pin_of(certificate).hex()
         except ValueError as error:
             raise PolicyError(f"this is not a certificate: {error}") from None
@@ -212,15 +248,8 @@ class SiteFolder:
                 f"the certificate holds from {certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}",
                 "ask for a new one, or set the clock of this machine",
             )
-        write_whole(self.certificate_path, certificate.public_bytes(Encoding.PEM))
+        write_whole(self.certificate_path, pem)
         return certificate.not_valid_after_utc
-
-    def certificate_end(self) -> datetime.datetime | None:
-        """When the present certificate ends; None if there is none for this key."""
-        if not self.certificate_path.exists():
-            return None
-        certificate = read_certificate(self.certificate_path)
-        return certificate.not_valid_after_utc if pin_of(certificate).hex() == self.keys().tls else None
 
     def rotate(self) -> list[Path]:
         """Fresh keys in the place of the old ones, which are kept as *.old; the files kept. Raises ConfigError."""
@@ -237,6 +266,7 @@ class SiteFolder:
             for new, path, kept in zip(fresh, (self.sign_path, self.tls_path), old, strict=True):
                 os.link(path, kept)
                 new.replace(path)
+            (self.path / "token").unlink(missing_ok=True)  # the relay has bound it to the old keys
             if self.certificate_path.exists():
                 self.certificate_path.replace(self.certificate_path.with_name(self.certificate_path.name + ".old"))
         except OSError as error:
