@@ -499,7 +499,7 @@ def test_two_relays_on_one_store_and_on_one_port(enrolled: Enrolled, tmp_path: P
 )
 def test_a_layout_that_is_not_the_others(tmp_path: Path, case: str, fields: str) -> None:
     """bb sums other tensors: it is told which field of the proposal differs, and sends nothing of its vector."""
-    made = enrol(tmp_path, "three", SECTIONS, {name: tmp_path / "no-data" for name in NAMES})
+    made = enrol(tmp_path, "three", SECTIONS, dict.fromkeys(NAMES, tmp_path / "no-data"))
     script = ROOT / "tests" / "mpi" / "sum_ranks.py"
     with relay_of(made.relay), contextlib.ExitStack() as stack:
         jobs = {
