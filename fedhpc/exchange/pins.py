@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedhpc.errors import ConfigError
@@ -17,8 +18,12 @@ MAX_CERTIFICATE_BYTES = 64 << 10
 
 def pin_of(certificate: x509.Certificate) -> bytes:
     """SHA-256 of the certificate's SubjectPublicKeyInfo in DER (RFC 7469 section 2.4) [32]."""
-    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(spki).digest()
+    return pin_of_key(certificate.public_key())
+
+
+def pin_of_key(key: CertificatePublicKeyTypes) -> bytes:
+    """The pin of a public key [32]."""
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
 def pin_of_der(der: bytes) -> bytes:

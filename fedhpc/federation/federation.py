@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.layout import Vector, sum_kind
-from fedhpc.federation.masked_sum import NO_BASE, Opened, Party, SumPlan, open_sum, settle
-from fedhpc.federation.pipeline import Pipeline, Stages
+from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan
+from fedhpc.federation.pipeline import Stages
 from fedhpc.federation.scales import exponent_counts, exponent_scales, refuse_beyond
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
@@ -47,9 +47,9 @@ class Federation:
     A site is one party: the values of its rank 0 count. Add up the ranks of a site first where each holds a share.
     """
 
-    def __init__(self, party: Party, pipeline: Pipeline) -> None:
+    def __init__(self, party: Party, sums: MaskedSums) -> None:
         self.party = party
-        self.pipeline = pipeline
+        self.sums = sums
         self.round_ = 0
         """Masked sums finished: the protocol's round number."""
         self.tensors_tree = tree(b"")
@@ -77,7 +77,7 @@ class Federation:
         A site that sums while another one leaves gets a PeersError instead of waiting for ever.
         """
         if not self._closed and self.party.leads:
-            self.party.exchange.leave()
+            self.sums.leave()
         self._release()
 
     def _release(self) -> None:
@@ -116,13 +116,27 @@ class Federation:
         return state_hash(self.party.agreement.hash, self.round_, self.tensors_tree)
 
     @overload
-    def sum(self, arrays: Mapping[str, Any], *, bound: float | None = None, name: str | None = None) -> Sums: ...
+    def sum(
+        self,
+        arrays: Mapping[str, Any],
+        *,
+        bound: float | None = None,
+        name: str | None = None,
+        everyone: bool = False,
+    ) -> Sums: ...
 
     @overload
-    def sum(self, arrays: Any, *, bound: float | None = None, name: str | None = None) -> NDArray[Any]: ...
+    def sum(
+        self, arrays: Any, *, bound: float | None = None, name: str | None = None, everyone: bool = False
+    ) -> NDArray[Any]: ...
 
     def sum(
-        self, arrays: Mapping[str, Any] | Any, *, bound: float | None = None, name: str | None = None
+        self,
+        arrays: Mapping[str, Any] | Any,
+        *,
+        bound: float | None = None,
+        name: str | None = None,
+        everyone: bool = False,
     ) -> Sums | NDArray[Any]:
         """The sum over all sites of each named array, on every rank of every site.
 
@@ -131,11 +145,13 @@ class Federation:
         `bound`: the largest absolute value a site's float may have, the same at all sites. Without it, a first masked
         sum counts the sites per exponent of each array's largest value, and nothing else about it.
         `name`: what is summed; the ledger refuses a second, different sum under the same name.
+        `everyone`: all sites of the roster must be in it. Through a relay a sum may otherwise lack up to N − τ sites
+        that were lost meanwhile; `.sites` names those in it. Within one MPI job nobody can be lacking.
         Raises DataError for NaN, infinity and values beyond the bound or ±(2^63 − 1)/N; nothing is clipped or sent.
         """
         if not isinstance(arrays, Mapping):
-            return self._combine({"value": arrays}, 1.0, bound, name)["value"]
-        return self._combine(arrays, 1.0, bound, name)
+            return self._combine({"value": arrays}, 1.0, bound, name, everyone=everyone)["value"]
+        return self._combine(arrays, 1.0, bound, name, everyone=everyone)
 
     @overload
     def mean(
@@ -168,7 +184,7 @@ class Federation:
         given = arrays if isinstance(arrays, Mapping) else {"value": arrays}
         share = 1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
         floats = {n: _as_float(np.asarray(a)) for n, a in given.items()}
-        means = self._combine(floats, share, bound, name)
+        means = self._combine(floats, share, bound, name, average=weight is None)
         return means if isinstance(arrays, Mapping) else means["value"]
 
     def sync(self, model: Any, optimizer: Any = None, **settings: Any) -> Sync:
@@ -198,14 +214,24 @@ class Federation:
         if not (math.isfinite(weight) and 0 <= weight <= _WEIGHT_BOUND):
             raise DataError(f"site {self.site} has the weight {weight}", "weights are finite and at least 0")
         weights = {"weight": np.float64(weight)}
-        return self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}")
+        # W over two sets that differ in one site would be that site's size, so it is always the sum over all.
+        return self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}", everyone=True)
 
     def from_leader(self, number: float) -> float:
         """The `number` of this site's rank 0, on all its ranks."""
         return float(struct.unpack("<d", self.party.site.broadcast_bytes(struct.pack("<d", number)))[0])
 
-    def _combine(self, arrays: Mapping[str, Any], factor: float, bound: float | None, name: str | None) -> Sums:
-        """Σ factor · array over the sites, by name."""
+    def _combine(
+        self,
+        arrays: Mapping[str, Any],
+        factor: float,
+        bound: float | None,
+        name: str | None,
+        *,
+        everyone: bool = False,
+        average: bool = False,
+    ) -> Sums:
+        """Σ factor · array over the sites, by name. `average`: an equal mean, over those sites that are in the sum."""
         values = {n: np.asarray(a, order="C") for n, a in arrays.items()}
         for key in values:
             check_text(key, "the name of an array")
@@ -223,9 +249,11 @@ class Federation:
         layout = Layout([Tensor(n, kinds[n], values[n].shape, scales.get(n, 0)) for n in values])
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
-        self.add(vector, purpose, dict.fromkeys(floats, factor))
+        opened = self.add(vector, purpose, dict.fromkeys(floats, factor), everyone=everyone)
         quantum = {t.name: t.quantum if len(self.sites) > 1 else 0.0 for t in layout.tensors}
-        return Sums({n: v.copy() for n, v in vector.views().items()}, quantum, self.sites)
+        again = len(self.sites) / len(opened.members) if average else 1.0
+        sums = {n: v.copy() if again == 1.0 else rescaled(v, again) for n, v in vector.views().items()}
+        return Sums(sums, quantum, [self.sites[u - 1] for u in opened.members])
 
     def choose_scales(self, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str) -> dict[str, int]:
         """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
@@ -238,27 +266,33 @@ class Federation:
         counts = exponent_counts(seen, factor, self.site)
         vector = Vector(Layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
         vector.fill(counts)
-        self.add(vector, purpose)
+        opened = self.add(vector, purpose)
         bits = {n: 8 * a.itemsize for n, a in arrays.items()}
-        return exponent_scales(vector.views(), bits, len(self.sites))
+        return exponent_scales(vector.views(), bits, len(self.sites), len(opened.members))
 
-    def add(self, vector: Vector, purpose: str, factors: dict[str, float] | None = None) -> None:
+    def add(
+        self, vector: Vector, purpose: str, factors: dict[str, float] | None = None, *, everyone: bool = False
+    ) -> Opened:
         """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is."""
         self._refuse_closed()
-        plan = SumPlan(self._round_of(purpose), purpose, NO_BASE, self.state, factors or {})
-        self.finish(open_sum(self.party, self.pipeline, vector, plan), self.tensors_tree)
+        plan = SumPlan(self._round_of(purpose), purpose, NO_BASE, self.state, factors or {}, everyone=everyone)
+        opened = self.sums.open(vector, plan)
+        self.finish(opened, self.tensors_tree)
+        return opened
 
-    def begin_training_sum(self, vector: Vector, factors: dict[str, float]) -> Opened:
-        """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model."""
+    def begin_training_sum(self, vector: Vector, factors: dict[str, float], base: bytes) -> Opened:
+        """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
+
+        `base`: the hash of the state that the update began from [32].
+        """
         self._refuse_closed()
-        base = self.state
-        plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, base, factors, replicated=True)
-        return open_sum(self.party, self.pipeline, vector, plan)
+        plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, self.state, factors, replicated=True)
+        return self.sums.open(vector, plan)
 
     def finish(self, opened: Opened, tensors_tree: bytes) -> None:
         """Compare results with the other sites and move to the next state, whose tensors have this Tree [32]."""
         state = state_hash(self.party.agreement.hash, opened.plan.round_, tensors_tree)
-        settle(self.party, opened, state)
+        self.sums.settle(opened, state)
         self.round_ = max(self.round_, opened.plan.round_)
         self.tensors_tree = tensors_tree
         self.spent.add(opened)
@@ -299,6 +333,11 @@ def check_text(text: str, what: str) -> str:
     if not _NAME.fullmatch(text):
         raise ConfigError(f"{what} is {text!r}", "1 to 200 printable ASCII characters without quote and backslash")
     return text
+
+
+def rescaled(values: NDArray[Any], factor: float) -> NDArray[Any]:
+    """`values` · `factor` in float64, rounded once to their own kind: a mean over those who are in the sum."""
+    return np.asarray(values.astype(np.float64) * factor).astype(values.dtype)
 
 
 def _as_float(array: NDArray[Any]) -> NDArray[Any]:

@@ -5,25 +5,35 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.cohort.staleness import discount
 from fedhpc.errors import DataError
-from fedhpc.federation.federation import Federation
+from fedhpc.federation.federation import Federation, rescaled
 from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.scales import refuse_beyond
+from fedhpc.federation.state_tensors import TOTAL_WEIGHT, Arrays, fill_arrays, state_arrays, tensors_tree
 from fedhpc.federation.strategy import FedAvg, make_strategy
-from fedhpc.mpi.collectives import Group
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, joined_block_digests, tree_root
+from fedhpc.secure.transcript import state_hash
 
 _MODEL, _MEASURED = "model/", "measured/"
 _MEASURED_BOUND = 2.0**40  # of a float sum of metrics at one site; public
-_TOTAL_WEIGHT = "total_weight"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A state that local training started from."""
+
+    tensors: Tensors
+    state: bytes  # its hash [32]
+    rounds: int
 
 
 class GlobalModel:
@@ -56,59 +66,101 @@ class GlobalModel:
             if name not in averaged
             for state in self._strategy.names
         }
+        self.rounds = 0
+        """Training rounds done."""
+        self.reached = 0
+        """The masked sum whose result the present state is; 0 before the first training round."""
         self._total_weight: float | None = None
-        federation.tensors_tree = tensors_tree(federation.party.site, tensors)
+        federation.tensors_tree = self._tree(self.tensors)
 
     def saved_outer(self) -> Tensors:
         """The strategy's state and W, for a checkpoint."""
-        total = {} if self._total_weight is None else {_TOTAL_WEIGHT: np.array([self._total_weight])}
+        total = {} if self._total_weight is None else {TOTAL_WEIGHT: np.array([self._total_weight])}
         return self.outer | total
 
-    def restore(self, tensors: Tensors, outer: Mapping[str, NDArray[Any]]) -> None:
+    def arrays(self) -> Arrays:
+        """The arrays of the present state (state_tensors.py)."""
+        return state_arrays(self.tensors, self.outer, self._total_weight, self.rounds)
+
+    def take_over(self, data: NDArray[np.uint8]) -> None:
+        """Go on from a state that this site was given: the joined bytes of its arrays."""
+        self.tensors = {name: tensor.copy() for name, tensor in self.tensors.items()}  # others may look at the old ones
+        arrays = self.arrays()
+        fill_arrays(arrays, data)
+        weight, rounds = float(arrays[-2][0]), int(arrays[-1][0])
+        self._total_weight, self.rounds = weight or None, rounds
+        self._federation.tensors_tree = self._tree(self.tensors)
+
+    def _tree(self, tensors: Tensors) -> bytes:
+        arrays = state_arrays(tensors, self.outer, self._total_weight, self.rounds)
+        return tensors_tree(self._federation.party.site, arrays)
+
+    def restore(self, tensors: Tensors, outer: Mapping[str, NDArray[Any]], rounds: int) -> None:
         """Continue from a checkpoint. Raises DataError if it belongs to another model or strategy."""
         shapes = {n: (t.shape, t.dtype) for n, t in self.tensors.items()}
         if shapes != {n: (t.shape, t.dtype) for n, t in tensors.items()}:
             raise DataError(
                 "the checkpoint holds another model than this task builds", "did the task's options change?"
             )
-        states = {n: a for n, a in outer.items() if n != _TOTAL_WEIGHT}
+        states = {n: a for n, a in outer.items() if n != TOTAL_WEIGHT}
         if states.keys() != self.outer.keys():
             raise DataError("the checkpoint holds the state of another strategy")
         self.tensors = tensors
         self.outer = states
-        self._total_weight = float(outer[_TOTAL_WEIGHT][0]) if _TOTAL_WEIGHT in outer else None
-        self._federation.tensors_tree = tensors_tree(self._federation.party.site, tensors)
+        self._total_weight = float(outer[TOTAL_WEIGHT][0]) if TOTAL_WEIGHT in outer else None
+        self.rounds = rounds
+        self._federation.tensors_tree = self._tree(tensors)
 
-    def exchange(self, local: Tensors, samples: float, measured: Mapping[str, NDArray[Any]]) -> Tensors:
+    @property
+    def state(self) -> bytes:
+        """The hash of the state after the last training round [32]."""
+        return state_hash(self._federation.party.agreement.hash, self.reached, self._federation.tensors_tree)
+
+    def base(self) -> Base:
+        """What local training starts from now."""
+        return Base(self.tensors, self._federation.state, self.rounds)
+
+    def exchange(
+        self, local: Tensors, samples: float, measured: Mapping[str, NDArray[Any]], base: Base | None = None
+    ) -> Tensors:
         """One round: replace the global tensors by the outer step over the mean update; gives the sum of `measured`.
+
+        `base`: what `local` was trained from, where that may be an older model; absent: the present one. An older
+        update is discounted (cohort/staleness.py) and applied to the present model.
 
         `local`: the site's tensors after training, equal on all its ranks. `samples`: its rows. `measured`: int64 and
         float64 sums that travel in the same masked vector. Raises DataError for NaN, infinity or a bound; then the
         global tensors are as they were.
         """
         federation = self._federation
-        share = self._share(samples)
+        base = base or self.base()
+        share = self._share(samples) * discount(federation.party.agreement.cohort, self.rounds - base.rounds)
         if len(federation.sites) == 1 and isinstance(self._strategy, FedAvg) and self._settings.outer_lr == 1.0:
             # One site exchanges nothing, and x − (x − local) would lose bits: plain training must come out.
             refuse_beyond(local, math.inf, federation.site)
             self.tensors = local
+            self.rounds += 1
             federation.round_ += 1
-            federation.tensors_tree = tensors_tree(federation.party.site, local)
+            federation.tensors_tree = self._tree(local)
             return dict(measured)
-        vector = self._update_vector(local, measured, share)
+        vector = self._update_vector(base.tensors, local, measured, share)
         names = {_MODEL + name: share for name in self.tensors}
-        opened = federation.begin_training_sum(vector, names)
+        opened = federation.begin_training_sum(vector, names, base.state)
         following: Tensors = {}
+        again = self._weight_of_all_over(opened.members)
         for name, tensor in self.tensors.items():
             update = vector.view(_MODEL + name).astype(tensor.dtype, copy=False)
+            if again != 1.0:
+                update = rescaled(update, again)
             if name in self._averaged:
                 step = self._average.step(tensor, update, {})
             else:
                 state = {s: self.outer[f"{s}/{name}"] for s in self._strategy.names}
                 step = self._strategy.step(tensor, update, state)
             following[name] = np.asarray(step)  # NumPy makes a scalar of a tensor without dimensions
-        federation.finish(opened, tensors_tree(federation.party.site, following))
-        self.tensors = following
+        self.rounds += 1
+        federation.finish(opened, self._tree(following))
+        self.tensors, self.reached = following, federation.round_
         return {name: vector.view(_MEASURED + name).copy() for name in measured}
 
     def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors:
@@ -126,8 +178,10 @@ class GlobalModel:
             digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
-    def _update_vector(self, local: Tensors, measured: Mapping[str, NDArray[Any]], share: float) -> Vector:
-        """global − local and the measured sums in one vector, with a scale for every tensor."""
+    def _update_vector(
+        self, base: Tensors, local: Tensors, measured: Mapping[str, NDArray[Any]], share: float
+    ) -> Vector:
+        """base − local and the measured sums in one vector, with a scale for every tensor."""
         if local.keys() != self.tensors.keys():
             raise DataError("the local model has other tensors than the global one")
         wide = self._secure.lane_bits == 64
@@ -135,7 +189,7 @@ class GlobalModel:
         plain = [Tensor(_MODEL + n, kinds[n], t.shape) for n, t in self.tensors.items()]
         vector = Vector(Layout(plain + self._measured_tensors(measured)))
         updates = {}
-        for name, tensor in self.tensors.items():
+        for name, tensor in base.items():
             view = vector.view(_MODEL + name)
             np.subtract(tensor, local[name], out=view, dtype=view.dtype)
             updates[_MODEL + name] = view
@@ -159,6 +213,18 @@ class GlobalModel:
             tensors.append(Tensor(_MEASURED + name, array.dtype.name, array.shape, scale))
         return tensors
 
+    def _weight_of_all_over(self, members: tuple[int, ...]) -> float:
+        """W of the roster / W of the sites in the sum, where W is public: then the mean is exact over those sites.
+
+        Private weights are not renormalised: W over two sets that differ in one site is that site's size.
+        """
+        roster = self._federation.party.agreement.roster
+        if len(members) == len(roster) or self._settings.weights == "samples":
+            return 1.0
+        if self._settings.weights == "uniform":
+            return len(roster) / len(members)
+        return sum(entry.samples for entry in roster) / sum(roster[u - 1].samples for u in members)
+
     def _share(self, samples: float) -> float:
         """w_u / W of this site."""
         agreement = self._federation.party.agreement
@@ -172,13 +238,3 @@ class GlobalModel:
         if self._total_weight is None:
             self._total_weight = self._federation.total_weight(samples, self._weights_name)
         return samples / self._total_weight
-
-
-def tensors_tree(site: Group, tensors: Tensors) -> bytes:
-    """Tree(tensors) [32]; the ranks of the site hash a share of the blocks each, and all get the result."""
-    arrays = [np.ascontiguousarray(t) for t in tensors.values()]
-    nbytes = sum(a.nbytes for a in arrays)
-    blocks = -(-nbytes // TREE_BLOCK_BYTES)
-    first, last = (blocks * (site.rank + i) // site.size for i in (0, 1))
-    mine = b"".join(joined_block_digests(arrays, first, last))
-    return tree_root(nbytes, site.gather_bytes(mine))

@@ -24,8 +24,10 @@ from fedhpc.federation.agreement import (
     read_site_directory,
 )
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.join_relay import open_relayed_sums
 from fedhpc.federation.journal import FileJournal, Journal
-from fedhpc.federation.masked_sum import Party
+from fedhpc.federation.masked_sum import MpiSums
+from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import Pipeline
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.collectives import Group
@@ -77,15 +79,52 @@ def join_with_files(federation: Path, *, sites: Path | None, site: Path | None, 
     else:
         mine = files[0]
         number = agreement.number_of(mine.site.name)
-    rails, chunk_bytes = _agree_on_exchange(world.group, mine)
-    place = mpi_world.split(world, number, agreement.names, rails)
     name = agreement.names[number - 1]
     directory = mine.path(mine.site.directory) if mine.site.directory else (run or federation.parent / "run") / name
-    party = _party(world, place, agreement, mine, directory)
-    pipeline = Pipeline(party.exchange, chunk_bytes=chunk_bytes, overlap=_overlap(world, mine.exchange.overlap))
-    joined = Federation(party, pipeline)
-    joined.round_ = _last_round(place, party.journal)
+    if _kind(world.group, mine) == "https":
+        alone = sites is None
+        place = (
+            mpi_world.one_site(world, number, name) if alone else mpi_world.part_of_site(world, number, agreement.names)
+        )
+        joined = _join_relay(place, agreement, mine, directory)
+    else:
+        joined = _join_job(world, number, agreement, mine, directory)
     return Joined(joined, mine, directory, world.group.rank == 0)
+
+
+def _kind(world: Group, mine: SiteFile) -> str:
+    """The exchange of this job. ConfigError if its sites ask for different ones."""
+    kinds = {kind.decode() for kind in world.gather_bytes(mine.exchange.kind.encode())}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"the site files of this job ask for the exchanges {', '.join(sorted(kinds))}", "use one kind"
+        )
+    return kinds.pop()
+
+
+def _join_relay(place: Place, agreement: Agreement, mine: SiteFile, directory: Path) -> Federation:
+    """A site that meets the others at a relay."""
+    party = _party(place, agreement, mine, directory, always_signs=True)
+    sums = open_relayed_sums(party, mine, directory)
+    federation = Federation(party, sums)
+    last = sums.lead.finished.last_round().to_bytes(8, "little") if sums.lead is not None else None
+    federation.round_ = int.from_bytes(place.site.broadcast_bytes(last), "little")
+    return federation
+
+
+def _join_job(world: World, number: int, agreement: Agreement, mine: SiteFile, directory: Path) -> Federation:
+    """All sites are in this job."""
+    rails, chunk_bytes = _agree_on_exchange(world.group, mine)
+    place = mpi_world.split(world, number, agreement.names, rails)
+    party = _party(place, agreement, mine, directory)
+    exchange: Exchange = NoExchange()
+    if len(agreement.roster) > 1:
+        exchange = MpiExchange(agreement.names, place.leaders, place.rail)
+    pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=_overlap(world, mine.exchange.overlap))
+    attempt = mpi_world.attempt_number(world.group)
+    joined = Federation(party, MpiSums(party, exchange, pipeline, rails=place.rails, attempt=attempt))
+    joined.round_ = _last_round(place, party.journal)
+    return joined
 
 
 def _read_files(
@@ -120,8 +159,9 @@ def _agree_on_exchange(world: Group, mine: SiteFile) -> tuple[int | str, int]:
     return min(rails, default="auto"), min(int.from_bytes(w[4:], "little") for w in wishes)
 
 
-def _party(world: World, place: Place, agreement: Agreement, mine: SiteFile, directory: Path) -> Party:
-    masked = agreement.secure.mode == "pairwise" and len(agreement.roster) > 1
+def _party(place: Place, agreement: Agreement, mine: SiteFile, directory: Path, *, always_signs: bool = False) -> Party:
+    """`always_signs`: with keys also where nothing is masked, since the relay's protocol signs all the same."""
+    masked = always_signs or (agreement.secure.mode == "pairwise" and len(agreement.roster) > 1)
     identity: bytes | None = None
     keys: LedgerKeys | None = None
     journal: Journal | None = None
@@ -132,19 +172,14 @@ def _party(world: World, place: Place, agreement: Agreement, mine: SiteFile, dir
             keys = ledger_keys(agreement.hash, identity, place.number)
     if masked:
         keys = share_ledger_keys(place.site, keys)
-    sites = len(agreement.roster)
-    exchange: Exchange = NoExchange() if sites == 1 else MpiExchange(agreement.names, place.leaders, place.rail)
     return Party(
         agreement=agreement,
         number=place.number,
         site=place.site,
-        rails=place.rails,
-        exchange=exchange,
         members=agreement.members(),
         identity=None if identity is None else Ed25519PrivateKey.from_private_bytes(identity),
         ledger_keys=keys,
         journal=journal,
-        attempt=mpi_world.attempt_number(world.group),
     )
 
 

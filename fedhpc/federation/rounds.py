@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import DataError, PolicyError
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.global_model import GlobalModel
+from fedhpc.federation.global_model import Base, GlobalModel
 from fedhpc.federation.interfaces import Checkpoint, CheckpointStore, Reporter, Trainer
+from fedhpc.federation.party import RoundOverError
+from fedhpc.federation.state_tensors import total_bytes
 
 Clock = Callable[[], float]
 
@@ -47,6 +49,8 @@ def run_rounds(
     """
     rounds = federation.party.agreement.federation.rounds
     model, done = _begin(federation, trainer, store, reporter, prepare)
+    if federation.party.leads:
+        federation.sums.attend(store)
     started_at, begun_run, sent = done, clock(), 0
     while done < rounds:
         begun = clock()
@@ -58,9 +62,18 @@ def run_rounds(
         local = trainer.train(done + 1, model.tensors)
         trained = clock()
         # 3. Encode, mask, sum over the sites, unmask, and take the outer step.
-        totals = model.exchange(trainer.tensors(), local.samples, measured)
+        update = trainer.tensors()
+        base = model.base()
+        totals = None
+        while totals is None and _may_sum(federation, model, base):
+            try:
+                totals = model.exchange(update, local.samples, measured, base)
+            except RoundOverError as over:
+                _catch_up(federation, trainer, store, reporter, model, over)
         exchanged = clock()
-        done += 1
+        done = model.rounds
+        if totals is None:
+            continue  # this update came too late: train from the newer model
         # 4. Checkpoint: after this the round need not be repeated.
         metrics = trainer.summarise(totals)
         _save(federation, trainer, store, model, done)
@@ -105,8 +118,15 @@ def _begin(
     newest = _newest_common_round(federation, store)
     if newest is None:
         federation.round_ = 0
-        prepare()
+        missed: RoundOverError | None = None
+        try:
+            prepare()
+        except RoundOverError as over:
+            missed = over  # the others have gone on; their model holds what was to be prepared
         model = GlobalModel(federation, trainer.tensors(), trainer.averaged())
+        if missed is not None:
+            _catch_up(federation, trainer, store, reporter, model, missed)
+            return model, model.rounds
         _save(federation, trainer, store, model, 0)
         federation.take_spent()
         return model, 0
@@ -121,32 +141,46 @@ def _begin(
         _require_ledger(federation, checkpoint)
         store.discard_after(newest)
     model = GlobalModel(federation, trainer.tensors(), trainer.averaged())
-    model.restore(checkpoint.tensors, checkpoint.outer)
-    federation.round_ = checkpoint.sums
+    model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_)
+    federation.round_ = model.reached = checkpoint.sums
     trainer.restore(checkpoint.private)
     reporter.note(f"resumed after round {newest}")
     return model, newest
 
 
-def _newest_common_round(federation: Federation, store: CheckpointStore) -> int | None:
-    """The newest round in every site's store; None if the run is fresh. Leaders look, every rank learns.
+def _may_sum(federation: Federation, model: GlobalModel, base: Base) -> bool:
+    """Whether an update from `base` still counts: not too old, and in no round that may have been opened."""
+    if base.rounds == model.rounds:
+        return True
+    staleness = federation.party.agreement.cohort.staleness
+    return model.rounds - base.rounds <= staleness and federation.sums.is_free(base.state)
 
-    A kill may fall between two sites' first checkpoints. Round 0 is made again then: it repeats to the last bit, and
-    the ledger refuses sums that do not.
-    """
+
+def _catch_up(
+    federation: Federation,
+    trainer: Trainer,
+    store: CheckpointStore,
+    reporter: Reporter,
+    model: GlobalModel,
+    over: RoundOverError,
+) -> None:
+    """Go on from a state that other sites have reached meanwhile. Raises PeersError if nobody gives it."""
+    reporter.note(f"{over.what}; asking the others for their model")
+    before = model.rounds
+    caught = federation.sums.catch_up(model.state, model.reached, total_bytes(model.arrays()))
+    model.take_over(caught.data)
+    federation.round_ = model.reached = caught.round_
+    reporter.note(f"caught up: from {before} to {model.rounds} rounds")
+    _save(federation, trainer, store, model, model.rounds)
+
+
+def _newest_common_round(federation: Federation, store: CheckpointStore) -> int | None:
+    """The round to go on from; None if the run is fresh. Leaders look, every rank learns."""
     party = federation.party
     answer = b""
     if party.leads:
-        mine = ",".join(str(r) for r in store.rounds()).encode()
-        held = [{int(r) for r in m.decode().split(",") if r} for m in party.exchange.gather(mine)]
-        common = set.intersection(*held)
-        if not common and any(rounds - {0} for rounds in held):
-            having = [name for name, rounds in zip(federation.sites, held, strict=True) if rounds]
-            raise DataError(
-                f"only site {', '.join(having)} has checkpoints, and no round is held by all sites",
-                "restore the missing run directories, or start a new run with another --out",
-            )
-        answer = str(max(common)).encode() if common else b"none"
+        newest = federation.sums.common_round(store.rounds())
+        answer = b"none" if newest is None else str(newest).encode()
     answer = party.site.broadcast_bytes(answer if party.leads else None)
     return None if answer == b"none" else int(answer)
 
@@ -181,6 +215,7 @@ def _save(federation: Federation, trainer: Trainer, store: CheckpointStore, mode
             ledger=b"" if journal is None else journal.ledger.head,
         )
     )
+    federation.sums.keep_until(federation.round_)
 
 
 def _final_metrics(
@@ -188,8 +223,11 @@ def _final_metrics(
 ) -> dict[str, float | None]:
     """Metrics of the final model, as one more masked sum."""
     trainer.load(model.tensors)
-    totals = model.total_of(trainer.measure(), f"metrics after round {rounds}")
-    metrics = trainer.summarise(totals)
+    try:
+        metrics = trainer.summarise(model.total_of(trainer.measure(), f"metrics after round {rounds}"))
+    except RoundOverError:
+        reporter.note("the others summed the final metrics without this site; the model is the same")
+        metrics = {}
     reporter.round_done(
         {
             "round": rounds,

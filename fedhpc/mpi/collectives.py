@@ -9,6 +9,7 @@ checked, because MPI itself does not: a bfloat16 sum is silently wrong on librar
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +29,8 @@ MOVABLE = (*SUMMABLE, "uint8")
 
 _SMALL = 1020  # bytes of a message that fits the first, fixed-size allgather
 _HEADER = 4
+
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 50e-6, 10e-3  # between two looks at a message that is long in coming
 
 
 class Group(Protocol):
@@ -50,6 +53,13 @@ class Group(Protocol):
 
     def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
         """The bytes `root` gave, on every rank; other ranks give None. At most 64 MiB."""
+        ...
+
+    def await_bytes(self, data: bytes | None) -> bytes:
+        """The bytes rank 0 gave, on every rank, as broadcast_bytes; for a message that may take hours to come.
+
+        A waiting rank sleeps: MPI's own broadcast would keep its core busy all the time.
+        """
         ...
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
@@ -87,6 +97,10 @@ class SerialGroup:
         if data is None:
             raise InternalError(f"{self.label}: the root of a broadcast gave no bytes")
         return data
+
+    def await_bytes(self, data: bytes | None) -> bytes:
+        """`data` itself."""
+        return self.broadcast_bytes(data)
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         """`[data]`."""
@@ -137,6 +151,15 @@ class MpiGroup:
             buffer[:] = np.frombuffer(data, dtype=np.uint8)
         self._comm.Bcast(buffer, root=root)
         return buffer.tobytes()
+
+    def await_bytes(self, data: bytes | None) -> bytes:
+        """See Group.await_bytes."""
+        request = self._comm.Ibarrier()
+        pause = _SHORTEST_PAUSE_S
+        while not request.Test():
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        return self.broadcast_bytes(data)
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         """See Group.gather_bytes. One call for messages up to 1020 bytes, two for longer ones."""

@@ -178,6 +178,20 @@ def split(world: World, number: int, names: Sequence[str], rails: int | str) -> 
     return Place(number, site, leaders, rail, carried)
 
 
+def one_site(world: World, number: int, name: str) -> Place:
+    """All ranks of this job are site `number`: the other sites are in jobs of their own."""
+    _where.label = f"site {name}, rank {world.group.rank}"
+    if world.comm is None or world.group.size == 1:
+        return Place(number, SerialGroup(f"site {name}"), None, None, 1)
+    return Place(number, MpiGroup(world.comm.Dup(), f"site {name}"), None, None, world.group.size)
+
+
+def part_of_site(world: World, number: int, names: Sequence[str]) -> Place:
+    """The world split into sites that meet at a relay all the same; this rank belongs to site `number`."""
+    place = split(world, number, names, "auto")
+    return Place(number, place.site, None, None, place.site.size)
+
+
 def _split_off(world: World, joins: bool, color: int, key: int, label: str) -> Group | None:
     from mpi4py import MPI
 

@@ -17,9 +17,10 @@ def compare_stores(federation: Federation, mine: FeatureSet | None) -> None:
     if not federation.party.leads or len(federation.sites) == 1:
         return
     described = b"" if mine is None else mine.canonical()
-    for site, message in zip(federation.sites, federation.party.exchange.gather(described), strict=True):
+    for number, message in federation.sums.announce("FEATURES", described).items():
         if message == described:
             continue
+        site = federation.sites[number - 1]
         what = "one of them has no feature list"
         if mine is not None and message:
             what = "; ".join(compare_features(mine, read_feature_set(message, site)))

@@ -86,7 +86,7 @@ def train(fed: Federation, trainer: TorchTrainer, store: CheckpointStore, report
     from fedhpc.train.standardise import standardise
 
     settings = read_section(TaskSettings, fed.party.agreement.task, "task")
-    prepare = partial(standardise, fed.sum, trainer) if settings.standardise else _nothing
+    prepare = partial(standardise, partial(fed.sum, everyone=True), trainer) if settings.standardise else _nothing
     return run_rounds(fed, trainer, store, reporter, prepare=prepare)
 
 

@@ -1,16 +1,13 @@
 """What the relay keeps of an attempt, by name, and the small interface to wherever it is kept.
 
 Names are those of docs/protocol.md section 7 without the prefix `config/round/attempt/`: `M0`, `M1/u` … `M6/u`, `M3v/u`
-for the masked vector, `U1`, `U2` for the sets the relay formed, `M4r`, and `Y` for the sum.
+for the masked vector, `U1`, `U2` for the sets the relay formed, `M4r`, `Y` for the sum, and `NEXT`.
 """
 
 from __future__ import annotations
 
 import hmac
 from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fedhpc.errors import PolicyError
 
@@ -19,7 +16,7 @@ SUM = "Y"
 
 
 class Objects(Protocol):
-    """Storage of one attempt. Every call returns once it is durable; a caller may die between any two."""
+    """Storage of one attempt. Every call but `write` returns once it is durable; a caller may die between any two."""
 
     def get(self, name: str) -> bytes | None:
         """A small object, or None."""
@@ -30,19 +27,23 @@ class Objects(Protocol):
         ...
 
     def names(self) -> list[str]:
-        """The names of all small objects."""
+        """The names of all small objects; large ones may be among them."""
         ...
 
     def size(self, name: str) -> int:
-        """Bytes of a large object that are there; 0 if none."""
+        """Bytes of a large object that is whole; 0 if it is not."""
         ...
 
-    def read(self, name: str, offset: int, count: int) -> bytes:
-        """Bytes offset..offset+count-1 of a large object."""
+    def read_into(self, name: str, offset: int, view: memoryview) -> None:
+        """Fill `view` with the bytes of a large object from `offset` on. From several threads at once."""
         ...
 
-    def write(self, name: str, offset: int, data: bytes | NDArray[np.uint8]) -> None:
-        """Write at `offset` ≤ size of a large object."""
+    def write(self, name: str, offset: int, data: memoryview) -> None:
+        """Write a part of a large object that is being made; nobody sees it before `keep`."""
+        ...
+
+    def keep(self, name: str, tree: bytes) -> None:
+        """Make the large object durable and visible, in place of one that is there; `tree`: its Tree [32]."""
         ...
 
 

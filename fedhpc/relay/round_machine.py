@@ -1,27 +1,28 @@
 """The relay's side of one attempt, without clock, sockets or files (docs/protocol.md sections 4 and 6).
 
-    propose(M0) · put(M1) … close_keys() -> U1 · put(M2) … close_shares() -> U2
-    put(M3), put_vector(y) … close_masked() -> M4 of the relay, Y · put(M4) · put(M5) · put(M6)
+    propose(M0) · M1 … close_keys() -> U1 · M2 … close_shares() -> U2 · M3, y … close_masked() -> M4 of the relay, Y
+    M4 · M5 · M6 … settled()
 
-The caller owns the deadlines and closes a set when it likes: each is formed once and kept, so a relay that starts again
-from its objects says the same. Messages are opaque here: their form, size and sender are checked, their signatures are
-the sites' business. Whoever calls put has authenticated the sender.
+Sites put their messages into the objects; whoever lets them in has authenticated the sender and asks `check_open`
+first. The caller owns the deadlines and closes a set when it likes: each is formed once and kept, so a relay that
+starts again from its objects says the same. A message counts if its form, size, sender and transcript are right: one
+that is wrong would have every site refuse the set. Its signature is the sites' business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.relay.objects import SUM, VECTOR, Objects, put_once
-from fedhpc.relay.summing import VectorSum
+from fedhpc.relay.summing import MAX_VECTOR_BYTES, sum_vectors, tree_of, vector_runs
 from fedhpc.secure import labels, messages
 from fedhpc.secure.messages import Survivors
-from fedhpc.secure.transcript import canon, parse_canon
+from fedhpc.secure.proposal import Proposal
+from fedhpc.secure.transcript import body_bytes, canon, hash_parts, parse_canon, u16
 
-MAX_CHUNK_BYTES = 16 << 20
-
-_KINDS = (
+KINDS = (
     labels.SIGN_KEYS,
     labels.SIGN_SHARES,
     labels.SIGN_MASKED,
@@ -29,17 +30,29 @@ _KINDS = (
     labels.SIGN_UNMASK,
     labels.SIGN_RESULT,
 )
+_SIGNS = {labels.SIGN_KEYS: 0, labels.SIGN_SHARES: 1, labels.SIGN_MASKED: 2}  # the others sign T3
+_CHAIN = {
+    1: (labels.HASH_T1, labels.SIGN_KEYS),
+    2: (labels.HASH_T2, labels.SIGN_SHARES),
+    3: (labels.HASH_T3, labels.SIGN_MASKED),
+}
 
 
 class RoundMachine:
     """One attempt. Made from its objects, it goes on where an earlier one stopped."""
 
-    def __init__(self, objects: Objects, sites: int, threshold: int, *, max_vector_bytes: int = 1 << 40) -> None:
+    def __init__(
+        self, objects: Objects, sites: int, threshold: int, *, max_vector_bytes: int = MAX_VECTOR_BYTES
+    ) -> None:
         self._objects = objects
         self._sites, self._tau = sites, threshold
         self._max_vector_bytes = max_vector_bytes
-        self._total: VectorSum | None = None
-        self._members: tuple[int, ...] = ()
+        self._proposed: Proposal | None = None
+        self._sets: dict[str, tuple[int, ...]] = {}
+        self._survivors: Survivors | None = None
+        self._t: dict[int, bytes] = {}
+        self._valid: dict[tuple[str, int], bool] = {}
+        self._results: dict[int, bytes] = {}
         m0 = objects.get("M0")
         if m0 is not None:
             self._begin(m0)
@@ -48,21 +61,30 @@ class RoundMachine:
 
     def propose(self, m0: bytes) -> None:
         """Store M0. Raises PolicyError for another form, or if another M0 is there."""
-        messages.read_proposal(m0, self._sites)
-        put_once(self._objects, "M0", m0)
         self._begin(m0)
+        put_once(self._objects, "M0", m0)
 
     def _begin(self, m0: bytes) -> None:
         proposed = messages.read_proposal(m0, self._sites)
-        self._total = VectorSum(self._objects, proposed.tensors)
-        if self._total.nbytes > self._max_vector_bytes:
-            raise PolicyError(f"a vector of {self._total.nbytes} bytes; at most {self._max_vector_bytes}")
-        self._members = tuple(u for u, _ in proposed.cohort)
+        _, nbytes = vector_runs(proposed.tensors)
+        if nbytes > self._max_vector_bytes:
+            raise PolicyError(f"a vector of {nbytes} bytes; at most {self._max_vector_bytes}")
+        if self._proposed not in (None, proposed):
+            raise PolicyError("another M0 is there")
+        self._proposed, self.nbytes = proposed, nbytes
+        self._t[0] = hash_parts(labels.HASH_T0, m0)
 
     @property
-    def m0(self) -> bytes | None:
-        """The proposal."""
-        return self._objects.get("M0")
+    def proposed(self) -> Proposal:
+        """M0. Raises PeersError before `propose`."""
+        if self._proposed is None:
+            raise PeersError("no attempt was proposed yet")
+        return self._proposed
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The cohort."""
+        return tuple(u for u, _ in self.proposed.cohort)
 
     @property
     def u1(self) -> tuple[int, ...] | None:
@@ -75,127 +97,165 @@ class RoundMachine:
         return self._set("U2")
 
     @property
-    def survivors(self) -> bytes | None:
+    def survivors(self) -> Survivors | None:
         """The relay's M4; None before close_masked."""
-        return self._objects.get("M4r")
+        if self._survivors is None and (data := self._objects.get("M4r")) is not None:
+            self._survivors = messages.read_survivors(data, self._sites)
+        return self._survivors
 
     @property
     def u3(self) -> tuple[int, ...] | None:
         """The sites whose vectors are in Y; None before close_masked."""
-        data = self.survivors
-        return None if data is None else messages.read_survivors(data, self._sites).u3
+        return None if self.survivors is None else self.survivors.u3
 
-    @property
-    def opened(self) -> tuple[int, ...] | None:
-        """U3 if any site answered over it, else None: a later attempt of the round can open over this set only."""
-        return self.u3 if self.there(labels.SIGN_UNMASK) else None
+    # --- what sites said ---
+
+    def check_open(self, name: str, u: int) -> None:
+        """Whether site `u` may send a kind of message (or its vector) now.
+
+        Raises PolicyError for a wrong sender or too early, PeersError after the set was closed without it.
+        """
+        if name not in (*KINDS, VECTOR):
+            raise PolicyError(f"there is no message {name!r:.40}")
+        before, after = self._between(name)
+        if before is None or u not in self.members:
+            raise PolicyError(f"site {u} sent {name}, but is not in the set that may")
+        if u not in before or (after is not None and u not in after):
+            raise PeersError(f"the {name} of site {u} came after the set was closed without it")
+
+    def _between(self, name: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        """The set that may send a kind, and the set that it forms; None where it is not formed yet."""
+        if name == labels.SIGN_KEYS:
+            return self.members, self.u1
+        if name == labels.SIGN_SHARES:
+            return self.u1, self.u2
+        if name in (labels.SIGN_MASKED, VECTOR):
+            return self.u2, self.u3
+        return self.u3, None
 
     def there(self, name: str) -> tuple[int, ...]:
-        """The sites whose message of a kind has arrived, rising."""
+        """The sites that may send a kind of message and did, in its right form; rising."""
+        before, _ = self._between(name)
+        return tuple(u for u in self._senders(name) if before is not None and u in before and self._counts(name, u))
+
+    def whole(self) -> tuple[int, ...]:
+        """The sites whose M3 and whole vector are there: U3, if it were closed now."""
+        return tuple(u for u in self.there(labels.SIGN_MASKED) if self._objects.size(f"{VECTOR}/{u}") == self.nbytes)
+
+    def answered(self) -> tuple[int, ...]:
+        """The sites that sent any M5: each has bound itself to open the round over U3 only."""
+        return tuple(u for u in self._senders(labels.SIGN_UNMASK) if u in (self.u3 or ()))
+
+    def settled(self) -> tuple[int, ...] | None:
+        """The set in the M6 body that τ sites sent; None before."""
+        votes: dict[bytes, int] = {}
+        for u in self.there(labels.SIGN_RESULT):
+            votes[self._results[u]] = votes.get(self._results[u], 0) + 1
+        for body, count in votes.items():
+            if count >= self._tau:
+                return messages.read_result(parse_canon(body), self._sites, "").u3
+        return None
+
+    def _senders(self, name: str) -> list[int]:
         prefix = name + "/"
-        return tuple(sorted(int(n[len(prefix) :]) for n in self._objects.names() if n.startswith(prefix)))
+        return sorted(int(n[len(prefix) :]) for n in self._objects.names() if n.startswith(prefix))
 
-    def messages(self, name: str) -> dict[int, bytes]:
-        """The messages of a kind that sites may see: of the set, once it was formed; M4, M5 and M6 as they come."""
-        of = {labels.SIGN_KEYS: self.u1, labels.SIGN_SHARES: self.u2, labels.SIGN_MASKED: self.u3}
-        found = of.get(name, self.there(name))
-        if found is None:
-            raise PeersError(f"the set of {name} is still open")
-        return {u: data for u in found if (data := self._objects.get(f"{name}/{u}")) is not None}
+    def _counts(self, name: str, u: int) -> bool:
+        """Whether a message is right; found out once."""
+        known = self._valid.get((name, u))
+        if known is None:
+            data = self._objects.get(f"{name}/{u}")
+            if data is None:
+                return False
+            try:
+                self._check(name, u, data)
+                known = True
+            except PolicyError:
+                known = False
+            self._valid[name, u] = known
+        return known
 
-    def sum_chunk(self, offset: int, count: int) -> bytes:
-        """Bytes of Y. Raises PeersError before the relay's M4 is there."""
-        if self.survivors is None:
-            raise PeersError("the sum is not there yet")
-        total = self._begun()
-        if not 0 <= offset <= total.nbytes or not 0 <= count <= MAX_CHUNK_BYTES:
-            raise PolicyError(f"{count} bytes from {offset} of a sum of {total.nbytes} bytes")
-        return self._objects.read(SUM, offset, min(count, total.nbytes - offset))
+    def _check(self, name: str, u: int, data: bytes) -> None:
+        """Raise PolicyError unless `data` is what site `u` could have signed in this attempt."""
+        message = check_envelope(data, name, u, self._sites)
+        if message["t"] != self._transcript(name).hex():
+            raise PolicyError(f"site {u} signed another transcript in {name}")
+        body, who = message["body"], str(u)
+        if name == labels.SIGN_KEYS:
+            messages.read_keys(body, who)
+        elif name == labels.SIGN_SHARES:
+            u1 = self._need(self.u1)
+            messages.read_shares(body, u1.index(u), len(u1), who)
+        elif name == labels.SIGN_MASKED:
+            messages.read_masked(body, who)
+        elif name == labels.SIGN_SURVIVORS:
+            messages.read_empty(body, name, who)
+        elif name == labels.SIGN_UNMASK:
+            u3 = self._need(self.u3)
+            messages.read_unmask(body, u3.index(u), len(u3), len(self._need(self.u2)), who)
+        else:
+            messages.read_result(body, self._sites, who)
+            self._results[u] = canon(body)
 
-    # --- what sites send ---
+    def _transcript(self, name: str) -> bytes:
+        """T0 to T3, whichever a kind of message signs."""
+        return self._hash(_SIGNS.get(name, 3))
 
-    def put(self, name: str, u: int, data: bytes) -> None:
-        """Store a signed message of site `u`. Raises PolicyError for a wrong form, sender or time, or a second one."""
-        self._begun()
-        if name not in _KINDS:
-            raise PolicyError(f"there is no message {name!r:.40}")
-        messages.check_length(data, name, self._sites, f"the {name} message of site {u}")
-        _check_envelope(data, name, u)
-        before = {
-            labels.SIGN_KEYS: self._members,
-            labels.SIGN_SHARES: self.u1,
-            labels.SIGN_MASKED: self.u2,
-        }.get(name, self.u3)
-        if before is None or u not in before:
-            raise PolicyError(f"site {u} sent {name}, but is not in the set that may")
-        closed = {labels.SIGN_KEYS: self.u1, labels.SIGN_SHARES: self.u2, labels.SIGN_MASKED: self.u3}.get(name)
-        if closed is not None and u not in closed:
-            raise PeersError(f"the {name} message of site {u} came after the set was closed")
-        put_once(self._objects, f"{name}/{u}", data)
-        if name == labels.SIGN_MASKED:
-            self._add_if_whole(u)
+    def _hash(self, n: int) -> bytes:
+        """T0 to T3 of docs/protocol.md section 4, from the messages of the sets."""
+        if n not in self._t:
+            label, name = _CHAIN[n]
+            members = self._need((None, self.u1, self.u2, self.u3)[n])
+            bodies = [u16(u) + _body(self._objects.get(f"{name}/{u}")) for u in members]
+            tail = [self._need(self.survivors).sum_] if n == 3 else []
+            self._t[n] = hash_parts(label, self._hash(n - 1), *bodies, *tail)
+        return self._t[n]
 
-    def put_vector(self, u: int, offset: int, data: bytes) -> int:
-        """Bytes of the masked vector of site `u` from `offset`; gives how many bytes are there.
-
-        An upload resumes at `vector_size`. Raises PolicyError for a gap, other bytes over ones that are there, and
-        bytes past the vector's end; PeersError once the set is closed.
-        """
-        total = self._begun()
-        if self.u2 is None or u not in self.u2:
-            raise PolicyError(f"site {u} sent a vector, but is not in U2")
-        if self.survivors is not None:
-            raise PeersError(f"the vector of site {u} came after the set was closed")
-        name, there = f"{VECTOR}/{u}", self.vector_size(u)
-        if len(data) > MAX_CHUNK_BYTES or not 0 <= offset <= there or offset + len(data) > total.nbytes:
-            raise PolicyError(f"{len(data)} bytes from {offset} of the vector of site {u}, of which {there} are there")
-        known = min(there - offset, len(data))
-        if self._objects.read(name, offset, known) != data[:known]:
-            raise PolicyError(f"site {u} sent other bytes than before for its vector", "an object is written once")
-        if known < len(data):
-            self._objects.write(name, there, data[known:])
-        self._add_if_whole(u)
-        return self.vector_size(u)
-
-    def vector_size(self, u: int) -> int:
-        """How many bytes of the vector of site `u` are there."""
-        return self._objects.size(f"{VECTOR}/{u}")
+    def _need(self, value: Any) -> Any:
+        if value is None:
+            raise PeersError("the set is still open")
+        return value
 
     # --- sets, formed once when the caller's deadline is over ---
 
     def close_keys(self) -> tuple[int, ...]:
         """U1: the sites whose M1 arrived. Raises PeersError for fewer than τ."""
-        return self._close("U1", self.there(labels.SIGN_KEYS))
+        return self._close("U1", labels.SIGN_KEYS)
 
     def close_shares(self) -> tuple[int, ...]:
         """U2: the sites of U1 whose M2 arrived. Raises PeersError for fewer than τ."""
-        return self._close("U2", self.there(labels.SIGN_SHARES))
+        return self._close("U2", labels.SIGN_SHARES)
 
-    def close_masked(self) -> bytes:
-        """The relay's M4 over U3, the sites whose M3 and whole vector arrived; Y is complete. Once per attempt."""
-        there = self.survivors
-        if there is not None:
-            return there
-        total = self._begun()
+    def close_masked(self) -> Survivors:
+        """The relay's M4 over U3, the sites whose M3 and whole vector arrived; Y is complete. Once per attempt.
+
+        Takes as long as reading all vectors does. Raises PeersError for fewer than τ.
+        """
+        if self.survivors is not None:
+            return self.survivors
         u3 = self.whole()
         self._check_size("U3", u3)
-        total_names = {f"{VECTOR}/{u}" for u in u3}
-        for name in sorted(total_names - set(total.added)):
-            total.add(name)
-        survivors = Survivors(total.tree(), u3).to_bytes()
-        put_once(self._objects, "M4r", survivors)
+        tree = sum_vectors(self._objects, [f"{VECTOR}/{u}" for u in u3], self.proposed.tensors)
+        self._objects.keep(SUM, tree)
+        survivors = Survivors(tree, u3)
+        put_once(self._objects, "M4r", survivors.to_bytes())
+        self._survivors = survivors
         return survivors
 
-    def whole(self) -> tuple[int, ...]:
-        """The sites whose M3 and whole vector are there: U3, if it were closed now."""
-        nbytes = self._begun().nbytes
-        return tuple(u for u in self.there(labels.SIGN_MASKED) if self.vector_size(u) == nbytes)
+    def bad_vectors(self) -> tuple[int, ...]:
+        """The sites of U3 whose vector, as it is kept here, is not the one that their M3 names. Reads all of them."""
+        found = []
+        for u in self._need(self.u3):
+            body = messages.read_masked(parse_canon(self._objects.get(f"{labels.SIGN_MASKED}/{u}") or b"")["body"], "")
+            if tree_of(self._objects, f"{VECTOR}/{u}") != body.vector:
+                found.append(u)
+        return tuple(found)
 
-    def _close(self, name: str, found: tuple[int, ...]) -> tuple[int, ...]:
+    def _close(self, name: str, kind: str) -> tuple[int, ...]:
         there = self._set(name)
         if there is not None:
             return there
-        self._begun()
+        found = self.there(kind)
         self._check_size(name, found)
         put_once(self._objects, name, canon(list(found)))
         return found
@@ -205,22 +265,14 @@ class RoundMachine:
             raise PeersError(f"{name} has {len(found)} sites; {self._tau} are needed", "a new attempt is started")
 
     def _set(self, name: str) -> tuple[int, ...] | None:
-        data = self._objects.get(name)
-        return None if data is None else tuple(parse_canon(data))
-
-    def _begun(self) -> VectorSum:
-        if self._total is None:
-            raise PeersError("no attempt was proposed yet")
-        return self._total
-
-    def _add_if_whole(self, u: int) -> None:
-        total, name = self._begun(), f"{VECTOR}/{u}"
-        if self.survivors is None and name not in total.added and u in self.whole():
-            total.add(name)
+        if name not in self._sets and (data := self._objects.get(name)) is not None:
+            self._sets[name] = tuple(parse_canon(data))
+        return self._sets.get(name)
 
 
-def _check_envelope(data: bytes, name: str, u: int) -> None:
-    """The form of a signed message and its sender; not its signature. Raises PolicyError."""
+def check_envelope(data: bytes, name: str, u: int, sites: int) -> dict[str, Any]:
+    """A signed message's fields, after its size, form and sender; not its signature. Raises PolicyError."""
+    messages.check_length(data, name, sites, f"the {name} message of site {u}")
     try:
         message = parse_canon(data)
     except ValueError as error:
@@ -229,12 +281,25 @@ def _check_envelope(data: bytes, name: str, u: int) -> None:
         raise PolicyError(f"the {name} message of site {u} does not have the fields of a message")
     if message["name"] != name or message["from"] != u:
         raise PolicyError(f"site {u} sent a message that is not its own {name}")
+    if type(message["sig"]) is not str or len(message["sig"]) != 128:
+        raise PolicyError(f"the {name} message of site {u} has no signature")
+    return message
 
 
-def next_cohort(attempts: Iterable[RoundMachine], ready: Iterable[int]) -> tuple[int, ...]:
-    """Whom to propose next in a round: the set that any earlier attempt was answered over, else all who are ready."""
+def _body(data: bytes | None) -> bytes:
+    assert data is not None
+    return body_bytes(data, parse_canon(data))
+
+
+def opened_set(attempts: Iterable[RoundMachine]) -> RoundMachine | None:
+    """The attempt of a round whose set the round can still open over: the one most sites have bound themselves to.
+
+    None: no site has answered in any of them, and the round may open over any set.
+    """
+    bound: dict[tuple[int, ...], set[int]] = {}
+    first: dict[tuple[int, ...], RoundMachine] = {}
     for attempt in attempts:
-        opened = attempt.opened
-        if opened is not None:
-            return opened
-    return tuple(sorted(ready))
+        if attempt.u3 is not None and attempt.answered():
+            bound.setdefault(attempt.u3, set()).update(attempt.answered())
+            first.setdefault(attempt.u3, attempt)
+    return first[max(bound, key=lambda u3: len(bound[u3]))] if bound else None

@@ -3,23 +3,27 @@
 GET  /v1/health                                     anyone
 PUT  /v1/objects/config/round/attempt/NAME          its owner; a whole object, or a part with content-range
 GET  /v1/objects/config/round/attempt/NAME          every site of the federation; range, ?wait=seconds
-GET  /v1/objects/config/round/attempt/              what is there; ?after=cursor&wait=seconds
+GET  /v1/objects/config/round/attempt/              what is there; ?after=cursor&wait=seconds, listing.py
 GET  /v1/uploads/config/round/attempt/NAME          its owner: what is still missing
+PUT, GET /v1/enrolment/NAME                         who has the token of an invited site: enrolment.py
+GET  /v1/federations/config                         every site of it: where its rounds stand; ?quiet for people
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 from fedhpc.exchange.objects import BLOCK_BYTES, UNSHARED, ObjectName, block_bytes, block_count
+from fedhpc.relay import enrolment, listing
+from fedhpc.relay.buffers import Buffers
 from fedhpc.relay.connection import Connection, Head
+from fedhpc.relay.coordinator import Coordinator
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.settings import Federation, Limits, Roster
 from fedhpc.relay.store import Attempt, Store, Stored
@@ -30,55 +34,20 @@ _RANGE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})?")
 _TREE = re.compile(r"[0-9a-f]{64}")
 _LOOK_S = 1.0  # how often a waiting thread looks whether its peer is still there
 TREE_HEADER = "fedhpc-tree"
-SMALL_BYTES = 64 << 10
+_QUERY = {"wait", "after", "kind", "count", "inline"}
 _Found = TypeVar("_Found")
 
 
-class Buffers:
-    """A fixed number of blocks; who finds none waits, and so does its peer: that is the back-pressure.
-
-    One site holds at most a quarter of them, so its slow connections do not stop the others; messages need none.
-    """
-
-    def __init__(self, count: int, patience_s: float) -> None:
-        self._free: list[bytearray] = []
-        self._left, self._most = count, max(1, count // 4)
-        self._held: dict[bytes, int] = {}
-        self._patience_s = patience_s
-        self._freed = threading.Condition()
-
-    @contextlib.contextmanager
-    def one(self, pin: bytes, size: int) -> Iterator[memoryview]:
-        """A buffer for a body of `size` bytes, at most one block. Raises Problem (503) if none becomes free."""
-        if size <= SMALL_BYTES:
-            yield memoryview(bytearray(size))
-            return
-        with self._freed:
-            if not self._freed.wait_for(lambda: self._left and self._held.get(pin, 0) < self._most, self._patience_s):
-                raise Problem("stopping", "too many transfers at once", close=True)
-            self._left -= 1
-            self._held[pin] = self._held.get(pin, 0) + 1
-            buffer = self._free.pop() if self._free else bytearray(BLOCK_BYTES)
-        try:
-            yield memoryview(buffer)
-        finally:
-            with self._freed:
-                self._free.append(buffer)
-                self._left += 1
-                self._held[pin] -= 1
-                if not self._held[pin]:
-                    del self._held[pin]
-                self._freed.notify_all()
-
-
 class Routes:
-    """Answers requests. `may_write` is the round machine's say over what is open; None means everything."""
+    """Answers requests. `rounds` says what may be written now; without it, objects of any name are kept."""
 
-    def __init__(self, store: Store, roster: Callable[[], Roster], limits: Limits) -> None:
-        self._store, self._roster, self._limits = store, roster, limits
+    def __init__(
+        self, store: Store, roster: Callable[[], Roster], limits: Limits, rounds: Coordinator | None = None
+    ) -> None:
+        self._store, self._roster, self._limits, self._rounds = store, roster, limits, rounds
         self._buffers = Buffers(limits.buffers, limits.stall_s)
         self.stopping = threading.Event()
-        self.may_write: Callable[[ObjectName], bool] | None = None
+        self.mailbox: enrolment.Mailbox | None = None
 
     def answer(self, connection: Connection, head: Head, pin: bytes | None) -> None:
         """Answer one request. Raises Problem."""
@@ -89,17 +58,26 @@ class Routes:
             state = "stopping" if self.stopping.is_set() else "ok"
             connection.send_json(200, {"status": state}, bare=head.method == "HEAD")
             return
+        if self.mailbox is not None and head.path.startswith(enrolment.PATH):
+            self.mailbox.answer(connection, head, self.stopping)
+            return
         if pin is None:
             raise Problem("certificate-needed", "only /v1/health is open to everybody")
         kind, _, rest = head.path.removeprefix("/v1/").partition("/")
-        if not head.path.startswith("/v1/") or kind not in ("objects", "uploads"):
+        if not head.path.startswith("/v1/") or kind not in ("objects", "uploads", "federations"):
             raise Problem("absent", "there is nothing at this path")
+        if kind == "federations":
+            self._need(head, "GET")
+            self._standing(connection, rest, pin, runs=head.query != "quiet")
+            return
         if kind == "objects" and rest.endswith("/"):
             self._need(head, "GET")
-            federation, _, attempt = self._attempt(rest, pin)
-            self._list(connection, head, attempt)
+            _, site, attempt = self._attempt(rest, pin)
+            self._refuse_old(attempt)
+            self._list(connection, head, attempt, site, pin)
             return
         name, federation, site = self._object(rest, pin)
+        self._refuse_old(name.attempt_name)
         if kind == "uploads":
             self._need(head, "GET")
             self._missing(connection, name, site)
@@ -115,12 +93,24 @@ class Routes:
         if head.method not in methods:
             raise Problem("method", f"only {', '.join(methods)}")
 
-    def _member(self, config: str, pin: bytes) -> tuple[Federation, int]:
+    def _member(self, config: str, pin: bytes, *, runs: bool = True) -> tuple[Federation, int]:
+        """The federation and whose pin it is; `runs`: asking shows that the site runs. Raises Problem."""
         federation = self._roster().federations.get(config)
         site = federation.site_of(pin) if federation else None
         if federation is None or site is None:  # one answer for both: strangers learn of no federation
             raise Problem("forbidden", f"the key {pin.hex()} is no site of federation {config[:16]}")
+        if runs:
+            self._heard(config, site)
         return federation, site
+
+    def _heard(self, config: str, site: int) -> None:
+        if self._rounds is not None:
+            self._rounds.heard(config, site)
+
+    def _refuse_old(self, attempt: Attempt) -> None:
+        """A round that was cleaned up: who waits there would wait for ever."""
+        if self._rounds is not None:
+            self._rounds.check_round(attempt[0], attempt[1])
 
     def _object(self, path: str, pin: bytes) -> tuple[ObjectName, Federation, int]:
         try:
@@ -138,10 +128,16 @@ class Routes:
 
     # --- reading
 
+    def _standing(self, connection: Connection, config: str, pin: bytes, *, runs: bool) -> None:
+        self._member(config, pin, runs=runs)
+        if self._rounds is None:
+            raise Problem("absent", "this relay runs no rounds")
+        connection.send_json(200, self._rounds.standing(config))
+
     def _get(self, connection: Connection, head: Head, name: ObjectName, site: int, pin: bytes) -> None:
         if name.kind in UNSHARED and name.owner != site:
             raise Problem("forbidden", f"{name.name} is read by its owner only")
-        stored = self._wait(connection, head, name, lambda: self._store.find(name))
+        stored = self._wait(connection, head, name, site, lambda: self._store.find(name))
         if stored is None:
             raise Problem("absent", f"{name.name} is not there yet")
         first, end = self._range(head, stored.length)
@@ -198,16 +194,35 @@ class Routes:
             raise Problem("bad-range", f"the object has {length} bytes")
         return first, end
 
-    def _list(self, connection: Connection, head: Head, attempt: Attempt) -> None:
+    def _list(self, connection: Connection, head: Head, attempt: Attempt, site: int, pin: bytes) -> None:
         life, _, count = _query(head, "after").partition(".")
         after = int(count) if life == self._store.life and count.isascii() and count.isdigit() else 0
-        found = self._wait(connection, head, attempt, lambda: self._store.list(attempt, after) or None) or []
+        wanted = listing.Wanted(*(_query(head, key) for key in ("kind", "count", "inline")))
+
+        def look() -> list[Stored] | None:
+            return wanted.choose(self._store.list(attempt), after)
+
+        found = self._wait(connection, head, attempt, site, look) or self._store.list(attempt, after)
         cursor = f"{self._store.life}.{found[-1].sequence if found else after}"
-        objects = [{"name": s.name.name, "bytes": s.length, "tree": s.tree.hex()} for s in found]
-        connection.send_json(200, {"after": cursor, "objects": objects})
+        if wanted.inline != "1":
+            body = listing.document(cursor, found)
+            connection.send_head(200, {"content-type": "application/json"}, len(body), body)
+            return
+        chosen = listing.small(found)
+        with self._buffers.one(pin, sum(s.length for s in chosen)) as buffer:
+            there, filled = listing.fill(chosen, buffer)
+            line = listing.document(cursor, found, there) + b"\n"
+            connection.send_head(200, {"content-type": listing.FRAMED}, len(line) + filled, line)
+            if filled:
+                connection.send(buffer[:filled])
 
     def _wait(
-        self, connection: Connection, head: Head, what: ObjectName | Attempt, look: Callable[[], _Found | None]
+        self,
+        connection: Connection,
+        head: Head,
+        what: ObjectName | Attempt,
+        site: int,
+        look: Callable[[], _Found | None],
     ) -> _Found | None:
         """`look()`, again and again for at most ?wait= seconds, until it finds something or the peer goes away."""
         text = _query(head, "wait") or "0"
@@ -220,6 +235,7 @@ class Routes:
                 found = look()
                 left = deadline - time.monotonic()
                 if found is not None or left <= 0 or connection.peer_speaks():
+                    self._heard(what.config if isinstance(what, ObjectName) else what[0], site)
                     return found
                 if self.stopping.is_set():
                     raise Problem("stopping", "the relay is stopping", close=True)
@@ -232,19 +248,20 @@ class Routes:
     ) -> None:
         if name.owner != site:
             raise Problem("forbidden", f"site {site} may not write {name.name}")
-        if self.may_write is not None and not self.may_write(name):
-            raise Problem("forbidden", f"{name.name} is not open in this round")
         if self.stopping.is_set():
             raise Problem("stopping", "the relay is stopping", close=True)
         if "content-length" not in head.headers:
             raise Problem("length-needed", "declare content-length", close=True)
         first, length = self._part(head)
-        tree = head.headers.get(TREE_HEADER)
-        if tree is not None and not _TREE.fullmatch(tree):
+        given = head.headers.get(TREE_HEADER)
+        if given is not None and not _TREE.fullmatch(given):
             raise Problem("bad-request", f"{TREE_HEADER} is 64 lower-case hex digits")
+        tree = None if given is None else bytes.fromhex(given)
+        if self._rounds is not None:
+            self._rounds.check_write(name, length, tree)
         upload = self._store.begin(name, length, federation.quota)
         if tree is not None:
-            upload.declare_tree(bytes.fromhex(tree))
+            upload.declare_tree(tree)
         self._receive(connection, upload, first, head.length, pin)
         whole = self._store.finish(upload)
         missing = [] if whole else upload.missing()
@@ -286,6 +303,7 @@ class Routes:
                 connection.read_body_into(block, begun, received)
                 received += len(block)
                 upload.write_block(index, block)
+                self._heard(upload.name.config, upload.owner or 0)
 
     def _missing(self, connection: Connection, name: ObjectName, site: int) -> None:
         if name.owner != site:
@@ -304,9 +322,9 @@ class Routes:
 def _query(head: Head, name: str) -> str:
     """One query parameter, or ''. Raises Problem for a query that is malformed or names others."""
     try:
-        pairs = urllib.parse.parse_qs(head.query, strict_parsing=bool(head.query), max_num_fields=4)
+        pairs = urllib.parse.parse_qs(head.query, strict_parsing=bool(head.query), max_num_fields=len(_QUERY))
     except ValueError:
         raise Problem("bad-request", "the query is malformed") from None
-    if set(pairs) - {"wait", "after"}:
-        raise Problem("bad-request", "the query knows wait and after")
+    if not pairs.keys() <= _QUERY:
+        raise Problem("bad-request", f"the query knows {', '.join(sorted(_QUERY))}")
     return pairs.get(name, [""])[-1]

@@ -16,10 +16,13 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.exchange.pins import pin_of, read_certificate, read_der
 from fedhpc.relay.connection import Connection, Hangup
+from fedhpc.relay.coordinator import Coordinator
+from fedhpc.relay.enrolment import Mailbox
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.routes import Routes
@@ -28,6 +31,7 @@ from fedhpc.relay.store import Store
 
 _log = logging.getLogger("fedhpc.relay")
 _STACK_BYTES = 512 << 10
+_LOOK_S = 2.0  # how often the roster's file is looked at
 
 
 @dataclass
@@ -63,10 +67,18 @@ class RelayServer:
     def __init__(self, settings: RelaySettings, limits: Limits) -> None:
         self._settings, self._limits = settings, limits
         self._context = tls_context(settings)
+        self._roster_seen = _stamp(settings.roster)
         self.roster = read_roster(settings.roster)
         self.store = Store(settings.store, settings.reserve_bytes)
         self.metrics = Metrics()
-        self.routes = Routes(self.store, lambda: self.roster, limits)
+        self.rounds = Coordinator(self.store, self.metrics) if settings.rounds else None
+        self.routes = Routes(self.store, lambda: self.roster, limits, self.rounds)
+        if self.rounds is not None:
+            self.rounds.update(self.roster)
+        if settings.tokens and settings.enrolment:
+            self.routes.mailbox = Mailbox(settings.tokens, settings.enrolment, limits)
+        self.certificate_ends: dict[bytes, datetime.datetime] = {}  # by pin, as last shown
+        self.roster_error = ""
         self._census = _Census(limits)
         _raise_file_limit(limits.connections)
         try:
@@ -79,11 +91,15 @@ class RelayServer:
         self.port: int = self._listener.getsockname()[1]
         self._stopping = threading.Event()
         self._idle: set[Connection] = set()  # between two requests
+        self._look, self._reload_now = threading.Event(), False
 
     def serve(self) -> None:
         """Accept connections until `stop`, then let running requests end for at most `drain_s`."""
         threading.stack_size(_STACK_BYTES)
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
+        if self.rounds is not None:
+            self.rounds.start()
+        threading.Thread(target=self._watch, name="roster", daemon=True).start()
         self._listener.settimeout(0.5)
         while not self._stopping.is_set():
             try:
@@ -105,6 +121,8 @@ class RelayServer:
                 plain.close()
                 self._census.leave(None)
         self._listener.close()
+        if self.rounds is not None:
+            self.rounds.stop()
         deadline = time.monotonic() + self._limits.drain_s
         while self._census.total() and time.monotonic() < deadline:
             self.store.wake_all()
@@ -117,14 +135,12 @@ class RelayServer:
         """End `serve`; safe in a signal handler."""
         self._stopping.set()
         self.routes.stopping.set()
+        self._look.set()
 
     def reload(self) -> None:
-        """Read the roster again: revoked pins lose every next request. A damaged roster keeps the old one."""
-        try:
-            self.roster = read_roster(self._settings.roster)
-            _log.info("roster read: %d federations", len(self.roster.federations))
-        except ConfigError as error:
-            _log.error("roster not read, the old one stays: %s", error.what)
+        """Read the roster again, in a moment; safe in a signal handler."""
+        self._reload_now = True
+        self._look.set()
 
     @property
     def connections(self) -> int:
@@ -149,6 +165,7 @@ class RelayServer:
                 connection = Connection(sock, self._limits)
                 try:
                     if known is not None and self.roster.knows(known):
+                        self.certificate_ends[known] = expires
                         if not self._census.enter(known):
                             self._refuse(connection, known)
                             return
@@ -156,8 +173,7 @@ class RelayServer:
                         pin = known
                     self._requests(connection, known, expires, address)
                 finally:
-                    self.metrics.count("received_bytes_total", connection.bytes_in)
-                    self.metrics.count("sent_bytes_total", connection.bytes_out)
+                    self._count_bytes(connection)
                     connection.close()
         except Exception:
             _log.exception("%s: a connection failed", address)
@@ -211,8 +227,36 @@ class RelayServer:
                     with contextlib.suppress(OSError, ValueError):
                         connection.send_problem(Problem("internal", "see the relay's log", close=True))
             self.metrics.count_request(method, status, time.perf_counter() - begun)
+            self._count_bytes(connection)
             if not keep:
                 return
+
+    def _count_bytes(self, connection: Connection) -> None:
+        """What has moved since the last time: connections last for days."""
+        self.metrics.count("received_bytes_total", connection.bytes_in)
+        self.metrics.count("sent_bytes_total", connection.bytes_out)
+        connection.bytes_in = connection.bytes_out = 0
+
+    def _watch(self) -> None:
+        """Read the roster again when told to or when its file is another: federations come while the relay runs.
+
+        Revoked pins lose every next request. A damaged roster keeps the old one.
+        """
+        while not self._stopping.is_set():
+            self._look.wait(_LOOK_S)
+            self._look.clear()
+            stamp = _stamp(self._settings.roster)
+            if not self._reload_now and stamp == self._roster_seen:
+                continue
+            self._reload_now, self._roster_seen = False, stamp
+            try:
+                self.roster, self.roster_error = read_roster(self._settings.roster), ""
+                if self.rounds is not None:
+                    self.rounds.update(self.roster)
+                _log.info("roster read: %d federations", len(self.roster.federations))
+            except ConfigError as error:
+                self.roster_error = error.what
+                _log.error("roster not read, the old one stays: %s", error.what)
 
     def _sweep(self) -> None:
         while not self._stopping.wait(60.0):
@@ -240,6 +284,15 @@ def tls_context(settings: RelaySettings) -> ssl.SSLContext:
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"cannot read the client authority {authority}: {error}") from None
     return context
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; empty if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _raise_file_limit(connections: int) -> None:

@@ -12,6 +12,9 @@ roster = "roster.toml"
 bytes = 100_000_000_000
 objects = 100_000
 sites = { 1 = "<64 hex digits: SPKI SHA-256 of site 1>", 2 = "…" }
+threshold = 3                                       # τ; absent: that of a federation with the default settings
+["<the same 64 hex digits>".cohort]                 # [cohort] of federation.toml; absent: its defaults
+policy = "sync"
 """
 
 from __future__ import annotations
@@ -19,14 +22,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from fedhpc.cohort.settings import CohortSettings
 from fedhpc.config import parse_toml, read_bytes, read_section
 from fedhpc.errors import ConfigError
 from fedhpc.exchange.pins import require_private, same_pin
 from fedhpc.relay.store import Quota
+from fedhpc.secure.thresholds import choose_thresholds
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 MAX_SITES = 100
+REVOKED = "revoked"  # in the place of a pin
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,14 @@ class RelaySettings:
     roster: Path
     admin: str = ""  # host:port on loopback; empty: no admin port
     reserve_bytes: int = 64 << 20  # of the disk, never used
+    tokens: Path | None = None  # who may ask for a certificate; with enrolment
+    enrolment: Path | None = None  # folder of requests and certificates; absent: no enrolment here
+    rounds: bool = True  # False: objects of any name are kept and nothing is proposed; to test or measure transfers
 
     def __post_init__(self) -> None:
         split_address(self.listen, "relay.listen")
+        if (self.tokens is None) != (self.enrolment is None):
+            raise ConfigError("relay.tokens and relay.enrolment go together", "give both or neither")
         if not self.client_authorities:
             raise ConfigError("relay.client_authorities is empty", "name the certificate of the enrolment authority")
         if self.admin and split_address(self.admin, "relay.admin")[0] not in ("127.0.0.1", "::1", "localhost"):
@@ -77,11 +89,19 @@ class RelaySettings:
 
 @dataclass(frozen=True)
 class Federation:
-    """What the relay knows of a federation: pins by site number, and the quota."""
+    """What the relay knows of a federation: pins by site number, the quota, and how its rounds are run."""
 
     config: str
     pins: dict[int, bytes]
     quota: Quota
+    threshold: int
+    cohort: CohortSettings
+    revoked: tuple[int, ...] = ()  # numbers of sites whose key opens nothing any more
+
+    @property
+    def numbers(self) -> int:
+        """N: the largest site number. A site whose key was revoked still counts."""
+        return max(*self.pins, *self.revoked, 0)
 
     def site_of(self, pin: bytes) -> int | None:
         """The site whose pin this is; every pin is compared, in constant time."""
@@ -97,6 +117,8 @@ class _FederationTable:
     sites: dict[str, str]
     bytes: int = 64 << 30
     objects: int = 100_000
+    threshold: int | None = None
+    cohort: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +149,9 @@ def read_settings(path: Path) -> tuple[RelaySettings, Limits]:
         roster=base / given.roster,
         admin=given.admin,
         reserve_bytes=given.reserve_bytes,
+        tokens=base / given.tokens if given.tokens else None,
+        enrolment=base / given.enrolment if given.enrolment else None,
+        rounds=given.rounds,
     )
     require_private(settings.key)
     return settings, read_section(Limits, table.get("limits", {}), "limits")
@@ -140,17 +165,32 @@ def read_roster(path: Path) -> Roster:
         if not _HASH.fullmatch(config):
             raise ConfigError(f"{where}: a federation is named by 64 lower-case hex digits")
         given = read_section(_FederationTable, table, where)
-        pins = {}
+        pins, revoked = {}, []
         for site, pin in given.sites.items():
-            if not (site.isascii() and site.isdigit() and 1 <= int(site) <= MAX_SITES) or not _HASH.fullmatch(pin):
+            good = pin == REVOKED or _HASH.fullmatch(pin)
+            if not (site.isascii() and site.isdigit() and 1 <= int(site) <= MAX_SITES and good):
                 raise ConfigError(f"{where}: site {site} needs a number of 1..{MAX_SITES} and 64 hex digits")
-            pins[int(site)] = bytes.fromhex(pin)
-        if len(set(pins.values())) != len(given.sites) or not pins:
+            if pin == REVOKED:
+                revoked.append(int(site))
+            else:
+                pins[int(site)] = bytes.fromhex(pin)
+        if len(set(pins.values())) + len(revoked) != len(given.sites) or not pins:
             raise ConfigError(f"{where}: every site needs a number and a key of its own")
         if given.bytes <= 0 or given.objects <= 0:
             raise ConfigError(f"{where}: bytes and objects must be above zero")
-        federations[config] = Federation(config, pins, Quota(given.bytes, given.objects, len(pins)))
+        numbers = max(*pins, *revoked, 0)
+        threshold = default_threshold(numbers) if given.threshold is None else given.threshold
+        if not 1 <= threshold <= numbers:
+            raise ConfigError(f"{where}: threshold = {threshold} of {numbers} sites")
+        cohort = read_section(CohortSettings, given.cohort or {}, f"{where}: cohort")
+        quota = Quota(given.bytes, given.objects, len(pins))
+        federations[config] = Federation(config, pins, quota, threshold, cohort, tuple(revoked))
     return Roster(federations)
+
+
+def default_threshold(sites: int) -> int:
+    """τ of a federation that sets none. The relay does not judge: sites refuse what is not safe."""
+    return choose_thresholds(sites, accept_two_sites=True).threshold if sites > 1 else 1
 
 
 def split_address(text: str, where: str) -> tuple[str, int]:

@@ -2,7 +2,8 @@
 
 Layout: `ROOT/config/round/attempt/M3v.2` with its blocks' marks in `M3v.2.meta`; `M3v.2.part` while it is partial. An
 object is visible when it has been renamed, never before. Sites are kept apart: each federation has a quota, and each
-site of it at most an equal share, so one site cannot fill the disk for the others.
+site of it at most an equal share, so one site cannot fill the disk for the others. What the relay itself says is made
+as `Y.own` and renamed; it is outside the quota, for a round must not fail because sites have stored much.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class Store:
         self._root, self._reserve_bytes = root, reserve_bytes
         self._lock = threading.Lock()
         self._objects: dict[ObjectName, Stored] = {}
+        self._attempts: dict[Attempt, dict[ObjectName, Stored]] = {}  # the same, by attempt
         self._uploads: dict[ObjectName, Upload] = {}
         self._used: dict[tuple[str, int | None], list[int]] = {}
         self._waiters: dict[ObjectName | Attempt, set[threading.Event]] = {}
@@ -88,8 +90,19 @@ class Store:
     def list(self, attempt: Attempt, after: int = 0) -> list[Stored]:
         """The attempt's whole objects with a sequence above `after`, oldest first."""
         with self._lock:
-            found = [s for n, s in self._objects.items() if n.attempt_name == attempt and s.sequence > after]
+            found = [s for s in self._attempts.get(attempt, {}).values() if s.sequence > after]
         return sorted(found, key=lambda s: s.sequence)
+
+    def of(self, config: str) -> Sequence[Stored]:
+        """All whole objects of a federation, oldest first."""
+        with self._lock:
+            found = [s for n, s in self._objects.items() if n.config == config]
+        return sorted(found, key=lambda s: s.sequence)
+
+    def path(self, name: ObjectName) -> Path:
+        """Where an object is, or would be."""
+        folder = self._root / name.config / str(name.round) / str(name.attempt)
+        return folder / name.name.replace("/", ".")
 
     @contextmanager
     def waiter(self, what: ObjectName | Attempt) -> Iterator[threading.Event]:
@@ -112,17 +125,19 @@ class Store:
                 for event in events:
                     event.set()
 
-    def totals(self) -> dict[str, dict[str, int]]:
-        """Configuration -> bytes, objects and partial objects, for the metrics."""
+    def totals(self) -> dict[str, dict[int | None, dict[str, int]]]:
+        """Configuration -> owner (None: the relay) -> bytes, objects and, of these, the partial ones (uploads)."""
         with self._lock:
-            found: dict[str, dict[str, int]] = {}
-            for (config, _), (size, count) in self._used.items():
-                entry = found.setdefault(config, {"bytes": 0, "objects": 0, "uploads": 0})
-                entry["bytes"] += size
-                entry["objects"] += count
+            found: dict[str, dict[int | None, dict[str, int]]] = {}
+            for (config, owner), (size, count) in self._used.items():
+                found.setdefault(config, {})[owner] = {"bytes": size, "objects": count, "uploads": 0}
             for name in self._uploads:
-                found[name.config]["uploads"] += 1
+                found[name.config][name.owner]["uploads"] += 1
             return found
+
+    def disk(self) -> tuple[int, int]:
+        """Free bytes of the disk, and how many of them are never used."""
+        return shutil.disk_usage(self._root).free, self._reserve_bytes
 
     # --- writing
 
@@ -137,7 +152,7 @@ class Store:
             known = self._uploads.get(name)
             if stored is None and known is None:
                 self._check(name, length, quota)
-                known = Upload(name, self._path(name), length, name.owner)
+                known = Upload(name, self.path(name), length, name.owner)
                 self._count(name, length, 1)
                 self._uploads[name] = known
                 try:
@@ -165,21 +180,29 @@ class Store:
             if self._uploads.get(upload.name) is not upload:
                 return True
             del self._uploads[upload.name]
-            stored = self._add(upload.name, upload.length, upload.tree or b"")
-            for what in (upload.name, upload.name.attempt_name):
-                for event in self._waiters.get(what, ()):
-                    event.set()
-        for call in self.on_object:
-            call(stored)
+            stored = self._appear(upload.name, upload.length, upload.tree or b"")
+        self._tell(stored)
         return True
 
+    def room_for(self, length: int) -> None:
+        """Raise Problem (507) unless the disk has room for `length` bytes more."""
+        if shutil.disk_usage(self._root).free < length + self._reserve_bytes:
+            raise Problem("disk-full", f"no space for {length} bytes")
+
+    def publish(self, name: ObjectName, length: int, tree: bytes) -> None:
+        """Make an object of the relay visible whose files are durable (kept.py)."""
+        with self._lock:
+            self._count(name, length, 1)
+            stored = self._appear(name, length, tree)
+        self._tell(stored)
+
     def drop_rounds(self, config: str, before: int) -> int:
-        """Remove every object of the federation's rounds below `before`; how many. For the round machine."""
-        return self._drop(lambda name: name.config == config and name.round < before)
+        """Remove every object of the federation's rounds below `before`, but not of round 0; how many."""
+        return self.drop(lambda name: name.config == config and 0 < name.round < before)
 
     def drop_attempt(self, attempt: Attempt) -> int:
         """Remove every object of one attempt; how many."""
-        return self._drop(lambda name: name.attempt_name == attempt)
+        return self.drop(lambda name: name.attempt_name == attempt)
 
     def expire_uploads(self, idle_s: float) -> int:
         """Remove partial objects that nobody has touched for `idle_s`; how many."""
@@ -205,7 +228,7 @@ class Store:
         if length > most_bytes:
             raise Problem("too-large", f"{length} bytes; at most {most_bytes} of this federation's quota for one site")
         size, count = self._used.get((name.config, name.owner), (0, 0))
-        all_used = [u for (config, _), u in self._used.items() if config == name.config]
+        all_used = [u for (config, owner), u in self._used.items() if config == name.config and owner is not None]
         if size + length > most_bytes or sum(u[0] for u in all_used) + length > quota.bytes:
             raise Problem("quota", f"{name.name} of {length} bytes does not fit into the federation's quota")
         if count + 1 > most_objects or sum(u[1] for u in all_used) + 1 > quota.objects:
@@ -213,8 +236,7 @@ class Store:
         of_site = [u for n, u in self._uploads.items() if (n.config, n.owner) == (name.config, name.owner)]
         if len(of_site) >= MAX_UPLOADS_PER_SITE:
             raise Problem("quota", f"{MAX_UPLOADS_PER_SITE} unfinished objects of this site: finish them first")
-        if shutil.disk_usage(self._root).free < length + self._reserve_bytes:
-            raise Problem("disk-full", f"no space for {length} bytes")
+        self.room_for(length)
 
     def _count(self, name: ObjectName, size: int, objects: int) -> None:
         used = self._used.setdefault((name.config, name.owner), [0, 0])
@@ -224,9 +246,22 @@ class Store:
 
     def _add(self, name: ObjectName, length: int, tree: bytes) -> Stored:
         self._sequence += 1
-        stored = Stored(name, length, tree, self._sequence, self._path(name))
-        self._objects[name] = stored
+        stored = Stored(name, length, tree, self._sequence, self.path(name))
+        self._objects[name] = self._attempts.setdefault(name.attempt_name, {})[name] = stored
         return stored
+
+    def _appear(self, name: ObjectName, length: int, tree: bytes) -> Stored:
+        """Add the object and wake who waits for it."""
+        stored = self._add(name, length, tree)
+        for what in (name, name.attempt_name):
+            for event in self._waiters.get(what, ()):
+                event.set()
+        return stored
+
+    def _tell(self, stored: Stored) -> None:
+        """Without the lock."""
+        for call in self.on_object:
+            call(stored)
 
     def _forget(self, upload: Upload) -> None:
         """Takes the lock."""
@@ -235,16 +270,20 @@ class Store:
                 del self._uploads[upload.name]
                 self._count(upload.name, -upload.length, -1)
 
-    def _drop(self, goes: Callable[[ObjectName], bool]) -> int:
-        """Takes the lock. Files go first: after a crash an object is whole or gone, and is counted at restart."""
+    def drop(self, goes: Callable[[ObjectName], bool]) -> int:
+        """Remove every object, whole or partial, for which `goes` says so; how many."""
         with self._lock:
             objects = [s for n, s in self._objects.items() if goes(n)]
             uploads = [u for n, u in self._uploads.items() if goes(n)]
             for stored in objects:
-                stored.path.unlink(missing_ok=True)
-                stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)
-                del self._objects[stored.name]
+                del self._objects[stored.name], self._attempts[stored.name.attempt_name][stored.name]
+                if not self._attempts[stored.name.attempt_name]:
+                    del self._attempts[stored.name.attempt_name]
                 self._count(stored.name, -stored.length, -1)
+        # Without the lock, for large files take long; who is killed meanwhile has objects back, and drops them again.
+        for stored in objects:
+            stored.path.unlink(missing_ok=True)
+            stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)
         for upload in uploads:
             upload.discard()
             self._forget(upload)
@@ -259,10 +298,6 @@ class Store:
                 path.rmdir()
             except OSError:
                 return
-
-    def _path(self, name: ObjectName) -> Path:
-        folder = self._root / name.config / str(name.round) / str(name.attempt)
-        return folder / name.name.replace("/", ".")
 
     def _restore(self) -> None:
         """Find objects and partial objects on disk, oldest first; remove what was never visible nor resumable."""
@@ -286,6 +321,8 @@ class Store:
                     path.unlink(missing_ok=True)
                 continue
             self._count(name, length, 1)
+        for orphan in self._root.glob("*/*/*/*.own"):
+            orphan.unlink()
         for orphan in self._root.glob("*/*/*/*.part"):  # made, but killed before the first word was recorded
             if not orphan.with_suffix(".meta").exists():
                 orphan.unlink()

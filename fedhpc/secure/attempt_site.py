@@ -24,8 +24,9 @@ from fedhpc.secure.attempt_state import AttemptState, Expected, MaskPlan, given
 from fedhpc.secure.dealing import Dealt, deal, take
 from fedhpc.secure.keys import derive
 from fedhpc.secure.ledger import NO_SET
-from fedhpc.secure.messages import Keys, Masked, Proposed, Result
+from fedhpc.secure.messages import Keys, Masked, Result
 from fedhpc.secure.opening import Opening, Pools, Streams, edge_key, hidden_streams, near, open_box
+from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.sealing import seal
 from fedhpc.secure.tag import Tag, tag_from_bytes, tag_masks
 from fedhpc.secure.transcript import canon, hash_parts, u16
@@ -50,7 +51,7 @@ class SiteAttempt(AttemptState):
         body = Keys(secrets.chan_key().public, secrets.mask_key().public, -1).as_json()
         return self._sign_once(labels.SIGN_KEYS, self._t0, body)
 
-    def _check_proposal(self, proposed: Proposed, own: Expected) -> None:
+    def _check_proposal(self, proposed: Proposal, own: Expected) -> None:
         wrong = [
             name
             for name in ("config", "layout", "purpose", "round_", "state", "tensors")

@@ -17,9 +17,10 @@ from fedhpc.secure import messages
 from fedhpc.secure.attempt_file import AttemptSecrets, SiteDisk
 from fedhpc.secure.dealing import Dealt
 from fedhpc.secure.ledger import LedgerEntry
-from fedhpc.secure.messages import Keys, Masked, Proposed, Shares
+from fedhpc.secure.messages import Keys, Masked, Shares
 from fedhpc.secure.opening import Opening, Streams
 from fedhpc.secure.pairwise import Member
+from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.shares import Draw
 from fedhpc.secure.thresholds import Thresholds, check_degree
 from fedhpc.secure.transcript import input_hash, parse_canon, sign_message
@@ -77,7 +78,7 @@ class AttemptState:
         self._sites, self._tau = thresholds.sites, thresholds.threshold
         self._degree, self._draw = degree, draw
         self._secrets = stored
-        self._m0: Proposed | None = None
+        self._m0: Proposal | None = None
         self._own: Expected | None = None
         self._t0 = self._t1 = self._t2 = self._t3 = b""
         self._keys: dict[int, Keys] = {}

@@ -72,11 +72,23 @@ def release(disk: SiteDisk, entry: LedgerEntry, me: int, caught: CaughtUp) -> No
 class Taker:
     """The site that was away. Order: need, receive_state, block…, finish."""
 
-    def __init__(self, federation: Federation, me: int, identity: Ed25519PrivateKey, state: bytes, round_: int) -> None:
-        """`state` [32] and `round_`: what this site has, the round whose result that state is."""
+    def __init__(
+        self,
+        federation: Federation,
+        me: int,
+        identity: Ed25519PrivateKey,
+        state: bytes,
+        round_: int,
+        *,
+        fresh: AttemptKey | None = None,
+    ) -> None:
+        """`state` [32] and `round_`: what this site has, the round whose result that state is.
+
+        `fresh`: the key pair of this NEED, given only by test vectors.
+        """
         self._federation, self._me = federation, me
         self._state, self._round = state, round_
-        self._key = AttemptKey()
+        self._key = fresh or AttemptKey()
         body = {"key": self._key.public.hex(), "state": state.hex()}
         self.need = sign_message(identity, labels.SIGN_NEED, me, federation.config, body)
         self._t = hash_parts(labels.HASH_NEED, canon(body))
@@ -141,8 +153,13 @@ class Giver:
         need: bytes,
         round_: int,
         proof: Sequence[bytes],
+        *,
+        fresh: AttemptKey | None = None,
     ) -> None:
-        """`proof`: τ messages M6 (or ABANDON) for the result of `round_`. Raises PolicyError for a NEED of nobody."""
+        """`proof`: τ messages M6 (or ABANDON) for the result of `round_`. Raises PolicyError for a NEED of nobody.
+
+        `fresh`: the key pair of this answer, given only by test vectors.
+        """
         member = federation.member(taker)
         sites = federation.thresholds.sites
         what = f"the NEED message of site {member.name}"
@@ -150,7 +167,7 @@ class Giver:
         value = messages.read_object(body, ("key", "state"), what)
         messages.read_hex(value["state"], HASH_BYTES, f"the state in {what}")
         public = messages.read_hex(value["key"], KEY_BYTES, f"the key in {what}")
-        key = AttemptKey()
+        key = fresh or AttemptKey()
         self._federation = federation
         self._t = hash_parts(labels.HASH_NEED, canon(body))
         self._box_key = derive(self._t, key.shared(public, member.name), labels.KEY_STATE, me, taker)

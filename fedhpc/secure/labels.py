@@ -16,6 +16,7 @@ HASH_SHARE_B = b"share-b"
 HASH_NEED = b"need"
 HASH_STATE = b"state"
 HASH_INPUT = b"input"
+HASH_ENROL = b"enrol"
 
 # Names of derived keys: KDF(salt, ikm, name, i, j)
 KEY_EDGE = b"edge"
@@ -27,6 +28,8 @@ KEY_STATE = b"state"
 KEY_ROUNDING = b"rounding"
 KEY_LEDGER = b"ledger"
 KEY_LEDGER_BLOCKS = b"ledger-blocks"
+KEY_ENROL_ACCESS = b"enrol-access"
+KEY_ENROL_PROOF = b"enrol-proof"
 
 # Names of signed messages
 SIGN_CONFIG = "CONFIG"
@@ -40,6 +43,7 @@ SIGN_RESULT = "M6"
 SIGN_ABANDON = "ABANDON"
 SIGN_NEED = "NEED"
 SIGN_STATE = "STATE"
+SIGN_ENROL = "ENROL"
 
 # Purposes of a masked sum, as they stand in M0 and in H("input", …)
 PURPOSE_TRAIN = "train"

@@ -17,6 +17,7 @@ from fedhpc.errors import PolicyError
 from fedhpc.secure import labels
 from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.secure.pairwise import Member
+from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.sealing import SEAL_BYTES
 from fedhpc.secure.shares import SHARE_BYTES
 from fedhpc.secure.tag import TAG_BYTES
@@ -35,41 +36,14 @@ def max_bytes(name: str, sites: int) -> int:
         "M0": 2 * HASH_BYTES + 16,
         labels.SIGN_SHARES: 2 * (SHARES_BYTES + SEAL_BYTES) + 4 * HASH_BYTES + 16,
         "M4r": 8,
+        "U1": 8,
+        "U2": 8,
         labels.SIGN_UNMASK: 2 * (SHARE_BYTES * sites + SEAL_BYTES) + 8,
         labels.SIGN_RESULT: 8,
         labels.SIGN_STATE: ENVELOPE_BYTES + 8 * sites,  # an M6 of each site
     }.get(name, 0)
     tensors = MAX_CANON_BYTES // 2 if name == "M0" else 0
     return min(MAX_CANON_BYTES, ENVELOPE_BYTES + tensors + sites * per_site)
-
-
-@dataclass(frozen=True)
-class Proposed:
-    """M0: what is summed, over whom."""
-
-    attempt: int
-    cohort: tuple[tuple[int, bytes], ...]  # (site, the state its vector starts from [32]), rising
-    config: bytes
-    layout: bytes
-    purpose: str
-    round_: int
-    state: bytes
-    tensors: tuple[tuple[int, int], ...]  # (bits, lanes)
-
-    def to_bytes(self) -> bytes:
-        """The body of M0 as it is sent and hashed."""
-        return canon(
-            {
-                "attempt": self.attempt,
-                "cohort": [[u, base.hex()] for u, base in self.cohort],
-                "config": self.config.hex(),
-                "layout": self.layout.hex(),
-                "purpose": self.purpose,
-                "round": self.round_,
-                "state": self.state.hex(),
-                "tensors": [list(t) for t in self.tensors],
-            }
-        )
 
 
 @dataclass(frozen=True)
@@ -166,7 +140,7 @@ def check_length(data: bytes, name: str, sites: int, what: str) -> None:
         raise PolicyError(f"{what} has {len(data)} bytes; at most {max_bytes(name, sites)}")
 
 
-def read_proposal(data: bytes, sites: int) -> Proposed:
+def read_proposal(data: bytes, sites: int) -> Proposal:
     """M0. Raises PolicyError for any other form."""
     what = "the proposal (M0)"
     check_length(data, "M0", sites, what)
@@ -191,7 +165,7 @@ def read_proposal(data: bytes, sites: int) -> Proposed:
         tensors.append((bits, lanes))
     if type(value["purpose"]) is not str:
         raise PolicyError(f"the purpose of {what} is not text")
-    return Proposed(
+    return Proposal(
         read_int(value["attempt"], 0, 1 << 53, f"the attempt of {what}"),
         tuple(cohort),
         read_hex(value["config"], HASH_BYTES, f"the config of {what}"),
@@ -242,6 +216,13 @@ def read_survivors(data: bytes, sites: int) -> Survivors:
     check_length(data, "M4r", sites, what)
     value = read_object(_parse(data, what), ("sum", "u3"), what)
     return Survivors(read_hex(value["sum"], HASH_BYTES, f"the sum in {what}"), _sites(value["u3"], sites, what))
+
+
+def read_sites(data: bytes, sites: int, name: str) -> tuple[int, ...]:
+    """The relay's U1 or U2: a rising list of site numbers. Raises PolicyError for any other form."""
+    what = f"the relay's set {name}"
+    check_length(data, name, sites, what)
+    return _sites(_parse(data, what), sites, what)
 
 
 def read_unmask(body: Any, place: int, count: int, secrets: int, who: str) -> Unmask:

@@ -21,38 +21,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fedhpc.errors import InternalError, PolicyError
 from fedhpc.secure import labels
 from fedhpc.secure.keys import AttemptKey, derive
+from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.thresholds import neighbours
 from fedhpc.secure.transcript import canon, hash_parts, open_message, parse_canon, sign_message, u16
 
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 NO_HINT = -1  # left_s of a site that does not know its walltime
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """M0 of one attempt: what is summed, over whom. Every site builds it from its own values."""
-
-    attempt: int  # drawn at random when the job starts; < 2^53
-    bases: tuple[bytes, ...]  # per site of the cohort, the state its vector starts from; 32 zero bytes for a statistic
-    config: bytes  # SHA-256 of federation.toml
-    layout: bytes  # H("layout", …)
-    purpose: str
-    round_: int
-    state: bytes  # the state before this round
-    tensors: tuple[tuple[int, int], ...]  # (bits, lanes)
-
-    def as_json(self) -> dict[str, Any]:
-        """The body of M0."""
-        return {
-            "attempt": self.attempt,
-            "cohort": [[u, base.hex()] for u, base in enumerate(self.bases, start=1)],
-            "config": self.config.hex(),
-            "layout": self.layout.hex(),
-            "purpose": self.purpose,
-            "round": self.round_,
-            "state": self.state.hex(),
-            "tensors": [list(t) for t in self.tensors],
-        }
 
 
 @dataclass(frozen=True)
@@ -82,7 +56,7 @@ class PairwiseAttempt:
         self._identity = identity
         self._roster = roster
         self._degree = degree
-        self.proposal = canon(proposal.as_json())
+        self.proposal = proposal.to_bytes()
         self._t0 = hash_parts(labels.HASH_T0, self.proposal)
         self._chan, self._mask = fresh or (AttemptKey(), AttemptKey())
         self._masks_of: list[bytes] = []

@@ -5,14 +5,18 @@
     ...                              and alone for any lines
     ? 64                             its exit code, if it is not 0
 
+`background FILE.log WORDS` starts `fedhpc WORDS` until the transcript ends, and writes its output to FILE.log.
 `pytest tests/cli --regenerate` rewrites what no longer matches. Before a transcript `fed/` is a federation of one
 site, with data, and `fed3/` one of three sites.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shlex
+import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +95,9 @@ def renew(old: list[str], lines: list[str]) -> list[str]:
 
 def run(step: Step, directory: Path) -> tuple[list[str], int]:
     """(printed lines, exit code)."""
-    shell = f'fedhpc() {{ {shlex.quote(sys.executable)} -m fedhpc "$@"; }}\nexec 2>&1\n'
+    words = f"{shlex.quote(sys.executable)} -m fedhpc"
+    background = f'(echo $BASHPID > "$1.pid"; exec {words} "${{@:2}}") > "$1" 2>&1 &'
+    shell = f'fedhpc() {{ {words} "$@"; }}\nbackground() {{ {background} }}\nexec 2>&1\n'
     done = call(["bash", "-c", shell + "\n".join(step.command)], cwd=directory, timeout=90, env={"COLUMNS": "100"})
     text = done.out.replace("python -m fedhpc", "fedhpc").replace(str(directory), "")
     lines = [line.rstrip() for line in text.splitlines()]
@@ -100,19 +106,35 @@ def run(step: Step, directory: Path) -> tuple[list[str], int]:
     return lines, done.code
 
 
+def play(step: Step, directory: Path) -> str:
+    """What is wrong with a step, if anything; what it printed is then what it should print."""
+    lines, code = run(step, directory)
+    if code == step.code and matches(step.expected, lines):
+        return ""
+    told = [f"$ {step.command[0]}", *lines, f"? {code}", "--- expected", *step.expected, f"? {step.code}"]
+    step.expected, step.code = renew(step.expected, lines), code
+    return "\n".join(told)
+
+
+def end_background(directory: Path) -> None:
+    """End what `background` started: processes that run in this transcript's directory."""
+    for file in directory.glob("*.pid"):
+        pid = int(file.read_text())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{pid}/cwd").resolve() == directory:
+                os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
 def test_transcript(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     write_federation(tmp_path / "fed", {"aa": Site()}, rounds=2)
     write_federation(tmp_path / "fed3", 3, rounds=2)
     steps, after = read(path.read_text())
     assert steps, f"{path} holds no command"
-    wrong = []
-    for step in steps:
-        lines, code = run(step, tmp_path)
-        if code != step.code or not matches(step.expected, lines):
-            wrong.append("\n".join([f"$ {step.command[0]}", *lines, f"? {code}", "--- expected", *step.expected]))
-            wrong[-1] += f"\n? {step.code}"
-            step.expected, step.code = renew(step.expected, lines), code
+    try:
+        wrong = [told for step in steps if (told := play(step, tmp_path))]
+    finally:
+        end_background(tmp_path)
     if wrong and request.config.getoption("--regenerate"):
         path.write_text(write(steps, after))
         return

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from fedhpc.data import hdf5
-from fedhpc.federation import federation as federation_module
 from fedhpc.federation.interfaces import LocalResult, Tensors
 from fedhpc.federation.join import join_with_files
 from fedhpc.federation.journal import FileJournal
+from fedhpc.federation.masked_sum import MpiSums
 from fedhpc.federation.rounds import run_rounds
 from fedhpc.secure.masks import Masks
 from fedhpc.train.checkpoint import Hdf5Checkpoints
@@ -128,15 +128,12 @@ def place_fault(where: str, count: int) -> None:
 
         before_and_after(Masks, "add", half_way)
     elif kind == "settle":
-        real_settle = federation_module.settle
 
-        def settle(*arguments: Any) -> None:
+        def before_settling(*arguments: Any) -> str:
             seen["sums"] += 1
-            if seen["sums"] == count:
-                freeze()
-            real_settle(*arguments)
+            return "before" if seen["sums"] == count else ""
 
-        federation_module.settle = settle  # type: ignore[assignment]
+        before_and_after(MpiSums, "settle", before_settling)
     else:
         raise ValueError(where)
 

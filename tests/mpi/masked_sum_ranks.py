@@ -19,7 +19,8 @@ from fedhpc.exchange.mpi import MpiExchange
 from fedhpc.federation.agreement import read_agreement
 from fedhpc.federation.journal import MemoryJournal
 from fedhpc.federation.layout import Vector
-from fedhpc.federation.masked_sum import NO_BASE, Party, SumPlan, open_sum, settle
+from fedhpc.federation.masked_sum import MpiSums
+from fedhpc.federation.party import NO_BASE, Party, SumPlan
 from fedhpc.federation.pipeline import Pipeline
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.world import Place
@@ -57,11 +58,9 @@ def party_of(case: dict[str, Any], place: Place, mode: str) -> Party:
     agreement = dataclasses.replace(agreement, secure=dataclasses.replace(agreement.secure, mode=mode))
     mine, leads = keys[place.number - 1], place.site.rank == 0
     return Party(
-        agreement=agreement, number=place.number, site=place.site, rails=place.rails,
-        exchange=MpiExchange(agreement.names, place.leaders, place.rail), members=agreement.members(),
+        agreement=agreement, number=place.number, site=place.site, members=agreement.members(),
         identity=Ed25519PrivateKey.from_private_bytes(mine) if leads else None,
         ledger_keys=ledger_keys(agreement.hash, mine, place.number), journal=MemoryJournal(),
-        attempt=mpi_world.attempt_number(world.group),
     )  # fmt: skip
 
 
@@ -129,10 +128,13 @@ def check(case: dict[str, Any]) -> None:
             vector.fill({t.name: values_of(case, place.number, t) for t in layout.tensors})
         else:
             vector.buffer[:] = 255  # only the leader's values count
-        pipeline = Pipeline(party.exchange, chunk_bytes=case["chunk"], overlap=case["overlap"])
+        exchange = MpiExchange(party.agreement.names, place.leaders, place.rail)
+        pipeline = Pipeline(exchange, chunk_bytes=case["chunk"], overlap=case["overlap"])
+        attempt = mpi_world.attempt_number(world.group)
+        sums = MpiSums(party, exchange, pipeline, rails=place.rails, attempt=attempt)
         plan = SumPlan(number, "test", NO_BASE, bytes(32), mine, replicated=case["replicated"])
-        opened = open_sum(party, pipeline, vector, plan)
-        settle(party, opened, bytes(32))
+        opened = sums.open(vector, plan)
+        sums.settle(opened, bytes(32))
         vectors[mode], trees[mode] = vector, opened.sum_tree
     counted["sums"] += 1
     counted["split rails"] += place.rails > 1 and layout.nbytes > MIB

@@ -58,7 +58,7 @@ def test_three_sites_of_one_rank(tmp_path: Path) -> None:
         "declared": base | {"strategy": {"weights": "declared"}},
         "64 bits": base | {"secure": {"lane_bits": 64}},
         "64 bits, off": base | {"secure": {"lane_bits": 64, "mode": "off"}},
-        "stochastic": base | {"secure": {"rounding": "stochastic"}},
+        "stochastic": base | {"secure": {"rounding": "stochastic", "bound": 8.0}},
         "bound": base | {"secure": {"bound": 8.0}},
         **{name: base | {"strategy": {"name": name, "weights": "uniform"}} for name in names},
     }

@@ -159,8 +159,8 @@ def test_the_admin_port(relay: Relay) -> None:
     text = relay.metrics()
     for words in (
         '# TYPE fedhpc_relay_requests_total counter\nfedhpc_relay_requests_total{method="',
-        f'fedhpc_relay_stored_bytes{{federation="{CONFIG[:16]}"}} ',
-        "fedhpc_relay_resident_bytes ",
+        f'fedhpc_relay_stored_bytes{{federation="{CONFIG[:16]}",owner="1"}} ',
+        "fedhpc_relay_resident_memory_bytes ",
     ):
         assert words in text
     address = f"http://127.0.0.1:{relay.admin}"

@@ -13,13 +13,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from secure_fakes import key_of
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError
-from fedhpc.relay.round_machine import RoundMachine
+from fedhpc.relay.objects import SUM, put_once
+from fedhpc.relay.round_machine import RoundMachine, check_envelope
 from fedhpc.secure.attempt_file import from_private
 from fedhpc.secure.attempt_site import Expected, SiteAttempt
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 from fedhpc.secure.masks import Masks
-from fedhpc.secure.messages import Proposed
 from fedhpc.secure.pairwise import Member
+from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.ring import Layout, Tensor, lanes_of
 from fedhpc.secure.tag import Tag, Tagger
 from fedhpc.secure.thresholds import Thresholds, choose_thresholds
@@ -71,6 +72,7 @@ class Memory:
     def __init__(self) -> None:
         self.small: dict[str, bytes] = {}
         self.large: dict[str, bytearray] = {}
+        self.kept = b""
         self.trap: Callable[[str, str], None] = lambda when, name: None
         self.largest_read = 0
 
@@ -88,9 +90,14 @@ class Memory:
     def size(self, name: str) -> int:
         return len(self.large.get(name, b""))
 
-    def read(self, name: str, offset: int, count: int) -> bytes:
-        self.largest_read = max(self.largest_read, count)
-        return bytes(self.large.get(name, bytearray())[offset : offset + count])
+    def read_into(self, name: str, offset: int, view: memoryview) -> None:
+        self.largest_read = max(self.largest_read, len(view))
+        view[:] = self.large[name][offset : offset + len(view)]
+
+    def keep(self, name: str, tree: bytes) -> None:
+        self.trap("before", "keep")
+        self.kept = tree
+        self.trap("after", "keep")
 
     def write(self, name: str, offset: int, data: Any) -> None:
         self.trap("before", name)
@@ -102,6 +109,53 @@ class Memory:
         self.trap("during", name)
         held[offset + half : offset + len(raw)] = raw[half:]
         self.trap("after", name)
+
+
+class FakeRelay(RoundMachine):
+    """The relay's machine with its door: what arrives is checked as the real relay does, and sites may read."""
+
+    _objects: Memory
+    hostile: Callable[[], bool] = staticmethod(lambda: False)
+    """A hostile relay counts whatever it likes, so that the sites' own checks are what stops it."""
+
+    def _check(self, name: str, u: int, data: bytes) -> None:
+        if not self.hostile() or name == "M6":
+            super()._check(name, u, data)
+
+    def put(self, name: str, u: int, data: bytes) -> None:
+        check_envelope(data, name, u, self._sites)
+        self.check_open(name, u)
+        put_once(self._objects, f"{name}/{u}", data)
+
+    def put_vector(self, u: int, offset: int, data: bytes) -> int:
+        """Bytes of a vector, in order and perhaps again; how many are there."""
+        self.check_open("M3v", u)
+        name = f"M3v/{u}"
+        there = self._objects.size(name)
+        assert 0 <= offset <= there
+        if there < offset + len(data):
+            self._objects.write(name, there, memoryview(data[there - offset :]))
+        return self._objects.size(name)
+
+    def messages(self, name: str) -> dict[int, bytes]:
+        """What sites see of a kind: of the set, once it was formed; M4, M5 and M6 as they come."""
+        of = {"M1": self.u1, "M2": self.u2, "M3": self.u3}
+        found = of.get(name, tuple(self._senders(name)))
+        if found is None:
+            raise PeersError(f"the set of {name} is still open")
+        return {u: self._objects.small[f"{name}/{u}"] for u in found}
+
+    @property
+    def m0(self) -> bytes | None:
+        return self._objects.get("M0")
+
+    @property
+    def m4r(self) -> bytes | None:
+        return self._objects.get("M4r")
+
+    def y(self) -> bytes:
+        assert self.survivors is not None
+        return bytes(self._objects.large.get(SUM, b""))
 
 
 def lanes_at_random(layout: Layout, site: int, seed: object, sites: int) -> np.ndarray[Any, Any]:
@@ -173,7 +227,7 @@ class World:
             "state": own.state,
             "tensors": own.tensors,
         }
-        return Proposed(**(fields | changes)).to_bytes()
+        return Proposal(**(fields | changes)).to_bytes()
 
     def attempt(self, cohort: Iterable[int] | None = None) -> Attempt:
         made = Attempt(self, len(self.attempts) + 1, sorted(cohort or self.numbers))
@@ -272,8 +326,10 @@ class Attempt:
         self.hostile = False
         self.refused: dict[int, tuple[str, str]] = {}  # site -> step and error, where hostile
 
-    def new_relay(self) -> RoundMachine:
-        return RoundMachine(self.objects, self.world.sites, self.world.tau)
+    def new_relay(self) -> FakeRelay:
+        relay = FakeRelay(self.objects, self.world.sites, self.world.tau)
+        relay.hostile = lambda: self.hostile
+        return relay
 
     def each(self, step: str, act: Callable[[Site], None], among: Iterable[int] | None = None) -> None:
         """Let every living site of a set make a step; one that crashes is gone."""
@@ -295,7 +351,7 @@ class Attempt:
                 if self.comeback is not None:
                     self.comeback(step, u, act)
 
-    def to_relay(self, step: str, call: Callable[[RoundMachine], Any]) -> Any:
+    def to_relay(self, step: str, call: Callable[[FakeRelay], Any]) -> Any:
         """Call the relay; if it dies, start it from its objects and let the caller repeat, as a site would."""
         try:
             return call(self.relay)
@@ -314,7 +370,7 @@ class Attempt:
             "M1": lambda: site.machine.receive_proposal(self.m0, self.world.expected()),
             "M2": lambda: site.machine.receive_keys(self.relay.messages("M1")),
             "M3": lambda: (site.machine.receive_shares(self.relay.messages("M2")), site.mask()),
-            "M4": lambda: site.machine.receive_survivors(self.relay.survivors, self.relay.messages("M3")),
+            "M4": lambda: site.machine.receive_survivors(self.relay.m4r, self.relay.messages("M3")),
             "M5": lambda: site.machine.receive_signatures(self.relay.messages("M4")),
         }
         for name, step in steps.items():
@@ -360,9 +416,9 @@ class Attempt:
         if name == "M0":
             truth: Any = self.relay.m0
         elif name == "M4r":
-            truth = self.relay.survivors
+            truth = self.relay.m4r
         elif name == "Y":
-            truth = self.relay.sum_chunk(0, self.world.layout.nbytes)
+            truth = self.relay.y()
         else:
             truth = self.relay.messages(name)
         return self.lies(name, site.u, truth)

@@ -9,7 +9,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedhpc.secure.keys import AttemptKey
-from fedhpc.secure.pairwise import Member, PairwiseAttempt, Proposal
+from fedhpc.secure.pairwise import Member, PairwiseAttempt
+from fedhpc.secure.proposal import Proposal, one_base
 from fedhpc.secure.ring import Layout, Tensor
 
 
@@ -22,7 +23,7 @@ def proposal_of(sites: int, **changes: object) -> Proposal:
     layout = Layout([Tensor("x", "float32", (5,), 20)])
     fields: dict[str, object] = {
         "attempt": 11,
-        "bases": (bytes(32),) * sites,
+        "cohort": one_base(range(1, sites + 1), bytes(32)),
         "config": key_of("config"),
         "layout": layout.hash,
         "purpose": "train",

@@ -20,6 +20,7 @@ from harness import ROOT, call
 
 import fedhpc
 from fedhpc.cli import cli
+from fedhpc.cohort.settings import CohortSettings
 from fedhpc.federation import agreement
 from fedhpc.federation.strategy import StrategySettings
 from fedhpc.ops.run import DataSection
@@ -45,6 +46,8 @@ TASK_LOADER = PACKAGE / "train" / "tasks" / "loader.py"  # runs a task whose has
 SECTIONS = {
     "[federation]": agreement.FederationSection,
     "[[site]]": agreement.RosterEntry,
+    "[relay]": agreement.RelaySection,
+    "[cohort]": CohortSettings,
     "[secure]": SecureSettings,
     "[strategy]": StrategySettings,
     "[task]": TaskSettings,

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from protocol_fakes import Memory, Site, World
+from protocol_fakes import FakeRelay, Memory, Site, World
 from secure_fakes import key_of
 
 from fedhpc.errors import FedhpcError, PolicyError
-from fedhpc.relay.round_machine import RoundMachine
 from fedhpc.secure import messages
 from fedhpc.secure.attempt_file import from_private
 from fedhpc.secure.results import RoundResults
@@ -43,7 +42,7 @@ def read_message(data: bytes, name: str) -> Any:
 
 
 def relay_put(data: bytes, name: str) -> None:
-    machine = RoundMachine(ATTEMPT.objects, 4, 3)
+    machine = FakeRelay(ATTEMPT.objects, 4, 3)
     machine.put(name, 2, data)
 
 
@@ -139,7 +138,7 @@ def test_no_memory_before_the_length_is_checked(name: str) -> None:
 
 
 def test_a_proposal_of_impossible_vectors_costs_nothing() -> None:
-    relay = RoundMachine(Memory(), 4, 3, max_vector_bytes=1 << 30)
+    relay = FakeRelay(Memory(), 4, 3, max_vector_bytes=1 << 30)
     tracemalloc.start()
     with pytest.raises(PolicyError, match="at most"):
         relay.propose(WORLD.proposal(1, [1, 2, 3], tensors=((64, (1 << 53) - 1),) * 3))
@@ -182,7 +181,7 @@ def test_a_machine_that_refused_goes_on_with_the_truth(data: st.DataObject) -> N
             "M1": lambda: machine.receive_keys(told),
             "M2": lambda: machine.receive_shares(told),
             "M4r": lambda: machine.receive_survivors(told, relay.messages("M3")),
-            "M3": lambda: machine.receive_survivors(relay.survivors or b"", told),
+            "M3": lambda: machine.receive_survivors(relay.m4r or b"", told),
             "M4": lambda: machine.receive_signatures(told),
             "M5": lambda: machine.receive_answers(told),
         }

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from secure_fakes import Sites, edges_of, key_of, proposal_of, random_bytes
 
 from fedhpc.secure.masks import SLACK_BYTES, TILE_BYTES, Keystream, Masks, NoMasks
+from fedhpc.secure.proposal import one_base
 
 KEY = bytes(range(32))
 
@@ -164,7 +165,7 @@ def test_streams_differ_between_edges_rounds_attempts_and_everything_else_agreed
         {"attempt": 12},
         {"config": key_of("other config")},
         {"state": key_of("other state")},
-        {"bases": (key_of("base"),) * 4},
+        {"cohort": one_base((1, 2, 3, 4), key_of("base"))},
         {"layout": key_of("other layout")},
         {"purpose": "weights"},
         {"tensors": ((64, 5),)},

@@ -18,14 +18,15 @@ from fedhpc.secure import pairwise
 from fedhpc.secure.keys import AttemptKey
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 from fedhpc.secure.masks import Keystream, Masks
-from fedhpc.secure.pairwise import PairwiseAttempt, Proposal, refuse_difference
+from fedhpc.secure.pairwise import PairwiseAttempt, refuse_difference
+from fedhpc.secure.proposal import Proposal, one_base
 from fedhpc.secure.ring import Codec
 from fedhpc.secure.transcript import canon, parse_canon, sign_message
 
 # Another value for each field of M0.
 OTHER: dict[str, Any] = {
     "attempt": 12,
-    "bases": (key_of("other base"),) * 3,
+    "cohort": one_base((1, 2, 3), key_of("other base")),
     "config": key_of("other"),
     "layout": key_of("other"),
     "purpose": "weights",
@@ -100,7 +101,7 @@ def test_another_value_of_any_field_of_m0_is_named(field: str) -> None:
     attempts = [sites.attempt(1, mine), sites.attempt(2, theirs), sites.attempt(3, mine)]
     keys = [a.keys() for a in attempts]
     assert [a.agreed(keys) for a in attempts] == [False] * 3
-    name = {"bases": "cohort", "round_": "round"}.get(field, field)
+    name = {"round_": "round"}.get(field, field)
     with refused(f"site site-2 proposes another {name} ") as caught:
         refuse_difference(attempts[0].proposal, [a.proposal for a in attempts], sites.roster)
     assert caught.value.exit_code == 77
@@ -354,7 +355,7 @@ def test_forced_model_inconsistency_gives_noise() -> None:
 
 def test_malformed_proposals_are_named() -> None:
     roster = Sites(3).roster
-    mine = canon(proposal_of(3).as_json())
+    mine = proposal_of(3).to_bytes()
     for flaw in (b"", b"[]", b"null", b"{", mine + b" "):
         with refused("the proposal of site site-2"):
             refuse_difference(mine, [mine, flaw, mine], roster)
@@ -364,7 +365,7 @@ def test_malformed_proposals_are_named() -> None:
 
 
 def test_m0_has_the_fields_of_the_protocol() -> None:
-    body = parse_canon(canon(proposal_of(2).as_json()))
+    body = parse_canon(proposal_of(2).to_bytes())
     assert sorted(body) == ["attempt", "cohort", "config", "layout", "purpose", "round", "state", "tensors"]
     assert body["cohort"] == [[1, "00" * 32], [2, "00" * 32]]
     with pytest.raises(ValueError, match="2\\^53"):

@@ -1,13 +1,11 @@
 """The frozen vectors: this code still makes them, and a second implementation, written from docs/protocol.md, too.
 
-The second implementation is this file. It uses hashlib, hmac, AES on single blocks, Ed25519, and Python's integers and
-floats; nothing of fedhpc, no NumPy, and its own X25519.
+The second implementation is this file with second.py. Here: the notation and the `mpi` exchange; rounds over the relay
+are in test_protocol_vectors.py, messages alone in test_message_vectors.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import math
 import os
@@ -20,15 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from second import VECTORS, X9, canon, h, half_even, kdf, load, message, number, pattern, place, prg, tree, x25519
 
 ROOT = Path(__file__).parents[2]
-VECTORS = ROOT / "tests" / "vectors"
-PREFIX = b"fedhpc-secagg/1\x00"
-
-
-def load(name: str) -> dict[str, Any]:
-    return dict(json.loads((VECTORS / f"{name}.json").read_text(encoding="ascii")))
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,91 +39,6 @@ def test_this_code_makes_the_frozen_vectors() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# --- the second implementation ---
-
-
-def canon(value: Any) -> bytes:
-    if isinstance(value, dict):
-        return b"{" + b",".join(canon(k) + b":" + canon(value[k]) for k in sorted(value)) + b"}"
-    if isinstance(value, list):
-        return b"[" + b",".join(canon(v) for v in value) + b"]"
-    return str(value).encode() if isinstance(value, int) else b'"' + value.encode("ascii") + b'"'
-
-
-def h(name: str, *parts: bytes) -> bytes:
-    data = PREFIX + name.encode() + b"\x00"
-    for part in parts:
-        data += struct.pack("<Q", len(part)) + part
-    return hashlib.sha256(data).digest()
-
-
-def tree(data: bytes) -> bytes:
-    digests = [hashlib.sha256(data[i : i + 2**20]).digest() for i in range(0, len(data), 2**20)]
-    return h("tree", struct.pack("<Q", len(data)), b"".join(digests))
-
-
-def kdf(salt: bytes, ikm: bytes, name: str, i: int, j: int) -> bytes:
-    prk = hmac.digest(salt, ikm, "sha256")
-    return hmac.digest(prk, PREFIX + name.encode() + b"\x00" + struct.pack("<HH", i, j) + b"\x01", "sha256")
-
-
-def prg(key: bytes, offset: int, count: int) -> bytes:
-    aes = Cipher(algorithms.AES(key), modes.ECB())
-    out = b""
-    for block in range(offset // 16, -(-(offset + count) // 16)):
-        out += aes.encryptor().update(block.to_bytes(16, "big"))
-    return out[offset % 16 :][:count]
-
-
-def x25519(scalar: bytes, point: bytes) -> bytes:
-    """RFC 7748, section 5."""
-    p = 2**255 - 19
-    k = int.from_bytes(scalar, "little") & ~7 & ~(128 << 248) | (64 << 248)
-    u = int.from_bytes(point, "little") & (2**255 - 1)
-    x2, z2, x3, z3, swap = 1, 0, u, 1, 0
-    for t in reversed(range(255)):
-        bit = k >> t & 1
-        if swap ^ bit:
-            x2, x3, z2, z3 = x3, x2, z3, z2
-        swap = bit
-        a, b, c, d = x2 + z2, x2 - z2, x3 + z3, x3 - z3
-        aa, bb, da, cb = a * a % p, b * b % p, d * a % p, c * b % p
-        e = aa - bb
-        x3, z3 = (da + cb) ** 2 % p, u * (da - cb) ** 2 % p
-        x2, z2 = aa * bb % p, e * (aa + 121665 * e) % p
-    if swap:
-        x2, z2 = x3, z3
-    return (x2 * pow(z2, p - 2, p) % p).to_bytes(32, "little")
-
-
-def message(private: str, name: str, sender: int, transcript: bytes, body: Any) -> str:
-    signed = PREFIX + name.encode() + b"\x00" + struct.pack("<H", sender) + transcript
-    signed += hashlib.sha256(canon(body)).digest()
-    sig = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(private)).sign(signed).hex()
-    return canon({"body": body, "from": sender, "name": name, "sig": sig, "t": transcript.hex()}).decode()
-
-
-def number(text: str) -> float | int:
-    return float.fromhex(text) if "x" in text or text in ("inf", "-inf", "nan") else int(text)
-
-
-def half_even(v: float) -> int:
-    floor = math.floor(v)
-    rest = v - floor
-    return floor + 1 if rest > 0.5 or (rest == 0.5 and floor % 2 == 1) else floor
-
-
-def place(layout: list[dict[str, Any]]) -> tuple[list[int], int]:
-    """Byte offsets of the tensors, and the bytes of the vector."""
-    offsets, at = [], 0
-    for tensor in layout:
-        at = (at + 15) // 16 * 16
-        offsets.append(at)
-        at += math.prod(tensor["shape"]) * tensor["bits"] // 8
-    return offsets, at
-
-
-X9 = b"\x09" + bytes(31)
 A = load("attempt")
 
 
@@ -157,7 +64,7 @@ def test_transcript_vectors() -> None:
         assert h(case["name"], *map(bytes.fromhex, case["parts"])).hex() == case["digest"]
     for case in vectors["tree"]:
         n = case["pattern_bytes"]
-        assert tree(bytes((i * i + i // 251) % 256 for i in range(n))).hex() == case["digest"]
+        assert tree(pattern(n)).hex() == case["digest"]
     for case in vectors["state"]:
         parts = bytes.fromhex(case["config"]), struct.pack("<Q", case["round"]), bytes.fromhex(case["tree"])
         assert h("state", *parts).hex() == case["digest"]

@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from protocol_round import protocol_round
+from lone_messages import lone_messages, pattern
+from protocol_round import protocol_round, variants
 
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.strategy import StrategySettings, make_strategy
 from fedhpc.secure import labels
 from fedhpc.secure.keys import AttemptKey, derive
 from fedhpc.secure.masks import Masks
-from fedhpc.secure.pairwise import Member, PairwiseAttempt, Proposal
+from fedhpc.secure.pairwise import Member, PairwiseAttempt
+from fedhpc.secure.proposal import Proposal, one_base
 from fedhpc.secure.ring import Codec, Layout, Tensor, lanes_of
 from fedhpc.secure.transcript import (
     TREE_BLOCK_BYTES,
@@ -40,11 +42,6 @@ HERE = Path(__file__).parent
 def secret(*words: object) -> bytes:
     """A fixed private key for a vector [32]."""
     return hashlib.sha256(" ".join(map(str, ("fedhpc test vector", *words))).encode()).digest()
-
-
-def pattern(nbytes: int) -> bytes:
-    """Bytes that both sides of a test can make: byte i is i² + ⌊i/251⌋ mod 256."""
-    return bytes((i * i + i // 251) & 255 for i in range(nbytes))
 
 
 def transcript() -> dict[str, Any]:
@@ -98,7 +95,7 @@ def attempt() -> dict[str, Any]:
     roster = [Member(u, f"site-{u}", key.public_key()) for u, key in enumerate(identities, start=1)]
     proposal = Proposal(
         attempt=4503599627370497,
-        bases=(base,) * sites,
+        cohort=one_base((1, 2, 3), base),
         config=config,
         layout=layout.hash,
         purpose="train",
@@ -286,8 +283,10 @@ def strategies() -> dict[str, Any]:
 VECTORS: dict[str, Callable[[], dict[str, Any]]] = {
     "transcript": transcript,
     "attempt": attempt,
+    "messages": lone_messages,
     "protocol_round": protocol_round,
     "rounding": rounding,
+    "variants": variants,
     "strategies": strategies,
 }
 

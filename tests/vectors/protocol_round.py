@@ -1,43 +1,82 @@
-"""A whole round over the relay, N = 4 and τ = 3, site 3 lost after M2: every message, key and sum, from fixed secrets.
+"""Whole rounds over the relay from fixed secrets: every message, key and sum. Called by make.py.
 
-Called by make.py. Each site draws e, a, b, c, then the coefficients of b and of a, from its own fixed stream.
+`protocol_round` is one with N = 4 and τ = 3, site 3 lost after M2. `variants` are what it does not show: sites lost at
+different steps, a sparse mask graph, 64-bit lanes only, bases of different age.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedhpc.cohort.settings import CohortSettings
+from fedhpc.cohort.staleness import discount
 from fedhpc.federation.layout import Vector
 from fedhpc.relay.round_machine import RoundMachine
 from fedhpc.secure.attempt_site import Expected, SiteAttempt
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.masks import Masks
-from fedhpc.secure.messages import Proposed
 from fedhpc.secure.opening import Streams
 from fedhpc.secure.pairwise import Member
-from fedhpc.secure.ring import Layout, Tensor, lanes_of
+from fedhpc.secure.proposal import Proposal
+from fedhpc.secure.ring import Codec, Layout, Tensor, lanes_of
 from fedhpc.secure.tag import Tagger
-from fedhpc.secure.thresholds import choose_thresholds
+from fedhpc.secure.thresholds import Thresholds, choose_thresholds
 from fedhpc.secure.transcript import input_hash, state_hash, tree
 
-SITES, LOST = 4, 3
-LAYOUT = Layout(
-    [
-        Tensor("model/weight", "float32", (5,), 24),  # 20 bytes, a gap of 12
-        Tensor("measured/rows", "int64", (3,)),  # 24 bytes, a gap of 8
-        Tensor("measured/loss", "float64", (), 40),
-    ]
+MIXED = (
+    Tensor("model/weight", "float32", (5,), 24),  # 20 bytes, a gap of 12
+    Tensor("measured/rows", "int64", (3,)),  # 24 bytes, a gap of 8
+    Tensor("measured/loss", "float64", (), 40),
 )
+WIDE = (
+    Tensor("model/weight", "float64", (3,), 50),  # 24 bytes, a gap of 8
+    Tensor("model/empty", "float64", (0, 4), 50),
+    Tensor("measured/rows", "int64", (2, 1)),
+)
+ROUND = 7
 
 
 def secret(*words: object) -> bytes:
     """A fixed secret [32], below Shamir's prime."""
     return hashlib.sha256(" ".join(map(str, ("fedhpc round vector", *words))).encode()).digest()[:31] + b"\x3f"
+
+
+@dataclass
+class Play:
+    """Who takes part in a round, and who is lost at which step."""
+
+    name: str
+    sites: int
+    tensors: tuple[Tensor, ...] = MIXED
+    thresholds: Thresholds | None = None
+    degree: int = 0
+    lost: dict[int, str] = field(default_factory=dict)  # site -> the first message that it does not send
+    stale: dict[int, int] = field(default_factory=dict)  # site -> how many rounds its base lies behind
+    layout: Layout = field(init=False)
+    tau: Thresholds = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layout = Layout(self.tensors)
+        self.tau = self.thresholds or choose_thresholds(self.sites)
+
+    def secret(self, *words: object) -> bytes:
+        """A secret of this round; the oldest vector has no name in it."""
+        return secret(*([self.name] if self.name else []), *words)
+
+    def base(self, u: int) -> bytes:
+        """The state that the vector of site `u` starts from."""
+        behind = self.stale.get(u, 0)
+        return self.secret("base", *([behind] if behind else []))
+
+    def sends(self, u: int, name: str) -> bool:
+        """Whether site `u` still sends M1, M2 or M3."""
+        return name < self.lost.get(u, "M9")
 
 
 class Store:
@@ -72,124 +111,222 @@ class Store:
         """See relay.objects."""
         return len(self.large.get(name, b""))
 
-    def read(self, name: str, offset: int, count: int) -> bytes:
+    def read_into(self, name: str, offset: int, view: memoryview) -> None:
         """See relay.objects."""
-        return self.large.get(name, b"")[offset : offset + count]
+        view[:] = self.large[name][offset : offset + len(view)]
 
     def write(self, name: str, offset: int, data: Any) -> None:
         """See relay.objects."""
         self.large[name] = self.large.get(name, b"")[:offset] + bytes(data)
 
+    def keep(self, name: str, tree: bytes) -> None:
+        """See relay.objects."""
+
+    def sent(self, name: str, of: tuple[int, ...] | None = None) -> dict[int, bytes]:
+        """The messages of a kind, of all or of a set."""
+        there = sorted(int(n.split("/")[1]) for n in self.small if n.startswith(name + "/"))
+        return {u: self.small[f"{name}/{u}"] for u in there if of is None or u in of}
+
 
 def protocol_round() -> dict[str, Any]:
     """See the module."""
-    numbers = range(1, SITES + 1)
-    config, base = secret("config"), secret("base")
-    identities = {u: Ed25519PrivateKey.from_private_bytes(secret("identity", u)) for u in numbers}
+    return play(Play("", 4, lost={3: "M3"}))
+
+
+def variants() -> dict[str, Any]:
+    """See the module."""
+    plays = [
+        Play("losses", 8, thresholds=choose_thresholds(8, 1, 5), lost={8: "M1", 7: "M2", 6: "M3"}),
+        Play("sparse", 7, thresholds=choose_thresholds(7, 1, 6), degree=4, lost={4: "M3"}),
+        Play("wide", 3, WIDE),
+        Play("bases", 4, stale={2: 1, 4: 2}),
+    ]
+    found = {}
+    for one in plays:
+        more = {"degree": one.degree, "t": one.tau.colluders}
+        found[one.name] = play(one) | more
+    return found
+
+
+def play(one: Play) -> dict[str, Any]:
+    """Every value of a round."""
+    layout, numbers = one.layout, range(1, one.sites + 1)
+    config, state = one.secret("config"), one.base(0)
+    identities = {u: Ed25519PrivateKey.from_private_bytes(one.secret("identity", u)) for u in numbers}
     roster = [Member(u, f"site-{u}", key.public_key()) for u, key in identities.items()]
-    shapes = tuple((b, n) for b, n in LAYOUT.shapes())
-    own = Expected(config, LAYOUT.hash, "train", 7, base, shapes, base, frozenset([base]))
-    m0 = Proposed(3, tuple((u, base) for u in numbers), config, LAYOUT.hash, "train", 7, base, shapes).to_bytes()
+    shapes = tuple((b, n) for b, n in layout.shapes())
+    cohort = tuple((u, one.base(u)) for u in numbers)
+    m0 = Proposal(3, cohort, config, layout.hash, "train", ROUND, state, shapes).to_bytes()
+    bases = frozenset(base for _, base in cohort)
     drawn: dict[int, list[bytes]] = {u: [] for u in numbers}
     disks = {u: Store() for u in numbers}
-    thresholds = choose_thresholds(SITES)
-    sites = {u: SiteAttempt(u, identities[u], roster, thresholds, disks[u], draw=_draws(u, drawn[u])) for u in numbers}
-    relay = RoundMachine(Store(), SITES, thresholds.threshold)
+    sites = {
+        u: SiteAttempt(u, identities[u], roster, one.tau, disks[u], degree=one.degree, draw=_draws(one, u, drawn[u]))
+        for u in numbers
+    }
+    objects = Store()
+    relay = RoundMachine(objects, one.sites, one.tau.threshold)
     relay.propose(m0)
     for u, site in sites.items():
-        relay.put("M1", u, site.receive_proposal(m0, own))
-    relay.close_keys()
-    for u, site in sites.items():
-        relay.put("M2", u, site.receive_keys(relay.messages("M1")))
-    relay.close_shares()
+        own = Expected(config, layout.hash, "train", ROUND, state, shapes, one.base(u), bases)
+        m1 = site.receive_proposal(m0, own)
+        if one.sends(u, "M1"):
+            objects.put(f"M1/{u}", m1)
+    u1 = relay.close_keys()
+    for u in u1:
+        m2 = sites[u].receive_keys(objects.sent("M1", u1))
+        if one.sends(u, "M2"):
+            objects.put(f"M2/{u}", m2)
+    u2 = relay.close_shares()
     out: dict[str, Any] = {"encoded": [], "masked": [], "tag": [], "k_self": [], "k_tag": ""}
     edges: dict[str, str] = {}
     for u, site in sites.items():
-        site.receive_shares(relay.messages("M2"))
+        if u not in u2:
+            for name in ("encoded", "masked", "tag", "k_self"):
+                out[name].append("")
+            continue
+        site.receive_shares(objects.sent("M2", u2))
         plan = site.begin_masking(bytes(32))
-        buffer = _encoded(u)
+        buffer = _encoded(one, u)
         out["encoded"].append(buffer.tobytes().hex())
-        tag = Tagger(plan.tag_key).of(buffer, LAYOUT.pieces(0, LAYOUT.nbytes))
-        _apply(buffer, plan.streams)
+        tag = Tagger(plan.tag_key).of(buffer, layout.pieces(0, layout.nbytes))
+        _apply(layout, buffer, plan.streams)
         out["masked"].append(buffer.tobytes().hex())
         out["tag"].append(tag.to_bytes().hex())
         out["k_self"].append(plan.streams[0][0].hex())
         out["k_tag"] = plan.tag_key.hex()
-        for v, (key, _) in zip([v for v in numbers if v != u], plan.streams[1:], strict=True):
+        for v, (key, _) in zip(_near(one, u, u2), plan.streams[1:], strict=True):
             edges[f"{min(u, v)}-{max(u, v)}"] = key.hex()
         m3 = site.masked(tree(buffer), tag)
-        if u != LOST:
-            relay.put("M3", u, m3)
-            relay.put_vector(u, 0, buffer.tobytes())
-    m4r = relay.close_masked()
-    left = [u for u in numbers if u != LOST]
+        if one.sends(u, "M3"):
+            objects.put(f"M3/{u}", m3)
+            objects.write(f"M3v/{u}", 0, buffer.tobytes())
+    survivors = relay.close_masked()
+    m4r, left = survivors.to_bytes(), survivors.u3
     for u in left:
-        relay.put("M4", u, sites[u].receive_survivors(m4r, relay.messages("M3")))
+        objects.put(f"M4/{u}", sites[u].receive_survivors(m4r, objects.sent("M3")))
     for u in left:
-        relay.put("M5", u, sites[u].receive_signatures(relay.messages("M4")))
-    total = relay.sum_chunk(0, LAYOUT.nbytes)
-    x, streams, state = b"", (), b""
+        objects.put(f"M5/{u}", sites[u].receive_signatures(objects.sent("M4")))
+    total = objects.large["Y"]
+    x, streams, following = b"", (), b""
     for u in left:
-        opening = sites[u].receive_answers(relay.messages("M5"))
+        opening = sites[u].receive_answers(objects.sent("M5"))
         buffer = np.frombuffer(total, dtype=np.uint8).copy()
-        _apply(buffer, opening.streams)
-        sites[u].check_sum(tree(np.frombuffer(total, dtype=np.uint8)), opening.tag)
+        _apply(layout, buffer, opening.streams)
+        tag = Tagger(opening.tag_key).of(buffer, layout.pieces(0, layout.nbytes))
+        sites[u].check_sum(tree(np.frombuffer(total, dtype=np.uint8)), tag)
         x, streams = buffer.tobytes(), opening.streams
-        state = state_hash(config, 7, tree(buffer))  # as if the lanes were the next model
-        relay.put("M6", u, sites[u].result(state, tree(buffer)))
-    return out | {
-        "N": SITES,
-        "tau": thresholds.threshold,
-        "lost": [LOST],
-        "config": config.hex(),
-        "input": input_hash("train", base).hex(),
-        "layout": LAYOUT.as_json(),
-        "identity_private": [secret("identity", u).hex() for u in numbers],
-        "drawn": [[value.hex() for value in drawn[u]] for u in numbers],
-        "M0": m0.decode("ascii"),
-        **{
-            name: {str(u): message.decode("ascii") for u, message in relay.messages(name).items()}
-            for name in ("M1", "M2", "M3", "M4", "M5", "M6")
-        },
-        "M4r": m4r.decode("ascii"),
-        "T0": sites[1]._t0.hex(),
-        "T1": sites[1]._t1.hex(),
-        "T2": sites[1]._t2.hex(),
-        "T3": sites[1]._t3.hex(),
-        "k_edge": edges,
-        "Y": total.hex(),
-        "streams": [[key.hex(), sign] for key, sign in streams],
-        "X": x.hex(),
-        "state": state.hex(),
-        "attempt_file": {str(u): disks[u].small["file"].decode("ascii") for u in (1, LOST)},
-    }
+        following = state_hash(config, ROUND, tree(buffer))  # as if the lanes were the next model
+        objects.put(f"M6/{u}", sites[u].result(following, tree(buffer)))
+    late = [u for u, name in one.lost.items() if name == "M3"]
+    return (
+        out
+        | {
+            "N": one.sites,
+            "tau": one.tau.threshold,
+            "lost": late,
+            "config": config.hex(),
+            "input": input_hash("train", state).hex(),
+            "layout": layout.as_json(),
+            "identity_private": [one.secret("identity", u).hex() for u in numbers],
+            "drawn": [[value.hex() for value in drawn[u]] for u in numbers],
+            "M0": m0.decode("ascii"),
+            **{
+                name: {str(u): message.decode("ascii") for u, message in objects.sent(name).items()}
+                for name in ("M1", "M2", "M3", "M4", "M5", "M6")
+            },
+            "M4r": m4r.decode("ascii"),
+            "T0": sites[left[0]]._t0.hex(),
+            "T1": sites[left[0]]._t1.hex(),
+            "T2": sites[left[0]]._t2.hex(),
+            "T3": sites[left[0]]._t3.hex(),
+            "k_edge": edges,
+            "Y": total.hex(),
+            "streams": [[key.hex(), sign] for key, sign in streams],
+            "X": x.hex(),
+            "state": following.hex(),
+        }
+        | ({} if one.name else {"attempt_file": {str(u): disks[u].small["file"].decode("ascii") for u in (1, *late)}})
+        | (_values(one) if one.stale else {})
+    )
 
 
-def _draws(u: int, record: list[bytes]) -> Callable[[int], bytes]:
+def _draws(one: Play, u: int, record: list[bytes]) -> Callable[[int], bytes]:
     def draw(count: int) -> bytes:
-        value = secret("draw", u, len(record))
+        value = one.secret("draw", u, len(record))
         record.append(value)
         return value[:count]
 
     return draw
 
 
-def _encoded(u: int) -> np.ndarray[Any, Any]:
-    """Lanes of site `u`: small ones, both signs, and the largest that are allowed."""
-    vector = Vector(LAYOUT)
-    bound32, bound64 = ((1 << 31) - 1) // SITES, ((1 << 63) - 1) // SITES
-    pieces = LAYOUT.pieces(0, LAYOUT.nbytes)
-    values = [
-        [bound32, -bound32, u, -u, 0],
-        [bound64, -bound64, (-1) ** u * 10**15 * u],
-        [-(1 << 40) * u],
-    ]
+def _near(one: Play, u: int, u2: tuple[int, ...]) -> list[int]:
+    """The neighbours of `u` in U2, rising: whose streams follow its self mask."""
+    count = len(u2)
+    if one.degree == 0:
+        return [v for v in u2 if v != u]
+    steps = [(u2.index(v) - u2.index(u)) % count for v in u2]
+    return [v for v, step in zip(u2, steps, strict=True) if 0 < min(step, count - step) <= one.degree // 2]
+
+
+def _encoded(one: Play, u: int) -> np.ndarray[Any, Any]:
+    """Lanes of site `u`: small, both signs, the largest that are allowed; with `stale` values through the codec."""
+    vector = Vector(one.layout)
+    pieces = one.layout.pieces(0, one.layout.nbytes)
+    if one.stale:
+        vector.fill(_inputs(u))
+        codec = Codec(one.sites, f"site-{u}", {"model/weight": _factor(one, u)})
+        for piece in pieces:
+            codec.check(vector.buffer, piece)
+            codec.encode(vector.buffer, piece)
+        return vector.buffer
+    bound32, bound64 = ((1 << 31) - 1) // one.sites, ((1 << 63) - 1) // one.sites
+    if one.tensors is WIDE:
+        values = [[bound64, -bound64, -u], [(-1) ** u * bound64, u << 40]]
+    else:
+        values = [
+            [bound32, -bound32, u, -u, 0],
+            [bound64, -bound64, (-1) ** u * 10**15 * u],
+            [-(1 << 40) * u],
+        ]
     for piece, lanes in zip(pieces, values, strict=True):
         vector.buffer[piece.start : piece.stop].view(f"<i{piece.tensor.lane_bytes}")[:] = lanes
     return vector.buffer
 
 
-def _apply(buffer: np.ndarray[Any, Any], streams: Streams) -> None:
+_STALENESS = CohortSettings(policy="buffered", staleness=2, discount=0.5)
+
+
+def _factor(one: Play, u: int) -> float:
+    """w_u/W of equal weights, less for an update that began from an older state."""
+    return 1.0 / one.sites * discount(_STALENESS, one.stale.get(u, 0))
+
+
+def _inputs(u: int) -> dict[str, np.ndarray[Any, Any]]:
+    weight = np.array([0.1 * u, -3.7, 2.0**-20, -(2.0**-25), 12.0], dtype=np.float32)
+    return {
+        "model/weight": weight,
+        "measured/rows": np.array([u, -u, 10**6], dtype=np.int64),
+        "measured/loss": np.array(1.5 / u),
+    }
+
+
+def _values(one: Play) -> dict[str, Any]:
+    """What a second implementation needs to encode the vectors itself; floats as C99 hexadecimal text."""
+    numbers = range(1, one.sites + 1)
+    return {
+        "discount": _STALENESS.discount,
+        "behind": [one.stale.get(u, 0) for u in numbers],
+        "factors": [_factor(one, u).hex() for u in numbers],
+        "values": [{name: _exact(array) for name, array in _inputs(u).items()} for u in numbers],
+    }
+
+
+def _exact(array: np.ndarray[Any, Any]) -> list[Any]:
+    return [x if isinstance(x, int) else x.hex() for x in array.reshape(-1).tolist()]
+
+
+def _apply(layout: Layout, buffer: np.ndarray[Any, Any], streams: Streams) -> None:
     masks = Masks(streams)
-    for piece in LAYOUT.pieces(0, LAYOUT.nbytes):
+    for piece in layout.pieces(0, layout.nbytes):
         masks.add(lanes_of(buffer, piece.start, piece.stop, piece.tensor.bits), piece.start)

@@ -11,16 +11,27 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedhpc.demo.heart.compare import RESULT_FILE
 from fedhpc.demo.heart.federation import RANKS_PER_SITE, write_heart_federation
 from fedhpc.demo.heart.hospitals import HOSPITALS
+from fedhpc.demo.heart.relayed import run_relayed
+from fedhpc.demo.heart.scores import RESULT_FILE
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.launch import RanksFailedError, launcher_command, launcher_environment
 
 
-def run_demo(out: Path | None, *, seed: int, rounds: int, splits: int) -> dict[str, Any]:
+def run_demo(out: Path | None, *, seed: int, rounds: int, splits: int, exchange: str) -> dict[str, Any]:
     """Train and compare; gives the result for --json. Raises RanksFailedError if a rank fails."""
     directory = _fresh(out)
+    if exchange == "https":
+        run_relayed(directory, seed=seed, rounds=rounds, splits=splits, ranks=RANKS_PER_SITE)
+    else:
+        _run_in_one_job(directory, seed=seed, rounds=rounds, splits=splits)
+    result: dict[str, Any] = json.loads((directory / "run" / RESULT_FILE).read_text())
+    return result
+
+
+def _run_in_one_job(directory: Path, *, seed: int, rounds: int, splits: int) -> None:
+    """All sites as ranks of one MPI job."""
     write_heart_federation(directory, rounds=rounds, seed=seed)
     ranks = len(HOSPITALS) * RANKS_PER_SITE
     environment, note = launcher_environment()
@@ -29,8 +40,6 @@ def run_demo(out: Path | None, *, seed: int, rounds: int, splits: int) -> dict[s
     done = subprocess.run([*launcher_command(ranks), sys.executable, *module], env=environment, check=False)
     if done.returncode:
         raise RanksFailedError(done.returncode)
-    result: dict[str, Any] = json.loads((directory / "run" / RESULT_FILE).read_text())
-    return result
 
 
 def print_table(result: dict[str, Any]) -> None:

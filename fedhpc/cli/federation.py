@@ -1,0 +1,153 @@
+"""`fedhpc federation`: the coordinator's side of enrolment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from fedhpc.ops.enrolment.coordinator import Candidate, Granted
+
+_DIR = click.Path(path_type=Path)
+
+
+@click.group("federation")
+def federation() -> None:
+    """Begin a federation of sites that never met, admit them, revoke them: the coordinator's commands."""
+
+
+@federation.command("new")
+@click.argument("directory", metavar="DIR", type=_DIR)
+@click.option("--name", required=True, help="The federation's name.")
+@click.option(
+    "--relay", "url", required=True, metavar="URL", help="Where sites will reach the relay: https://host:port."
+)
+@click.option(
+    "--sites", required=True, metavar="A,B,C", help="Names of the invited sites; their order is their number."
+)
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Training rounds.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def new(directory: Path, name: str, url: str, sites: str, rounds: int, seed: int) -> None:
+    """Begin a federation in DIR: a draft of federation.toml, an enrolment authority and everything for a relay.
+
+    Prints a one-time token for each site. Give each its own over a channel that both trust, together with the relay's
+    URL and pin: by telephone, or in person.
+    """
+    from fedhpc.ops.enrolment.coordinator import Coordinator
+
+    names = [part.strip() for part in sites.split(",")]
+    _, pin, tokens = Coordinator.new(directory, name, url, names, rounds=rounds, seed=seed)
+    click.echo(f"wrote {directory}: federation.toml to be agreed on, authority.key to keep, relay/ for the relay")
+    click.echo("give each site its line; tokens are shown once and work once:")
+    for site, token in tokens.items():
+        click.echo(f"{site}  token {token}  relay {url}  relay pin {pin}")
+
+
+@federation.command("invite")
+@click.argument("directory", metavar="DIR", type=_DIR)
+@click.argument("site")
+def invite(directory: Path, site: str) -> None:
+    """Print a one-time token for SITE: a new site, or one whose keys changed. An earlier token ends."""
+    from fedhpc.ops.enrolment.coordinator import Coordinator
+
+    coordinator = Coordinator(directory)
+    token = coordinator.invite(site)
+    click.echo(f"{site}  token {token}  relay pin {coordinator.relay_pin}")
+
+
+@federation.command("admit")
+@click.argument("directory", metavar="DIR", type=_DIR)
+@click.argument("requests", metavar="[REQUEST.JSON]...", type=_DIR, nargs=-1)
+@click.option(
+    "--days", type=click.FloatRange(0.01, 397), default=30.0, show_default=True, help="Life of a certificate."
+)
+@click.option("--yes", is_flag=True, help="Admit without asking; fingerprints are not compared.")
+@click.option("--renew", is_flag=True, help="Only renew certificates that end soon; asks nothing, for cron.")
+def admit(directory: Path, requests: tuple[Path, ...], days: float, yes: bool, renew: bool) -> None:
+    """Admit sites: put their keys into the roster and issue their certificates.
+
+    Takes the given requests, or all that came through the relay. A site whose keys stand in the roster already just
+    gets a new certificate, and federation.toml stays as it is. Compare fingerprints by telephone before you answer yes.
+    """
+    from fedhpc.errors import FedhpcError
+    from fedhpc.ops.enrolment.coordinator import Coordinator
+
+    coordinator = Coordinator(directory)
+    taken: list[Candidate] = []
+    refused: list[FedhpcError] = []
+    for path in requests or coordinator.mailbox():
+        try:
+            candidate = coordinator.candidate(path, mailed=bool(requests))
+        except FedhpcError as error:
+            refused.append(error)
+            click.echo(f"refused {path}\n{error.lines()}", err=True)
+            continue
+        skipped = candidate.kind == "current" or (renew and candidate.kind != "renewal")
+        if not skipped and _confirmed(candidate, yes=yes):
+            taken.append(candidate)
+    if taken:
+        granted = coordinator.admit(taken, days)
+        for candidate in taken:
+            click.echo(f"admitted {candidate.asked.name}: {directory / 'certificates' / candidate.asked.name}.pem")
+        _told(directory, granted)
+    elif not refused:
+        click.echo("nobody to admit")
+    if refused:
+        raise SystemExit(refused[0].exit_code)
+
+
+def _confirmed(candidate: Candidate, *, yes: bool) -> bool:
+    """Show a candidate, and ask where keys are new."""
+    asked, name = candidate.asked, candidate.asked.name
+    if candidate.kind == "renewal":
+        click.echo(f"site {name}: its keys are in the roster, a new certificate")
+        return True
+    what = "new keys in the place of those in the roster" if candidate.kind == "changed" else "new"
+    how = "made with its token" if candidate.proved else "made WITHOUT a token: compare the fingerprint by telephone"
+    click.echo(f"site {name}: {what}, {how}\n  fingerprint {asked.fingerprint}")
+    return yes or click.confirm("  is this what its engineer reads out?", default=False)
+
+
+def _told(directory: Path, granted: Granted) -> None:
+    """Where the federation stands, and what comes next."""
+    if granted.new_epoch:
+        click.echo(f"federation.toml is now epoch {granted.epoch}; the one before is in {directory / 'epochs'}")
+    if granted.waiting:
+        click.echo(f"waiting for {', '.join(granted.waiting)}")
+    elif granted.problem:
+        click.echo(f"federation.toml cannot be used yet: {granted.problem}")
+    else:
+        click.echo(f"federation.toml, epoch {granted.epoch}, sha256 {granted.hash}")
+        click.echo("send it to all sites; each runs `fedhpc site approve`, the relay `fedhpc relay admit`")
+
+
+@federation.command("revoke")
+@click.argument("directory", metavar="DIR", type=_DIR)
+@click.argument("site")
+@click.option("--reinvite", is_flag=True, help="Only its keys are lost: it keeps its place and gets a new token.")
+def revoke(directory: Path, site: str, reinvite: bool) -> None:
+    """End SITE's access at once. Its keys never get a certificate again.
+
+    The running relay refuses its key as soon as it has read the roster again. The site leaves the roster, which all
+    others approve as the next epoch; with --reinvite it is admitted again with new keys first.
+    """
+    from fedhpc.ops.enrolment.coordinator import Coordinator
+
+    lost, granted, token = Coordinator(directory).revoke(site, reinvite=reinvite)
+    click.echo(f"revoked {site}: its key is out of {len(lost)} federations in relay/roster.toml")
+    if granted is None:
+        click.echo(f"{site}  token {token}  for its new keys")
+    else:
+        _told(directory, granted)
+
+
+@federation.command("next")
+@click.argument("directory", metavar="DIR", type=_DIR)
+def next_(directory: Path) -> None:
+    """Begin the next epoch: run this before you change a federation.toml that sites have approved."""
+    from fedhpc.ops.enrolment.coordinator import Coordinator
+
+    granted = Coordinator(directory).next_epoch()
+    click.echo(f"federation.toml is now epoch {granted.epoch}; change it, then all sites approve it")

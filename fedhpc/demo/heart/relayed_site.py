@@ -1,0 +1,50 @@
+"""Every rank of one site of the relayed heart demo runs this: one federation after another, one for each split.
+
+mpirun -n 2 … python -m mpi4py -m fedhpc.demo.heart.relayed_site DIRECTORY SITE SPLITS
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedhpc.demo.heart.relayed import MODELS, split_folder
+from fedhpc.federation.join import join_with_files
+from fedhpc.federation.nothing import NoCheckpoints, Silence
+from fedhpc.ops.run import open_site_trainer, run_joined, train
+
+
+def run_site(directory: Path, site: str, splits: int) -> None:
+    """Train all splits as `site`; its leader writes down what came out."""
+    torch.set_num_threads(1)
+    hashes: list[str] = []
+    seconds, sent = 0.0, 0
+    for k in range(splits):
+        folder = split_folder(directory, k)
+        federation = folder / "coordinator" / "federation.toml"
+        joined = join_with_files(federation, sites=None, site=folder / "sites" / site / "site.toml", run=folder / "run")
+        with joined.federation as fed:
+            speaks = joined.first and site == fed.sites[0]
+            if k == 0:
+                outcome = run_joined(dataclasses.replace(joined, first=speaks)).outcome
+                seconds, sent = outcome.seconds_per_round, outcome.bytes_per_round
+            else:
+                with open_site_trainer(fed, joined.site_file) as trainer:
+                    outcome = train(fed, trainer, NoCheckpoints(), Silence())
+        hashes.append(outcome.model.sha256())
+        if speaks:
+            (directory / MODELS).mkdir(exist_ok=True)
+            np.savez(directory / MODELS / f"{k}.npz", **outcome.model.tensors)  # type: ignore[arg-type]
+    if joined.first:
+        (directory / MODELS).mkdir(exist_ok=True)
+        report = {"sha256": hashes, "seconds_per_round": seconds, "bytes_per_round": sent}
+        (directory / MODELS / f"{site}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    run_site(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,177 @@
+"""Sites that were away, over the relay: one asks (NEED), another gives its newest checkpoint (STATE and sealed blocks).
+
+The relay carries it and reads none of it; the taker believes τ signatures, not the giver (secure/catchup.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+
+from fedhpc.errors import FedhpcError, PeersError, PolicyError
+from fedhpc.exchange.https import RelayExchange, TooLateError, Watch
+from fedhpc.federation.finished_sums import FinishedSums
+from fedhpc.federation.interfaces import CheckpointStore
+from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
+from fedhpc.secure import labels
+from fedhpc.secure.catchup import BLOCK_BYTES, CaughtUp, Federation, Giver, Taker
+from fedhpc.secure.transcript import joined_block_digests, parse_canon, tree_root
+
+_log = logging.getLogger("fedhpc.federation")
+_LOOK_S = 2.0
+_ASK_AGAIN_S = 300.0
+_LAST_S = 60.0  # for a model that is being given when the run ends
+_AT_ONCE = 4  # blocks on their way at the same time
+
+
+class Attendant:
+    """Gives this site's newest checkpoint to sites that ask, in a thread of its own, until `stop`."""
+
+    def __init__(
+        self, known: Federation, exchange: RelayExchange, identity: Ed25519PrivateKey, finished: FinishedSums
+    ) -> None:
+        """`known.nbytes` is ignored: each checkpoint says how long its state is."""
+        self._known, self._exchange, self._identity, self._finished = known, exchange, identity, finished
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, store: CheckpointStore) -> None:
+        """Look for requests from now on, and answer them from `store`."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, args=(store,), name="attendant", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Look for requests once more, finish what is being given, and end."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(_LAST_S)
+
+    def _run(self, store: CheckpointStore) -> None:
+        done: set[int] = set()  # requests that were answered
+        last = False
+        while not last:
+            last = self._stopping.wait(_LOOK_S)
+            try:
+                for site, number in self._asked():
+                    if number not in done and self._give(site, number, store):
+                        done.add(number)
+            except FedhpcError as error:
+                _log.warning("could not help a site that was away: %s", error.what)
+
+    def _asked(self) -> list[tuple[int, int]]:
+        """(site, number) of the requests that the relay asks this site to answer."""
+        needs = self._exchange.standing().get("needs", [])
+        return [
+            (need["site"], need["attempt"])
+            for need in needs
+            if isinstance(need, dict)
+            and need.get("asked") == self._exchange.me
+            and type(need.get("site")) is int
+            and type(need.get("attempt")) is int
+        ]
+
+    def _give(self, taker: int, number: int, store: CheckpointStore) -> bool:
+        """Whether the request was answered. Not, if this site has nothing that the taker lacks."""
+        rounds = store.rounds()
+        if not rounds:
+            return False
+        checkpoint = store.load(rounds[-1])
+        proof = self._finished.proof(checkpoint.sums)
+        need = self._exchange.client.get(self._exchange.name(0, number, f"NEED/{taker}"))
+        if not proof or need is None:
+            return False
+        arrays = arrays_of_checkpoint(checkpoint)
+        known = Federation(self._known.config, self._known.roster, self._known.thresholds, total_bytes(arrays))
+        giver = Giver(known, self._exchange.me, self._identity, taker, need, checkpoint.sums, proof)
+        if parse_canon(need)["body"]["state"] == parse_canon(proof[0])["body"]["state"]:
+            return False  # it is where this site is; there will be more to give after the next round
+
+        def send(block: tuple[int, bytes]) -> None:
+            index, data = block
+            self._exchange.put(0, number, f"B{index}", giver.box(index, data), to=taker)
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(send, _blocks(arrays)))
+        self._exchange.put(0, number, labels.SIGN_STATE, giver.state, to=taker)
+        _log.info("gave the model after %d rounds to site %d", checkpoint.round_, taker)
+        return True
+
+
+def take(
+    known: Federation,
+    exchange: RelayExchange,
+    identity: Ed25519PrivateKey,
+    state: bytes,
+    round_: int,
+    deadline_s: float,
+) -> tuple[CaughtUp, NDArray[np.uint8]]:
+    """A later state than `state` [32] of `round_`, from whichever site gives one; its bytes [known.nbytes].
+
+    Raises PeersError if none comes within `deadline_s`.
+    """
+    deadline = time.monotonic() + deadline_s
+    while (left := deadline - time.monotonic()) > 0:
+        number = 1 + secrets.randbelow((1 << 52) - 1)
+        taker = Taker(known, exchange.me, identity, state, round_)
+        exchange.put(0, number, labels.SIGN_NEED, taker.need)
+        watch = exchange.watch(0, number)
+        if not watch.wait(_is_answered, time.monotonic() + min(left, _ASK_AGAIN_S)):
+            continue
+        giver = min(int(n.split("/")[1]) for n in watch.names if n.startswith(labels.SIGN_STATE + "/"))
+        try:
+            taker.receive_state(giver, watch.body(f"{labels.SIGN_STATE}/{giver}/{exchange.me}"))
+            data = _fetch(taker, known, exchange, number, giver)
+            nbytes = known.nbytes
+            tree = tree_root(nbytes, joined_block_digests([data], 0, -(-nbytes // BLOCK_BYTES)))
+            return taker.finish(tree), data
+        except (PolicyError, TooLateError) as error:
+            _log.warning("site %d could not help: %s", giver, error.what)
+            time.sleep(_LOOK_S)
+    raise PeersError(
+        f"no other site gave its model within {deadline_s:.0f} s",
+        "start this site again while the others run; they answer from their checkpoints",
+    )
+
+
+def _is_answered(watch: Watch) -> bool:
+    return any(name.startswith(labels.SIGN_STATE + "/") for name in watch.names)
+
+
+def _fetch(taker: Taker, known: Federation, exchange: RelayExchange, number: int, giver: int) -> NDArray[np.uint8]:
+    data = np.empty(known.nbytes, dtype=np.uint8)
+
+    def one(index: int) -> None:
+        box = exchange.client.get(exchange.name(0, number, f"B{index}/{giver}/{exchange.me}"))
+        if box is None:
+            raise PolicyError(f"site {giver} did not give block {index}")
+        block = taker.block(index, box)
+        data[index * BLOCK_BYTES : index * BLOCK_BYTES + len(block)] = np.frombuffer(block, dtype=np.uint8)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(one, range(-(-known.nbytes // BLOCK_BYTES))))
+    return data
+
+
+def _blocks(arrays: Arrays) -> Iterator[tuple[int, bytes]]:
+    """(number, bytes) of each block of the joined arrays."""
+    pending, number = bytearray(), 0
+    for array in arrays:
+        view: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for at in range(0, view.size, BLOCK_BYTES):
+            pending += view[at : at + BLOCK_BYTES].tobytes()
+            while len(pending) >= BLOCK_BYTES:
+                yield number, bytes(pending[:BLOCK_BYTES])
+                del pending[:BLOCK_BYTES]
+                number += 1
+    if pending:
+        yield number, bytes(pending)

@@ -1,0 +1,91 @@
+"""Statistics that were summed since the last checkpoint, and the proof of the present model, on the site's disk.
+
+Other sites cannot repeat a sum for one that was killed after it, since they have gone on. So its result is kept, and
+given again to the same question. All of it was opened to every site in the sum; nothing here is secret to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from fedhpc.errors import StorageError
+from fedhpc.federation.layout import Vector
+from fedhpc.federation.party import Opened, SumPlan
+from fedhpc.files import write_whole
+from fedhpc.secure.ring import Layout
+from fedhpc.secure.transcript import canon, parse_canon
+
+_SUM = re.compile(r"round-(\d+)\.sum")
+_PROOF = re.compile(r"round-(\d+)\.proof")
+_HEAD_BYTES = 64 << 10
+_PROOFS = 3  # of the newest models
+
+
+class FinishedSums:
+    """The finished sums of one site, in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StorageError(f"cannot use {folder}: {error.strerror}") from None
+
+    def last_round(self) -> int:
+        """The newest round whose sum is kept; 0 if none is."""
+        return max((number for number, _ in self._files(_SUM)), default=0)
+
+    def keep(self, plan: SumPlan, layout: Layout, opened: Opened, vector: Vector) -> None:
+        """Keep a statistic's decoded sum until `erase_until`."""
+        data = vector.buffer.data
+        head = {
+            "layout": layout.hash.hex(),
+            "members": list(opened.members),
+            "purpose": plan.purpose,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "tree": opened.sum_tree.hex(),
+        }
+        self._write(f"round-{plan.round_}.sum", canon(head) + b"\n", data)
+
+    def find(self, plan: SumPlan, vector: Vector) -> tuple[bytes, tuple[int, ...]] | None:
+        """(Tree(X), sites in the sum) if this very statistic was summed in this round; `vector` then holds the sum."""
+        try:
+            with open(self._folder / f"round-{plan.round_}.sum", "rb") as file:
+                head = parse_canon(file.readline(_HEAD_BYTES).rstrip(b"\n"))
+                if (head["layout"], head["purpose"]) != (vector.layout.hash.hex(), plan.purpose):
+                    return None
+                read = file.readinto(vector.buffer.data)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"cannot read the finished sum of round {plan.round_}: {error}") from None
+        if read != vector.layout.nbytes or hashlib.sha256(vector.buffer.data).hexdigest() != head["sha256"]:
+            raise StorageError(f"the finished sum of round {plan.round_} is damaged", "restore the run directory")
+        return bytes.fromhex(head["tree"]), tuple(head["members"])
+
+    def keep_proof(self, round_: int, proof: tuple[bytes, ...]) -> None:
+        """Keep the τ signed results of a training round: what a site that was away needs to believe the model."""
+        self._write(f"round-{round_}.proof", b"\n".join(proof))
+        for _, path in sorted(self._files(_PROOF))[:-_PROOFS]:
+            path.unlink(missing_ok=True)
+
+    def proof(self, round_: int) -> tuple[bytes, ...]:
+        """The signed results of a training round; empty if they are not kept."""
+        try:
+            return tuple((self._folder / f"round-{round_}.proof").read_bytes().split(b"\n"))
+        except OSError:
+            return ()
+
+    def erase_until(self, round_: int) -> None:
+        """Remove the sums of all rounds up to `round_`."""
+        for number, path in self._files(_SUM):
+            if number <= round_:
+                path.unlink(missing_ok=True)
+
+    def _files(self, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
+        return [(int(m[1]), path) for path in self._folder.iterdir() if (m := pattern.fullmatch(path.name))]
+
+    def _write(self, name: str, *data: bytes | memoryview) -> None:
+        write_whole(self._folder / name, *data, mode=0o600)

@@ -1,0 +1,137 @@
+"""Joining through a relay: this site's access to it, and the proof that every site signed the same configuration."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedhpc.errors import ConfigError, PeersError, PolicyError
+from fedhpc.exchange.http_client import RelayClient
+from fedhpc.exchange.http_link import RelayAccess, proxy_from_environment
+from fedhpc.exchange.http_retry import Patience, Retry
+from fedhpc.exchange.https import RelayExchange
+from fedhpc.exchange.pins import pin_of, read_certificate
+from fedhpc.federation.agreement import Agreement, SiteFile
+from fedhpc.federation.approvals import Approvals, configuration
+from fedhpc.federation.attempt_files import AttemptFiles
+from fedhpc.federation.finished_sums import FinishedSums
+from fedhpc.federation.party import Party
+from fedhpc.federation.relayed_sum import Lead, RelayedSums
+from fedhpc.files import write_whole
+from fedhpc.secure.epochs import check_signed
+from fedhpc.secure.thresholds import Thresholds, choose_thresholds
+from fedhpc.secure.transcript import canon, parse_canon
+
+_TOPIC = "CONFIG"
+_MOST_BYTES = 4 << 20
+_MOST_RAILS = 8  # a relay takes 64 connections of a site, and a few fill its line
+
+
+def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedSums:
+    """Sums over the relay of this site file. Every rank of the site calls it; the leader also proves the configuration.
+
+    Raises ConfigError, PolicyError (another key, or not all sites signed) and PeersError (relay out of reach).
+    """
+    agreement = party.agreement
+    asked = mine.exchange.rails
+    rails = min(_MOST_RAILS if asked == "auto" else int(asked), party.site.size)
+    lead: Lead | None = None
+    client = RelayClient(
+        relay_access(agreement, mine, party.number),
+        mine.exchange.connections,
+        Patience(total_s=mine.exchange.patience_s),
+        _Countdown() if party.leads else _silent,
+    )
+    if party.leads:
+        assert party.journal is not None
+        exchange = RelayExchange(client, agreement.hash, party.number)
+        _prove_configuration(party, exchange, mine, directory / "signatures.json")
+        files = AttemptFiles(directory / "attempts", party.journal)
+        lead = Lead(exchange, files, FinishedSums(directory / "sums"), thresholds_of(agreement))
+    party.site.await_bytes(b"." if party.leads else None)
+    return RelayedSums(party, client, rails, lead)
+
+
+def thresholds_of(agreement: Agreement) -> Thresholds:
+    """t and τ. Also in mode `off` the relay's protocol needs them."""
+    secure = agreement.secure
+    found = secure.thresholds(len(agreement.roster))
+    return found or choose_thresholds(
+        len(agreement.roster), secure.colluders, secure.threshold, accept_two_sites=secure.accept_two_sites
+    )
+
+
+def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAccess:
+    """How this site reaches the relay. Raises ConfigError, and PolicyError for another key than the roster's."""
+    section = mine.exchange
+    if not agreement.relay.tls:
+        raise ConfigError("federation.toml has no [relay] tls", "the coordinator makes it with `fedhpc federation new`")
+    assert section.certificate is not None
+    assert section.key is not None
+    certificate = mine.path(section.certificate)
+    agreed = agreement.roster[number - 1].tls
+    shown = pin_of(read_certificate(certificate)).hex()
+    if shown != agreed:
+        raise PolicyError(
+            f"the certificate {certificate} has the key {shown}, the roster says {agreed or 'none'} for site "
+            f"{mine.site.name}",
+            "use the certificate of the key that `fedhpc site init` made, or have the roster changed",
+        )
+    proxy = proxy_from_environment(section.url) if section.proxy is None else section.proxy
+    return RelayAccess(section.url, bytes.fromhex(agreement.relay.tls), certificate, mine.path(section.key), proxy)
+
+
+def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, kept: Path) -> None:
+    """Every site of the roster has signed exactly this configuration, or nothing runs."""
+    agreement = party.agreement
+    own = Approvals(mine.base / "approvals").own(agreement)
+    signatures = _read_kept(kept)
+    everyone = {m.number for m in party.members}
+    if set(signatures) != everyone or signatures.get(party.number) != own:
+        exchange.put(0, 0, _TOPIC, own)
+        watch = exchange.watch(0, 0)
+        deadline = time.monotonic() + agreement.cohort.deadline_s
+        if not watch.wait(lambda w: everyone <= set(w.sites(_TOPIC)), deadline):
+            missing = [m.name for m in party.members if m.number not in watch.sites(_TOPIC)]
+            raise PeersError(
+                f"site {', '.join(missing)} has not signed the configuration {agreement.hash.hex()}",
+                "each site runs `fedhpc site approve` and then `fedhpc run`",
+            )
+        signatures = watch.messages(_TOPIC, sorted(everyone))
+    check_signed(configuration(agreement), party.members, signatures)
+    write_whole(kept, canon({str(u): message.hex() for u, message in signatures.items()}))
+
+
+def _read_kept(path: Path) -> dict[int, bytes]:
+    """Signatures of an earlier start: a relay that lost its disk does not stop those who have seen all of them."""
+    try:
+        with open(path, "rb") as file:
+            value = parse_canon(file.read(_MOST_BYTES))
+        return {int(u): bytes.fromhex(text) for u, text in value.items()} if isinstance(value, Mapping) else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _silent(retry: Retry) -> None:
+    """The leader speaks for the site."""
+
+
+class _Countdown:
+    """Tells people that the relay cannot be reached, until when, and why."""
+
+    def __init__(self) -> None:
+        self._told = 0.0
+
+    def __call__(self, retry: Retry) -> None:
+        terminal = sys.stderr.isatty()
+        now = time.monotonic()
+        if not terminal and now - self._told < 5:
+            return
+        self._told = now
+        line = (
+            f"waiting for the relay ({retry.reason}): next try in {retry.seconds_left:.0f} s, "
+            f"giving up in {retry.patience_left_s:.0f} s"
+        )
+        print(f"\r{line}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)

@@ -1,0 +1,333 @@
+"""Masked sums through an untrusted relay (`https` exchange): every rank's share of the work.
+
+The leader goes through the protocol (relayed_round.py) and gives orders to the ranks of its site: hide and upload,
+fetch and open. Each rank moves its own part of the vector over its own connections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedhpc.errors import InternalError, PeersError
+from fedhpc.exchange.http_client import RelayClient
+from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.https import RelayExchange
+from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
+from fedhpc.federation.attempt_files import AttemptFiles
+from fedhpc.federation.catching_up import Attendant, take
+from fedhpc.federation.finished_sums import FinishedSums
+from fedhpc.federation.hidden_part import HiddenPart
+from fedhpc.federation.interfaces import CheckpointStore
+from fedhpc.federation.layout import Vector, parts
+from fedhpc.federation.masked_sum import streams_from_bytes, streams_to_bytes
+from fedhpc.federation.own_vector import codec_of, inspect, share
+from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
+from fedhpc.federation.pipeline import Stages
+from fedhpc.federation.relayed_round import RelayedRound
+from fedhpc.federation.relayed_work import Answer, SumFetch, Upload
+from fedhpc.secure import labels
+from fedhpc.secure.catchup import CaughtUp as TakenState
+from fedhpc.secure.catchup import Federation as Known
+from fedhpc.secure.catchup import release
+from fedhpc.secure.keys import KEY_BYTES
+from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
+from fedhpc.secure.thresholds import Thresholds
+from fedhpc.secure.transcript import input_hash, tree_root, u16, u64
+
+_HASH = 32
+_HIDE, _OPEN, _DONE, _KEPT, _OVER = b"H", b"O", b"D", b"K", b"X"
+_CLOSED = ("round-over", "too-late", "forbidden")
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What only the leader of a site has."""
+
+    exchange: RelayExchange
+    files: AttemptFiles
+    finished: FinishedSums
+    thresholds: Thresholds
+    states: list[tuple[int, bytes]] = field(default_factory=list)  # (round, state) of this site's chain, newest last
+
+
+class RelayedSums:
+    """Sums over sites that meet at a relay."""
+
+    name = "https"
+
+    def __init__(self, party: Party, client: RelayClient, rails: int, lead: Lead | None) -> None:
+        """`client`: this rank's own. `rails`: ranks of this site that move a part. `lead`: at the leader."""
+        self._party, self._client, self.rails, self.lead = party, client, rails, lead
+        self._round: RelayedRound | None = None  # at the leader, of the sum that is open
+        self._attendant: Attendant | None = None
+        self._turns = (0, 0)  # of the last sum, at the leader
+        self._hides = party.agreement.secure.mode != "off"
+
+    def of(self, party: Party) -> RelayedSums:
+        """See MaskedSums.of."""
+        return RelayedSums(party, self._client, self.rails, self.lead)
+
+    # --- one sum
+
+    def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
+        """See MaskedSums.open. Raises RoundOverError, on every rank, if the round ended without this site."""
+        party, layout, stages = self._party, vector.layout, Stages()
+        everyone = tuple(m.number for m in party.members)
+        begun = time.perf_counter()
+        share(party, vector, plan)
+        if layout.nbytes == 0:
+            self._round = None
+            return Opened(plan, tree_root(0, []), stages, 0, 0, everyone)
+        my_part = (*parts(layout.nbytes, self.rails), *[(0, 0)] * party.site.size)[party.site.rank]
+        stages.share = _lap(begun)
+        begun = time.perf_counter()
+        mark = inspect(party, vector, plan, my_part)
+        stages.ledger = _lap(begun)
+        traffic = self._client.traffic
+        up, down = traffic.bytes_up, traffic.bytes_down
+        hidden = HiddenPart(vector, my_part, lambda: codec_of(party, plan))
+        result = self._conduct(hidden, plan, mark, stages) if party.leads else self._follow(hidden, plan, stages)
+        begun = time.perf_counter()
+        if party.site.size > 1:
+            party.site.gather_parts(vector.buffer, parts(layout.nbytes, self.rails))
+        stages.share += _lap(begun)
+        moved = traffic.bytes_up - up, traffic.bytes_down - down
+        return Opened(plan, result.sum_tree, stages, *moved, result.members, *self._turns)
+
+    def settle(self, opened: Opened, state: bytes) -> None:
+        """See MaskedSums.settle: it holds τ signatures over one result when it returns."""
+        party = self._party
+        begun = time.perf_counter()
+        if party.leads and self._round is not None:
+            assert self.lead is not None
+            proof = self._round.settle(opened.sum_tree, state)
+            if opened.plan.base == NO_BASE:
+                self.lead.finished.keep(opened.plan, self._round.layout, opened, self._round.vector)
+                self.lead.files.erase_until(opened.plan.round_)
+            else:
+                self.lead.finished.keep_proof(opened.plan.round_, proof)
+            self._round = None
+        if party.leads:
+            assert self.lead is not None
+            self.lead.states.append((opened.plan.round_, state))
+            del self.lead.states[: -1 - party.agreement.cohort.staleness]
+        party.site.await_bytes(b"." if party.leads else None)
+        opened.stages.agree += _lap(begun)
+
+    # --- the other calls of MaskedSums
+
+    def announce(self, topic: str, message: bytes) -> dict[int, bytes]:
+        """See MaskedSums.announce: who comes later compares with all who came before."""
+        assert self.lead is not None
+        exchange = self.lead.exchange
+        exchange.put(0, 0, topic, message or b"-")
+        watch = exchange.watch(0, 0)
+        watch.wait(lambda w: f"{topic}/{exchange.me}" in w, time.monotonic() + 60)
+        return {u: b"" if m == b"-" else m for u, m in watch.messages(topic, watch.sites(topic)).items()}
+
+    def common_round(self, held: list[int]) -> int | None:
+        """See MaskedSums.common_round: a site goes on from its own newest; the others' is found by catching up."""
+        return max(held) if held else None
+
+    def attend(self, store: CheckpointStore) -> None:
+        """See MaskedSums.attend."""
+        assert self.lead is not None
+        assert self._party.identity is not None
+        self._attendant = Attendant(self._known(0), self.lead.exchange, self._party.identity, self.lead.finished)
+        self._attendant.start(store)
+
+    def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
+        """See MaskedSums.catch_up. An input of this site in the round that ended without it is free again."""
+        site, lead = self._party.site, self.lead
+        data = np.empty(nbytes, dtype=np.uint8)
+        number = b""
+        if lead is not None:
+            assert self._party.identity is not None
+            deadline_s = self._party.agreement.cohort.deadline_s
+            caught, found = take(self._known(nbytes), lead.exchange, self._party.identity, state, round_, deadline_s)
+            lead.finished.keep_proof(caught.round_, caught.settled.proof)
+            self._release(caught)
+            lead.states.append((caught.round_, caught.state))
+            data[:] = found
+            number = u64(caught.round_)
+        reached = int.from_bytes(site.await_bytes(number if lead is not None else None), "little")
+        site.broadcast(data)
+        return CaughtUp(reached, data)
+
+    def _release(self, caught: TakenState) -> None:
+        """Free the input of an update that the round, known by its tensors now, ended without."""
+        assert self.lead is not None
+        assert self._party.journal is not None
+        entry = self._party.journal.ledger.entry_of(caught.round_)
+        members = caught.settled.u3
+        if entry is not None and members and self._party.number not in members and not entry.state:
+            release(self.lead.files.disk(caught.round_), entry, self._party.number, caught)
+
+    def is_free(self, base: bytes) -> bool:
+        """See MaskedSums.is_free."""
+        taken = b""
+        if self._party.leads:
+            assert self._party.journal is not None
+            taken = b"\1" if self._party.journal.ledger.round_of(input_hash(labels.PURPOSE_TRAIN, base)) else b"\0"
+        return self._party.site.await_bytes(taken or None) == b"\0"
+
+    def _known(self, nbytes: int) -> Known:
+        assert self.lead is not None
+        return Known(self._party.agreement.hash, self._party.members, self.lead.thresholds, nbytes)
+
+    def keep_until(self, sums: int) -> None:
+        """See MaskedSums.keep_until."""
+        assert self.lead is not None
+        self.lead.files.erase_until(sums)
+        self.lead.finished.erase_until(sums)
+
+    def leave(self) -> None:
+        """See MaskedSums.leave: nobody waits for a site that is not ready."""
+        if self._attendant is not None:
+            self._attendant.stop()
+        self._client.close()
+
+    # --- the leader
+
+    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: bytes, stages: Stages) -> _Result:
+        """Go through the round; the other ranks do what they are told."""
+        party, lead = self._party, self.lead
+        assert lead is not None
+        kept = lead.finished.find(plan, hidden.vector)
+        if kept is not None:
+            self._order(_KEPT)
+            party.site.broadcast(hidden.vector.buffer)
+            self._round = None
+            result = _Result(*kept)
+            self._order(_DONE + result.to_bytes())
+            return result
+
+        def hide(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes, resume: bool) -> Upload | None:
+            keys = streams_to_bytes(streams if self._hides else ())
+            order = _HIDE + u64(attempt) + bytes([resume]) + tag_key + keys
+            self._order(order)
+            return self._upload(hidden, plan, order, stages)
+
+        def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch:
+            order = _OPEN + u64(attempt) + tag_key + streams_to_bytes(streams if self._hides else ())
+            self._order(order)
+            return self._fetch(hidden, plan, order, stages)
+
+        self._round = RelayedRound(party, lead.exchange, lead.files, lead.thresholds, plan, hidden.vector, mark)
+        try:
+            answer: Answer = self._round.run(hide, open_, [state for _, state in lead.states])
+        except RoundOverError as error:
+            self._order(_OVER + error.what.encode())
+            raise
+        stages.agree += answer.waited_s
+        result = _Result(answer.sum_tree, answer.members)
+        self._order(_DONE + result.to_bytes())
+        self._turns = answer.turns, answer.turns_exposed
+        return result
+
+    def _order(self, order: bytes) -> None:
+        self._party.site.await_bytes(order)
+
+    # --- every rank
+
+    def _follow(self, hidden: HiddenPart, plan: SumPlan, stages: Stages) -> _Result:
+        site = self._party.site
+        while True:
+            order = site.await_bytes(None)
+            kind, rest = order[:1], order[1:]
+            if kind == _HIDE:
+                self._upload(hidden, plan, order, stages)
+            elif kind == _OPEN:
+                self._fetch(hidden, plan, order, stages)
+            elif kind == _KEPT:
+                site.broadcast(hidden.vector.buffer)
+            elif kind == _OVER:
+                raise RoundOverError(plan.round_, rest.decode())
+            elif kind == _DONE:
+                return _Result.from_bytes(rest)
+            else:
+                raise InternalError("an unknown order within the site")
+
+    def _upload(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> Upload | None:
+        """Hide and send this rank's part; at the leader the whole upload, None if the set was closed meanwhile."""
+        begun = time.perf_counter()
+        attempt, resume, rest = int.from_bytes(order[1:9], "little"), bool(order[9]), order[10:]
+        tag_key, streams = rest[:KEY_BYTES], streams_from_bytes(rest[KEY_BYTES:])
+        low, high = hidden.part
+        length = hidden.vector.layout.nbytes
+        hidden.begin_hiding(streams, tag_key)
+        name = self._name(plan, attempt, f"M3v/{self._party.number}")
+        late, digests = b"\0", b""
+        data: memoryview | None = None
+        try:
+            if length <= BLOCK_BYTES and high > low:
+                hidden.hide(low, high)
+                data = hidden.vector.buffer.data
+                digests = hashlib.sha256(data).digest()
+            elif high > low:
+                outgoing = self._client.upload(name, length, resume=resume)
+                outgoing.write(low, hidden.vector.buffer[low:high].data, hidden.hide)
+                digests = b"".join(outgoing.digests[i] for i in sorted(outgoing.digests))
+        except RelayProblem as problem:
+            if problem.kind not in _CLOSED:
+                raise
+            late = b"\1"
+        stages.wire += _lap(begun)
+        answers = self._party.site.gather_bytes(late + hidden.tag.to_bytes() + digests)
+        if any(a[:1] == b"\1" for a in answers):
+            return None
+        tag = sum((tag_from_bytes(a[1 : 1 + TAG_BYTES]) for a in answers), Tag())
+        tree = tree_root(length, [b"".join(a[1 + TAG_BYTES :] for a in answers)])
+        return Upload(name, tree, tag, data)
+
+    def _fetch(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> SumFetch:
+        """Fetch and open this rank's part of the sum."""
+        begun = time.perf_counter()
+        attempt, tag_key = int.from_bytes(order[1:9], "little"), order[9 : 9 + KEY_BYTES]
+        hidden.begin_opening(streams_from_bytes(order[9 + KEY_BYTES :]), tag_key)
+        low, high = hidden.part
+        length = hidden.vector.layout.nbytes
+        hashed: dict[int, bytes] = {}
+        if high > low:
+            view = hidden.vector.buffer[low:high].data
+            found = self._client.fetch_part(self._name(plan, attempt, "Y"), length, low, view, hidden.open)
+            if found is None:
+                raise PeersError(f"the relay has lost the sum of round {plan.round_}", "it was there before")
+            hashed = found
+        stages.wire += _lap(begun)
+        mine = hidden.tag.to_bytes() + b"".join(hashed[i] for i in sorted(hashed)) + b"".join(hidden.opened_digests())
+        answers = self._party.site.gather_bytes(mine)
+        tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())
+        half = [(len(a) - TAG_BYTES) // 2 for a in answers]
+        hidden_tree = tree_root(
+            length, [b"".join(a[TAG_BYTES : TAG_BYTES + n] for a, n in zip(answers, half, strict=True))]
+        )
+        plain_tree = tree_root(length, [b"".join(a[TAG_BYTES + n :] for a, n in zip(answers, half, strict=True))])
+        return SumFetch(hidden_tree, plain_tree, tag)
+
+    def _name(self, plan: SumPlan, attempt: int, name: str) -> ObjectName:
+        return ObjectName(self._party.agreement.hash.hex(), plan.round_, attempt, name)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What every rank must know of an opened sum."""
+
+    sum_tree: bytes
+    members: tuple[int, ...]
+
+    def to_bytes(self) -> bytes:
+        return self.sum_tree + b"".join(u16(u) for u in self.members)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> _Result:
+        numbers = (int.from_bytes(data[i : i + 2], "little") for i in range(_HASH, len(data), 2))
+        return cls(data[:_HASH], tuple(numbers))
+
+
+def _lap(begun: float) -> float:
+    return time.perf_counter() - begun

@@ -1,0 +1,59 @@
+"""The tensors of a state: everything that sites share and that the next round depends on, in one order.
+
+The model's tensors in layout order, the strategy's own sorted by name, W, and the number of training rounds done. Their
+Tree is in the state that τ sites sign, so a site that was away can take all of them from any other site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.federation.interfaces import Checkpoint, Tensors
+from fedhpc.mpi.collectives import Group
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES, joined_block_digests, tree_root
+
+TOTAL_WEIGHT = "total_weight"
+
+Arrays = list[NDArray[Any]]
+
+
+def state_arrays(
+    tensors: Tensors, outer: Mapping[str, NDArray[Any]], total_weight: float | None, rounds: int
+) -> Arrays:
+    """The arrays of a state. `outer`: the strategy's; `total_weight`: W, None if it was not summed yet."""
+    tail = [np.array([total_weight or 0.0], dtype="<f8"), np.array([rounds], dtype="<i8")]
+    return [*tensors.values(), *(outer[name] for name in sorted(outer)), *tail]
+
+
+def arrays_of_checkpoint(checkpoint: Checkpoint) -> Arrays:
+    """The arrays of the state that a checkpoint holds."""
+    outer = {name: array for name, array in checkpoint.outer.items() if name != TOTAL_WEIGHT}
+    weight = float(checkpoint.outer[TOTAL_WEIGHT][0]) if TOTAL_WEIGHT in checkpoint.outer else None
+    return state_arrays(checkpoint.tensors, outer, weight, checkpoint.round_)
+
+
+def total_bytes(arrays: Sequence[NDArray[Any]]) -> int:
+    """Bytes of all arrays together."""
+    return sum(array.nbytes for array in arrays)
+
+
+def fill_arrays(arrays: Sequence[NDArray[Any]], data: NDArray[np.uint8]) -> None:
+    """Copy the joined raw bytes [total_bytes] into `arrays`, in place."""
+    at = 0
+    for array in arrays:
+        array[...] = data[at : at + array.nbytes].view(array.dtype).reshape(array.shape)
+        at += array.nbytes
+
+
+def tensors_tree(site: Group, arrays: Sequence[NDArray[Any]]) -> bytes:
+    """Tree of the arrays' raw bytes [32]; the ranks of the site hash a share of the blocks each, and all get it."""
+    whole = [np.ascontiguousarray(array) for array in arrays]
+    nbytes = total_bytes(whole)
+    blocks = -(-nbytes // TREE_BLOCK_BYTES)
+    first, last = (blocks * (site.rank + i) // site.size for i in (0, 1))
+    mine = b"".join(joined_block_digests(whole, first, last))
+    return tree_root(nbytes, site.gather_bytes(mine))

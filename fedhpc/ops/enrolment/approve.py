@@ -1,0 +1,104 @@
+"""What a site is asked to sign, in words, and the checks before anybody is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedhpc.config import parse_toml
+from fedhpc.errors import ConfigError, PolicyError
+from fedhpc.federation.agreement import Agreement
+from fedhpc.federation.approvals import configuration, difference
+from fedhpc.ops.enrolment.draft import read_complete
+from fedhpc.ops.enrolment.fingerprints import fingerprint
+from fedhpc.ops.enrolment.site import SiteFolder, SiteKeys
+from fedhpc.secure.epochs import check_follows
+
+
+@dataclasses.dataclass(frozen=True)
+class Review:
+    """A configuration that this site can sign."""
+
+    agreement: Agreement
+    number: int
+    keys: SiteKeys
+    changes: str  # since the one this site approved last; empty for the first
+    done: bool  # approved already
+
+    def lines(self) -> list[str]:
+        """What is signed, for a terminal."""
+        a = self.agreement
+        written = parse_toml(a.source, "federation.toml")
+        lines = [
+            f"federation {a.federation.name}, epoch {a.federation.epoch}, {a.federation.rounds} rounds",
+            f"sha256 {a.hash.hex()}",
+            f"relay key {a.relay.tls}",
+            "sites, with the fingerprints of their keys:",
+        ]
+        width = max(len(name) for name in a.names)
+        lines += [f"  {u:2} {e.name:{width}}  {fingerprint(e.name, e.sign, e.tls)}" for u, e in enumerate(a.roster, 1)]
+        thresholds = a.secure.thresholds(len(a.roster))
+        if thresholds is None:
+            lines.append("privacy: NONE, every site's numbers are seen by the others")
+        else:
+            n, t, tau, d = thresholds.sites, thresholds.colluders, thresholds.threshold, thresholds.losses
+            lines += [
+                f"privacy: {_table(written.get('secure', {}))}",
+                f"  t = {t}, τ = {tau}, d = {d}: a sum opens when {tau} of the {n} sites answer, so {d} may be lost;",
+                f"  {t} may pool what they know, with the relay too, and see only sums over at least {tau - t} others",
+            ]
+        lines += [
+            f"cohort: {_table({'policy': a.cohort.policy} | dict(written.get('cohort', {})))}",
+            f"strategy: {_table(written.get('strategy', {}))}",
+            f"task: {_table(a.task)}",
+            f"train: {_table(a.train)}",
+        ]
+        return [*lines, f"changed since the last approval: {self.changes}"] if self.changes else lines
+
+    def sign(self, folder: SiteFolder) -> bytes:
+        """Sign and keep it [message]."""
+        return folder.approvals.approve(self.keys.identity, self.number, self.agreement)
+
+
+def review(path: Path, folder: SiteFolder) -> Review:
+    """Check that this site can sign the file. Raises ConfigError, PolicyError that say what does not fit."""
+    agreement = read_complete(path)
+    if not agreement.relay.tls or not all(entry.tls for entry in agreement.roster):
+        raise ConfigError(
+            f"{path} has no pin for the relay or for a site",
+            "a federation over a relay needs [relay] tls and tls of every site",
+        )
+    number = agreement.number_of(folder.name)
+    entry, keys = agreement.roster[number - 1], folder.keys()
+    for what, theirs, ours in (("sign", entry.sign, keys.sign), ("tls", entry.tls, keys.tls)):
+        if theirs != ours:
+            raise PolicyError(
+                f"{path} has another key for this site: {what} = {theirs[:16]}…, here it is {ours[:16]}…",
+                "the coordinator admits your present request first: `fedhpc site request`",
+            )
+    pin = folder.relay_pin()
+    if pin and pin != agreement.relay.tls:
+        raise PolicyError(
+            f"{path} has another key for the relay: {agreement.relay.tls}, the coordinator told this site {pin}",
+            "ask by telephone; if the relay has a new key, write it into relay.pin",
+        )
+    present, following = folder.approvals.present(), configuration(agreement)
+    before = folder.approvals.present_source()
+    changes = difference(before, agreement.source) if before is not None else ""
+    try:
+        check_follows(present, following)
+    except PolicyError as error:
+        if present is None:
+            raise
+        hashes = f"approved {present.hash.hex()}, given {following.hash.hex()}; they differ in {changes}"
+        hint = "the coordinator runs `fedhpc federation next` before changing a file that sites have approved"
+        raise PolicyError(f"{error.what}; {hashes}", hint if following.epoch == present.epoch else error.hint) from None
+    done = present == following
+    return Review(agreement, number, keys, "" if done else changes, done)
+
+
+def _table(table: Mapping[str, Any]) -> str:
+    text = ", ".join(f"{key} {value}" for key, value in table.items()) or "as fedhpc has it by default"
+    return "".join(c if c.isprintable() else "?" for c in text)

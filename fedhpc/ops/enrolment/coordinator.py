@@ -1,0 +1,273 @@
+"""The coordinator's folder: begins a federation, admits sites by their requests, revokes them.
+
+DIR/federation.toml        what all sites will sign; below its line the roster grows
+DIR/authority.{key,pem}    issues the sites' short-lived TLS certificates
+DIR/invitations.toml       who is invited (mode 0600)
+DIR/certificates/          a copy of each certificate issued
+DIR/epochs/                federation.toml of earlier epochs
+DIR/relay/                 everything that a relay needs; may lie on another machine
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedhpc.config import read_bytes
+from fedhpc.errors import ConfigError, FedhpcError, PolicyError, StorageError
+from fedhpc.exchange.http_link import parse_url
+from fedhpc.exchange.pins import pin_of, read_certificate, require_private
+from fedhpc.federation.agreement import check_name, read_agreement
+from fedhpc.files import write_whole
+from fedhpc.ops.enrolment.draft import Draft, new_draft
+from fedhpc.ops.enrolment.fingerprints import Asked, read_asked
+from fedhpc.ops.enrolment.invitations import Invitations
+from fedhpc.relay.certificates import Issued, issue, issue_new, new_authority
+from fedhpc.relay.roster_file import drop_pin
+from fedhpc.secure.enrolment import MAX_REQUEST_BYTES, UNPROVED
+
+AUTHORITY_DAYS = 3650.0  # also of the relay's certificate: what counts is its key, which the sites sign
+_RENEW_BELOW = 1 / 3  # of a certificate's life: then `admit` without files renews it
+
+_RELAY = """\
+# The relay of {name}: `fedhpc relay serve relay.toml`. Paths are relative to this file.
+
+[relay]
+listen = "0.0.0.0:{port}"
+store = "store"
+certificate = "relay.pem"
+key = "relay.key"
+client_authorities = ["authority.pem"]
+roster = "roster.toml"
+tokens = "tokens.toml"       # who may ask for a certificate
+enrolment = "enrolment"      # the mailbox: their requests, and the certificates for them
+"""
+
+Kind = Literal["new", "changed", "renewal", "current"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A request that passed every check, and what granting it would mean."""
+
+    asked: Asked
+    kind: Kind  # current: has a certificate with enough life left, nothing to do
+    proved: bool  # made with the token of this site
+
+
+@dataclass(frozen=True)
+class Granted:
+    """Where the federation stands after a change of its roster."""
+
+    waiting: tuple[str, ...]  # invited, not admitted yet
+    epoch: int
+    hash: str  # of federation.toml as it is now, hex
+    new_epoch: bool
+    problem: str  # why it cannot be used as it is; empty if it can
+
+
+class Coordinator:
+    """The folder of one federation's coordinator."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ConfigError if `folder` is not a coordinator's."""
+        self.folder = folder
+        self.federation = folder / "federation.toml"
+        self.relay = folder / "relay"
+        self._invitations = Invitations.read(folder / "invitations.toml", self.relay / "tokens.toml")
+
+    @classmethod
+    def new(
+        cls, folder: Path, name: str, relay_url: str, sites: Sequence[str], *, rounds: int, seed: int = 0
+    ) -> tuple[Coordinator, str, dict[str, str]]:
+        """Begin a federation in a new folder; also the relay's pin and each site's token, which are shown once.
+
+        Raises ConfigError (names, URL, folder is not empty), StorageError.
+        """
+        check_name(name, "--name")
+        host = parse_url(relay_url, "https", "--relay")
+        for site in sites:
+            check_name(site, "--sites")
+        if len(set(sites)) < len(sites) or len(sites) < 2:
+            raise ConfigError("--sites needs at least two different names", "write them as a,b,c")
+        relay_folder = folder / "relay"
+        try:
+            if folder.exists() and any(folder.iterdir()):
+                raise ConfigError(f"{folder} is not empty", "choose another directory; nothing was changed")
+            for path in (folder, relay_folder, relay_folder / "enrolment", folder / "certificates"):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make {folder}: {error.strerror}") from None
+        authority = new_authority(f"{name} enrolment", AUTHORITY_DAYS)
+        relay = issue_new(authority, host.hostname or "relay", AUTHORITY_DAYS)
+        authority.write(folder, "authority")
+        relay.write(relay_folder, "relay")
+        invitations = Invitations(folder / "invitations.toml", relay_folder / "tokens.toml")
+        tokens = {site: invitations.invite(site) for site in sites}
+        write_whole(relay_folder / "authority.pem", authority.certificate)
+        write_whole(relay_folder / "relay.toml", _RELAY.format(name=name, port=host.port).encode())
+        write_whole(relay_folder / "roster.toml", b"")
+        write_whole(folder / "federation.toml", new_draft(name, relay.pin().hex(), rounds, seed, sites))
+        invitations.save()
+        return cls(folder), relay.pin().hex(), tokens
+
+    @property
+    def relay_pin(self) -> str:
+        """Pin of the relay's key, hex."""
+        return pin_of(read_certificate(self.relay / "relay.pem")).hex()
+
+    def mailbox(self) -> list[Path]:
+        """Requests that came through the relay."""
+        return sorted((self.relay / "enrolment").glob("*.request"))
+
+    def candidate(self, path: Path, *, mailed: bool) -> Candidate:
+        """Check the request in a file. Raises PolicyError that says what is wrong with it."""
+        try:
+            with path.open("rb") as file:
+                asked = read_asked(file.read(MAX_REQUEST_BYTES + 1))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        name, roster = asked.name, Draft.read(read_bytes(self.federation)).roster
+        self._invitations.check_allowed(name, asked.sign, asked.tls)
+        proved = asked.request.proved_by(self._invitations.invited[name])
+        known = roster.get(name, {})
+        kind: Kind = "changed" if "sign" in known else "new"
+        if (known.get("sign"), known.get("tls")) == (asked.sign, asked.tls):
+            kind = "renewal" if mailed or self._needs_renewal(asked) else "current"
+        if kind in ("new", "changed") and not proved and not (mailed and asked.request.proof == UNPROVED):
+            raise PolicyError(
+                f"the request of site {name} was not made with its present token",
+                f"give its engineer a new one: `fedhpc federation invite {self.folder} {name}`",
+            )
+        for other, entry in roster.items():
+            if other != name and {asked.sign, asked.tls} & {entry.get("sign"), entry.get("tls")}:
+                raise PolicyError(f"site {name} asks with a key of site {other}", "every site makes its own keys")
+        return Candidate(asked, kind, proved)
+
+    def admit(self, candidates: Sequence[Candidate], days: float) -> Granted:
+        """Write the roster with the candidates in it, then their certificates. All or, if a check fails, nothing.
+
+        Raises ConfigError (the file that would come out is not usable), PolicyError, StorageError.
+        """
+        draft = Draft.read(read_bytes(self.federation))
+        entries = draft.roster
+        for candidate in candidates:
+            asked = candidate.asked
+            entries[asked.name] = entries.get(asked.name, {}) | {
+                "name": asked.name,
+                "sign": asked.sign,
+                "tls": asked.tls,
+            }
+        granted = self._write_roster(draft, entries)
+        authority = self._authority()
+        for candidate in candidates:
+            certificate = issue(authority, candidate.asked.csr, days)
+            for path in self._certificates(candidate.asked.name):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, certificate)
+        return granted
+
+    def invite(self, name: str) -> str:
+        """A token for a new site, or a new one for a site whose keys changed. Its mailbox is emptied."""
+        token = self._invitations.invite(name)
+        self._empty_mailbox(name)
+        self._invitations.save()
+        return token
+
+    def revoke(self, name: str, *, reinvite: bool) -> tuple[list[str], Granted | None, str]:
+        """End a site's access: its key leaves the relay's roster at once and never gets a certificate again.
+
+        With `reinvite` the site keeps its place until it is admitted with new keys, and gets a token; else it leaves
+        the roster, which is a new epoch. Gives (federations at the relay that had the key, the new roster, the token).
+        """
+        draft = Draft.read(read_bytes(self.federation))
+        entries = draft.roster
+        if name not in entries and name not in self._invitations.invited:
+            raise ConfigError(f"no site '{name}' was invited", f"invited: {', '.join(self._invitations.invited)}")
+        entry = entries.get(name, {})
+        pin = str(entry.get("tls", ""))
+        lost = drop_pin(self.relay / "roster.toml", pin) if pin and (self.relay / "roster.toml").exists() else []
+        self._invitations.refused |= {str(entry[key]): name for key in ("sign", "tls") if entry.get(key)}
+        for path in self._certificates(name):
+            path.unlink(missing_ok=True)
+        self._empty_mailbox(name)
+        if reinvite:
+            return lost, None, self.invite(name)
+        self._invitations.forget(name)
+        self._invitations.save()
+        entries.pop(name, None)
+        return lost, self._write_roster(draft, entries, checked=False), ""
+
+    def next_epoch(self) -> Granted:
+        """Keep federation.toml as it is, and begin the next epoch, in which it may be changed."""
+        draft = Draft.read(read_bytes(self.federation))
+        self._keep(draft)
+        following = draft.next_epoch()
+        write_whole(self.federation, following.source)
+        return self._granted(following, new_epoch=True)
+
+    # --- the roster
+
+    def _write_roster(self, draft: Draft, entries: Mapping[str, Mapping[str, Any]], *, checked: bool = True) -> Granted:
+        invitations = self._invitations
+        new_epoch = invitations.signed
+        # Until the first roster is complete it names the sites that are missing, so nobody can sign it by mistake.
+        invited = [name for name in invitations.invited if not new_epoch or "sign" in entries.get(name, {})]
+        order = [entries.get(name, {"name": name}) for name in invited]
+        changed = draft.with_roster(order)
+        complete = all("sign" in entry for entry in order)
+        if changed.source == draft.source:
+            new_epoch = False
+        elif new_epoch:
+            changed = draft.next_epoch().with_roster(order)
+            self._keep(draft)
+        if complete and checked:
+            read_agreement(changed.source, str(self.federation))
+        write_whole(self.federation, changed.source)
+        if complete and not invitations.signed:
+            invitations.signed = True
+            invitations.save()
+        return self._granted(changed, new_epoch=new_epoch)
+
+    def _keep(self, draft: Draft) -> None:
+        """A site that has not approved this epoch needs it before the next one."""
+        path = self.folder / "epochs" / f"{draft.epoch}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, draft.source)
+
+    def _granted(self, draft: Draft, *, new_epoch: bool) -> Granted:
+        waiting = tuple(n for n in self._invitations.invited if "sign" not in draft.roster.get(n, {}))
+        problem = ""
+        try:
+            read_agreement(draft.source, str(self.federation))
+        except FedhpcError as error:
+            problem = error.what
+        return Granted(waiting, draft.epoch, hashlib.sha256(draft.source).hexdigest(), new_epoch, problem)
+
+    # --- certificates
+
+    def _authority(self) -> Issued:
+        require_private(self.folder / "authority.key")
+        return Issued(read_bytes(self.folder / "authority.key"), read_bytes(self.folder / "authority.pem"))
+
+    def _certificates(self, name: str) -> list[Path]:
+        return [self.folder / "certificates" / f"{name}.pem", self.relay / "enrolment" / f"{name}.pem"]
+
+    def _needs_renewal(self, asked: Asked) -> bool:
+        """Whether the last certificate ends soon, or is not for this key."""
+        path = self._certificates(asked.name)[0]
+        if not path.exists():
+            return True
+        certificate = read_certificate(path)
+        if pin_of(certificate).hex() != asked.tls:
+            return True
+        life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+        return certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC) < life * _RENEW_BELOW
+
+    def _empty_mailbox(self, name: str) -> None:
+        for suffix in ("request", "pem"):
+            (self.relay / "enrolment" / f"{name}.{suffix}").unlink(missing_ok=True)

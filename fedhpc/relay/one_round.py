@@ -1,0 +1,87 @@
+"""One round as the relay knows it: who is ready, its attempts, and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedhpc.cohort.settings import CohortSettings
+from fedhpc.relay.ready import Ready
+from fedhpc.relay.round_machine import RoundMachine
+from fedhpc.secure import labels
+
+PHASES = ("ready", "keys", "shares", "masked", "sum", "answers", "results")
+
+
+@dataclass
+class Round:
+    """Filled from the names of the store's objects; `began` is the only thing that a restart forgets."""
+
+    number: int
+    ready: dict[int, tuple[Ready, float]] = field(default_factory=dict)  # well-formed READY, and when it came
+    attempts: dict[int, RoundMachine] = field(default_factory=dict)  # by number, rising
+    announced: set[int] = field(default_factory=set)  # attempts whose A… is in the lobby
+    given_up: set[int] = field(default_factory=set)  # attempts with NEXT
+    done: bool = False
+    adding: bool = False  # the sum of the last attempt is being made
+    audited: set[int] = field(default_factory=set)  # attempts whose vectors were compared with their M3
+    tidied: set[int] = field(default_factory=set)  # attempts with NEXT whose vectors are gone
+    began: tuple[int, str, float] = (0, "", 0.0)  # attempt, phase, since when
+
+    @property
+    def last(self) -> int:
+        """The number of the latest attempt; 0 for none."""
+        return max([*self.attempts, *self.given_up], default=0)
+
+    @property
+    def open(self) -> RoundMachine | None:
+        """The attempt that runs, if one does."""
+        return None if self.last in self.given_up else self.attempts.get(self.last)
+
+    def needs_all(self, attempt: RoundMachine) -> bool:
+        """Whether an attempt means something over all sites only, as those say whose values it has."""
+        m0 = attempt.proposed
+        agree = [
+            f for f, _ in self.ready.values() if (f.layout, f.purpose, f.state) == (m0.layout, m0.purpose, m0.state)
+        ]
+        return any(fields.everyone for fields in agree)
+
+    def look(self, now: float, threshold: int) -> tuple[str, float]:
+        """The present phase and since when it lasts."""
+        phase = "ready" if self.open is None else "sum" if self.adding else phase_of(self.open, threshold)
+        if self.began[:2] != (self.last, phase):
+            self.began = (self.last, phase, now)
+        return phase, self.began[2]
+
+
+def phase_of(attempt: RoundMachine, threshold: int) -> str:
+    """What an attempt waits for."""
+    if attempt.u1 is None:
+        return "keys"
+    if attempt.u2 is None:
+        return "shares"
+    if attempt.u3 is None:
+        return "masked"
+    return "answers" if len(attempt.there(labels.SIGN_UNMASK)) < threshold else "results"
+
+
+def awaited(attempt: RoundMachine, phase: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Whose message a phase waits for, and who has sent it."""
+    if phase == "keys":
+        return attempt.members, attempt.there(labels.SIGN_KEYS)
+    if phase == "shares":
+        return attempt.u1 or (), attempt.there(labels.SIGN_SHARES)
+    if phase in ("masked", "sum"):
+        return attempt.u2 or (), attempt.whole()
+    return attempt.u3 or (), attempt.there(labels.SIGN_UNMASK if phase == "answers" else labels.SIGN_RESULT)
+
+
+def limits(settings: CohortSettings) -> Mapping[str, float]:
+    """Seconds that a phase of an attempt may last."""
+    return {
+        "keys": settings.answer_s,
+        "shares": settings.answer_s,
+        "masked": settings.upload_s,
+        "answers": 2 * settings.answer_s,
+        "results": settings.upload_s,  # after which the vectors are looked at; the attempt goes on
+    }
