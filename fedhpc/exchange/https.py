@@ -78,8 +78,9 @@ class RelayExchange:
     def listing(
         self, round_: int, attempt: int, after: str, wait_s: float, until: Until | None = None
     ) -> tuple[list[Entry], str]:
-        """What came after the cursor `after`, and the next cursor. See RelayClient.listing."""
-        return self.client.listing(self._config, round_, attempt, after, wait_s, until)
+        """What came after the cursor `after`, and the next cursor. See RelayClient.listing. Raises TooLateError."""
+        with too_late():
+            return self.client.listing(self._config, round_, attempt, after, wait_s, until)
 
     def standing(self, *, quiet: bool = False) -> dict[str, Any]:
         """Where the relay says that the federation stands: hints. `quiet`: that is no sign that this site runs."""
@@ -152,10 +153,11 @@ class Watch:
         return sum(name.split("/")[0] == kind for name in self._names)
 
     def body(self, name: str) -> bytes:
-        """The object `name`, which has been seen. Raises PeersError if the relay has it no more."""
+        """The object `name`, which has been seen. Raises PeersError if the relay has it no more, or TooLateError."""
         if name not in self._bodies:
             self._exchange.turns += 1
-            data = self._exchange.client.get(self._exchange.name(self._round, self._attempt, name))
+            with too_late():
+                data = self._exchange.client.get(self._exchange.name(self._round, self._attempt, name))
             if data is None:
                 raise PeersError(f"the relay has lost {name} of round {self._round}", "it was there before")
             self._bodies[name] = data
