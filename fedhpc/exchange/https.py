@@ -79,7 +79,8 @@ class RelayExchange:
         self, round_: int, attempt: int, after: str, wait_s: float, until: Until | None = None
     ) -> tuple[list[Entry], str]:
         """What came after the cursor `after`, and the next cursor. See RelayClient.listing."""
-        return self.client.listing(self._config, round_, attempt, after, wait_s, until)
+        with too_late():
+            return self.client.listing(self._config, round_, attempt, after, wait_s, until)
 
     def standing(self, *, quiet: bool = False) -> dict[str, Any]:
         """Where the relay says that the federation stands: hints. `quiet`: that is no sign that this site runs."""
@@ -155,7 +156,8 @@ class Watch:
         """The object `name`, which has been seen. Raises PeersError if the relay has it no more."""
         if name not in self._bodies:
             self._exchange.turns += 1
-            data = self._exchange.client.get(self._exchange.name(self._round, self._attempt, name))
+            with too_late():
+                data = self._exchange.client.get(self._exchange.name(self._round, self._attempt, name))
             if data is None:
                 raise PeersError(f"the relay has lost {name} of round {self._round}", "it was there before")
             self._bodies[name] = data

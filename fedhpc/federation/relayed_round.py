@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -74,6 +75,10 @@ class RelayedRound:
         Raises RoundOverError if the round ended without this site, PolicyError for whatever the protocol refuses,
         PeersError where nobody goes on.
         """
+        with self._ends_with_the_round():
+            return self._run(hide, open_, states)
+
+    def _run(self, hide: Hide, open_: Open, states: list[bytes]) -> Answer:
         plan, shapes = self._plan, tuple((bits, lanes) for bits, lanes in self.layout.shapes())
         bases = frozenset({NO_BASE} if plan.base == NO_BASE else {plan.base, plan.state, *states})
         config = self._party.agreement.hash
@@ -96,11 +101,20 @@ class RelayedRound:
             except _GivenUp:
                 _log.info("round %d: attempt %d was given up", plan.round_, number)
             except (_LeftOut, TooLateError) as left:
+                if isinstance(left, TooLateError) and left.kind == "round-over":
+                    raise
                 _log.info("round %d: attempt %d goes on without this site: %s", plan.round_, number, left)
             number = self._next_attempt(lobby, number)
 
     def settle(self, sum_tree: bytes, state: bytes) -> tuple[bytes, ...]:
-        """Send M6 and wait until τ sites stand behind one next state; their messages. PolicyError if it is not ours."""
+        """Send M6 and wait until τ sites stand behind one next state; their messages.
+
+        Raises PolicyError if it is not this site's own state, RoundOverError if the others have gone on long since.
+        """
+        with self._ends_with_the_round():
+            return self._settle(sum_tree, state)
+
+    def _settle(self, sum_tree: bytes, state: bytes) -> tuple[bytes, ...]:
         attempt, watch = self._attempt, self._watch
         assert attempt is not None
         assert watch is not None
@@ -140,10 +154,7 @@ class RelayedRound:
             "state": plan.state.hex(),
             "tensors": [list(s) for s in shapes],
         }
-        try:
-            self._exchange.put(plan.round_, 0, "READY", canon(body))
-        except TooLateError as error:
-            raise RoundOverError(plan.round_, f"round {plan.round_} is over: {error.what}") from None
+        self._exchange.put(plan.round_, 0, "READY", canon(body))
 
     def _next_attempt(self, lobby: Watch, after: int) -> int:
         """The newest attempt of the round that was proposed after attempt `after`."""
@@ -288,6 +299,19 @@ class RelayedRound:
     @property
     def _client(self) -> RelayClient:
         return self._exchange.client
+
+    @contextmanager
+    def _ends_with_the_round(self) -> Iterator[None]:
+        """The relay's word that the round is over, or the attempt given up too late, as errors of this site."""
+        try:
+            yield
+        except TooLateError as error:
+            raise RoundOverError(self._plan.round_, f"round {self._plan.round_} is over: {error.what}") from None
+        except _GivenUp as why:
+            raise PeersError(
+                f"round {self._plan.round_}: the relay gave the attempt up after the sum was opened: {why}",
+                "start this site again; the relay's log names the site whose vector was not the one it signed",
+            ) from None
 
     # --- waiting
 

@@ -16,7 +16,7 @@ from fedhpc.relay.notices import PHASES, Notice, is_late, notices_of_rounds
 
 _STYLES = {"bad": "bold red", "warn": "yellow", "note": "cyan"}
 _SHOWN = 8  # rounds
-_TIMES = tuple(PHASES)
+_WIDE = 110  # columns, from which every phase has one
 
 
 def console() -> Console:
@@ -24,16 +24,16 @@ def console() -> Console:
     return Console(markup=False, highlight=False, emoji=False)
 
 
-def render(found: dict[str, Any]) -> RenderableType:
+def render(found: dict[str, Any], width: int) -> RenderableType:
     """The answer of an admin port, or of a relay to a site (relay_status.py). Raises PeersError for other fields."""
     try:
-        parts = list(_of_federation(found) if "config" in found else _of_relay(found))
+        parts = list(_of_federation(found, width) if "config" in found else _of_relay(found, width))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise PeersError(f"the relay's status cannot be read: {error!r:.80}", "it may have another version") from None
     return Group(*parts)
 
 
-def _of_relay(found: dict[str, Any]) -> Iterator[RenderableType]:
+def _of_relay(found: dict[str, Any], width: int) -> Iterator[RenderableType]:
     connections = found["connections"]
     state = Text("stopping", "bold red") if found["stopping"] else Text("running", "green")
     yield _line(
@@ -41,9 +41,9 @@ def _of_relay(found: dict[str, Any]) -> Iterator[RenderableType]:
         printable(found["version"]),
         ", ",
         state,
-        f" for {span(found['uptime_s'])}, {connections['open']} connections, {size(found['memory_bytes'])} of memory, "
-        f"received {size(found['received_bytes'])}, sent {size(found['sent_bytes'])}, "
-        f"disk {size(found['disk']['free_bytes'])} free",
+        f", up for {span(found['uptime_s'])}, {connections['open']} connections, ",
+        f"{size(found['memory_bytes'])} of memory, received {size(found['received_bytes'])}, ",
+        f"sent {size(found['sent_bytes'])}, disk {size(found['disk']['free_bytes'])} free",
     )
     for certificate in found["certificates"]:
         yield _line(f"{printable(certificate['role'])} certificate ends {printable(certificate['ends'])[:10]}")
@@ -52,12 +52,12 @@ def _of_relay(found: dict[str, Any]) -> Iterator[RenderableType]:
     if not found["federations"]:
         yield _line("no federations yet: `fedhpc relay admit`")
     for federation in found["federations"]:
-        yield from _of_federation(federation)
+        yield Text()
+        yield from _of_federation(federation, width)
 
 
-def _of_federation(federation: dict[str, Any]) -> Iterator[RenderableType]:
+def _of_federation(federation: dict[str, Any], width: int) -> Iterator[RenderableType]:
     name = f"{printable(federation['name'])} " if "name" in federation else ""
-    yield Text()
     yield _line(
         Text(f"federation {name}{printable(federation['config'])[:16]}", "bold"),
         f": {federation['sites']} sites, threshold {federation['threshold']}, {printable(federation['policy'])}; "
@@ -68,9 +68,11 @@ def _of_federation(federation: dict[str, Any]) -> Iterator[RenderableType]:
     if "name" in federation:  # a site's view; the admin port says them all at the top
         for notice in notices_of_rounds(federation):
             yield _notice(notice)
+    yield Text()
     yield _members(federation)
     if federation["times"]:
-        yield _times(federation["times"][-_SHOWN:][::-1])
+        yield Text()
+        yield _times(federation["times"][-_SHOWN:][::-1], all_phases=width >= _WIDE)
 
 
 def _open_round(open_round: dict[str, Any]) -> Iterator[Text]:
@@ -126,14 +128,20 @@ def _state(site: int, federation: dict[str, Any]) -> Text:
     return Text(", ").join(words) if words else Text("-")
 
 
-def _times(rounds: list[dict[str, Any]]) -> Table:
+def _times(rounds: list[dict[str, Any]], *, all_phases: bool) -> Table:
     table = Table("round", "what", "sites", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("took", *PHASES.values()):
+    table.add_column("took", justify="right")
+    for name in PHASES.values() if all_phases else ():
         table.add_column(name, justify="right")
+    if not all_phases:
+        table.add_column("most of it")
     for times in rounds:
         seconds = times["seconds"]
         done = str(len(times["sites"])) if times["done"] else "open"
-        split = [took(seconds[phase]) if phase in seconds else "-" for phase in _TIMES]
+        longest = max(seconds, key=lambda phase: seconds[phase])
+        split = [f"{PHASES[longest]} {took(seconds[longest])}"]
+        if all_phases:
+            split = [took(seconds[phase]) if phase in seconds else "-" for phase in PHASES]
         cells = [str(times["round"]), printable(times["purpose"]), done, took(sum(seconds.values())), *split]
         table.add_row(*map(Text, cells))
     return table

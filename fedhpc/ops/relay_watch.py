@@ -30,13 +30,15 @@ def show(ask: Callable[[], dict[str, Any]], *, as_json: bool, watch: bool) -> No
         return
     screen = console()
     if not watch:
-        screen.print(render(first))
+        screen.print(render(first, screen.width))
         return
-    shown: RenderableType = render(first)
+    shown: RenderableType = render(first, screen.width)
     with contextlib.suppress(KeyboardInterrupt), Live(shown, console=screen, auto_refresh=False) as live:
         for found in _again(ask):
-            shown = render(found) if isinstance(found, dict) else Group(Text(found.lines(), "bold red"), shown)
-            live.update(shown, refresh=True)
+            if isinstance(found, dict):
+                shown = render(found, screen.width)
+            away = [] if isinstance(found, dict) else [Text(found.lines(), "bold red")]
+            live.update(Group(*away, shown), refresh=True)
 
 
 def _again(ask: Callable[[], dict[str, Any]]) -> Iterator[dict[str, Any] | PeersError]:

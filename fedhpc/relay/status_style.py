@@ -54,7 +54,7 @@ svg.store-bar { min-width: 3.5rem; max-width: 9rem; height: .35rem; }
   font-size: .9rem; } .legend svg { width: .8rem; height: .8rem; vertical-align: -.05rem; margin-right: .35rem; }
 @media (max-width: 40rem) {
   .spare { display: none; } dl { grid-template-columns: minmax(5rem, 34%) 1fr; column-gap: .8rem; }
-  th, td { padding-right: .5rem; }
+  th, td { padding-right: .5rem; } svg.bar { min-width: 4.5rem; }
 }
 """
 _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
