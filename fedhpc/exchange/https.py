@@ -78,8 +78,9 @@ class RelayExchange:
     def listing(
         self, round_: int, attempt: int, after: str, wait_s: float, until: Until | None = None
     ) -> tuple[list[Entry], str]:
-        """What came after the cursor `after`, and the next cursor. See RelayClient.listing."""
-        return self.client.listing(self._config, round_, attempt, after, wait_s, until)
+        """What came after the cursor `after`, and the next cursor. See RelayClient.listing. Raises TooLateError."""
+        with too_late():
+            return self.client.listing(self._config, round_, attempt, after, wait_s, until)
 
     def standing(self, *, quiet: bool = False) -> dict[str, Any]:
         """Where the relay says that the federation stands: hints. `quiet`: that is no sign that this site runs."""
@@ -112,9 +113,10 @@ class Watch:
     def ahead(self, kind: str, count: int = 1) -> None:
         """Begin to wait for `count` objects of `kind` at once, on a connection of its own; `wait` takes up the answer.
 
-        A message that is sent meanwhile and the answer to it then cost one round trip together.
+        A message that is sent meanwhile and the answer to it then cost one round trip together. Nothing is asked if
+        they are known already: a site that was killed repeats messages whose answers are there.
         """
-        if self._coming is None:
+        if self._coming is None and self._known(kind) < count:
             self._coming = _Coming(partial(self._ask, (kind, count), POLL_S))
 
     def wait(
@@ -144,15 +146,18 @@ class Watch:
     def _ask(self, until: Until | None, wait_s: float) -> _Answer:
         if until is not None:
             kind, count = until
-            known = sum(name.split("/")[0] == kind for name in self._names)
-            until = kind, max(count, known + 1)  # those that are known were not enough
+            until = kind, max(count, self._known(kind) + 1)  # those that are known were not enough
         return self._exchange.listing(self._round, self._attempt, self._cursor, wait_s, until)
 
+    def _known(self, kind: str) -> int:
+        return sum(name.split("/")[0] == kind for name in self._names)
+
     def body(self, name: str) -> bytes:
-        """The object `name`, which has been seen. Raises PeersError if the relay has it no more."""
+        """The object `name`, which has been seen. Raises PeersError if the relay has it no more, or TooLateError."""
         if name not in self._bodies:
             self._exchange.turns += 1
-            data = self._exchange.client.get(self._exchange.name(self._round, self._attempt, name))
+            with too_late():
+                data = self._exchange.client.get(self._exchange.name(self._round, self._attempt, name))
             if data is None:
                 raise PeersError(f"the relay has lost {name} of round {self._round}", "it was there before")
             self._bodies[name] = data

@@ -26,6 +26,7 @@ from fedhpc.secure.transcript import canon, parse_canon
 
 _TOPIC = "CONFIG"
 _MOST_BYTES = 4 << 20
+_MOST_RAILS = 8  # a relay takes 64 connections of a site, and a few fill its line
 
 
 def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedSums:
@@ -35,7 +36,7 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedS
     """
     agreement = party.agreement
     asked = mine.exchange.rails
-    rails = party.site.size if asked == "auto" else min(int(asked), party.site.size)
+    rails = min(_MOST_RAILS if asked == "auto" else int(asked), party.site.size)
     lead: Lead | None = None
     client = RelayClient(
         relay_access(agreement, mine, party.number),

@@ -27,7 +27,8 @@ from fedhpc.federation.masked_sum import streams_from_bytes, streams_to_bytes
 from fedhpc.federation.own_vector import codec_of, inspect, share
 from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
-from fedhpc.federation.relayed_round import Answer, RelayedRound, SumFetch, Upload
+from fedhpc.federation.relayed_round import RelayedRound
+from fedhpc.federation.relayed_work import Answer, SumFetch, Upload
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import CaughtUp as TakenState
 from fedhpc.secure.catchup import Federation as Known
