@@ -78,7 +78,7 @@ class RelayExchange:
     def listing(
         self, round_: int, attempt: int, after: str, wait_s: float, until: Until | None = None
     ) -> tuple[list[Entry], str]:
-        """What came after the cursor `after`, and the next cursor. See RelayClient.listing."""
+        """What came after the cursor `after`, and the next cursor. See RelayClient.listing. Raises TooLateError."""
         with too_late():
             return self.client.listing(self._config, round_, attempt, after, wait_s, until)
 
@@ -153,7 +153,7 @@ class Watch:
         return sum(name.split("/")[0] == kind for name in self._names)
 
     def body(self, name: str) -> bytes:
-        """The object `name`, which has been seen. Raises PeersError if the relay has it no more."""
+        """The object `name`, which has been seen. Raises PeersError if the relay has it no more, or TooLateError."""
         if name not in self._bodies:
             self._exchange.turns += 1
             with too_late():

@@ -126,7 +126,13 @@ class RelayedRound:
         seen = {self._party.number}
         while (settled := results.settled()) is None:
             need = self._thresholds.threshold
-            self._wait(watch, lambda w: bool(set(w.sites(labels.SIGN_RESULT)) - seen), self._attempt_s, "M6", need)
+            try:
+                self._wait(watch, lambda w: bool(set(w.sites(labels.SIGN_RESULT)) - seen), self._attempt_s, "M6", need)
+            except _GivenUp:
+                raise PeersError(
+                    f"round {self._plan.round_}: the attempt was given up after this site opened its sum",
+                    "start this site again: it goes on with the next attempt over the same sites",
+                ) from None
             new = set(watch.sites(labels.SIGN_RESULT)) - seen
             for u, message in watch.messages(labels.SIGN_RESULT, sorted(new)).items():
                 seen.add(u)
@@ -162,7 +168,10 @@ class RelayedRound:
         def newest(watch: Watch) -> int:
             return max((int(n[1:]) for n in watch.names if n[0] == "A" and n[1:].isdigit()), default=0)
 
-        found = self._wait_or_not(lobby, lambda w: newest(w) > after or "DONE" in w, self._lobby_s, ("DONE", 1))
+        try:
+            found = self._wait_or_not(lobby, lambda w: newest(w) > after or "DONE" in w, self._lobby_s, ("DONE", 1))
+        except TooLateError as error:
+            raise RoundOverError(self._plan.round_, f"round {self._plan.round_} is over: {error.what}") from None
         if newest(lobby) > after:
             return newest(lobby)
         if found:
@@ -248,6 +257,8 @@ class RelayedRound:
         m5 = self._enough(watch, labels.SIGN_SURVIVORS, site.receive_signatures, u3)
         put(labels.SIGN_UNMASK, m5, labels.SIGN_UNMASK, answers)
         opening = self._enough(watch, labels.SIGN_UNMASK, site.receive_answers, u3)
+        if "NEXT" in watch:  # given up before enough answers came: its sum is gone, and this vector is needed again
+            raise _GivenUp
         exposed = self._exchange.turns - uploaded
         fetched = open_(number, opening.streams, opening.tag_key)
         site.check_sum(fetched.hidden_tree, fetched.tag)

@@ -35,7 +35,7 @@ def ask_admin(address: str) -> dict[str, Any]:
         raise PeersError(
             f"nothing listens on {address}", "start the relay with relay.admin in relay.toml, or give --admin"
         ) from None
-    except http.client.HTTPException:
+    except (http.client.HTTPException, ConnectionResetError):
         raise PeersError(f"what listens on {address} is no relay's admin port", elsewhere) from None
     except OSError as error:
         raise PeersError(f"the admin port {address} does not answer: {error.strerror or error}", elsewhere) from None
