@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedhpc.errors import StorageError
 
 
-def write_whole(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Put `data` under `path`, replacing what is there; after a crash it is the old or the new one. StorageError."""
+def write_whole(path: Path, *data: bytes | memoryview, mode: int = 0o644) -> None:
+    """Put `data`, joined, under `path`; after a crash the old or the new is there. Raises StorageError."""
     try:
         with _temporary(path, data, mode) as temporary:
             temporary.replace(path)
@@ -23,7 +23,7 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 def write_new(path: Path, data: bytes) -> bool:
     """Put `data` under `path` unless something is there; whether it was free. Raises OSError."""
     try:
-        with _temporary(path, data, 0o644) as temporary:
+        with _temporary(path, (data,), 0o644) as temporary:
             os.link(temporary, path)
     except FileExistsError:
         return False
@@ -31,12 +31,13 @@ def write_new(path: Path, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, data: bytes, mode: int) -> Iterator[Path]:
+def _temporary(path: Path, data: Sequence[bytes | memoryview], mode: int) -> Iterator[Path]:
     """`data` on disk under another name, which is gone afterwards; then the folder's own entry is on disk too."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
-            file.write(data)
+            for part in data:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         yield temporary

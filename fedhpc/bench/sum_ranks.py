@@ -29,9 +29,9 @@ from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.mpi import world as mpi_world
 from fedhpc.secure.ring import Layout, Tensor
 
-_TILE = 1 << 18  # values drawn at a time
+TILE = 1 << 18  # values drawn at a time
 _VALUE_BITS = 17  # |x̃| < 2^17, so the sum of up to 100 sites is exact in float32
-_SCALE = 20
+SCALE = 20
 _STAGES = ("encode", "masks", "wire", "decode", "agree", "ledger", "share")
 
 
@@ -54,7 +54,7 @@ def measure(case: Case) -> None:
     stage = set_stage(case.sites, case.rails)
     baseline = resident_bytes()
     kind = "float32" if case.lane_bits == 32 else "float64"
-    vector = Vector(Layout([Tensor("vector", kind, (case.params,), _SCALE)]))
+    vector = Vector(Layout([Tensor("vector", kind, (case.params,), SCALE)]))
     ranks_here = mpi_world.ranks_on_this_host(stage.world)
     overlap = case.overlap == "on" or (case.overlap == "auto" and len(os.sched_getaffinity(0)) >= 2 * ranks_here)
     repeats = [_repeat(case, stage, vector, overlap, number) for number in range(1, case.repeat + 1)]
@@ -131,9 +131,9 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
 
 def draw(out: NDArray[Any], seed: bytes, number: int) -> None:
     """Fill `out` [P] with site `number`'s values: multiples of 2^-20 in (-1/8, 1/8), drawn tile by tile."""
-    for tile, start in enumerate(range(0, out.size, _TILE)):
-        piece = out[start : start + _TILE]
-        np.multiply(integers(seed, number, tile, piece.size), out.dtype.type(2.0**-_SCALE), out=piece)
+    for tile, start in enumerate(range(0, out.size, TILE)):
+        piece = out[start : start + TILE]
+        np.multiply(integers(seed, number, tile, piece.size), out.dtype.type(2.0**-SCALE), out=piece)
 
 
 def integers(seed: bytes, number: int, tile: int, count: int) -> NDArray[np.int32]:
@@ -158,12 +158,12 @@ def _plain(stage: Stage, vector: Vector) -> None:
 def _verify(stage: Stage, values: NDArray[Any], seed: bytes) -> bool:
     """Whether every value is 2^-20 times the integer sum of all sites' numbers, drawn again, at every rank."""
     good = True
-    for tile, start in enumerate(range(0, values.size, _TILE)):
-        piece = values[start : start + _TILE]
+    for tile, start in enumerate(range(0, values.size, TILE)):
+        piece = values[start : start + TILE]
         total = np.zeros(piece.size, dtype=np.int64)
         for number in range(1, stage.sites + 1):
             total += integers(seed, number, tile, piece.size)
-        found = piece.astype(np.float64) * 2.0**_SCALE
+        found = piece.astype(np.float64) * 2.0**SCALE
         good = good and bool(np.array_equal(found, total))
     return all(_over_job(stage, good))
 

@@ -16,13 +16,14 @@ def bench() -> None:
 @click.option("--sites", type=click.IntRange(2, 100), default=4, show_default=True)
 @click.option("--params", type=click.IntRange(1), default=10_000_000, show_default=True, help="Numbers in the vector.")
 @click.option("--ranks-per-site", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--exchange", type=click.Choice(["mpi"]), default="mpi", show_default=True)
+@click.option("--exchange", type=click.Choice(["mpi", "https"]), default="mpi", show_default=True)
 @click.option("--lane-bits", type=click.Choice(["32", "64"]), default="32", show_default=True)
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--degree", type=click.IntRange(0), default=0, show_default=True, help="Mask partners; 0 = all.")
 @click.option("--rails", default="auto", show_default=True, help="Ranks of a site that carry a part.")
 @click.option("--chunk-bytes", type=click.IntRange(4096), default=16 << 20, show_default=True)
 @click.option("--overlap", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option("--folder", type=click.Path(exists=True), help="https: where the relay keeps its objects.")
 @click.option("--json", "as_json", is_flag=True, help="Print only one JSON object.")
 def sum_(
     sites: int,
@@ -35,12 +36,14 @@ def sum_(
     rails: str,
     chunk_bytes: int,
     overlap: str,
+    folder: str | None,
     as_json: bool,
 ) -> None:
     """Time one sum over the sites: plain float allreduce, ring sum without masks, masked sum.
 
-    Every repeat has fresh keys and fresh random data, and its result is checked against an independent sum. Times are
-    medians; a time ends when the slowest rank is done.
+    With --exchange https a relay and the sites are processes of their own, and "plain" is the time that bare TLS
+    sockets take for the same bytes. Every repeat has fresh keys and fresh random data, and its result is checked
+    against an independent sum. Times are medians; a time ends when the slowest rank is done.
     """
     import json
 
@@ -51,6 +54,20 @@ def sum_(
         raise ConfigError(f"--rails {rails}", f"auto, or 1 to {ranks_per_site}")
     if chunk_bytes % 16:
         raise ConfigError(f"--chunk-bytes {chunk_bytes}", "a multiple of 16")
+    if exchange == "https":
+        from fedhpc.bench.relayed_sum import measure
+
+        result = measure(
+            sites=sites,
+            params=params,
+            lane_bits=int(lane_bits),
+            repeat=repeat,
+            degree=degree,
+            ranks_per_site=ranks_per_site,
+            folder=folder,
+        )
+        click.echo(json.dumps(result) if as_json else _table(result))
+        return
     case = {
         "sites": sites,
         "params": params,

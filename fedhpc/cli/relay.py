@@ -49,6 +49,30 @@ def serve(file: Path, verbose: bool) -> None:
     click.echo("relay: stopped")
 
 
+@relay.command("status")
+@click.argument("federation", metavar="[FEDERATION.TOML]", type=click.Path(path_type=Path), required=False)
+@click.option("--admin", default="127.0.0.1:9443", show_default=True, metavar="HOST:PORT", help="The admin port.")
+@click.option("--site", type=click.Path(path_type=Path), help="Ask as a site instead: its site.toml, or its folder.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, all numbers.")
+@click.option("--watch", is_flag=True, help="Again every 2 s, until interrupted.")
+def status(federation: Path | None, admin: str, site: Path | None, as_json: bool, watch: bool) -> None:
+    """Show where the rounds stand, who is late, and what needs attention.
+
+    On the relay's machine it asks the admin port. With --site a site asks about its federation, FEDERATION.TOML.
+    """
+    if (site is None) != (federation is None):
+        raise ConfigError(
+            "a site's view needs both --site and FEDERATION.TOML", "without both, the admin port is asked"
+        )
+    from fedhpc.ops.relay_status import SiteView, ask_admin
+    from fedhpc.ops.relay_watch import show
+
+    if site is not None and federation is not None:
+        show(SiteView(site, federation).ask, as_json=as_json, watch=watch)
+    else:
+        show(lambda: ask_admin(admin), as_json=as_json, watch=watch)
+
+
 _RELAY = click.option("--relay", "file", metavar="RELAY.TOML", type=click.Path(path_type=Path), required=True)
 
 

@@ -54,6 +54,8 @@ class RelayExchange:
     def __init__(self, client: RelayClient, config: bytes, me: int) -> None:
         """`config`: SHA-256 of federation.toml [32]. `me`: this site's number."""
         self.client, self.me = client, me
+        self.turns = 0
+        """Answers of the relay that were waited for one after the other: round trips that lie in line."""
         self._config = config.hex()
 
     def name(self, round_: int, attempt: int, name: str) -> ObjectName:
@@ -76,12 +78,13 @@ class RelayExchange:
     def listing(
         self, round_: int, attempt: int, after: str, wait_s: float, until: Until | None = None
     ) -> tuple[list[Entry], str]:
-        """What came after the cursor `after`, and the next cursor. See RelayClient.listing."""
-        return self.client.listing(self._config, round_, attempt, after, wait_s, until)
+        """What came after the cursor `after`, and the next cursor. See RelayClient.listing. Raises TooLateError."""
+        with too_late():
+            return self.client.listing(self._config, round_, attempt, after, wait_s, until)
 
-    def standing(self) -> dict[str, Any]:
-        """Where the relay says that the federation stands: hints."""
-        return self.client.get_json(f"/v1/federations/{self._config}")
+    def standing(self, *, quiet: bool = False) -> dict[str, Any]:
+        """Where the relay says that the federation stands: hints. `quiet`: that is no sign that this site runs."""
+        return self.client.get_json(f"/v1/federations/{self._config}" + ("?quiet" if quiet else ""))
 
 
 def objects_of(standing: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -116,9 +119,10 @@ class Watch:
     def ahead(self, kind: str, count: int = 1) -> None:
         """Begin to wait for `count` objects of `kind` at once, on a connection of its own; `wait` takes up the answer.
 
-        A message that is sent meanwhile and the answer to it then cost one round trip together.
+        A message that is sent meanwhile and the answer to it then cost one round trip together. Nothing is asked if
+        they are known already: a site that was killed repeats messages whose answers are there.
         """
-        if self._coming is None:
+        if self._coming is None and self._known(kind) < count:
             self._coming = _Coming(partial(self._ask, (kind, count), POLL_S))
 
     def wait(
@@ -140,6 +144,7 @@ class Watch:
                 found, self._cursor = coming.answer()
             else:
                 continue
+            self._exchange.turns += 1
             self._names.update(entry.name for entry in found)
             self._bodies.update((entry.name, entry.body) for entry in found if entry.body is not None)
         return True
@@ -147,14 +152,18 @@ class Watch:
     def _ask(self, until: Until | None, wait_s: float) -> _Answer:
         if until is not None:
             kind, count = until
-            known = sum(name.split("/")[0] == kind for name in self._names)
-            until = kind, max(count, known + 1)  # those that are known were not enough
+            until = kind, max(count, self._known(kind) + 1)  # those that are known were not enough
         return self._exchange.listing(self._round, self._attempt, self._cursor, wait_s, until)
 
+    def _known(self, kind: str) -> int:
+        return sum(name.split("/")[0] == kind for name in self._names)
+
     def body(self, name: str) -> bytes:
-        """The object `name`, which has been seen. Raises PeersError if the relay has it no more."""
+        """The object `name`, which has been seen. Raises PeersError if the relay has it no more, or TooLateError."""
         if name not in self._bodies:
-            data = self._exchange.client.get(self._exchange.name(self._round, self._attempt, name))
+            self._exchange.turns += 1
+            with too_late():
+                data = self._exchange.client.get(self._exchange.name(self._round, self._attempt, name))
             if data is None:
                 raise PeersError(f"the relay has lost {name} of round {self._round}", "it was there before")
             self._bodies[name] = data

@@ -152,7 +152,7 @@ class ExchangeSection:
     kind: Literal["mpi", "https"] = "mpi"
     """mpi: all sites in one MPI job. https: each site in its own job, through a relay."""
     rails: int | Literal["auto"] = "auto"
-    """Ranks that carry a part of the vector; auto: as many as the smallest site has (mpi), or all (https)."""
+    """Ranks that carry a part of the vector; auto: as many as the smallest site has (mpi), or all up to 8 (https)."""
     url: str = ""
     """https: the relay, https://host:port."""
     certificate: Path | None = None

@@ -29,6 +29,7 @@ from fedhpc.secure.transcript import joined_block_digests, parse_canon, tree_roo
 _log = logging.getLogger("fedhpc.federation")
 _LOOK_S = 2.0
 _ASK_AGAIN_S = 300.0
+_LAST_S = 60.0  # for a model that is being given when the run ends
 _AT_ONCE = 4  # blocks on their way at the same time
 
 
@@ -50,14 +51,16 @@ class Attendant:
             self._thread.start()
 
     def stop(self) -> None:
-        """Give nothing more; a block on its way is finished."""
+        """Look for requests once more, finish what is being given, and end."""
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(5.0)
+            self._thread.join(_LAST_S)
 
     def _run(self, store: CheckpointStore) -> None:
         done: set[int] = set()  # requests that were answered
-        while not self._stopping.wait(_LOOK_S):
+        last = False
+        while not last:
+            last = self._stopping.wait(_LOOK_S)
             try:
                 for site, number in self._asked():
                     if number not in done and self._give(site, number, store):
@@ -87,21 +90,18 @@ class Attendant:
         need = self._exchange.client.get(self._exchange.name(0, number, f"NEED/{taker}"))
         if not proof or need is None:
             return False
-        if parse_canon(need)["body"].get("state") == parse_canon(proof[0])["body"].get("state"):
-            return False  # it is where this site is; there will be more to give after the next round
         arrays = arrays_of_checkpoint(checkpoint)
         known = Federation(self._known.config, self._known.roster, self._known.thresholds, total_bytes(arrays))
         giver = Giver(known, self._exchange.me, self._identity, taker, need, checkpoint.sums, proof)
+        if parse_canon(need)["body"]["state"] == parse_canon(proof[0])["body"]["state"]:
+            return False  # it is where this site is; there will be more to give after the next round
 
         def send(block: tuple[int, bytes]) -> None:
-            if not self._stopping.is_set():
-                index, data = block
-                self._exchange.put(0, number, f"B{index}", giver.box(index, data), to=taker)
+            index, data = block
+            self._exchange.put(0, number, f"B{index}", giver.box(index, data), to=taker)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(send, _blocks(arrays)))
-        if self._stopping.is_set():
-            return False
         self._exchange.put(0, number, labels.SIGN_STATE, giver.state, to=taker)
         _log.info("gave the model after %d rounds to site %d", checkpoint.round_, taker)
         return True

@@ -266,9 +266,9 @@ class Federation:
         counts = exponent_counts(seen, factor, self.site)
         vector = Vector(Layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
         vector.fill(counts)
-        self.add(vector, purpose)
+        opened = self.add(vector, purpose)
         bits = {n: 8 * a.itemsize for n, a in arrays.items()}
-        return exponent_scales(vector.views(), bits, len(self.sites))
+        return exponent_scales(vector.views(), bits, len(self.sites), len(opened.members))
 
     def add(
         self, vector: Vector, purpose: str, factors: dict[str, float] | None = None, *, everyone: bool = False

@@ -10,8 +10,6 @@ import hashlib
 import re
 from pathlib import Path
 
-import numpy as np
-
 from fedhpc.errors import StorageError
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Opened, SumPlan
@@ -41,7 +39,7 @@ class FinishedSums:
 
     def keep(self, plan: SumPlan, layout: Layout, opened: Opened, vector: Vector) -> None:
         """Keep a statistic's decoded sum until `erase_until`."""
-        data = vector.buffer.tobytes()
+        data = vector.buffer.data
         head = {
             "layout": layout.hash.hex(),
             "members": list(opened.members),
@@ -49,7 +47,7 @@ class FinishedSums:
             "sha256": hashlib.sha256(data).hexdigest(),
             "tree": opened.sum_tree.hex(),
         }
-        self._write(f"round-{plan.round_}.sum", canon(head) + b"\n" + data)
+        self._write(f"round-{plan.round_}.sum", canon(head) + b"\n", data)
 
     def find(self, plan: SumPlan, vector: Vector) -> tuple[bytes, tuple[int, ...]] | None:
         """(Tree(X), sites in the sum) if this very statistic was summed in this round; `vector` then holds the sum."""
@@ -58,14 +56,13 @@ class FinishedSums:
                 head = parse_canon(file.readline(_HEAD_BYTES).rstrip(b"\n"))
                 if (head["layout"], head["purpose"]) != (vector.layout.hash.hex(), plan.purpose):
                     return None
-                data = file.read(vector.layout.nbytes + 1)
+                read = file.readinto(vector.buffer.data)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"cannot read the finished sum of round {plan.round_}: {error}") from None
-        if hashlib.sha256(data).hexdigest() != head["sha256"]:
+        if read != vector.layout.nbytes or hashlib.sha256(vector.buffer.data).hexdigest() != head["sha256"]:
             raise StorageError(f"the finished sum of round {plan.round_} is damaged", "restore the run directory")
-        vector.buffer[:] = np.frombuffer(data, dtype=np.uint8)
         return bytes.fromhex(head["tree"]), tuple(head["members"])
 
     def keep_proof(self, round_: int, proof: tuple[bytes, ...]) -> None:
@@ -90,5 +87,5 @@ class FinishedSums:
     def _files(self, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
         return [(int(m[1]), path) for path in self._folder.iterdir() if (m := pattern.fullmatch(path.name))]
 
-    def _write(self, name: str, data: bytes) -> None:
-        write_whole(self._folder / name, data, mode=0o600)
+    def _write(self, name: str, *data: bytes | memoryview) -> None:
+        write_whole(self._folder / name, *data, mode=0o600)

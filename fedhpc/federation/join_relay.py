@@ -26,6 +26,7 @@ from fedhpc.secure.transcript import canon, parse_canon
 
 _TOPIC = "CONFIG"
 _MOST_BYTES = 4 << 20
+_MOST_RAILS = 8  # a relay takes 64 connections of a site, and a few fill its line
 
 
 def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedSums:
@@ -35,10 +36,10 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedS
     """
     agreement = party.agreement
     asked = mine.exchange.rails
-    rails = party.site.size if asked == "auto" else min(int(asked), party.site.size)
+    rails = min(_MOST_RAILS if asked == "auto" else int(asked), party.site.size)
     lead: Lead | None = None
     client = RelayClient(
-        _access(agreement, mine, party.number),
+        relay_access(agreement, mine, party.number),
         mine.exchange.connections,
         Patience(total_s=mine.exchange.patience_s),
         _Countdown() if party.leads else _silent,
@@ -62,7 +63,8 @@ def thresholds_of(agreement: Agreement) -> Thresholds:
     )
 
 
-def _access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAccess:
+def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAccess:
+    """How this site reaches the relay. Raises ConfigError, and PolicyError for another key than the roster's."""
     section = mine.exchange
     if not agreement.relay.tls:
         raise ConfigError("federation.toml has no [relay] tls", "the coordinator makes it with `fedhpc federation new`")

@@ -73,6 +73,8 @@ class Opened:
     bytes_up: int
     bytes_down: int
     members: tuple[int, ...]  # the sites in the sum
+    round_trips: int = 0  # that followed one another, over a relay
+    round_trips_exposed: int = 0  # of those, between the end of the upload and the beginning of the download
 
 
 class RoundOverError(PeersError):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -21,10 +21,10 @@ from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Party, RoundOverError, SumPlan
+from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.attempt_state import Expected
-from fedhpc.secure.opening import Streams
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.thresholds import Thresholds
@@ -32,41 +32,6 @@ from fedhpc.secure.transcript import canon
 
 _log = logging.getLogger("fedhpc.federation")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A site's masked vector, its parts at the relay, and the tag of the vector behind it."""
-
-    name: ObjectName
-    tree: bytes
-    tag: Tag
-    data: memoryview | None = None
-    """A vector of one block: it is not sent yet, and goes along with M3."""
-
-
-@dataclass(frozen=True)
-class SumFetch:
-    """The fetched sum: Tree(Y), Tree(X), and the tag of X."""
-
-    hidden_tree: bytes
-    plain_tree: bytes
-    tag: Tag
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An opened sum."""
-
-    sum_tree: bytes
-    members: tuple[int, ...]
-    waited_s: float  # for other sites and the relay
-
-
-Hide = Callable[[int, Streams, bytes, bool], Upload | None]
-"""(attempt, mask streams, tag key, resume): all ranks hide and upload. None if the relay had closed the set."""
-Open = Callable[[int, Streams, bytes], SumFetch]
-"""(attempt, streams to take away, tag key): all ranks fetch and open the sum."""
 
 
 class _GivenUp(Exception):  # noqa: N818 - the attempt's end, not an error
@@ -98,6 +63,7 @@ class RelayedRound:
         self._watch: Watch | None = None
         self._first: Watch | None = None  # of attempt 1, asked for before it was proposed
         self._waited_s = 0.0
+        self._turns_before = exchange.turns
         cohort = party.agreement.cohort
         self._lobby_s = cohort.deadline_s
         # The relay closes sets by its own deadlines; a site waits a little longer than the longest of them.
@@ -109,6 +75,10 @@ class RelayedRound:
         Raises RoundOverError if the round ended without this site, PolicyError for whatever the protocol refuses,
         PeersError where nobody goes on.
         """
+        with self._ends_with_the_round():
+            return self._run(hide, open_, states)
+
+    def _run(self, hide: Hide, open_: Open, states: list[bytes]) -> Answer:
         plan, shapes = self._plan, tuple((bits, lanes) for bits, lanes in self.layout.shapes())
         bases = frozenset({NO_BASE} if plan.base == NO_BASE else {plan.base, plan.state, *states})
         config = self._party.agreement.hash
@@ -131,11 +101,20 @@ class RelayedRound:
             except _GivenUp:
                 _log.info("round %d: attempt %d was given up", plan.round_, number)
             except (_LeftOut, TooLateError) as left:
+                if isinstance(left, TooLateError) and left.kind == "round-over":
+                    raise
                 _log.info("round %d: attempt %d goes on without this site: %s", plan.round_, number, left)
             number = self._next_attempt(lobby, number)
 
     def settle(self, sum_tree: bytes, state: bytes) -> tuple[bytes, ...]:
-        """Send M6 and wait until τ sites stand behind one next state; their messages. PolicyError if it is not ours."""
+        """Send M6 and wait until τ sites stand behind one next state; their messages.
+
+        Raises PolicyError if it is not this site's own state, RoundOverError if the others have gone on long since.
+        """
+        with self._ends_with_the_round():
+            return self._settle(sum_tree, state)
+
+    def _settle(self, sum_tree: bytes, state: bytes) -> tuple[bytes, ...]:
         attempt, watch = self._attempt, self._watch
         assert attempt is not None
         assert watch is not None
@@ -147,7 +126,13 @@ class RelayedRound:
         seen = {self._party.number}
         while (settled := results.settled()) is None:
             need = self._thresholds.threshold
-            self._wait(watch, lambda w: bool(set(w.sites(labels.SIGN_RESULT)) - seen), self._attempt_s, "M6", need)
+            try:
+                self._wait(watch, lambda w: bool(set(w.sites(labels.SIGN_RESULT)) - seen), self._attempt_s, "M6", need)
+            except _GivenUp:
+                raise PeersError(
+                    f"round {self._plan.round_}: the attempt was given up after this site opened its sum",
+                    "start this site again: it goes on with the next attempt over the same sites",
+                ) from None
             new = set(watch.sites(labels.SIGN_RESULT)) - seen
             for u, message in watch.messages(labels.SIGN_RESULT, sorted(new)).items():
                 seen.add(u)
@@ -175,10 +160,7 @@ class RelayedRound:
             "state": plan.state.hex(),
             "tensors": [list(s) for s in shapes],
         }
-        try:
-            self._exchange.put(plan.round_, 0, "READY", canon(body))
-        except TooLateError as error:
-            raise RoundOverError(plan.round_, f"round {plan.round_} is over: {error.what}") from None
+        self._exchange.put(plan.round_, 0, "READY", canon(body))
 
     def _next_attempt(self, lobby: Watch, after: int) -> int:
         """The newest attempt of the round that was proposed after attempt `after`."""
@@ -186,7 +168,10 @@ class RelayedRound:
         def newest(watch: Watch) -> int:
             return max((int(n[1:]) for n in watch.names if n[0] == "A" and n[1:].isdigit()), default=0)
 
-        found = self._wait_or_not(lobby, lambda w: newest(w) > after or "DONE" in w, self._lobby_s, ("DONE", 1))
+        try:
+            found = self._wait_or_not(lobby, lambda w: newest(w) > after or "DONE" in w, self._lobby_s, ("DONE", 1))
+        except TooLateError as error:
+            raise RoundOverError(self._plan.round_, f"round {self._plan.round_} is over: {error.what}") from None
         if newest(lobby) > after:
             return newest(lobby)
         if found:
@@ -229,7 +214,6 @@ class RelayedRound:
             degree=self._party.agreement.secure.degree,
             stored=stored,
         )
-        sent = {} if stored is None else dict(stored.sent)
 
         def put(kind: str, message: bytes, awaited: str, count: int = 1) -> None:
             watch.ahead(awaited, count)  # before the message: both cost one round trip then
@@ -239,19 +223,24 @@ class RelayedRound:
         put(labels.SIGN_KEYS, site.receive_proposal(m0, own), "U1")
         put(labels.SIGN_SHARES, site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS)), "U2")
         site.receive_shares(self._set(watch, "U2", labels.SIGN_SHARES))
-        # M3: the vector. What was sent whole before a restart need not be sent again.
+        # M3: the vector. What was sent before a restart need not be sent again, and is not kept once it was added.
         plan_of_masks = site.begin_masking(self._mark)
-        if labels.SIGN_MASKED in sent and self._is_whole(number):
-            put(labels.SIGN_MASKED, sent[labels.SIGN_MASKED], "M4r")
-        else:
+        before = None if stored is None else stored.sent.get(labels.SIGN_MASKED)
+        if before is not None and "M4r" not in watch and self._has_blocks(number):
+            put(labels.SIGN_MASKED, before, "M4r")
+            tree = messages.read_masked(parse_canon(before)["body"], self._party.name).vector
+            self._finish(Upload(self._vector_name(number), tree, Tag()))
+        elif before is None or "M4r" not in watch:
             upload = hide(number, plan_of_masks.streams, plan_of_masks.tag_key, stored is not None)
-            if upload is None:
+            if upload is None and before is None:
                 raise _LeftOut("its vector came too late")
-            m3 = site.masked(upload.tree, upload.tag)
-            with ThreadPoolExecutor(1) as pool:
-                finished = pool.submit(self._finish, upload)
-                put(labels.SIGN_MASKED, m3, "M4r")
-                finished.result()
+            if upload is not None:
+                m3 = site.masked(upload.tree, upload.tag)
+                with ThreadPoolExecutor(1) as pool:
+                    finished = pool.submit(self._finish, upload)
+                    put(labels.SIGN_MASKED, m3, "M4r")
+                    finished.result()
+        uploaded = self._exchange.turns
         # M4: the set and the sum that are about to be opened.
         self._wait(watch, lambda w: "M4r" in w, self._attempt_s, "M4r")
         m4r = watch.body("M4r")
@@ -268,12 +257,16 @@ class RelayedRound:
         m5 = self._enough(watch, labels.SIGN_SURVIVORS, site.receive_signatures, u3)
         put(labels.SIGN_UNMASK, m5, labels.SIGN_UNMASK, answers)
         opening = self._enough(watch, labels.SIGN_UNMASK, site.receive_answers, u3)
+        if "NEXT" in watch:  # given up before enough answers came: its sum is gone, and this vector is needed again
+            raise _GivenUp
+        exposed = self._exchange.turns - uploaded
         fetched = open_(number, opening.streams, opening.tag_key)
         site.check_sum(fetched.hidden_tree, fetched.tag)
         for fault in site.faults:
             _log.warning("round %d: %s", plan.round_, fault)
         self._attempt, self._number, self._watch = site, number, watch
-        return Answer(fetched.plain_tree, u3, self._waited_s)
+        turns = self._exchange.turns - self._turns_before + 2
+        return Answer(fetched.plain_tree, u3, self._waited_s, turns, exposed)
 
     def _set(self, watch: Watch, name: str, kind: str) -> dict[int, bytes]:
         """The messages of a set of the relay's. Raises _LeftOut if this site is not in it."""
@@ -298,9 +291,13 @@ class RelayedRound:
                     raise
                 need = len(have) + 1
 
-    def _is_whole(self, number: int) -> bool:
-        missing = self._client.missing(self._exchange.name(self._plan.round_, number, f"M3v/{self._party.number}"))
+    def _has_blocks(self, number: int) -> bool:
+        """Whether the relay has every block of this site's vector."""
+        missing = self._client.missing(self._vector_name(number))
         return missing is not None and not missing[1]
+
+    def _vector_name(self, number: int) -> ObjectName:
+        return self._exchange.name(self._plan.round_, number, f"M3v/{self._party.number}")
 
     def _finish(self, upload: Upload) -> None:
         """Make the vector whole at the relay. Raises TooLateError like RelayExchange.put."""
@@ -313,6 +310,19 @@ class RelayedRound:
     @property
     def _client(self) -> RelayClient:
         return self._exchange.client
+
+    @contextmanager
+    def _ends_with_the_round(self) -> Iterator[None]:
+        """The relay's word that the round is over, or the attempt given up too late, as errors of this site."""
+        try:
+            yield
+        except TooLateError as error:
+            raise RoundOverError(self._plan.round_, f"round {self._plan.round_} is over: {error.what}") from None
+        except _GivenUp as why:
+            raise PeersError(
+                f"round {self._plan.round_}: the relay gave the attempt up after the sum was opened: {why}",
+                "start this site again; the relay's log names the site whose vector was not the one it signed",
+            ) from None
 
     # --- waiting
 

@@ -27,7 +27,8 @@ from fedhpc.federation.masked_sum import streams_from_bytes, streams_to_bytes
 from fedhpc.federation.own_vector import codec_of, inspect, share
 from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
-from fedhpc.federation.relayed_round import Answer, RelayedRound, SumFetch, Upload
+from fedhpc.federation.relayed_round import RelayedRound
+from fedhpc.federation.relayed_work import Answer, SumFetch, Upload
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import CaughtUp as TakenState
 from fedhpc.secure.catchup import Federation as Known
@@ -63,6 +64,7 @@ class RelayedSums:
         self._party, self._client, self.rails, self.lead = party, client, rails, lead
         self._round: RelayedRound | None = None  # at the leader, of the sum that is open
         self._attendant: Attendant | None = None
+        self._turns = (0, 0)  # of the last sum, at the leader
         self._hides = party.agreement.secure.mode != "off"
 
     def of(self, party: Party) -> RelayedSums:
@@ -93,7 +95,8 @@ class RelayedSums:
         if party.site.size > 1:
             party.site.gather_parts(vector.buffer, parts(layout.nbytes, self.rails))
         stages.share += _lap(begun)
-        return Opened(plan, result.sum_tree, stages, traffic.bytes_up - up, traffic.bytes_down - down, result.members)
+        moved = traffic.bytes_up - up, traffic.bytes_down - down
+        return Opened(plan, result.sum_tree, stages, *moved, result.members, *self._turns)
 
     def settle(self, opened: Opened, state: bytes) -> None:
         """See MaskedSums.settle: it holds τ signatures over one result when it returns."""
@@ -223,6 +226,7 @@ class RelayedSums:
         stages.agree += answer.waited_s
         result = _Result(answer.sum_tree, answer.members)
         self._order(_DONE + result.to_bytes())
+        self._turns = answer.turns, answer.turns_exposed
         return result
 
     def _order(self, order: bytes) -> None:

@@ -67,12 +67,17 @@ def _largest(name: str, array: NDArray[Any], site: str) -> float:
     return largest
 
 
-def exponent_scales(totals: Mapping[str, NDArray[Any]], bits: Mapping[str, int], sites: int) -> dict[str, int]:
-    """By name: the scale for the largest exponent that a site marked. `totals` as summed; `bits` of each lane."""
+def exponent_scales(
+    totals: Mapping[str, NDArray[Any]], bits: Mapping[str, int], sites: int, marked: int
+) -> dict[str, int]:
+    """By name: the scale for the largest exponent that one of the `marked` sites in the sum has marked.
+
+    `totals` as summed; `bits` of each lane; `sites` of the roster, for all of which a lane has room.
+    """
     scales = {}
     for name, counts in totals.items():
-        if int(counts.sum()) != sites:
-            raise DataError(f"the exponents of '{name}' were marked by {int(counts.sum())} of {sites} sites")
+        if int(counts.sum()) != marked:
+            raise DataError(f"the exponents of '{name}' were marked by {int(counts.sum())} of {marked} sites")
         lowest = _RANGES[f"float{bits[name]}"][0]
         scales[name] = scale_for_exponent(int(np.flatnonzero(counts)[-1]) + lowest, bits[name], sites)
     return scales

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 _SPANS = ((86400.0, "d", 3600.0, "h"), (3600.0, "h", 60.0, "min"), (60.0, "min", 1.0, "s"))
+_UNITS_OF_TIME = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
 def size(count: float) -> str:
@@ -16,15 +17,21 @@ def size(count: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A duration with its two largest units: 0.25 s, 12 s, 3 min 20 s, 2 d 4 h. Negative ones count as 0."""
+    """A duration with its two largest units: 12 s, 3 min 20 s, 2 d 4 h. Negative ones count as 0."""
     seconds = max(0.0, seconds)
-    if seconds < 9.995:
-        return f"{seconds:.2f} s"
     for large, name, small, rest in _SPANS:
         if seconds >= large - small / 2:
             whole, left = divmod(round(seconds / small), round(large / small))
             return f"{whole} {name} {left} {rest}" if left else f"{whole} {name}"
     return f"{seconds:.0f} s"
+
+
+def took(seconds: float) -> str:
+    """A duration in one unit, for tables: 0.25 s, 12.3 s, 1.2 min, 3.4 h."""
+    for unit, name in _UNITS_OF_TIME:
+        if seconds >= 0.9995 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.{2 if seconds < 9.995 else 1}f} s"
 
 
 def ago(seconds: float | None) -> str:

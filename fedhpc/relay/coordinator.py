@@ -33,6 +33,7 @@ class Coordinator:
         self._store, self._metrics, self._clock = store, metrics, clock
         self._federations: dict[str, FederationRounds] = {}
         self._workers: dict[str, _Worker] = {}
+        self._turns: dict[str, threading.Lock] = {}  # a federation that left and came back may have a job running still
         self._started = False
         store.on_object.append(self._note)
 
@@ -59,7 +60,7 @@ class Coordinator:
     def start(self) -> None:
         """Begin to work, in a thread for each federation."""
         self._started = True
-        for config in self._federations:
+        for config in list(self._federations):
             self._work(config)
 
     def stop(self) -> None:
@@ -77,14 +78,15 @@ class Coordinator:
 
     def settle(self, config: str) -> float | None:
         """Do all that can be done for a federation now; when to come back, None: when something happens."""
-        while (rounds := self._federations.get(config)) is not None:
-            with rounds.lock:
-                step = rounds.step(self._clock())
-            if step.job is None:
-                return step.wake
-            result = step.job.run()
-            with rounds.lock:
-                step.job.then(result)
+        with self._turns.setdefault(config, threading.Lock()):
+            while (rounds := self._federations.get(config)) is not None:
+                with rounds.lock:
+                    step = rounds.step(self._clock())
+                if step.job is None:
+                    return step.wake
+                result = step.job.run()
+                with rounds.lock:
+                    step.job.then(result)
         return None
 
     def _note(self, stored: Stored) -> None:

@@ -21,6 +21,7 @@ from fedhpc.secure.transcript import MAX_CANON_BYTES
 MAX_OPEN_ROUNDS = 8  # in which one site is ready at once; it works on one, and rounds are few behind it
 _LAST_NUMBER = (1 << 53) - 1
 _AFTER_NEXT = (labels.SIGN_UNMASK, labels.SIGN_RESULT)  # a site that answered is bound: the relay wants to know
+_AFTER_DONE = (labels.SIGN_SURVIVORS, *_AFTER_NEXT)  # a site that comes back opens the sum that holds its vector
 _KEPT = ("CONFIG", "FEATURES")
 
 
@@ -103,8 +104,8 @@ def _check_message(round_: Round | None, name: ObjectName, length: int) -> None:
             raise PolicyError(f"there is no message {name.kind}")
         if name.owner not in machine.members:
             raise PolicyError(f"site {name.owner} is not in the cohort")
-        over = round_.done or name.attempt in round_.given_up or name.attempt != round_.last
-        if over and name.kind not in _AFTER_NEXT:
+        given_up = name.attempt in round_.given_up or name.attempt != round_.last
+        if (given_up and name.kind not in _AFTER_NEXT) or (round_.done and name.kind not in _AFTER_DONE):
             raise PeersError(f"attempt {name.attempt} of round {name.round} has ended")
         machine.check_open(name.kind, name.owner)
     except PolicyError as error:

@@ -13,7 +13,6 @@ _DAY_S = 86400
 _RELAY_WARN_S, _SITE_WARN_S = 14 * _DAY_S, 3 * _DAY_S  # the relay's certificate lives for years, a site's a month
 _LATE_S = 60.0
 _SLOW_START_S = 3600.0  # sites train before they are ready
-_UNANSWERED_S = 300.0
 PHASES = {
     "ready": "collecting",
     "keys": "keys",
@@ -43,8 +42,15 @@ def notices(snapshot: dict[str, Any]) -> list[Notice]:
     """All of a snapshot."""
     found = list(_of_relay(snapshot))
     for federation in snapshot["federations"]:
-        found += _of_federation(federation)
+        found += notices_of_rounds(federation)
+        for member in federation["members"]:
+            found += _of_member(federation["config"][:16], federation, member)
     return sorted(found, key=lambda notice: LEVELS.index(notice.level))
+
+
+def notices_of_rounds(federation: dict[str, Any]) -> list[Notice]:
+    """What sites may know too: late sites, attempts given up, bad vectors, sites that nobody helps."""
+    return list(_of_rounds(federation))
 
 
 def is_late(open_round: dict[str, Any]) -> bool:
@@ -75,7 +81,7 @@ def _of_relay(snapshot: dict[str, Any]) -> Iterator[Notice]:
         yield Notice("note", "", "The relay is stopping.", "Requests that run may end first.")
 
 
-def _of_federation(federation: dict[str, Any]) -> Iterator[Notice]:
+def _of_rounds(federation: dict[str, Any]) -> Iterator[Notice]:
     where = federation["config"][:16]
     for bad in federation["bad_vectors"]:
         which = f"round {bad['round']}, attempt {bad['attempt']}"
@@ -87,10 +93,8 @@ def _of_federation(federation: dict[str, Any]) -> Iterator[Notice]:
     for open_round in federation["rounds"]:
         yield from _of_round(where, open_round, heard)
         if whys.get(open_round["round"]):
-            text = f"Round {open_round['round']} gave an attempt up. {whys[open_round['round']]}."
+            text = f"Round {open_round['round']} gave an attempt up ({whys[open_round['round']]})."
             yield Notice("warn", where, text, "Another attempt follows by itself.")
-    for member in federation["members"]:
-        yield from _of_member(where, federation, member)
     for need in federation["needs"]:
         if not need["asked"]:
             text = f"Site {need['site']} asks for the present model, and no site that could answer is connected."

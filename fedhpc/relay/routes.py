@@ -6,7 +6,7 @@ GET  /v1/objects/config/round/attempt/NAME          every site of the federation
 GET  /v1/objects/config/round/attempt/              what is there; ?after=cursor&wait=seconds, listing.py
 GET  /v1/uploads/config/round/attempt/NAME          its owner: what is still missing
 PUT, GET /v1/enrolment/NAME                         who has the token of an invited site: enrolment.py
-GET  /v1/federations/config                         every site of it: where its rounds stand
+GET  /v1/federations/config                         every site of it: where its rounds stand; ?quiet for people
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Routes:
             raise Problem("absent", "there is nothing at this path")
         if kind == "federations":
             self._need(head, "GET")
-            self._standing(connection, rest, pin)
+            self._standing(connection, rest, pin, runs=head.query != "quiet")
             return
         if kind == "objects" and rest.endswith("/"):
             self._need(head, "GET")
@@ -94,7 +94,7 @@ class Routes:
             raise Problem("method", f"only {', '.join(methods)}")
 
     def _member(self, config: str, pin: bytes, *, runs: bool = True) -> tuple[Federation, int]:
-        """The federation and whose pin it is; `runs`: asking shows that the site takes part. Raises Problem."""
+        """The federation and whose pin it is; `runs`: asking shows that the site runs. Raises Problem."""
         federation = self._roster().federations.get(config)
         site = federation.site_of(pin) if federation else None
         if federation is None or site is None:  # one answer for both: strangers learn of no federation
@@ -128,8 +128,8 @@ class Routes:
 
     # --- reading
 
-    def _standing(self, connection: Connection, config: str, pin: bytes) -> None:
-        self._member(config, pin, runs=False)  # people ask this too, of a site that does not run
+    def _standing(self, connection: Connection, config: str, pin: bytes, *, runs: bool) -> None:
+        self._member(config, pin, runs=runs)
         if self._rounds is None:
             raise Problem("absent", "this relay runs no rounds")
         connection.send_json(200, self._rounds.standing(config))

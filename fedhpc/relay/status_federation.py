@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedhpc.relay.amounts import ago, ranges, sites, size, span
+from fedhpc.relay.amounts import ago, ranges, sites, size, span, took
 from fedhpc.relay.markup import Html, element, joined
 from fedhpc.relay.notices import PHASES, is_late
 
@@ -134,7 +134,7 @@ def _times(federation: dict[str, Any]) -> Html:
         element("th", "What", scope="col"),
         element("th", "Result", scope="col", class_="spare"),
         element("th", "Took", scope="col", class_="number"),
-        element("th", "Where the time went", scope="col"),
+        element("th", "Time split", scope="col"),
         *(element("th", name, scope="col", class_="number spare") for name in PHASES.values()),
     ]
     legend = [element("li", _swatch(phase), name) for phase, name in PHASES.items()]
@@ -153,9 +153,9 @@ def _time_row(times: dict[str, Any]) -> Html:
         element("th", str(times["round"]), scope="row"),
         element("td", times["purpose"], class_="text"),
         element("td", result, title=times["why"] or None, class_="spare"),
-        element("td", span(total), class_="number"),
+        element("td", took(total), class_="number"),
         element("td", _split(seconds, total)),
-        *(element("td", span(seconds[p]) if p in seconds else "-", class_="number spare") for p in PHASES),
+        *(element("td", took(seconds[p]) if p in seconds else "-", class_="number spare") for p in PHASES),
     )
 
 
@@ -165,10 +165,10 @@ def _split(seconds: dict[str, float], total: float) -> Html:
         if phase not in seconds or not total:
             continue
         width = 100 * seconds[phase] / total
-        title = element("title", f"{name} {span(seconds[phase])}")
+        title = element("title", f"{name} {took(seconds[phase])}")
         rects.append(element("rect", title, x=round(at, 3), width=round(width, 3), height=10, class_=phase))
         at += width
-    label = ", ".join(f"{PHASES[p]} {span(s)}" for p, s in seconds.items())
+    label = ", ".join(f"{PHASES[p]} {took(s)}" for p, s in seconds.items())
     return _svg(label, *rects, class_="bar")
 
 

@@ -48,7 +48,7 @@ def _header(snapshot: dict[str, Any], paused: bool) -> Html:
     return element(
         "header",
         element("h1", "fedhpc relay"),
-        element("p", state, f" for {span(snapshot['uptime_s'])}"),
+        element("p", state, f", up for {span(snapshot['uptime_s'])}"),
         element("p", "As of ", element("time", time, datetime=snapshot["time"]), class_="soft"),
         element("p", again, class_="soft"),
     )
@@ -61,8 +61,13 @@ def _notices(snapshot: dict[str, Any]) -> Html:
     for notice in snapshot["notices"]:
         where = [" in ", element("code", notice["where"])] if notice["where"] else []
         what = [element("strong", _WORDS[notice["level"]]), *where, ": ", notice["text"]]
-        rows.append(element("li", *what, element("span", notice["hint"]), class_=notice["level"]))
+        rows.append(element("li", *what, element("span", _hint(notice["hint"])), class_=notice["level"]))
     return element("ul", *rows, class_="notices", aria_label="What needs attention")
+
+
+def _hint(text: str) -> Html:
+    """`commands` in their own type."""
+    return joined(*(element("code", part) if i % 2 else part for i, part in enumerate(text.split("`"))))
 
 
 def _nobody() -> Html:

@@ -16,7 +16,7 @@ STYLE = """
     --shares: #3d93cf; --results: #b07cc0; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem 1rem 3rem; max-width: 68rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 1rem 1rem 3rem; max-width: 74rem; background: var(--paper); color: var(--ink);
   font: 16px/1.45 system-ui, sans-serif; }
 a { color: var(--link); }
 header { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; align-items: baseline; }
@@ -39,7 +39,7 @@ caption { text-align: left; font-weight: 600; padding: 1.3rem 0 .3rem; }
 th, td { padding: .32rem .7rem .32rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; } .number { text-align: right; }
-td.text { white-space: normal; overflow-wrap: anywhere; min-width: 5.5rem; }
+td.text { white-space: normal; overflow-wrap: break-word; min-width: 5.5rem; max-width: 16rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: .8rem 0 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .round { margin-top: 1rem; padding: .8rem 1rem; background: var(--box); border-radius: .4rem; }
@@ -54,7 +54,7 @@ svg.store-bar { min-width: 3.5rem; max-width: 9rem; height: .35rem; }
   font-size: .9rem; } .legend svg { width: .8rem; height: .8rem; vertical-align: -.05rem; margin-right: .35rem; }
 @media (max-width: 40rem) {
   .spare { display: none; } dl { grid-template-columns: minmax(5rem, 34%) 1fr; column-gap: .8rem; }
-  th, td { padding-right: .5rem; }
+  th, td { padding-right: .5rem; } svg.bar { min-width: 4.5rem; }
 }
 """
 _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()

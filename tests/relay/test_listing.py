@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,8 @@ from relay_process import CONFIG, MIB, Relay, name, noise, root
 from fedhpc.errors import PolicyError
 from fedhpc.exchange.http_listing import read_listing
 from fedhpc.exchange.https import RelayExchange
+from fedhpc.relay.listing import Wanted
+from fedhpc.relay.store import Stored
 
 LIST = f"GET /v1/objects/{CONFIG}/"
 
@@ -43,6 +46,21 @@ def test_waits_for_so_many_of_a_kind(relay: Relay) -> None:
     assert names(relay, 60, wait_s=0, until=("M9", 1)) == ["M1/1", "M1/2", "M2/1", "M1/3", "M3/2", "M2/2"]
 
 
+def stored(what: str, sequence: int) -> Stored:
+    return Stored(name(what, attempt=1), 5, bytes(32), sequence, Path(what))
+
+
+@pytest.mark.parametrize("turn", ["NEXT", "DONE", "A2"])
+def test_who_waits_learns_that_the_relay_has_gone_on(turn: str) -> None:
+    objects = [stored("M4/1", 1), stored(turn, 2), stored("NEXT/1", 3)]  # the last is a site's, and says nothing
+    wanted = Wanted("M4", "2")
+    assert wanted.choose(objects, 0) == objects
+    assert wanted.choose(objects, 1) == objects[1:]
+    assert wanted.choose(objects, 2) is None  # it knows
+    assert wanted.choose([*objects, stored("M4/2", 4)], 2) == [objects[2], stored("M4/2", 4)]
+    assert Wanted().choose(objects, 2) == objects[2:]
+
+
 def test_small_bodies_come_along_and_vectors_never(relay: Relay) -> None:
     big, rest = noise(MIB - 10), noise(300, 1)
     for what, data in (("M1/1", b"one"), ("M3v/1", b"secret"), ("B/1", big), ("M2/1", rest), ("M4/1", b"four")):
@@ -67,6 +85,9 @@ def test_a_watch_fetches_what_did_not_come_along(relay: Relay) -> None:
     before = client.traffic.requests
     assert watch.messages("M5", (1, 2, 3)) == {u: data[f"M5/{u}"] for u in (1, 2, 3)}
     assert (before, client.traffic.requests) == (1, 2)  # the listing with two of them, and one GET
+    watch.ahead("M5", 3)  # they are known: whoever waits for something else next does not wait for a fourth
+    client.put(name("M6/4", round_=62, attempt=1), b"m6")
+    assert watch.wait(lambda w: "M6/4" in w, deadline=time.monotonic() + 10)
 
 
 def test_what_was_asked_ahead_fails_where_it_is_waited_for(new_relay: Callable[..., Relay]) -> None:

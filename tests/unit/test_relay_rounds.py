@@ -248,6 +248,22 @@ def test_an_answer_that_comes_after_next_still_binds(tmp_path: Path) -> None:
     assert [u for u, _ in relay.get("1/2/M0")["cohort"]] == [1, 2, 3]
 
 
+def test_of_two_opened_sets_the_one_that_more_sites_are_bound_to_meets_again(tmp_path: Path) -> None:
+    relay = Relay(tmp_path, federation(4, policy="buffered"))
+    all_ready(relay, 1, 2, 3)
+    first = Hand(relay)
+    first.play(1, 2, 3, upto="M4")
+    relay.put("1/0/READY/4", ready())
+    late = first.message("M5", 3)
+    relay.later(241, [1, 2, 4])
+    second = Hand(relay, attempt=2)
+    second.play(1, 2, 4, upto="M4")
+    second.send("M5", 1, 2)
+    relay.put("1/1/M5/3", late)
+    relay.later(241, [1, 2, 3, 4])
+    assert [u for u, _ in relay.get("1/3/M0")["cohort"]] == [1, 2, 4]
+
+
 # --- when and whom
 
 

@@ -1,0 +1,47 @@
+"""What the ranks of a site do in a round over the relay, as the leader asks for it: hide and upload, fetch and open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedhpc.exchange.objects import ObjectName
+from fedhpc.secure.opening import Streams
+from fedhpc.secure.tag import Tag
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A site's masked vector, its parts at the relay, and the tag of the vector behind it."""
+
+    name: ObjectName
+    tree: bytes
+    tag: Tag
+    data: memoryview | None = None
+    """A vector of one block: it is not sent yet, and goes along with M3."""
+
+
+@dataclass(frozen=True)
+class SumFetch:
+    """The fetched sum: Tree(Y), Tree(X), and the tag of X."""
+
+    hidden_tree: bytes
+    plain_tree: bytes
+    tag: Tag
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An opened sum."""
+
+    sum_tree: bytes
+    members: tuple[int, ...]
+    waited_s: float  # for other sites and the relay
+    turns: int  # round trips in line: answers waited for, the upload, the download
+    turns_exposed: int  # of those, after the upload and before the download
+
+
+Hide = Callable[[int, Streams, bytes, bool], Upload | None]
+"""(attempt, mask streams, tag key, resume): all ranks hide and upload. None if the relay had closed the set."""
+Open = Callable[[int, Streams, bytes], SumFetch]
+"""(attempt, streams to take away, tag key): all ranks fetch and open the sum."""
