@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.https import RelayExchange, TooLateError, Until, Watch, too_late
+from fedhpc.exchange.https import RelayExchange, TooLateError, Until, Watch, objects_of, too_late
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.layout import Vector
@@ -28,7 +28,7 @@ from fedhpc.secure.attempt_state import Expected
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.thresholds import Thresholds
-from fedhpc.secure.transcript import canon, parse_canon
+from fedhpc.secure.transcript import canon
 
 _log = logging.getLogger("fedhpc.federation")
 _T = TypeVar("_T")
@@ -183,9 +183,9 @@ class RelayedRound:
 
     def _who_is_late(self) -> str:
         names = self._party.agreement.names
-        for entry in self._exchange.standing().get("rounds", []):
-            if isinstance(entry, dict) and entry.get("round") == self._plan.round_:
-                ready = entry.get("ready", [])
+        for entry in objects_of(self._exchange.standing(), "rounds"):
+            ready = entry.get("ready")
+            if entry.get("round") == self._plan.round_ and isinstance(ready, list):
                 late = [name for u, name in enumerate(names, start=1) if u not in ready]
                 return f"site {', '.join(late)} not ready" if late else "all sites are ready"
         return "the relay knows nothing of it"
@@ -338,7 +338,7 @@ class RelayedRound:
                 "the relay or the other sites do not go on; start this site again to go on with the round",
             )
         if not seen(watch):
-            raise _GivenUp(parse_canon(watch.body("NEXT")))
+            raise _GivenUp
 
     def _wait_or_not(self, watch: Watch, seen: Callable[[Watch], bool], seconds: float, until: Until) -> bool:
         begun = time.monotonic()
