@@ -38,6 +38,7 @@ _RELAY = """\
 
 [relay]
 listen = "0.0.0.0:{port}"
+admin = "127.0.0.1:9443"     # this machine only: status page, /metrics; `fedhpc relay status`
 store = "store"
 certificate = "relay.pem"
 key = "relay.key"
