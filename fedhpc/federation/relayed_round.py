@@ -28,7 +28,7 @@ from fedhpc.secure.attempt_state import Expected
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.thresholds import Thresholds
-from fedhpc.secure.transcript import canon
+from fedhpc.secure.transcript import canon, parse_canon
 
 _log = logging.getLogger("fedhpc.federation")
 _T = TypeVar("_T")
