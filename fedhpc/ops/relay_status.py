@@ -24,7 +24,10 @@ _PATIENCE_S = 5.0
 
 def ask_admin(address: str) -> dict[str, Any]:
     """/status.json of the admin port at `address`, host:port. Raises ConfigError, PeersError."""
-    host, port = split_address(address, "--admin")
+    try:
+        host, port = split_address(address, "--admin")
+    except ConfigError as error:
+        raise ConfigError(error.what, "write it as 127.0.0.1:9443") from None
     elsewhere = "give the address that relay.admin names; the relay says its port when it starts"
     connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE_S)  # never through a proxy
     try:
