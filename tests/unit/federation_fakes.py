@@ -1,8 +1,8 @@
 """Sites of one federation as threads of a test: real Federation and GlobalModel over sums that are added up in memory.
 
-    meeting = Meeting(4, strategy={"weights": "uniform"})
-    meeting.lost[3] = {2}                         # masked sum 3 is over all but site 2
-    results = meeting.run(lambda fed: ...)        # by site
+meeting = Meeting(4, strategy={"weights": "uniform"})
+meeting.lost[3] = {2}                         # masked sum 3 is over all but site 2
+results = meeting.run(lambda fed: ...)        # by site
 """
 
 from __future__ import annotations
