@@ -17,7 +17,7 @@ _COMMANDS = {
     "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
     "federation": ("fedhpc.cli.federation", "federation", "Begin a federation, admit and revoke its sites."),
     "new": ("fedhpc.cli.new", "new", "Write a working federation to start from."),
-    "relay": ("fedhpc.cli.relay", "relay", "Keep objects for sites on different machines (no rounds yet)."),
+    "relay": ("fedhpc.cli.relay", "relay", "Run the relay where sites of different machines meet."),
     "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
     "run": ("fedhpc.cli.run", "run", "Train a federation; started under mpirun or srun."),
     "site": ("fedhpc.cli.site", "site", "Make a site's keys, ask for its certificate, approve a configuration."),
