@@ -50,7 +50,9 @@ def parse_toml(data: bytes, where: str) -> dict[str, Any]:
     """The table in `data`, TOML in UTF-8. Raises ConfigError that names `where` and the line."""
     try:
         return tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply", "the file must be TOML 1.0 in UTF-8") from None
+    except ValueError as error:  # also of numbers that Python does not read, such as one with 5000 digits
         raise ConfigError(f"{where}: {error}", "the file must be TOML 1.0 in UTF-8") from None
 
 
@@ -123,7 +125,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
     elif hint is Path:
-        if isinstance(value, str):
+        if isinstance(value, str) and "\0" not in value:
             return Path(value)
     elif type(value) is hint:
         return value

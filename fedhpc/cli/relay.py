@@ -89,9 +89,10 @@ def admit(federation: Path, file: Path, quota: int | None, objects: int | None) 
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, all numbers.")
 @click.option("--watch", is_flag=True, help="Again every 2 s, until interrupted.")
 def status(federation: Path | None, admin: str, site: Path | None, as_json: bool, watch: bool) -> None:
-    """Show where the rounds stand, who is late, and what needs attention.
+    """Show where the rounds stand and who is late.
 
-    On the relay's machine it asks the admin port. With --site a site asks about its federation, FEDERATION.TOML.
+    Also how long each phase of the last rounds took, and what needs attention. On the relay's machine it asks the
+    admin port. With --site a site asks about its federation, FEDERATION.TOML.
     """
     if (site is None) != (federation is None):
         raise ConfigError(

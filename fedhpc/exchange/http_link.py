@@ -252,7 +252,7 @@ class Link:
                 if not byte or len(head) > _MOST_PROXY_HEAD_BYTES:
                     raise ConnectionError("the proxy closed the connection")
                 head += byte
-            status = head.split(b"\r\n", 1)[0].decode("latin-1")
+            status = _printable(head.split(b"\r\n", 1)[0].decode("latin-1"))
             if status.split(" ")[1:2] != ["200"]:
                 raise PeersError(
                     f"the proxy {proxy.hostname}:{proxy.port} refused to connect to {target}: {status}",
@@ -310,7 +310,7 @@ class Link:
             raise LinkDown(f"TLS: {reason or error}") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            raise LinkDown(str(error) or type(error).__name__) from None
+            raise LinkDown(_printable(str(error)) or type(error).__name__) from None
 
 
 def _refusal(response: http.client.HTTPResponse) -> Exception:

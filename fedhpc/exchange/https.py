@@ -78,13 +78,19 @@ class RelayExchange:
     def listing(
         self, round_: int, attempt: int, after: str, wait_s: float, until: Until | None = None
     ) -> tuple[list[Entry], str]:
-        """What came after the cursor `after`, and the next cursor. See RelayClient.listing."""
+        """What came after the cursor `after`, and the next cursor. See RelayClient.listing. Raises TooLateError."""
         with too_late():
             return self.client.listing(self._config, round_, attempt, after, wait_s, until)
 
     def standing(self, *, quiet: bool = False) -> dict[str, Any]:
         """Where the relay says that the federation stands: hints. `quiet`: that is no sign that this site runs."""
         return self.client.get_json(f"/v1/federations/{self._config}" + ("?quiet" if quiet else ""))
+
+
+def objects_of(standing: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects in the list `name` of what the relay says; none if it has another form."""
+    found = standing.get(name)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 class Watch:
@@ -153,7 +159,7 @@ class Watch:
         return sum(name.split("/")[0] == kind for name in self._names)
 
     def body(self, name: str) -> bytes:
-        """The object `name`, which has been seen. Raises PeersError if the relay has it no more."""
+        """The object `name`, which has been seen. Raises PeersError if the relay has it no more, or TooLateError."""
         if name not in self._bodies:
             self._exchange.turns += 1
             with too_late():

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.https import RelayExchange, TooLateError, Until, Watch, too_late
+from fedhpc.exchange.https import RelayExchange, TooLateError, Until, Watch, objects_of, too_late
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.layout import Vector
@@ -28,7 +28,7 @@ from fedhpc.secure.attempt_state import Expected
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.thresholds import Thresholds
-from fedhpc.secure.transcript import canon, parse_canon
+from fedhpc.secure.transcript import canon
 
 _log = logging.getLogger("fedhpc.federation")
 _T = TypeVar("_T")
@@ -126,7 +126,13 @@ class RelayedRound:
         seen = {self._party.number}
         while (settled := results.settled()) is None:
             need = self._thresholds.threshold
-            self._wait(watch, lambda w: bool(set(w.sites(labels.SIGN_RESULT)) - seen), self._attempt_s, "M6", need)
+            try:
+                self._wait(watch, lambda w: bool(set(w.sites(labels.SIGN_RESULT)) - seen), self._attempt_s, "M6", need)
+            except _GivenUp:
+                raise PeersError(
+                    f"round {self._plan.round_}: the attempt was given up after this site opened its sum",
+                    "start this site again: it goes on with the next attempt over the same sites",
+                ) from None
             new = set(watch.sites(labels.SIGN_RESULT)) - seen
             for u, message in watch.messages(labels.SIGN_RESULT, sorted(new)).items():
                 seen.add(u)
@@ -162,7 +168,10 @@ class RelayedRound:
         def newest(watch: Watch) -> int:
             return max((int(n[1:]) for n in watch.names if n[0] == "A" and n[1:].isdigit()), default=0)
 
-        found = self._wait_or_not(lobby, lambda w: newest(w) > after or "DONE" in w, self._lobby_s, ("DONE", 1))
+        try:
+            found = self._wait_or_not(lobby, lambda w: newest(w) > after or "DONE" in w, self._lobby_s, ("DONE", 1))
+        except TooLateError as error:
+            raise RoundOverError(self._plan.round_, f"round {self._plan.round_} is over: {error.what}") from None
         if newest(lobby) > after:
             return newest(lobby)
         if found:
@@ -174,9 +183,9 @@ class RelayedRound:
 
     def _who_is_late(self) -> str:
         names = self._party.agreement.names
-        for entry in self._exchange.standing().get("rounds", []):
-            if isinstance(entry, dict) and entry.get("round") == self._plan.round_:
-                ready = entry.get("ready", [])
+        for entry in objects_of(self._exchange.standing(), "rounds"):
+            ready = entry.get("ready")
+            if entry.get("round") == self._plan.round_ and isinstance(ready, list):
                 late = [name for u, name in enumerate(names, start=1) if u not in ready]
                 return f"site {', '.join(late)} not ready" if late else "all sites are ready"
         return "the relay knows nothing of it"
@@ -250,6 +259,9 @@ class RelayedRound:
         opening = self._enough(watch, labels.SIGN_UNMASK, site.receive_answers, u3)
         exposed = self._exchange.turns - uploaded
         fetched = open_(number, opening.streams, opening.tag_key)
+        if fetched is None:  # given up just before enough answers came: NEXT is there, and this vector is needed again
+            self._wait(watch, lambda w: False, self._attempt_s, "Y")
+            raise _GivenUp
         site.check_sum(fetched.hidden_tree, fetched.tag)
         for fault in site.faults:
             _log.warning("round %d: %s", plan.round_, fault)
@@ -326,7 +338,7 @@ class RelayedRound:
                 "the relay or the other sites do not go on; start this site again to go on with the round",
             )
         if not seen(watch):
-            raise _GivenUp(parse_canon(watch.body("NEXT")))
+            raise _GivenUp
 
     def _wait_or_not(self, watch: Watch, seen: Callable[[Watch], bool], seconds: float, until: Until) -> bool:
         begun = time.monotonic()

@@ -24,7 +24,10 @@ _PATIENCE_S = 5.0
 
 def ask_admin(address: str) -> dict[str, Any]:
     """/status.json of the admin port at `address`, host:port. Raises ConfigError, PeersError."""
-    host, port = split_address(address, "--admin")
+    try:
+        host, port = split_address(address, "--admin")
+    except ConfigError as error:
+        raise ConfigError(error.what, "write it as 127.0.0.1:9443") from None
     elsewhere = "give the address that relay.admin names; the relay says its port when it starts"
     connection = http.client.HTTPConnection(host, port, timeout=_PATIENCE_S)  # never through a proxy
     try:
@@ -35,7 +38,7 @@ def ask_admin(address: str) -> dict[str, Any]:
         raise PeersError(
             f"nothing listens on {address}", "start the relay with relay.admin in relay.toml, or give --admin"
         ) from None
-    except http.client.HTTPException:
+    except (http.client.HTTPException, ConnectionResetError):
         raise PeersError(f"what listens on {address} is no relay's admin port", elsewhere) from None
     except OSError as error:
         raise PeersError(f"the admin port {address} does not answer: {error.strerror or error}", elsewhere) from None

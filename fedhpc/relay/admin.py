@@ -25,6 +25,7 @@ class _Admin(http.server.ThreadingHTTPServer):
     """Bounded: a local user who opens many connections must not take the relay's memory."""
 
     daemon_threads = True
+    request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], handler: type[http.server.BaseHTTPRequestHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET

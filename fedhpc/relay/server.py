@@ -31,6 +31,8 @@ from fedhpc.relay.store import Store
 
 _log = logging.getLogger("fedhpc.relay")
 _STACK_BYTES = 512 << 10
+_LINGER_S = 2.0  # for a peer whose handshake failed
+_LINGER_BYTES = 64 << 10
 _LOOK_S = 2.0  # how often the roster's file is looked at
 
 
@@ -155,11 +157,8 @@ class RelayServer:
             with plain:
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 plain.settimeout(self._limits.handshake_s)
-                try:
-                    sock = self._context.wrap_socket(plain, server_side=True)
-                except (OSError, ValueError) as error:
-                    self.metrics.count("handshakes_failed_total")
-                    _log.info("%s: handshake failed: %s", address, error)
+                sock = self._handshake(plain, address)
+                if sock is None:
                     return
                 known, expires = self._identify(sock)
                 connection = Connection(sock, self._limits)
@@ -179,6 +178,22 @@ class RelayServer:
             _log.exception("%s: a connection failed", address)
         finally:
             self._census.leave(pin)
+
+    def _handshake(self, plain: socket.socket, address: str) -> ssl.SSLSocket | None:
+        """TLS on `plain`, or None where that fails."""
+        try:
+            sock = self._context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+        except (OSError, ValueError):
+            return None
+        try:
+            sock.do_handshake()
+        except (OSError, ValueError) as error:
+            self.metrics.count("handshakes_failed_total")
+            _log.info("%s: handshake failed: %s", address, error)
+            _let_read(sock)
+            sock.close()
+            return None
+        return sock
 
     def _identify(self, sock: ssl.SSLSocket) -> tuple[bytes | None, datetime.datetime]:
         """The pin of the peer's certificate, already verified by TLS, and when the certificate ends."""
@@ -306,3 +321,16 @@ def _raise_file_limit(connections: int) -> None:
 
 
 __all__ = ["RelayServer", "Roster", "tls_context"]
+
+
+def _let_read(sock: ssl.SSLSocket) -> None:
+    """Give the peer time to read the alert: in TLS 1.3 it has sent a request already, and closing on that resets."""
+    deadline, left = time.monotonic() + _LINGER_S, _LINGER_BYTES
+    with contextlib.suppress(OSError, ValueError):
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+        while left > 0 and (wait_s := deadline - time.monotonic()) > 0:
+            sock.settimeout(wait_s)
+            got = len(socket.socket.recv(sock, 1 << 14))
+            if not got:
+                return
+            left -= got

@@ -116,6 +116,41 @@ def test_blocks_that_a_killed_predecessor_sent_are_prepared_and_not_sent(relay: 
         relay.client(1).upload(what, len(plain)).write(0, memoryview(other.data), other)
 
 
+def test_each_block_is_prepared_and_finished_once_while_the_relay_is_killed(new_relay: Callable[..., Relay]) -> None:
+    relay = new_relay()
+    length = 48 * MIB + 1
+    plain = noise(length)
+    sent = bytearray(plain)
+    prepare = Work(sent)
+    kills: list[int] = []
+    busy = threading.Lock()
+
+    def killing(work: Work, blocks: tuple[int, ...]) -> Callable[[int, int], None]:
+        def act(low: int, high: int) -> None:
+            with busy:  # other connections wait here, and find theirs cut
+                if sum(work.calls.values()) in blocks:
+                    kills.append(low)
+                    relay.stop()
+                    relay.start()
+                work(low, high)
+
+        return act
+
+    client = RelayClient(relay.world.access(relay.port), 3, Patience(30.0, 0.05, 0.2))
+    what = name("M3v/1")
+    upload = client.upload(what, length)
+    upload.write(0, memoryview(sent), killing(prepare, (10, 30)))
+    assert prepare.calls == once(length)
+    assert sent == plus_one(plain)
+    assert upload.commit().hex() == root(sent)
+    back = bytearray(length)
+    finish = Work(back)
+    assert client.fetch_part(what, length, 0, memoryview(back), killing(finish, (5, 40))) == digests(sent)
+    assert finish.calls == once(length)
+    assert back == plus_one(sent)
+    assert len(kills) == 4
+
+
 class Trouble(Exception):
     pass
 

@@ -87,6 +87,21 @@ def test_an_expired_or_foreign_certificate_fails_in_the_handshake(relay: Relay, 
     assert relay.client(2).get(name("M1/1", round_=22)) is None
 
 
+def test_who_is_refused_in_the_handshake_can_still_read_why(relay: Relay, world: World) -> None:
+    """In TLS 1.3 a site sends its request before the relay has judged it; a relay that just closed would reset that."""
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=3)
+    late = issue(world.authority, new_request(world.sites[1].key, "late"), 1.0, past)
+    Issued(world.sites[1].key, late).write(world.folder, "late")
+    before = relay.log_text().count("handshake failed")
+    with relay.raw("late") as sock:
+        sock.sendall(LIST.replace("\n", "\r\n").encode())
+        until(lambda: relay.log_text().count("handshake failed") > before)
+        for _ in range(3):
+            sock.sendall(b"x: y\r\n")
+        with pytest.raises(ssl.SSLError, match=r"(?i)certificate.expired"):
+            sock.recv(1)
+
+
 def test_a_renewed_certificate_of_the_same_key_is_the_same_site(relay: Relay, world: World) -> None:
     again = issue(world.authority, new_request(world.sites[1].key, "another name"))
     Issued(world.sites[1].key, again).write(world.folder, "renewed")
