@@ -73,8 +73,9 @@ class Attendant:
         found = []
         for need in objects_of(self._exchange.standing(), "needs"):
             site, number = need.get("site"), need.get("attempt")
-            mine = need.get("asked") == self._exchange.me and type(site) is int and type(number) is int
-            if mine and 1 <= site <= len(self._known.roster) and 1 <= number < 1 << 53:
+            if need.get("asked") != self._exchange.me or type(site) is not int or type(number) is not int:
+                continue
+            if 1 <= site <= len(self._known.roster) and 1 <= number < 1 << 53:
                 found.append((site, number))
         return found
 
