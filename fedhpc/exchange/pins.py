@@ -8,12 +8,15 @@ import stat
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedhpc.errors import ConfigError
 
 MAX_CERTIFICATE_BYTES = 64 << 10
+# What the `cryptography` package raises for certificates and requests of strangers; only the first is a ValueError.
+UNREADABLE = (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm)
 
 
 def pin_of(certificate: x509.Certificate) -> bytes:
@@ -32,10 +35,23 @@ def pin_of_der(der: bytes) -> bytes:
 
 
 def read_der(der: bytes) -> x509.Certificate:
-    """A DER certificate as a peer sent it. Raises ValueError if it cannot be read."""
+    """A DER certificate as a peer sent it. Raises ValueError if it or its key cannot be read."""
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise ValueError("the certificate is too large")
-    return x509.load_der_x509_certificate(der)
+    try:
+        return _with_key(x509.load_der_x509_certificate(der))
+    except UNREADABLE as error:
+        raise ValueError(str(error)) from None
+
+
+def read_pem(pem: bytes) -> x509.Certificate:
+    """The first certificate in PEM text. Raises ValueError if it or its key cannot be read."""
+    if len(pem) > MAX_CERTIFICATE_BYTES:
+        raise ValueError("the certificate is too large")
+    try:
+        return _with_key(x509.load_pem_x509_certificate(pem))
+    except UNREADABLE as error:
+        raise ValueError(str(error)) from None
 
 
 def same_pin(one: bytes, other: bytes) -> bool:
@@ -47,9 +63,15 @@ def read_certificate(path: Path) -> x509.Certificate:
     """The first certificate of a PEM file. Raises ConfigError if there is none."""
     try:
         with path.open("rb") as file:
-            return x509.load_pem_x509_certificate(file.read(MAX_CERTIFICATE_BYTES))
+            return read_pem(file.read(MAX_CERTIFICATE_BYTES))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the certificate {path}: {error}") from None
+
+
+def _with_key(certificate: x509.Certificate) -> x509.Certificate:
+    """`certificate`, if its key, which is read only when asked for, can be read too."""
+    pin_of(certificate)
+    return certificate
 
 
 def require_private(path: Path) -> None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError
-from fedhpc.exchange.https import RelayExchange, TooLateError, Watch
+from fedhpc.exchange.https import RelayExchange, TooLateError, Watch, objects_of
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
@@ -70,15 +70,14 @@ class Attendant:
 
     def _asked(self) -> list[tuple[int, int]]:
         """(site, number) of the requests that the relay asks this site to answer."""
-        needs = self._exchange.standing().get("needs", [])
-        return [
-            (need["site"], need["attempt"])
-            for need in needs
-            if isinstance(need, dict)
-            and need.get("asked") == self._exchange.me
-            and type(need.get("site")) is int
-            and type(need.get("attempt")) is int
-        ]
+        found = []
+        for need in objects_of(self._exchange.standing(), "needs"):
+            site, number = need.get("site"), need.get("attempt")
+            if need.get("asked") != self._exchange.me or type(site) is not int or type(number) is not int:
+                continue
+            if 1 <= site <= len(self._known.roster) and 1 <= number < 1 << 53:
+                found.append((site, number))
+        return found
 
     def _give(self, taker: int, number: int, store: CheckpointStore) -> bool:
         """Whether the request was answered. Not, if this site has nothing that the taker lacks."""

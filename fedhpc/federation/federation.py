@@ -245,7 +245,7 @@ class Federation:
                 refuse_beyond(floats, bound, self.site)
             scales = {n: scale_for(bound, 8 * a.itemsize, len(self.sites)) for n, a in floats.items()}
         else:
-            scales = self.choose_scales(floats, factor, f"scale of {purpose}")
+            scales = self.choose_scales(floats, factor, f"scale of {purpose}", everyone=everyone)
         layout = Layout([Tensor(n, kinds[n], values[n].shape, scales.get(n, 0)) for n in values])
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
@@ -255,8 +255,12 @@ class Federation:
         sums = {n: v.copy() if again == 1.0 else rescaled(v, again) for n, v in vector.views().items()}
         return Sums(sums, quantum, [self.sites[u - 1] for u in opened.members])
 
-    def choose_scales(self, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str) -> dict[str, int]:
+    def choose_scales(
+        self, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str, *, everyone: bool = False
+    ) -> dict[str, int]:
         """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
+
+        `everyone`: as the sum that it is for. One that went on without a site would be waited for by that sum for ever.
 
         The values of the site's rank 0 count. The sites learn how many of them have each exponent, and nothing else.
         """
@@ -266,7 +270,7 @@ class Federation:
         counts = exponent_counts(seen, factor, self.site)
         vector = Vector(Layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
         vector.fill(counts)
-        opened = self.add(vector, purpose)
+        opened = self.add(vector, purpose, everyone=everyone)
         bits = {n: 8 * a.itemsize for n, a in arrays.items()}
         return exponent_scales(vector.views(), bits, len(self.sites), len(opened.members))
 

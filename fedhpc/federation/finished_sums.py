@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedhpc.errors import StorageError
 from fedhpc.federation.layout import Vector
@@ -30,6 +32,8 @@ class FinishedSums:
         self._folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for stale in folder.glob(".*"):  # a process died while it wrote
+                stale.unlink()
         except OSError as error:
             raise StorageError(f"cannot use {folder}: {error.strerror}") from None
 
@@ -44,26 +48,30 @@ class FinishedSums:
             "layout": layout.hash.hex(),
             "members": list(opened.members),
             "purpose": plan.purpose,
-            "sha256": hashlib.sha256(data).hexdigest(),
             "tree": opened.sum_tree.hex(),
         }
-        self._write(f"round-{plan.round_}.sum", canon(head) + b"\n", data)
+        whole = head | {"sha256": _digest(head, data)}
+        self._write(f"round-{plan.round_}.sum", canon(whole) + b"\n", data)
 
     def find(self, plan: SumPlan, vector: Vector) -> tuple[bytes, tuple[int, ...]] | None:
         """(Tree(X), sites in the sum) if this very statistic was summed in this round; `vector` then holds the sum."""
         try:
             with open(self._folder / f"round-{plan.round_}.sum", "rb") as file:
                 head = parse_canon(file.readline(_HEAD_BYTES).rstrip(b"\n"))
+                said = head.pop("sha256")
                 if (head["layout"], head["purpose"]) != (vector.layout.hash.hex(), plan.purpose):
                     return None
-                read = file.readinto(vector.buffer.data)
+                whole = file.readinto(vector.buffer.data) == vector.layout.nbytes and not file.read(1)
+                if not whole or _digest(head, vector.buffer.data) != said:
+                    raise ValueError("its content does not have its SHA-256")
+                return bytes.fromhex(head["tree"]), tuple(head["members"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"cannot read the finished sum of round {plan.round_}: {error}") from None
-        if read != vector.layout.nbytes or hashlib.sha256(vector.buffer.data).hexdigest() != head["sha256"]:
-            raise StorageError(f"the finished sum of round {plan.round_} is damaged", "restore the run directory")
-        return bytes.fromhex(head["tree"]), tuple(head["members"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise StorageError(
+                f"the finished sum of round {plan.round_} in {self._folder} is damaged: {error}",
+                "restore the run directory from a backup that is not older than its ledger",
+            ) from None
 
     def keep_proof(self, round_: int, proof: tuple[bytes, ...]) -> None:
         """Keep the τ signed results of a training round: what a site that was away needs to believe the model."""
@@ -89,3 +97,10 @@ class FinishedSums:
 
     def _write(self, name: str, *data: bytes | memoryview) -> None:
         write_whole(self._folder / name, *data, mode=0o600)
+
+
+def _digest(head: Mapping[str, Any], data: memoryview) -> str:
+    """SHA-256 over what a sum is and its bytes."""
+    digest = hashlib.sha256(canon(head))
+    digest.update(data)
+    return digest.hexdigest()

@@ -99,12 +99,19 @@ class RelayedSums:
         return Opened(plan, result.sum_tree, stages, *moved, result.members, *self._turns)
 
     def settle(self, opened: Opened, state: bytes) -> None:
-        """See MaskedSums.settle: it holds τ signatures over one result when it returns."""
+        """See MaskedSums.settle: it holds τ signatures over one result when it returns.
+
+        Raises RoundOverError, on every rank, if the others went on long since and nobody signs this round any more.
+        """
         party = self._party
         begun = time.perf_counter()
         if party.leads and self._round is not None:
             assert self.lead is not None
-            proof = self._round.settle(opened.sum_tree, state)
+            try:
+                proof = self._round.settle(opened.sum_tree, state)
+            except RoundOverError as error:
+                self._order(_OVER + error.what.encode())
+                raise
             if opened.plan.base == NO_BASE:
                 self.lead.finished.keep(opened.plan, self._round.layout, opened, self._round.vector)
                 self.lead.files.erase_until(opened.plan.round_)
@@ -115,7 +122,9 @@ class RelayedSums:
             assert self.lead is not None
             self.lead.states.append((opened.plan.round_, state))
             del self.lead.states[: -1 - party.agreement.cohort.staleness]
-        party.site.await_bytes(b"." if party.leads else None)
+        word = party.site.await_bytes(_DONE if party.leads else None)
+        if word[:1] == _OVER and not party.leads:
+            raise RoundOverError(opened.plan.round_, word[1:].decode())
         opened.stages.agree += _lap(begun)
 
     # --- the other calls of MaskedSums
@@ -212,7 +221,7 @@ class RelayedSums:
             self._order(order)
             return self._upload(hidden, plan, order, stages)
 
-        def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch:
+        def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch | None:
             order = _OPEN + u64(attempt) + tag_key + streams_to_bytes(streams if self._hides else ())
             self._order(order)
             return self._fetch(hidden, plan, order, stages)
@@ -284,21 +293,24 @@ class RelayedSums:
         tree = tree_root(length, [b"".join(a[1 + TAG_BYTES :] for a in answers)])
         return Upload(name, tree, tag, data)
 
-    def _fetch(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> SumFetch:
-        """Fetch and open this rank's part of the sum."""
+    def _fetch(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> SumFetch | None:
+        """Fetch and open this rank's part of the sum; None if it is gone and every rank has its vector still."""
         begun = time.perf_counter()
         attempt, tag_key = int.from_bytes(order[1:9], "little"), order[9 : 9 + KEY_BYTES]
         hidden.begin_opening(streams_from_bytes(order[9 + KEY_BYTES :]), tag_key)
         low, high = hidden.part
         length = hidden.vector.layout.nbytes
-        hashed: dict[int, bytes] = {}
+        hashed: dict[int, bytes] | None = {}
         if high > low:
             view = hidden.vector.buffer[low:high].data
-            found = self._client.fetch_part(self._name(plan, attempt, "Y"), length, low, view, hidden.open)
-            if found is None:
-                raise PeersError(f"the relay has lost the sum of round {plan.round_}", "it was there before")
-            hashed = found
+            hashed = self._client.fetch_part(self._name(plan, attempt, "Y"), length, low, view, hidden.open)
         stages.wire += _lap(begun)
+        absent = b"" if high == low else b"\0" if hashed is not None else b"\1"
+        parts_absent = b"".join(self._party.site.gather_bytes(absent))
+        if hashed is None or b"\1" in parts_absent:
+            if b"\0" in parts_absent:
+                raise PeersError(f"the relay has lost the sum of round {plan.round_}", "start this site again")
+            return None
         mine = hidden.tag.to_bytes() + b"".join(hashed[i] for i in sorted(hashed)) + b"".join(hidden.opened_digests())
         answers = self._party.site.gather_bytes(mine)
         tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())

@@ -40,7 +40,7 @@ def read_feature_set(canonical: bytes, site: str) -> FeatureSet:
             Label(**{key: str(value) for key, value in document["label"].items()}),  # type: ignore[arg-type]
             tuple(int(size) for size in document["row_shape"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"site {site} sent a feature list that cannot be read: {error}") from None
     if found.canonical() != canonical:
         raise DataError(f"site {site} sent a feature list that is not in canonical form")

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedhpc.errors import ConfigError, StorageError
-from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES, pin_of
+from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES, UNREADABLE, pin_of
 
 CLOCK_SKEW_S = 300  # a certificate is valid this long before it was made, for sites whose clocks run late
 
@@ -88,10 +88,10 @@ def issue(authority: Issued, request: bytes, days: float = 7.0, start: datetime.
         raise ConfigError("the certificate request is too large")
     try:
         asked = x509.load_pem_x509_csr(request)
-    except ValueError as error:
+        public, good = asked.public_key(), asked.is_signature_valid
+    except UNREADABLE as error:
         raise ConfigError(f"not a certificate request: {error}", "make one with `fedhpc site request`") from None
-    public = asked.public_key()
-    if not asked.is_signature_valid or not isinstance(public, ec.EllipticCurvePublicKey):
+    if not good or not isinstance(public, ec.EllipticCurvePublicKey):
         raise ConfigError("the certificate request is not signed by its own P-256 key")
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     issuer_key = _load_key(authority.key)

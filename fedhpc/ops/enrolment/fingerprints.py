@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from fedhpc.errors import PolicyError
-from fedhpc.exchange.pins import pin_of_key
+from fedhpc.exchange.pins import UNREADABLE, pin_of_key
 from fedhpc.secure import labels
 from fedhpc.secure.enrolment import Request, read_request
 from fedhpc.secure.transcript import hash_parts
@@ -61,7 +60,7 @@ def read_asked(data: bytes) -> Asked:
         csr = x509.load_der_x509_csr(request.csr)
         key, good = csr.public_key(), csr.is_signature_valid
         subject = [(part.oid, part.value) for part in csr.subject]
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise PolicyError(f"the certificate request of site {request.name} cannot be read: {error}") from None
     if not good or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
         raise PolicyError(f"the certificate request of site {request.name} is not signed by its own P-256 key")

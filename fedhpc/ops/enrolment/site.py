@@ -26,7 +26,7 @@ from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError, StorageError
 from fedhpc.exchange.http_link import parse_url, proxy_from_environment
 from fedhpc.exchange.mailbox import RelayMailbox
-from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES, pin_of, pin_of_key, read_certificate, require_private
+from fedhpc.exchange.pins import pin_of, pin_of_key, read_certificate, read_pem, require_private
 from fedhpc.federation.agreement import SiteFile, check_name, read_identity, read_site
 from fedhpc.federation.approvals import Approvals
 from fedhpc.files import write_whole
@@ -118,7 +118,9 @@ class SiteFolder:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot make {path}: {error.strerror}") from None
+            raise StorageError(f"cannot make {path}: {error.strerror}", "choose another directory") from None
+        if (path / "invitations.toml").exists():
+            raise ConfigError(f"{path} is the coordinator's folder", "make the site's folder elsewhere")
         there = [n for n in ("site.toml", "sign.key", "tls.key") if (path / n).exists()]
         if there:
             raise ConfigError(
@@ -230,12 +232,11 @@ class SiteFolder:
         Raises PolicyError.
         """
         try:
-            if len(pem) > MAX_CERTIFICATE_BYTES:
-                raise ValueError("it is too large")
-            certificate = x509.load_pem_x509_certificate(pem)
+            certificate = read_pem(pem)
             pin = pin_of(certificate).hex()
         except ValueError as error:
-            raise PolicyError(f"this is not a certificate: {error}") from None
+            hint = "the coordinator has it as certificates/NAME.pem, from `fedhpc federation admit`"
+            raise PolicyError(f"this is not a certificate: {str(error).partition('. ')[0]}", hint) from None
         own = self.keys().tls
         if pin != own:
             raise PolicyError(

@@ -1,0 +1,187 @@
+"""Attempt files: private, whole or not there, and overwritten before they go."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from protocol_fakes import World
+from secure_fakes import key_of
+
+from fedhpc.errors import PolicyError, StorageError
+from fedhpc.federation.attempt_files import AttemptFiles, erase
+from fedhpc.federation.journal import FileJournal
+from fedhpc.secure.attempt_file import AttemptSecrets, fresh_secrets
+from fedhpc.secure.attempt_site import SiteAttempt
+from fedhpc.secure.ledger import NO_SET, LedgerEntry
+
+
+def attempt(site: int = 1) -> AttemptSecrets:
+    made = fresh_secrets(key_of("config"), site, b"m0", secrets.token_bytes)
+    made.sent["M1"] = b"message"
+    return made
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> FileJournal:
+    return FileJournal(tmp_path / "ledger.jsonl")
+
+
+@pytest.fixture
+def files(tmp_path: Path, journal: FileJournal) -> AttemptFiles:
+    return AttemptFiles(tmp_path / "attempts", journal)
+
+
+def test_what_was_saved_comes_back_to_its_owner_only(tmp_path: Path, files: AttemptFiles, journal: FileJournal) -> None:
+    before = os.umask(0)
+    try:
+        files.disk(4).save(attempt().export_private())
+        other = AttemptFiles(tmp_path / "others" / "attempts", journal)
+        other.disk(1).save(attempt().export_private())
+    finally:
+        os.umask(before)
+    kept = attempt()
+    files.disk(4).save(kept.export_private())  # a new attempt replaces the one before
+    assert files.load(4) == kept
+    assert files.load(3) is None
+    assert sorted(p.name for p in (tmp_path / "attempts").iterdir()) == ["round-4.attempt"]
+    assert stat.S_IMODE((tmp_path / "attempts" / "round-4.attempt").stat().st_mode) == 0o600
+    for folder in (tmp_path / "attempts", tmp_path / "others" / "attempts"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert AttemptFiles(tmp_path / "attempts", journal).load(4) == kept  # a restart
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o666, 0o610])
+def test_a_file_that_others_can_read_is_refused(tmp_path: Path, files: AttemptFiles, mode: int) -> None:
+    files.disk(1).save(attempt().export_private())
+    path = tmp_path / "attempts" / "round-1.attempt"
+    path.chmod(mode)
+    with pytest.raises(StorageError, match="can be read by others") as refused:
+        files.load(1)
+    assert refused.value.hint == f"chmod 600 {path}"
+    path.chmod(0o600)
+    assert files.load(1) is not None
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, files: AttemptFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = attempt()
+    files.disk(1).save(kept.export_private())
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            if name == "replace":
+                patch.setattr(Path, name, full)
+            with pytest.raises(StorageError, match="No space left"):
+                files.disk(1).save(attempt().export_private())
+        assert files.load(1) == kept
+        assert [p.name for p in (tmp_path / "attempts").iterdir()] == ["round-1.attempt"]
+
+
+def test_the_file_is_synced_before_its_name_and_the_name_before_the_call_returns(
+    files: AttemptFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    real, replace = os.fsync, Path.replace
+
+    def fsync(fd: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        real(fd)
+
+    def renamed(path: Path, target: Path) -> Path:
+        calls.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", renamed)
+    files.disk(1).save(attempt().export_private())
+    assert calls == ["file", "rename", "folder"]
+
+
+def test_what_a_killed_process_left_half_written_is_erased(
+    tmp_path: Path, files: AttemptFiles, journal: FileJournal
+) -> None:
+    kept = attempt()
+    files.disk(2).save(kept.export_private())
+    torn = tmp_path / "attempts" / ".round-2.attempt.0123456789abcdef"
+    torn.write_bytes(attempt().export_private()[:100])
+    witness = tmp_path / "link"
+    os.link(torn, witness)  # shows what the disk holds under the file that was removed
+    again = AttemptFiles(tmp_path / "attempts", journal)
+    assert not torn.exists()
+    assert witness.read_bytes() == bytes(100)
+    assert again.load(2) == kept
+
+
+def test_keys_are_overwritten_and_later_rounds_stay(tmp_path: Path, files: AttemptFiles) -> None:
+    sizes = {}
+    for round_ in (1, 2, 10, 11):
+        private = attempt().export_private()
+        files.disk(round_).save(private)
+        sizes[round_] = len(private)
+        os.link(tmp_path / "attempts" / f"round-{round_}.attempt", tmp_path / f"link-{round_}")
+    (tmp_path / "attempts" / "note.txt").write_text("of the user")
+    files.erase_until(10)
+    assert [files.load(r) is not None for r in (1, 2, 10, 11)] == [False, False, False, True]
+    for round_ in (1, 2, 10):
+        assert (tmp_path / f"link-{round_}").read_bytes() == bytes(sizes[round_])
+    assert (tmp_path / "link-11").read_bytes().startswith(b"{")
+    assert (tmp_path / "attempts" / "note.txt").exists()
+    files.erase_until(10)  # nothing is left to do
+    erase(tmp_path / "attempts" / "gone")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b + b" ", lambda b: b[:40] + b"z" + b[41:], lambda b: b * 99]
+)
+def test_a_damaged_file_is_refused_without_a_word_of_it(tmp_path: Path, files: AttemptFiles, damage: Any) -> None:
+    private = attempt().export_private()
+    files.disk(1).save(private)
+    (tmp_path / "attempts" / "round-1.attempt").write_bytes(damage(private))
+    with pytest.raises(PolicyError, match="damaged or of another version") as refused:
+        files.load(1)
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+    assert not any(key in str(refused.value) for key in (attempt().mask.hex(), "message"))
+
+
+def test_a_file_too_long_for_any_attempt_is_not_read_whole(tmp_path: Path, files: AttemptFiles) -> None:
+    path = tmp_path / "attempts" / "round-1.attempt"
+    path.touch(0o600)
+    os.truncate(path, 1 << 40)  # a sparse terabyte
+    with pytest.raises(PolicyError, match="damaged"):
+        files.load(1)
+
+
+def test_the_file_of_another_site_is_refused(files: AttemptFiles) -> None:
+    world = World(4)
+    files.disk(1).save(attempt(site=2).export_private())
+    with pytest.raises(PolicyError, match="belongs to site 2, not to 1"):
+        SiteAttempt(1, world.identities[1], world.roster, world.thresholds, files.disk(1), stored=files.load(1))
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, journal: FileJournal) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=str(tmp_path / "file")):
+        AttemptFiles(tmp_path / "file", journal)
+
+
+def test_the_ledger_is_the_sites_own(files: AttemptFiles, journal: FileJournal) -> None:
+    entry = LedgerEntry(3, "train", key_of("i"), key_of("f"), NO_SET)
+    files.disk(3).allows(entry)
+    assert len(journal.ledger) == 0
+    files.disk(3).admit(entry)
+    assert journal.ledger.entry_of(3) == entry
+    other = LedgerEntry(3, "train", key_of("i"), key_of("other"), NO_SET)
+    for refused in (files.disk(3).allows, files.disk(3).admit):
+        with pytest.raises(PolicyError, match="another vector"):
+            refused(other)
