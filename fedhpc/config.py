@@ -1,7 +1,7 @@
 """Reads TOML into frozen dataclasses, and refuses everything it does not know.
 
-This module knows no setting by name: each package owns its section as a dataclass that validates itself in
-`__post_init__` (raise ConfigError there), and hands the class to `read_section`.
+This module knows no setting by name, only which table tells which file: each package owns its section as a dataclass
+that validates itself in `__post_init__` (raise ConfigError there), and hands the class to `read_section`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ from fedhpc.errors import ConfigError
 
 MAX_CONFIG_BYTES = 4 << 20
 
+# Tables that only one kind of file has; a roster of [[site]] and [relay] stand in two.
+_TELLS = {
+    **dict.fromkeys(("federation", "cohort", "secure", "strategy", "task", "train"), "a federation.toml"),
+    **dict.fromkeys(("data", "compute", "exchange"), "a site file"),
+    "limits": "a relay.toml",
+}
+
 Section = TypeVar("Section")
 
 
@@ -28,9 +35,12 @@ def read_bytes(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise ConfigError(
-            f"cannot read {path}: {error.strerror}", "`fedhpc new DIR` writes a working example"
-        ) from None
+        if path.is_dir():
+            inside = ", ".join(str(p) for p in sorted(path.glob("*.toml"))[:4])
+            hint = f"name a file in it: {inside}" if inside else "name a file"
+        else:
+            hint = "" if path.is_absolute() else f"relative paths start at {Path.cwd()}"
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint) from None
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes", "is this the right file?")
     return data
@@ -44,6 +54,14 @@ def parse_toml(data: bytes, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where}: nested too deeply", "the file must be TOML 1.0 in UTF-8") from None
     except ValueError as error:  # also of numbers that Python does not read, such as one with 5000 digits
         raise ConfigError(f"{where}: {error}", "the file must be TOML 1.0 in UTF-8") from None
+
+
+def refuse_other_file(table: Mapping[str, Any], known: Iterable[str], where: str, wanted: str) -> None:
+    """As `refuse_unknown` for the tables of a whole file; says what file it is if that is another than `wanted`."""
+    told = {_TELLS[key] for key in table if key in _TELLS}
+    if len(told) == 1 and wanted not in told:
+        raise ConfigError(f"{where} is {told.pop()}", f"{wanted} belongs here")
+    refuse_unknown(table, known, where)
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:

@@ -9,41 +9,52 @@ import click
 
 from fedhpc import __version__
 
-# Command -> (module, name in it, one line of help). The line stands here so that the overview imports nothing.
+# What the commands are for -> command -> (module, name in it, one line of help). The lines stand here so that the
+# overview imports nothing.
 _COMMANDS = {
-    "bench": ("fedhpc.cli.bench", "bench", "Measure masked sums on this machine."),
-    "data": ("fedhpc.cli.data", "data", "Make, check and split a site's data store."),
-    "demo": ("fedhpc.cli.demo", "demo", "Run an example with real data."),
-    "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
-    "federation": ("fedhpc.cli.federation", "federation", "Begin a federation, admit and revoke its sites."),
-    "new": ("fedhpc.cli.new", "new", "Write a working federation to start from."),
-    "relay": ("fedhpc.cli.relay", "relay", "Run the relay where sites of different machines meet."),
-    "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
-    "run": ("fedhpc.cli.run", "run", "Train a federation; started under mpirun or srun."),
-    "site": ("fedhpc.cli.site", "site", "Make a site's keys, ask for its certificate, approve a configuration."),
+    "To try it": {
+        "demo": ("fedhpc.cli.demo", "demo", "Run an example with real data."),
+        "new": ("fedhpc.cli.new", "new", "Write a working federation to start from."),
+        "bench": ("fedhpc.cli.bench", "bench", "Measure masked sums on this machine."),
+    },
+    "At a site": {
+        "data": ("fedhpc.cli.data", "data", "Make, check and split a site's data store."),
+        "run": ("fedhpc.cli.run", "run", "Train, or go on; started under mpirun or srun."),
+        "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
+        "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
+    },
+    "Across machines, over a relay": {
+        "federation": ("fedhpc.cli.federation", "federation", "Coordinator: begin a federation, admit its sites."),
+        "site": ("fedhpc.cli.site", "site", "Site: make keys, get a certificate, sign what is agreed."),
+        "relay": ("fedhpc.cli.relay", "relay", "Operator: run the relay, see where it stands."),
+    },
 }
+_BY_NAME = {name: found for group in _COMMANDS.values() for name, found in group.items()}
 
 
 class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
+        return list(_BY_NAME)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in _BY_NAME:
             return None
-        module, name, _ = _COMMANDS[cmd_name]
+        module, name, _ = _BY_NAME[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in sorted(_COMMANDS.items())])
+        for title, group in _COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:10}", line) for name, (_, _, line) in group.items()])
 
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name="fedhpc")
 def cli() -> None:
-    """Train one PyTorch model across institutions whose data may not move, on the supercomputers where it lies.
+    """Train one PyTorch model across institutions whose data may not move, on the supercomputers where they lie.
+
+    Begin with `fedhpc demo heart`. Each command has its own --help.
 
     Exit codes: 0 done, 64 configuration or usage, 65 bad data, 69 peers unavailable, 70 internal error, 74 I/O,
     75 interrupted after a checkpoint (submit again), 77 refused by policy.

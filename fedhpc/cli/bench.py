@@ -12,7 +12,7 @@ def bench() -> None:
     """Measure masked sums on this machine. Compare figures of one run only: machines are noisy."""
 
 
-@bench.command("sum")
+@bench.command("sum", short_help="Time one masked sum, beside what the wire can do.")
 @click.option("--sites", type=click.IntRange(2, 100), default=4, show_default=True)
 @click.option("--params", type=click.IntRange(1), default=10_000_000, show_default=True, help="Numbers in the vector.")
 @click.option("--ranks-per-site", type=click.IntRange(1), default=1, show_default=True)
@@ -82,7 +82,7 @@ def sum_(
     click.echo(json.dumps(result) if as_json else _table(result))
 
 
-@bench.command("latency")
+@bench.command("latency", short_help="Time a sum of one number.")
 @click.option("--sites", type=click.IntRange(2, 100), default=4, show_default=True)
 @click.option("--repeat", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print only one JSON object.")

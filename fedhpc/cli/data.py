@@ -7,17 +7,24 @@ from typing import Any
 
 import click
 
+from fedhpc.cli.ordered import OrderedGroup
 from fedhpc.errors import ConfigError, DataError
 
 _FILE = click.Path(path_type=Path)
 
 
-@click.group("data")
+@click.group("data", cls=OrderedGroup)
 def data() -> None:
-    """Make, check and cut a site's data files."""
+    """Make, check and split a site's data store. All of it happens on this machine; nothing is sent.
+
+    \b
+      1. fedhpc data key row.key
+      2. fedhpc data ingest patients.csv --recipe recipe.toml --site leiden --out leiden/data.h5 --key row.key
+      3. fedhpc data check leiden/data.h5
+    """
 
 
-@data.command("key")
+@data.command("key", short_help="Make the key that hides row identifiers.")
 @click.argument("file", type=_FILE)
 def key(file: Path) -> None:
     """Make the row-id key FILE (mode 0600), which hides row identifiers in stores."""

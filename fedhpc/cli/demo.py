@@ -12,7 +12,7 @@ def demo() -> None:
     """Run an example with real data on this machine."""
 
 
-@demo.command("heart")
+@demo.command("heart", short_help="Heart disease in four hospitals: alone, federated, pooled.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object, the last line of stdout.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True)

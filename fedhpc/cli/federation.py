@@ -7,18 +7,28 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedhpc.cli.ordered import OrderedGroup
+
 if TYPE_CHECKING:
     from fedhpc.ops.enrolment.coordinator import Candidate, Granted
 
 _DIR = click.Path(path_type=Path)
 
 
-@click.group("federation")
+@click.group("federation", cls=OrderedGroup)
 def federation() -> None:
-    """Begin a federation of sites that never met, admit them, revoke them: the coordinator's commands."""
+    """Begin a federation of sites that never met, admit them, revoke them: the coordinator's commands.
+
+    \b
+      1. fedhpc federation new DIR --name heart --relay https://relay.example:8443 --sites leiden,lund,graz
+      2. start the relay: fedhpc relay serve DIR/relay/relay.toml
+      3. give each site its line; the sites send their requests: fedhpc site --help
+      4. fedhpc federation admit DIR
+      5. send DIR/federation.toml to all: sites sign it, the relay lets it in: fedhpc relay admit
+    """
 
 
-@federation.command("new")
+@federation.command("new", short_help="Begin: a draft of federation.toml, one token for each site.")
 @click.argument("directory", metavar="DIR", type=_DIR)
 @click.option("--name", required=True, help="The federation's name.")
 @click.option(
@@ -28,7 +38,7 @@ def federation() -> None:
     "--sites", required=True, metavar="A,B,C", help="Names of the invited sites; their order is their number."
 )
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Training rounds.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of model and data order.")
 def new(directory: Path, name: str, url: str, sites: str, rounds: int, seed: int) -> None:
     """Begin a federation in DIR: a draft of federation.toml, an enrolment authority and everything for a relay.
 
@@ -43,21 +53,28 @@ def new(directory: Path, name: str, url: str, sites: str, rounds: int, seed: int
     click.echo("give each site its line; tokens are shown once and work once:")
     for site, token in tokens.items():
         click.echo(f"{site}  token {token}  relay {url}  relay pin {pin}")
+    click.echo(f"next: `fedhpc relay serve {directory}/relay/relay.toml`, then `fedhpc federation admit {directory}`")
 
 
-@federation.command("invite")
+@federation.command("invite", short_help="A token for one more site, or for new keys of a site.")
 @click.argument("directory", metavar="DIR", type=_DIR)
 @click.argument("site")
 def invite(directory: Path, site: str) -> None:
-    """Print a one-time token for SITE: a new site, or one whose keys changed. An earlier token ends."""
+    """Print a one-time token for SITE: a new site, or one whose keys changed. Its earlier token ends."""
     from fedhpc.ops.enrolment.coordinator import Coordinator
 
     coordinator = Coordinator(directory)
+    known = coordinator.invited
     token = coordinator.invite(site)
     click.echo(f"{site}  token {token}  relay pin {coordinator.relay_pin}")
+    if site in known:
+        note = f"{site} was invited before: its earlier token ends, its keys in the roster stay until `admit`"
+    else:
+        note = f"{site} is new beside {', '.join(known)}; if that is a slip: `fedhpc federation revoke`"
+    click.echo(note, err=True)
 
 
-@federation.command("admit")
+@federation.command("admit", short_help="Put requests into the roster, issue and renew certificates.")
 @click.argument("directory", metavar="DIR", type=_DIR)
 @click.argument("requests", metavar="[REQUEST.JSON]...", type=_DIR, nargs=-1)
 @click.option(
@@ -76,6 +93,7 @@ def admit(directory: Path, requests: tuple[Path, ...], days: float, yes: bool, r
 
     coordinator = Coordinator(directory)
     taken: list[Candidate] = []
+    declined = False
     refused: list[FedhpcError] = []
     for path in requests or coordinator.mailbox():
         try:
@@ -85,15 +103,20 @@ def admit(directory: Path, requests: tuple[Path, ...], days: float, yes: bool, r
             click.echo(f"refused {path}\n{error.lines()}", err=True)
             continue
         skipped = candidate.kind == "current" or (renew and candidate.kind != "renewal")
-        if not skipped and _confirmed(candidate, yes=yes):
+        if skipped:
+            continue
+        if _confirmed(candidate, yes=yes):
             taken.append(candidate)
+        else:
+            declined = True
     if taken:
         granted = coordinator.admit(taken, days)
         for candidate in taken:
             click.echo(f"admitted {candidate.asked.name}: {directory / 'certificates' / candidate.asked.name}.pem")
         _told(directory, granted)
     elif not refused:
-        click.echo("nobody to admit")
+        waiting = f"; waiting for {', '.join(coordinator.waiting)}" if coordinator.waiting else ""
+        click.echo(f"nobody {'admitted' if declined else 'to admit'}{waiting}")
     if refused:
         raise SystemExit(refused[0].exit_code)
 
@@ -123,7 +146,7 @@ def _told(directory: Path, granted: Granted) -> None:
         click.echo("send it to all sites; each runs `fedhpc site approve`, the relay `fedhpc relay admit`")
 
 
-@federation.command("revoke")
+@federation.command("revoke", short_help="End a site's access at once.")
 @click.argument("directory", metavar="DIR", type=_DIR)
 @click.argument("site")
 @click.option("--reinvite", is_flag=True, help="Only its keys are lost: it keeps its place and gets a new token.")
@@ -143,7 +166,7 @@ def revoke(directory: Path, site: str, reinvite: bool) -> None:
         _told(directory, granted)
 
 
-@federation.command("next")
+@federation.command("next", short_help="Begin the next epoch, before a signed file is changed.")
 @click.argument("directory", metavar="DIR", type=_DIR)
 def next_(directory: Path) -> None:
     """Begin the next epoch: run this before you change a federation.toml that sites have approved."""

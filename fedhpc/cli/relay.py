@@ -6,15 +6,23 @@ from pathlib import Path
 
 import click
 
+from fedhpc.cli.ordered import OrderedGroup
 from fedhpc.errors import ConfigError
 
 
-@click.group("relay")
+@click.group("relay", cls=OrderedGroup)
 def relay() -> None:
-    """Run the relay that sites dial out to, and say whom it serves."""
+    """Run the relay that sites dial out to, say whom it serves, and see where the rounds stand.
+
+    \b
+    `fedhpc federation new DIR` wrote the relay's folder; it may be moved to another machine.
+      1. fedhpc relay serve DIR/relay/relay.toml
+      2. fedhpc relay admit federation.toml --relay DIR/relay/relay.toml
+      3. fedhpc relay status
+    """
 
 
-@relay.command("serve")
+@relay.command("serve", short_help="Serve until SIGTERM.")
 @click.argument("file", metavar="RELAY.TOML", type=click.Path(path_type=Path))
 @click.option("--verbose", "-v", is_flag=True, help="Log every refusal.")
 def serve(file: Path, verbose: bool) -> None:
@@ -49,7 +57,32 @@ def serve(file: Path, verbose: bool) -> None:
     click.echo("relay: stopped")
 
 
-@relay.command("status")
+_RELAY = click.option(
+    "--relay",
+    "file",
+    metavar="RELAY.TOML",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The relay's settings.",
+)
+
+
+@relay.command("admit", short_help="Let a federation in.")
+@click.argument("federation", metavar="FEDERATION.TOML", type=click.Path(path_type=Path))
+@_RELAY
+@click.option("--bytes", "quota", type=click.IntRange(1), help="Disk for its objects; by default 64 GiB.")
+@click.option("--objects", type=click.IntRange(1), help="How many objects it may keep; by default 100000.")
+def admit(federation: Path, file: Path, quota: int | None, objects: int | None) -> None:
+    """Let the federation of FEDERATION.TOML in. A running relay serves it a moment later."""
+    from fedhpc.ops.enrolment.relay import BYTES, OBJECTS
+    from fedhpc.ops.enrolment.relay import admit as admit_federation
+
+    agreement, changed = admit_federation(federation, file, quota_bytes=quota or BYTES, objects=objects or OBJECTS)
+    words = "admitted" if changed else "admitted already, nothing changed:"
+    click.echo(f"{words} {agreement.federation.name}, {len(agreement.roster)} sites, {agreement.hash.hex()}")
+
+
+@relay.command("status", short_help="Show where the rounds stand and who is late.")
 @click.argument("federation", metavar="[FEDERATION.TOML]", type=click.Path(path_type=Path), required=False)
 @click.option("--admin", default="127.0.0.1:9443", show_default=True, metavar="HOST:PORT", help="The admin port.")
 @click.option("--site", type=click.Path(path_type=Path), help="Ask as a site instead: its site.toml, or its folder.")
@@ -74,25 +107,7 @@ def status(federation: Path | None, admin: str, site: Path | None, as_json: bool
         show(lambda: ask_admin(admin), as_json=as_json, watch=watch)
 
 
-_RELAY = click.option("--relay", "file", metavar="RELAY.TOML", type=click.Path(path_type=Path), required=True)
-
-
-@relay.command("admit")
-@click.argument("federation", metavar="FEDERATION.TOML", type=click.Path(path_type=Path))
-@_RELAY
-@click.option("--bytes", "quota", type=click.IntRange(1), help="Disk for its objects; by default 64 GiB.")
-@click.option("--objects", type=click.IntRange(1), help="How many objects it may keep; by default 100000.")
-def admit(federation: Path, file: Path, quota: int | None, objects: int | None) -> None:
-    """Let the federation of FEDERATION.TOML in. A running relay serves it a moment later."""
-    from fedhpc.ops.enrolment.relay import BYTES, OBJECTS
-    from fedhpc.ops.enrolment.relay import admit as admit_federation
-
-    agreement, changed = admit_federation(federation, file, quota_bytes=quota or BYTES, objects=objects or OBJECTS)
-    words = "admitted" if changed else "admitted already, nothing changed:"
-    click.echo(f"{words} {agreement.federation.name}, {len(agreement.roster)} sites, {agreement.hash.hex()}")
-
-
-@relay.command("drop")
+@relay.command("drop", short_help="Serve a federation no longer.")
 @click.argument("config", metavar="HASH")
 @_RELAY
 def drop(config: str, file: Path) -> None:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
+from fedhpc.cli.ordered import OrderedGroup
+
 _PATH = click.Path(path_type=Path)
 
 
-@click.group("site")
+@click.group("site", cls=OrderedGroup)
 def site() -> None:
-    """Make a site's keys, ask for its certificate, approve a configuration: the site engineer's commands."""
+    """Make a site's keys, get its certificate, sign what is agreed: the site engineer's commands.
+
+    \b
+    With the line that the coordinator gave you, over a channel that you both trust:
+      1. fedhpc site init DIR --name leiden --relay URL --relay-pin PIN
+      2. read the fingerprint out to the coordinator
+      3. fedhpc site request DIR --token - --wait
+      4. fedhpc data ingest … --out DIR/data.h5
+      5. fedhpc site approve federation.toml --site DIR, when the coordinator sends it
+      6. fedhpc run federation.toml --site DIR
+    """
 
 
-@site.command("init")
+@site.command("init", short_help="Make this site's folder: keys and site.toml.")
 @click.argument("directory", metavar="DIR", type=_PATH)
 @click.option("--name", required=True, help="The name under which the coordinator invited this site.")
 @click.option("--relay", default="", metavar="URL", help="The relay, as the coordinator told: https://host:port.")
@@ -29,11 +42,13 @@ def init(directory: Path, name: str, relay: str, relay_pin: str, data: str) -> N
     click.echo(f"wrote {directory}/site.toml, and sign.key and tls.key (mode 0600): they stay on this machine")
     click.echo(f"sign {keys.sign}\ntls  {keys.tls}")
     click.echo(f"fingerprint of {name}, to be read out to the coordinator:\n  {keys.fingerprint}")
+    through = f"`fedhpc site request {directory} --token - --wait`, with the token"
+    click.echo(f"next: {through if relay_pin else f'`fedhpc site request {directory}`, and mail what it writes'}")
 
 
-@site.command("request")
+@site.command("request", short_help="Ask for a certificate, or for its renewal.")
 @click.argument("directory", metavar="DIR", type=_PATH)
-@click.option("--token", help="The one-time token; - asks for it. It is kept in DIR for renewals.")
+@click.option("--token", help="The one-time token; - asks for it, or reads it from a pipe. Kept in DIR for renewals.")
 @click.option("--wait", is_flag=True, help="Wait for the certificate and keep it.")
 @click.option("--mail", is_flag=True, help="Send nothing, although DIR has a token.")
 @click.option("--for", "seconds", type=click.FloatRange(1), default=3600.0, show_default=True, help="Seconds to wait.")
@@ -47,7 +62,7 @@ def request(directory: Path, token: str | None, wait: bool, mail: bool, seconds:
     from fedhpc.secure.enrolment import split_token
 
     folder = SiteFolder.open(directory)
-    typed = click.prompt("token", hide_input=True, err=True) if token == "-" else token or folder.token()  # noqa: S105
+    typed = _read_token() if token == "-" else token or folder.token()  # noqa: S105
     halves = split_token(typed.strip()) if typed and not mail else None
     if wait and halves is None:
         raise ConfigError("--wait needs a token", "a mailed request is answered by mail: `fedhpc site certificate`")
@@ -60,16 +75,26 @@ def request(directory: Path, token: str | None, wait: bool, mail: bool, seconds:
     known = folder.certificate()
     mailbox.send(data)
     folder.keep_token(typed.strip())
-    click.echo("sent to the relay; the coordinator runs `fedhpc federation admit`")
     if not wait:
+        click.echo("sent to the relay; once the coordinator has run `fedhpc federation admit`, fetch the certificate:")
+        click.echo(f"  fedhpc site request {directory} --wait")
         return
+    click.echo("sent to the relay; waiting until the coordinator has run `fedhpc federation admit`")
     pem = mailbox.certificate(known, seconds)
     if pem is None:
         raise PeersError(f"no new certificate within {seconds:.0f} s", "run the same command again to go on waiting")
     click.echo(f"wrote {folder.certificate_path}, good until {folder.take_certificate(pem):%Y-%m-%d}")
 
 
-@site.command("certificate")
+def _read_token() -> str:
+    """From the keyboard without an echo, or the first line of a pipe or file."""
+    if sys.stdin.isatty():
+        typed: str = click.prompt("token", hide_input=True, err=True)
+        return typed
+    return sys.stdin.readline()
+
+
+@site.command("certificate", short_help="Keep a certificate that came by mail.")
 @click.argument("directory", metavar="DIR", type=_PATH)
 @click.argument("file", metavar="CERTIFICATE.PEM", type=_PATH)
 def certificate(directory: Path, file: Path) -> None:
@@ -82,7 +107,7 @@ def certificate(directory: Path, file: Path) -> None:
     click.echo(f"wrote {folder.certificate_path}, good until {end:%Y-%m-%d}")
 
 
-@site.command("approve")
+@site.command("approve", short_help="Read federation.toml and sign it.")
 @click.argument("file", metavar="FEDERATION.TOML", type=_PATH)
 @click.option("--site", "site_file", type=_PATH, required=True, help="This site's site.toml, or its folder.")
 @click.option("--yes", is_flag=True, help="Sign without asking.")
@@ -105,7 +130,7 @@ def approve(file: Path, site_file: Path, yes: bool) -> None:
         click.echo(f"approved by {folder.name}: {folder.approvals.folder}")
 
 
-@site.command("rotate")
+@site.command("rotate", short_help="Make new keys, when the old ones were stolen or lost.")
 @click.argument("directory", metavar="DIR", type=_PATH)
 def rotate(directory: Path) -> None:
     """Make new keys; the old ones are kept as *.old. Then request a certificate for them."""

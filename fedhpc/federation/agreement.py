@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedhpc.cohort.settings import CohortSettings
-from fedhpc.config import parse_toml, read_bytes, read_section, refuse_unknown
+from fedhpc.config import parse_toml, read_bytes, read_section, refuse_other_file
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.federation.strategy import StrategySettings
 from fedhpc.secure.keys import public_identity
@@ -202,7 +202,7 @@ class SiteFile:
 def read_agreement(source: bytes, where: str) -> Agreement:
     """The agreement in the bytes of federation.toml. Raises ConfigError, or PolicyError for unsafe settings."""
     table = parse_toml(source, where)
-    refuse_unknown(table, AGREED_SECTIONS, where)
+    refuse_other_file(table, AGREED_SECTIONS, where, "a federation.toml")
     if "federation" not in table:
         raise ConfigError(f"{where} has no [federation] section", "`fedhpc new DIR` writes a working example")
     listed = table.get("site", [])
@@ -238,7 +238,7 @@ def read_agreement(source: bytes, where: str) -> Agreement:
 def read_site(source: bytes, path: Path) -> SiteFile:
     """The site file in `source`, read from `path`. Raises ConfigError."""
     table = parse_toml(source, str(path))
-    refuse_unknown(table, SITE_SECTIONS, str(path))
+    refuse_other_file(table, SITE_SECTIONS, str(path), "a site file")
     if "site" not in table:
         raise ConfigError(f"{path} has no [site] section", "it needs at least name = …")
     return SiteFile(

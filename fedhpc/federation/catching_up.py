@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError
-from fedhpc.exchange.https import RelayExchange, Watch
+from fedhpc.exchange.https import RelayExchange, Watch, objects_of
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
 from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
@@ -77,17 +77,14 @@ class Attendant:
 
     def _asked(self) -> list[tuple[int, int]]:
         """(site, number) of the requests that the relay asks this site to answer."""
-        needs = self._exchange.standing().get("needs", [])
-        return [
-            (need["site"], need["attempt"])
-            for need in (needs if isinstance(needs, list) else [])
-            if isinstance(need, dict)
-            and need.get("asked") == self._exchange.me
-            and type(need.get("site")) is int
-            and 1 <= need["site"] <= len(self._known.roster)
-            and type(need.get("attempt")) is int
-            and 1 <= need["attempt"] < 1 << 53
-        ]
+        found = []
+        for need in objects_of(self._exchange.standing(), "needs"):
+            site, number = need.get("site"), need.get("attempt")
+            if need.get("asked") != self._exchange.me or type(site) is not int or type(number) is not int:
+                continue
+            if 1 <= site <= len(self._known.roster) and 1 <= number < 1 << 53:
+                found.append((site, number))
+        return found
 
     def _help(self, taker: int, number: int, checkpoint: Checkpoint) -> bool:
         """Whether there is nothing more to do: not, if this site has nothing yet that the taker lacks.

@@ -70,7 +70,10 @@ def join(
 def join_with_files(federation: Path, *, sites: Path | None, site: Path | None, run: Path | None) -> Joined:
     """`join`, for callers that also need the site file."""
     if (sites is None) == (site is None):
-        raise ConfigError("give either sites= (a directory) or site= (a file)", "`--sites DIR` or `--site FILE`")
+        raise ConfigError(
+            "give either sites= (a directory) or site= (a file)",
+            "`--sites DIR` if all sites are in this job, `--site FILE` for one site of a federation over a relay",
+        )
     world = mpi_world.start()
     agreement, files = _read_files(world, federation, sites, site)
     if sites is not None:

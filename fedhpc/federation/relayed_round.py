@@ -16,11 +16,12 @@ from typing import TypeVar
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.https import RelayExchange, TooLateError, Until, Watch, objects_of, too_late
+from fedhpc.exchange.https import RelayExchange, TooLateError, Watch, too_late
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Party, RoundOverError, SumPlan
+from fedhpc.federation.relayed_lobby import Lobby
 from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_site import SiteAttempt
@@ -28,7 +29,7 @@ from fedhpc.secure.attempt_state import Expected
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.thresholds import Thresholds
-from fedhpc.secure.transcript import canon
+from fedhpc.secure.transcript import parse_canon
 
 _log = logging.getLogger("fedhpc.federation")
 _T = TypeVar("_T")
@@ -65,7 +66,6 @@ class RelayedRound:
         self._waited_s = 0.0
         self._turns_before = exchange.turns
         cohort = party.agreement.cohort
-        self._lobby_s = cohort.deadline_s
         # The relay closes sets by its own deadlines; a site waits a little longer than the longest of them.
         self._attempt_s = cohort.upload_s + 4 * cohort.answer_s + 60.0
 
@@ -83,18 +83,16 @@ class RelayedRound:
         bases = frozenset({NO_BASE} if plan.base == NO_BASE else {plan.base, plan.state, *states})
         config = self._party.agreement.hash
         own = Expected(config, self.layout.hash, plan.purpose, plan.round_, plan.state, shapes, plan.base, bases)
-        lobby = self._exchange.watch(plan.round_, 0)
+        lobby = Lobby(self._party, self._exchange, plan, self.layout)
         stored = self._files.load(plan.round_)
         if stored is None:
             self._first = self._exchange.watch(plan.round_, 1)
-            lobby.ahead("DONE")
             self._first.ahead("M0")
-        self._be_ready(shapes)
-        number = 0
+        lobby.be_ready(ahead=stored is None)
         if stored is not None:
             number = messages.read_proposal(stored.m0, self._thresholds.sites).attempt
         else:
-            number = self._next_attempt(lobby, 0)
+            number = lobby.next_attempt(0)
         while True:
             try:
                 return self._go_through(number, own, hide, open_)
@@ -104,7 +102,7 @@ class RelayedRound:
                 if isinstance(left, TooLateError) and left.kind == "round-over":
                     raise
                 _log.info("round %d: attempt %d goes on without this site: %s", plan.round_, number, left)
-            number = self._next_attempt(lobby, number)
+            number = lobby.next_attempt(number)
 
     def settle(self, sum_tree: bytes, state: bytes) -> tuple[bytes, ...]:
         """Send M6 and wait until τ sites stand behind one next state; their messages.
@@ -147,48 +145,6 @@ class RelayedRound:
             )
         attempt.forget()
         return settled.proof
-
-    # --- the lobby
-
-    def _be_ready(self, shapes: tuple[tuple[int, int], ...]) -> None:
-        plan = self._plan
-        body = {
-            "base": plan.base.hex(),
-            "everyone": int(plan.everyone),
-            "layout": self.layout.hash.hex(),
-            "purpose": plan.purpose,
-            "state": plan.state.hex(),
-            "tensors": [list(s) for s in shapes],
-        }
-        self._exchange.put(plan.round_, 0, "READY", canon(body))
-
-    def _next_attempt(self, lobby: Watch, after: int) -> int:
-        """The newest attempt of the round that was proposed after attempt `after`."""
-
-        def newest(watch: Watch) -> int:
-            return max((int(n[1:]) for n in watch.names if n[0] == "A" and n[1:].isdigit()), default=0)
-
-        try:
-            found = self._wait_or_not(lobby, lambda w: newest(w) > after or "DONE" in w, self._lobby_s, ("DONE", 1))
-        except TooLateError as error:
-            raise RoundOverError(self._plan.round_, f"round {self._plan.round_} is over: {error.what}") from None
-        if newest(lobby) > after:
-            return newest(lobby)
-        if found:
-            raise RoundOverError(self._plan.round_, f"round {self._plan.round_} ended without site {self._party.name}")
-        raise PeersError(
-            f"round {self._plan.round_} did not begin within {self._lobby_s:.0f} s: {self._who_is_late()}",
-            "start this site again when the others are there; [cohort] deadline_s says how long it waits",
-        )
-
-    def _who_is_late(self) -> str:
-        names = self._party.agreement.names
-        for entry in objects_of(self._exchange.standing(), "rounds"):
-            ready = entry.get("ready")
-            if entry.get("round") == self._plan.round_ and isinstance(ready, list):
-                late = [name for u, name in enumerate(names, start=1) if u not in ready]
-                return f"site {', '.join(late)} not ready" if late else "all sites are ready"
-        return "the relay knows nothing of it"
 
     # --- one attempt
 
@@ -332,20 +288,16 @@ class RelayedRound:
 
         Raises _GivenUp if the relay starts another attempt, PeersError if nothing comes in time.
         """
-        if not self._wait_or_not(watch, lambda w: seen(w) or "NEXT" in w, seconds, (what, count)):
+        begun = time.monotonic()
+        came = watch.wait(lambda w: seen(w) or "NEXT" in w, begun + seconds, until=(what, count))
+        self._waited_s += time.monotonic() - begun
+        if not came:
             raise PeersError(
                 f"round {self._plan.round_}: {what} did not come within {seconds:.0f} s",
                 "the relay or the other sites do not go on; start this site again to go on with the round",
             )
         if not seen(watch):
             raise _GivenUp
-
-    def _wait_or_not(self, watch: Watch, seen: Callable[[Watch], bool], seconds: float, until: Until) -> bool:
-        begun = time.monotonic()
-        try:
-            return watch.wait(seen, begun + seconds, until=until)
-        finally:
-            self._waited_s += time.monotonic() - begun
 
 
 def _have(kind: str, of: list[int], count: int, watch: Watch) -> bool:

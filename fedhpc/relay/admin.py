@@ -85,7 +85,8 @@ def start_admin(server: RelayServer, settings: RelaySettings, limits: Limits, ve
     try:
         admin = _Admin((host, port), Handler)
     except OSError as error:
-        raise ConfigError(f"cannot listen on the admin port {host}:{port}: {error.strerror}") from None
+        what = f"cannot listen on the admin port {host}:{port}: {error.strerror}"
+        raise ConfigError(what, "give relay.admin another port in relay.toml") from None
     threading.Thread(target=admin.serve_forever, name="admin", daemon=True).start()
     return int(admin.server_address[1])
 

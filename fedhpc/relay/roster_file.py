@@ -39,7 +39,7 @@ def drop_federation(path: Path, config: str) -> None:
     """Take a federation out of the roster. Raises ConfigError if it is not there."""
     federations = _read(path)
     if config not in federations:
-        known = ", ".join(f"{name[:16]}…" for name in federations) or "none"
+        known = ", ".join(federations) or "none"
         raise ConfigError(f"this relay serves no federation {config}", f"it serves {known}")
     del federations[config]
     _write(path, federations)

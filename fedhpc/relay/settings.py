@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.cohort.settings import CohortSettings
-from fedhpc.config import parse_toml, read_bytes, read_section
+from fedhpc.config import parse_toml, read_bytes, read_section, refuse_other_file
 from fedhpc.errors import ConfigError
 from fedhpc.exchange.pins import require_private, same_pin
 from fedhpc.relay.store import Quota
@@ -135,9 +135,7 @@ class Roster:
 def read_settings(path: Path) -> tuple[RelaySettings, Limits]:
     """relay.toml; relative paths start at its folder. Raises ConfigError, also if others can read the key."""
     table = parse_toml(read_bytes(path), str(path))
-    unknown = sorted(set(table) - {"relay", "limits"})
-    if unknown:
-        raise ConfigError(f"{path}: unknown table '{unknown[0]}'", "valid names: relay, limits")
+    refuse_other_file(table, ("relay", "limits"), str(path), "a relay.toml")
     given = read_section(RelaySettings, table.get("relay", {}), "relay")
     base = path.absolute().parent
     settings = RelaySettings(
@@ -197,5 +195,5 @@ def split_address(text: str, where: str) -> tuple[str, int]:
     """`host:port` or `[v6]:port`. Raises ConfigError."""
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{where} = {text!r} is not host:port", 'write it as "0.0.0.0:8443"')
+        raise ConfigError(f"{where} = {text!r} is not host:port", "such as 0.0.0.0:8443 or 127.0.0.1:9443")
     return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104 - the operator's choice

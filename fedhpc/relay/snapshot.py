@@ -92,6 +92,7 @@ def _federation(
         "config": federation.config,
         "sites": len(federation.pins),
         "threshold": federation.threshold,
+        "revoked": list(federation.revoked),
         "policy": federation.cohort.policy,
         "members": [
             {

@@ -19,6 +19,8 @@ def federation_section(federation: dict[str, Any]) -> Html:
         f"{federation['sites']} sites, threshold {federation['threshold']}, policy {policy}. "
         f"{'No round is done yet.' if done == 0 else f'Round {done} is the last that is done.'}"
     )
+    if federation["revoked"]:
+        about += f" The key of {sites(federation['revoked'])} is revoked."
     return element(
         "section",
         element("h2", "Federation ", element("code", name, title=federation["config"]), id=f"f{name}"),

@@ -70,7 +70,9 @@ class Store:
             self._lock_file = (root / "lock").open("w")
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StorageError(f"another relay uses the store {root}") from None
+            raise StorageError(
+                f"another relay uses the store {root}", "end that one first, or is it this one?"
+            ) from None
         except OSError as error:
             raise StorageError(f"cannot use the store {root}: {error.strerror}") from None
         self._restore()

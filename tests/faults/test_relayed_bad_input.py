@@ -456,7 +456,7 @@ def is_locked(path: Path) -> bool:
 
 
 RELAY_FAULTS = [
-    ("relay.toml", "[relay]", "[realy]", ["unknown table 'realy'"]),
+    ("relay.toml", "[relay]", "[realy]", ["unknown key 'realy'"]),
     ("relay.toml", "store = ", "stor = ", ["relay: unknown key 'stor'", "did you mean 'store'?"]),
     ("relay.toml", "listen = ", 'listen = "everywhere" # ', ["relay.listen = 'everywhere' is not host:port"]),
     ("relay.toml", "listen = ", 'listen = "127.0.0.1:99999" # ', ["relay.listen = '127.0.0.1:99999' is not host:port"]),

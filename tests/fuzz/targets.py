@@ -33,6 +33,7 @@ from fedhpc.exchange.http_transfer import declared_length
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES, pin_of, pin_of_der, read_certificate, read_der
 from fedhpc.federation.agreement import read_agreement, read_site
+from fedhpc.federation.catching_up import Attendant
 from fedhpc.federation.journal import FileJournal
 from fedhpc.federation.relayed_round import RelayedRound
 from fedhpc.ops.enrolment.fingerprints import read_asked
@@ -311,6 +312,15 @@ def _site() -> list[Target]:
         )
         assert RelayedRound._who_is_late(waiting)  # type: ignore[arg-type]
 
+    def asked(data: bytes) -> None:
+        """Whom the relay asks this site to help."""
+        world = _world()
+        known = Federation(key_of("config"), world.roster, world.thresholds, 0)
+        exchange = SimpleNamespace(standing=lambda: _document(data), me=1)
+        attendant = Attendant(known, exchange, world.identities[1], None)  # type: ignore[arg-type]
+        for site, number in attendant._asked():
+            ObjectName(CONFIG, 0, number, f"NEED/{site}")
+
     def described(data: bytes) -> None:
         assert read_feature_set(data, "b").canonical() == data
 
@@ -325,6 +335,7 @@ def _site() -> list[Target]:
         Target("gaps", gaps, [b'{"missing": [[0, 1048576], [2097152, 2097153]]}'], (RelayProblem,)),
         Target("answer", answer, [whole % (b"409 Conflict", len(problem), problem)], network),
         Target("standing", late, [json.dumps(standing).encode()], (RelayProblem,)),
+        Target("needs", asked, [b'{"needs": [{"site": 4, "attempt": 123, "asked": 1}]}'], (RelayProblem,)),
         Target("features", described, [features.canonical()]),
     ]
 

@@ -242,7 +242,7 @@ def test_a_site_sees_its_federation_by_names(enrolled: Enrolled) -> None:
     assert (code, err) == (0, "")
     assert "federation heart " in out
     assert "4 sites, threshold 3, quorum; no round is done yet" in out
-    assert re.search(r"(?m)^2 bb +never +- *$", out)
+    assert re.search(r"(?m)^2 bb +not yet +- *$", out)
     assert "stored" not in out, "that is the operator's"
 
 
@@ -282,3 +282,18 @@ def test_memory_of_the_admin_port_is_that_of_one_snapshot(running: Relay) -> Non
     for _ in range(200):
         fetch(running, "/")
     assert running.peak_bytes() - before < 8 * MIB
+
+
+def test_an_admin_port_that_is_taken_is_told(running: Relay) -> None:
+    settings = running.folder / "relay.toml"
+    other = running.folder / "other.toml"
+    text = settings.read_text().replace(f'"127.0.0.1:{running.port}"', '"127.0.0.1:0"')
+    other.write_text(
+        text.replace('admin = "127.0.0.1:0"', f'admin = "127.0.0.1:{running.admin}"').replace('"store"', '"s2"')
+    )
+    line = [sys.executable, "-m", "fedhpc", "relay", "serve", str(other)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 64
+    assert f"cannot listen on the admin port 127.0.0.1:{running.admin}" in done.stderr
+    assert "hint: give relay.admin another port" in done.stderr

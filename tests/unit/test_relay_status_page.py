@@ -75,6 +75,10 @@ def test_it_says_where_the_round_stands_and_who_is_awaited() -> None:
     assert "U3" not in words
 
 
+def test_revoked_keys_are_told() -> None:
+    assert "The key of site 4 is revoked." in Reader(shown(snapshot(revoked=[4]))).words
+
+
 def test_an_empty_relay_says_what_to_do_next() -> None:
     words = Reader(shown(copy.deepcopy(EMPTY))).words
     assert "No federations yet" in words
@@ -308,7 +312,7 @@ def test_amounts() -> None:
         "1.0 h",
         "2.3 d",
     ]
-    assert [ago(s) for s in (None, 0.2, 5.0)] == ["never", "now", "5 s ago"]
+    assert [ago(s) for s in (None, 0.2, 5.0)] == ["not yet", "now", "5 s ago"]
     assert [ranges(n) for n in ([], [3], [2, 1], [1, 2, 3, 7], [9, 8, 7, 1])] == [
         "none",
         "3",

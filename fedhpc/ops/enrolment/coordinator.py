@@ -37,7 +37,8 @@ _RELAY = """\
 # The relay of {name}: `fedhpc relay serve relay.toml`. Paths are relative to this file.
 
 [relay]
-listen = "0.0.0.0:{port}"
+listen = "{address}:{port}"
+# admin = "127.0.0.1:9443"   # for you, on this machine only: `fedhpc relay status`, a page for the browser, metrics
 store = "store"
 certificate = "relay.pem"
 key = "relay.key"
@@ -101,7 +102,7 @@ class Coordinator:
             for path in (folder, relay_folder, relay_folder / "enrolment", folder / "certificates"):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot make {folder}: {error.strerror}") from None
+            raise StorageError(f"cannot make {folder}: {error.strerror}", "choose another directory") from None
         authority = new_authority(f"{name} enrolment", AUTHORITY_DAYS)
         relay = issue_new(authority, host.hostname or "relay", AUTHORITY_DAYS)
         authority.write(folder, "authority")
@@ -109,7 +110,8 @@ class Coordinator:
         invitations = Invitations(folder / "invitations.toml", relay_folder / "tokens.toml")
         tokens = {site: invitations.invite(site) for site in sites}
         write_whole(relay_folder / "authority.pem", authority.certificate)
-        write_whole(relay_folder / "relay.toml", _RELAY.format(name=name, port=host.port).encode())
+        address = "127.0.0.1" if host.hostname in ("127.0.0.1", "localhost") else "0.0.0.0"  # noqa: S104
+        write_whole(relay_folder / "relay.toml", _RELAY.format(name=name, address=address, port=host.port).encode())
         write_whole(relay_folder / "roster.toml", b"")
         write_whole(folder / "federation.toml", new_draft(name, relay.pin().hex(), rounds, seed, sites))
         invitations.save()
@@ -119,6 +121,16 @@ class Coordinator:
     def relay_pin(self) -> str:
         """Pin of the relay's key, hex."""
         return pin_of(read_certificate(self.relay / "relay.pem")).hex()
+
+    @property
+    def invited(self) -> tuple[str, ...]:
+        """Names of the invited sites, in the order of the roster."""
+        return tuple(self._invitations.invited)
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Invited sites that were not admitted yet."""
+        return self._waiting(Draft.read(read_bytes(self.federation)))
 
     def mailbox(self) -> list[Path]:
         """Requests that came through the relay."""
@@ -240,13 +252,15 @@ class Coordinator:
         write_whole(path, draft.source)
 
     def _granted(self, draft: Draft, *, new_epoch: bool) -> Granted:
-        waiting = tuple(n for n in self._invitations.invited if "sign" not in draft.roster.get(n, {}))
         problem = ""
         try:
             read_agreement(draft.source, str(self.federation))
         except FedhpcError as error:
             problem = error.what
-        return Granted(waiting, draft.epoch, hashlib.sha256(draft.source).hexdigest(), new_epoch, problem)
+        return Granted(self._waiting(draft), draft.epoch, hashlib.sha256(draft.source).hexdigest(), new_epoch, problem)
+
+    def _waiting(self, draft: Draft) -> tuple[str, ...]:
+        return tuple(name for name in self._invitations.invited if "sign" not in draft.roster.get(name, {}))
 
     # --- certificates
 

@@ -98,8 +98,8 @@ def enrol(
     head, roster = text.partition("[cohort]")[0], text.partition(MARK)[2]
     write_whole(coordinator.federation, f"{head}{sections.strip()}\n\n{MARK}{roster}".encode())
     relay = coordinator.relay / "relay.toml"
-    listen = read_bytes(relay).decode().replace('"0.0.0.0:', '"127.0.0.1:')
-    write_whole(relay, listen.replace("store = ", 'admin = "127.0.0.1:0"\nstore = ', 1).encode())
+    text = read_bytes(relay).decode()
+    write_whole(relay, text.replace("store = ", 'admin = "127.0.0.1:0"\nstore = ', 1).encode())
     candidates = []
     for site, data in sites.items():
         made = SiteFolder.new(folder / "sites" / site, site, relay=url, relay_pin=pin, data=str(data.absolute()))

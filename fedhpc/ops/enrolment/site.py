@@ -118,7 +118,9 @@ class SiteFolder:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"cannot make {path}: {error.strerror}") from None
+            raise StorageError(f"cannot make {path}: {error.strerror}", "choose another directory") from None
+        if (path / "invitations.toml").exists():
+            raise ConfigError(f"{path} is the coordinator's folder", "make the site's folder elsewhere")
         there = [n for n in ("site.toml", "sign.key", "tls.key") if (path / n).exists()]
         if there:
             raise ConfigError(
@@ -233,7 +235,8 @@ class SiteFolder:
             certificate = read_pem(pem)
             pin = pin_of(certificate).hex()
         except ValueError as error:
-            raise PolicyError(f"this is not a certificate: {error}") from None
+            hint = "the coordinator has it as certificates/NAME.pem, from `fedhpc federation admit`"
+            raise PolicyError(f"this is not a certificate: {str(error).partition('. ')[0]}", hint) from None
         own = self.keys().tls
         if pin != own:
             raise PolicyError(

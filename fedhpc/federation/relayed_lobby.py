@@ -1,0 +1,67 @@
+"""The lobby of a round: this site says what it is ready for, and waits until it is proposed."""
+
+from __future__ import annotations
+
+import time
+
+from fedhpc.errors import PeersError
+from fedhpc.exchange.https import RelayExchange, Watch, objects_of
+from fedhpc.federation.party import Party, RoundOverError, SumPlan
+from fedhpc.secure.ring import Layout
+from fedhpc.secure.transcript import canon
+
+
+class Lobby:
+    """One site in the lobby of one round."""
+
+    def __init__(self, party: Party, exchange: RelayExchange, plan: SumPlan, layout: Layout) -> None:
+        self._party, self._exchange, self._plan, self._layout = party, exchange, plan, layout
+        self._watch = exchange.watch(plan.round_, 0)
+
+    def be_ready(self, *, ahead: bool) -> None:
+        """Tell the relay what this site would put into M0. `ahead`: ask for the proposal at the same time.
+
+        Raises TooLateError if the round is over.
+        """
+        plan = self._plan
+        if ahead:
+            self._watch.ahead("DONE")
+        body = {
+            "base": plan.base.hex(),
+            "everyone": int(plan.everyone),
+            "layout": self._layout.hash.hex(),
+            "purpose": plan.purpose,
+            "state": plan.state.hex(),
+            "tensors": [list(shape) for shape in self._layout.shapes()],
+        }
+        self._exchange.put(plan.round_, 0, "READY", canon(body))
+
+    def next_attempt(self, after: int) -> int:
+        """The newest attempt of the round that was proposed after attempt `after`.
+
+        Raises RoundOverError if the round ended without this site, PeersError that names who is late.
+        """
+        deadline_s = self._party.agreement.cohort.deadline_s
+        deadline = time.monotonic() + deadline_s
+        found = self._watch.wait(lambda w: _newest(w) > after or "DONE" in w, deadline, until=("DONE", 1))
+        if _newest(self._watch) > after:
+            return _newest(self._watch)
+        if found:
+            raise RoundOverError(self._plan.round_, f"round {self._plan.round_} ended without site {self._party.name}")
+        raise PeersError(
+            f"round {self._plan.round_} did not begin within {deadline_s:.0f} s: {self._who_is_late()}",
+            "start this site again when the others are there; [cohort] deadline_s says how long it waits",
+        )
+
+    def _who_is_late(self) -> str:
+        names = self._party.agreement.names
+        for entry in objects_of(self._exchange.standing(), "rounds"):
+            ready = entry.get("ready")
+            if entry.get("round") == self._plan.round_ and isinstance(ready, list):
+                late = [name for u, name in enumerate(names, start=1) if u not in ready]
+                return f"site {', '.join(late)} not ready" if late else "all sites are ready"
+        return "the relay knows nothing of it"
+
+
+def _newest(watch: Watch) -> int:
+    return max((int(n[1:]) for n in watch.names if n[0] == "A" and n[1:].isdigit()), default=0)
