@@ -27,6 +27,7 @@ from fedhpc.secure.transcript import canon, parse_canon
 
 _TOPIC = "CONFIG"
 _MOST_BYTES = 4 << 20
+_TELL_S = 10.0  # somebody sits there: two sites are started by telephone
 _MOST_RAILS = 8  # a relay takes 64 connections of a site, and a few fill its line
 
 
@@ -105,7 +106,7 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
         deadline = time.monotonic() + agreement.cohort.deadline_s
         words = "has not started with this federation.toml yet"
         if not wait_telling(
-            watch, lambda w: everyone <= set(w.sites(_TOPIC)), deadline, lambda: f"{missing()} {words}"
+            watch, lambda w: everyone <= set(w.sites(_TOPIC)), deadline, lambda: f"{missing()} {words}", first_s=_TELL_S
         ):
             raise PeersError(
                 f"{missing()} has not signed the configuration {agreement.hash.hex()}",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from fedhpc.errors import PeersError
-from fedhpc.exchange.https import RelayExchange, Watch, objects_of
+from fedhpc.exchange.https import RelayExchange, Watch
 from fedhpc.federation.party import Party, RoundOverError, SumPlan
-from fedhpc.federation.patience import wait_telling
+from fedhpc.federation.patience import late_sites, wait_telling
 from fedhpc.secure.ring import Layout
 from fedhpc.secure.transcript import canon
 
@@ -57,16 +57,10 @@ class Lobby:
         )
 
     def _what_is_awaited(self) -> str:
-        return f"round {self._plan.round_} ({self._plan.purpose}) has not begun: {self._who_is_late()}"
+        return f"round {self._plan.round_} ({self._plan.purpose}) has not begun, {self._who_is_late()}"
 
     def _who_is_late(self) -> str:
-        names = self._party.agreement.names
-        for entry in objects_of(self._exchange.standing(), "rounds"):
-            ready = entry.get("ready")
-            if entry.get("round") == self._plan.round_ and isinstance(ready, list):
-                late = [name for u, name in enumerate(names, start=1) if u not in ready]
-                return f"site {', '.join(late)} not ready" if late else "all sites are ready"
-        return "the relay knows nothing of it"
+        return late_sites(self._exchange, self._party.agreement.names, self._plan.round_)
 
 
 def _newest(watch: Watch) -> int:

@@ -21,6 +21,7 @@ from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Party, RoundOverError, SumPlan
+from fedhpc.federation.patience import late_sites, wait_telling
 from fedhpc.federation.relayed_lobby import Lobby
 from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload
 from fedhpc.secure import labels, messages
@@ -289,7 +290,9 @@ class RelayedRound:
         Raises _GivenUp if the relay starts another attempt, PeersError if nothing comes in time.
         """
         begun = time.monotonic()
-        came = watch.wait(lambda w: seen(w) or "NEXT" in w, begun + seconds, until=(what, count))
+        came = wait_telling(
+            watch, lambda w: seen(w) or "NEXT" in w, begun + seconds, self._what_is_awaited, (what, count)
+        )
         self._waited_s += time.monotonic() - begun
         if not came:
             raise PeersError(
@@ -298,6 +301,10 @@ class RelayedRound:
             )
         if not seen(watch):
             raise _GivenUp
+
+    def _what_is_awaited(self) -> str:
+        late = late_sites(self._exchange, self._party.agreement.names, self._plan.round_)
+        return f"round {self._plan.round_} ({self._plan.purpose}) goes on when the others do, {late}"
 
 
 def _have(kind: str, of: list[int], count: int, watch: Watch) -> bool:

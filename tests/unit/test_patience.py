@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from fedhpc.exchange.https import Watch
+from fedhpc.exchange.https import RelayExchange, Watch
 from fedhpc.federation import patience
 
 
@@ -22,6 +22,20 @@ class Clock:
         assert until == ("DONE", 1)
         self.now = min(deadline, self.comes)
         return self.now >= self.comes
+
+
+@pytest.mark.parametrize(
+    ("standing", "told"),
+    [
+        ({"rounds": [{"round": 7, "late": [1]}, {"round": 8, "late": [1, 3]}]}, "the relay waits for site aa, cc"),
+        ({"rounds": [{"round": 8, "late": []}]}, "the relay waits for no site"),
+        ({"rounds": [{"round": 7, "late": [1]}]}, "the relay knows nothing of it"),
+        ({"rounds": "none"}, "the relay knows nothing of it"),
+    ],
+)
+def test_late_sites_are_named(standing: dict[str, Any], told: str) -> None:
+    exchange = SimpleNamespace(standing=lambda: standing)
+    assert patience.late_sites(cast(RelayExchange, exchange), ["aa", "bb", "cc"], 8) == told
 
 
 @pytest.mark.parametrize(
@@ -45,7 +59,7 @@ def test_people_are_told(
     monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: clock.now))
     with caplog.at_level(logging.WARNING):
         answer = patience.wait_telling(
-            cast(Watch, clock), lambda w: False, 1000 + deadline, lambda: f"{clock.now - 1000:.0f}", ("DONE", 1)
+            cast(Watch, clock), lambda w: False, 1000 + deadline, lambda: f"{clock.now - 1000:.0f}", ("DONE", 1), 10
         )
     assert answer is found
     assert [record.getMessage() for record in caplog.records] == [f"waiting: {at}" for at in told_at]
