@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay tools test lint unit relay mpi faults wheel bench clean
+.PHONY: setup demo demo-relay tools test lint unit relay mpi faults fuzz wheel bench clean
 
 setup: $(VENV)/.test
 
@@ -52,6 +52,13 @@ relay: setup tools
 
 faults: setup
 	$(BIN)/python -m pytest tests/faults
+
+# Each parser of outside bytes for so many seconds; CI gives each one second (tests/fuzz/test_targets.py).
+FUZZ_SECONDS := 60
+fuzz: setup
+	$(BIN)/python tests/fuzz/fuzz.py --list | while read -r name; do \
+		echo "$$name"; $(BIN)/python tests/fuzz/fuzz.py "$$name" --seconds $(FUZZ_SECONDS) >$(VENV)/fuzz.log 2>&1 \
+		|| { tail -40 $(VENV)/fuzz.log; exit 1; }; done
 
 wheel: setup
 	$(BIN)/python -m pytest tests/wheel

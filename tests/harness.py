@@ -7,6 +7,7 @@ end in time is a failure, and its processes are killed before the test goes on.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,7 +114,7 @@ class Job:
                         continue
             self.process.wait()
             deadline = time.monotonic() + 10
-            while any(_alive(pid) for pid in tree[1:]) and time.monotonic() < deadline:
+            while any(alive(pid) for pid in tree[1:]) and time.monotonic() < deadline:
                 time.sleep(0.01)
 
     def _completed(self, code: int) -> Completed:
@@ -156,6 +157,17 @@ def mpirun(
     return call(mpi_words(ranks, words, guarded=guarded), timeout=timeout, env=env, cwd=cwd)
 
 
+def matches(expected: Sequence[str], actual: Sequence[str]) -> bool:
+    """Whether `actual` lines are `expected`: `...` stands for anything in a line, and alone for any lines."""
+    pattern = ""
+    for line in expected:
+        if line == "...":
+            pattern += r"(?:.*\n)*?"
+        else:
+            pattern += r"[^\n]*?".join(re.escape(part) for part in line.split("...")) + r"\n"
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in actual)) is not None
+
+
 def until(true: Callable[[], bool], timeout: float, what: str) -> None:
     """Wait until `true()`; AssertionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
@@ -176,7 +188,8 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended and waits for its parent does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

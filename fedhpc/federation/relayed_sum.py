@@ -99,12 +99,19 @@ class RelayedSums:
         return Opened(plan, result.sum_tree, stages, *moved, result.members, *self._turns)
 
     def settle(self, opened: Opened, state: bytes) -> None:
-        """See MaskedSums.settle: it holds τ signatures over one result when it returns."""
+        """See MaskedSums.settle: it holds τ signatures over one result when it returns.
+
+        Raises RoundOverError, on every rank, if the others went on long since and nobody signs this round any more.
+        """
         party = self._party
         begun = time.perf_counter()
         if party.leads and self._round is not None:
             assert self.lead is not None
-            proof = self._round.settle(opened.sum_tree, state)
+            try:
+                proof = self._round.settle(opened.sum_tree, state)
+            except RoundOverError as error:
+                self._order(_OVER + error.what.encode())
+                raise
             if opened.plan.base == NO_BASE:
                 self.lead.finished.keep(opened.plan, self._round.layout, opened, self._round.vector)
                 self.lead.files.erase_until(opened.plan.round_)
@@ -115,7 +122,9 @@ class RelayedSums:
             assert self.lead is not None
             self.lead.states.append((opened.plan.round_, state))
             del self.lead.states[: -1 - party.agreement.cohort.staleness]
-        party.site.await_bytes(b"." if party.leads else None)
+        word = party.site.await_bytes(_DONE if party.leads else None)
+        if word[:1] == _OVER and not party.leads:
+            raise RoundOverError(opened.plan.round_, word[1:].decode())
         opened.stages.agree += _lap(begun)
 
     # --- the other calls of MaskedSums

@@ -35,8 +35,8 @@ def took(seconds: float) -> str:
 
 
 def ago(seconds: float | None) -> str:
-    """How long ago something was; None: never."""
-    return "never" if seconds is None else "now" if seconds < 1 else f"{span(seconds)} ago"
+    """How long ago something was; None: not since the start."""
+    return "not yet" if seconds is None else "now" if seconds < 1 else f"{span(seconds)} ago"
 
 
 def sites(numbers: list[int]) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 import pytest
-from harness import Site, call, write_federation
+from harness import Site, call, matches, write_federation
 
 HERE = Path(__file__).parent
 TRANSCRIPTS = sorted(HERE.glob("*.txt"))
@@ -73,17 +73,6 @@ def write(steps: list[Step], after: list[str]) -> str:
         lines += [f"? {step.code}"] if step.code else []
         lines += [""]
     return "\n".join([*lines[:-1], *after]) + "\n"
-
-
-def matches(expected: list[str], actual: list[str]) -> bool:
-    """Whether `actual` is `expected`, with its wildcards."""
-    pattern = ""
-    for line in expected:
-        if line == "...":
-            pattern += r"(?:.*\n)*?"
-        else:
-            pattern += r"[^\n]*?".join(re.escape(part) for part in line.split("...")) + r"\n"
-    return re.fullmatch(pattern, "".join(f"{line}\n" for line in actual)) is not None
 
 
 def renew(old: list[str], lines: list[str]) -> list[str]:

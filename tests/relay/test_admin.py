@@ -242,7 +242,7 @@ def test_a_site_sees_its_federation_by_names(enrolled: Enrolled) -> None:
     assert (code, err) == (0, "")
     assert "federation heart " in out
     assert "4 sites, threshold 3, quorum; no round is done yet" in out
-    assert re.search(r"(?m)^2 bb +never +- *$", out)
+    assert re.search(r"(?m)^2 bb +not yet +- *$", out)
     assert "stored" not in out, "that is the operator's"
 
 

@@ -312,7 +312,7 @@ def test_amounts() -> None:
         "1.0 h",
         "2.3 d",
     ]
-    assert [ago(s) for s in (None, 0.2, 5.0)] == ["never", "now", "5 s ago"]
+    assert [ago(s) for s in (None, 0.2, 5.0)] == ["not yet", "now", "5 s ago"]
     assert [ranges(n) for n in ([], [3], [2, 1], [1, 2, 3, 7], [9, 8, 7, 1])] == [
         "none",
         "3",
