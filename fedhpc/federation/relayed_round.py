@@ -214,11 +214,10 @@ class RelayedRound:
         m5 = self._enough(watch, labels.SIGN_SURVIVORS, site.receive_signatures, u3)
         put(labels.SIGN_UNMASK, m5, labels.SIGN_UNMASK, answers)
         opening = self._enough(watch, labels.SIGN_UNMASK, site.receive_answers, u3)
+        if "NEXT" in watch:  # it came before enough answers did: the sum goes, and this vector is needed again
+            raise _GivenUp
         exposed = self._exchange.turns - uploaded
         fetched = open_(number, opening.streams, opening.tag_key)
-        if fetched is None:  # given up just before enough answers came: NEXT is there, and this vector is needed again
-            self._wait(watch, lambda w: False, self._attempt_s, "Y")
-            raise _GivenUp
         site.check_sum(fetched.hidden_tree, fetched.tag)
         for fault in site.faults:
             _log.warning("round %d: %s", plan.round_, fault)
