@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import shutil
 import signal
 import socket
 import threading
@@ -155,6 +156,19 @@ def check_nothing_is_half_there(world: World) -> None:
     assert not any(name.endswith(("/Y", "/M4r")) for name in world.objects(ROUND)), world.objects(ROUND)
 
 
+def store_is_lost(cell: Cell, world: World) -> str:
+    """The relay's disk is lost in the middle of a round: it starts with an empty one, and so do the sites."""
+    relay = world.start_relay(f"{cell.point} {ROUND}")
+    sites = world.start_sites(world.numbers)
+    world.await_frozen("relay", relay)
+    for child in (relay, *sites.values()):
+        child.kill()
+    shutil.rmtree(world.store)
+    world.start_relay()
+    world.finish(world.start_sites(world.numbers))
+    return exact(world, world.numbers, world.numbers)
+
+
 # --- clocks
 
 
@@ -251,6 +265,8 @@ def cells() -> Iterator[Cell]:
     for point in ("A1 after", "M3v half", "Y adding"):
         yield Cell("relay", "disk full", point, 0, SYNC, disk_is_full)
     yield Cell("relay", "disk full", "U1 after", 0, SYNC, partial(disk_is_full, limit="tiny"))
+    for point in ("U1 after", "M3v half", "Y adding", "M5 after"):
+        yield Cell("relay", "store lost", point, 0, SYNC, store_is_lost)
     for days in ("0.002", "-0.002", "-2", "9000"):
         yield Cell("site", "clock", days, 2, QUORUM, clock_of_a_site)
     for days in ("0.02", "-0.002", "60"):
