@@ -90,10 +90,7 @@ class RelayedRound:
             self._first = self._exchange.watch(plan.round_, 1)
             self._first.ahead("M0")
         lobby.be_ready(ahead=stored is None)
-        if stored is not None:
-            number = messages.read_proposal(stored.m0, self._thresholds.sites).attempt
-        else:
-            number = lobby.next_attempt(0)
+        number = lobby.next_attempt(0)  # also after a restart: the attempt of the file may have been given up
         while True:
             try:
                 return self._go_through(number, own, hide, open_)
