@@ -31,7 +31,7 @@ class Tiny:
     @classmethod
     def enrol(cls, folder: Path, sites: Sequence[str]) -> Tiny:
         """Keys, certificates and a relay's folder; nothing runs yet."""
-        data = {name: folder / "no-data" for name in sites}
+        data = dict.fromkeys(sites, folder / "no-data")
         return cls(folder, enrol(folder, "tiny", OFF, data, unmasked=True, quota_bytes=4 << 30))
 
     @property
@@ -126,7 +126,7 @@ class Gates:
 
     def reached(self, site: str, round_: int, timeout: float = 60) -> None:
         """Wait until a site is about to train its round."""
-        until(lambda: (self.folder / f"{site}.{round_}.{round_ - 1}").exists(), timeout, f"{site} in round {round_}")
+        until(lambda: (self.folder / f"{site}.{round_}").exists(), timeout, f"{site} in round {round_}")
 
 
 __all__ = ["Gates", "Job", "Tiny", "relay_of", "results", "run_sites", "words"]

@@ -1,11 +1,11 @@
-"""One site with a small NumPy model, real loop, masks, ledger and checkpoints, no torch: mpi or https, as its file says.
+"""One site with a small NumPy model: real loop, masks, ledger and checkpoints, no torch; mpi or https, as its file says.
 
     tiny_site.py CASE…       each a JSON object, run one after the other in this process
 
 A CASE has `name`, `federation`, `run`, and `site` (a file) or `sites` (a directory: all of them, in one MPI job);
-`what` is "train" (default) or the name of a function of user_scripts.py. For "train": `shapes` of the model by name, and
-`gates`, a folder: before it trains round r from model k the site SITE writes SITE.r.k there and waits for SITE.r.go or
-SITE.go. Rank 0 prints one JSON object per case, and what the loop notes.
+`what` is "train" (default) or the name of a function of user_scripts.py. For "train": `shapes` of the model by name,
+and `gates`, a folder: before it trains round r the site writes SITE.r there and waits for SITE.r.go or SITE.go. Rank 0
+prints one JSON object per case, and what the loop notes.
 """
 
 from __future__ import annotations
@@ -66,21 +66,21 @@ class Model:
         self.now = {n: t.copy() for n, t in tensors.items()}
 
     def train(self, round_: int, anchor: Mapping[str, Any]) -> LocalResult:
-        self.wait_for(f"{round_}.{round_ - 1}")
+        self.wait_for(round_)
         self.trained += 1
         for name, tensor in self.now.items():
             self.now[name] = np.asarray(tensor - update_of(self.site, round_, name, tensor.shape))
         return LocalResult(rows_of(self.site), 1, 0.0, 0.0)
 
-    def wait_for(self, what: str) -> None:
+    def wait_for(self, round_: int) -> None:
         """Say where this site is, and wait until it may go on."""
         if self.gates is None:
             return
-        (self.gates / f"{self.site}.{what}").touch()
-        go = [self.gates / f"{self.site}.{what.split('.')[0]}.go", self.gates / f"{self.site}.go"]
+        (self.gates / f"{self.site}.{round_}").touch()
+        go = [self.gates / f"{self.site}.{round_}.go", self.gates / f"{self.site}.go"]
         deadline = time.monotonic() + GATE_S
         while not any(path.exists() for path in go):
-            assert time.monotonic() < deadline, f"site {self.site} was never let through {what}"
+            assert time.monotonic() < deadline, f"site {self.site} was never let into round {round_}"
             time.sleep(0.01)
 
     def measure(self) -> Tensors:
