@@ -1,4 +1,4 @@
-"""One site with a small NumPy model: real loop, masks, ledger and checkpoints, no torch; mpi or https, as its file says.
+"""One site with a small NumPy model: real loop, masks, ledger and checkpoints, no torch; mpi or https.
 
     tiny_site.py CASE…       each a JSON object, run one after the other in this process
 
