@@ -14,7 +14,7 @@ from http.client import HTTPResponse
 from typing import Any
 
 from fedhpc.errors import InternalError, PeersError
-from fedhpc.exchange.http_link import Link, RelayProblem
+from fedhpc.exchange.http_link import Link, LinkDown, RelayProblem
 from fedhpc.exchange.http_ranges import Gaps, cut, overlap, read_gaps, size_of, without
 from fedhpc.exchange.http_retry import Clock, Links
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName, block_count
@@ -115,7 +115,10 @@ class Outgoing:
                     if link.answered_early():
                         break
                     link.send(block)
-                link.read_json(link.response())
+                response = link.response()
+                link.read_json(response)
+                if response.status == 404:  # dropped meanwhile: the next try begins it anew, or hears why not
+                    raise LinkDown("the relay has dropped the upload")
                 clock.tick()
                 todo = todo[1:]
 

@@ -18,6 +18,7 @@ from fedhpc.federation.approvals import Approvals, configuration
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.party import Party
+from fedhpc.federation.patience import wait_telling
 from fedhpc.federation.relayed_sum import Lead, RelayedSums
 from fedhpc.files import write_whole
 from fedhpc.secure.epochs import check_signed
@@ -26,6 +27,7 @@ from fedhpc.secure.transcript import canon, parse_canon
 
 _TOPIC = "CONFIG"
 _MOST_BYTES = 4 << 20
+_TELL_S = 10.0  # somebody sits there: two sites are started by telephone
 _MOST_RAILS = 8  # a relay takes 64 connections of a site, and a few fill its line
 
 
@@ -90,13 +92,24 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
     signatures = _read_kept(kept)
     everyone = {m.number for m in party.members}
     if set(signatures) != everyone or signatures.get(party.number) != own:
-        exchange.put(0, 0, _TOPIC, own)
+        try:
+            exchange.put(0, 0, _TOPIC, own)
+        except PolicyError as error:
+            hint = f"has its operator run `fedhpc relay admit` for this federation.toml, {agreement.hash.hex()}?"
+            raise PolicyError(error.what, error.hint or hint) from None
         watch = exchange.watch(0, 0)
+
+        def missing() -> str:
+            names = [m.name for m in party.members if m.number not in watch.sites(_TOPIC)]
+            return f"site {', '.join(names)}"
+
         deadline = time.monotonic() + agreement.cohort.deadline_s
-        if not watch.wait(lambda w: everyone <= set(w.sites(_TOPIC)), deadline):
-            missing = [m.name for m in party.members if m.number not in watch.sites(_TOPIC)]
+        words = "has not started with this federation.toml yet"
+        if not wait_telling(
+            watch, lambda w: everyone <= set(w.sites(_TOPIC)), deadline, lambda: f"{missing()} {words}", first_s=_TELL_S
+        ):
             raise PeersError(
-                f"site {', '.join(missing)} has not signed the configuration {agreement.hash.hex()}",
+                f"{missing()} has not signed the configuration {agreement.hash.hex()}",
                 "each site runs `fedhpc site approve` and then `fedhpc run`",
             )
         signatures = watch.messages(_TOPIC, sorted(everyone))

@@ -21,6 +21,7 @@ from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Party, RoundOverError, SumPlan
+from fedhpc.federation.patience import late_sites, wait_telling
 from fedhpc.federation.relayed_lobby import Lobby
 from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload
 from fedhpc.secure import labels, messages
@@ -213,11 +214,10 @@ class RelayedRound:
         m5 = self._enough(watch, labels.SIGN_SURVIVORS, site.receive_signatures, u3)
         put(labels.SIGN_UNMASK, m5, labels.SIGN_UNMASK, answers)
         opening = self._enough(watch, labels.SIGN_UNMASK, site.receive_answers, u3)
+        if "NEXT" in watch:  # it came before enough answers did: the sum goes, and this vector is needed again
+            raise _GivenUp
         exposed = self._exchange.turns - uploaded
         fetched = open_(number, opening.streams, opening.tag_key)
-        if fetched is None:  # given up just before enough answers came: NEXT is there, and this vector is needed again
-            self._wait(watch, lambda w: False, self._attempt_s, "Y")
-            raise _GivenUp
         site.check_sum(fetched.hidden_tree, fetched.tag)
         for fault in site.faults:
             _log.warning("round %d: %s", plan.round_, fault)
@@ -289,7 +289,9 @@ class RelayedRound:
         Raises _GivenUp if the relay starts another attempt, PeersError if nothing comes in time.
         """
         begun = time.monotonic()
-        came = watch.wait(lambda w: seen(w) or "NEXT" in w, begun + seconds, until=(what, count))
+        came = wait_telling(
+            watch, lambda w: seen(w) or "NEXT" in w, begun + seconds, self._what_is_awaited, (what, count)
+        )
         self._waited_s += time.monotonic() - begun
         if not came:
             raise PeersError(
@@ -298,6 +300,10 @@ class RelayedRound:
             )
         if not seen(watch):
             raise _GivenUp
+
+    def _what_is_awaited(self) -> str:
+        late = late_sites(self._exchange, self._party.agreement.names, self._plan.round_)
+        return f"round {self._plan.round_} ({self._plan.purpose}) goes on when the others do, {late}"
 
 
 def _have(kind: str, of: list[int], count: int, watch: Watch) -> bool:

@@ -221,7 +221,7 @@ class RelayedSums:
             self._order(order)
             return self._upload(hidden, plan, order, stages)
 
-        def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch | None:
+        def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch:
             order = _OPEN + u64(attempt) + tag_key + streams_to_bytes(streams if self._hides else ())
             self._order(order)
             return self._fetch(hidden, plan, order, stages)
@@ -293,24 +293,21 @@ class RelayedSums:
         tree = tree_root(length, [b"".join(a[1 + TAG_BYTES :] for a in answers)])
         return Upload(name, tree, tag, data)
 
-    def _fetch(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> SumFetch | None:
-        """Fetch and open this rank's part of the sum; None if it is gone and every rank has its vector still."""
+    def _fetch(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> SumFetch:
+        """Fetch and open this rank's part of the sum."""
         begun = time.perf_counter()
         attempt, tag_key = int.from_bytes(order[1:9], "little"), order[9 : 9 + KEY_BYTES]
         hidden.begin_opening(streams_from_bytes(order[9 + KEY_BYTES :]), tag_key)
         low, high = hidden.part
         length = hidden.vector.layout.nbytes
-        hashed: dict[int, bytes] | None = {}
+        hashed: dict[int, bytes] = {}
         if high > low:
             view = hidden.vector.buffer[low:high].data
-            hashed = self._client.fetch_part(self._name(plan, attempt, "Y"), length, low, view, hidden.open)
+            found = self._client.fetch_part(self._name(plan, attempt, "Y"), length, low, view, hidden.open)
+            if found is None:
+                raise PeersError(f"the relay has lost the sum of round {plan.round_}", "it was there before")
+            hashed = found
         stages.wire += _lap(begun)
-        absent = b"" if high == low else b"\0" if hashed is not None else b"\1"
-        parts_absent = b"".join(self._party.site.gather_bytes(absent))
-        if hashed is None or b"\1" in parts_absent:
-            if b"\0" in parts_absent:
-                raise PeersError(f"the relay has lost the sum of round {plan.round_}", "start this site again")
-            return None
         mine = hidden.tag.to_bytes() + b"".join(hashed[i] for i in sorted(hashed)) + b"".join(hidden.opened_digests())
         answers = self._party.site.gather_bytes(mine)
         tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())

@@ -43,5 +43,5 @@ class Answer:
 
 Hide = Callable[[int, Streams, bytes, bool], Upload | None]
 """(attempt, mask streams, tag key, resume): all ranks hide and upload. None if the relay had closed the set."""
-Open = Callable[[int, Streams, bytes], SumFetch | None]
-"""(attempt, streams to take away, tag key): all ranks fetch and open the sum. None if the relay has it no more."""
+Open = Callable[[int, Streams, bytes], SumFetch]
+"""(attempt, streams to take away, tag key): all ranks fetch and open the sum."""

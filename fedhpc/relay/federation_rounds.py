@@ -212,6 +212,7 @@ class FederationRounds:
         """The open attempt: close a set, add, give up, or wait."""
         phase, since = round_.look(now, self.federation.threshold)
         until = since + limits(self.federation.cohort)[phase]
+        seen = frozenset(self._objects(round_.number, round_.last).names())
         expected, there = awaited(machine, phase)
         if phase == "results":
             return until if now < until else self._audit(round_, round_.last)
@@ -222,7 +223,7 @@ class FederationRounds:
             return until
         if phase == "answers" or len(there) < self.federation.threshold or not (complete or self._may_lose(round_)):
             missing = ", ".join(str(u) for u in expected if u not in there)
-            self._give_up(round_, f"{phase}: {len(there)} of {len(expected)} sites in time, not {missing}")
+            self._give_up(round_, f"{phase}: {len(there)} of {len(expected)} sites in time, not {missing}", seen)
         elif phase == "keys":
             machine.close_keys()
         elif phase == "shares":
@@ -252,8 +253,11 @@ class FederationRounds:
 
         return Job(f"the sum of round {round_.number}", run, then)
 
-    def _give_up(self, round_: Round, why: str) -> None:
-        self._objects(round_.number, round_.last).put("NEXT", canon({"why": why}))
+    def _give_up(self, round_: Round, why: str, seen: frozenset[str] | None = None) -> None:
+        """`seen`: only if nothing else has come meanwhile. Who finds τ answers so finds NEXT too, or never will."""
+        objects = self._objects(round_.number, round_.last)
+        if not objects.put_beside("NEXT", canon({"why": why}), seen):
+            return
         self.times.gave_up(round_.number, why)
         self._metrics.count("attempts_given_up_total", 1, self._label)
         _log.warning("round %d, attempt %d is given up: %s", round_.number, round_.last, why)
