@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from fedhpc.federation.catching_up import Attendant, take
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.hidden_part import HiddenPart
 from fedhpc.federation.interfaces import CheckpointStore
+from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.masked_sum import streams_from_bytes, streams_to_bytes
 from fedhpc.federation.own_vector import codec_of, inspect, share
@@ -51,7 +52,7 @@ class Lead:
     files: AttemptFiles
     finished: FinishedSums
     thresholds: Thresholds
-    states: list[tuple[int, bytes]] = field(default_factory=list)  # (round, state) of this site's chain, newest last
+    states: KnownStates
 
 
 class RelayedSums:
@@ -120,8 +121,7 @@ class RelayedSums:
             self._round = None
         if party.leads:
             assert self.lead is not None
-            self.lead.states.append((opened.plan.round_, state))
-            del self.lead.states[: -1 - party.agreement.cohort.staleness]
+            self.lead.states.reached(opened.plan.round_, state)
         word = party.site.await_bytes(_DONE if party.leads else None)
         if word[:1] == _OVER and not party.leads:
             raise RoundOverError(opened.plan.round_, word[1:].decode())
@@ -160,7 +160,7 @@ class RelayedSums:
             caught, found = take(self._known(nbytes), lead.exchange, self._party.identity, state, round_, deadline_s)
             lead.finished.keep_proof(caught.round_, caught.settled.proof)
             self._release(caught)
-            lead.states.append((caught.round_, caught.state))
+            lead.states.reached(caught.round_, caught.state)
             data[:] = found
             number = u64(caught.round_)
         reached = int.from_bytes(site.await_bytes(number if lead is not None else None), "little")
@@ -227,8 +227,9 @@ class RelayedSums:
             return self._fetch(hidden, plan, order, stages)
 
         self._round = RelayedRound(party, lead.exchange, lead.files, lead.thresholds, plan, hidden.vector, mark)
+        lead.states.reached(plan.round_ - 1, plan.state)
         try:
-            answer: Answer = self._round.run(hide, open_, [state for _, state in lead.states])
+            answer: Answer = self._round.run(hide, open_, lead.states)
         except RoundOverError as error:
             self._order(_OVER + error.what.encode())
             raise
