@@ -131,7 +131,7 @@ def _relay(entries: list[dict[str, Any]]) -> list[str]:
         "",
         "Relay and sites are processes of their own on this machine. `TLS` is what bare TLS 1.3 sockets move between",
         "as many processes; `unmasked` and `masked` are the same exchange without and with masks, all of it: ready,",
-        "keys, shares, encoding, tag, hashing, upload, the relay's sum, answers, download, opening. A rate is all bytes",
+        "keys, shares, encoding, tag, hashing, upload, the relay's sum, answers, download, opening. A rate: all bytes",
         "of all sites, up and down, over the wall time. Round trips: all in line; those between upload and download.",
         "",
         "| command | TLS MB/s | unmasked s | masked s | unmasked/TLS | masked/unmasked speed | relay peak MiB "
