@@ -217,7 +217,7 @@ class Incoming:
         link.send_head("GET", object_path(self._name), {"range": f"bytes={low}-{high - 1}"})
         response = link.response()
         if response.status == 404:
-            raise PeersError(f"{self._name.name} has been removed at the relay")
+            raise RelayProblem(404, "absent", f"{self._name.name} has been removed at the relay")
         if declared_length(response) != high - low:
             link.close()
             raise RelayProblem(response.status, "bad-length", f"a part of {self._name.name} has another length")

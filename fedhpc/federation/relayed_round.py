@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
@@ -227,12 +227,25 @@ class RelayedRound:
             raise _GivenUp
         exposed = self._exchange.turns - uploaded
         fetched = open_(number, opening.streams, opening.tag_key)
+        if fetched is None:
+            self._explain_lost_sum(number)
         site.check_sum(fetched.hidden_tree, fetched.tag)
         for fault in site.faults:
             _log.warning("round %d: %s", plan.round_, fault)
         self._attempt, self._number, self._watch = site, number, watch
         turns = self._exchange.turns - self._turns_before + 2
         return Answer(fetched.plain_tree, u3, self._waited_s, turns, exposed)
+
+    def _explain_lost_sum(self, number: int) -> NoReturn:
+        """Raise TooLateError if the others have gone on long since, PeersError if the attempt was given up."""
+        with too_late():
+            done = self._client.get(self._exchange.name(self._plan.round_, 0, "DONE"))
+        if done is not None:
+            raise TooLateError("round-over", "the relay keeps its sum no more")
+        raise PeersError(
+            f"round {self._plan.round_}: the relay does not have the sum of attempt {number} any more",
+            "start this site again: it goes on with the next attempt over the same sites",
+        )
 
     def _with_bases(self, own: Expected, proposed: Proposal, states: KnownStates) -> Expected:
         """`own` with the older models of others that τ sites signed lately. _LeftOut if there is another one.

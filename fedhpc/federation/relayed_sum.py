@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedhpc.errors import InternalError, PeersError
+from fedhpc.errors import InternalError
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.https import RelayExchange
@@ -29,7 +29,7 @@ from fedhpc.federation.own_vector import codec_of, inspect, share
 from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
 from fedhpc.federation.relayed_round import RelayedRound
-from fedhpc.federation.relayed_work import Answer, SumFetch, Upload
+from fedhpc.federation.relayed_work import Answer, SumFetch, SumResult, Upload
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import CaughtUp as TakenState
 from fedhpc.secure.catchup import Federation as Known
@@ -37,9 +37,8 @@ from fedhpc.secure.catchup import release
 from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
 from fedhpc.secure.thresholds import Thresholds
-from fedhpc.secure.transcript import input_hash, tree_root, u16, u64
+from fedhpc.secure.transcript import input_hash, tree_root, u64
 
-_HASH = 32
 _HIDE, _OPEN, _DONE, _KEPT, _OVER = b"H", b"O", b"D", b"K", b"X"
 _CLOSED = ("round-over", "too-late", "forbidden")
 
@@ -202,7 +201,7 @@ class RelayedSums:
 
     # --- the leader
 
-    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: bytes, stages: Stages) -> _Result:
+    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: bytes, stages: Stages) -> SumResult:
         """Go through the round; the other ranks do what they are told."""
         party, lead = self._party, self.lead
         assert lead is not None
@@ -211,7 +210,7 @@ class RelayedSums:
             self._order(_KEPT)
             party.site.broadcast(hidden.vector.buffer)
             self._round = None
-            result = _Result(*kept)
+            result = SumResult(*kept)
             self._order(_DONE + result.to_bytes())
             return result
 
@@ -221,7 +220,7 @@ class RelayedSums:
             self._order(order)
             return self._upload(hidden, plan, order, stages)
 
-        def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch:
+        def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch | None:
             order = _OPEN + u64(attempt) + tag_key + streams_to_bytes(streams if self._hides else ())
             self._order(order)
             return self._fetch(hidden, plan, order, stages)
@@ -234,7 +233,7 @@ class RelayedSums:
             self._order(_OVER + error.what.encode())
             raise
         stages.agree += answer.waited_s
-        result = _Result(answer.sum_tree, answer.members)
+        result = SumResult(answer.sum_tree, answer.members)
         self._order(_DONE + result.to_bytes())
         self._turns = answer.turns, answer.turns_exposed
         return result
@@ -244,7 +243,7 @@ class RelayedSums:
 
     # --- every rank
 
-    def _follow(self, hidden: HiddenPart, plan: SumPlan, stages: Stages) -> _Result:
+    def _follow(self, hidden: HiddenPart, plan: SumPlan, stages: Stages) -> SumResult:
         site = self._party.site
         while True:
             order = site.await_bytes(None)
@@ -258,7 +257,7 @@ class RelayedSums:
             elif kind == _OVER:
                 raise RoundOverError(plan.round_, rest.decode())
             elif kind == _DONE:
-                return _Result.from_bytes(rest)
+                return SumResult.from_bytes(rest)
             else:
                 raise InternalError("an unknown order within the site")
 
@@ -294,23 +293,30 @@ class RelayedSums:
         tree = tree_root(length, [b"".join(a[1 + TAG_BYTES :] for a in answers)])
         return Upload(name, tree, tag, data)
 
-    def _fetch(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> SumFetch:
-        """Fetch and open this rank's part of the sum."""
+    def _fetch(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> SumFetch | None:
+        """Fetch and open this rank's part of the sum; None if the relay does not keep it any more."""
         begun = time.perf_counter()
         attempt, tag_key = int.from_bytes(order[1:9], "little"), order[9 : 9 + KEY_BYTES]
         hidden.begin_opening(streams_from_bytes(order[9 + KEY_BYTES :]), tag_key)
         low, high = hidden.part
         length = hidden.vector.layout.nbytes
-        hashed: dict[int, bytes] = {}
+        hashed: dict[int, bytes] | None = {}
         if high > low:
             view = hidden.vector.buffer[low:high].data
-            found = self._client.fetch_part(self._name(plan, attempt, "Y"), length, low, view, hidden.open)
-            if found is None:
-                raise PeersError(f"the relay has lost the sum of round {plan.round_}", "it was there before")
-            hashed = found
+            try:
+                hashed = self._client.fetch_part(self._name(plan, attempt, "Y"), length, low, view, hidden.open)
+            except RelayProblem as problem:
+                if problem.kind not in (*_CLOSED, "absent"):
+                    raise
+                hashed = None
         stages.wire += _lap(begun)
-        mine = hidden.tag.to_bytes() + b"".join(hashed[i] for i in sorted(hashed)) + b"".join(hidden.opened_digests())
+        mine = b""
+        if hashed is not None:
+            digests = [hashed[i] for i in sorted(hashed)] + hidden.opened_digests()
+            mine = hidden.tag.to_bytes() + b"".join(digests)
         answers = self._party.site.gather_bytes(mine)
+        if not all(answers):
+            return None
         tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())
         half = [(len(a) - TAG_BYTES) // 2 for a in answers]
         hidden_tree = tree_root(
@@ -321,22 +327,6 @@ class RelayedSums:
 
     def _name(self, plan: SumPlan, attempt: int, name: str) -> ObjectName:
         return ObjectName(self._party.agreement.hash.hex(), plan.round_, attempt, name)
-
-
-@dataclass(frozen=True)
-class _Result:
-    """What every rank must know of an opened sum."""
-
-    sum_tree: bytes
-    members: tuple[int, ...]
-
-    def to_bytes(self) -> bytes:
-        return self.sum_tree + b"".join(u16(u) for u in self.members)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> _Result:
-        numbers = (int.from_bytes(data[i : i + 2], "little") for i in range(_HASH, len(data), 2))
-        return cls(data[:_HASH], tuple(numbers))
 
 
 def _lap(begun: float) -> float:
