@@ -195,9 +195,10 @@ class Incoming:
         return found or not self._pieces
 
     def _check_head(self, link: Link, response: HTTPResponse, size: int) -> None:
-        whole = response.headers.get("content-range", f"/{size if response.status == 200 else ''}")
+        declared = declared_length(response)
+        whole = response.headers.get("content-range", f"/{declared if response.status == 200 else ''}")
         length = whole.rpartition("/")[2]
-        if length != str(self._length) or declared_length(response) != size:
+        if length != str(self._length) or declared != size:
             link.close()
             raise RelayProblem(
                 response.status, "bad-length", f"{self._name.name} has {length} bytes, not {self._length}"
