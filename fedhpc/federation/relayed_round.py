@@ -207,7 +207,15 @@ class RelayedRound:
             raise PolicyError(f"the sum '{plan.purpose}' needs every site, and the relay offers it over {len(u3)}")
         self._wait(watch, lambda w: set(u3) <= set(w.sites(labels.SIGN_MASKED)), self._attempt_s, "M3", len(u3))
         answers = min(self._thresholds.threshold, len(u3))  # this site's own among them
-        m4 = site.receive_survivors(m4r, watch.messages(labels.SIGN_MASKED, u3))
+        try:
+            m4 = site.receive_survivors(m4r, watch.messages(labels.SIGN_MASKED, u3))
+        except PolicyError as refused:
+            # The attempt file brings a site that starts again back to an attempt that it has refused. Once that was
+            # given up, the next one may be over the set that this site is bound to.
+            if stored is None or "NEXT" not in watch:
+                raise
+            _log.warning("round %d: attempt %d, given up, is refused: %s", plan.round_, number, refused.what)
+            raise _GivenUp from None
         put(labels.SIGN_SURVIVORS, m4, labels.SIGN_SURVIVORS, answers)
         # M5: τ signatures, then this site's shares; then τ sites' shares open the sum.
         m5 = self._enough(watch, labels.SIGN_SURVIVORS, site.receive_signatures, u3)
