@@ -1,7 +1,7 @@
 """The attacks, as data: the tests take their cases from here, and docs/security.md has the same rows.
 
-`number`: of the fifteen attacks that the tests of a masked sum should make (docs/security.md lists them); "P" is one that
-docs/protocol.md section 8 names besides.
+`number`: of the fifteen attacks that the tests of a masked sum should make (docs/security.md lists them); "P" is one
+that docs/protocol.md section 8 names besides.
 """
 
 from __future__ import annotations
@@ -29,6 +29,21 @@ class Elsewhere:
     number: str
     what: str
     test: str
+
+
+def rows() -> list[str]:
+    """The table of docs/security.md, line by line."""
+    head = ["| no. | what is done | stops before | error at the victim | test |", "|---|---|---|---|---|"]
+    wire = [
+        f"| {a.number} | {a.what} | {a.stops or 'the result is used'} | {a.error}{': ' + a.words if a.words else ''} | "
+        f"`{a.key}` |"
+        for a in (*RELAY, *SITE)
+    ]
+    return [*head, *wire, *(f"| {e.number} | {e.what} | | | {_link(e.test)} |" for e in ELSEWHERE)]
+
+
+def _link(test: str) -> str:
+    return test if "::" not in test else f"`{test.removesuffix('::')}`"
 
 
 _TAG = "the sum does not have the tag of its vectors"
@@ -137,3 +152,6 @@ ELSEWHERE = (
     Elsewhere("15", "differential privacy, its ledger and seeds", "not built"),
     Elsewhere("15", "attestation reports", "not built"),
 )  # fmt: skip
+
+if __name__ == "__main__":
+    print("\n".join(rows()))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import relay_attacks
 import site_attacks
-from attack_table import ELSEWHERE, RELAY, SITE, Attack
+from attack_table import ELSEWHERE, RELAY, SITE, Attack, rows
 from harness import ROOT
 from hostile_relay import Stage, stage_of
 
@@ -117,3 +117,9 @@ def test_every_attack_of_the_list_is_somewhere() -> None:
         file, _, name = row.test.partition("::")
         source = (ROOT / "tests" / file).read_text()
         assert re.search(rf"^def {name or 'test_'}", source, re.MULTILINE), row.test
+
+
+def test_the_document_has_the_table_as_it_is_tested() -> None:
+    lines = (ROOT / "docs" / "security.md").read_text().splitlines()
+    table = [line for line in lines[lines.index(rows()[0]) :] if line.startswith("|")][: len(rows())]
+    assert table == rows(), "python tests/faults/attack_table.py prints the table"
