@@ -142,8 +142,8 @@ def changed_vector(stage: Stage) -> Victims:
     stage.relay.run(1, upto="U2")
     stage.sites[2].end()
     stage.relay.give_up(1)
-    stage.relay.propose(2)
     stage.start(2, values={2: 101})
+    stage.relay.run(2, upto="U2")
     return (2,)
 
 
