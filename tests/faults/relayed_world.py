@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -66,6 +68,18 @@ class Templates:
         return self._made[kind]
 
 
+_ports, _ports_lock = iter(range(20_000 + os.getpid() % 5000, 32_000)), threading.Lock()
+
+
+def free_port() -> int:
+    """A port that nobody listens on and no outgoing connection is given: relays are started again on theirs."""
+    with _ports_lock:
+        for port in _ports:
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                return port
+    raise AssertionError("no port is free")
+
+
 @dataclass
 class World:
     """One cell's federation. Use as a context manager: everything it started is killed at its end."""
@@ -82,8 +96,7 @@ class World:
     @staticmethod
     def make(nursery: Nursery, templates: Path, kind: Kind, folder: Path) -> World:
         shutil.copytree(templates, folder)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
+        port = free_port()
         relay = folder / "coordinator" / "relay" / "relay.toml"
         old = relay.read_text().split('listen = "127.0.0.1:')[1].split('"')[0]
         for path in (relay, *(folder / "sites" / n / "site.toml" for n in NAMES[: kind.sites])):
