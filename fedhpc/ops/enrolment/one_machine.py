@@ -99,7 +99,7 @@ def enrol(
     write_whole(coordinator.federation, f"{head}{sections.strip()}\n\n{MARK}{roster}".encode())
     relay = coordinator.relay / "relay.toml"
     text = read_bytes(relay).decode()
-    write_whole(relay, text.replace("store = ", 'admin = "127.0.0.1:0"\nstore = ', 1).encode())
+    write_whole(relay, text.replace('# admin = "127.0.0.1:9443"', 'admin = "127.0.0.1:0"', 1).encode())
     candidates = []
     for site, data in sites.items():
         made = SiteFolder.new(folder / "sites" / site, site, relay=url, relay_pin=pin, data=str(data.absolute()))
