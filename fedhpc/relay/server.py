@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import logging
 import resource
 import socket
@@ -89,7 +90,9 @@ class RelayServer:
             self._listener = socket.create_server((host, port), family=family, backlog=128)
         except OSError as error:
             self.store.close()
-            raise ConfigError(f"cannot listen on {settings.listen}: {error.strerror}") from None
+            words = (error.strerror or str(error)).partition(" (")[0]  # Python repeats the address there
+            hint = "another program has the port; another relay?" if error.errno == errno.EADDRINUSE else ""
+            raise ConfigError(f"cannot listen on {settings.listen}: {words}", hint) from None
         self.port: int = self._listener.getsockname()[1]
         self._stopping = threading.Event()
         self._idle: set[Connection] = set()  # between two requests

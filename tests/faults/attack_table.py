@@ -1,8 +1,8 @@
 """Every attack that is really made against the whole stack, where it is stopped and with which error.
 
 The numbers are those of the fifteen attacks and bad inputs that the tests were written from; "+" are those that the
-protocol adds. test_relayed_attacks.py makes those of ATTACKS, each in the same way; those of OTHERS have a test of
-their own. docs/security.md shows the same rows, and a test compares them.
+protocol adds. test_relayed_attacks.py makes those of ATTACKS with sites as processes and several sums, each in the same
+way; those of OTHERS have a test of their own. The table in docs/security.md is that of wire_table.py.
 """
 
 from __future__ import annotations
@@ -249,14 +249,3 @@ OTHERS = (
         _HERE + "test_a_changed_vector_on_retry",
     ),
 )
-
-
-def document_rows() -> list[str]:
-    """The rows of docs/security.md: attacks of one number that stop at one place with one error share a row."""
-    shared: dict[tuple[str, str], list[str]] = {}
-    for row in ATTACKS:
-        shared.setdefault((row.number, f"{row.error}, before {row.stopped}"), []).append(row.what)
-    rows = [(number, "; ".join(whats), outcome) for (number, outcome), whats in shared.items()]
-    rows += [(row.number, row.what, row.outcome) for row in OTHERS]
-    rows.sort(key=lambda row: 99 if row[0] == "+" else int(row[0]))
-    return [f"| {' | '.join(row)} |" for row in rows]
