@@ -198,9 +198,10 @@ class Incoming:
         return found or not self._pieces
 
     def _check_head(self, link: Link, response: HTTPResponse, size: int) -> None:
-        whole = response.headers.get("content-range", f"/{size if response.status == 200 else ''}")
+        declared = declared_length(response)
+        whole = response.headers.get("content-range", f"/{declared if response.status == 200 else ''}")
         length = whole.rpartition("/")[2]
-        if length != str(self._length) or declared_length(response) != size:
+        if length != str(self._length) or declared != size:
             link.close()
             raise RelayProblem(
                 response.status, "bad-length", f"{self._name.name} has {length} bytes, not {self._length}"
@@ -216,7 +217,7 @@ class Incoming:
         link.send_head("GET", object_path(self._name), {"range": f"bytes={low}-{high - 1}"})
         response = link.response()
         if response.status == 404:
-            raise PeersError(f"{self._name.name} has been removed at the relay")
+            raise RelayProblem(404, "absent", f"{self._name.name} has been removed at the relay")
         if declared_length(response) != high - low:
             link.close()
             raise RelayProblem(response.status, "bad-length", f"a part of {self._name.name} has another length")

@@ -17,6 +17,7 @@ from fedhpc.federation.agreement import Agreement, SiteFile
 from fedhpc.federation.approvals import Approvals, configuration
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.finished_sums import FinishedSums
+from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.party import Party
 from fedhpc.federation.patience import wait_telling
 from fedhpc.federation.relayed_sum import Lead, RelayedSums
@@ -52,7 +53,9 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedS
         exchange = RelayExchange(client, agreement.hash, party.number)
         _prove_configuration(party, exchange, mine, directory / "signatures.json")
         files = AttemptFiles(directory / "attempts", party.journal)
-        lead = Lead(exchange, files, FinishedSums(directory / "sums"), thresholds_of(agreement))
+        thresholds = thresholds_of(agreement)
+        states = KnownStates(party, exchange, thresholds)
+        lead = Lead(exchange, files, FinishedSums(directory / "sums"), thresholds, states)
     party.site.await_bytes(b"." if party.leads else None)
     return RelayedSums(party, client, rails, lead)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -203,6 +204,10 @@ def do_rounds(federation: Federation, directory: Path) -> None:
 def main(words: Sequence[str]) -> int:
     federation, site_file, run, job, point, seed = words
     freeze.shift_clock(http_link)
+    if crime := os.environ.get("FEDHPC_TEST_CRIME"):
+        import hostile_site
+
+        hostile_site.CRIMES[crime]()
     if point:
         step, when, round_ = point.split()
         place_fault(step, when, int(round_))

@@ -19,6 +19,7 @@ from relayed_cells import ROUND, Cell, die
 from relayed_world import QUORUM, SHORT, SYNC, Kind, World, check_ledgers, check_sums
 
 STRICT = Kind(cohort=f'policy = "sync"\n{SHORT}')
+AWAY = Kind(cohort=f'policy = "quorum"\n{SHORT}', rounds=6)
 SEVEN = Kind(sites=7, cohort=f'policy = "quorum"\n{SHORT}')
 STALL_S = 7.0  # longer than every deadline of SHORT: the length of the fault, nothing waits for it to be over
 DAY_S = 86400.0
@@ -208,6 +209,19 @@ def several_lost(cell: Cell, world: World) -> str:
     return exact(world, rest, rest)
 
 
+def away_for_rounds(cell: Cell, world: World) -> str:
+    """A site dies, is away for rounds that the others train, and catches up: one final hash for all."""
+    world.start_relay()
+    sites = world.start_sites((u for u in world.numbers if u != cell.victim), "rounds")
+    die(cell, world, "rounds", 6)
+    world.until(lambda: "0/DONE" in world.objects(9), "rounds without it")
+    sites[cell.victim] = world.start_site(cell.victim, "rounds")
+    world.finish(sites)
+    world.final()
+    check_ledgers(world)
+    return "same final hash"
+
+
 def too_many_lost(cell: Cell, world: World) -> str:
     """One more than the thresholds allow for: the attempt is given up, and nothing opens until they are back."""
     world.start_relay()
@@ -242,6 +256,8 @@ def cells() -> Iterator[Cell]:
     for days in ("0.02", "-0.002", "60"):
         yield Cell("relay", "clock", days, 0, SYNC, clock_of_the_relay)
     yield Cell("site", "lost", "2 of 7", 6, SEVEN, several_lost)
+    for number, point in enumerate(("READY before", "M3v half", "M5 saved")):
+        yield Cell("site", "away", point, number + 2, AWAY, away_for_rounds)
     for point in ("M1 after", "M3v half", "M4 before", "M5 saved"):
         yield Cell("site", "d+1 lost", point, 2, STRICT, too_many_lost)
     for point in ("M3v begin", "M5 before"):

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -66,6 +68,18 @@ class Templates:
         return self._made[kind]
 
 
+_ports, _ports_lock = iter(range(20_000 + os.getpid() % 5000, 32_000)), threading.Lock()
+
+
+def free_port() -> int:
+    """A port that nobody listens on and no outgoing connection is given: relays are started again on theirs."""
+    with _ports_lock:
+        for port in _ports:
+            with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                return port
+    raise AssertionError("no port is free")
+
+
 @dataclass
 class World:
     """One cell's federation. Use as a context manager: everything it started is killed at its end."""
@@ -82,8 +96,7 @@ class World:
     @staticmethod
     def make(nursery: Nursery, templates: Path, kind: Kind, folder: Path) -> World:
         shutil.copytree(templates, folder)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
+        port = free_port()
         relay = folder / "coordinator" / "relay" / "relay.toml"
         old = relay.read_text().split('listen = "127.0.0.1:')[1].split('"')[0]
         for path in (relay, *(folder / "sites" / n / "site.toml" for n in NAMES[: kind.sites])):
@@ -131,11 +144,12 @@ class World:
     def frozen(self, who: str) -> Path:
         return self.folder / f"{who}.frozen"
 
-    def start_relay(self, point: str = "", **environment: str) -> Child:
+    def start_relay(self, point: str = "", body: str = "relayed_relay", **environment: str) -> Child:
+        """`point`: where it freezes; of a hostile relay the name of its attack."""
         file = self.folder / "coordinator" / "relay" / "relay.toml"
         log = self.folder / "relay.log"
         before = log.read_text().count("listening") if log.exists() else 0
-        self.relay = self._start("relayed_relay", [file, point], "relay", log, environment)
+        self.relay = self._start(body, [file, point], "relay", log, environment)
         self.until(lambda: log.read_text().count("listening") > before, "the relay")
         return self.relay
 
@@ -208,6 +222,11 @@ class World:
         """Names of the relay's objects in all attempts of a round, `ATTEMPT/NAME`, whole ones."""
         found = self.store / self.config / str(round_)
         return {f"{p.parent.name}/{p.name}" for p in found.glob("*/*") if p.suffix not in (".meta", ".part", ".own")}
+
+    def upload_begun(self, round_: int, number: int) -> bool:
+        """Whether the relay has any byte of a site's vector."""
+        parts = (self.store / self.config / str(round_)).glob(f"*/M3v.{number}.part")
+        return any(part.stat().st_size for part in parts)
 
     def ledger(self, number: int) -> list[dict[str, Any]]:
         path = self.run / NAMES[number - 1] / "ledger.jsonl"
