@@ -116,14 +116,18 @@ def test_withheld_messages_cost_an_attempt(world: World) -> None:
 
 
 def test_wrong_shares_are_named_and_not_needed(world: World) -> None:
-    """Three good answers of four are enough, and who sent the wrong ones is told."""
+    """Three good answers of four are enough, and who sent the wrong ones is told. The last good one comes after it."""
     world.start_relay()
-    sites = world.start_sites([1, 2, 4]) | {3: world.start_site(3, FEDHPC_TEST_CRIME="wrong shares")}
-    honest = {u: sites[u] for u in (1, 2, 4)}
-    world.finish(honest)
+    slow = world.start_site(4, "sums", f"M5 saved {ROUND}", FEDHPC_TEST_ACTION="stop")
+    sites = world.start_sites([1, 2]) | {3: world.start_site(3, FEDHPC_TEST_CRIME="wrong shares"), 4: slow}
+    world.until(lambda: {"1/M5.1", "1/M5.2", "1/M5.3"} <= world.objects(ROUND), "the other answers")
+    world.await_frozen("dd", slow)
+    slow.signal(signal.SIGCONT)
+    world.finish({u: sites[u] for u in (1, 2, 4)})
     check_sums(world, [1, 2, 4])
     assert world.members(world.sums(1)["two"]) == world.numbers
-    assert any(f"site cc sent a wrong share of site {name}" in sites[1].text() for name in ("aa", "bb", "dd"))
+    for u in (1, 2):
+        assert any(f"site cc sent a wrong share of site {name}" in sites[u].text() for name in ("aa", "bb", "dd"))
 
 
 def test_a_signature_for_another_configuration(world: World) -> None:
