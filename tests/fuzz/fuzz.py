@@ -38,16 +38,20 @@ def use_paths() -> None:
 def one_input(target: Target, data: bytes) -> None:
     """One try. Raises whatever the target may not raise, and MemoryError for too much memory."""
     if not tracemalloc.is_tracing():
-        for seed in target.seeds:  # what is made once and kept (patterns, type hints) is not the input's
-            target.parse(seed)
         tracemalloc.start()
+    most = target.least + target.factor * len(data)
+    # Twice where it is much: patterns and type hints that are made once and kept are not the input's.
+    if cost(target, data) > most and (peak := cost(target, data)) > most:
+        raise MemoryError(f"{target.name}: {peak} bytes for an input of {len(data)}: {data[:200]!r}")
+
+
+def cost(target: Target, data: bytes) -> int:
+    """The most memory that one try holds at once, in bytes of Python's allocator."""
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     with contextlib.suppress(*target.refuses):
         target.parse(data)
-    peak = tracemalloc.get_traced_memory()[1] - before
-    if peak > target.least + target.factor * len(data):
-        raise MemoryError(f"{target.name}: {peak} bytes for an input of {len(data)}: {data[:200]!r}")
+    return tracemalloc.get_traced_memory()[1] - before
 
 
 def mutated(seed: bytes, draw: random.Random) -> bytes:
