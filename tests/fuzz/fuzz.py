@@ -97,36 +97,36 @@ def blindly(target: Target, runs: int, seconds: float) -> None:
             raise
 
 
-def guided(target: Target, runs: int, seconds: float) -> None:
-    """libFuzzer; does not return."""
+def guided(target: Target, runs: int, seconds: float, folder: Path) -> None:
+    """libFuzzer, with its files in `folder`; does not return."""
     import atheris
 
-    with tempfile.TemporaryDirectory() as folder:
-        corpus, words = Path(folder) / "corpus", Path(folder) / "words"
-        corpus.mkdir()
-        for number, seed in enumerate(target.seeds):
-            (corpus / str(number)).write_bytes(seed)
-        escaped = ["".join(map(r"\x{:02x}".format, word[:60])) for word in STUMBLES if word]
-        words.write_text("".join(f'"{word}"\n' for word in escaped))
-        options = [
-            f"-runs={runs}", f"-max_total_time={max(1, round(seconds))}", "-seed=1", f"-max_len={LONGEST}",
-            "-timeout=60", "-rss_limit_mb=2048", f"-artifact_prefix={tempfile.gettempdir()}/fedhpc-fuzz-",
-            f"-dict={words}", "-verbosity=0", "-print_final_stats=1",
-        ]  # fmt: skip
-        atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: one_input(target, data))
-        atheris.Fuzz()
+    corpus, words = folder / "corpus", folder / "words"
+    corpus.mkdir()
+    for number, seed in enumerate(target.seeds):
+        (corpus / str(number)).write_bytes(seed)
+    escaped = ["".join(map(r"\x{:02x}".format, word[:60])) for word in STUMBLES if word]
+    words.write_text("".join(f'"{word}"\n' for word in escaped))
+    options = [
+        f"-runs={runs}", f"-max_total_time={max(1, round(seconds))}", "-seed=1", f"-max_len={LONGEST}",
+        "-timeout=60", "-rss_limit_mb=2048", f"-artifact_prefix={folder}/", f"-dict={words}", "-verbosity=0",
+    ]  # fmt: skip
+    atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: one_input(target, data))
+    atheris.Fuzz()
 
 
 def in_a_child(target: Target, guide: bool, runs: int, seconds: float) -> tuple[bool, str]:
     """Whether nothing was found, and what was said: libFuzzer ends its process, so each target has one."""
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory() as folder:
         child = os.fork()
         if child == 0:
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
             status = 1
             try:
-                (guided if guide else blindly)(target, runs, seconds)
+                if guide:
+                    guided(target, runs, seconds, Path(folder))
+                blindly(target, runs, seconds)
                 status = 0
             except BaseException:
                 traceback.print_exc()
