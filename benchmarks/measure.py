@@ -31,6 +31,15 @@ CASES = {
     "sum_10M_64bit": [
         *["bench", "sum", "--sites", "4", "--params", "10000000", "--lane-bits", "64", "--repeat", "9", "--json"],
     ],
+    "relay_10M": [
+        *["bench", "sum", "--exchange", "https", "--sites", "4", "--params", "10000000", "--repeat", "7", "--json"],
+    ],
+    "relay_100M": [
+        *["bench", "sum", "--exchange", "https", "--sites", "4", "--params", "100000000", "--repeat", "3", "--json"],
+    ],
+    "relay_250M": [
+        *["bench", "sum", "--exchange", "https", "--sites", "4", "--params", "250000000", "--repeat", "1", "--json"],
+    ],
     "latency": ["bench", "latency", "--sites", "4", "--repeat", "500", "--json"],
     "startup": ["benchmarks/startup.py"],
 }
@@ -101,6 +110,7 @@ def page(stored: dict[str, Any]) -> str:
         s = entry["result"]["stages_s"]
         cells = " | ".join(f"{s[k]:.4f}" for k in ("encode", "masks", "wire", "decode", "agree", "ledger"))
         lines.append(f"| `{_short(entry['command'])}` | {cells} |")
+    lines += _relay([s for n, s in stored.items() if n.startswith("relay")])
     if "latency" in stored:
         lines += _latency(stored["latency"])
     if "startup" in stored:
@@ -112,6 +122,31 @@ def page(stored: dict[str, Any]) -> str:
     if notes.exists():
         lines += ["", notes.read_text().rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _relay(entries: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "## Masked sums over a relay",
+        "",
+        "Relay and sites are processes of their own on this machine. `TLS` is what bare TLS 1.3 sockets move between",
+        "as many processes; `unmasked` and `masked` are the same exchange without and with masks, all of it: ready,",
+        "keys, shares, encoding, tag, hashing, upload, the relay's sum, answers, download, opening. A rate: all bytes",
+        "of all sites, up and down, over the wall time. Round trips: all in line; those between upload and download.",
+        "",
+        "| command | TLS MB/s | unmasked s | masked s | unmasked/TLS | masked/unmasked speed | relay peak MiB "
+        "| site extra MiB | round trips | verified |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in entries:
+        r = entry["result"]
+        lines.append(
+            f"| `{_short(entry['command'])}` | {r['tls_socket_bytes_per_s'] / 1e6:.0f} | {r['unmasked_s']:.2f} "
+            f"| {r['masked_s']:.2f} | {r['exchange_over_tls_socket']:.2f} | {r['masked_speed_over_unmasked']:.2f} "
+            f"| {r['relay_peak_rss_bytes'] / 2**20:.0f} | {r['extra_bytes'] / 2**20:.1f} "
+            f"| {r['round_trips']}, {r['round_trips_exposed']} | {r['verified']} |"
+        )
+    return lines if entries else []
 
 
 def _latency(entry: dict[str, Any]) -> list[str]:

@@ -108,11 +108,16 @@ def status(federation: Path | None, admin: str, site: Path | None, as_json: bool
 
 
 @relay.command("drop", short_help="Serve a federation no longer.")
-@click.argument("config", metavar="HASH")
+@click.argument("config", metavar="HASH|FEDERATION.TOML")
 @_RELAY
 def drop(config: str, file: Path) -> None:
-    """Serve the federation with the configuration HASH no longer."""
+    """Serve a federation no longer: that of FEDERATION.TOML, or the one whose file has the SHA-256 HASH."""
+    from hashlib import sha256
+
+    from fedhpc.config import read_bytes
     from fedhpc.ops.enrolment.relay import drop as drop_federation
 
+    if Path(config).is_file():
+        config = sha256(read_bytes(Path(config))).hexdigest()
     drop_federation(config, file)
     click.echo(f"dropped {config}")

@@ -71,7 +71,7 @@ def request(directory: Path, token: str | None, wait: bool, mail: bool, seconds:
     if halves is None:
         click.echo("mail it to the coordinator and read the fingerprint out by telephone")
         return
-    mailbox = folder.mailbox(halves)
+    mailbox = folder.mailbox(halves, _say_down)
     known = folder.certificate()
     mailbox.send(data)
     folder.keep_token(typed.strip())
@@ -84,6 +84,10 @@ def request(directory: Path, token: str | None, wait: bool, mail: bool, seconds:
     if pem is None:
         raise PeersError(f"no new certificate within {seconds:.0f} s", "run the same command again to go on waiting")
     click.echo(f"wrote {folder.certificate_path}, good until {folder.take_certificate(pem):%Y-%m-%d}")
+
+
+def _say_down(reason: str, left_s: float) -> None:
+    click.echo(f"waiting for the relay ({reason}), giving up in {left_s:.0f} s", err=True)
 
 
 def _read_token() -> str:

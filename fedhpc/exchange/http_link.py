@@ -310,7 +310,8 @@ class Link:
             raise LinkDown(f"TLS: {reason or error}") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            raise LinkDown(_printable(str(error)) or type(error).__name__) from None
+            words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise LinkDown(_printable(words) or type(error).__name__) from None
 
 
 def _refusal(response: http.client.HTTPResponse) -> Exception:

@@ -14,7 +14,7 @@ from http.client import HTTPResponse
 from typing import Any
 
 from fedhpc.errors import InternalError, PeersError
-from fedhpc.exchange.http_link import Link, RelayProblem
+from fedhpc.exchange.http_link import Link, LinkDown, RelayProblem
 from fedhpc.exchange.http_ranges import Gaps, cut, overlap, read_gaps, size_of, without
 from fedhpc.exchange.http_retry import Clock, Links
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName, block_count
@@ -115,7 +115,10 @@ class Outgoing:
                     if link.answered_early():
                         break
                     link.send(block)
-                link.read_json(link.response())
+                response = link.response()
+                link.read_json(response)
+                if response.status == 404:  # dropped meanwhile: the next try begins it anew, or hears why not
+                    raise LinkDown("the relay has dropped the upload")
                 clock.tick()
                 todo = todo[1:]
 
@@ -195,9 +198,10 @@ class Incoming:
         return found or not self._pieces
 
     def _check_head(self, link: Link, response: HTTPResponse, size: int) -> None:
-        whole = response.headers.get("content-range", f"/{size if response.status == 200 else ''}")
+        declared = declared_length(response)
+        whole = response.headers.get("content-range", f"/{declared if response.status == 200 else ''}")
         length = whole.rpartition("/")[2]
-        if length != str(self._length) or declared_length(response) != size:
+        if length != str(self._length) or declared != size:
             link.close()
             raise RelayProblem(
                 response.status, "bad-length", f"{self._name.name} has {length} bytes, not {self._length}"
@@ -213,7 +217,7 @@ class Incoming:
         link.send_head("GET", object_path(self._name), {"range": f"bytes={low}-{high - 1}"})
         response = link.response()
         if response.status == 404:
-            raise PeersError(f"{self._name.name} has been removed at the relay")
+            raise RelayProblem(404, "absent", f"{self._name.name} has been removed at the relay")
         if declared_length(response) != high - low:
             link.close()
             raise RelayProblem(response.status, "bad-length", f"a part of {self._name.name} has another length")

@@ -35,6 +35,8 @@ class RelayMailbox:
     name: str
     access: str = field(repr=False)  # first half of the token
     proxy: str = ""
+    on_down: Callable[[str, float], None] = field(default=lambda reason, left_s: None, repr=False)
+    """Told why the relay cannot be reached, and for how many seconds more it is tried."""
 
     def send(self, request: bytes, patience_s: float = 60.0) -> None:
         """Leave the request there; again with the same bytes is fine.
@@ -98,6 +100,7 @@ class RelayMailbox:
                     if time.monotonic() + pause > end:
                         hint = "is it running, and may this host dial out?"
                         raise PeersError(f"the relay {self.url} cannot be reached: {down}", hint) from None
+                    self.on_down(str(down), end - time.monotonic())
                     time.sleep(pause)
                     pause = min(_LONGEST_PAUSE_S, 2 * pause)
                 except PolicyError as error:

@@ -65,7 +65,8 @@ def read_certificate(path: Path) -> x509.Certificate:
         with path.open("rb") as file:
             return read_pem(file.read(MAX_CERTIFICATE_BYTES))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the certificate {path}: {error}") from None
+        words = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot read the certificate {path}: {words}") from None
 
 
 def _with_key(certificate: x509.Certificate) -> x509.Certificate:

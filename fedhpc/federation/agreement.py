@@ -208,6 +208,7 @@ def read_agreement(source: bytes, where: str) -> Agreement:
     listed = table.get("site", [])
     if not isinstance(listed, list) or not listed:
         raise ConfigError(f"{where} has no sites", "list each as [[site]] with name and sign")
+    _refuse_draft(listed, where)
     roster = tuple(read_section(RosterEntry, entry, "site") for entry in listed)
     unique = {
         "name": [r.name for r in roster],
@@ -233,6 +234,16 @@ def read_agreement(source: bytes, where: str) -> Agreement:
     if agreement.strategy.weights == "declared" and not all(r.samples > 0 for r in roster):
         raise ConfigError('strategy.weights = "declared" needs samples = … at every [[site]]')
     return agreement
+
+
+def _refuse_draft(listed: list[Any], where: str) -> None:
+    """A draft of `fedhpc federation new` has sites without keys."""
+    missing = [ascii(e.get("name")) for e in listed if isinstance(e, Mapping) and "sign" not in e]
+    if missing:
+        raise ConfigError(
+            f"{where} is not complete: the keys of {', '.join(missing)} are missing",
+            "wait until the coordinator has admitted all sites",
+        )
 
 
 def read_site(source: bytes, path: Path) -> SiteFile:

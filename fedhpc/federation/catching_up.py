@@ -5,6 +5,7 @@ The relay carries it and reads none of it; the taker believes τ signatures, not
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import threading
@@ -18,9 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError
-from fedhpc.exchange.https import RelayExchange, TooLateError, Watch, objects_of
+from fedhpc.exchange.https import RelayExchange, Watch, objects_of
 from fedhpc.federation.finished_sums import FinishedSums
-from fedhpc.federation.interfaces import CheckpointStore
+from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
 from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import BLOCK_BYTES, CaughtUp, Federation, Giver, Taker
@@ -31,6 +32,7 @@ _LOOK_S = 2.0
 _ASK_AGAIN_S = 300.0
 _LAST_S = 60.0  # for a model that is being given when the run ends
 _AT_ONCE = 4  # blocks on their way at the same time
+_NEVER_AGAIN = 1 << 62  # later than any checkpoint
 
 
 class Attendant:
@@ -57,16 +59,21 @@ class Attendant:
             self._thread.join(_LAST_S)
 
     def _run(self, store: CheckpointStore) -> None:
-        done: set[int] = set()  # requests that were answered
+        looked: dict[int, int] = {}  # request -> the newest checkpoint with which it was looked at
         last = False
         while not last:
             last = self._stopping.wait(_LOOK_S)
             try:
+                newest = max(store.rounds(), default=-1)
                 for site, number in self._asked():
-                    if number not in done and self._give(site, number, store):
-                        done.add(number)
+                    if looked.get(number, -1) < newest:
+                        looked[number] = newest
+                        if self._help(site, number, store.load(newest)):
+                            looked[number] = _NEVER_AGAIN
             except FedhpcError as error:
                 _log.warning("could not help a site that was away: %s", error.what)
+            except Exception:  # nothing of this site depends on it, and the next request may be a better one
+                _log.exception("could not help a site that was away")
 
     def _asked(self) -> list[tuple[int, int]]:
         """(site, number) of the requests that the relay asks this site to answer."""
@@ -79,31 +86,39 @@ class Attendant:
                 found.append((site, number))
         return found
 
-    def _give(self, taker: int, number: int, store: CheckpointStore) -> bool:
-        """Whether the request was answered. Not, if this site has nothing that the taker lacks."""
-        rounds = store.rounds()
-        if not rounds:
-            return False
-        checkpoint = store.load(rounds[-1])
+    def _help(self, taker: int, number: int, checkpoint: Checkpoint) -> bool:
+        """Whether there is nothing more to do: not, if this site has nothing yet that the taker lacks.
+
+        A request whose answer failed in the middle is not answered again: other boxes under the same names would be
+        refused. The taker asks anew.
+        """
         proof = self._finished.proof(checkpoint.sums)
         need = self._exchange.client.get(self._exchange.name(0, number, f"NEED/{taker}"))
         if not proof or need is None:
             return False
         arrays = arrays_of_checkpoint(checkpoint)
         known = Federation(self._known.config, self._known.roster, self._known.thresholds, total_bytes(arrays))
-        giver = Giver(known, self._exchange.me, self._identity, taker, need, checkpoint.sums, proof)
-        if parse_canon(need)["body"]["state"] == parse_canon(proof[0])["body"]["state"]:
-            return False  # it is where this site is; there will be more to give after the next round
+        try:
+            giver = Giver(known, self._exchange.me, self._identity, taker, need, checkpoint.sums, proof)
+            if parse_canon(need)["body"]["state"] == parse_canon(proof[0])["body"]["state"]:
+                return False  # it is where this site is; there will be more to give after the next round
+            self._give(taker, number, giver, arrays)
+        except FedhpcError as error:
+            _log.warning("could not give the model to site %d: %s", taker, error.what)
+            return True
+        _log.info("gave the model after %d rounds to site %d", checkpoint.round_, taker)
+        return True
 
+    def _give(self, taker: int, number: int, giver: Giver, arrays: Arrays) -> None:
         def send(block: tuple[int, bytes]) -> None:
             index, data = block
             self._exchange.put(0, number, f"B{index}", giver.box(index, data), to=taker)
 
+        blocks = _blocks(arrays)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(send, _blocks(arrays)))
+            while some := list(itertools.islice(blocks, _AT_ONCE)):  # a pool takes all that it is given at once
+                list(pool.map(send, some))
         self._exchange.put(0, number, labels.SIGN_STATE, giver.state, to=taker)
-        _log.info("gave the model after %d rounds to site %d", checkpoint.round_, taker)
-        return True
 
 
 def take(
@@ -124,26 +139,28 @@ def take(
         taker = Taker(known, exchange.me, identity, state, round_)
         exchange.put(0, number, labels.SIGN_NEED, taker.need)
         watch = exchange.watch(0, number)
-        if not watch.wait(_is_answered, time.monotonic() + min(left, _ASK_AGAIN_S)):
-            continue
-        giver = min(int(n.split("/")[1]) for n in watch.names if n.startswith(labels.SIGN_STATE + "/"))
-        try:
-            taker.receive_state(giver, watch.body(f"{labels.SIGN_STATE}/{giver}/{exchange.me}"))
-            data = _fetch(taker, known, exchange, number, giver)
-            nbytes = known.nbytes
-            tree = tree_root(nbytes, joined_block_digests([data], 0, -(-nbytes // BLOCK_BYTES)))
-            return taker.finish(tree), data
-        except (PolicyError, TooLateError) as error:
-            _log.warning("site %d could not help: %s", giver, error.what)
-            time.sleep(_LOOK_S)
+        until = min(left, _ASK_AGAIN_S)
+        watch.wait(lambda w: bool(_givers(w, exchange.me)), time.monotonic() + until, until=(labels.SIGN_STATE, 1))
+        for giver in _givers(watch, exchange.me):
+            try:
+                taker.receive_state(giver, watch.body(f"{labels.SIGN_STATE}/{giver}/{exchange.me}"))
+                data = _fetch(taker, known, exchange, number, giver)
+                nbytes = known.nbytes
+                tree = tree_root(nbytes, joined_block_digests([data], 0, -(-nbytes // BLOCK_BYTES)))
+                return taker.finish(tree), data
+            except (PolicyError, PeersError) as error:  # what it gave is wrong, or gone
+                _log.warning("site %d could not help: %s", giver, error.what)
+                time.sleep(_LOOK_S)
     raise PeersError(
         f"no other site gave its model within {deadline_s:.0f} s",
         "start this site again while the others run; they answer from their checkpoints",
     )
 
 
-def _is_answered(watch: Watch) -> bool:
-    return any(name.startswith(labels.SIGN_STATE + "/") for name in watch.names)
+def _givers(watch: Watch, me: int) -> list[int]:
+    """The sites whose STATE for this site is there, rising."""
+    found = (name.split("/") for name in watch.names)
+    return sorted(int(parts[1]) for parts in found if parts[0] == labels.SIGN_STATE and parts[2:] == [str(me)])
 
 
 def _fetch(taker: Taker, known: Federation, exchange: RelayExchange, number: int, giver: int) -> NDArray[np.uint8]:

@@ -58,11 +58,8 @@ class HiddenPart:
             self.tag = self.tag + tag
 
     def begin_opening(self, streams: Streams, tag_key: bytes) -> None:
-        """The sum comes now, in place of the vector; `streams` take away what hides it.
-
-        Until its first byte has come `begin_hiding` can go back to the vector.
-        """
-        self._tools, self.tag = _Tools(self._codec, streams, tag_key), Tag()
+        """The sum comes now; `streams` take away what hides it."""
+        self._streams, self._tools, self.tag = (), _Tools(self._codec, streams, tag_key), Tag()
         self.digests = {}
 
     def open(self, low: int, high: int) -> None:

@@ -17,7 +17,9 @@ from fedhpc.federation.agreement import Agreement, SiteFile
 from fedhpc.federation.approvals import Approvals, configuration
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.finished_sums import FinishedSums
+from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.party import Party
+from fedhpc.federation.patience import wait_telling
 from fedhpc.federation.relayed_sum import Lead, RelayedSums
 from fedhpc.files import write_whole
 from fedhpc.secure.epochs import check_signed
@@ -26,6 +28,8 @@ from fedhpc.secure.transcript import canon, parse_canon
 
 _TOPIC = "CONFIG"
 _MOST_BYTES = 4 << 20
+_ROSTER_S = 6.0  # a relay that has just admitted the federation reads its roster every 2 s
+_TELL_S = 10.0  # somebody sits there: two sites are started by telephone
 _MOST_RAILS = 8  # a relay takes 64 connections of a site, and a few fill its line
 
 
@@ -49,7 +53,9 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedS
         exchange = RelayExchange(client, agreement.hash, party.number)
         _prove_configuration(party, exchange, mine, directory / "signatures.json")
         files = AttemptFiles(directory / "attempts", party.journal)
-        lead = Lead(exchange, files, FinishedSums(directory / "sums"), thresholds_of(agreement))
+        thresholds = thresholds_of(agreement)
+        states = KnownStates(party, exchange, thresholds)
+        lead = Lead(exchange, files, FinishedSums(directory / "sums"), thresholds, states)
     party.site.await_bytes(b"." if party.leads else None)
     return RelayedSums(party, client, rails, lead)
 
@@ -71,6 +77,11 @@ def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAcce
     assert section.certificate is not None
     assert section.key is not None
     certificate = mine.path(section.certificate)
+    if not certificate.exists():
+        raise ConfigError(
+            f"cannot read the certificate {certificate}: it is not there",
+            "`fedhpc site request DIR --wait` asks for one and fetches it once the coordinator has admitted this site",
+        )
     agreed = agreement.roster[number - 1].tls
     shown = pin_of(read_certificate(certificate)).hex()
     if shown != agreed:
@@ -90,18 +101,38 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
     signatures = _read_kept(kept)
     everyone = {m.number for m in party.members}
     if set(signatures) != everyone or signatures.get(party.number) != own:
-        exchange.put(0, 0, _TOPIC, own)
+        _publish(exchange, own, agreement)
         watch = exchange.watch(0, 0)
+
+        def missing() -> str:
+            names = [m.name for m in party.members if m.number not in watch.sites(_TOPIC)]
+            return f"site {', '.join(names)}"
+
         deadline = time.monotonic() + agreement.cohort.deadline_s
-        if not watch.wait(lambda w: everyone <= set(w.sites(_TOPIC)), deadline):
-            missing = [m.name for m in party.members if m.number not in watch.sites(_TOPIC)]
+        words = "has not started with this federation.toml yet"
+        if not wait_telling(
+            watch, lambda w: everyone <= set(w.sites(_TOPIC)), deadline, lambda: f"{missing()} {words}", first_s=_TELL_S
+        ):
             raise PeersError(
-                f"site {', '.join(missing)} has not signed the configuration {agreement.hash.hex()}",
+                f"{missing()} has not signed the configuration {agreement.hash.hex()}",
                 "each site runs `fedhpc site approve` and then `fedhpc run`",
             )
         signatures = watch.messages(_TOPIC, sorted(everyone))
     check_signed(configuration(agreement), party.members, signatures)
     write_whole(kept, canon({str(u): message.hex() for u, message in signatures.items()}))
+
+
+def _publish(exchange: RelayExchange, own: bytes, agreement: Agreement) -> None:
+    """Put this site's signature there: the first that the relay hears of it."""
+    end = time.monotonic() + _ROSTER_S
+    while True:
+        try:
+            return exchange.put(0, 0, _TOPIC, own)
+        except PolicyError as error:
+            if "forbidden" not in error.what or time.monotonic() > end:
+                hint = f"has its operator run `fedhpc relay admit` for this federation.toml, {agreement.hash.hex()}?"
+                raise PolicyError(error.what, error.hint or hint) from None
+        time.sleep(0.5)
 
 
 def _read_kept(path: Path) -> dict[int, bytes]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 from fedhpc.errors import PeersError
-from fedhpc.exchange.https import RelayExchange, Watch, objects_of
+from fedhpc.exchange.https import RelayExchange, Watch
 from fedhpc.federation.party import Party, RoundOverError, SumPlan
+from fedhpc.federation.patience import late_sites, wait_telling
 from fedhpc.secure.ring import Layout
 from fedhpc.secure.transcript import canon
 
@@ -43,7 +44,9 @@ class Lobby:
         """
         deadline_s = self._party.agreement.cohort.deadline_s
         deadline = time.monotonic() + deadline_s
-        found = self._watch.wait(lambda w: _newest(w) > after or "DONE" in w, deadline, until=("DONE", 1))
+        found = wait_telling(
+            self._watch, lambda w: _newest(w) > after or "DONE" in w, deadline, self._what_is_awaited, ("DONE", 1)
+        )
         if _newest(self._watch) > after:
             return _newest(self._watch)
         if found:
@@ -53,14 +56,11 @@ class Lobby:
             "start this site again when the others are there; [cohort] deadline_s says how long it waits",
         )
 
+    def _what_is_awaited(self) -> str:
+        return f"round {self._plan.round_} ({self._plan.purpose}) has not begun, {self._who_is_late()}"
+
     def _who_is_late(self) -> str:
-        names = self._party.agreement.names
-        for entry in objects_of(self._exchange.standing(), "rounds"):
-            ready = entry.get("ready")
-            if entry.get("round") == self._plan.round_ and isinstance(ready, list):
-                late = [name for u, name in enumerate(names, start=1) if u not in ready]
-                return f"site {', '.join(late)} not ready" if late else "all sites are ready"
-        return "the relay knows nothing of it"
+        return late_sites(self._exchange, self._party.agreement.names, self._plan.round_)
 
 
 def _newest(watch: Watch) -> int:

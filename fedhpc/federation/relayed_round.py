@@ -11,21 +11,25 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.https import RelayExchange, TooLateError, Watch, too_late
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation.attempt_files import AttemptFiles
+from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.layout import Vector
-from fedhpc.federation.party import NO_BASE, Party, RoundOverError, SumPlan
+from fedhpc.federation.party import Party, RoundOverError, SumPlan
+from fedhpc.federation.patience import late_sites, wait_telling
 from fedhpc.federation.relayed_lobby import Lobby
 from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.attempt_state import Expected
+from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.thresholds import Thresholds
@@ -69,8 +73,8 @@ class RelayedRound:
         # The relay closes sets by its own deadlines; a site waits a little longer than the longest of them.
         self._attempt_s = cohort.upload_s + 4 * cohort.answer_s + 60.0
 
-    def run(self, hide: Hide, open_: Open, states: list[bytes]) -> Answer:
-        """Until a sum is opened. `states`: those that an update may start from, beside this round's own.
+    def run(self, hide: Hide, open_: Open, states: KnownStates) -> Answer:
+        """Until a sum is opened. `states`: those that an update may start from.
 
         Raises RoundOverError if the round ended without this site, PolicyError for whatever the protocol refuses,
         PeersError where nobody goes on.
@@ -78,9 +82,9 @@ class RelayedRound:
         with self._ends_with_the_round():
             return self._run(hide, open_, states)
 
-    def _run(self, hide: Hide, open_: Open, states: list[bytes]) -> Answer:
+    def _run(self, hide: Hide, open_: Open, states: KnownStates) -> Answer:
         plan, shapes = self._plan, tuple((bits, lanes) for bits, lanes in self.layout.shapes())
-        bases = frozenset({NO_BASE} if plan.base == NO_BASE else {plan.base, plan.state, *states})
+        bases = states.bases(plan)
         config = self._party.agreement.hash
         own = Expected(config, self.layout.hash, plan.purpose, plan.round_, plan.state, shapes, plan.base, bases)
         lobby = Lobby(self._party, self._exchange, plan, self.layout)
@@ -89,13 +93,10 @@ class RelayedRound:
             self._first = self._exchange.watch(plan.round_, 1)
             self._first.ahead("M0")
         lobby.be_ready(ahead=stored is None)
-        if stored is not None:
-            number = messages.read_proposal(stored.m0, self._thresholds.sites).attempt
-        else:
-            number = lobby.next_attempt(0)
+        number = lobby.next_attempt(0)  # also after a restart: the attempt of the file may have been given up
         while True:
             try:
-                return self._go_through(number, own, hide, open_)
+                return self._go_through(number, own, states, hide, open_)
             except _GivenUp:
                 _log.info("round %d: attempt %d was given up", plan.round_, number)
             except (_LeftOut, TooLateError) as left:
@@ -148,7 +149,7 @@ class RelayedRound:
 
     # --- one attempt
 
-    def _go_through(self, number: int, own: Expected, hide: Hide, open_: Open) -> Answer:
+    def _go_through(self, number: int, own: Expected, states: KnownStates, hide: Hide, open_: Open) -> Answer:
         plan, me = self._plan, self._party.number
         watch = self._first if self._first and number == 1 else self._exchange.watch(plan.round_, number)
         self._first = None
@@ -157,6 +158,7 @@ class RelayedRound:
         proposed = messages.read_proposal(m0, self._thresholds.sites)
         if me not in [u for u, _ in proposed.cohort]:
             raise _LeftOut("not in the cohort")
+        own = self._with_bases(own, proposed, states)
         stored = self._files.load(plan.round_)
         if stored is not None and stored.m0 != m0:
             stored = None
@@ -207,23 +209,57 @@ class RelayedRound:
             raise PolicyError(f"the sum '{plan.purpose}' needs every site, and the relay offers it over {len(u3)}")
         self._wait(watch, lambda w: set(u3) <= set(w.sites(labels.SIGN_MASKED)), self._attempt_s, "M3", len(u3))
         answers = min(self._thresholds.threshold, len(u3))  # this site's own among them
-        m4 = site.receive_survivors(m4r, watch.messages(labels.SIGN_MASKED, u3))
+        try:
+            m4 = site.receive_survivors(m4r, watch.messages(labels.SIGN_MASKED, u3))
+        except PolicyError as refused:
+            # The attempt file brings a site that starts again back to an attempt that it has refused. Once that was
+            # given up, the next one may be over the set that this site is bound to.
+            if stored is None or "NEXT" not in watch:
+                raise
+            _log.warning("round %d: attempt %d, given up, is refused: %s", plan.round_, number, refused.what)
+            raise _GivenUp from None
         put(labels.SIGN_SURVIVORS, m4, labels.SIGN_SURVIVORS, answers)
         # M5: τ signatures, then this site's shares; then τ sites' shares open the sum.
         m5 = self._enough(watch, labels.SIGN_SURVIVORS, site.receive_signatures, u3)
         put(labels.SIGN_UNMASK, m5, labels.SIGN_UNMASK, answers)
         opening = self._enough(watch, labels.SIGN_UNMASK, site.receive_answers, u3)
+        if "NEXT" in watch:  # it came before enough answers did: the sum goes, and this vector is needed again
+            raise _GivenUp
         exposed = self._exchange.turns - uploaded
         fetched = open_(number, opening.streams, opening.tag_key)
-        if fetched is None:  # given up just before enough answers came: NEXT is there, and this vector is needed again
-            self._wait(watch, lambda w: False, self._attempt_s, "Y")
-            raise _GivenUp
+        if fetched is None:
+            self._explain_lost_sum(number)
         site.check_sum(fetched.hidden_tree, fetched.tag)
         for fault in site.faults:
             _log.warning("round %d: %s", plan.round_, fault)
         self._attempt, self._number, self._watch = site, number, watch
         turns = self._exchange.turns - self._turns_before + 2
         return Answer(fetched.plain_tree, u3, self._waited_s, turns, exposed)
+
+    def _explain_lost_sum(self, number: int) -> NoReturn:
+        """Raise TooLateError if the others have gone on long since, PeersError if the attempt was given up."""
+        with too_late():
+            done = self._client.get(self._exchange.name(self._plan.round_, 0, "DONE"))
+        if done is not None:
+            raise TooLateError("round-over", "the relay keeps its sum no more")
+        raise PeersError(
+            f"round {self._plan.round_}: the relay does not have the sum of attempt {number} any more",
+            "start this site again: it goes on with the next attempt over the same sites",
+        )
+
+    def _with_bases(self, own: Expected, proposed: Proposal, states: KnownStates) -> Expected:
+        """`own` with the older models of others that τ sites signed lately. _LeftOut if there is another one.
+
+        Without `staleness` no site begins from another model, and SiteAttempt refuses a relay that says so.
+        """
+        bases = {u: base for u, base in proposed.cohort if u != self._party.number}
+        if not self._party.agreement.cohort.staleness or set(bases.values()) <= own.bases:
+            return own
+        own = replace(own, bases=own.bases | states.look_up(self._plan, frozenset(bases.values()) - own.bases))
+        strange = [self._party.agreement.names[u - 1] for u, base in bases.items() if base not in own.bases]
+        if strange:
+            raise _LeftOut(f"site {', '.join(strange)} began from a model that is unknown here or too old")
+        return own
 
     def _set(self, watch: Watch, name: str, kind: str) -> dict[int, bytes]:
         """The messages of a set of the relay's. Raises _LeftOut if this site is not in it."""
@@ -289,7 +325,9 @@ class RelayedRound:
         Raises _GivenUp if the relay starts another attempt, PeersError if nothing comes in time.
         """
         begun = time.monotonic()
-        came = watch.wait(lambda w: seen(w) or "NEXT" in w, begun + seconds, until=(what, count))
+        came = wait_telling(
+            watch, lambda w: seen(w) or "NEXT" in w, begun + seconds, self._what_is_awaited, (what, count)
+        )
         self._waited_s += time.monotonic() - begun
         if not came:
             raise PeersError(
@@ -298,6 +336,10 @@ class RelayedRound:
             )
         if not seen(watch):
             raise _GivenUp
+
+    def _what_is_awaited(self) -> str:
+        late = late_sites(self._exchange, self._party.agreement.names, self._plan.round_)
+        return f"round {self._plan.round_} ({self._plan.purpose}) goes on when the others do, {late}"
 
 
 def _have(kind: str, of: list[int], count: int, watch: Watch) -> bool:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from fedhpc.errors import InternalError, PeersError
+from fedhpc.errors import InternalError
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.https import RelayExchange
@@ -22,13 +22,14 @@ from fedhpc.federation.catching_up import Attendant, take
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.hidden_part import HiddenPart
 from fedhpc.federation.interfaces import CheckpointStore
+from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.masked_sum import streams_from_bytes, streams_to_bytes
 from fedhpc.federation.own_vector import codec_of, inspect, share
 from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
 from fedhpc.federation.relayed_round import RelayedRound
-from fedhpc.federation.relayed_work import Answer, SumFetch, Upload
+from fedhpc.federation.relayed_work import Answer, SumFetch, SumResult, Upload
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import CaughtUp as TakenState
 from fedhpc.secure.catchup import Federation as Known
@@ -36,9 +37,8 @@ from fedhpc.secure.catchup import release
 from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
 from fedhpc.secure.thresholds import Thresholds
-from fedhpc.secure.transcript import input_hash, tree_root, u16, u64
+from fedhpc.secure.transcript import input_hash, tree_root, u64
 
-_HASH = 32
 _HIDE, _OPEN, _DONE, _KEPT, _OVER = b"H", b"O", b"D", b"K", b"X"
 _CLOSED = ("round-over", "too-late", "forbidden")
 
@@ -51,7 +51,7 @@ class Lead:
     files: AttemptFiles
     finished: FinishedSums
     thresholds: Thresholds
-    states: list[tuple[int, bytes]] = field(default_factory=list)  # (round, state) of this site's chain, newest last
+    states: KnownStates
 
 
 class RelayedSums:
@@ -120,8 +120,7 @@ class RelayedSums:
             self._round = None
         if party.leads:
             assert self.lead is not None
-            self.lead.states.append((opened.plan.round_, state))
-            del self.lead.states[: -1 - party.agreement.cohort.staleness]
+            self.lead.states.reached(opened.plan.round_, state)
         word = party.site.await_bytes(_DONE if party.leads else None)
         if word[:1] == _OVER and not party.leads:
             raise RoundOverError(opened.plan.round_, word[1:].decode())
@@ -160,7 +159,7 @@ class RelayedSums:
             caught, found = take(self._known(nbytes), lead.exchange, self._party.identity, state, round_, deadline_s)
             lead.finished.keep_proof(caught.round_, caught.settled.proof)
             self._release(caught)
-            lead.states.append((caught.round_, caught.state))
+            lead.states.reached(caught.round_, caught.state)
             data[:] = found
             number = u64(caught.round_)
         reached = int.from_bytes(site.await_bytes(number if lead is not None else None), "little")
@@ -202,7 +201,7 @@ class RelayedSums:
 
     # --- the leader
 
-    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: bytes, stages: Stages) -> _Result:
+    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: bytes, stages: Stages) -> SumResult:
         """Go through the round; the other ranks do what they are told."""
         party, lead = self._party, self.lead
         assert lead is not None
@@ -211,7 +210,7 @@ class RelayedSums:
             self._order(_KEPT)
             party.site.broadcast(hidden.vector.buffer)
             self._round = None
-            result = _Result(*kept)
+            result = SumResult(*kept)
             self._order(_DONE + result.to_bytes())
             return result
 
@@ -227,13 +226,14 @@ class RelayedSums:
             return self._fetch(hidden, plan, order, stages)
 
         self._round = RelayedRound(party, lead.exchange, lead.files, lead.thresholds, plan, hidden.vector, mark)
+        lead.states.reached(plan.round_ - 1, plan.state)
         try:
-            answer: Answer = self._round.run(hide, open_, [state for _, state in lead.states])
+            answer: Answer = self._round.run(hide, open_, lead.states)
         except RoundOverError as error:
             self._order(_OVER + error.what.encode())
             raise
         stages.agree += answer.waited_s
-        result = _Result(answer.sum_tree, answer.members)
+        result = SumResult(answer.sum_tree, answer.members)
         self._order(_DONE + result.to_bytes())
         self._turns = answer.turns, answer.turns_exposed
         return result
@@ -243,7 +243,7 @@ class RelayedSums:
 
     # --- every rank
 
-    def _follow(self, hidden: HiddenPart, plan: SumPlan, stages: Stages) -> _Result:
+    def _follow(self, hidden: HiddenPart, plan: SumPlan, stages: Stages) -> SumResult:
         site = self._party.site
         while True:
             order = site.await_bytes(None)
@@ -257,7 +257,7 @@ class RelayedSums:
             elif kind == _OVER:
                 raise RoundOverError(plan.round_, rest.decode())
             elif kind == _DONE:
-                return _Result.from_bytes(rest)
+                return SumResult.from_bytes(rest)
             else:
                 raise InternalError("an unknown order within the site")
 
@@ -294,7 +294,7 @@ class RelayedSums:
         return Upload(name, tree, tag, data)
 
     def _fetch(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> SumFetch | None:
-        """Fetch and open this rank's part of the sum; None if it is gone and every rank has its vector still."""
+        """Fetch and open this rank's part of the sum; None if the relay does not keep it any more."""
         begun = time.perf_counter()
         attempt, tag_key = int.from_bytes(order[1:9], "little"), order[9 : 9 + KEY_BYTES]
         hidden.begin_opening(streams_from_bytes(order[9 + KEY_BYTES :]), tag_key)
@@ -303,16 +303,20 @@ class RelayedSums:
         hashed: dict[int, bytes] | None = {}
         if high > low:
             view = hidden.vector.buffer[low:high].data
-            hashed = self._client.fetch_part(self._name(plan, attempt, "Y"), length, low, view, hidden.open)
+            try:
+                hashed = self._client.fetch_part(self._name(plan, attempt, "Y"), length, low, view, hidden.open)
+            except RelayProblem as problem:
+                if problem.kind not in (*_CLOSED, "absent"):
+                    raise
+                hashed = None
         stages.wire += _lap(begun)
-        absent = b"" if high == low else b"\0" if hashed is not None else b"\1"
-        parts_absent = b"".join(self._party.site.gather_bytes(absent))
-        if hashed is None or b"\1" in parts_absent:
-            if b"\0" in parts_absent:
-                raise PeersError(f"the relay has lost the sum of round {plan.round_}", "start this site again")
-            return None
-        mine = hidden.tag.to_bytes() + b"".join(hashed[i] for i in sorted(hashed)) + b"".join(hidden.opened_digests())
+        mine = b""
+        if hashed is not None:
+            digests = [hashed[i] for i in sorted(hashed)] + hidden.opened_digests()
+            mine = hidden.tag.to_bytes() + b"".join(digests)
         answers = self._party.site.gather_bytes(mine)
+        if not all(answers):
+            return None
         tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())
         half = [(len(a) - TAG_BYTES) // 2 for a in answers]
         hidden_tree = tree_root(
@@ -323,22 +327,6 @@ class RelayedSums:
 
     def _name(self, plan: SumPlan, attempt: int, name: str) -> ObjectName:
         return ObjectName(self._party.agreement.hash.hex(), plan.round_, attempt, name)
-
-
-@dataclass(frozen=True)
-class _Result:
-    """What every rank must know of an opened sum."""
-
-    sum_tree: bytes
-    members: tuple[int, ...]
-
-    def to_bytes(self) -> bytes:
-        return self.sum_tree + b"".join(u16(u) for u in self.members)
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> _Result:
-        numbers = (int.from_bytes(data[i : i + 2], "little") for i in range(_HASH, len(data), 2))
-        return cls(data[:_HASH], tuple(numbers))
 
 
 def _lap(begun: float) -> float:

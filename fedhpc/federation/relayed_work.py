@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.secure.opening import Streams
 from fedhpc.secure.tag import Tag
+from fedhpc.secure.transcript import u16
+
+_HASH_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,24 @@ class Answer:
     waited_s: float  # for other sites and the relay
     turns: int  # round trips in line: answers waited for, the upload, the download
     turns_exposed: int  # of those, after the upload and before the download
+
+
+@dataclass(frozen=True)
+class SumResult:
+    """What every rank must know of an opened sum."""
+
+    sum_tree: bytes
+    members: tuple[int, ...]
+
+    def to_bytes(self) -> bytes:
+        """As the leader tells it to the other ranks of its site."""
+        return self.sum_tree + b"".join(u16(u) for u in self.members)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SumResult:
+        """What `to_bytes` was made from."""
+        numbers = (int.from_bytes(data[i : i + 2], "little") for i in range(_HASH_BYTES, len(data), 2))
+        return cls(data[:_HASH_BYTES], tuple(numbers))
 
 
 Hide = Callable[[int, Streams, bytes, bool], Upload | None]

@@ -39,8 +39,10 @@ class CatchUps:
     def note(self, name: ObjectName, now: float) -> None:
         """An object of round 0 became whole."""
         if name.kind == "NEED" and name.owner is not None:
+            before = [need for need in self.needs.values() if need.site == name.owner]
             self.caught_up(name.owner)
-            self.needs[name.attempt] = Need(name.owner, name.attempt, now)
+            did_not_help = {u for need in before for u in (*need.refused, need.asked)}
+            self.needs[name.attempt] = Need(name.owner, name.attempt, now, refused=did_not_help)
         elif name.kind == "STATE" and name.attempt in self.needs and name.owner is not None:
             self.needs[name.attempt].given.add(name.owner)
 

@@ -31,7 +31,7 @@ from fedhpc.secure.transcript import canon, parse_canon
 
 _log = logging.getLogger("fedhpc.relay")
 ALIVE_S = 60.0
-KEPT_ROUNDS = 2  # below the last that is done, everything of a round goes
+KEPT_ROUNDS = 2  # up to the last that is done; then everything of a round goes
 KEPT_BAD = 100  # reports of bad vectors
 
 
@@ -69,6 +69,15 @@ class FederationRounds:
         metrics.begin_federation(self._label)
         self._news: deque[ObjectName] = deque()
         self._holders: tuple[int, ...] = ()  # who has the result of the last round that is done
+
+    @property
+    def kept_rounds(self) -> int:
+        """How many of the last rounds are kept. With older updates (`staleness`) also those they may have begun from.
+
+        A training round is one sum or two (its scale), and the sum of the weights may lie between.
+        """
+        staleness = self.federation.cohort.staleness
+        return max(KEPT_ROUNDS, 2 * (staleness + 1) + 1 if staleness else 0)
 
     def load(self) -> None:
         """Take up what the store has, once `note` is called for what it gets; twice the same object does no harm."""
@@ -123,7 +132,7 @@ class FederationRounds:
             name = self._news.popleft()
             if name.round == 0:
                 self.catchups.note(name, now)
-            elif name.round > self.done - KEPT_ROUNDS:
+            elif name.round > self.done - self.kept_rounds:
                 self._take(name, now)
 
     def _take(self, name: ObjectName, now: float) -> None:
@@ -212,6 +221,7 @@ class FederationRounds:
         """The open attempt: close a set, add, give up, or wait."""
         phase, since = round_.look(now, self.federation.threshold)
         until = since + limits(self.federation.cohort)[phase]
+        seen = frozenset(self._objects(round_.number, round_.last).names())
         expected, there = awaited(machine, phase)
         if phase == "results":
             return until if now < until else self._audit(round_, round_.last)
@@ -222,7 +232,7 @@ class FederationRounds:
             return until
         if phase == "answers" or len(there) < self.federation.threshold or not (complete or self._may_lose(round_)):
             missing = ", ".join(str(u) for u in expected if u not in there)
-            self._give_up(round_, f"{phase}: {len(there)} of {len(expected)} sites in time, not {missing}")
+            self._give_up(round_, f"{phase}: {len(there)} of {len(expected)} sites in time, not {missing}", seen)
         elif phase == "keys":
             machine.close_keys()
         elif phase == "shares":
@@ -252,8 +262,11 @@ class FederationRounds:
 
         return Job(f"the sum of round {round_.number}", run, then)
 
-    def _give_up(self, round_: Round, why: str) -> None:
-        self._objects(round_.number, round_.last).put("NEXT", canon({"why": why}))
+    def _give_up(self, round_: Round, why: str, seen: frozenset[str] | None = None) -> None:
+        """`seen`: only if nothing else has come meanwhile. Who finds τ answers so finds NEXT too, or never will."""
+        objects = self._objects(round_.number, round_.last)
+        if not objects.put_beside("NEXT", canon({"why": why}), seen):
+            return
         self.times.gave_up(round_.number, why)
         self._metrics.count("attempts_given_up_total", 1, self._label)
         _log.warning("round %d, attempt %d is given up: %s", round_.number, round_.last, why)
@@ -307,9 +320,11 @@ class FederationRounds:
         if number > self.done and done is not None:
             self.done, self._holders = number, tuple(parse_canon(done)["u3"])
         self._drop_large(number, None, also_sum=False)
-        self._store.drop_rounds(self.federation.config, self.done - KEPT_ROUNDS + 1)
-        for old in [n for n in self.rounds if n <= self.done - KEPT_ROUNDS]:
+        self._store.drop_rounds(self.federation.config, self.done - self.kept_rounds + 1)
+        for old in [n for n in self.rounds if n <= self.done - self.kept_rounds]:
             del self.rounds[old]
+        for old in [n for n in self.rounds if n <= self.done - KEPT_ROUNDS]:
+            self._drop_large(old, None)
 
     def _drop_large(self, round_: int, attempt: int | None, *, also_sum: bool = True) -> None:
         def goes(name: ObjectName) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
-from fedhpc.relay.federation_rounds import KEPT_ROUNDS, FederationRounds
+from fedhpc.relay.federation_rounds import FederationRounds
 from fedhpc.relay.objects import VECTOR
 from fedhpc.relay.one_round import Round
 from fedhpc.relay.problems import Problem
@@ -27,7 +27,7 @@ _KEPT = ("CONFIG", "FEATURES")
 
 def check_round(rounds: FederationRounds, round_: int) -> None:
     """Raise Problem (409, round-over) for a round that was cleaned up."""
-    if 0 < round_ <= rounds.done - KEPT_ROUNDS:
+    if 0 < round_ <= rounds.done - rounds.kept_rounds:
         raise Problem("round-over", f"round {round_} is over; {rounds.done} was the last that is done")
 
 

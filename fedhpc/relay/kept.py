@@ -33,10 +33,14 @@ class KeptAttempt:
 
     def put(self, name: str, data: bytes) -> None:
         """See Objects. Raises Problem (507)."""
+        self.put_beside(name, data, None)
+
+    def put_beside(self, name: str, data: bytes, beside: frozenset[str] | None) -> bool:
+        """`put`, unless something has come into the attempt that is not in `beside`; whether it was put."""
         self._store.room_for(len(data))
         with full_disk_is_a_problem():
             self._scratch(name).write_bytes(data)
-        self._adopt(name, len(data), tree(data))
+        return self._adopt(name, len(data), tree(data), beside)
 
     def names(self) -> list[str]:
         """See Objects."""
@@ -75,7 +79,7 @@ class KeptAttempt:
         """See Objects. Raises Problem (507)."""
         self._adopt(name, self._scratch(name).stat().st_size, tree)
 
-    def _adopt(self, name: str, length: int, tree: bytes) -> None:
+    def _adopt(self, name: str, length: int, tree: bytes, beside: frozenset[str] | None = None) -> bool:
         full, scratch = self._name(name), self._scratch(name)
         if self._store.find(full) or self._store.upload(full):
             self._store.drop(lambda other: other == full)
@@ -94,7 +98,11 @@ class KeptAttempt:
         except BaseException:
             head.discard()
             raise
-        self._store.publish(full, length, tree)
+        shown = self._store.publish(full, length, tree, beside)
+        if not shown:
+            final.unlink()
+            head.discard()
+        return shown
 
     def _scratch(self, name: str) -> Path:
         path = self._store.path(self._name(name))

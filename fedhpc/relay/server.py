@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import logging
 import resource
 import socket
@@ -89,11 +90,14 @@ class RelayServer:
             self._listener = socket.create_server((host, port), family=family, backlog=128)
         except OSError as error:
             self.store.close()
-            raise ConfigError(f"cannot listen on {settings.listen}: {error.strerror}") from None
+            words = (error.strerror or str(error)).partition(" (")[0]  # Python repeats the address there
+            hint = "another program has the port; another relay?" if error.errno == errno.EADDRINUSE else ""
+            raise ConfigError(f"cannot listen on {settings.listen}: {words}", hint) from None
         self.port: int = self._listener.getsockname()[1]
         self._stopping = threading.Event()
         self._idle: set[Connection] = set()  # between two requests
-        self._look, self._reload_now = threading.Event(), False
+        self._look = threading.Event()
+        self._stop_asked = self._reload_asked = False  # by signal handlers, see `stop`
 
     def serve(self) -> None:
         """Accept connections until `stop`, then let running requests end for at most `drain_s`."""
@@ -103,13 +107,15 @@ class RelayServer:
             self.rounds.start()
         threading.Thread(target=self._watch, name="roster", daemon=True).start()
         self._listener.settimeout(0.5)
-        while not self._stopping.is_set():
+        while not self._stop_asked:
+            if self._reload_asked:
+                self._look.set()
             try:
                 plain, address = self._listener.accept()
             except TimeoutError:
                 continue
             except OSError as error:  # out of files: let some end
-                if not self._stopping.is_set():
+                if not self._stop_asked:
                     _log.warning("cannot accept: %s", error)
                     time.sleep(0.1)
                 continue
@@ -122,6 +128,8 @@ class RelayServer:
             except RuntimeError:
                 plain.close()
                 self._census.leave(None)
+        for event in (self._stopping, self.routes.stopping, self._look):
+            event.set()
         self._listener.close()
         if self.rounds is not None:
             self.rounds.stop()
@@ -134,15 +142,15 @@ class RelayServer:
         self.store.close()
 
     def stop(self) -> None:
-        """End `serve`; safe in a signal handler."""
-        self._stopping.set()
-        self.routes.stopping.set()
-        self._look.set()
+        """End `serve`, within half a second; safe in a signal handler.
+
+        Which may run inside another one in the same thread: it must take no lock, and setting an Event takes one.
+        """
+        self._stop_asked = True
 
     def reload(self) -> None:
         """Read the roster again, in a moment; safe in a signal handler."""
-        self._reload_now = True
-        self._look.set()
+        self._reload_asked = True
 
     @property
     def connections(self) -> int:
@@ -261,9 +269,9 @@ class RelayServer:
             self._look.wait(_LOOK_S)
             self._look.clear()
             stamp = _stamp(self._settings.roster)
-            if not self._reload_now and stamp == self._roster_seen:
+            if not self._reload_asked and stamp == self._roster_seen:
                 continue
-            self._reload_now, self._roster_seen = False, stamp
+            self._reload_asked, self._roster_seen = False, stamp
             try:
                 self.roster, self.roster_error = read_roster(self._settings.roster), ""
                 if self.rounds is not None:

@@ -191,12 +191,15 @@ class Store:
         if shutil.disk_usage(self._root).free < length + self._reserve_bytes:
             raise Problem("disk-full", f"no space for {length} bytes")
 
-    def publish(self, name: ObjectName, length: int, tree: bytes) -> None:
-        """Make an object of the relay visible whose files are durable (kept.py)."""
+    def publish(self, name: ObjectName, length: int, tree: bytes, beside: frozenset[str] | None = None) -> bool:
+        """Show a durable object of the relay, if just `beside` (None: anything) is in its attempt; whether it is."""
         with self._lock:
+            if beside is not None and {n.name for n in self._attempts.get(name.attempt_name, ())} != beside:
+                return False
             self._count(name, length, 1)
             stored = self._appear(name, length, tree)
         self._tell(stored)
+        return True
 
     def drop_rounds(self, config: str, before: int) -> int:
         """Remove every object of the federation's rounds below `before`, but not of round 0; how many."""

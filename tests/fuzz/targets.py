@@ -35,7 +35,7 @@ from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES, pin_of, pin_of_der, read
 from fedhpc.federation.agreement import read_agreement, read_site
 from fedhpc.federation.catching_up import Attendant
 from fedhpc.federation.journal import FileJournal
-from fedhpc.federation.relayed_lobby import Lobby
+from fedhpc.federation.patience import late_sites
 from fedhpc.ops.enrolment.fingerprints import read_asked
 from fedhpc.ops.enrolment.invitations import Invitations
 from fedhpc.ops.features import read_feature_set
@@ -305,10 +305,8 @@ def _site() -> list[Target]:
 
     def late(data: bytes) -> None:
         """Where the federation stands, as a site that gives up tells its people."""
-        exchange = SimpleNamespace(standing=lambda: _document(data), watch=lambda *of: None)
-        party = SimpleNamespace(agreement=SimpleNamespace(names=["a", "b", "c"]))
-        lobby = Lobby(party, exchange, SimpleNamespace(round_=8), None)  # type: ignore[arg-type]
-        assert lobby._who_is_late()
+        exchange = SimpleNamespace(standing=lambda: _document(data))
+        assert late_sites(exchange, ["a", "b", "c"], 8)  # type: ignore[arg-type]
 
     def asked(data: bytes) -> None:
         """Whom the relay asks this site to help."""

@@ -23,6 +23,8 @@ from relay_process import CONFIG, MIB, OTHER_CONFIG, ROOT, Relay, World, until
 from round_sites import Sites
 
 from fedhpc.ops.enrolment.one_machine import Enrolled, enrol, running_relay
+from fedhpc.relay.server import RelayServer
+from fedhpc.relay.settings import read_settings
 from fedhpc.relay.status_style import HEADERS
 
 
@@ -297,3 +299,35 @@ def test_an_admin_port_that_is_taken_is_told(running: Relay) -> None:
     assert done.returncode == 64
     assert f"cannot listen on the admin port 127.0.0.1:{running.admin}" in done.stderr
     assert "hint: give relay.admin another port" in done.stderr
+
+
+# --- signals
+
+
+def test_signals_that_interrupt_each_other_take_no_lock(running: Relay, tmp_path: Path) -> None:
+    """A handler may run while another one of the same thread holds an Event's lock: it must not wait for that."""
+    text = (running.folder / "relay.toml").read_text()
+    (tmp_path / "roster.toml").write_text("")
+    (tmp_path / "relay.toml").write_text(text.replace(f'"127.0.0.1:{running.port}"', '"127.0.0.1:0"'))
+    server = RelayServer(*read_settings(tmp_path / "relay.toml"))
+
+    def handlers() -> None:
+        with server._look._cond, server._stopping._cond, server.routes.stopping._cond:  # type: ignore[attr-defined]
+            server.reload()
+            server.stop()
+
+    inner = threading.Thread(target=handlers, daemon=True)
+    inner.start()
+    inner.join(10)
+    assert not inner.is_alive()
+    server.serve()
+    assert server.routes.stopping.is_set()
+
+
+def test_many_signals_at_once_stop_the_relay_in_order(running: Relay) -> None:
+    assert running.process is not None
+    for _ in range(2000):
+        running.process.send_signal(signal.SIGHUP)
+    assert fetch(running, "/healthz")[0] == 200
+    assert running.client().health() == "ok"
+    assert running.stop(signal.SIGTERM) == 0

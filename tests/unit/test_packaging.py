@@ -24,6 +24,7 @@ from fedhpc.cohort.settings import CohortSettings
 from fedhpc.federation import agreement
 from fedhpc.federation.strategy import StrategySettings
 from fedhpc.ops.run import DataSection
+from fedhpc.relay import settings as relay_settings
 from fedhpc.secure.settings import SecureSettings
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 from fedhpc.train.tasks import cnn, logistic, mlp
@@ -59,6 +60,9 @@ SECTIONS = {
     "[data]": DataSection,
     "[compute]": ComputeSettings,
     "[exchange]": agreement.ExchangeSection,
+    "relay.toml [relay]": relay_settings.RelaySettings,
+    "relay.toml [limits]": relay_settings.Limits,
+    "roster.toml, one table for each federation": relay_settings._FederationTable,
 }
 
 

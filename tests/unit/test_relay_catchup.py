@@ -45,6 +45,22 @@ def test_who_has_begun_to_answer_is_left_in_peace_while_it_lives(tmp_path: Path)
     assert asked(relay) == {4: 2}
 
 
+def test_who_asks_anew_is_sent_to_another_site(tmp_path: Path) -> None:
+    """A site that lies and is always first would otherwise keep the others away for ever."""
+    relay = Relay(tmp_path)
+    relay.hear([1, 2, 3])
+    found = []
+    for number in range(70, 75):
+        relay.put(f"0/{number}/NEED/4", b"{}")
+        found.append(asked(relay)[4])
+        relay.put(f"0/{number}/STATE/{found[-1]}/4", b"{}")
+    assert found == [1, 2, 3, 1, 2]
+    relay.put("1/0/READY/4", ready())  # it goes on; what it asks later is another matter
+    relay.settle()
+    relay.put("0/80/NEED/4", b"{}")
+    assert asked(relay) == {4: 1}
+
+
 def test_others_may_not_answer_what_nobody_asked(tmp_path: Path) -> None:
     relay = Relay(tmp_path)
     relay.put("0/77/NEED/4", b"{}")

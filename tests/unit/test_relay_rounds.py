@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 import pytest
 from relay_fakes import CONFIG, OTHER, STATE, Hand, Relay, all_ready, federation, ready
 
+from fedhpc.exchange.objects import ObjectName
 from fedhpc.relay.problems import Problem
 from fedhpc.secure.transcript import canon, tree
 
@@ -179,6 +181,32 @@ def test_sync_meets_again_only_when_all_are_back(tmp_path: Path) -> None:
     assert "1/2/M0" not in relay.names()
     relay.later(59, [4])
     assert len(relay.get("1/2/M0")["cohort"]) == 4
+
+
+def test_an_answer_that_comes_while_the_attempt_is_given_up_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site that finds three answers may fetch the sum: NEXT is there before the third of them, or never."""
+    relay = Relay(tmp_path)
+    all_ready(relay, 1, 2, 3, 4)
+    hand = Hand(relay)
+    hand.play(1, 2, 3, 4, upto="M4")
+    hand.send("M5", 1, 2)
+    third, real = hand.message("M5", 3), relay.store.publish
+
+    def publish(name: ObjectName, *rest: Any) -> bool:
+        if name.name == "NEXT" and "1/1/M5/3" not in relay.names():
+            relay.put("1/1/M5/3", third, checked=False)
+        return real(name, *rest)
+
+    monkeypatch.setattr(relay.store, "publish", publish)
+    relay.later(241)
+    assert relay.only_round()["phase"] == "results"
+    assert "1/1/NEXT" not in relay.names()
+    assert {p.name for p in relay.folder.glob(f"{CONFIG}/1/1/NEXT*")} == set()
+    relay.restart()
+    relay.settle()
+    assert relay.raw("1/1/Y") == hand.sum_over(1, 2, 3, 4)
 
 
 def test_after_an_answer_only_the_same_set_meets_again(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class Enrolled:
             review(federation, folder).sign(folder)
         admit(federation, self.relay, quota_bytes=quota_bytes, objects=OBJECTS, unmasked=unmasked)
 
-    def variant(self, folder: Path, source: bytes, quota_bytes: int = BYTES) -> Enrolled:
+    def variant(self, folder: Path, source: bytes, quota_bytes: int = BYTES, *, unmasked: bool = False) -> Enrolled:
         """The same sites, keys and relay with another federation.toml, in files of its own."""
         other = Enrolled(folder, self.url, self.port, self.sites)
         for name in self.sites:
@@ -72,7 +72,7 @@ class Enrolled:
         for name in self.sites:
             site = SiteFolder.open(other.site_file(name))
             review(other.federation, site).sign(site)
-        admit(other.federation, self.relay, quota_bytes=quota_bytes, objects=OBJECTS, unmasked=False)
+        admit(other.federation, self.relay, quota_bytes=quota_bytes, objects=OBJECTS, unmasked=unmasked)
         return other
 
 
@@ -99,7 +99,7 @@ def enrol(
     write_whole(coordinator.federation, f"{head}{sections.strip()}\n\n{MARK}{roster}".encode())
     relay = coordinator.relay / "relay.toml"
     text = read_bytes(relay).decode()
-    write_whole(relay, text.replace("store = ", 'admin = "127.0.0.1:0"\nstore = ', 1).encode())
+    write_whole(relay, text.replace('# admin = "127.0.0.1:9443"', 'admin = "127.0.0.1:0"', 1).encode())
     candidates = []
     for site, data in sites.items():
         made = SiteFolder.new(folder / "sites" / site, site, relay=url, relay_pin=pin, data=str(data.absolute()))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,7 +207,9 @@ class SiteFolder:
         write_whole(path, data)
         return path, data
 
-    def mailbox(self, token: Token) -> RelayMailbox:
+    def mailbox(
+        self, token: Token, on_down: Callable[[str, float], None] = lambda reason, left_s: None
+    ) -> RelayMailbox:
         """This site's mailbox at the relay. Raises ConfigError if the relay's pin is not known."""
         pin, exchange = self.relay_pin(), self.file.exchange
         if not pin:
@@ -215,7 +218,7 @@ class SiteFolder:
                 f"put what the coordinator told into {self.path / 'relay.pin'}, 64 hex digits",
             )
         proxy = proxy_from_environment(exchange.url) if exchange.proxy is None else exchange.proxy
-        return RelayMailbox(exchange.url, bytes.fromhex(pin), self.name, token.access, proxy)
+        return RelayMailbox(exchange.url, bytes.fromhex(pin), self.name, token.access, proxy, on_down)
 
     def certificate(self) -> bytes:
         """The present certificate if it is for the present key, PEM; else nothing."""
