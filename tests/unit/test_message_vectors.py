@@ -103,6 +103,8 @@ def test_enrolment() -> None:
     assert (access.hex(), proof.hex()) == (v["access"], v["proof"])
     assert v["access_hash"] == hashlib.sha256(v["access"].encode()).hexdigest()
     body = {"csr": v["csr"], "name": "site-5", "sign": public_of(v["private"]).public_bytes_raw().hex()}
+    digest = h("enrol", b"site-5", bytes.fromhex(body["sign"]), bytes.fromhex(v["tls"]))[:16].hex()
+    assert v["fingerprint"] == " ".join(digest[i : i + 4] for i in range(0, 32, 4))
     proved = hmac.digest(proof, canon(body), "sha256")
     assert v["with token"] == message(v["private"], "ENROL", 0, proved, body)
     assert v["without token"] == message(v["private"], "ENROL", 0, bytes(32), body)

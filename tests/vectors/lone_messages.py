@@ -8,6 +8,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol_round import Store, secret
 
+from fedhpc.ops.enrolment.fingerprints import fingerprint
 from fedhpc.relay.ready import read_ready
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import BLOCK_BYTES, Federation, Giver, Taker
@@ -146,7 +147,7 @@ def _enrol() -> dict[str, Any]:
     """A request with a token and one without. To the protocol the certificate request is bytes."""
     token = "00112233445566778899aabbccddeeff"
     halves, csr = split_token(token), pattern(90)
-    private = secret("new site")
+    private, tls = secret("new site"), secret("pin of a TLS key").hex()
     key = Ed25519PrivateKey.from_private_bytes(private)
     proved, plain = sign_request(key, "site-5", csr, halves), sign_request(key, "site-5", csr)
     assert read_request(proved).proved_by(halves.proof)
@@ -158,6 +159,10 @@ def _enrol() -> dict[str, Any]:
         "proof": halves.proof,
         "private": private.hex(),
         "csr": csr.hex(),
+        "tls": secret("pin of a TLS key").hex(),
+        "fingerprint": fingerprint(
+            "site-5", key.public_key().public_bytes_raw().hex(), secret("pin of a TLS key").hex()
+        ),
         "with token": _text(proved),
         "without token": _text(plain),
     }
