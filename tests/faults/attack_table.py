@@ -1,8 +1,8 @@
 """Every attack that is really made against the whole stack, where it is stopped and with which error.
 
 The numbers are those of the fifteen attacks and bad inputs that the tests were written from; "+" are those that the
-protocol adds. test_relayed_attacks.py makes those of ATTACKS, each in the same way; those of OTHERS have a test of
-their own. docs/security.md shows the same rows, and a test compares them.
+protocol adds. test_relayed_attacks.py makes those of ATTACKS with sites as processes and several sums, each in the same
+way; those of OTHERS have a test of their own. The table in docs/security.md is that of wire_table.py.
 """
 
 from __future__ import annotations

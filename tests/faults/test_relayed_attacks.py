@@ -63,7 +63,7 @@ def released_nothing(world: World, victims: tuple[int, ...], stopped: str) -> No
 def made(theatre: Theatre, request: pytest.FixtureRequest) -> Iterator[dict[Attack, Future[None]]]:
     """All attacks that were asked for, a few at once."""
     specs = [getattr(item, "callspec", None) for item in request.session.items]
-    asked = [spec.params["attack"] for spec in specs if spec is not None and "attack" in spec.params]
+    asked = [a for spec in specs if spec is not None and (a := spec.params.get("attack")) in ATTACKS]
     with ThreadPoolExecutor(4) as pool:
         yield {a: pool.submit(make, a, theatre, f"attack{ATTACKS.index(a)}") for a in asked}
 

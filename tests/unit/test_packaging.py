@@ -220,6 +220,12 @@ def test_links_of_documents_lead_somewhere(document: Path) -> None:
         assert not anchor or anchor in anchors(there), target
 
 
+def test_the_files_that_the_architecture_names_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", (ROOT / "docs" / "architecture.md").read_text())
+    assert named
+    assert [n for n in named if not any(str(p).endswith(f"/{n}") for p in SOURCES)] == []
+
+
 def commands(text: str) -> Iterator[list[str]]:
     """The words after `fedhpc` in code: up to the first that is no command, option or number."""
     fenced = r"(?ms)^```\w*\n(.*?)^```"
