@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from second import (
     kdf,
     load,
     message,
+    number,
     open_message,
     pattern,
     public_of,
@@ -108,6 +110,17 @@ def test_enrolment() -> None:
     proved = hmac.digest(proof, canon(body), "sha256")
     assert v["with token"] == message(v["private"], "ENROL", 0, proved, body)
     assert v["without token"] == message(v["private"], "ENROL", 0, bytes(32), body)
+
+
+def test_the_tensors_of_a_state() -> None:
+    v = V["tensors of a state"]
+    data = b""
+    for _, kind, values in [*v["model"], *sorted(v["strategy"])]:
+        data += b"".join(struct.pack("<f" if kind == "float32" else "<d", number(x)) for x in values)
+    data += struct.pack("<d", number(v["W"])) + struct.pack("<q", v["rounds"])
+    assert data.hex() == v["bytes"]
+    assert h("state", CONFIG, u64(v["round"]), tree(data)).hex() == v["state"]
+    assert [name for name, _, _ in v["model"]] != sorted(name for name, _, _ in v["model"])  # layout order
 
 
 def test_ledger_lines() -> None:
