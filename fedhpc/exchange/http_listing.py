@@ -43,7 +43,7 @@ def read_listing(data: bytes, config: str, round_: int, attempt: int) -> tuple[l
     try:
         answer = json.loads(line)
         cursor, objects = str(answer["after"]), list(answer["objects"])
-        if not cursor.replace(".", "").isalnum() or len(cursor) > 64:
+        if not (cursor.isascii() and cursor.replace(".", "").isalnum()) or len(cursor) > 64:
             raise ValueError("the cursor has another form")
         entries: list[Entry] = []
         at = 0

@@ -23,7 +23,8 @@ def compare_stores(federation: Federation, mine: FeatureSet | None) -> None:
         site = federation.sites[number - 1]
         what = "one of them has no feature list"
         if mine is not None and message:
-            what = "; ".join(compare_features(mine, read_feature_set(message, site)))
+            told = "; ".join(compare_features(mine, read_feature_set(message, site)))
+            what = "".join(c if c.isprintable() else "?" for c in told)  # another site's words reach a terminal
         raise DataError(
             f"the stores of sites {federation.site} (first) and {site} (second) hold different features: {what}",
             "ingest both with the same recipe; names, units, codings and order must be equal",

@@ -1,4 +1,4 @@
-"""python tests/fuzz/fuzz.py TARGET --runs 20000 --seconds 3: bytes at a parser, until one makes it misbehave.
+"""python tests/fuzz/fuzz.py [TARGET…] --runs 20000 --seconds 3: bytes at a parser, until one makes it misbehave.
 
 With atheris (libFuzzer) where it has wheels, guided by which lines of fedhpc an input reaches; elsewhere by blind
 mutation of the genuine inputs. Misbehaving is: an exception that the target may not raise, an accepted input that
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import platform
 import random
 import sys
 import tempfile
 import time
+import traceback
 import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,16 +38,20 @@ def use_paths() -> None:
 def one_input(target: Target, data: bytes) -> None:
     """One try. Raises whatever the target may not raise, and MemoryError for too much memory."""
     if not tracemalloc.is_tracing():
-        for seed in target.seeds:  # what is made once and kept (patterns, type hints) is not the input's
-            target.parse(seed)
         tracemalloc.start()
+    most = target.least + target.factor * len(data)
+    # Twice where it is much: patterns and type hints that are made once and kept are not the input's.
+    if cost(target, data) > most and (peak := cost(target, data)) > most:
+        raise MemoryError(f"{target.name}: {peak} bytes for an input of {len(data)}: {data[:200]!r}")
+
+
+def cost(target: Target, data: bytes) -> int:
+    """The most memory that one try holds at once, in bytes of Python's allocator."""
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     with contextlib.suppress(*target.refuses):
         target.parse(data)
-    peak = tracemalloc.get_traced_memory()[1] - before
-    if peak > target.least + target.factor * len(data):
-        raise MemoryError(f"{target.name}: {peak} bytes for an input of {len(data)}: {data[:200]!r}")
+    return tracemalloc.get_traced_memory()[1] - before
 
 
 def mutated(seed: bytes, draw: random.Random) -> bytes:
@@ -91,51 +97,81 @@ def blindly(target: Target, runs: int, seconds: float) -> None:
             raise
 
 
-def guided(target: Target, runs: int, seconds: float) -> None:
-    """libFuzzer; does not return."""
+def guided(target: Target, runs: int, seconds: float, folder: Path) -> None:
+    """libFuzzer, with its files in `folder`; does not return."""
     import atheris
 
-    with tempfile.TemporaryDirectory() as folder:
-        corpus, words = Path(folder) / "corpus", Path(folder) / "words"
-        corpus.mkdir()
-        for number, seed in enumerate(target.seeds):
-            (corpus / str(number)).write_bytes(seed)
-        escaped = ["".join(map(r"\x{:02x}".format, word[:60])) for word in STUMBLES if word]
-        words.write_text("".join(f'"{word}"\n' for word in escaped))
-        options = [
-            f"-runs={runs}", f"-max_total_time={max(1, round(seconds))}", "-seed=1", f"-max_len={LONGEST}",
-            "-timeout=60", "-rss_limit_mb=2048", f"-artifact_prefix={tempfile.gettempdir()}/fedhpc-fuzz-",
-            f"-dict={words}", "-verbosity=0", "-print_final_stats=1",
-        ]  # fmt: skip
-        atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: one_input(target, data))
-        atheris.Fuzz()
+    corpus, words = folder / "corpus", folder / "words"
+    corpus.mkdir()
+    for number, seed in enumerate(target.seeds):
+        (corpus / str(number)).write_bytes(seed)
+    escaped = ["".join(map(r"\x{:02x}".format, word[:60])) for word in STUMBLES if word]
+    words.write_text("".join(f'"{word}"\n' for word in escaped))
+    options = [
+        f"-runs={runs}", f"-max_total_time={max(1, round(seconds))}", "-seed=1", f"-max_len={LONGEST}",
+        "-timeout=60", "-rss_limit_mb=2048", f"-artifact_prefix={folder}/", f"-dict={words}", "-verbosity=0",
+    ]  # fmt: skip
+    atheris.Setup([sys.argv[0], *options, str(corpus)], lambda data: one_input(target, data))
+    atheris.Fuzz()
 
 
-def main() -> None:
+def in_a_child(target: Target, guide: bool, runs: int, seconds: float) -> tuple[bool, str]:
+    """Whether nothing was found, and what was said: libFuzzer ends its process, so each target has one."""
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory() as folder:
+        child = os.fork()
+        if child == 0:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+            status = 1
+            try:
+                if guide:
+                    guided(target, runs, seconds, Path(folder))
+                blindly(target, runs, seconds)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        return status == 0, said.read()[-4000:].decode("utf-8", "replace")
+
+
+def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", nargs="?", default="", help="one of --list")
+    parser.add_argument("target", nargs="*", help="some of --list; absent: all of them, one after another")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--runs", type=int, default=1_000_000_000)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--runs", type=int, default=1_000_000_000, help="inputs for each target at most")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time for each target at most")
     parser.add_argument("--blindly", action="store_true", help="without atheris")
     given = parser.parse_args()
     use_paths()
-    with_guide = GUIDED and not given.blindly
-    if with_guide and not given.list:
+    guide = GUIDED and not given.blindly and not given.list
+    if guide:
         import atheris
 
         with atheris.instrument_imports(include=["fedhpc"]):
             from targets import targets
     else:
         from targets import targets
+    known = targets()
     if given.list:
-        print("\n".join(targets()))
-        return
-    if given.target not in targets():
-        parser.error(f"{given.target!r} is no target; --list shows them")
-    (guided if with_guide else blindly)(targets()[given.target], given.runs, given.seconds)
+        print("\n".join(known))
+        return 0
+    unknown = [name for name in given.target if name not in known]
+    if unknown:
+        parser.error(f"{unknown[0]!r} is no target; --list shows them")
+    bad = 0
+    for name in given.target or known:
+        good, said = in_a_child(known[name], guide, given.runs, given.seconds)
+        print(f"{'good' if good else 'bad'}: {name}", flush=True)
+        if not good:
+            bad += 1
+            print(said, flush=True)
+    return bad
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -432,12 +432,13 @@ grace_s = 2.5
 """
 
 
-@cache
+_FOLDER = tempfile.TemporaryDirectory(prefix="fedhpc-fuzz-")  # removed when the process ends
+
+
 def _folder() -> Path:
     """Files of this process."""
-    folder = Path(tempfile.mkdtemp(prefix="fedhpc-fuzz-"))
-    for name in ("relay.key",):
-        os.close(os.open(folder / name, os.O_CREAT, 0o600))
+    folder = Path(_FOLDER.name)
+    os.close(os.open(folder / "relay.key", os.O_CREAT, 0o600))
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from second import (
     kdf,
     load,
     message,
+    number,
     open_message,
     pattern,
     public_of,
@@ -103,9 +105,22 @@ def test_enrolment() -> None:
     assert (access.hex(), proof.hex()) == (v["access"], v["proof"])
     assert v["access_hash"] == hashlib.sha256(v["access"].encode()).hexdigest()
     body = {"csr": v["csr"], "name": "site-5", "sign": public_of(v["private"]).public_bytes_raw().hex()}
+    digest = h("enrol", b"site-5", bytes.fromhex(body["sign"]), bytes.fromhex(v["tls"]))[:16].hex()
+    assert v["fingerprint"] == " ".join(digest[i : i + 4] for i in range(0, 32, 4))
     proved = hmac.digest(proof, canon(body), "sha256")
     assert v["with token"] == message(v["private"], "ENROL", 0, proved, body)
     assert v["without token"] == message(v["private"], "ENROL", 0, bytes(32), body)
+
+
+def test_the_tensors_of_a_state() -> None:
+    v = V["tensors of a state"]
+    data = b""
+    for _, kind, values in [*v["model"], *sorted(v["strategy"])]:
+        data += b"".join(struct.pack("<f" if kind == "float32" else "<d", number(x)) for x in values)
+    data += struct.pack("<d", number(v["W"])) + struct.pack("<q", v["rounds"])
+    assert data.hex() == v["bytes"]
+    assert h("state", CONFIG, u64(v["round"]), tree(data)).hex() == v["state"]
+    assert [name for name, _, _ in v["model"]] != sorted(name for name, _, _ in v["model"])  # layout order
 
 
 def test_ledger_lines() -> None:

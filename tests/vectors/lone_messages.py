@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol_round import Store, secret
 
+from fedhpc.federation.state_tensors import state_arrays
+from fedhpc.ops.enrolment.fingerprints import fingerprint
 from fedhpc.relay.ready import read_ready
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import BLOCK_BYTES, Federation, Giver, Taker
@@ -44,6 +47,7 @@ def lone_messages() -> dict[str, Any]:
         "M6": _results(),
         "READY": _ready(),
         "sets": _sets(),
+        "tensors of a state": _state(),
     }
 
 
@@ -146,7 +150,7 @@ def _enrol() -> dict[str, Any]:
     """A request with a token and one without. To the protocol the certificate request is bytes."""
     token = "00112233445566778899aabbccddeeff"
     halves, csr = split_token(token), pattern(90)
-    private = secret("new site")
+    private, tls = secret("new site"), secret("pin of a TLS key").hex()
     key = Ed25519PrivateKey.from_private_bytes(private)
     proved, plain = sign_request(key, "site-5", csr, halves), sign_request(key, "site-5", csr)
     assert read_request(proved).proved_by(halves.proof)
@@ -158,8 +162,28 @@ def _enrol() -> dict[str, Any]:
         "proof": halves.proof,
         "private": private.hex(),
         "csr": csr.hex(),
+        "tls": tls,
+        "fingerprint": fingerprint("site-5", key.public_key().public_bytes_raw().hex(), tls),
         "with token": _text(proved),
         "without token": _text(plain),
+    }
+
+
+def _state() -> dict[str, Any]:
+    """A model of two tensors with the state of an adaptive strategy, W and the number of training rounds."""
+    model = {"w": np.array([[1.5, -0.0]], dtype=np.float32), "a": np.array([0.1])}
+    outer = {
+        f"{kind}/{name}": np.full_like(t, i) for i, kind in enumerate(("second", "moment")) for name, t in model.items()
+    }
+    data = b"".join(array.tobytes() for array in state_arrays(model, outer, 640.0, 3))
+    return {
+        "round": ROUND,
+        "model": [[name, a.dtype.name, [x.hex() for x in a.ravel().tolist()]] for name, a in model.items()],
+        "strategy": [[name, a.dtype.name, [x.hex() for x in a.ravel().tolist()]] for name, a in outer.items()],
+        "W": (640.0).hex(),
+        "rounds": 3,
+        "bytes": data.hex(),
+        "state": state_hash(CONFIG, ROUND, tree(data)).hex(),
     }
 
 
