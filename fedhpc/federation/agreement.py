@@ -22,7 +22,7 @@ from fedhpc.secure.pairwise import Member
 from fedhpc.secure.settings import SecureSettings
 
 AGREED_SECTIONS = ("federation", "site", "relay", "cohort", "secure", "strategy", "task", "train")
-SITE_SECTIONS = ("site", "data", "compute", "exchange")
+SITE_SECTIONS = ("site", "data", "compute", "exchange", "life", "slurm")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -193,6 +193,8 @@ class SiteFile:
     exchange: ExchangeSection
     data: Mapping[str, Any]  # read by train/
     compute: Mapping[str, Any]  # read by train/
+    life: Mapping[str, Any] = field(default_factory=dict)  # read by ops/
+    slurm: Mapping[str, Any] = field(default_factory=dict)  # read by ops/
 
     def path(self, path: Path) -> Path:
         """`path` as seen from the site file's directory."""
@@ -258,6 +260,8 @@ def read_site(source: bytes, path: Path) -> SiteFile:
         exchange=read_section(ExchangeSection, table.get("exchange", {}), "exchange"),
         data=_table(table, "data"),
         compute=_table(table, "compute"),
+        life=_table(table, "life"),
+        slurm=_table(table, "slurm"),
     )
 
 

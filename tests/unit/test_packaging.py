@@ -23,6 +23,7 @@ from fedhpc.cli import cli
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.federation import agreement
 from fedhpc.federation.strategy import StrategySettings
+from fedhpc.ops.life.settings import LifeSettings
 from fedhpc.ops.run import DataSection
 from fedhpc.relay import settings as relay_settings
 from fedhpc.secure.settings import SecureSettings
@@ -60,6 +61,7 @@ SECTIONS = {
     "[data]": DataSection,
     "[compute]": ComputeSettings,
     "[exchange]": agreement.ExchangeSection,
+    "[life]": LifeSettings,
     "relay.toml [relay]": relay_settings.RelaySettings,
     "relay.toml [limits]": relay_settings.Limits,
     "roster.toml, one table for each federation": relay_settings._FederationTable,
