@@ -23,6 +23,10 @@ _COMMANDS = {
         "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
         "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
     },
+    "In the batch queue": {
+        "submit": ("fedhpc.cli.submit", "submit", "Submit a site's jobs to Slurm."),
+        "jobs": ("fedhpc.cli.jobs", "jobs", "List, cancel and read the jobs of a site."),
+    },
     "Across machines, over a relay": {
         "federation": ("fedhpc.cli.federation", "federation", "Coordinator: begin a federation, admit its sites."),
         "site": ("fedhpc.cli.site", "site", "Site: make keys, get a certificate, sign what is agreed."),
