@@ -23,6 +23,10 @@ _COMMANDS = {
         "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
         "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
     },
+    "In the batch queue": {
+        "submit": ("fedhpc.cli.submit", "submit", "Submit a site's jobs to Slurm."),
+        "jobs": ("fedhpc.cli.jobs", "jobs", "List, cancel and read the jobs of a site."),
+    },
     "Across machines, over a relay": {
         "federation": ("fedhpc.cli.federation", "federation", "Coordinator: begin a federation, admit its sites."),
         "site": ("fedhpc.cli.site", "site", "Site: make keys, get a certificate, sign what is agreed."),
@@ -64,6 +68,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every failure becomes a message and an exit code, and under MPI ends the whole job."""
     from fedhpc.mpi.world import abort_job, describe_failure
+    from fedhpc.ops.slurm.exit_file import leave_exit_code
 
     try:
         code = cli.main(standalone_mode=False)
@@ -76,6 +81,9 @@ def main() -> None:
     except Exception as error:
         text, code = describe_failure(error)
         sys.stderr.write(text + "\n")
+        leave_exit_code(code)
         abort_job(code)
         sys.exit(code)
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    leave_exit_code(code)
+    sys.exit(code)
