@@ -23,6 +23,9 @@ _COMMANDS = {
         "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
         "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
     },
+    "In the batch queue": {
+        "doctor": ("fedhpc.cli.doctor", "doctor", "Look for what would end a job, before it waits."),
+    },
     "Across machines, over a relay": {
         "federation": ("fedhpc.cli.federation", "federation", "Coordinator: begin a federation, admit its sites."),
         "site": ("fedhpc.cli.site", "site", "Site: make keys, get a certificate, sign what is agreed."),
