@@ -25,6 +25,8 @@ _COMMANDS = {
     },
     "In the batch queue": {
         "doctor": ("fedhpc.cli.doctor", "doctor", "Look for what would end a job, before it waits."),
+        "submit": ("fedhpc.cli.submit", "submit", "Submit a site's jobs to Slurm."),
+        "jobs": ("fedhpc.cli.jobs", "jobs", "List, cancel and read the jobs of a site."),
     },
     "Across machines, over a relay": {
         "federation": ("fedhpc.cli.federation", "federation", "Coordinator: begin a federation, admit its sites."),
