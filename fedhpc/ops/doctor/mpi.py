@@ -118,7 +118,7 @@ def world_size(subject: Subject) -> Finding:
         mpi = [f"--mpi={subject.asked.mpi}"] if subject.asked.mpi else []
         words = ["srun", "--overlap", "--nodes=1-2", f"--ntasks={ranks}", *mpi, *python]
     elif subject.place == "step":
-        ranks = int(subject.environment.get("SLURM_STEP_NUM_TASKS", "1"))
+        ranks = subject.ranks_of_step
         if ranks < 2:
             return skipped("this step has one task")
         words = python

@@ -25,10 +25,12 @@ def threads(subject: Subject) -> Finding:
     """Every rank has the cores that its threads need."""
     wanted = subject.compute.threads
     given = subject.environment.get("SLURM_CPUS_PER_TASK", "") if subject.in_job else ""
-    cores = len(os.sched_getaffinity(0)) if subject.place in ("laptop", "step") else None
+    # A step of one task, such as the one before the ranks start, has fewer cores than a rank will have.
+    sees = subject.place == "laptop" or (subject.place == "step" and subject.ranks_of_step > 1)
+    cores = len(os.sched_getaffinity(0)) if sees else None
     return threads_fit(
         wanted,
-        subject.asked.cpus_per_task if subject.asked.given else None,
+        subject.asked.cpus_per_task if subject.submits else None,
         int(given) if given.isdigit() else None,
         cores,
     )
@@ -102,7 +104,8 @@ def shared_memory_at(path: Path) -> Finding:
 
 def container(subject: Subject) -> Finding:
     """A runtime for the site's container, and namespaces for it."""
-    if not subject.asked.container:
+    image = str(getattr(subject.asked, "container", ""))
+    if not image:
         return skipped("[slurm] names no container")
     name = next((n for n in _RUNTIMES if find(n, subject.environment)), None)
     if name is None:
@@ -110,7 +113,6 @@ def container(subject: Subject) -> Finding:
     answer = call([name, "--version"], subject.environment, 5.0)
     if answer.code != 0:
         return fail(f"{name} --version fails: {answer.words}", "ask the operators: this node's installation is broken")
-    image = subject.asked.container
     if "://" not in image and subject.site is not None and not subject.site.path(Path(image)).exists():
         return fail(f"the container {image} is not there", "build or copy it; paths start at the site file")
     return namespaces(answer.out.strip(), [_first(path) for path in _USER_NAMESPACES])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.ops.doctor.commands import find
-from fedhpc.ops.doctor.slurm_facts import fields, major_minor, seconds_of, whole
+from fedhpc.ops.doctor.slurm_facts import Row, fields, major_minor, seconds_of, whole
 from fedhpc.ops.doctor.subject import Subject
+from fedhpc.ops.slurm.render import resources
+from fedhpc.ops.slurm.settings import walltime_s
 
 GROUP = "Slurm"
 _COMMANDS = ("sbatch", "srun", "scontrol", "squeue")
 _NO_SLURM = "there is no Slurm on this machine"
+_NOT_ASKED = "the site file has no [slurm], and no profile is given"
 _SILENT = "`scontrol show config` gives no answer"
 _EARLY_S = 60  # Slurm may send --signal up to so much earlier
 _BLIND = ("ALL", "", "(null)")
@@ -27,7 +30,7 @@ def tools(subject: Subject) -> Finding:
         named = subject.environment.get("SLURM_CONF", "")
         where = f"SLURM_CONF is {named}" if named else "SLURM_CONF is not set"
         what = f"the controller gives no answer ({where}): {slurm.answer.words}"
-        if subject.asked.given and not subject.in_job:
+        if subject.submits and not subject.in_job:
             return fail(what, "is this one of its nodes? `scontrol ping` tells who is asked")
         return warn(what, "it may be starting anew, or this is none of its nodes: `scontrol ping`")
     mine, its = slurm.call("sbatch", "--version").out.strip(), slurm.config.get("SLURM_VERSION", "")
@@ -39,61 +42,84 @@ def tools(subject: Subject) -> Finding:
     return ok(f"{mine or 'sbatch'}, cluster {slurm.config.get('ClusterName', 'without a name')}, controller {its}")
 
 
+def profile(subject: Subject) -> Finding:
+    """What the cluster's profile knows: its partitions, and whether compute nodes reach anything."""
+    known = subject.profile
+    if known is None or not subject.submits:
+        return skipped(_NOT_ASKED)
+    known.check(subject.asked)
+    if known.about.outbound == "no" and subject.site is not None and subject.site.exchange.kind == "https":
+        return warn(
+            f"compute nodes of {known.name} are not known to reach anything outside",
+            'use [exchange] kind = "spool", with a carrier where a route is',
+        )
+    return ok(f"{known.name}: {known.about.title}")
+
+
 def partition(subject: Subject) -> Finding:
-    """The partition exists, is up and lets this account in."""
+    """The partition exists, is up and lets this account in; of several that are named, one that does is enough."""
     reason = _no_answer(subject)
     if reason:
         return skipped(reason)
     asked, known = subject.asked, subject.slurm.partitions
-    found = subject.slurm.partition(asked.partition)
-    if not found and asked.partition:
-        return fail(f"there is no partition '{asked.partition}'", f"set [slurm] partition to one of {', '.join(known)}")
-    if not found:
+    unknown = [name for name in asked.partition.split(",") if name and name not in known]
+    if unknown:
+        return fail(f"there is no partition '{unknown[0]}'", f"set [slurm] partition to one of {', '.join(known)}")
+    rows = subject.slurm.chosen(asked.partition)
+    if not rows:
         return warn("no partition is asked for, and the cluster has no default one", f"one of {', '.join(known)}")
-    name = found["PartitionName"]
-    if found.get("State") != "UP":
-        return fail(f"partition {name} is {found.get('State')}", f"wait, or take one of {', '.join(_up(known))}")
-    for what, value in (("Accounts", asked.account), ("Qos", asked.qos)):
-        allowed, denied = found.get(f"Allow{what}", "ALL"), found.get(f"Deny{what}", "")
+    return _best([partition_takes(row, asked.account, asked.qos, known) for row in rows])
+
+
+def partition_takes(row: Row, account: str, qos: str, known: dict[str, Row]) -> Finding:
+    """One partition, by its row of `scontrol show partition`."""
+    name = row["PartitionName"]
+    if row.get("State") != "UP":
+        up = ", ".join(n for n, r in known.items() if r.get("State") == "UP") or "none is up"
+        return fail(f"partition {name} is {row.get('State')}", f"wait, or take another: {up}")
+    for what, key, value in (("Accounts", "account", account), ("Qos", "qos", qos)):
+        allowed, denied = row.get(f"Allow{what}", "ALL"), row.get(f"Deny{what}", "")
         if value and allowed not in _BLIND and value.lower() not in allowed.lower().split(","):
-            return fail(f"partition {name} is for {what.lower()} {allowed}, not {value}", f"set [slurm] {_KEYS[what]}")
+            return fail(f"partition {name} is for {what.lower()} {allowed}, not {value}", f"set [slurm] {key}")
         if value and denied not in _BLIND and value.lower() in denied.lower().split(","):
-            return fail(f"partition {name} refuses {what.lower()} {denied}", f"set another [slurm] {_KEYS[what]}")
-    return ok(f"partition {name} is up, {found.get('TotalNodes', '?')} nodes")
-
-
-_KEYS = {"Accounts": "account", "Qos": "qos"}
+            return fail(f"partition {name} refuses {what.lower()} {denied}", f"set another [slurm] {key}")
+    return ok(f"partition {name} is up, {row.get('TotalNodes', '?')} nodes")
 
 
 def limits(subject: Subject) -> Finding:
     """Time and nodes asked for are within the partition's limits."""
     reason = _no_answer(subject)
-    found = {} if reason else subject.slurm.partition(subject.asked.partition)
-    if not found:
+    rows = [] if reason else subject.slurm.chosen(subject.asked.partition)
+    if not rows:
         return skipped(reason or "the partition is not known")
-    asked, name = subject.asked, found["PartitionName"]
-    most = found.get("MaxTime", "UNLIMITED")
-    if asked.time:
-        want, have = seconds_of(asked.time), seconds_of(most)
-        if want is None:
-            return fail(f"[slurm] time = '{asked.time}' is no time", 'write "HH:MM:SS" or "D-HH:MM:SS"')
-        if have is not None and want > have:
-            return fail(f"[slurm] time {asked.time}, but partition {name} allows {most}", f'set time = "{most}"')
+    return _best([partition_allows(row, subject.asked.time, subject.asked.nodes) for row in rows])
+
+
+def partition_allows(row: Row, time: str, nodes: int) -> Finding:
+    """One partition's limits; `time` as in [slurm]."""
+    name, most = row["PartitionName"], row.get("MaxTime", "UNLIMITED")
+    have = seconds_of(most)
+    if have is not None and walltime_s(time) > have:
+        return fail(f"[slurm] time {time}, but partition {name} allows {most}", f'set time = "{most}" or less')
     for key, limit in (("MaxNodes", "at most"), ("TotalNodes", "only")):
-        nodes = whole(found.get(key, ""))
-        if nodes is not None and asked.nodes > nodes:
-            return fail(
-                f"[slurm] nodes = {asked.nodes}, but partition {name} has {limit} {nodes}", "ask for fewer nodes"
-            )
-    return ok(f"{asked.time or 'the default time'} of {most}, {asked.nodes} nodes of {found.get('MaxNodes', '?')}")
+        count = whole(row.get(key, ""))
+        if count is not None and nodes > count:
+            return fail(f"[slurm] nodes = {nodes}, but partition {name} has {limit} {count}", "ask for fewer nodes")
+    return ok(f"{time} of {most}, {nodes} of {row.get('MaxNodes', '?')} nodes")
+
+
+def _best(found: list[Finding]) -> Finding:
+    """A job goes to the first of its partitions that takes it."""
+    return next((f for f in found if f.state == "ok"), found[0])
 
 
 def accepted(subject: Subject) -> Finding:
     """`sbatch --test-only` takes a job with these options."""
     reason = _no_answer(subject)
-    if reason or not subject.asked.given:
-        return skipped(reason or "the site file has no [slurm], and no profile is given")
-    words = ["sbatch", "--test-only", *options(subject), "--wrap", "true"]
+    if reason or not subject.submits:
+        return skipped(reason or _NOT_ASKED)
+    options = [f"--{name}={value}" for name, value in resources(subject.asked)] + list(subject.asked.extra)
+    words = ["sbatch", "--test-only", *options, "--wrap", "true"]
     answer = subject.slurm.call(*words)
     if answer.code == 0:
         return ok(answer.words.removeprefix("sbatch: "))
@@ -102,25 +128,6 @@ def accepted(subject: Subject) -> Finding:
     return fail(
         f"sbatch refuses: {answer.words.removeprefix('sbatch: error: ')}", f"it was asked: {' '.join(words[2:-2])}"
     )
-
-
-def options(subject: Subject) -> list[str]:
-    """What the site asks, as options of sbatch."""
-    asked = subject.asked
-    texts = {
-        "account": asked.account,
-        "partition": asked.partition,
-        "qos": asked.qos,
-        "time": asked.time,
-        "mem": asked.memory,
-        "constraint": asked.constraint,
-        "reservation": asked.reservation,
-        "gpus-per-node": str(asked.gpus_per_node or ""),
-        "nodes": str(asked.nodes),
-        "ntasks-per-node": str(asked.tasks_per_node),
-        "cpus-per-task": str(asked.cpus_per_task),
-    }
-    return [f"--{name}={value}" for name, value in texts.items() if value]
 
 
 def requeue(subject: Subject) -> Finding:
@@ -157,7 +164,7 @@ def _codes(text: str) -> set[str]:
 def signals(subject: Subject) -> Finding:
     """The warning before the walltime comes early enough to checkpoint and leave."""
     asked, life = subject.asked, subject.life
-    total = seconds_of(asked.time) if asked.time else None
+    total = walltime_s(asked.time)
     if asked.signal_s < _EARLY_S:
         return warn(
             f"[slurm] signal_s = {asked.signal_s}: a step and a checkpoint must end in that time",
@@ -169,9 +176,9 @@ def signals(subject: Subject) -> Finding:
             "the job is told after it should have left",
             "signal_s must be larger than margin_s",
         )
-    if total is not None and asked.signal_s + _EARLY_S >= total:
+    if asked.signal_s + _EARLY_S >= total:
         return fail(
-            f"[slurm] signal_s = {asked.signal_s} in a job of {total:.0f} s: it is told to stop as it starts",
+            f"[slurm] signal_s = {asked.signal_s} in a job of {total} s: it is told to stop as it starts",
             "ask for more time, or a smaller signal_s",
         )
     config = subject.slurm.config if _no_answer(subject) == "" else {}
@@ -181,7 +188,7 @@ def signals(subject: Subject) -> Finding:
     words = f"told {asked.signal_s} s before the end, gone {life.margin_s:.0f} s before it; KillWait {kill} s"
     preempts = config.get("PreemptType", "preempt/none") not in ("preempt/none", "(null)", "")
     if preempts and "preempt_send_user_signal" not in config.get("SlurmctldParameters", ""):
-        grace = subject.slurm.partition(asked.partition).get("GraceTime", "0")
+        grace = next((r.get("GraceTime", "0") for r in subject.slurm.chosen(asked.partition)), "0")
         return warn(
             f"{words}. Jobs may be preempted without --signal, with GraceTime {grace} s",
             "set [life] checkpoint_s: what came after the last checkpoint is lost",
@@ -198,12 +205,9 @@ def _no_answer(subject: Subject) -> str:
     return "" if subject.slurm.config else _SILENT
 
 
-def _up(known: dict[str, dict[str, str]]) -> list[str]:
-    return [name for name, row in known.items() if row.get("State") == "UP"]
-
-
 CHECKS = (
     Check("slurm-tools", GROUP, "submitting, chaining and requeueing all go through these commands", tools),
+    Check("profile", GROUP, "what is known of the cluster saves a wait for nothing", profile),
     Check(
         "slurm-partition", GROUP, "a job for a wrong partition is refused, or waits for ever", partition, quick=False
     ),

@@ -13,6 +13,8 @@ _FIELD = re.compile(r"(\w+)=(\S*)")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _ENDLESS = {"UNLIMITED", "INFINITE"}
 
+Row = dict[str, str]
+
 
 class SlurmFacts:
     """Answers of Slurm's commands; each is asked once."""
@@ -35,7 +37,7 @@ class SlurmFacts:
         return settings(self.answer.out) if self.answer.code == 0 else {}
 
     @cached_property
-    def partitions(self) -> dict[str, dict[str, str]]:
+    def partitions(self) -> dict[str, Row]:
         """`scontrol show partition` by name; empty where Slurm does not answer."""
         found = self.call("scontrol", "show", "partition", "--oneliner")
         rows = [fields(line) for line in found.out.splitlines()] if found.code == 0 else []
@@ -47,11 +49,11 @@ class SlurmFacts:
         found = self.call("srun", "--mpi=list")
         return mpi_types(found.out + "\n" + found.err) if found.code == 0 else []
 
-    def partition(self, name: str) -> dict[str, str]:
-        """The partition of that name, or the default one; empty where there is none."""
-        if name:
-            return self.partitions.get(name, {})
-        return next((p for p in self.partitions.values() if p.get("Default") == "YES"), {})
+    def chosen(self, names: str) -> list[Row]:
+        """The partitions of a comma list, or the default one; those that are not there are left out."""
+        if names:
+            return [self.partitions[name] for name in names.split(",") if name in self.partitions]
+        return [row for row in self.partitions.values() if row.get("Default") == "YES"]
 
 
 def settings(text: str) -> dict[str, str]:

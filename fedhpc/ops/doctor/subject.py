@@ -11,12 +11,14 @@ from typing import Literal
 from fedhpc.config import read_bytes, read_section
 from fedhpc.errors import ConfigError
 from fedhpc.federation.agreement import Agreement, SiteFile, read_agreement, read_site
-from fedhpc.ops.doctor.asked import Asked, asked_of
 from fedhpc.ops.doctor.commands import find
 from fedhpc.ops.doctor.libmpi import Library, library_of
 from fedhpc.ops.doctor.route import Route, way
 from fedhpc.ops.doctor.slurm_facts import SlurmFacts
 from fedhpc.ops.life.settings import LifeSettings
+from fedhpc.ops.rundir import FEDERATION_FILE
+from fedhpc.ops.slurm.profile import Profile, read_profile
+from fedhpc.ops.slurm.settings import SlurmSettings, overlay
 from fedhpc.train.settings import ComputeSettings
 
 Place = Literal["laptop", "login", "job", "step"]
@@ -26,7 +28,6 @@ PLACES = {
     "job": "a job's batch script",
     "step": "a step of a job",
 }
-FEDERATION_FILE = "federation.toml"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ class Subject:
     agreement: Agreement | None = None
     run: Path | None = None
     """RUN, which need not be there yet."""
-    asked: Asked = field(default_factory=Asked)
+    submits: bool = False
+    """Whether [slurm] or a profile is given: else `asked` holds defaults that nobody meant."""
+    asked: SlurmSettings = field(default_factory=SlurmSettings)
+    profile: Profile | None = None
     life: LifeSettings = field(default_factory=LifeSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
 
@@ -83,8 +87,13 @@ class Subject:
     @property
     def tasks(self) -> int:
         """How many ranks this site would have in a job."""
-        ranks = 1 if self.site is None else self.site.site.ranks
-        return max(ranks, self.asked.nodes * self.asked.tasks_per_node)
+        return self.asked.nodes * self.asked.tasks_per_node
+
+    @property
+    def ranks_of_step(self) -> int:
+        """How many tasks this step has."""
+        count = self.environment.get("SLURM_STEP_NUM_TASKS", "1")
+        return int(count) if count.isdigit() else 1
 
     @property
     def wants_gpus(self) -> bool:
@@ -119,5 +128,9 @@ def open_subject(
         assert site is not None
         agreement.number_of(site.site.name)
         out = out or federation.parent / "run"
-    asked = asked_of({} if site is None else site.slurm, profile)
-    return Subject(environment, quick, site_path, site, agreement, out, asked, life, compute)
+    given = {} if site is None else dict(site.slurm)
+    given |= {"profile": profile} if profile else {}
+    named = given.get("profile", "generic")
+    known = read_profile(named if isinstance(named, str) else str(named))
+    asked = overlay(known.slurm, given)
+    return Subject(environment, quick, site_path, site, agreement, out, bool(given), asked, known, life, compute)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped, warn
-from fedhpc.ops.doctor.slurm_facts import seconds_of
 from fedhpc.ops.doctor.subject import Subject
+from fedhpc.ops.slurm.plan import SCALE
+from fedhpc.ops.slurm.settings import walltime_s
 from fedhpc.ops.telemetry import METRICS_FILE, number, read_metrics, table
 from fedhpc.relay.amounts import took
 
@@ -18,11 +19,9 @@ _RECENT = 100  # rounds
 def walltime(subject: Subject) -> Finding:
     """Twice the 95th percentile of a round, a checkpoint and the margin, against [slurm] time."""
     asked = subject.asked
-    if not asked.time:
-        return skipped("[slurm] names no time")
-    total = seconds_of(asked.time)
-    if total is None:
-        return fail(f"[slurm] time = '{asked.time}' is no time", 'write "HH:MM:SS" or "D-HH:MM:SS"')
+    if not subject.submits:
+        return skipped("the site file has no [slurm], and no profile is given")
+    total = walltime_s(asked.time)
     path = None if subject.directory is None else subject.directory / METRICS_FILE
     if path is None or not path.exists():
         return warn(
@@ -42,13 +41,13 @@ def fits(records: Sequence[Mapping[str, Any]], total_s: float, margin_s: float, 
     whole_s, own_s = p95([v for v, _ in rounds]), p95([v for _, v in rounds])
     room_s = total_s - margin_s - checkpoint_s
     words = f"this site's part of a round takes up to {took(own_s)}, a checkpoint {took(checkpoint_s)}"
-    if 2 * own_s > room_s:
+    if SCALE * own_s > room_s:
         return fail(
-            f"{words}: doubled and with a margin that is {took(total_s - room_s + 2 * own_s)}, "
+            f"{words}: doubled and with a margin that is {took(total_s - room_s + SCALE * own_s)}, "
             f"and [slurm] time gives {took(total_s)}",
             "ask for more time, take fewer local steps in [train], or a partition with a longer limit",
         )
-    if waits and 2 * whole_s > room_s:
+    if waits and SCALE * whole_s > room_s:
         return warn(
             f"{words}, but with the wait for others a round takes up to {took(whole_s)}, and [slurm] time gives "
             f"{took(total_s)}",
