@@ -24,6 +24,7 @@ _COMMANDS = {
         "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
     },
     "In the batch queue": {
+        "doctor": ("fedhpc.cli.doctor", "doctor", "Look for what would end a job, before it waits."),
         "submit": ("fedhpc.cli.submit", "submit", "Submit a site's jobs to Slurm."),
         "jobs": ("fedhpc.cli.jobs", "jobs", "List, cancel and read the jobs of a site."),
     },
