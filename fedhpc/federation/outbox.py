@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from fedhpc.secure.keys import derive
 from fedhpc.secure.sealing import SEAL_BYTES, seal, unseal
 from fedhpc.secure.transcript import u64
 
+_T = TypeVar("_T")
 BLOCK_BYTES = 1 << 20
 _MAGIC = b"fedhpc outbox 1\n"
 _SALT_BYTES = 32
@@ -46,16 +47,20 @@ class FileOutbox:
 
     def find(self, state: bytes) -> LocalWork | None:
         """See Outbox. Work from another state is of no use any more, and not looked at further."""
-        return self._find(state)
+        return self._look(lambda file: self._read(file, state))
 
     def newest(self) -> LocalWork | None:
         """Whatever work is there."""
-        return self._find(None)
+        return self._look(lambda file: self._read(file, None))
 
-    def _find(self, state: bytes | None) -> LocalWork | None:
+    def holds(self, state: bytes) -> bool:
+        """See Outbox."""
+        return self._look(lambda file: self._index(file)[1]["state"] == state.hex()) or False
+
+    def _look(self, read: Callable[[BinaryIO], _T]) -> _T | None:
         try:
             with open(self.path, "rb") as file:
-                return self._read(file, state)
+                return read(file)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -116,7 +121,8 @@ class FileOutbox:
         if pending:
             yield seal(key, number, self._config, bytes(pending))
 
-    def _read(self, file: BinaryIO, state: bytes | None) -> LocalWork | None:
+    def _index(self, file: BinaryIO) -> tuple[bytes, dict[str, Any]]:
+        """The file's key and index. Raises ValueError or PolicyError for any other file."""
         head = file.read(len(_MAGIC) + _SALT_BYTES + 8)
         if head[: len(_MAGIC)] != _MAGIC or len(head) != len(_MAGIC) + _SALT_BYTES + 8:
             raise ValueError("it does not begin as one")
@@ -124,7 +130,11 @@ class FileOutbox:
         length = int.from_bytes(head[-8:], "little")
         if length > _MOST_INDEX:
             raise ValueError(f"an index of {length} bytes")
-        index = json.loads(self._open(key, 0, file.read(length + SEAL_BYTES), length))
+        index: dict[str, Any] = json.loads(self._open(key, 0, file.read(length + SEAL_BYTES), length))
+        return key, index
+
+    def _read(self, file: BinaryIO, state: bytes | None) -> LocalWork | None:
+        key, index = self._index(file)
         began = bytes.fromhex(index["state"])
         if state is not None and began != state:
             return None
