@@ -11,12 +11,21 @@ submit_successors() {
 }
 drop_successors() { "$python" -m fedhpc jobs cancel "${where[@]}" --after "$name" || say "successors may be left"; }
 requeue() {
-  say "requeued"
-  scontrol requeue "$SLURM_JOB_ID" || say "scontrol could not requeue job $SLURM_JOB_ID: submit it again"
+  if scontrol requeue "$SLURM_JOB_ID"; then
+    say "requeued"
+    code=0
+  else
+    say "scontrol could not requeue job $SLURM_JOB_ID: submit it again"
+  fi
 }
 hand_over() {
   ((successor)) || submit_successors 1
-  ((successor)) || requeue
+  if ((successor)); then
+    say "the next job goes on"
+    code=0
+  else
+    requeue
+  fi
 }
 # The job itself comes back, after a pause, and what waits for its end goes on waiting.
 requeue_later() {

@@ -68,7 +68,7 @@ class Chains:
                 raise ConfigError(f"no job {name} was submitted from {records.folder}")
             alive = {s.record.name for s in self.shown() if s.alive}
             later = [r for r in records.chain(before.chain) if r.link > before.link]
-            if any(r.state == "cancelled" for r in later):
+            if any(r.state == "cancelled" for r in (before, *later)):
                 raise ConfigError(f"the chain of {name} was cancelled", "`fedhpc submit` begins another")
             # The queue may be slow to show what was just submitted, so a link without an end counts as there.
             wanted = before.link + links
