@@ -79,6 +79,8 @@ def submit(
     submitter = Submitter(plan, held)
     if links and links > 1 and (plan.life.kind == "inline" or shape not in ("site", "hetjob")):
         raise ConfigError("--links needs a chain, which only a site has", '[life] kind = "chained" or "detached"')
+    if shape == "hetjob" and str(plan.site_file.exchange.kind) != "spool":
+        raise ConfigError("a heterogeneous job carries a spool", '[exchange] kind = "spool"')
     if dry_run:
         click.echo(submitter.script(new_chain(plan.run, plan.site, 0), 1, None), nl=False)
         return

@@ -1,13 +1,15 @@
 where=("$site" --federation "$federation" --out "$run")
 outbox=@@outbox@@
 successor=0
+barred=0
 # Links of a chain: the next one waits in the queue until this one has ended, however it ends.
 submit_successors() {
-  if "$python" -m fedhpc submit "${where[@]}" --profile @@profile@@ --successor "$name" --links "$1"; then
-    successor=1
-  else
-    say "no successor could be submitted"
-  fi
+  "$python" -m fedhpc submit "${where[@]}" --profile @@profile@@ --successor "$name" --links "$1"
+  case $? in
+    0) successor=1 ;;
+    77) barred=1 ;; # cancelled, or as long as it may be; after other codes this job comes back itself
+  esac
+  ((successor)) || say "no successor was submitted"
 }
 drop_successors() { "$python" -m fedhpc jobs cancel "${where[@]}" --after "$name" || say "successors may be left"; }
 requeue() {
@@ -23,7 +25,7 @@ hand_over() {
   if ((successor)); then
     say "the next job goes on"
     code=0
-  else
+  elif ((barred == 0)); then
     requeue
   fi
 }
