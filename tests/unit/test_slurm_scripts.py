@@ -379,7 +379,8 @@ def test_each_task_of_an_array_has_its_federation(tmp_path: Path, node: Node) ->
     node.answer("run", 0)
     site = write(tmp_path / "fed", python=str(node.folder / "python"))
     plan_of(site).jobs.mkdir(parents=True)
-    files = (tmp_path / "one.toml", tmp_path / "two.toml")
+    files = (tmp_path / "fed" / "federation.toml", tmp_path / "fed" / "two.toml")
+    files[1].write_text(files[0].read_text().replace("seed = 0", "seed = 1"))
     text = script(site, shape=Shape("array", tmp_path / "fed" / "sites", files, None, 2))
     assert "#SBATCH --array=0-1%2" in text
     ends(node, text, SLURM_ARRAY_TASK_ID="1").ok()

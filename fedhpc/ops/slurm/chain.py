@@ -106,6 +106,8 @@ class Chains:
         Raises ConfigError for an unknown name, PeersError.
         """
         records = self.submitter.records
+        if not records.folder.is_dir():
+            return []
         with records.locked():
             for asked in (name, after):
                 if asked is not None and records.get(asked) is None:

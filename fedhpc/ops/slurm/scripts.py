@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from fedhpc import __version__
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError
-from fedhpc.federation.agreement import SiteFile, read_site, read_site_directory
+from fedhpc.federation.agreement import SiteFile, read_agreement, read_site, read_site_directory
 from fedhpc.ops.slurm.plan import Plan, Stage
 from fedhpc.ops.slurm.render import fill, header, launcher, log_pattern, one_task, part, resources, template
 from fedhpc.ops.slurm.settings import SlurmSettings
@@ -121,6 +121,8 @@ def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage) -> 
         return _Pieces(together)
     if not shape.federations:
         raise ConfigError("an array needs a federation.toml for each task", "--federation FILE, several times")
+    for path in shape.federations:
+        read_site_directory(shape.sites, read_agreement(read_bytes(path), str(path)))
     listed = " ".join(shlex.quote(str(path)) for path in shape.federations)
     limit = f"%{shape.at_once}" if shape.at_once else ""
     return _Pieces(
