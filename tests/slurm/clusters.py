@@ -1,4 +1,4 @@
-"""Two independent Slurm clusters, alpha and beta, on this machine: each with its own munge key, controller and nodes."""
+"""Two independent Slurm clusters, alpha and beta, on this machine: each has its own munge key, controller, nodes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,17 @@ from topology import RELAY, Router, address, dial, hosts
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 _PREFIX = "fedhpc-slurm-"  # of directories in /tmp: a socket's path has at most 107 bytes
-ENDED = frozenset("BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".split())
+ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
 
 
 def why_not() -> str:
@@ -54,7 +64,7 @@ class Cluster:
 
     def __init__(self, name: str, router: Router, folder: Path, binds: Mapping[Path, Path]) -> None:
         self.name, self.folder, self._router, self._binds = name, folder, router, binds
-        for part in ("state", "local"):
+        for part in ("state", "local", "home"):
             (folder / part).mkdir(parents=True)
         self.addresses = {f"{name[0]}{number}": address(name, str(number)) for number in (1, 2)}
         conf = slurm_conf(name, address(name, "control"), self.addresses, folder)
@@ -91,7 +101,7 @@ class Cluster:
 
     def command(self, *argv: str | Path, cwd: Path | None = None) -> list[str]:
         """`argv` at the login node; to be run with `env`. It is the caller's own process and gets its signals."""
-        return self.login.inside(*argv, cwd=cwd)
+        return self.login.inside(*argv, cwd=cwd or self.folder / "home")
 
     def run(self, *argv: str | Path, stdin: str = "", cwd: Path | None = None, timeout: float = 60) -> str:
         """Run a command at the login node, as its user would; what it printed. AssertionError if it fails."""
@@ -151,6 +161,8 @@ class Cluster:
             self._power(node)
         self.run("scontrol", "update", f"nodename={node}", "state=resume")
         until(lambda: self.node_state(node) in ("idle", "mixed", "allocated"), f"node {node}", 60, self.logs)
+        # The order to kill the jobs of the dead node is still on its way, and would kill what is started there now.
+        until(self._nothing_to_send, "the controller's last message to the node", 60, lambda: self.run("sdiag"))
 
     def node_state(self, node: str) -> str:
         """idle, mixed, allocated, down, ... ('*' at the end: it does not answer)."""
@@ -164,8 +176,8 @@ class Cluster:
         return "\n".join(f"--- {name}\n" + "\n".join(lines) for name, lines in sorted(tails.items()))
 
     def _power(self, node: str) -> None:
-        # Nothing survives on a node's own disks: slurmd, when it comes back, removes scripts of jobs that it finds there,
-        # and would also remove the one of a job that has just been started again.
+        # Nothing survives on a node's own disks: slurmd, when it comes back, removes scripts of jobs that it finds
+        # there, and would also remove the one of a job that has just been started again.
         private, spool = self.folder / f"local-{node}", self.folder / f"spool-{node}"
         for own in (private, spool):
             shutil.rmtree(own, ignore_errors=True)
@@ -181,6 +193,10 @@ class Cluster:
             self._daemons.append(
                 subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, cwd=self.folder)
             )
+
+    def _nothing_to_send(self) -> bool:
+        said = dict(line.split(":", 1) for line in self.run("sdiag").splitlines() if line.startswith("Agent"))
+        return [int(number) for number in said.values()] == [0, 0, 0]
 
     def _states(self) -> list[str]:
         words = ["sinfo", "-h", "-N", "-p", "gpu", "-o", "%T"]

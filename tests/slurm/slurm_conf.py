@@ -1,4 +1,4 @@
-"""slurm.conf of a small cluster whose nodes are namespaces of one machine: root runs all of it, and everything is quick.
+"""slurm.conf of a small cluster whose nodes are namespaces of one machine: root runs it all, and everything is quick.
 
 CPUs are declared, not found (config_overrides), so that a job of several ranks fits on a machine with two cores.
 """

@@ -119,7 +119,8 @@ def test_a_node_that_lost_its_power_comes_back(alpha: Cluster, tmp_path: Path) -
     assert (fields["JobState"], fields["Restarts"]) == ("PENDING", "1"), "requeued, as --requeue and JobRequeue=1 say"
     alpha.up("a1")
     alpha.start_now(job)
-    assert alpha.wait(job, 90).state == "COMPLETED"
+    ended = alpha.wait(job, 90)
+    assert ended.state == "COMPLETED", f"{ended}\n{alpha.logs()}"
     assert "start 1" in (tmp_path / "out").read_text()
 
 

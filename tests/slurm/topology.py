@@ -85,8 +85,13 @@ class Router:
         self.place.do("ip", "link", "set", name, "up")
 
     def _configure(self, place: Place, own: str, router: str) -> None:
-        script = f"address add {own}/24 dev eth0\nlink set lo up\nlink set eth0 up\nroute add default via {router} dev eth0\n"
-        place.do("ip", "-batch", "-", stdin=script)
+        steps = (
+            f"address add {own}/24 dev eth0",
+            "link set lo up",
+            "link set eth0 up",
+            f"route add default via {router}",
+        )
+        place.do("ip", "-batch", "-", stdin="\n".join(steps) + "\n")
 
     def _rules(self) -> None:
         may = [address("alpha", role) for role in ("login", "1", "2")] + [address("beta", "transfer")]
