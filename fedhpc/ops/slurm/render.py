@@ -145,7 +145,9 @@ def link_script(plan: Plan, name: str, stage: Stage, *, python: str, after: str 
         "jobs": shlex.quote(str(plan.jobs)),
         "stage": stage,
         "max_requeues": str(settings.max_requeues),
-        "chain": _part("chain", {"outbox": shlex.quote(str(outbox)), "profile": plan.profile.name}) if chained else _part("single"),
+        "chain": _part("chain", {"outbox": shlex.quote(str(outbox)), "profile": plan.profile.name})
+        if chained
+        else _part("single"),
         "preflight": _part("preflight", {"one": one_task(settings)}) if settings.preflight else ":",
         "begin_successor": f"submit_successors {settings.ahead}" if chained and settings.ahead else ":",
         "again": _again(stage, settings, chained),
