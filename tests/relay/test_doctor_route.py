@@ -64,7 +64,7 @@ def test_the_whole_way(enrolled: Enrolled, relay: None) -> None:
     passes("clock", site, "within a second of the relay's")
     passes("certificates", site, "this site's certificate has", "the relay's certificate has")
     passes("keys-private", site, "sign.key, tls.key")
-    passes("keys-roster", site, "sign and tls")
+    passes("keys-roster", site, "sign, tls")
     passes("keys-approved", site)
     skips("spool", site)
 

@@ -346,7 +346,7 @@ def test_threads_without_cores(
 
 
 def test_threads_and_what_the_site_asks_for(tmp_path: Path) -> None:
-    passes("threads", subject(tmp_path / "1", {}, slurm="cpus_per_task = 1"), "1 threads a rank")
+    passes("threads", subject(tmp_path / "1", {}, slurm="cpus_per_task = 1"), "threads a rank: 1, cores asked for: 1")
     edited = [("threads = 1", "threads = 8")]
     warns("threads", subject(tmp_path / "2", {}, slurm="cpus_per_task = 4", site=edited), "threads = 8")
     job = IN_JOB | {"SLURM_CPUS_PER_TASK": "2"}

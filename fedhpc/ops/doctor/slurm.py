@@ -122,7 +122,8 @@ def accepted(subject: Subject) -> Finding:
     words = ["sbatch", "--test-only", *options, "--wrap", "true"]
     answer = subject.slurm.call(*words)
     if answer.code == 0:
-        return ok(answer.words.removeprefix("sbatch: "))
+        said = (answer.out + answer.err).strip()
+        return ok(answer.words.removeprefix("sbatch: ") if said else "sbatch takes it")
     if answer.code is None:
         return warn("`sbatch --test-only` gives no answer", "the controller is busy: try again")
     return fail(
