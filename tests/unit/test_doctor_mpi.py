@@ -160,6 +160,17 @@ def test_launchers_that_give_worlds_of_one(
     fails("mpi-pmi", launched(tmp_path, library, mpi, listed, default), fix, code=64)
 
 
+def test_a_type_that_srun_lists_and_cannot_load(tmp_path: Path) -> None:
+    """As with Debian's Slurm, whose plugin wants a libpmix.so that only a development package brings."""
+    says_so = "srun: error: mpi/pmix_v4: can not load PMIx library\nsrun: error: Invalid MPI type 'pmix'"
+    listed = says("MPI plugin types are...\n\tpmix\n")
+    srun = f'case "$*" in\n*--test-only*) {complains(says_so)};;\nesac\n{listed}'
+    site = subject(tmp_path, slurm() | {"srun": srun}, slurm=TWO_RANKS + '\nmpi = "pmix"', library=OPEN_5)
+    fails("mpi-pmi", site, "lists pmix, but cannot load it", "can not load PMIx library", "libpmix", code=64)
+    busy = srun.replace("Invalid MPI type", "Requested partition configuration not available")
+    passes("mpi-pmi", subject(tmp_path / "2", slurm() | {"srun": busy}, slurm='mpi = "pmix"', library=OPEN_5))
+
+
 def test_launchers_that_may_fit(tmp_path: Path) -> None:
     warns("mpi-pmi", launched(tmp_path / "1", MPICH, "pmix", "none pmi2 pmix", "none"), "alone", 'mpi = "pmi2"')
     one = launched(tmp_path / "2", OPEN_5, "", "none pmi2 pmix", "none", ranks=1)
@@ -187,13 +198,13 @@ def test_ranks_that_do_not_see_each_other(tmp_path: Path) -> None:
     job = IN_JOB | {"SLURM_NTASKS": "4"}
     site = subject(tmp_path, slurm() | {"srun": complains(words, 64)}, slurm=TWO_RANKS, environment=job)
     fails("mpi-world", site, "2 ranks were started", words, "pmix", code=64)
-    site = subject(tmp_path / "2", slurm() | {"srun": says("1\n")}, slurm=TWO_RANKS, environment=job)
-    fails("mpi-world", site, code=64)
+    site = subject(tmp_path / "2", slurm() | {"srun": says("1\n1\n")}, slurm=TWO_RANKS, environment=job)
+    fails("mpi-world", site, "worlds of 1", code=64)
 
 
 def test_ranks_that_see_each_other(tmp_path: Path) -> None:
     job = IN_JOB | {"SLURM_NTASKS": "4"}
-    check = 'case "$*" in *"--ntasks=2 --mpi=pmix "*fedhpc.mpi.count) echo 2;; *) exit 3;; esac'
+    check = 'case "$*" in *"--ntasks=2 --mpi=pmix "*fedhpc.mpi.count) echo 2; echo 2;; *) exit 3;; esac'
     site = subject(tmp_path, slurm() | {"srun": check}, slurm=TWO_RANKS + '\nmpi = "pmix"', environment=job)
     passes("mpi-world", site, "2 ranks see each other")
 

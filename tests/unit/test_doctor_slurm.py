@@ -100,6 +100,14 @@ def test_more_than_the_partition_allows(tmp_path: Path, asked: str, words: str) 
     fails("slurm-limits", subject(tmp_path, slurm(), slurm=asked), words, code=64)
 
 
+def test_limits_of_a_partition_that_is_down_do_not_count(tmp_path: Path) -> None:
+    asked = 'partition = "old,gpu"\ntime = "00:20:00"\nnodes = 2'
+    passes("slurm-limits", subject(tmp_path, slurm(), slurm=asked), "2 of 4 nodes")
+    roomy = PARTITIONS.replace("MaxTime=30:00 State=DOWN", "MaxTime=UNLIMITED State=DOWN")
+    asked = 'partition = "old,gpu"\ntime = "2-00:00:00"'
+    fails("slurm-limits", subject(tmp_path / "2", slurm(partitions=roomy), slurm=asked), "gpu allows", code=64)
+
+
 def test_an_endless_partition_allows_a_month(tmp_path: Path) -> None:
     passes("slurm-limits", subject(tmp_path, slurm(), slurm='partition = "cpu"\ntime = "30-00:00:00"'))
 

@@ -92,6 +92,7 @@ def limits(subject: Subject) -> Finding:
     rows = [] if reason else subject.slurm.chosen(subject.asked.partition)
     if not rows:
         return skipped(reason or "the partition is not known")
+    rows = [row for row in rows if row.get("State") == "UP"] or rows
     return _best([partition_allows(row, subject.asked.time, subject.asked.nodes) for row in rows])
 
 
