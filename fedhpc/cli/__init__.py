@@ -69,6 +69,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every failure becomes a message and an exit code, and under MPI ends the whole job."""
     from fedhpc.mpi.world import abort_job, describe_failure
+    from fedhpc.ops.slurm.exit_file import leave_exit_code
 
     try:
         code = cli.main(standalone_mode=False)
@@ -81,6 +82,9 @@ def main() -> None:
     except Exception as error:
         text, code = describe_failure(error)
         sys.stderr.write(text + "\n")
+        leave_exit_code(code)
         abort_job(code)
         sys.exit(code)
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    leave_exit_code(code)
+    sys.exit(code)

@@ -2,6 +2,7 @@ cancelled=0
 told=0
 step=
 interrupted=0
+forward=USR2
 end=
 
 say() { printf 'fedhpc: %s\n' "$*"; }
@@ -10,7 +11,7 @@ now() { printf '%(%s)T' -1; }
 # USR1: the walltime is near. The launcher hands SIGUSR2 on; ranks stop at their next step with a checkpoint.
 stop_ranks() {
   interrupted=1
-  [[ -z $step ]] || kill -USR2 "$step" 2>/dev/null
+  [[ -z $step ]] || kill -s "$forward" "$step" 2>/dev/null
 }
 on_usr1() {
   told=1
@@ -53,7 +54,7 @@ launch() {
   ((told || cancelled)) && return
   "$@" &
   step=$!
-  ((told == 0)) || kill -USR2 "$step" 2>/dev/null
+  ((told == 0)) || kill -s "$forward" "$step" 2>/dev/null
   while :; do
     interrupted=0
     wait "$step"

@@ -92,17 +92,18 @@ def make_plan(site: Path, *, profile: str | None, federation: Path | None, out: 
     )
 
 
-def check(plan: Plan) -> list[str]:
+def check(plan: Plan, *, one_site: bool = True) -> list[str]:
     """Refuse what cannot work, before the queue is asked; what may go wrong comes back as notes for people.
 
-    Raises ConfigError, or StorageError for a run directory that cannot be written.
+    `one_site`: the job is one site's, and no rehearsal or relay. Raises ConfigError, or StorageError for a run
+    directory that cannot be written.
     """
     detached = plan.life.kind == "detached"
     plan.profile.check(plan.settings)
     if detached:
         plan.profile.check(plan.exchange, "slurm.exchange")
     kind = str(plan.site_file.exchange.kind)
-    if kind == "mpi" and len(plan.agreement.roster) > 1:
+    if one_site and kind == "mpi" and len(plan.agreement.roster) > 1:
         raise ConfigError(
             f'{plan.site_path} has [exchange] kind = "mpi", which is all sites in one job',
             "a site in a job of its own needs https or spool; `--shape rehearsal` submits all sites in one",

@@ -39,7 +39,7 @@ _TRANSIENT = re.compile(
     ),
     re.IGNORECASE,
 )
-_JOB = re.compile(r"\d{1,20}")
+_JOB = re.compile(r"(\d{1,20})(?:[_+].*)?")  # a task of an array is 12_3, a part of a heterogeneous job 12+1
 ALIVE = (
     "PENDING",
     "CONFIGURING",
@@ -98,9 +98,9 @@ class Queue:
             done = self._call(["sbatch", "--parsable", str(script)], self.submit_s)
         except subprocess.TimeoutExpired:
             raise DoubtError(f"sbatch did not end within {self.submit_s:.0f} s") from None
-        job = done.stdout.strip().partition(";")[0]
-        if done.returncode == 0 and _JOB.fullmatch(job):
-            return job
+        job = _JOB.fullmatch(done.stdout.strip().partition(";")[0])
+        if done.returncode == 0 and job:
+            return job[1]
         words = _words(done)
         if done.returncode <= 0 or _TRANSIENT.search(words):
             raise DoubtError(words)
@@ -177,11 +177,13 @@ def _words(done: subprocess.CompletedProcess[str]) -> str:
 def _parse(lines: str) -> list[Found]:
     found = []
     for line in lines.splitlines():
-        job, name, state, reason = (*line.strip().split("|"), "", "", "")[:4]
-        if _JOB.fullmatch(job) and name:
-            found.append(Found(job, name, (state.split() or ["UNKNOWN"])[0].rstrip("+"), printable(reason)))
+        shown, name, state, reason = (*line.strip().split("|"), "", "", "")[:4]
+        job = _JOB.fullmatch(shown)
+        if job and name:
+            found.append(Found(job[1], name, (state.split() or ["UNKNOWN"])[0].rstrip("+"), printable(reason)))
     return found
 
 
 def _newest(found: list[Found]) -> dict[str, Found]:
-    return {f.name: f for f in sorted(found, key=lambda f: int(f.job))}
+    """The newest job of each name; of several parts of one job, one that lives."""
+    return {f.name: f for f in sorted(found, key=lambda f: (int(f.job), f.alive))}

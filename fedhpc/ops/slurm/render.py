@@ -1,4 +1,4 @@
-"""Batch scripts from jobs/templates: @@NAME@@ is filled in once, values are quoted for the shell or for sbatch."""
+"""Pieces of batch scripts from jobs/templates: @@NAME@@ is filled in once, quoted for the shell or for sbatch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedhpc import __version__
 from fedhpc.errors import ConfigError
-from fedhpc.ops.slurm.plan import Plan, Stage
 from fedhpc.ops.slurm.profile import jobs_folder
 from fedhpc.ops.slurm.settings import SlurmSettings
 
 _FIELD = re.compile(r"@@(\w+)@@")
+_LINE = re.compile(r"(?m)^@@(\w+)@@\n")
 _SAFE = re.compile(r"[\w./:=,+@%^-]+", re.ASCII)
-_OUTBOX = "outbox"
 
 
 def template(name: str) -> str:
@@ -24,10 +22,19 @@ def template(name: str) -> str:
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """`text` with every @@NAME@@ replaced, once: a value that looks like a field stays as it is."""
+    """`text` with every @@NAME@@ replaced, once: a value that looks like a field stays as it is.
+
+    A line that is nothing but a field without a value goes away.
+    """
     found = set(_FIELD.findall(text))
     assert found == values.keys(), found ^ values.keys()
+    text = _LINE.sub(lambda match: match[0] if values[match[1]] else "", text)
     return _FIELD.sub(lambda match: values[match[1]], text)
+
+
+def part(name: str, values: Mapping[str, str] | None = None) -> str:
+    """The template NAME.sh, filled in, as a piece of a script."""
+    return fill(template(f"{name}.sh"), values or {}).rstrip()
 
 
 def sbatch_word(value: str) -> str:
@@ -93,7 +100,7 @@ def launcher(settings: SlurmSettings) -> str:
         words.append(f"--mpi={shlex.quote(settings.mpi)}")
     text = " ".join(words)
     if settings.rank_wrapper:
-        text += " \\\n  " + template(f"{settings.rank_wrapper}.sh").strip()
+        text += " \\\n  " + part(settings.rank_wrapper)
     return text
 
 
@@ -103,64 +110,3 @@ def one_task(settings: SlurmSettings) -> str:
         return "mpirun -n 1"
     mpi = f" --mpi={shlex.quote(settings.mpi)}" if settings.mpi else ""
     return f"srun --nodes=1 --ntasks=1 --export=ALL{mpi}"
-
-
-def common(settings: SlurmSettings, python: str) -> dict[str, str]:
-    """What every script is filled with."""
-    variables = [f"export {name}={shlex.quote(value)}" for name, value in settings.environment.items()]
-    setup = "\n".join(settings.setup) or ":"
-    return {
-        "version": __version__,
-        "python": shlex.quote(settings.python or python),
-        "life": _part("life", {"setup": setup, "environment": "\n".join(variables) or ":"}),
-        "launch": launcher(settings),
-    }
-
-
-def link_script(plan: Plan, name: str, stage: Stage, *, python: str, after: str | None = None, chained: bool) -> str:
-    """The batch script of one link, or of the one job of an inline site.
-
-    `after` is the job id that it follows; `chained` says whether it has successors. Raises ConfigError.
-    """
-    settings, outbox = plan.of(stage), plan.directory / _OUTBOX
-    options = [
-        ("job-name", name),
-        *resources(settings),
-        ("output", f"{log_pattern(plan.jobs)}/{name}-%j.out"),
-        ("open-mode", "append"),
-        ("chdir", str(plan.site_path.parent)),
-        ("signal", f"B:USR1@{settings.signal_s}"),
-        ("requeue", ""),
-        ("export", settings.export),
-    ]
-    if after is not None:
-        options.append(("dependency", f"afterany:{after}"))
-    values = common(settings, python) | {
-        "header": header(options, settings.extra),
-        "about": f"site {plan.site}, stage {stage}, {plan.life.kind}",
-        "name": shlex.quote(name),
-        "site": shlex.quote(str(plan.site_path)),
-        "federation": shlex.quote(str(plan.federation_path)),
-        "run": shlex.quote(str(plan.run)),
-        "jobs": shlex.quote(str(plan.jobs)),
-        "stage": stage,
-        "max_requeues": str(settings.max_requeues),
-        "chain": _part("chain", {"outbox": shlex.quote(str(outbox)), "profile": plan.profile.name})
-        if chained
-        else _part("single"),
-        "preflight": _part("preflight", {"one": one_task(settings)}) if settings.preflight else ":",
-        "begin_successor": f"submit_successors {settings.ahead}" if chained and settings.ahead else ":",
-        "again": _again(stage, settings, chained),
-    }
-    return fill(template("link.sh"), values)
-
-
-def _again(stage: Stage, settings: SlurmSettings, chained: bool) -> str:
-    """What follows exit code 75."""
-    if not chained:
-        return "requeue"
-    return f"come_back_or_hand_over {settings.requeue_s}" if stage == "exchange" else "hand_over"
-
-
-def _part(name: str, values: Mapping[str, str] | None = None) -> str:
-    return fill(template(f"{name}.sh"), values or {}).rstrip()

@@ -19,7 +19,7 @@ from fedhpc.files import write_whole
 from fedhpc.ops.slurm.plan import Plan, Stage
 from fedhpc.ops.slurm.queue import DoubtError, Found, NoAnswerError, Queue
 from fedhpc.ops.slurm.records import Record, Records, job_name
-from fedhpc.ops.slurm.render import link_script
+from fedhpc.ops.slurm.scripts import Shape, job_script
 
 PAUSES_S = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 
@@ -29,6 +29,7 @@ class Submitter:
     """Submits links of one plan."""
 
     plan: Plan
+    shape: Shape = field(default_factory=Shape)
     queue: Queue = field(default_factory=Queue)
     pause: Callable[[float], None] = time.sleep
     python: str = sys.executable
@@ -40,7 +41,7 @@ class Submitter:
 
     def stage(self, link: int) -> Stage:
         """What link number `link` (from 1) does: `detached` trains and exchanges in turn."""
-        if self.plan.life.kind != "detached":
+        if self.plan.life.kind != "detached" or self.shape.kind != "site":
             return "all"
         return "train" if link % 2 else "exchange"
 
@@ -50,13 +51,13 @@ class Submitter:
 
     def script(self, chain: str, link: int, after: Record | None) -> str:
         """The batch script of a link. Raises ConfigError for what a script cannot hold."""
-        return link_script(
+        return job_script(
             self.plan,
+            self.shape,
             self.name(chain, link),
             self.stage(link),
             python=self.python,
             after=after.job if after else None,
-            chained=self.plan.life.kind != "inline",
         )
 
     def submit(self, chain: str, link: int, after: Record | None) -> Record:
