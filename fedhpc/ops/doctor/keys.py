@@ -79,7 +79,7 @@ def roster(subject: Subject) -> Finding:
             matched.append("tls")
     except FedhpcError as error:
         return fail(error.what, error.hint or "`fedhpc site init` makes keys", _CODE)
-    return ok(f"{' and '.join(matched)} are those of the roster") if matched else skipped("the site file names no keys")
+    return ok(f"the roster's: {', '.join(matched)}") if matched else skipped("the site file names no keys")
 
 
 _ROSTER_FIX = "use the keys that were enrolled, or enrol again: `fedhpc site rotate`"

@@ -92,6 +92,7 @@ def limits(subject: Subject) -> Finding:
     rows = [] if reason else subject.slurm.chosen(subject.asked.partition)
     if not rows:
         return skipped(reason or "the partition is not known")
+    rows = [row for row in rows if row.get("State") == "UP"] or rows
     return _best([partition_allows(row, subject.asked.time, subject.asked.nodes) for row in rows])
 
 
@@ -122,7 +123,8 @@ def accepted(subject: Subject) -> Finding:
     words = ["sbatch", "--test-only", *options, "--wrap", "true"]
     answer = subject.slurm.call(*words)
     if answer.code == 0:
-        return ok(answer.words.removeprefix("sbatch: "))
+        said = (answer.out + answer.err).strip()
+        return ok(answer.words.removeprefix("sbatch: ") if said else "sbatch takes it")
     if answer.code is None:
         return warn("`sbatch --test-only` gives no answer", "the controller is busy: try again")
     return fail(
