@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedhpc.errors import InternalError
-from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.https import RelayExchange
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
+from fedhpc.exchange.transport import Transport
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.catching_up import Attendant, take
 from fedhpc.federation.finished_sums import FinishedSums
@@ -59,7 +59,7 @@ class RelayedSums:
 
     name = "https"
 
-    def __init__(self, party: Party, client: RelayClient, rails: int, lead: Lead | None) -> None:
+    def __init__(self, party: Party, client: Transport, rails: int, lead: Lead | None) -> None:
         """`client`: this rank's own. `rails`: ranks of this site that move a part. `lead`: at the leader."""
         self._party, self._client, self.rails, self.lead = party, client, rails, lead
         self._round: RelayedRound | None = None  # at the leader, of the sum that is open
