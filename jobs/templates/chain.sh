@@ -33,6 +33,7 @@ hand_over() {
 requeue_later() {
   say "other sites are late: back in $1 s"
   trap '' TERM
+  echo "$SLURM_JOB_ID" >> "$jobs/$name.pauses"
   requeue
   scontrol update "JobId=$SLURM_JOB_ID" "StartTime=now+$1" || say "the job comes back at once"
 }

@@ -324,6 +324,18 @@ def test_an_exchange_that_waited_in_vain_comes_back_later(tmp_path: Path, node: 
     assert len(requeues(node)) == 1, "an empty outbox hands over to the next job"
 
 
+def test_waiting_for_others_does_not_use_up_the_requeues(tmp_path: Path, node: Node) -> None:
+    text = prepared(tmp_path, node, "exchange", life="detached", max_requeues=1)
+    outbox = tmp_path / "fed" / "run" / "aa" / "outbox"
+    outbox.mkdir(parents=True)
+    (outbox / "update").touch()
+    node.answer("run", 75)
+    for count in range(4):
+        assert ends(node, text, SLURM_RESTART_COUNT=str(count)).code == 0
+    assert len(node.calls("run")) == 4
+    assert ends(node, text, SLURM_RESTART_COUNT="6").code == 64, "two restarts more than pauses"
+
+
 def test_only_the_first_job_of_a_name_works(tmp_path: Path, node: Node) -> None:
     text = prepared(tmp_path, node)
     node.answer("run", 75)
