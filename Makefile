@@ -1,12 +1,12 @@
-# Everything from nothing: `make demo`, `make test`. No MPI needed; arguments for pip come from PIP_* variables. A few
-# tests need more, which `make test` installs if it is root: tests/relay/test_namespaces.py wants nftables and iproute2,
-# tests/unit/test_slurm_scripts.py shellcheck and sbatch (its own reading of a script; no cluster).
+# Everything from nothing: `make demo`, `make test`. No MPI needed; arguments for pip come from PIP_* variables. Some tests
+# need Debian packages, which `make test` installs if it is root: tests/slurm and tests/unit/test_slurm_scripts.py Slurm
+# and shellcheck, tests/relay/test_namespaces.py nftables and iproute2.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay tools test lint unit relay mpi faults fuzz wheel bench clean
+.PHONY: setup demo demo-relay tools test test-slurm lint unit relay mpi faults fuzz wheel bench clean
 
 setup: $(VENV)/.test
 
@@ -20,16 +20,19 @@ $(VENV)/.test: $(VENV)/.demo
 	touch $@
 
 # Without them, and without root to install them, the tests say so; in `make test` they then count as failed.
-TOOLS := nftables iproute2 util-linux shellcheck slurm-client
+# Services that these packages may start are not used: tests/slurm starts its own daemons.
+TOOL_PACKAGES := nftables iproute2 util-linux shellcheck slurm-wlm munge libpmix2 openmpi-bin
 tools:
 	@export PATH="$$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive; \
-	if ! { command -v nft && command -v ip && command -v nsenter && command -v shellcheck && command -v sbatch; } >/dev/null; \
-	then \
+	missing=; for tool in nft ip nsenter shellcheck sbatch slurmctld slurmd munged mpirun.openmpi; do \
+		command -v "$$tool" >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			{ apt-get install -y -qq --no-install-recommends $(TOOLS) \
-			|| { apt-get update -qq && apt-get install -y -qq --no-install-recommends $(TOOLS); }; } >/dev/null; \
-		else echo "some of these are missing, which tests need: $(TOOLS)" >&2; fi; \
-	fi || echo "apt-get could not install all of $(TOOLS)" >&2
+			{ apt-get install -y -qq --no-install-recommends $(TOOL_PACKAGES) \
+			|| { apt-get update -qq \
+			&& apt-get install -y -qq --no-install-recommends $(TOOL_PACKAGES); }; } >/dev/null; \
+		else echo "missing, which tests need:$$missing" >&2; fi; \
+	fi || echo "apt-get could not install $(TOOL_PACKAGES)" >&2
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m fedhpc demo heart
@@ -51,6 +54,9 @@ mpi: setup
 
 relay: setup tools
 	$(BIN)/python -m pytest tests/relay
+
+test-slurm: setup tools
+	$(BIN)/python -m pytest tests/slurm
 
 faults: setup
 	$(BIN)/python -m pytest tests/faults
