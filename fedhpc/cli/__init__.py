@@ -69,6 +69,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every failure becomes a message and an exit code, and under MPI ends the whole job."""
+    from fedhpc.errors import InterruptedRun
     from fedhpc.mpi.world import abort_job, describe_failure
     from fedhpc.ops.slurm.exit_file import leave_exit_code
 
@@ -83,7 +84,7 @@ def main() -> None:
     except Exception as error:
         text, code = describe_failure(error)
         sys.stderr.write(text + "\n")
-        leave_exit_code(code)
+        leave_exit_code(code, untrained=isinstance(error, InterruptedRun) and error.untrained)
         abort_job(code)
         sys.exit(code)
     code = code if isinstance(code, int) else 0

@@ -1,5 +1,4 @@
 where=("$site" --federation "$federation" --out "$run")
-outbox=@@outbox@@
 successor=0
 barred=0
 # Links of a chain: the next one waits in the queue until this one has ended, however it ends.
@@ -33,14 +32,15 @@ hand_over() {
 requeue_later() {
   say "other sites are late: back in $1 s"
   trap '' TERM
+  echo "$SLURM_JOB_ID" >> "$jobs/$name.pauses"
   requeue
   scontrol update "JobId=$SLURM_JOB_ID" "StartTime=now+$1" || say "the job comes back at once"
 }
-# After an exchange: what is still in the outbox waits for sites that are late; else the next job trains.
+# After an exchange: other sites are late, or this site has to train first.
 come_back_or_hand_over() {
-  if [[ -n $(ls -A "$outbox" 2>/dev/null) ]]; then
-    requeue_later "$1"
-  else
+  if [[ $next == train ]]; then
     hand_over
+  else
+    requeue_later "$1"
   fi
 }

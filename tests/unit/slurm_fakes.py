@@ -185,6 +185,7 @@ log end "${FEDHPC_JOB_END:-none}"
 log odd "${ODD:-none}"
 touch "$FAKES/up"
 code=$(answer run wait)
+if [[ $code == train ]]; then echo 75 train > "$FEDHPC_EXIT_FILE"; exit 75; fi
 if [[ $code == file ]]; then echo 75 > "$FEDHPC_EXIT_FILE"; exit 143; fi
 [[ $code == wait ]] || exit "$code"
 while :; do sleep 0.02; done

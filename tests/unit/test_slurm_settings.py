@@ -272,13 +272,16 @@ def test_notes_for_people(tmp_path: Path) -> None:
 def test_a_failure_goes_before_75(tmp_path: Path) -> None:
     path = tmp_path / "exit"
     rank = {"FEDHPC_EXIT_FILE": str(path), "SLURM_PROCID": "0"}
-    leave_exit_code(0, rank)
+    leave_exit_code(0, environment=rank)
     assert not path.exists()
-    leave_exit_code(75, rank)
+    leave_exit_code(75, environment=rank)
     assert path.read_text() == "75\n"
-    leave_exit_code(70, rank)
-    leave_exit_code(75, rank)
+    path.unlink()
+    leave_exit_code(75, untrained=True, environment=rank)
+    assert path.read_text() == "75 train\n"
+    leave_exit_code(70, environment=rank)
+    leave_exit_code(75, environment=rank)
     assert path.read_text() == "70\n"
-    leave_exit_code(64, {"FEDHPC_EXIT_FILE": str(tmp_path / "other")})
+    leave_exit_code(64, environment={"FEDHPC_EXIT_FILE": str(tmp_path / "other")})
     assert not (tmp_path / "other").exists(), "commands of the batch script itself are no ranks"
-    leave_exit_code(64, {"FEDHPC_EXIT_FILE": str(tmp_path / "no" / "folder"), "SLURM_PROCID": "0"})
+    leave_exit_code(64, environment={"FEDHPC_EXIT_FILE": str(tmp_path / "no" / "folder"), "SLURM_PROCID": "0"})

@@ -188,8 +188,8 @@ def test_detached_trains_and_exchanges_in_turn(tmp_path: Path, fakes: Fakes) -> 
     )
     (tmp_path / "fed" / "run" / "aa" / "jobs").mkdir(parents=True)
     made = Chains(submitter_of(site, fakes)).begin(4)
-    assert [r.name[-2:] for r in made] == ["1t", "2x", "3t", "4x"]
-    assert [r.stage for r in made] == ["train", "exchange"] * 2
+    assert [r.name[-2:] for r in made] == ["1x", "2t", "3x", "4t"]
+    assert [r.stage for r in made] == ["exchange", "train"] * 2
     for record, words in zip(made, fakes.calls("sbatch"), strict=True):
         text = Path(words[-1]).read_text()
         gpu = record.stage == "train"

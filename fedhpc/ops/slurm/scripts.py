@@ -18,7 +18,6 @@ from fedhpc.ops.slurm.settings import SlurmSettings
 Kind = Literal["site", "rehearsal", "multiprog", "array", "hetjob", "relay"]
 KINDS: tuple[str, ...] = get_args(Kind)
 _RUN = '"$python" -m mpi4py -m fedhpc run "$federation"'
-_OUTBOX = "outbox"  # RUN/SITE/outbox: local work that still has to be exchanged
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,9 @@ def job_script(plan: Plan, shape: Shape, name: str, stage: Stage, *, python: str
         "federation": shlex.quote(str(plan.federation_path)),
         "run": shlex.quote(str(plan.run)),
         "shape": pieces.shape,
-        "preflight": part("preflight", {"one": one_task(settings)}) if settings.preflight else "",
+        "preflight": part("preflight", {"one": one_task(settings), "profile": shlex.quote(plan.profile.name)})
+        if settings.preflight
+        else "",
         "begin": "\n".join(piece for piece in begin if piece),
         "launch": pieces.launch,
         "again": _again(stage, settings, chained),
@@ -167,8 +168,7 @@ def _life(settings: SlurmSettings) -> str:
 
 
 def _chain(plan: Plan) -> str:
-    values = {"outbox": shlex.quote(str(plan.directory / _OUTBOX)), "profile": shlex.quote(plan.profile.name)}
-    return part("chain", values)
+    return part("chain", {"profile": shlex.quote(plan.profile.name)})
 
 
 def _again(stage: Stage, settings: SlurmSettings, chained: bool) -> str:
