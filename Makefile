@@ -1,5 +1,6 @@
-# Everything from nothing: `make demo`, `make test`. No MPI needed; arguments for pip come from PIP_* variables. Only
-# tests/slurm and tests/relay/test_namespaces.py need more: Debian packages, which `make test` installs if it is root.
+# Everything from nothing: `make demo`, `make test`. No MPI needed; arguments for pip come from PIP_* variables. Some tests
+# need Debian packages, which `make test` installs if it is root: tests/slurm and tests/unit/test_slurm_scripts.py Slurm
+# and shellcheck, tests/relay/test_namespaces.py nftables and iproute2.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,17 +21,17 @@ $(VENV)/.test: $(VENV)/.demo
 
 # Without them, and without root to install them, the tests say so; in `make test` they then count as failed.
 # Services that these packages may start are not used: tests/slurm starts its own daemons.
-TOOL_PACKAGES := nftables iproute2 util-linux slurm-wlm munge libpmix2 openmpi-bin
+TOOL_PACKAGES := nftables iproute2 util-linux shellcheck slurm-wlm munge libpmix2 openmpi-bin
 tools:
 	@export PATH="$$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive; \
-	missing=; for tool in nft ip nsenter slurmctld slurmd munged mpirun.openmpi; do \
+	missing=; for tool in nft ip nsenter shellcheck sbatch slurmctld slurmd munged mpirun.openmpi; do \
 		command -v "$$tool" >/dev/null || missing="$$missing $$tool"; done; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			{ apt-get install -y -qq --no-install-recommends $(TOOL_PACKAGES) \
 			|| { apt-get update -qq \
 			&& apt-get install -y -qq --no-install-recommends $(TOOL_PACKAGES); }; } >/dev/null; \
-		else echo "missing for tests/relay/test_namespaces.py and tests/slurm:$$missing" >&2; fi; \
+		else echo "missing, which tests need:$$missing" >&2; fi; \
 	fi || echo "apt-get could not install $(TOOL_PACKAGES)" >&2
 
 demo: $(VENV)/.demo
@@ -45,7 +46,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: setup
+unit: setup tools
 	$(BIN)/python -m pytest tests/unit tests/cli
 
 mpi: setup

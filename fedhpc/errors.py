@@ -56,6 +56,11 @@ class InterruptedRun(FedhpcError):  # noqa: N818 - not a fault: the run goes on 
 
     exit_code = 75
 
+    def __init__(self, what: str, hint: str = "submit it again: it goes on where it stopped", *, agreed: bool = False):
+        """`agreed`: every rank of the job raises it, so each may end by itself."""
+        super().__init__(what, hint)
+        self.agreed = agreed
+
 
 class PolicyError(FedhpcError):
     """Refused by the rules that protect a site's data: ledger, cohort size, signatures, hashes (exit 77)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedhpc.errors import StorageError
@@ -13,8 +13,13 @@ from fedhpc.errors import StorageError
 
 def write_whole(path: Path, *data: bytes | memoryview, mode: int = 0o644) -> None:
     """Put `data`, joined, under `path`; after a crash the old or the new is there. Raises StorageError."""
+    write_stream(path, data, mode)
+
+
+def write_stream(path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o644) -> None:
+    """As `write_whole`, from parts that are made one after the other."""
     try:
-        with _temporary(path, data, mode) as temporary:
+        with _temporary(path, parts, mode) as temporary:
             temporary.replace(path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}", "check space and permissions") from None
@@ -31,7 +36,7 @@ def write_new(path: Path, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, data: Sequence[bytes | memoryview], mode: int) -> Iterator[Path]:
+def _temporary(path: Path, data: Iterable[bytes | memoryview], mode: int) -> Iterator[Path]:
     """`data` on disk under another name, which is gone afterwards; then the folder's own entry is on disk too."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:

@@ -21,7 +21,13 @@ _COMMANDS = {
         "data": ("fedhpc.cli.data", "data", "Make, check and split a site's data store."),
         "run": ("fedhpc.cli.run", "run", "Train, or go on; started under mpirun or srun."),
         "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
+        "spool": ("fedhpc.cli.spool", "spool", "Carry messages for nodes without a route to the relay."),
         "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
+    },
+    "In the batch queue": {
+        "doctor": ("fedhpc.cli.doctor", "doctor", "Look for what would end a job, before it waits."),
+        "submit": ("fedhpc.cli.submit", "submit", "Submit a site's jobs to Slurm."),
+        "jobs": ("fedhpc.cli.jobs", "jobs", "List, cancel and read the jobs of a site."),
     },
     "Across machines, over a relay": {
         "federation": ("fedhpc.cli.federation", "federation", "Coordinator: begin a federation, admit its sites."),
@@ -64,6 +70,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; every failure becomes a message and an exit code, and under MPI ends the whole job."""
     from fedhpc.mpi.world import abort_job, describe_failure
+    from fedhpc.ops.slurm.exit_file import leave_exit_code
 
     try:
         code = cli.main(standalone_mode=False)
@@ -76,6 +83,9 @@ def main() -> None:
     except Exception as error:
         text, code = describe_failure(error)
         sys.stderr.write(text + "\n")
+        leave_exit_code(code)
         abort_job(code)
         sys.exit(code)
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    leave_exit_code(code)
+    sys.exit(code)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from fedhpc.errors import ConfigError, InterruptedRun
+
+if TYPE_CHECKING:
+    from fedhpc.federation.interfaces import Stage
 
 
 @click.command()
@@ -14,10 +21,23 @@ import click
 )
 @click.option("--site", type=click.Path(path_type=Path), help="One site in this job: its site file, or its folder.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; by default `run` beside FEDERATION.TOML.")
+@click.option(
+    "--stage",
+    type=click.Choice(["all", "train", "exchange"]),
+    default="all",
+    show_default=True,
+    help="train: the next round's local work, into the outbox; exchange: what is in the outbox.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
 @click.option("--verbose", is_flag=True, help="More about what is done.")
 def run(
-    federation: Path, sites: Path | None, site: Path | None, out: Path | None, as_json: bool, verbose: bool
+    federation: Path,
+    sites: Path | None,
+    site: Path | None,
+    out: Path | None,
+    stage: Stage,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Train the federation of FEDERATION.TOML, or go on where its run directory stopped.
 
@@ -30,12 +50,36 @@ def run(
     \b
     The same with one rank, which needs no launcher:
       fedhpc run federation.toml --site leiden/site.toml
+
+    Told to stop by SIGUSR2 or SIGTERM, or shortly before the batch job's end, it keeps its work and exits with 75: the
+    same command goes on from there, to the same model.
     """
+    from fedhpc.ops.life.told import Told
+
+    told = Told()
+    told.listen()
+    from fedhpc.mpi.world import is_first
+    from fedhpc.ops.life.open import finished_before
     from fedhpc.ops.run import result_json, run_federation
 
     if site is not None and site.is_dir():
         site = site / "site.toml"
-    ran = run_federation(federation, sites=sites, site=site, out=out, verbose=verbose)
+    if stage != "all" and site is None:
+        raise ConfigError("--stage is for one site of a federation over a relay", "give its site file with --site")
+    if site is not None and sites is None:
+        done = finished_before(federation, site, out, stage)
+        if done is not None:
+            if is_first():
+                click.echo(f"all rounds were done before; sha256 {done.model_sha256}")
+            return
+    try:
+        ran = run_federation(federation, sites=sites, site=site, out=out, stage=stage, told=told, verbose=verbose)
+    except InterruptedRun as stopped:
+        if not stopped.agreed:
+            raise
+        if is_first():
+            click.echo(f"stopped: {stopped.what}\nhint: {stopped.hint}", err=True)
+        sys.exit(stopped.exit_code)
     if not ran.first:
         return
     outcome = ran.outcome

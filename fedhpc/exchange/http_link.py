@@ -188,6 +188,10 @@ class Link:
         """Tell http.client that the body was read in place."""
         response.close()
 
+    def peer_certificate(self) -> bytes:
+        """The certificate that the relay showed on this connection, DER. Raises LinkDown if there is none."""
+        return self._sock().getpeercert(binary_form=True) or b""
+
     def close(self) -> None:
         """Close the connection; the next request opens another."""
         if self._http is not None:

@@ -1,7 +1,7 @@
 """The exchange through a relay: what sites say to each other as named objects (docs/relay-rounds.md).
 
 It moves opaque messages and knows neither keys nor models. Only a site's leader uses it; vectors are moved by every
-rank with its own RelayClient.
+rank with its own Transport.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fedhpc.errors import PeersError
-from fedhpc.exchange.http_client import RelayClient
+from fedhpc.errors import FedhpcError, InterruptedRun, PeersError
 from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_listing import Entry
 from fedhpc.exchange.objects import ObjectName
+from fedhpc.exchange.transport import Transport
 
 POLL_S = 20.0  # of one long poll; proxies cut silent connections after a minute
 _AT_ONCE = 8  # messages fetched at the same time
+_LOOK_S = 0.25  # how often a wait looks whether it is to end
+_LEAVE_S = 5.0
 _CLOSED = ("round-over", "too-late")
 
 Until = tuple[str, int]
@@ -48,12 +51,29 @@ def too_late() -> Iterator[None]:
         raise
 
 
+def _silent() -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Interrupts:
+    """When to leave although something is waited for: each says why, or "" to go on."""
+
+    idle: Callable[[], str] = _silent
+    """Where nobody waits for this site: in the lobby of a round, and while it catches up."""
+    busy: Callable[[], str] = _silent
+    """Within an attempt, which others lose if this site leaves."""
+    wait_s: float | None = None
+    """How long to stay in a lobby; None: as agreed."""
+
+
 class RelayExchange:
     """One site's place among the objects of one federation."""
 
-    def __init__(self, client: RelayClient, config: bytes, me: int) -> None:
+    def __init__(self, client: Transport, config: bytes, me: int) -> None:
         """`config`: SHA-256 of federation.toml [32]. `me`: this site's number."""
         self.client, self.me = client, me
+        self.interrupts = Interrupts()
         self.turns = 0
         """Answers of the relay that were waited for one after the other: round trips that lie in line."""
         self._config = config.hex()
@@ -71,6 +91,17 @@ class RelayExchange:
         with too_late():
             self.client.put(self.name(round_, attempt, name), data)
 
+    def leave(self, round_: int) -> None:
+        """Tell the relay that this site is not ready for a round any more. A hint, which must not cost much time."""
+
+        def send() -> None:
+            with contextlib.suppress(FedhpcError, OSError):
+                self.put(round_, 0, "LEAVE", b"{}")
+
+        thread = threading.Thread(target=send, name="leave", daemon=True)
+        thread.start()
+        thread.join(_LEAVE_S)
+
     def watch(self, round_: int, attempt: int) -> Watch:
         """What comes under an attempt; attempt 0 is the lobby of the round."""
         return Watch(self, round_, attempt)
@@ -78,7 +109,7 @@ class RelayExchange:
     def listing(
         self, round_: int, attempt: int, after: str, wait_s: float, until: Until | None = None
     ) -> tuple[list[Entry], str]:
-        """What came after the cursor `after`, and the next cursor. See RelayClient.listing. Raises TooLateError."""
+        """What came after the cursor `after`, and the next cursor. See Transport.listing. Raises TooLateError."""
         with too_late():
             return self.client.listing(self._config, round_, attempt, after, wait_s, until)
 
@@ -138,16 +169,23 @@ class Watch:
             if left <= 0:
                 return False
             if self._coming is None:
-                found, self._cursor = self._ask(until, min(poll_s, left))
-            elif self._coming.ended.wait(left):
-                coming, self._coming = self._coming, None
-                found, self._cursor = coming.answer()
-            else:
+                self._coming = _Coming(partial(self._ask, until, min(poll_s, left)))
+            if not self._coming.ended.wait(min(left, _LOOK_S)):
+                self._look_up()
                 continue
+            coming, self._coming = self._coming, None
+            found, self._cursor = coming.answer()
             self._exchange.turns += 1
             self._names.update(entry.name for entry in found)
             self._bodies.update((entry.name, entry.body) for entry in found if entry.body is not None)
         return True
+
+    def _look_up(self) -> None:
+        """Raise InterruptedRun if this site is to leave. Attempt 0 is a lobby, round 0 the catching up."""
+        interrupts = self._exchange.interrupts
+        why = interrupts.busy() if self._round and self._attempt else interrupts.idle()
+        if why:
+            raise InterruptedRun(f"left while it waited for other sites: {why}")
 
     def _ask(self, until: Until | None, wait_s: float) -> _Answer:
         if until is not None:

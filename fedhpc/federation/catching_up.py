@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError
 from fedhpc.exchange.https import RelayExchange, Watch, objects_of
+from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
+from fedhpc.federation.party import Party
 from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
 from fedhpc.secure import labels
-from fedhpc.secure.catchup import BLOCK_BYTES, CaughtUp, Federation, Giver, Taker
+from fedhpc.secure.catchup import BLOCK_BYTES, CaughtUp, Federation, Giver, Taker, release
 from fedhpc.secure.transcript import joined_block_digests, parse_canon, tree_root
 
 _log = logging.getLogger("fedhpc.federation")
@@ -155,6 +157,15 @@ def take(
         f"no other site gave its model within {deadline_s:.0f} s",
         "start this site again while the others run; they answer from their checkpoints",
     )
+
+
+def release_input(party: Party, files: AttemptFiles, caught: CaughtUp) -> None:
+    """Free the input of an update that a round ended without; the round is known by its tensors now. Leaders only."""
+    assert party.journal is not None
+    entry = party.journal.ledger.entry_of(caught.round_)
+    members = caught.settled.u3
+    if entry is not None and members and party.number not in members and not entry.state:
+        release(files.disk(caught.round_), entry, party.number, caught)
 
 
 def _givers(watch: Watch, me: int) -> list[int]:

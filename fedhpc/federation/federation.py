@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.errors import ConfigError, DataError
+from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.layout import Vector, sum_kind
 from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan
 from fedhpc.federation.pipeline import Stages
@@ -64,7 +64,8 @@ class Federation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        ended = error is None or (isinstance(error, SystemExit) and error.code in (None, 0))
+        if ended or (isinstance(error, InterruptedRun) and error.agreed):
             self.close()
         elif isinstance(error, SystemExit):
             abort_on_exit(error)

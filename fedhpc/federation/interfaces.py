@@ -6,13 +6,16 @@ where the model's tensor is double (half-precision tensors are held as float32).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
 Tensors = dict[str, NDArray[Any]]
+AtStep = Callable[[], bool]
+"""Called on every rank after each optimiser step but the last; whether to stop there, the same on all ranks."""
+Stage = Literal["all", "train", "exchange"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class LocalResult:
     steps: int  # optimiser steps taken in this round
     loss: float  # mean training loss over those steps; stays at the site
     seconds: float
+    whole: bool = True  # False: stopped at a step; `steps` are those done
 
 
 class Trainer(Protocol):
@@ -40,8 +44,11 @@ class Trainer(Protocol):
         """Replace the shared state by `tensors` (same names, shapes and dtypes as `tensors()` gives)."""
         ...
 
-    def train(self, round_: int, anchor: Mapping[str, NDArray[Any]]) -> LocalResult:
-        """Train from the loaded state for one round; `anchor` is the global state (for FedProx)."""
+    def train(self, round_: int, anchor: Mapping[str, NDArray[Any]], at_step: AtStep = ...) -> LocalResult:
+        """Train from the loaded state for one round; `anchor` is the global state (for FedProx).
+
+        After `load` and `restore` of what `tensors` and `private` gave in `at_step`, it goes on from that step.
+        """
         ...
 
     def measure(self) -> Tensors:
@@ -56,7 +63,10 @@ class Trainer(Protocol):
         ...
 
     def private(self) -> dict[str, NDArray[Any]]:
-        """The site's private state: optimiser state, RNG, data position. Leader's ranks give all of it."""
+        """The site's private state: optimiser state, RNG, data position. Leader's ranks give all of it.
+
+        Also within a round, from `at_step`.
+        """
         ...
 
     def restore(self, private: Mapping[str, NDArray[Any]]) -> None:
@@ -94,6 +104,72 @@ class CheckpointStore(Protocol):
 
     def discard_after(self, round_: int) -> None:
         """Remove checkpoints newer than `round_`: the federation goes on from there."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """What one site did in a round and did not sum yet: all of it, or up to the step at which it was stopped."""
+
+    state: bytes  # hash of the global state it began from [32]
+    round_: int  # the training round; one more than the last for the measurement of the final model
+    result: LocalResult
+    measured: Tensors  # of the global state
+    tensors: Tensors  # the local model; that of the final model's measurement is the final model
+    private: dict[str, NDArray[Any]]
+    averaged: frozenset[str] = frozenset()  # as Trainer.averaged gives them
+
+
+class Outbox(Protocol):
+    """Where one site keeps its newest local work until a checkpoint covers it. Leaders write, every rank reads."""
+
+    def find(self, state: bytes) -> LocalWork | None:
+        """The work that began from `state` [32], if it is there. Raises DataError if it is damaged."""
+        ...
+
+    def holds(self, state: bytes) -> bool:
+        """Whether `find` would find something, at little cost."""
+        ...
+
+    def keep(self, work: LocalWork) -> None:
+        """Write `work`, durably, in place of what was there. Raises StorageError; the old one stays."""
+        ...
+
+    def clear(self) -> None:
+        """A checkpoint covers it."""
+        ...
+
+
+class Life(Protocol):
+    """How long this process may go on, and what it is to do. Asked on every rank."""
+
+    stage: Stage
+    """all; train: local work only, nothing is exchanged; exchange: what was trained is summed, nothing is trained."""
+    wait_s: float | None
+    """How long to wait for a round to begin before this site leaves; None: as agreed."""
+
+    def leaves(self) -> str:
+        """Why this rank was told to stop when it can; "" if it was not."""
+        ...
+
+    def must_leave(self) -> str:
+        """Why there is no time left for what others wait for; "" if there is."""
+        ...
+
+    def may_begin(self) -> str:
+        """Why another round would not end in time; "" if it would, or if nothing is known."""
+        ...
+
+    def round_took(self, seconds: float) -> None:
+        """A round took so long, without waiting for others."""
+        ...
+
+    def keeps_now(self) -> bool:
+        """Whether local work should be kept at this step, having not been kept for long."""
+        ...
+
+    def kept(self) -> None:
+        """Local work or a checkpoint was written."""
         ...
 
 

@@ -29,6 +29,7 @@ from fedhpc.federation.journal import FileJournal, Journal
 from fedhpc.federation.masked_sum import MpiSums
 from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import Pipeline
+from fedhpc.federation.unconnected import Unconnected
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.collectives import Group
 from fedhpc.mpi.world import Place, World
@@ -67,8 +68,10 @@ def join(
     return join_with_files(Path(federation), sites=_path(sites), site=_path(site), run=_path(run)).federation
 
 
-def join_with_files(federation: Path, *, sites: Path | None, site: Path | None, run: Path | None) -> Joined:
-    """`join`, for callers that also need the site file."""
+def join_with_files(
+    federation: Path, *, sites: Path | None, site: Path | None, run: Path | None, connect: bool = True
+) -> Joined:
+    """`join`, for callers that also need the site file. `connect`: False for a job that exchanges nothing."""
     if (sites is None) == (site is None):
         raise ConfigError(
             "give either sites= (a directory) or site= (a file)",
@@ -84,12 +87,12 @@ def join_with_files(federation: Path, *, sites: Path | None, site: Path | None, 
         number = agreement.number_of(mine.site.name)
     name = agreement.names[number - 1]
     directory = mine.path(mine.site.directory) if mine.site.directory else (run or federation.parent / "run") / name
-    if _kind(world.group, mine) == "https":
+    if _kind(world.group, mine) in ("https", "spool"):
         alone = sites is None
         place = (
             mpi_world.one_site(world, number, name) if alone else mpi_world.part_of_site(world, number, agreement.names)
         )
-        joined = _join_relay(place, agreement, mine, directory)
+        joined = _join_relay(place, agreement, mine, directory, connect=connect)
     else:
         joined = _join_job(world, number, agreement, mine, directory)
     return Joined(joined, mine, directory, world.group.rank == 0)
@@ -105,9 +108,11 @@ def _kind(world: Group, mine: SiteFile) -> str:
     return kinds.pop()
 
 
-def _join_relay(place: Place, agreement: Agreement, mine: SiteFile, directory: Path) -> Federation:
-    """A site that meets the others at a relay."""
+def _join_relay(place: Place, agreement: Agreement, mine: SiteFile, directory: Path, *, connect: bool) -> Federation:
+    """A site that meets the others at a relay, now or in another job."""
     party = _party(place, agreement, mine, directory, always_signs=True)
+    if not connect:
+        return Federation(party, Unconnected(party))
     sums = open_relayed_sums(party, mine, directory)
     federation = Federation(party, sums)
     last = sums.lead.finished.last_round().to_bytes(8, "little") if sums.lead is not None else None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.interfaces import Checkpoint, LocalWork, Stage
 
 
 class NoCheckpoints:
@@ -35,3 +35,50 @@ class Silence:
 
     def note(self, text: str) -> None:
         """Ignore it."""
+
+
+class Endless:
+    """The Life of a process with all the time there is."""
+
+    stage: Stage = "all"
+    wait_s: float | None = None
+
+    def leaves(self) -> str:
+        """See Life."""
+        return ""
+
+    def must_leave(self) -> str:
+        """See Life."""
+        return ""
+
+    def may_begin(self) -> str:
+        """See Life."""
+        return ""
+
+    def round_took(self, seconds: float) -> None:
+        """See Life."""
+
+    def keeps_now(self) -> bool:
+        """See Life."""
+        return False
+
+    def kept(self) -> None:
+        """See Life."""
+
+
+class NoOutbox:
+    """Local work that is lost is done again."""
+
+    def find(self, state: bytes) -> LocalWork | None:
+        """See Outbox."""
+        return None
+
+    def holds(self, state: bytes) -> bool:
+        """See Outbox."""
+        return False
+
+    def keep(self, work: LocalWork) -> None:
+        """See Outbox."""
+
+    def clear(self) -> None:
+        """See Outbox."""

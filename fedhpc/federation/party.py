@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import PeersError
 from fedhpc.federation.agreement import Agreement
-from fedhpc.federation.interfaces import CheckpointStore
+from fedhpc.federation.interfaces import CheckpointStore, Life
 from fedhpc.federation.journal import Journal
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.pipeline import Stages
@@ -148,6 +148,17 @@ class MaskedSums(Protocol):
 
     def leave(self) -> None:
         """Say that this site sums nothing more, so that a site that still does need not wait. Leaders only."""
+        ...
+
+    def hear(self, word: str) -> str:
+        """What any rank that must stop together with this one says, "" if all are silent; the same on all of them.
+
+        Those are all ranks of the job: in one job of all sites, those of the other sites too.
+        """
+        ...
+
+    def heed(self, life: Life) -> None:
+        """From now on leave where this site only waits, when `life` says so. Raises InterruptedRun in `open` then."""
         ...
 
     def of(self, party: Party) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from fedhpc.errors import PeersError
+from fedhpc.errors import InterruptedRun, PeersError
 from fedhpc.exchange.https import RelayExchange, Watch
 from fedhpc.federation.party import Party, RoundOverError, SumPlan
 from fedhpc.federation.patience import late_sites, wait_telling
@@ -42,7 +42,8 @@ class Lobby:
 
         Raises RoundOverError if the round ended without this site, PeersError that names who is late.
         """
-        deadline_s = self._party.agreement.cohort.deadline_s
+        agreed_s, own_s = self._party.agreement.cohort.deadline_s, self._exchange.interrupts.wait_s
+        deadline_s = agreed_s if own_s is None else min(agreed_s, own_s)
         deadline = time.monotonic() + deadline_s
         found = wait_telling(
             self._watch, lambda w: _newest(w) > after or "DONE" in w, deadline, self._what_is_awaited, ("DONE", 1)
@@ -51,8 +52,11 @@ class Lobby:
             return _newest(self._watch)
         if found:
             raise RoundOverError(self._plan.round_, f"round {self._plan.round_} ended without site {self._party.name}")
+        late = self._who_is_late()
+        if deadline_s < agreed_s:
+            raise InterruptedRun(f"round {self._plan.round_} did not begin within {deadline_s:.0f} s: {late}")
         raise PeersError(
-            f"round {self._plan.round_} did not begin within {deadline_s:.0f} s: {self._who_is_late()}",
+            f"round {self._plan.round_} did not begin within {deadline_s:.0f} s: {late}",
             "start this site again when the others are there; [cohort] deadline_s says how long it waits",
         )
 

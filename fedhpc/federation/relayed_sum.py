@@ -9,19 +9,20 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
-from fedhpc.errors import InternalError
-from fedhpc.exchange.http_client import RelayClient
+from fedhpc.errors import InternalError, InterruptedRun
 from fedhpc.exchange.http_link import RelayProblem
-from fedhpc.exchange.https import RelayExchange
+from fedhpc.exchange.https import Interrupts, RelayExchange
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
+from fedhpc.exchange.transport import Transport
 from fedhpc.federation.attempt_files import AttemptFiles
-from fedhpc.federation.catching_up import Attendant, take
+from fedhpc.federation.catching_up import Attendant, release_input, take
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.hidden_part import HiddenPart
-from fedhpc.federation.interfaces import CheckpointStore
+from fedhpc.federation.interfaces import CheckpointStore, Life
 from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.masked_sum import streams_from_bytes, streams_to_bytes
@@ -29,17 +30,14 @@ from fedhpc.federation.own_vector import codec_of, inspect, share
 from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
 from fedhpc.federation.relayed_round import RelayedRound
-from fedhpc.federation.relayed_work import Answer, SumFetch, SumResult, Upload
+from fedhpc.federation.relayed_work import Answer, Order, SumFetch, SumResult, Upload, end_if_stopped
 from fedhpc.secure import labels
-from fedhpc.secure.catchup import CaughtUp as TakenState
 from fedhpc.secure.catchup import Federation as Known
-from fedhpc.secure.catchup import release
 from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import input_hash, tree_root, u64
 
-_HIDE, _OPEN, _DONE, _KEPT, _OVER = b"H", b"O", b"D", b"K", b"X"
 _CLOSED = ("round-over", "too-late", "forbidden")
 
 
@@ -59,7 +57,7 @@ class RelayedSums:
 
     name = "https"
 
-    def __init__(self, party: Party, client: RelayClient, rails: int, lead: Lead | None) -> None:
+    def __init__(self, party: Party, client: Transport, rails: int, lead: Lead | None) -> None:
         """`client`: this rank's own. `rails`: ranks of this site that move a part. `lead`: at the leader."""
         self._party, self._client, self.rails, self.lead = party, client, rails, lead
         self._round: RelayedRound | None = None  # at the leader, of the sum that is open
@@ -110,8 +108,10 @@ class RelayedSums:
             try:
                 proof = self._round.settle(opened.sum_tree, state)
             except RoundOverError as error:
-                self._order(_OVER + error.what.encode())
+                self._order(Order.OVER + error.what.encode())
                 raise
+            except InterruptedRun as stopped:
+                self._stop(stopped)
             if opened.plan.base == NO_BASE:
                 self.lead.finished.keep(opened.plan, self._round.layout, opened, self._round.vector)
                 self.lead.files.erase_until(opened.plan.round_)
@@ -121,9 +121,10 @@ class RelayedSums:
         if party.leads:
             assert self.lead is not None
             self.lead.states.reached(opened.plan.round_, state)
-        word = party.site.await_bytes(_DONE if party.leads else None)
-        if word[:1] == _OVER and not party.leads:
+        word = party.site.await_bytes(Order.DONE if party.leads else None)
+        if word[:1] == Order.OVER and not party.leads:
             raise RoundOverError(opened.plan.round_, word[1:].decode())
+        end_if_stopped(word)
         opened.stages.agree += _lap(begun)
 
     # --- the other calls of MaskedSums
@@ -156,24 +157,21 @@ class RelayedSums:
         if lead is not None:
             assert self._party.identity is not None
             deadline_s = self._party.agreement.cohort.deadline_s
-            caught, found = take(self._known(nbytes), lead.exchange, self._party.identity, state, round_, deadline_s)
+            try:
+                known = self._known(nbytes)
+                caught, found = take(known, lead.exchange, self._party.identity, state, round_, deadline_s)
+            except InterruptedRun as stopped:
+                self._stop(stopped)
             lead.finished.keep_proof(caught.round_, caught.settled.proof)
-            self._release(caught)
+            release_input(self._party, lead.files, caught)
             lead.states.reached(caught.round_, caught.state)
             data[:] = found
-            number = u64(caught.round_)
-        reached = int.from_bytes(site.await_bytes(number if lead is not None else None), "little")
+            number = Order.DONE + u64(caught.round_)
+        word = site.await_bytes(number if lead is not None else None)
+        end_if_stopped(word)
+        reached = int.from_bytes(word[1:], "little")
         site.broadcast(data)
         return CaughtUp(reached, data)
-
-    def _release(self, caught: TakenState) -> None:
-        """Free the input of an update that the round, known by its tensors now, ended without."""
-        assert self.lead is not None
-        assert self._party.journal is not None
-        entry = self._party.journal.ledger.entry_of(caught.round_)
-        members = caught.settled.u3
-        if entry is not None and members and self._party.number not in members and not entry.state:
-            release(self.lead.files.disk(caught.round_), entry, self._party.number, caught)
 
     def is_free(self, base: bytes) -> bool:
         """See MaskedSums.is_free."""
@@ -193,6 +191,15 @@ class RelayedSums:
         self.lead.files.erase_until(sums)
         self.lead.finished.erase_until(sums)
 
+    def hear(self, word: str) -> str:
+        """See MaskedSums.hear: the ranks of this site; the others are in jobs of their own."""
+        return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
+
+    def heed(self, life: Life) -> None:
+        """See MaskedSums.heed."""
+        if self.lead is not None:
+            self.lead.exchange.interrupts = Interrupts(life.leaves, life.must_leave, life.wait_s)
+
     def leave(self) -> None:
         """See MaskedSums.leave: nobody waits for a site that is not ready."""
         if self._attendant is not None:
@@ -207,21 +214,21 @@ class RelayedSums:
         assert lead is not None
         kept = lead.finished.find(plan, hidden.vector)
         if kept is not None:
-            self._order(_KEPT)
+            self._order(Order.KEPT)
             party.site.broadcast(hidden.vector.buffer)
             self._round = None
             result = SumResult(*kept)
-            self._order(_DONE + result.to_bytes())
+            self._order(Order.DONE + result.to_bytes())
             return result
 
         def hide(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes, resume: bool) -> Upload | None:
             keys = streams_to_bytes(streams if self._hides else ())
-            order = _HIDE + u64(attempt) + bytes([resume]) + tag_key + keys
+            order = Order.HIDE + u64(attempt) + bytes([resume]) + tag_key + keys
             self._order(order)
             return self._upload(hidden, plan, order, stages)
 
         def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch | None:
-            order = _OPEN + u64(attempt) + tag_key + streams_to_bytes(streams if self._hides else ())
+            order = Order.OPEN + u64(attempt) + tag_key + streams_to_bytes(streams if self._hides else ())
             self._order(order)
             return self._fetch(hidden, plan, order, stages)
 
@@ -230,13 +237,21 @@ class RelayedSums:
         try:
             answer: Answer = self._round.run(hide, open_, lead.states)
         except RoundOverError as error:
-            self._order(_OVER + error.what.encode())
+            self._order(Order.OVER + error.what.encode())
             raise
+        except InterruptedRun as stopped:
+            lead.exchange.leave(plan.round_)
+            self._stop(stopped)
         stages.agree += answer.waited_s
         result = SumResult(answer.sum_tree, answer.members)
-        self._order(_DONE + result.to_bytes())
+        self._order(Order.DONE + result.to_bytes())
         self._turns = answer.turns, answer.turns_exposed
         return result
+
+    def _stop(self, stopped: InterruptedRun) -> NoReturn:
+        """The leader leaves, and every rank of the site with it."""
+        self._order(Order.STOP + stopped.what.encode())
+        raise InterruptedRun(stopped.what, agreed=True) from None
 
     def _order(self, order: bytes) -> None:
         self._party.site.await_bytes(order)
@@ -248,15 +263,17 @@ class RelayedSums:
         while True:
             order = site.await_bytes(None)
             kind, rest = order[:1], order[1:]
-            if kind == _HIDE:
+            if kind == Order.HIDE:
                 self._upload(hidden, plan, order, stages)
-            elif kind == _OPEN:
+            elif kind == Order.OPEN:
                 self._fetch(hidden, plan, order, stages)
-            elif kind == _KEPT:
+            elif kind == Order.KEPT:
                 site.broadcast(hidden.vector.buffer)
-            elif kind == _OVER:
+            elif kind == Order.OVER:
                 raise RoundOverError(plan.round_, rest.decode())
-            elif kind == _DONE:
+            elif kind == Order.STOP:
+                end_if_stopped(order)
+            elif kind == Order.DONE:
                 return SumResult.from_bytes(rest)
             else:
                 raise InternalError("an unknown order within the site")

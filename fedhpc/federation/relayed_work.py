@@ -5,12 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fedhpc.errors import InterruptedRun
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.secure.opening import Streams
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.transcript import u16
 
 _HASH_BYTES = 32
+
+
+class Order:
+    """The first byte of what a leader tells the other ranks of its site."""
+
+    HIDE, OPEN, DONE, KEPT, OVER, STOP = b"H", b"O", b"D", b"K", b"X", b"S"
+
+
+def end_if_stopped(word: bytes) -> None:
+    """Raise InterruptedRun, as on every rank of the site, if the leader leaves."""
+    if word[:1] == Order.STOP:
+        raise InterruptedRun(word[1:].decode(), agreed=True)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedhpc.errors import DataError, PolicyError
+from fedhpc.errors import DataError, InterruptedRun, PolicyError
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.global_model import Base, GlobalModel
-from fedhpc.federation.interfaces import Checkpoint, CheckpointStore, Reporter, Trainer
+from fedhpc.federation.interfaces import Checkpoint, CheckpointStore, Life, LocalResult, Outbox, Reporter, Trainer
+from fedhpc.federation.local_round import Local, LocalRounds
+from fedhpc.federation.nothing import Endless, NoOutbox
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.state_tensors import total_bytes
 
@@ -40,36 +42,53 @@ def run_rounds(
     store: CheckpointStore,
     reporter: Reporter,
     *,
+    outbox: Outbox | None = None,
+    life: Life | None = None,
     prepare: Callable[[], None] = lambda: None,
     clock: Clock = time.perf_counter,
 ) -> Outcome:
     """Train the federation's agreed number of rounds.
 
     `prepare` runs once before the first round of a fresh run, for statistics that become part of the first model.
+    `outbox` keeps local work between jobs; `life` says how long this one lasts and what it does. Raises InterruptedRun,
+    on every rank and after all that is needed was kept, where the next job is to go on.
     """
+    life = life or Endless()
+    outbox = outbox or NoOutbox()
+    local_rounds = LocalRounds(federation.party.site, trainer, outbox, life)
     rounds = federation.party.agreement.federation.rounds
-    model, done = _begin(federation, trainer, store, reporter, prepare)
+    model, done = _begin(federation, trainer, store, reporter, prepare, outbox, life)
     if federation.party.leads:
         federation.sums.attend(store)
     started_at, begun_run, sent = done, clock(), 0
     while done < rounds:
         begun = clock()
+        _stop_here(federation, life.leaves() or life.may_begin(), f"before round {done + 1}")
         # 1. Start from the global model, and measure it on this site's held-out rows.
-        trainer.load(model.tensors)
-        measured = trainer.measure()
-        evaluated = clock()
-        # 2. Train on this site's data.
-        local = trainer.train(done + 1, model.tensors)
+        # 2. Train on this site's data; or take up what an earlier job has trained.
+        base, work_state = model.base(), model.state
+        local = local_rounds.work(done + 1, work_state, model.tensors)
+        told = federation.sums.hear(life.leaves())
+        if told or life.stage == "train" or local_rounds.is_due():
+            local_rounds.keep(done + 1, work_state, local)
+        _stop_here(federation, told, f"in round {done + 1}, after {local.result.steps} steps")
+        if life.stage == "train":
+            raise InterruptedRun(
+                f"round {done + 1} is trained; its update is in the outbox", "the next exchange sums it", agreed=True
+            )
         trained = clock()
         # 3. Encode, mask, sum over the sites, unmask, and take the outer step.
-        update = trainer.tensors()
-        base = model.base()
         totals = None
-        while totals is None and _may_sum(federation, model, base):
-            try:
-                totals = model.exchange(update, local.samples, measured, base)
-            except RoundOverError as over:
-                _catch_up(federation, trainer, store, reporter, model, over)
+        try:
+            while totals is None and _may_sum(federation, model, base):
+                try:
+                    totals = model.exchange(local.tensors, local.result.samples, local.measured, base)
+                except RoundOverError as over:
+                    _catch_up(federation, trainer, store, reporter, model, over)
+        except InterruptedRun as interrupted:
+            if interrupted.agreed and base.rounds == model.rounds:
+                local_rounds.keep(done + 1, work_state, local)
+            raise
         exchanged = clock()
         done = model.rounds
         if totals is None:
@@ -77,19 +96,21 @@ def run_rounds(
         # 4. Checkpoint: after this the round need not be repeated.
         metrics = trainer.summarise(totals)
         _save(federation, trainer, store, model, done)
+        local_rounds.covered()
         saved = clock()
         # 5. Report.
         spent = federation.take_spent()
         sent += spent.bytes_up
+        life.round_took(saved - begun - spent.stages.agree)
         record = {
             "round": done,
             "rounds": rounds,
             "metrics": metrics,
-            "train_loss": local.loss,
-            "samples": local.samples,
+            "train_loss": local.result.loss,
+            "samples": local.result.samples,
             "seconds": {
-                "train": trained - evaluated,
-                "evaluate": evaluated - begun,
+                "train": local.train_s,
+                "evaluate": local.evaluate_s,
                 "exchange": exchanged - trained,
                 "checkpoint": saved - exchanged,
                 "total": saved - begun,
@@ -102,9 +123,16 @@ def run_rounds(
         }
         reporter.round_done(record)
     elapsed = clock() - begun_run
-    metrics = _final_metrics(federation, trainer, model, reporter, rounds)
+    metrics = _final_metrics(federation, trainer, local_rounds, model, reporter, life)
     ran = max(1, done - started_at)
     return Outcome(model, metrics, started_at, elapsed / ran, sent // ran)
+
+
+def _stop_here(federation: Federation, word: str, where: str) -> None:
+    """Raise InterruptedRun on every rank if one of them was told to stop."""
+    said = federation.sums.hear(word)
+    if said:
+        raise InterruptedRun(f"stopped {where}: {said}", agreed=True)
 
 
 def _begin(
@@ -113,9 +141,15 @@ def _begin(
     store: CheckpointStore,
     reporter: Reporter,
     prepare: Callable[[], None],
+    outbox: Outbox,
+    life: Life,
 ) -> tuple[GlobalModel, int]:
     """The model to go on from: a fresh one, or that of the newest round that every site holds."""
     newest = _newest_common_round(federation, store)
+    if newest is None and life.stage == "train":
+        raise InterruptedRun(
+            "there is no model to train yet", "the first exchange makes it: `fedhpc run --stage exchange`", agreed=True
+        )
     if newest is None:
         federation.round_ = 0
         missed: RoundOverError | None = None
@@ -140,10 +174,11 @@ def _begin(
     if federation.party.leads:
         _require_ledger(federation, checkpoint)
         store.discard_after(newest)
-    model = GlobalModel(federation, trainer.tensors(), trainer.averaged())
+    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False)
     model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_)
     federation.round_ = model.reached = checkpoint.sums
-    trainer.restore(checkpoint.private)
+    if not outbox.holds(model.state):  # what is kept there has a newer state of the trainer
+        trainer.restore(checkpoint.private)
     reporter.note(f"resumed after round {newest}")
     return model, newest
 
@@ -219,15 +254,26 @@ def _save(federation: Federation, trainer: Trainer, store: CheckpointStore, mode
 
 
 def _final_metrics(
-    federation: Federation, trainer: Trainer, model: GlobalModel, reporter: Reporter, rounds: int
+    federation: Federation,
+    trainer: Trainer,
+    local_rounds: LocalRounds,
+    model: GlobalModel,
+    reporter: Reporter,
+    life: Life,
 ) -> dict[str, float | None]:
     """Metrics of the final model, as one more masked sum."""
-    trainer.load(model.tensors)
+    rounds = model.rounds
+    measured = local_rounds.measured(model.state, model.tensors)
+    if life.stage == "train":
+        work = Local(model.tensors, LocalResult(0, 0, 0.0, 0.0), measured, 0.0, 0.0)
+        local_rounds.keep(rounds + 1, model.state, work)
+        raise InterruptedRun("the final model is measured; the next exchange sums that", "exchange it", agreed=True)
     try:
-        metrics = trainer.summarise(model.total_of(trainer.measure(), f"metrics after round {rounds}"))
+        metrics = trainer.summarise(model.total_of(measured, f"metrics after round {rounds}"))
     except RoundOverError:
         reporter.note("the others summed the final metrics without this site; the model is the same")
         metrics = {}
+    local_rounds.covered()
     reporter.round_done(
         {
             "round": rounds,

@@ -20,6 +20,7 @@ from fedhpc.mpi.collectives import Group, MpiGroup, SerialGroup
 
 _LAUNCHER_COUNTS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMI_SIZE")
 _SLURM_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+_LAUNCHER_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 _LAUNCHER_MARKS = (*_LAUNCHER_COUNTS, "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
@@ -111,6 +112,13 @@ def start() -> World:
     check_size(MPI.COMM_WORLD.Get_size())
     comm = MPI.COMM_WORLD.Dup()  # a library never talks on the raw COMM_WORLD
     return World(MpiGroup(comm, "world"), comm)
+
+
+def is_first() -> bool:
+    """Whether this is rank 0 of the job, or the only process; before `start` as the launcher says."""
+    if _where.comm is not None:
+        return bool(_where.comm.Get_rank() == 0)
+    return all(os.environ.get(name, "0") == "0" for name in _LAUNCHER_RANKS)
 
 
 def ranks_on_this_host(world: World) -> int:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhpc.config import read_section
-from fedhpc.errors import ConfigError
+from fedhpc.errors import ConfigError, InterruptedRun
 from fedhpc.federation.agreement import SiteFile
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import CheckpointStore, Reporter
+from fedhpc.federation.interfaces import CheckpointStore, Life, Outbox, Reporter, Stage
 from fedhpc.federation.join import Joined, join_with_files
+from fedhpc.federation.outbox import FileOutbox
 from fedhpc.federation.rounds import Outcome, run_rounds
 from fedhpc.ops.features import compare_stores
+from fedhpc.ops.life.history import Finished, keep_finished
+from fedhpc.ops.life.open import open_life, open_outbox
+from fedhpc.ops.life.told import Told
 from fedhpc.ops.logs import rank_logs
 from fedhpc.ops.rundir import keep_agreement
 from fedhpc.ops.telemetry import Telemetry
 from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.train.recorded import RecordedTrainer
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -27,6 +33,9 @@ if TYPE_CHECKING:
 
 # Torch is imported where it is first needed: from a parallel file system that takes many ranks a minute, and most
 # mistakes in the files are found before.
+
+
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -51,22 +60,35 @@ class Ran:
 
 
 def run_federation(
-    federation: Path, *, sites: Path | None, site: Path | None, out: Path | None, verbose: bool = False
+    federation: Path,
+    *,
+    sites: Path | None,
+    site: Path | None,
+    out: Path | None,
+    stage: Stage = "all",
+    told: Told | None = None,
+    verbose: bool = False,
 ) -> Ran:
-    """Run or continue the federation in this job; every rank calls it. Raises every error a user can meet."""
-    joined = join_with_files(federation, sites=sites, site=site, run=out)
+    """Run or continue the federation in this job; every rank calls it. Raises every error a user can meet.
+
+    `told`: listens for signals already. InterruptedRun: what is needed to go on is kept; submit the job again.
+    """
+    joined = join_with_files(federation, sites=sites, site=site, run=out, connect=stage != "train")
     with joined.federation:
-        return run_joined(joined, verbose=verbose)
+        return run_joined(joined, stage=stage, told=told, verbose=verbose)
 
 
-def run_joined(joined: Joined, *, verbose: bool = False) -> Ran:
+def run_joined(joined: Joined, *, stage: Stage = "all", told: Told | None = None, verbose: bool = False) -> Ran:
     """Train a joined federation in its run directory: checkpoints, metrics and logs are kept there."""
     fed, directory = joined.federation, joined.site_directory
+    life = open_life(fed.party, joined.site_file, directory, stage, told or Told())
+    fed.sums.heed(life)
     with rank_logs(directory, site=fed.site, rank=fed.rank, show=joined.first, verbose=verbose):
         if fed.party.leads:
             keep_agreement(directory.parent, fed.party.agreement)
+        outbox = open_outbox(fed.party, directory)
         with (
-            open_site_trainer(fed, joined.site_file) as trainer,
+            _open_trainer(fed, joined.site_file, directory, outbox, stage) as trainer,
             Telemetry(
                 directory,
                 site=fed.site,
@@ -76,18 +98,50 @@ def run_joined(joined: Joined, *, verbose: bool = False) -> Ran:
                 rounds=fed.party.agreement.federation.rounds,
             ) as reporter,
         ):
-            outcome = train(fed, trainer, Hdf5Checkpoints(directory / "checkpoints"), reporter)
-    return Ran(outcome, directory.parent, joined.first, fed.sites, outcome.model.sha256())
+            store = Hdf5Checkpoints(directory / CHECKPOINTS)
+            if isinstance(trainer, RecordedTrainer):
+                outcome = run_rounds(fed, trainer, store, reporter, outbox=outbox, life=life)
+            else:
+                outcome = train(fed, trainer, store, reporter, outbox=outbox, life=life)
+        sha256 = outcome.model.sha256()
+        if fed.party.leads:
+            keep_finished(directory, Finished(fed.party.agreement.hash.hex(), sha256, outcome.metrics))
+    return Ran(outcome, directory.parent, joined.first, fed.sites, sha256)
 
 
-def train(fed: Federation, trainer: TorchTrainer, store: CheckpointStore, reporter: Reporter) -> Outcome:
+def train(
+    fed: Federation,
+    trainer: TorchTrainer,
+    store: CheckpointStore,
+    reporter: Reporter,
+    *,
+    outbox: Outbox | None = None,
+    life: Life | None = None,
+) -> Outcome:
     """Compare the sites' features, standardise where agreed, and run all rounds."""
-    compare_stores(fed, getattr(getattr(trainer.dataset.opened, "store", None), "feature_set", None))
+    if life is None or life.stage != "train":
+        compare_stores(fed, getattr(getattr(trainer.dataset.opened, "store", None), "feature_set", None))
     from fedhpc.train.standardise import standardise
 
     settings = read_section(TaskSettings, fed.party.agreement.task, "task")
     prepare = partial(standardise, partial(fed.sum, everyone=True), trainer) if settings.standardise else _nothing
-    return run_rounds(fed, trainer, store, reporter, prepare=prepare)
+    return run_rounds(fed, trainer, store, reporter, outbox=outbox, life=life, prepare=prepare)
+
+
+def _open_trainer(
+    fed: Federation, files: SiteFile, directory: Path, outbox: FileOutbox, stage: Stage
+) -> AbstractContextManager[TorchTrainer | RecordedTrainer]:
+    """The trainer of this stage: an exchange plays what was trained, but the first one makes the model."""
+    if stage == "exchange" and any((directory / CHECKPOINTS).glob("round-*.h5")):
+        work = outbox.newest()
+        if work is None:
+            raise InterruptedRun(
+                "nothing to exchange: the next round is not trained yet",
+                "the next training job goes on from here: `fedhpc run --stage train`",
+                agreed=True,
+            )
+        return nullcontext(RecordedTrainer(work))
+    return open_site_trainer(fed, files)
 
 
 def open_site_trainer(fed: Federation, files: SiteFile) -> TorchTrainer:

@@ -8,6 +8,7 @@ through one block buffer.
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import json
 import socket
 import ssl
@@ -109,7 +110,8 @@ class Connection:
     def send_head(self, status: int, headers: Mapping[str, str], length: int, body: bytes = b"") -> None:
         """Status line and headers, with a small body in the same packet; else `length` bytes follow, but for HEAD."""
         self.answering = True
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"content-length: {length}"]
+        date = email.utils.formatdate(usegmt=True)  # sites compare their clocks with it (fedhpc doctor)
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"date: {date}", f"content-length: {length}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self.send(memoryview(("\r\n".join(lines) + "\r\n\r\n").encode("ascii") + body))
 

@@ -20,13 +20,14 @@ from fedhpc.exchange.objects import ObjectName
 from fedhpc.relay.catchup import CatchUps
 from fedhpc.relay.kept import KeptAttempt
 from fedhpc.relay.metrics import Metrics
-from fedhpc.relay.objects import SUM, VECTOR
+from fedhpc.relay.objects import VECTOR
 from fedhpc.relay.one_round import Round, awaited, limits
 from fedhpc.relay.phase_times import PhaseTimes
 from fedhpc.relay.ready import largest_group, proposal, read_ready
 from fedhpc.relay.round_machine import RoundMachine, opened_set
 from fedhpc.relay.settings import Federation
 from fedhpc.relay.store import Store
+from fedhpc.relay.tidying import drop_large, drop_messages, drop_ready
 from fedhpc.secure.transcript import canon, parse_canon
 
 _log = logging.getLogger("fedhpc.relay")
@@ -144,7 +145,10 @@ class FederationRounds:
                 _log.warning("site %s, round %d: %s", name.owner, name.round, error.what)
                 return
             self._round(name.round).ready.setdefault(name.owner, (fields, now))
+            self._round(name.round).left.discard(name.owner)
             self.catchups.caught_up(name.owner)
+        elif name.attempt == 0 and name.kind == "LEAVE" and name.owner in self.federation.pins:
+            self._leave(name, name.owner)
         elif name.attempt == 0 and name.name == "DONE":
             self._round(name.round).done = True
             self._over(name.round, self._objects(name.round, 0).get("DONE"))
@@ -158,6 +162,17 @@ class FederationRounds:
                 self._round(name.round).given_up.add(name.attempt)
         elif name.name == "NEXT":
             self._round(name.round).given_up.add(name.attempt)
+
+    def _leave(self, name: ObjectName, site: int) -> None:
+        """A site goes away for a while: it is not ready, and what it owes an attempt does not come soon.
+
+        Both objects go, so that READY can be put again. A restart between the two finds LEAVE and comes here again.
+        """
+        round_ = self._round(name.round)
+        round_.ready.pop(site, None)
+        round_.left.add(site)
+        drop_ready(self._store, name.attempt_name, site)
+        _log.info("round %d: site %d leaves for a while", name.round, site)
 
     def _advance(self, round_: Round, now: float) -> float | Job | None:
         """One round as far as it goes: the time of its next deadline, or a job."""
@@ -227,7 +242,8 @@ class FederationRounds:
             return until if now < until else self._audit(round_, round_.last)
         if phase == "answers" and len(there) >= self.federation.threshold:
             return now  # they came since the phase was looked at
-        complete, due = there == expected, now >= until
+        complete = there == expected
+        due = now >= until or (set(expected) - set(there)) <= round_.left  # nobody waits for a site that has left
         if not complete and not due:
             return until
         if phase == "answers" or len(there) < self.federation.threshold or not (complete or self._may_lose(round_)):
@@ -282,19 +298,15 @@ class FederationRounds:
                 job = self._audit(round_, number)
                 if job is not None:
                     return job
-            self._drop_large(round_.number, number)
+            drop_large(self._store, self.federation.config, round_.number, number)
             round_.tidied.add(number)
         for number in [n for n in round_.attempts if n in round_.given_up and n < round_.last - 1]:
             self._forget_attempt(round_, number)
         return None
 
     def _forget_attempt(self, round_: Round, number: int) -> None:
-        """Keep of an old attempt only what says which set the round opens over, and that it was given up."""
         answered = bool(round_.attempts[number].answered())
-        kept = {"NEXT", "M0", "M4r", "M5"} if answered else {"NEXT"}
-        where = (self.federation.config, round_.number, number)
-        if any(stored.name.kind not in kept for stored in self._store.list(where)):
-            self._store.drop(lambda name: name.attempt_name == where and name.kind not in kept)
+        drop_messages(self._store, (self.federation.config, round_.number, number), answered=answered)
         if not answered:
             del round_.attempts[number]
 
@@ -319,19 +331,12 @@ class FederationRounds:
         """Round `number` is done."""
         if number > self.done and done is not None:
             self.done, self._holders = number, tuple(parse_canon(done)["u3"])
-        self._drop_large(number, None, also_sum=False)
+        drop_large(self._store, self.federation.config, number, None, also_sum=False)
         self._store.drop_rounds(self.federation.config, self.done - self.kept_rounds + 1)
         for old in [n for n in self.rounds if n <= self.done - self.kept_rounds]:
             del self.rounds[old]
         for old in [n for n in self.rounds if n <= self.done - KEPT_ROUNDS]:
-            self._drop_large(old, None)
-
-    def _drop_large(self, round_: int, attempt: int | None, *, also_sum: bool = True) -> None:
-        def goes(name: ObjectName) -> bool:
-            here = name.config == self.federation.config and name.round == round_ and attempt in (None, name.attempt)
-            return here and (name.kind == VECTOR or (also_sum and name.name == SUM))
-
-        self._store.drop(goes)
+            drop_large(self._store, self.federation.config, old, None)
 
     def _round(self, number: int) -> Round:
         return self.rounds.setdefault(number, Round(number))

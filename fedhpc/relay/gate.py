@@ -18,6 +18,7 @@ from fedhpc.secure import labels, messages
 from fedhpc.secure.sealing import SEAL_BYTES
 from fedhpc.secure.transcript import MAX_CANON_BYTES
 
+MAX_LEAVE_BYTES = 64
 MAX_OPEN_ROUNDS = 8  # in which one site is ready at once; it works on one, and rounds are few behind it
 _LAST_NUMBER = (1 << 53) - 1
 _AFTER_NEXT = (labels.SIGN_UNMASK, labels.SIGN_RESULT)  # a site that answered is bound: the relay wants to know
@@ -61,6 +62,8 @@ def _most_bytes(kind: str, sites: int) -> int | None:
         return None
     if kind == "READY":
         return MAX_READY_BYTES
+    if kind == "LEAVE":
+        return MAX_LEAVE_BYTES
     if kind == "FEATURES":
         return MAX_CANON_BYTES
     if kind.startswith("B") and kind[1:].isdigit():
@@ -86,8 +89,12 @@ def _check_apart(rounds: FederationRounds, name: ObjectName, numbers: list[str])
 
 
 def _check_ready(rounds: FederationRounds, name: ObjectName) -> None:
+    if name.kind == "LEAVE":
+        if name.round not in rounds.rounds:
+            raise Problem("forbidden", f"nobody is ready for round {name.round}")
+        return
     if name.kind != "READY":
-        raise Problem("forbidden", f"a site writes READY in the lobby, not {name.kind}")
+        raise Problem("forbidden", f"a site writes READY or LEAVE in the lobby, not {name.kind}")
     mine = [r for r in rounds.rounds.values() if name.owner in r.ready and not r.done and r.number != name.round]
     if len(mine) >= MAX_OPEN_ROUNDS:
         raise Problem("quota", f"site {name.owner} is ready in {len(mine)} rounds that are not done")

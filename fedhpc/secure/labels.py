@@ -28,6 +28,7 @@ KEY_STATE = b"state"
 KEY_ROUNDING = b"rounding"
 KEY_LEDGER = b"ledger"
 KEY_LEDGER_BLOCKS = b"ledger-blocks"
+KEY_OUTBOX = b"outbox"
 KEY_ENROL_ACCESS = b"enrol-access"
 KEY_ENROL_PROOF = b"enrol-proof"
 

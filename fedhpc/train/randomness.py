@@ -22,6 +22,7 @@ class RankRandom:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._device = device
+        self._in_place = False
         self._cpu = torch.Generator().manual_seed(seed).get_state()
         self._cuda: torch.Tensor | None = None
         if device.type == "cuda":
@@ -35,19 +36,27 @@ class RankRandom:
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda, self._device)
+        self._in_place = True
         try:
             yield
         finally:
-            self._cpu = torch.get_rng_state()
+            self._read()
+            self._in_place = False
             torch.set_rng_state(outer_cpu)
             if outer_cuda is not None:
-                self._cuda = torch.cuda.get_rng_state(self._device)
                 torch.cuda.set_rng_state(outer_cuda, self._device)
 
     def state(self) -> NDArray[np.uint8]:
-        """Both states, uint8: the CPU's, then the GPU's if there is one."""
+        """Both states, uint8: the CPU's, then the GPU's if there is one. Also inside `active`."""
+        if self._in_place:
+            self._read()
         parts = [self._cpu] if self._cuda is None else [self._cpu, self._cuda]
         return np.concatenate([part.numpy() for part in parts])
+
+    def _read(self) -> None:
+        self._cpu = torch.get_rng_state()
+        if self._cuda is not None:
+            self._cuda = torch.cuda.get_rng_state(self._device)
 
     def fits(self, state: NDArray[np.uint8]) -> bool:
         """Whether `state` was read on a rank of the same kind."""

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError
-from fedhpc.federation.interfaces import LocalResult, Tensors
+from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
 from fedhpc.mpi.collectives import Group
 from fedhpc.train import evaluate
 from fedhpc.train.backends import open_backend
@@ -30,6 +30,7 @@ from fedhpc.train.randomness import RankRandom, rank_seed
 from fedhpc.train.settings import ComputeSettings, TrainSettings
 from fedhpc.train.state import add_over_ranks, read_shared, split_state, to_array, to_tensor, write_shared
 from fedhpc.train.tasks.loader import Task
+from fedhpc.train.within_round import WithinRound
 
 CHECK_STEPS = 64  # the loss is looked at this often: each look waits for the device and for all ranks
 MEASURE_ROWS = 1024  # held-out rows in one pass of a rank
@@ -74,27 +75,30 @@ class TorchTrainer:
         worker_seed = derive_key("fedhpc workers of v1", seed, site, group.rank)
         self._reader = Reader(dataset, compute.workers, worker_seed, self.device.type == "cuda")
         self._step = 0  # optimiser steps in all rounds
+        self._within: WithinRound | None = None
 
-    def train(self, round_: int, anchor: Mapping[str, NDArray[Any]]) -> LocalResult:
+    def train(self, round_: int, anchor: Mapping[str, NDArray[Any]], at_step: AtStep = lambda: False) -> LocalResult:
         """One round from the loaded state; `anchor` is the round's global state, used when proximal > 0.
 
-        Raises DataError, on every rank, if the training loss of a step is not finite.
+        See Trainer.train. Raises DataError, on every rank, if the training loss of a step is not finite.
         """
         started = time.perf_counter()
-        # Step 1. The round's batches, and this rank's pieces of each.
+        # Step 1. The round's batches, and this rank's pieces of each; without the steps done in an earlier job.
         settings, group = self._settings, self.group
         steps = settings.local_steps or settings.local_epochs * self._batches.steps_per_epoch
+        within = self._enter(round_, steps)
         plan = [pieces(self._batches.next(), group.rank, group.size, settings.accumulation) for _ in range(steps)]
-        batches = self._reader.read([piece.rows for step in plan for piece in step], self._step)
+        done, plan = plan[: within.steps], plan[within.steps :]
+        first = self._step - within.steps + sum(map(len, done))
+        batches = self._reader.read([piece.rows for step in plan for piece in step], first)
         # Step 2. An optimiser, old or new, and the point that FedProx pulls to.
-        if settings.optimizer_state == "reset":
+        if settings.optimizer_state == "reset" and not within.steps:
             self._optimizer = build_optimizer(self.model, settings)
         pulled = self._proximal_terms(anchor)
-        losses = torch.zeros(steps, dtype=torch.float64, device=self.device)
-        total = 0.0
+        losses = within.losses = torch.zeros(steps, dtype=torch.float64, device=self.device)
         self.model.train()
         with self._random.active():
-            for k, step in enumerate(plan):
+            for k, step in enumerate(plan, start=within.steps):
                 # Step 3. The gradient of the mean loss over the site's whole batch.
                 self._optimizer.zero_grad(set_to_none=True)
                 for piece in step:
@@ -116,10 +120,19 @@ class TorchTrainer:
                 self._optimizer.step()
                 self._step += 1
                 # Step 5. Now and then, all ranks look at the loss together.
+                within.steps = k + 1
                 if (k + 1) % CHECK_STEPS == 0 or k + 1 == steps:
-                    total += self._check_losses(losses[k // CHECK_STEPS * CHECK_STEPS : k + 1], round_)
-        self._settle_buffers()
-        return LocalResult(self.train_rows.size, steps, total / steps, time.perf_counter() - started)
+                    self._look(within)
+                # Step 6. Between steps the work may be kept, or stopped.
+                if k + 1 < steps and at_step():
+                    break
+        self._look(within)
+        whole = within.steps == steps
+        if whole:
+            self._within = None
+            self._settle_buffers()
+        seconds = time.perf_counter() - started
+        return LocalResult(self.train_rows.size, within.steps, within.loss / within.steps, seconds, whole=whole)
 
     def tensors(self) -> Tensors:
         """See Trainer.tensors."""
@@ -156,14 +169,20 @@ class TorchTrainer:
         return evaluate.summarise(sums)
 
     def private(self) -> dict[str, NDArray[Any]]:
-        """See Trainer.private. Names: `position`, `random`, `optimizer:…`, `buffer:…`; equal on every rank."""
+        """See Trainer.private. Names: `position`, `random`, `optimizer:…`, `buffer:…`; equal on every rank.
+
+        Within a round also where it stands, and the running statistics of each rank, which differ until its end.
+        """
         position = [self._batches.epoch, self._batches.offset, self._step]
         states = self.group.gather_bytes(self._random.state().tobytes())
         arrays: dict[str, NDArray[Any]] = {
             "position": np.array(position, dtype=np.int64),
             "random": np.frombuffer(b"".join(states), dtype=np.uint8).reshape(len(states), -1).copy(),
         }
-        if self._settings.optimizer_state == "keep":
+        if self._within is not None:
+            self._look(self._within)
+            arrays |= self._within.arrays() | {"round:running": self._running_of_ranks()}
+        if self._settings.optimizer_state == "keep" or self._within is not None:
             state = optimizer_arrays(self.model, self._optimizer)
             arrays |= {f"optimizer:{name}": array for name, array in state.items()}
         return arrays | {f"buffer:{name}": to_array(value) for name, value in split_state(self.model)[1].items()}
@@ -181,6 +200,9 @@ class TorchTrainer:
         epoch, offset, step = (int(v) for v in arrays["position"])
         self._batches.seek(epoch, offset)
         self._step = step
+        self._within = WithinRound.from_arrays(arrays)
+        if self._within is not None:
+            self._restore_running(arrays["round:running"])
         states, rank = arrays["random"], self.group.rank
         if len(states) == self.group.size and self._random.fits(states[rank]):
             self._random.set_state(states[rank])
@@ -197,6 +219,7 @@ class TorchTrainer:
     def close(self) -> None:
         """End the data workers and leave the process group."""
         self._reader.close()
+        self._wrapped = self.model  # nothing of the process group may outlive it here
         self._backend.close()
 
     def __enter__(self) -> TorchTrainer:
@@ -217,6 +240,27 @@ class TorchTrainer:
             if parameter.requires_grad
         ]
 
+    def _enter(self, round_: int, steps: int) -> WithinRound:
+        """A round that begins here, or the one that `restore` was told of. Raises DataError if that does not fit."""
+        within = self._within
+        if within is None:
+            within = WithinRound(round_, self._batches.epoch, self._batches.offset)
+        elif within.round_ != round_ or not 0 < within.steps < steps:
+            raise DataError(
+                f"site {self.site}: the kept work is step {within.steps} of round {within.round_}, now it is round "
+                f"{round_} with {steps} steps",
+                "remove the outbox: the round is trained again",
+            )
+        self._batches.seek(within.epoch, within.offset)
+        self._within = within
+        return within
+
+    def _look(self, within: WithinRound) -> None:
+        """Add up the losses of the steps since the last look. Collective."""
+        if within.losses is not None and within.steps > within.looked:
+            within.loss += self._check_losses(within.losses[within.looked : within.steps], within.round_)
+            within.looked = within.steps
+
     def _check_losses(self, losses: torch.Tensor, round_: int) -> float:
         """The sum of the site's losses of some steps [m], from each rank's part. Collective: all ranks raise."""
         whole = add_over_ranks(self.group, {"loss": losses.cpu().numpy()})["loss"]
@@ -229,15 +273,36 @@ class TorchTrainer:
             )
         return float(whole.sum())
 
+    def _running(self) -> dict[str, torch.Tensor]:
+        """The buffers that training changes on each rank by itself."""
+        shared = split_state(self.model)[0]
+        return {name: shared[name] for name in sorted(self.averaged())}
+
+    def _running_of_ranks(self) -> NDArray[np.uint8]:
+        """Each rank's running statistics, uint8 [ranks, bytes]."""
+        mine = b"".join(array.tobytes() for array in read_shared(self._running()).values())
+        return np.stack([np.frombuffer(b, dtype=np.uint8) for b in self.group.gather_bytes(mine)])
+
+    def _restore_running(self, saved: NDArray[np.uint8]) -> None:
+        """Each rank's own, if it was the same number of ranks; else all go on from the leader's, which are loaded."""
+        if len(saved) != self.group.size:
+            return
+        arrays, at, mine = read_shared(self._running()), 0, saved[self.group.rank]
+        if sum(array.nbytes for array in arrays.values()) != mine.size:
+            raise DataError(f"site {self.site}: the kept work is of another model", "remove the outbox")
+        for array in arrays.values():
+            array.reshape(-1).view(np.uint8)[:] = mine[at : at + array.nbytes]
+            at += array.nbytes
+        write_shared(self._running(), arrays)
+
     def _settle_buffers(self) -> None:
         """Running statistics saw each rank's own rows: the leader's become the site's."""
         if self.group.size == 1:
             return
-        shared = {name: split_state(self.model)[0][name] for name in sorted(self.averaged())}
-        arrays = read_shared(shared)
+        arrays = read_shared(self._running())
         for array in arrays.values():
             self.group.broadcast(array)
-        write_shared(shared, arrays)
+        write_shared(self._running(), arrays)
 
 
 def _configure(compute: ComputeSettings) -> None:

@@ -25,6 +25,7 @@ from fedhpc.federation import agreement
 from fedhpc.federation.strategy import StrategySettings
 from fedhpc.ops.life.settings import LifeSettings
 from fedhpc.ops.run import DataSection
+from fedhpc.ops.slurm.settings import SlurmSettings
 from fedhpc.relay import settings as relay_settings
 from fedhpc.secure.settings import SecureSettings
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
@@ -62,6 +63,7 @@ SECTIONS = {
     "[compute]": ComputeSettings,
     "[exchange]": agreement.ExchangeSection,
     "[life]": LifeSettings,
+    "[slurm]": SlurmSettings,
     "relay.toml [relay]": relay_settings.RelaySettings,
     "relay.toml [limits]": relay_settings.Limits,
     "roster.toml, one table for each federation": relay_settings._FederationTable,

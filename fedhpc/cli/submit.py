@@ -1,0 +1,97 @@
+"""`fedhpc submit`: a site into its batch queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("site", metavar="SITE.TOML", type=click.Path(path_type=Path))
+@click.option("--profile", metavar="NAME", help="The cluster: a file of jobs/profiles; overrides [slurm] profile.")
+@click.option(
+    "--federation",
+    "federations",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="By default beside SITE.TOML, or one folder up. Several for --shape array.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory; by default `run` beside federation.toml.")
+@click.option("--dry-run", is_flag=True, help="Print the batch script of the first job, and do nothing.")
+@click.option("--links", type=click.IntRange(1, 1000), help="So many jobs of the chain at once; by default 1.")
+@click.option(
+    "--shape",
+    type=click.Choice(["site", "rehearsal", "multiprog", "array", "hetjob", "relay"]),
+    default="site",
+    help="What the job holds; by default this site.",
+)
+@click.option("--sites", type=click.Path(path_type=Path), help="rehearsal, multiprog, array: folder of all site files.")
+@click.option("--relay", type=click.Path(path_type=Path), help="relay: its relay.toml.")
+@click.option("--at-once", type=click.IntRange(1), help="array: most tasks at the same time.")
+@click.option("--successor", metavar="NAME", help="Used by a running job: the links after NAME.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each job.")
+def submit(
+    site: Path,
+    profile: str | None,
+    federations: tuple[Path, ...],
+    out: Path | None,
+    dry_run: bool,
+    links: int | None,
+    shape: str,
+    sites: Path | None,
+    relay: Path | None,
+    at_once: int | None,
+    successor: str | None,
+    as_json: bool,
+) -> None:
+    """Submit the site of SITE.TOML to the Slurm queue, as its [slurm] and [life] say.
+
+    \b
+    fedhpc submit --profile snellius site.toml --dry-run     # look at the script first
+    fedhpc submit --profile snellius site.toml
+
+    Other shapes than one site: rehearsal (all sites in one MPI job), multiprog (the same by srun --multi-prog), array
+    (a rehearsal for each federation.toml), hetjob (this site, and a carrier for its spool in [slurm.exchange]'s
+    partition), relay.
+    """
+    import dataclasses
+    import json
+    from typing import cast
+
+    from fedhpc.errors import ConfigError
+    from fedhpc.ops.slurm.chain import Chains
+    from fedhpc.ops.slurm.plan import check, make_plan
+    from fedhpc.ops.slurm.records import new_chain
+    from fedhpc.ops.slurm.scripts import Kind, Shape
+    from fedhpc.ops.slurm.submit import Submitter
+
+    if len(federations) > 1 and shape != "array":
+        raise ConfigError("several --federation", "only an array has more than one")
+    plan = make_plan(site, profile=profile, federation=next(iter(federations), None), out=out)
+    held = Shape(
+        kind=cast(Kind, shape),
+        sites=sites and sites.absolute(),
+        federations=tuple(path.absolute() for path in federations),
+        relay=relay and relay.absolute(),
+        at_once=at_once or 0,
+    )
+    submitter = Submitter(plan, held)
+    if links and links > 1 and (plan.life.kind == "inline" or shape not in ("site", "hetjob")):
+        raise ConfigError("--links needs a chain, which only a site has", '[life] kind = "chained" or "detached"')
+    if shape == "hetjob" and str(plan.site_file.exchange.kind) != "spool":
+        raise ConfigError("a heterogeneous job carries a spool", '[exchange] kind = "spool"')
+    if dry_run:
+        click.echo(submitter.script(new_chain(plan.run, plan.site, 0), 1, None), nl=False)
+        return
+    for note in () if successor else check(plan, one_site=shape in ("site", "hetjob")):
+        click.echo(f"note: {note}", err=True)
+    chains = Chains(submitter)
+    made = chains.follow(successor, links or 1) if successor else chains.begin(links or 1)
+    for record in made:
+        if as_json:
+            click.echo(json.dumps(dataclasses.asdict(record), sort_keys=True))
+        else:
+            click.echo(f"submitted {record.name}, job {record.job}")
+    if not as_json and not successor:
+        click.echo(f"logs in {plan.jobs}; `fedhpc jobs list {site}` shows how they stand")

@@ -1,0 +1,109 @@
+"""One site's own part of a round: taken up from the outbox, or trained from the global model, and kept.
+
+What is kept is sealed and private to the site. A job that is told to stop keeps its work at the next step, and the next
+job goes on from there, to the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fedhpc.errors import InterruptedRun
+from fedhpc.federation.interfaces import Life, LocalResult, LocalWork, Outbox, Tensors, Trainer
+from fedhpc.mpi.collectives import Group
+
+_TOLD, _DUE = 1, 2
+
+
+@dataclass(frozen=True)
+class Local:
+    """Local work as it comes out of `LocalRounds.work`, and the seconds of this job in it."""
+
+    tensors: Tensors
+    result: LocalResult
+    measured: Tensors
+    evaluate_s: float
+    train_s: float
+
+
+class LocalRounds:
+    """The local part of every round of one run. Every rank of the site makes every call."""
+
+    def __init__(self, site: Group, trainer: Trainer, outbox: Outbox, life: Life) -> None:
+        self._site, self._trainer, self._outbox, self._life = site, trainer, outbox, life
+
+    def work(self, round_: int, state: bytes, anchor: Mapping[str, NDArray[Any]]) -> Local:
+        """Round `round_` from the global model `anchor` of hash `state` [32]; not whole if this site is told to stop.
+
+        Raises InterruptedRun where training is not this process's stage and nothing was trained.
+        """
+        begun = time.perf_counter()
+        kept, trainer = self._outbox.find(state), self._trainer
+        if kept is None:
+            self._refuse_training(f"round {round_} is not trained")
+            trainer.load(anchor)
+            measured = trainer.measure()
+        else:
+            trainer.load(kept.tensors)
+            trainer.restore(kept.private)
+            measured = kept.measured
+            if kept.result.whole:
+                return Local(kept.tensors, kept.result, measured, 0.0, 0.0)
+        evaluated = time.perf_counter()
+
+        def at_step() -> bool:
+            word = self._word_of_all()
+            if word & _DUE and not word & _TOLD:
+                self._keep(round_, state, measured, LocalResult(0, 0, 0.0, 0.0, whole=False), trainer.tensors())
+            return bool(word & _TOLD)
+
+        result = trainer.train(round_, anchor, at_step)
+        trained = time.perf_counter()
+        return Local(trainer.tensors(), result, measured, evaluated - begun, trained - evaluated)
+
+    def measured(self, state: bytes, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
+        """The measurement of the final model."""
+        kept = self._outbox.find(state)
+        if kept is not None:
+            return kept.measured
+        self._refuse_training("the final model is not measured")
+        self._trainer.load(tensors)
+        return self._trainer.measure()
+
+    def keep(self, round_: int, state: bytes, local: Local) -> None:
+        """Put the work into the outbox."""
+        self._keep(round_, state, local.measured, local.result, local.tensors)
+
+    def is_due(self) -> bool:
+        """Whether it is long ago that anything was kept; the same on all ranks."""
+        return bool(self._word_of_all() & _DUE)
+
+    def covered(self) -> None:
+        """A checkpoint holds the round: its work is not needed any more."""
+        self._outbox.clear()
+        self._life.kept()
+
+    def _keep(self, round_: int, state: bytes, measured: Tensors, result: LocalResult, tensors: Tensors) -> None:
+        private = self._trainer.private()
+        self._outbox.keep(LocalWork(state, round_, result, measured, tensors, private, self._trainer.averaged()))
+        self._life.kept()
+
+    def _word_of_all(self) -> int:
+        mine = (_TOLD if self._life.leaves() else 0) | (_DUE if self._life.keeps_now() else 0)
+        word = 0
+        for other in self._site.gather_bytes(bytes([mine])):
+            word |= other[0]
+        return word
+
+    def _refuse_training(self, what: str) -> None:
+        if self._life.stage == "exchange":
+            raise InterruptedRun(
+                f"nothing to exchange: {what} yet",
+                "the next training job goes on from here: `fedhpc run --stage train`",
+                agreed=True,
+            )

@@ -1,0 +1,49 @@
+"""Which MPI library mpi4py loads here, told without MPI_Init, which crashes on many login nodes.
+
+`python -m fedhpc.mpi.library` prints one JSON object: `version` (the library's own words) and `loaded` (the paths of
+every libmpi in this process, with HDF5 in it, since a parallel HDF5 brings an MPI of its own). Run it as a process of
+its own: a wrong library may crash it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable
+
+_LIBRARY = re.compile(r"libmpi(?:_cray|_gnu[\w.]*|_intel|ch)?\.so[\d.]*")
+
+
+def libraries(maps: Iterable[str]) -> list[str]:
+    """The distinct MPI libraries among the lines of /proc/self/maps, in order."""
+    found: list[str] = []
+    for line in maps:
+        path = line.rstrip("\n").partition("/")[2]
+        if path and _LIBRARY.fullmatch(os.path.basename(path)) and f"/{path}" not in found:
+            found.append(f"/{path}")
+    return found
+
+
+def family(version: str) -> str:
+    """The family that shares an ABI: "openmpi" (libmpi.so.40), "mpich" (libmpi.so.12), or "" for an unknown one."""
+    if "Open MPI" in version or "Spectrum MPI" in version:
+        return "openmpi"
+    return "mpich" if re.search(r"(?i)mpich|intel|mvapich|cray|parastation", version) else ""
+
+
+def _main() -> None:
+    import mpi4py
+
+    mpi4py.rc.initialize = mpi4py.rc.finalize = False
+    import h5py  # noqa: F401
+    from mpi4py import MPI
+
+    with open("/proc/self/maps") as maps:
+        loaded = libraries(maps)
+    json.dump({"version": MPI.Get_library_version().strip("\0\n "), "loaded": loaded}, sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()

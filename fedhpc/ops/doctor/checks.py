@@ -1,0 +1,18 @@
+"""All checks, in the order in which they are done and shown."""
+
+from __future__ import annotations
+
+from fedhpc.ops.doctor import gpus, keys, mpi, node, relay, slurm, software, storage, walltime
+from fedhpc.ops.doctor.check import Check
+
+CHECKS: tuple[Check, ...] = (
+    *software.CHECKS,
+    *mpi.CHECKS,
+    *gpus.CHECKS,
+    *slurm.CHECKS,
+    *walltime.CHECKS,
+    *keys.CHECKS,
+    *relay.CHECKS,
+    *storage.CHECKS,
+    *node.CHECKS,
+)

@@ -1,0 +1,38 @@
+"""When the batch job ends, as the environment or Slurm says. Read once, at the start."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime
+
+_ASK_S = 10.0
+_log = logging.getLogger("fedhpc.ops")
+
+
+def job_end(environment: Mapping[str, str] = os.environ) -> float | None:
+    """Unix time in seconds at which this job is killed; None outside of one, or without a limit.
+
+    FEDHPC_JOB_END is what our batch scripts set, SLURM_JOB_END_TIME what newer Slurm sets; an older one is asked.
+    """
+    for name in ("FEDHPC_JOB_END", "SLURM_JOB_END_TIME"):
+        text = environment.get(name, "")
+        if re.fullmatch(r"[0-9]{9,11}", text):
+            return float(text)
+    job = environment.get("SLURM_JOB_ID", "")
+    return _ask_slurm(job) if re.fullmatch(r"[0-9]{1,10}", job) else None
+
+
+def _ask_slurm(job: str) -> float | None:
+    try:
+        answer = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job, "--format", "%e"],
+            capture_output=True, text=True, timeout=_ASK_S, check=True, stdin=subprocess.DEVNULL,
+        ).stdout.strip()  # fmt: skip
+        return datetime.fromisoformat(answer).timestamp()
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        _log.warning("the end of job %s is not to be had (%s): it is not kept in mind", job, type(error).__name__)
+        return None

@@ -1,0 +1,18 @@
+# Two jobs of one name: only where sbatch was believed to have failed. The first to begin does the work.
+if ! printf '%s\n' "$SLURM_JOB_ID" > "$jobs/.$name.$SLURM_JOB_ID"; then
+  say "cannot write in $jobs"
+  exit 74
+fi
+ln "$jobs/.$name.$SLURM_JOB_ID" "$jobs/$name.job" 2>/dev/null
+rm -f "$jobs/.$name.$SLURM_JOB_ID"
+read -r owner < "$jobs/$name.job" || exit 74
+if [[ $owner != "$SLURM_JOB_ID" ]]; then
+  say "job $owner already has the name $name: nothing to do"
+  exit 0
+fi
+
+if ((${SLURM_RESTART_COUNT:-0} > @@max_requeues@@)); then
+  say "requeued more than @@max_requeues@@ times, [slurm] max_requeues: given up"
+  drop_successors
+  exit 64
+fi

@@ -1,0 +1,43 @@
+#!/bin/bash
+@@header@@
+# shellcheck disable=SC2317  # what traps run
+# Written by fedhpc @@version@@: @@about@@. Exit codes: docs/sites.md.
+
+name=@@name@@
+jobs=@@jobs@@
+site=@@site@@
+federation=@@federation@@
+run=@@run@@
+python=@@python@@
+@@shape@@
+
+@@life@@
+say "@@version@@, $name, job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}, restart ${SLURM_RESTART_COUNT:-0}, until ${end:-?}"
+
+@@chain@@
+
+@@guard@@
+
+@@preflight@@
+@@begin@@
+
+export FEDHPC_EXIT_FILE=$jobs/$name.exit
+rm -f "$FEDHPC_EXIT_FILE"
+launch @@launch@@
+# A launcher that ends the step as soon as one rank has left tells of the kill, and not of the rank's own code.
+# Without such a file ranks that were told to stop were killed before they could listen: nothing is lost by that.
+if ((code > 128)) && [[ -s $FEDHPC_EXIT_FILE ]]; then
+  read -r code < "$FEDHPC_EXIT_FILE"
+elif ((code > 128 && (told || cancelled))); then
+  code=75
+fi
+say "the ranks ended with exit code $code"
+
+if ((code != 75)); then
+  drop_successors
+elif ((cancelled)); then
+  say "cancelled, so not submitted again"
+else
+  @@again@@
+fi
+exit "$code"

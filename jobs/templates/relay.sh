@@ -1,0 +1,25 @@
+#!/bin/bash
+@@header@@
+# shellcheck disable=SC2317  # what traps run
+# Written by fedhpc @@version@@: the relay. It outlives its jobs: its folder is on a disk, and sites try again meanwhile.
+# Its address is that of the node: [slurm] extra = ["--nodelist=NODE"] keeps it.
+
+name=@@name@@
+jobs=@@jobs@@
+relay=@@relay@@
+python=@@python@@
+
+@@life@@
+say "@@version@@, $name, job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}, restart ${SLURM_RESTART_COUNT:-0}, until ${end:-?}"
+
+@@chain@@
+
+@@guard@@
+
+forward=TERM
+launch "$python" -m fedhpc relay serve "$relay"
+say "the relay ended with exit code $code"
+if ((told && !cancelled)); then
+  requeue
+fi
+exit "$code"
