@@ -132,8 +132,11 @@ class Cluster:
         return Ended(fields["JobState"], int(code), int(number), fields)
 
     def start_now(self, job: str) -> None:
-        """Let a requeued job begin at once: Slurm keeps one back for two minutes."""
-        self.run("scontrol", "update", f"jobid={job}", "starttime=now")
+        """Let a requeued job begin in two seconds: Slurm keeps one back for two minutes.
+
+        In the second of the requeue itself slurmd refuses it ("Job credential revoked"), and it fails for good.
+        """
+        self.run("scontrol", "update", f"jobid={job}", "starttime=now+2")
 
     def cancel(self, *argv: str) -> None:
         """`scancel` with these words: a job's id, and options."""
