@@ -47,8 +47,15 @@ def test_row_keys_beside_the_site_file_are_looked_at(tmp_path: Path) -> None:
 
 def test_a_folder_where_others_can_replace_keys(tmp_path: Path) -> None:
     site = subject(tmp_path)
-    (tmp_path / "keys").chmod(0o775)
+    (tmp_path / "keys").chmod(0o777)
     fails("keys-private", site, "others can replace files", "chmod go-w", code=77)
+    (tmp_path / "keys").chmod(0o1777)
+    passes("keys-private", site)
+    (tmp_path / "keys").chmod(0o775)
+    warns("keys-private", site, "others can replace files", "chmod g-w")
+    (tmp_path / "sites" / "row.key").touch(0o644)
+    (tmp_path / "sites" / "row.key").chmod(0o644)
+    fails("keys-private", site, "row.key", code=77)
 
 
 def test_a_key_that_is_missing_or_no_file(tmp_path: Path) -> None:
