@@ -139,9 +139,12 @@ def test_a_quota_on_lustre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     quota = "/scratch 900000 0 1000000 - 10 0 0 -\n"
     site = subject(tmp_path, {"lfs": f'[ "$5" = /scratch ] || exit 2\n{says(quota)}'})
     warns("run-space", site, "102 MB free")
+    roomy = {"lfs": says("/scratch 900000 0 2000000 - 10 0 0 -\n")}
+    passes("run-space", subject(tmp_path / "3", roomy), "1.1 GB free", "quota included")
     checkpoint(site, 90 << 20)
     fails("run-space", site, "too little", code=74)
     passes("run-space", subject(tmp_path / "2", {"lfs": complains("no quota")}))
+    assert "quota" not in found("run-space", subject(tmp_path / "2")).what
 
 
 @pytest.mark.parametrize(
@@ -353,7 +356,9 @@ def test_threads_without_cores(
 
 
 def test_threads_and_what_the_site_asks_for(tmp_path: Path) -> None:
-    passes("threads", subject(tmp_path / "1", {}, slurm="cpus_per_task = 1"), "threads a rank: 1, cores asked for: 1")
+    usable = f"threads a rank: 1, cores asked for: 1, usable here: {len(os.sched_getaffinity(0))}"
+    passes("threads", subject(tmp_path / "1", {}, slurm="cpus_per_task = 1"), usable)
+    assert "usable" not in found("threads", subject(tmp_path / "6", slurm())).what
     edited = [("threads = 1", "threads = 8")]
     warns("threads", subject(tmp_path / "2", {}, slurm="cpus_per_task = 4", site=edited), "threads = 8")
     job = IN_JOB | {"SLURM_CPUS_PER_TASK": "2"}
