@@ -144,7 +144,7 @@ def test_a_quota_on_lustre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     checkpoint(site, 90 << 20)
     fails("run-space", site, "too little", code=74)
     passes("run-space", subject(tmp_path / "2", {"lfs": complains("no quota")}))
-    assert "quota" not in found("run-space", subject(tmp_path / "2")).what
+    assert "quota included" not in found("run-space", subject(tmp_path / "2")).what
 
 
 @pytest.mark.parametrize(
