@@ -7,10 +7,12 @@ several sites in one MPI job do not meet.
 from __future__ import annotations
 
 import datetime
+import gc
 import inspect
 import json
 import os
 import socket
+import weakref
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -90,6 +92,7 @@ class DdpBackend:
         dist.init_process_group(
             transport, store=self._store, rank=group.rank, world_size=group.size, timeout=PEER_TIMEOUT
         )
+        self._wrapped: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """`model` behind DDP. Running statistics are not sent around: the trainer takes the leader's."""
@@ -99,7 +102,9 @@ class DdpBackend:
         options: dict[str, Any] = {name: False, "gradient_as_bucket_view": True}
         if self.device.type == "cuda":
             options["device_ids"] = [self.device.index]
-        return DistributedDataParallel(model, **options)
+        wrapped = DistributedDataParallel(model, **options)
+        self._wrapped.add(wrapped)
+        return wrapped
 
     def averaging(self, wrapped: torch.nn.Module, now: bool) -> AbstractContextManager[None]:
         """DDP's `no_sync` unless `now`."""
@@ -109,7 +114,17 @@ class DdpBackend:
         return wrapped.no_sync()
 
     def close(self) -> None:
-        """Destroy the process group; the store lives as long as this object, because other ranks may lag."""
+        """Destroy the process group; the store lives as long as this object, because other ranks may lag.
+
+        No barrier: a rank that fails alone comes here too, and must not wait for the others.
+        """
+        # The end of a gloo group waits for its threads, which may want Python's lock. torch gives the lock up where
+        # the group's last owner is Python, and not where it is a DDP module's reducer: collected later, or at the
+        # interpreter's exit, that would wait for good (pytorch issue 56297). So the reducers go first.
+        for wrapped in list(self._wrapped):  # whoever may hold them still
+            for name in ("logger", "reducer"):
+                vars(wrapped).pop(name, None)
+        gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
 

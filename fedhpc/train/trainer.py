@@ -219,6 +219,7 @@ class TorchTrainer:
     def close(self) -> None:
         """End the data workers and leave the process group."""
         self._reader.close()
+        self._wrapped = self.model  # nothing of the process group may outlive it here
         self._backend.close()
 
     def __enter__(self) -> TorchTrainer:

@@ -1,22 +1,33 @@
 where=("$site" --federation "$federation" --out "$run")
 outbox=@@outbox@@
 successor=0
+barred=0
 # Links of a chain: the next one waits in the queue until this one has ended, however it ends.
 submit_successors() {
-  if "$python" -m fedhpc submit "${where[@]}" --profile @@profile@@ --successor "$name" --links "$1"; then
-    successor=1
-  else
-    say "no successor could be submitted"
-  fi
+  "$python" -m fedhpc submit "${where[@]}" --profile @@profile@@ --successor "$name" --links "$1"
+  case $? in
+    0) successor=1 ;;
+    77) barred=1 ;; # cancelled, or as long as it may be; after other codes this job comes back itself
+  esac
+  ((successor)) || say "no successor was submitted"
 }
 drop_successors() { "$python" -m fedhpc jobs cancel "${where[@]}" --after "$name" || say "successors may be left"; }
 requeue() {
-  say "requeued"
-  scontrol requeue "$SLURM_JOB_ID" || say "scontrol could not requeue job $SLURM_JOB_ID: submit it again"
+  if scontrol requeue "$SLURM_JOB_ID"; then
+    say "requeued"
+    code=0
+  else
+    say "scontrol could not requeue job $SLURM_JOB_ID: submit it again"
+  fi
 }
 hand_over() {
   ((successor)) || submit_successors 1
-  ((successor)) || requeue
+  if ((successor)); then
+    say "the next job goes on"
+    code=0
+  elif ((barred == 0)); then
+    requeue
+  fi
 }
 # The job itself comes back, after a pause, and what waits for its end goes on waiting.
 requeue_later() {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,10 @@ def main(out: Path) -> None:
     for name, (settings, model) in CASES.items():
         with site(group, settings, model) as trainer:
             assert isinstance(trainer._wrapped, torch.nn.parallel.DistributedDataParallel)
+            wrapped = weakref.ref(trainer._wrapped)
             results = [trainer.train(r, trainer.tensors()) for r in range(2)]
             tensors, sums = trainer.tensors(), trainer.measure()
+        assert wrapped() is None, "the wrapped model went before the process group"
         assert len({*group.gather_bytes(flat(tensors) + flat(sums) + repr(results[0].loss).encode())}) == 1, name
         alone = site(collectives.SerialGroup(), settings, model)
         expected = [alone.train(r, alone.tensors()) for r in range(2)]
@@ -80,6 +83,14 @@ def main(out: Path) -> None:
         trainer.restore(private if group.rank == 0 else {})
         trainer.train(1, trainer.tensors())
         assert flat(trainer.tensors()) == expected
+
+    # A loop of one's own may hold its wrapped model for longer than the process group, up to the interpreter's exit.
+    backend = open_backend(ComputeSettings(device="cpu"), group)
+    kept = backend.wrap(torch.nn.Linear(2, 1))
+    kept(torch.ones(1, 2)).sum().backward()
+    backend.close()
+    assert not {"reducer", "logger"} & vars(kept).keys(), "what would wait for the group's threads is gone"
+    assert not torch.distributed.is_initialized()
 
     # Sums over the site's rows are the same on every rank.
     seen = []
