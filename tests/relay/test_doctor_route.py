@@ -15,6 +15,7 @@ from relay_process import Proxy
 from sum_site import sum_federation
 
 from fedhpc.exchange.pins import read_certificate
+from fedhpc.ops.doctor import route
 from fedhpc.ops.doctor.relay import days_left, skew
 from fedhpc.ops.doctor.subject import Subject, open_subject
 from fedhpc.ops.enrolment.one_machine import Enrolled, running_relay
@@ -84,6 +85,17 @@ def test_a_host_without_an_address(enrolled: Enrolled, tmp_path: Path) -> None:
     site = altered(enrolled, tmp_path, "127.0.0.1", "relay.invalid")
     fails("relay-name", site, "relay.invalid has no address", code=69)
     skips("relay-connect", site, "ended at relay-name")
+
+
+def test_name_servers_that_never_answer(enrolled: Enrolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(route, "_NAME_S", 0.05)
+    monkeypatch.setattr(route, "_QUICK_S", 0.05)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **more: [ended.wait()][:0])
+    try:
+        warns("relay-name", opened(enrolled, quick=True), "no answer of the name servers")
+    finally:
+        ended.set()
 
 
 def test_another_key_than_the_agreed_one(enrolled: Enrolled, relay: None, tmp_path: Path) -> None:
@@ -180,8 +192,6 @@ def test_clocks(seconds: float, state: str, words: str) -> None:
 
 
 def test_a_clock_that_is_wrong(enrolled: Enrolled, relay: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedhpc.ops.doctor import route
-
     real = route.time.time
     monkeypatch.setattr(route.time, "time", lambda: real() + 100)
     warns("clock", opened(enrolled), "ahead of the relay's", "chrony")

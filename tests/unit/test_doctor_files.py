@@ -14,7 +14,7 @@ import pytest
 from doctor_fakes import complains, fails, found, passes, says, skips, slurm, subject, warns
 from harness import edit
 
-from fedhpc.ops.doctor import file_system, node, storage, walltime
+from fedhpc.ops.doctor import file_system, node, storage
 from fedhpc.ops.doctor.file_system import Mount, mount_of
 from fedhpc.ops.doctor.subject import Subject, open_subject
 
@@ -47,8 +47,15 @@ def test_row_keys_beside_the_site_file_are_looked_at(tmp_path: Path) -> None:
 
 def test_a_folder_where_others_can_replace_keys(tmp_path: Path) -> None:
     site = subject(tmp_path)
-    (tmp_path / "keys").chmod(0o775)
+    (tmp_path / "keys").chmod(0o777)
     fails("keys-private", site, "others can replace files", "chmod go-w", code=77)
+    (tmp_path / "keys").chmod(0o1777)
+    passes("keys-private", site)
+    (tmp_path / "keys").chmod(0o775)
+    warns("keys-private", site, "others can replace files", "chmod g-w")
+    (tmp_path / "sites" / "row.key").touch(0o644)
+    (tmp_path / "sites" / "row.key").chmod(0o644)
+    fails("keys-private", site, "row.key", code=77)
 
 
 def test_a_key_that_is_missing_or_no_file(tmp_path: Path) -> None:
@@ -132,9 +139,12 @@ def test_a_quota_on_lustre(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     quota = "/scratch 900000 0 1000000 - 10 0 0 -\n"
     site = subject(tmp_path, {"lfs": f'[ "$5" = /scratch ] || exit 2\n{says(quota)}'})
     warns("run-space", site, "102 MB free")
+    roomy = {"lfs": says("/scratch 900000 0 2000000 - 10 0 0 -\n")}
+    passes("run-space", subject(tmp_path / "3", roomy), "1.1 GB free", "quota included")
     checkpoint(site, 90 << 20)
     fails("run-space", site, "too little", code=74)
     passes("run-space", subject(tmp_path / "2", {"lfs": complains("no quota")}))
+    assert "quota included" not in found("run-space", subject(tmp_path / "2")).what
 
 
 @pytest.mark.parametrize(
@@ -277,7 +287,7 @@ def rounds(site: Subject, *seconds: dict[str, float]) -> None:
     (site.directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
-ROUND = {"total": 100.0, "wire": 30.0, "agree": 10.0, "checkpoint": 5.0}  # 60 s of this site's own
+ROUND = {"total": 100.0, "wire": 30.0, "agree": 40.0, "checkpoint": 5.0}  # 60 s of this site's own
 
 
 @pytest.mark.parametrize(
@@ -309,10 +319,10 @@ def test_a_walltime_that_cannot_be_judged(tmp_path: Path) -> None:
     skips("walltime", subject(tmp_path / "2"), "no [slurm]")
 
 
-def test_the_slowest_of_twenty_rounds_is_beyond_the_percentile() -> None:
-    assert walltime.p95([*[1.0] * 19, 9.0]) == 1.0
-    assert walltime.p95([*[1.0] * 18, 9.0, 9.0]) == 9.0
-    assert walltime.p95([3.0]) == 3.0
+def test_a_short_walltime_does_not_end_a_chain(tmp_path: Path) -> None:
+    site = subject(tmp_path, slurm='time = "00:03:00"\nsignal_s = 60', quick=True)
+    rounds(site, ROUND)
+    warns("walltime", site, "ask for more time")
 
 
 def test_metrics_that_somebody_changed(tmp_path: Path) -> None:
@@ -346,7 +356,9 @@ def test_threads_without_cores(
 
 
 def test_threads_and_what_the_site_asks_for(tmp_path: Path) -> None:
-    passes("threads", subject(tmp_path / "1", {}, slurm="cpus_per_task = 1"), "threads a rank: 1, cores asked for: 1")
+    usable = f"threads a rank: 1, cores asked for: 1, usable here: {len(os.sched_getaffinity(0))}"
+    passes("threads", subject(tmp_path / "1", {}, slurm="cpus_per_task = 1"), usable)
+    assert "usable" not in found("threads", subject(tmp_path / "6", slurm())).what
     edited = [("threads = 1", "threads = 8")]
     warns("threads", subject(tmp_path / "2", {}, slurm="cpus_per_task = 4", site=edited), "threads = 8")
     job = IN_JOB | {"SLURM_CPUS_PER_TASK": "2"}
@@ -421,6 +433,11 @@ def test_a_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beat.parent.mkdir(parents=True)
     beat.write_text("{}")
     passes("spool", made, "carrier here")
+    for text, words in (('{"trouble": "403\\u001b[2J"}', "in trouble: 403"), ("nonsense", "no note of a carrier")):
+        beat.write_text(text)
+        warns("spool", made, words)
+        assert "\x1b" not in found("spool", made).what
+    beat.write_text('{"trouble": ""}')
     hour = time.time() - 3600
     os.utime(beat, (hour, hour))
     warns("spool", made, "last here 1 h ago")

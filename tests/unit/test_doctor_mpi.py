@@ -157,7 +157,8 @@ def test_launchers_that_fit(tmp_path: Path, library: Library, mpi: str, listed: 
 def test_launchers_that_give_worlds_of_one(
     tmp_path: Path, library: Library, mpi: str, listed: str, default: str, fix: str
 ) -> None:
-    fails("mpi-pmi", launched(tmp_path, library, mpi, listed, default), fix, code=64)
+    whose = "([slurm] mpi)" if mpi else "(MpiDefault)"
+    fails("mpi-pmi", launched(tmp_path, library, mpi, listed, default), fix, whose, code=64)
 
 
 def test_a_type_that_srun_lists_and_cannot_load(tmp_path: Path) -> None:

@@ -179,8 +179,8 @@ def signals(subject: Subject) -> Finding:
             "signal_s must be larger than margin_s",
         )
     if asked.signal_s + _EARLY_S >= total:
-        return fail(
-            f"[slurm] signal_s = {asked.signal_s} in a job of {total} s: it is told to stop as it starts",
+        return warn(
+            f"[slurm] signal_s = {asked.signal_s} in a job of {total} s: it may be told to stop as it starts",
             "ask for more time, or a smaller signal_s",
         )
     config = subject.slurm.config if _no_answer(subject) == "" else {}
@@ -209,7 +209,7 @@ def _no_answer(subject: Subject) -> str:
 
 CHECKS = (
     Check("slurm-tools", GROUP, "submitting, chaining and requeueing all go through these commands", tools),
-    Check("profile", GROUP, "what is known of the cluster saves a wait for nothing", profile),
+    Check("profile", GROUP, "what is known of the cluster saves a wait for nothing", profile, quick=False),
     Check(
         "slurm-partition", GROUP, "a job for a wrong partition is refused, or waits for ever", partition, quick=False
     ),
