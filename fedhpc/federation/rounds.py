@@ -86,7 +86,7 @@ def run_rounds(
                 except RoundOverError as over:
                     _catch_up(federation, trainer, store, reporter, model, over)
         except InterruptedRun as interrupted:
-            if interrupted.agreed and base.rounds == model.rounds:
+            if interrupted.agreed and model.state == work_state:  # not, if it has caught up meanwhile
                 local_rounds.keep(done + 1, work_state, local)
             raise
         exchanged = clock()

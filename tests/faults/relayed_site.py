@@ -35,7 +35,7 @@ from fedhpc.federation.attempt_files import AttemptDisk
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.hidden_part import HiddenPart
-from fedhpc.federation.interfaces import LocalResult, Tensors
+from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
 from fedhpc.federation.join import join_with_files
 from fedhpc.federation.journal import FileJournal
 from fedhpc.federation.relayed_round import RelayedRound
@@ -87,7 +87,7 @@ class Model:
     def load(self, tensors: Mapping[str, Any]) -> None:
         self.now = {n: t.copy() for n, t in tensors.items()}
 
-    def train(self, round_: int, anchor: Mapping[str, Any]) -> LocalResult:
+    def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep) -> LocalResult:
         self.steps += 1
         for i, (name, target) in enumerate(self.target.items()):
             noise = np.random.default_rng([self.number, self.steps, i]).standard_normal(target.shape)
