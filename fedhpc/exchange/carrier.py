@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError, StorageError
 from fedhpc.exchange.carrier_lease import BEAT_S, STALE_S, Lease
@@ -62,17 +62,20 @@ class Carrier:
         self._begin(stale_s)
         try:
             before = -1
-            while before < self.carried and not self.stopping.is_set():
+            while before < self.carried:
                 before = self.carried
                 self._notes.look_at_the_site()
                 for future in self._start_all():
                     future.result()
-                if self._fatal is not None:
-                    raise self._fatal
-                for watched in self._notes.watched():
+                for watched in self._notes.watched() if self._notes.runs else ():
                     self._bring(watched, 0.0, lambda: True)
             self._stand(quiet=not self._notes.runs)
             self._notes.clear()
+        except (PeersError, CancelledError):
+            if self._fatal is not None:
+                raise self._fatal from None
+            if not self.stopping.is_set():
+                raise
         finally:
             self._end()
 
@@ -125,6 +128,7 @@ class Carrier:
                 self._complain(error)
             except PeersError as error:
                 self._fail(error)
+        self._client.close()  # `stopping` may come from a signal's handler, which can take no locks
 
     def _moved(self) -> int:
         """Grows with every answer of the relay, and with every block of a transfer."""
@@ -278,6 +282,7 @@ class Carrier:
             remove(self._folder.standing)
             raise PeersError(error.what, error.hint) from None
         write_file(self._folder.standing, json.dumps(found).encode())
+        self._trouble = ""
 
     # --- troubles
 

@@ -55,6 +55,8 @@ class Lease:
     def beat(self, trouble: str) -> None:
         """Show that this carrier lives. Raises PeersError if another one has taken its place."""
         with self._lock:
+            if self._life.ended:
+                return
             self._require()
             at = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             self._life = replace(
@@ -66,7 +68,8 @@ class Lease:
         """Leave the place to the next one, if it is still this carrier's."""
         with self._lock, suppress(PeersError, StorageError):
             self._require()
-            write_file(self._folder.carrier, to_bytes(replace(self._life, beats=self._life.beats + 1, ended=True)))
+            self._life = replace(self._life, beats=self._life.beats + 1, ended=True)
+            write_file(self._folder.carrier, to_bytes(self._life))
 
     def _require(self) -> None:
         if not self._life.beats:

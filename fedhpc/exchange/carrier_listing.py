@@ -54,8 +54,10 @@ class ListedAttempt:
             known.add(listed)
             new.append(listed)
         if new or again:
-            generation = secrets.token_hex(4) if again else self._listing.generation
-            listing = Listing(generation, (*before, *new))
+            names = {listed.name for listed in new}
+            stay = tuple(listed for listed in before if listed.name not in names)
+            anew = again or len(stay) < len(before)  # a READY was replaced: the site's cursors count objects
+            listing = Listing(secrets.token_hex(4) if anew else self._listing.generation, (*stay, *new))
             if again and listing.objects == self._listing.objects and self._cursor:
                 listing = self._listing
             self._show(listing)

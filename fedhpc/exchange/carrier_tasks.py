@@ -60,8 +60,6 @@ class Tasks:
         """
         refusal: Refusal | None = None
         try:
-            if name.owner != self._folder.site or name.config != self._folder.config:
-                raise PolicyError(f"{_REFUSED}403 forbidden): {name.name} is not this site's to write")
             if not (self._send_large(name, note) if note.length > BLOCK_BYTES else self._send_small(name, note)):
                 return False
         except (RelayProblem, PolicyError) as error:

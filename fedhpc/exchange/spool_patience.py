@@ -61,7 +61,7 @@ class SpoolPatience:
         """End all polls. The carrier is told that this site waits for nothing any more."""
         if not self.closed.is_set():
             self.closed.set()
-            if self._speaks:
+            if self._speaks and self._folder.spool.is_dir():
                 write_file(self._folder.runs, to_bytes(SiteLife(self._beats + 1, ended=True)))
 
     def _beat(self) -> None:

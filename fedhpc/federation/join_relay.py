@@ -91,8 +91,11 @@ def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAcce
     section = mine.exchange
     if not agreement.relay.tls:
         raise ConfigError("federation.toml has no [relay] tls", "the coordinator makes it with `fedhpc federation new`")
-    assert section.certificate is not None
-    assert section.key is not None
+    if not (section.url and section.certificate and section.key):
+        raise ConfigError(
+            "the relay needs url, certificate and key in [exchange] of the site file",
+            "`fedhpc site init` writes such a site file; with a spool only the machine that carries needs them",
+        )
     certificate = mine.path(section.certificate)
     if not certificate.exists():
         raise ConfigError(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedhpc.config import read_bytes
-from fedhpc.errors import ConfigError
 from fedhpc.exchange.carrier import Carrier
 from fedhpc.exchange.carrier_notes import SiteNotes
 from fedhpc.exchange.carrier_tasks import Tasks
@@ -27,15 +26,10 @@ def carrier_of(federation: Path, site: Path, spool: Path | None, say: Callable[[
     Only the site's TLS key is read. Raises ConfigError, PolicyError (another key than the roster's), StorageError.
     """
     agreement, mine, number = _read(federation, site)
-    section = mine.exchange
-    if not (section.url and section.certificate and section.key):
-        raise ConfigError(
-            "the carrier needs url, certificate and key in [exchange] of the site file",
-            "on the machine that carries; where the site runs they may be absent",
-        )
     folder = spool_of(agreement, mine, number, spool)
     folder.require()
-    client = RelayClient(relay_access(agreement, mine, number), section.connections, Patience(total_s=_PATIENCE_S))
+    access = relay_access(agreement, mine, number)
+    client = RelayClient(access, mine.exchange.connections, Patience(total_s=_PATIENCE_S))
     return Carrier(folder, client, say)
 
 
