@@ -21,7 +21,7 @@ import numpy as np
 import user_scripts
 
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import LocalResult, Tensors
+from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
 from fedhpc.federation.join import join_with_files
 from fedhpc.federation.rounds import run_rounds
 from fedhpc.mpi.world import abort_job, describe_failure
@@ -65,7 +65,7 @@ class Model:
     def load(self, tensors: Mapping[str, Any]) -> None:
         self.now = {n: t.copy() for n, t in tensors.items()}
 
-    def train(self, round_: int, anchor: Mapping[str, Any]) -> LocalResult:
+    def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep = lambda: False) -> LocalResult:
         self.wait_for(round_)
         self.trained += 1
         for name, tensor in self.now.items():
