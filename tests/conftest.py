@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 # With FEDHPC_NO_SKIP=1 (`make test`, CI) every one of these must run tests, and none may be skipped.
-SUITES = ("unit", "cli", "mpi", "relay", "faults", "fuzz", "wheel")
+SUITES = ("unit", "cli", "mpi", "relay", "slurm", "faults", "fuzz", "wheel")
 
 _ran: dict[str, int] = dict.fromkeys(SUITES, 0)
 _skipped: list[str] = []

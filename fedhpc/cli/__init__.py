@@ -21,6 +21,7 @@ _COMMANDS = {
         "data": ("fedhpc.cli.data", "data", "Make, check and split a site's data store."),
         "run": ("fedhpc.cli.run", "run", "Train, or go on; started under mpirun or srun."),
         "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
+        "spool": ("fedhpc.cli.spool", "spool", "Carry messages for nodes without a route to the relay."),
         "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
     },
     "In the batch queue": {
@@ -68,6 +69,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every failure becomes a message and an exit code, and under MPI ends the whole job."""
+    from fedhpc.errors import InterruptedRun
     from fedhpc.mpi.world import abort_job, describe_failure
     from fedhpc.ops.slurm.exit_file import leave_exit_code
 
@@ -82,7 +84,7 @@ def main() -> None:
     except Exception as error:
         text, code = describe_failure(error)
         sys.stderr.write(text + "\n")
-        leave_exit_code(code)
+        leave_exit_code(code, untrained=isinstance(error, InterruptedRun) and error.untrained)
         abort_job(code)
         sys.exit(code)
     code = code if isinstance(code, int) else 0

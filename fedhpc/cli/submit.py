@@ -50,7 +50,7 @@ def submit(
     \b
     fedhpc submit --profile snellius site.toml --dry-run     # look at the script first
     fedhpc submit --profile snellius site.toml
-    \b
+
     Other shapes than one site: rehearsal (all sites in one MPI job), multiprog (the same by srun --multi-prog), array
     (a rehearsal for each federation.toml), hetjob (this site, and a carrier for its spool in [slurm.exchange]'s
     partition), relay.
@@ -79,6 +79,8 @@ def submit(
     submitter = Submitter(plan, held)
     if links and links > 1 and (plan.life.kind == "inline" or shape not in ("site", "hetjob")):
         raise ConfigError("--links needs a chain, which only a site has", '[life] kind = "chained" or "detached"')
+    if shape == "hetjob" and str(plan.site_file.exchange.kind) != "spool":
+        raise ConfigError("a heterogeneous job carries a spool", '[exchange] kind = "spool"')
     if dry_run:
         click.echo(submitter.script(new_chain(plan.run, plan.site, 0), 1, None), nl=False)
         return

@@ -1,7 +1,7 @@
 """The exchange through a relay: what sites say to each other as named objects (docs/relay-rounds.md).
 
 It moves opaque messages and knows neither keys nor models. Only a site's leader uses it; vectors are moved by every
-rank with its own RelayClient.
+rank with its own Transport.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any
 
 from fedhpc.errors import FedhpcError, InterruptedRun, PeersError
-from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_listing import Entry
 from fedhpc.exchange.objects import ObjectName
+from fedhpc.exchange.transport import Transport
 
 POLL_S = 20.0  # of one long poll; proxies cut silent connections after a minute
 _AT_ONCE = 8  # messages fetched at the same time
@@ -70,7 +70,7 @@ class Interrupts:
 class RelayExchange:
     """One site's place among the objects of one federation."""
 
-    def __init__(self, client: RelayClient, config: bytes, me: int) -> None:
+    def __init__(self, client: Transport, config: bytes, me: int) -> None:
         """`config`: SHA-256 of federation.toml [32]. `me`: this site's number."""
         self.client, self.me = client, me
         self.interrupts = Interrupts()
@@ -109,7 +109,7 @@ class RelayExchange:
     def listing(
         self, round_: int, attempt: int, after: str, wait_s: float, until: Until | None = None
     ) -> tuple[list[Entry], str]:
-        """What came after the cursor `after`, and the next cursor. See RelayClient.listing. Raises TooLateError."""
+        """What came after the cursor `after`, and the next cursor. See Transport.listing. Raises TooLateError."""
         with too_late():
             return self.client.listing(self._config, round_, attempt, after, wait_s, until)
 

@@ -149,10 +149,13 @@ class SiteSection:
 class ExchangeSection:
     """[exchange] of a site file."""
 
-    kind: Literal["mpi", "https"] = "mpi"
-    """mpi: all sites in one MPI job. https: each site in its own job, through a relay."""
+    kind: Literal["mpi", "https", "spool"] = "mpi"
+    """mpi: all sites in one MPI job. https: each site in its own job, through a relay. spool: as https, through a
+    directory that a carrier empties and fills, for nodes without a route."""
     rails: int | Literal["auto"] = "auto"
     """Ranks that carry a part of the vector; auto: as many as the smallest site has (mpi), or all up to 8 (https)."""
+    spool: Path | None = None
+    """spool: the directory, relative to the site file; made once, by hand."""
     url: str = ""
     """https: the relay, https://host:port."""
     certificate: Path | None = None
@@ -177,6 +180,10 @@ class ExchangeSection:
         if self.kind == "https" and not (self.url and self.certificate and self.key):
             raise ConfigError(
                 '[exchange] kind = "https" needs url, certificate and key', "`fedhpc site init` writes such a site file"
+            )
+        if self.kind == "spool" and self.spool is None:
+            raise ConfigError(
+                '[exchange] kind = "spool" needs spool, a directory', "docs/spool.md shows such a site file"
             )
         if not 1 <= self.connections <= 16:
             raise ConfigError(f"exchange.connections = {self.connections}", "1 to 16")

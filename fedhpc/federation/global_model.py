@@ -50,8 +50,12 @@ class GlobalModel:
         averaged: frozenset[str] = frozenset(),
         *,
         weights_name: str = labels.PURPOSE_WEIGHTS,
+        fresh: bool = True,
     ) -> None:
-        """`weights_name`: what the sum of the sites' weights is called in the ledger; one per model."""
+        """`weights_name`: what the sum of the sites' weights is called in the ledger; one per model.
+
+        `fresh`: False if `restore` follows, which hashes the state that counts.
+        """
         self._federation = federation
         self._weights_name = weights_name
         self._settings = federation.party.agreement.strategy
@@ -71,7 +75,8 @@ class GlobalModel:
         self.reached = 0
         """The masked sum whose result the present state is; 0 before the first training round."""
         self._total_weight: float | None = None
-        federation.tensors_tree = self._tree(self.tensors)
+        if fresh:
+            federation.tensors_tree = self._tree(self.tensors)
 
     def saved_outer(self) -> Tensors:
         """The strategy's state and W, for a checkpoint."""

@@ -127,6 +127,10 @@ class Outbox(Protocol):
         """The work that began from `state` [32], if it is there. Raises DataError if it is damaged."""
         ...
 
+    def holds(self, state: bytes) -> bool:
+        """Whether `find` would find something, at little cost."""
+        ...
+
     def keep(self, work: LocalWork) -> None:
         """Write `work`, durably, in place of what was there. Raises StorageError; the old one stays."""
         ...

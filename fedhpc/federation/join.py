@@ -87,7 +87,7 @@ def join_with_files(
         number = agreement.number_of(mine.site.name)
     name = agreement.names[number - 1]
     directory = mine.path(mine.site.directory) if mine.site.directory else (run or federation.parent / "run") / name
-    if _kind(world.group, mine) == "https":
+    if _kind(world.group, mine) in ("https", "spool"):
         alone = sites is None
         place = (
             mpi_world.one_site(world, number, name) if alone else mpi_world.part_of_site(world, number, agreement.names)

@@ -13,6 +13,9 @@ from fedhpc.exchange.http_link import RelayAccess, proxy_from_environment
 from fedhpc.exchange.http_retry import Patience, Retry
 from fedhpc.exchange.https import RelayExchange
 from fedhpc.exchange.pins import pin_of, read_certificate
+from fedhpc.exchange.spool import SpoolClient
+from fedhpc.exchange.spool_files import SpoolFolder
+from fedhpc.exchange.transport import Transport
 from fedhpc.federation.agreement import Agreement, SiteFile
 from fedhpc.federation.approvals import Approvals, configuration
 from fedhpc.federation.attempt_files import AttemptFiles
@@ -42,12 +45,7 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedS
     asked = mine.exchange.rails
     rails = min(_MOST_RAILS if asked == "auto" else int(asked), party.site.size)
     lead: Lead | None = None
-    client = RelayClient(
-        relay_access(agreement, mine, party.number),
-        mine.exchange.connections,
-        Patience(total_s=mine.exchange.patience_s),
-        _Countdown() if party.leads else _silent,
-    )
+    client = _open_transport(party, mine)
     if party.leads:
         assert party.journal is not None
         exchange = RelayExchange(client, agreement.hash, party.number)
@@ -58,6 +56,25 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedS
         lead = Lead(exchange, files, FinishedSums(directory / "sums"), thresholds, states)
     party.site.await_bytes(b"." if party.leads else None)
     return RelayedSums(party, client, rails, lead)
+
+
+def _open_transport(party: Party, mine: SiteFile) -> Transport:
+    """This rank's way to the relay."""
+    section = mine.exchange
+    tell = _Countdown() if party.leads else _silent
+    if section.kind == "spool":
+        folder = spool_of(party.agreement, mine, party.number)
+        return SpoolClient(folder, section.connections, section.patience_s, tell, leads=party.leads)
+    access = relay_access(party.agreement, mine, party.number)
+    return RelayClient(access, section.connections, Patience(total_s=section.patience_s), tell)
+
+
+def spool_of(agreement: Agreement, mine: SiteFile, number: int, instead: Path | None = None) -> SpoolFolder:
+    """The site's part of its spool directory, or of `instead`. Raises ConfigError."""
+    if instead is None and mine.exchange.spool is None:
+        raise ConfigError("the site file names no spool directory", '[exchange] kind = "spool", spool = DIRECTORY')
+    place = instead if instead is not None else mine.path(mine.exchange.spool or Path())
+    return SpoolFolder(place, agreement.hash.hex(), number)
 
 
 def thresholds_of(agreement: Agreement) -> Thresholds:
@@ -74,8 +91,11 @@ def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAcce
     section = mine.exchange
     if not agreement.relay.tls:
         raise ConfigError("federation.toml has no [relay] tls", "the coordinator makes it with `fedhpc federation new`")
-    assert section.certificate is not None
-    assert section.key is not None
+    if not (section.url and section.certificate and section.key):
+        raise ConfigError(
+            "the relay needs url, certificate and key in [exchange] of the site file",
+            "`fedhpc site init` writes such a site file; with a spool only the machine that carries needs them",
+        )
     certificate = mine.path(section.certificate)
     if not certificate.exists():
         raise ConfigError(

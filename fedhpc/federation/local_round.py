@@ -106,4 +106,5 @@ class LocalRounds:
                 f"nothing to exchange: {what} yet",
                 "the next training job goes on from here: `fedhpc run --stage train`",
                 agreed=True,
+                untrained=True,
             )

@@ -73,6 +73,10 @@ class NoOutbox:
         """See Outbox."""
         return None
 
+    def holds(self, state: bytes) -> bool:
+        """See Outbox."""
+        return False
+
     def keep(self, work: LocalWork) -> None:
         """See Outbox."""
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,14 @@ from numpy.typing import NDArray
 from fedhpc.errors import DataError, PolicyError, StorageError
 from fedhpc.federation.interfaces import LocalResult, LocalWork, Tensors
 from fedhpc.files import write_stream
+from fedhpc.mpi.arrays import from_leader
+from fedhpc.mpi.collectives import Group
 from fedhpc.secure import labels
 from fedhpc.secure.keys import derive
 from fedhpc.secure.sealing import SEAL_BYTES, seal, unseal
 from fedhpc.secure.transcript import u64
 
+_T = TypeVar("_T")
 BLOCK_BYTES = 1 << 20
 _MAGIC = b"fedhpc outbox 1\n"
 _SALT_BYTES = 32
@@ -37,12 +40,15 @@ _KINDS = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", 
 
 
 class FileOutbox:
-    """The outbox of one site. Every rank of the site may read; only its leader writes."""
+    """The outbox of one site. Every rank of the site makes every call; its leader reads and writes.
 
-    def __init__(self, directory: Path, config: bytes, key: bytes, *, writes: bool) -> None:
+    One rank's word holds for all: on a parallel file system two nodes may disagree for a while about what is there.
+    """
+
+    def __init__(self, directory: Path, config: bytes, key: bytes, site: Group) -> None:
         """`config`: hash of federation.toml [32]. `key` [32]: of this site and federation alone."""
         self.path = directory / "local.work"
-        self._config, self._key, self._writes = config, key, writes
+        self._config, self._key, self._site = config, key, site
 
     def find(self, state: bytes) -> LocalWork | None:
         """See Outbox. Work from another state is of no use any more, and not looked at further."""
@@ -52,10 +58,28 @@ class FileOutbox:
         """Whatever work is there."""
         return self._find(None)
 
+    def holds(self, state: bytes) -> bool:
+        """See Outbox."""
+        mine = b"\0"
+        if self._site.rank == 0 and self._look(lambda file: self._index(file)[1]["state"] == state.hex()):
+            mine = b"\1"
+        return self._site.broadcast_bytes(mine if self._site.rank == 0 else None) == b"\1"
+
     def _find(self, state: bytes | None) -> LocalWork | None:
+        site = self._site
+        work = self._look(lambda file: self._read(file, state)) if site.rank == 0 else None
+        if site.size == 1:
+            return work
+        mine = b"" if work is None else json.dumps(_facts(work)).encode()
+        facts = site.broadcast_bytes(mine if site.rank == 0 else None)
+        if not facts:
+            return None
+        return _work(json.loads(facts), [from_leader(site, getattr(work, group, {})) for group in _GROUPS])
+
+    def _look(self, read: Callable[[BinaryIO], _T]) -> _T | None:
         try:
             with open(self.path, "rb") as file:
-                return self._read(file, state)
+                return read(file)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -68,7 +92,7 @@ class FileOutbox:
 
     def keep(self, work: LocalWork) -> None:
         """See Outbox."""
-        if not self._writes:
+        if self._site.rank:
             return
         try:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -78,29 +102,19 @@ class FileOutbox:
 
     def clear(self) -> None:
         """See Outbox."""
-        if self._writes:
+        if self._site.rank:
+            return
+        try:
             self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot remove {self.path}: {error.strerror}", "check permissions") from None
 
     def _sealed(self, work: LocalWork) -> Iterator[bytes]:
         salt = secrets.token_bytes(_SALT_BYTES)
         key = derive(salt, self._key, labels.KEY_OUTBOX)
-        groups = [{n: np.ascontiguousarray(a) for n, a in getattr(work, group).items()} for group in _GROUPS]
-        index = json.dumps(
-            {
-                "state": work.state.hex(),
-                "round": work.round_,
-                "averaged": sorted(work.averaged),
-                "samples": work.result.samples,
-                "steps": work.result.steps,
-                "loss": work.result.loss.hex(),
-                "seconds": work.result.seconds.hex(),
-                "whole": work.result.whole,
-                **{
-                    group: [[name, a.dtype.str[1:], list(a.shape)] for name, a in arrays.items()]
-                    for group, arrays in zip(_GROUPS, groups, strict=True)
-                },
-            }
-        ).encode()
+        groups = [{n: np.asarray(a, order="C") for n, a in getattr(work, group).items()} for group in _GROUPS]
+        lists = [[[name, a.dtype.str[1:], list(a.shape)] for name, a in arrays.items()] for arrays in groups]
+        index = json.dumps(_facts(work) | dict(zip(_GROUPS, lists, strict=True))).encode()
         yield _MAGIC + salt + u64(len(index)) + seal(key, 0, self._config, index)
         number, pending = 1, bytearray()
         for arrays in groups:
@@ -116,7 +130,8 @@ class FileOutbox:
         if pending:
             yield seal(key, number, self._config, bytes(pending))
 
-    def _read(self, file: BinaryIO, state: bytes | None) -> LocalWork | None:
+    def _index(self, file: BinaryIO) -> tuple[bytes, dict[str, Any]]:
+        """The file's key and index. Raises ValueError or PolicyError for any other file."""
         head = file.read(len(_MAGIC) + _SALT_BYTES + 8)
         if head[: len(_MAGIC)] != _MAGIC or len(head) != len(_MAGIC) + _SALT_BYTES + 8:
             raise ValueError("it does not begin as one")
@@ -124,27 +139,16 @@ class FileOutbox:
         length = int.from_bytes(head[-8:], "little")
         if length > _MOST_INDEX:
             raise ValueError(f"an index of {length} bytes")
-        index = json.loads(self._open(key, 0, file.read(length + SEAL_BYTES), length))
-        began = bytes.fromhex(index["state"])
-        if state is not None and began != state:
+        index: dict[str, Any] = json.loads(self._open(key, 0, file.read(length + SEAL_BYTES), length))
+        return key, index
+
+    def _read(self, file: BinaryIO, state: bytes | None) -> LocalWork | None:
+        key, index = self._index(file)
+        if state is not None and bytes.fromhex(index["state"]) != state:
             return None
         arrays = [_empty(index[group]) for group in _GROUPS]
         self._fill(file, key, [a for group in arrays for a in group.values()])
-        return LocalWork(
-            state=began,
-            round_=int(index["round"]),
-            result=LocalResult(
-                int(index["samples"]),
-                int(index["steps"]),
-                float.fromhex(index["loss"]),
-                float.fromhex(index["seconds"]),
-                whole=bool(index["whole"]),
-            ),
-            measured=arrays[0],
-            tensors=arrays[1],
-            private=arrays[2],
-            averaged=frozenset(index["averaged"]),
-        )
+        return _work(index, arrays)
 
     def _fill(self, file: BinaryIO, key: bytes, arrays: list[NDArray[Any]]) -> None:
         left = sum(a.nbytes for a in arrays)
@@ -165,6 +169,39 @@ class FileOutbox:
 
     def _open(self, key: bytes, number: int, box: bytes, length: int) -> bytes:
         return unseal(key, number, self._config, box, length, "this site's own")
+
+
+def _facts(work: LocalWork) -> dict[str, Any]:
+    """All of `work` but its arrays, as JSON holds it."""
+    return {
+        "state": work.state.hex(),
+        "round": work.round_,
+        "averaged": sorted(work.averaged),
+        "samples": work.result.samples,
+        "steps": work.result.steps,
+        "loss": float(work.result.loss).hex(),
+        "seconds": float(work.result.seconds).hex(),
+        "whole": work.result.whole,
+    }
+
+
+def _work(facts: Mapping[str, Any], groups: Sequence[Tensors]) -> LocalWork:
+    """What `_facts` and the arrays in the order of `_GROUPS` were taken from."""
+    return LocalWork(
+        state=bytes.fromhex(facts["state"]),
+        round_=int(facts["round"]),
+        result=LocalResult(
+            int(facts["samples"]),
+            int(facts["steps"]),
+            float.fromhex(facts["loss"]),
+            float.fromhex(facts["seconds"]),
+            whole=bool(facts["whole"]),
+        ),
+        measured=groups[0],
+        tensors=groups[1],
+        private=groups[2],
+        averaged=frozenset(facts["averaged"]),
+    )
 
 
 def _empty(listed: list[Any]) -> Tensors:

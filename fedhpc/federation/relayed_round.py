@@ -16,9 +16,9 @@ from functools import partial
 from typing import NoReturn, TypeVar
 
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.https import RelayExchange, TooLateError, Watch, too_late
 from fedhpc.exchange.objects import ObjectName
+from fedhpc.exchange.transport import Transport
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.layout import Vector
@@ -301,7 +301,7 @@ class RelayedRound:
                 self._client.upload(upload.name, self.layout.nbytes).commit(upload.tree)
 
     @property
-    def _client(self) -> RelayClient:
+    def _client(self) -> Transport:
         return self._exchange.client
 
     @contextmanager

@@ -14,10 +14,10 @@ from typing import NoReturn
 import numpy as np
 
 from fedhpc.errors import InternalError, InterruptedRun
-from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.https import Interrupts, RelayExchange
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
+from fedhpc.exchange.transport import Transport
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.catching_up import Attendant, release_input, take
 from fedhpc.federation.finished_sums import FinishedSums
@@ -57,7 +57,7 @@ class RelayedSums:
 
     name = "https"
 
-    def __init__(self, party: Party, client: RelayClient, rails: int, lead: Lead | None) -> None:
+    def __init__(self, party: Party, client: Transport, rails: int, lead: Lead | None) -> None:
         """`client`: this rank's own. `rails`: ranks of this site that move a part. `lead`: at the leader."""
         self._party, self._client, self.rails, self.lead = party, client, rails, lead
         self._round: RelayedRound | None = None  # at the leader, of the sum that is open

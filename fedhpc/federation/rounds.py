@@ -54,9 +54,10 @@ def run_rounds(
     on every rank and after all that is needed was kept, where the next job is to go on.
     """
     life = life or Endless()
-    local_rounds = LocalRounds(federation.party.site, trainer, outbox or NoOutbox(), life)
+    outbox = outbox or NoOutbox()
+    local_rounds = LocalRounds(federation.party.site, trainer, outbox, life)
     rounds = federation.party.agreement.federation.rounds
-    model, done = _begin(federation, trainer, store, reporter, prepare, life)
+    model, done = _begin(federation, trainer, store, reporter, prepare, outbox, life)
     if federation.party.leads:
         federation.sums.attend(store)
     started_at, begun_run, sent = done, clock(), 0
@@ -85,7 +86,7 @@ def run_rounds(
                 except RoundOverError as over:
                     _catch_up(federation, trainer, store, reporter, model, over)
         except InterruptedRun as interrupted:
-            if interrupted.agreed and base.rounds == model.rounds:
+            if interrupted.agreed and model.state == work_state:  # not, if it has caught up meanwhile
                 local_rounds.keep(done + 1, work_state, local)
             raise
         exchanged = clock()
@@ -140,6 +141,7 @@ def _begin(
     store: CheckpointStore,
     reporter: Reporter,
     prepare: Callable[[], None],
+    outbox: Outbox,
     life: Life,
 ) -> tuple[GlobalModel, int]:
     """The model to go on from: a fresh one, or that of the newest round that every site holds."""
@@ -172,10 +174,11 @@ def _begin(
     if federation.party.leads:
         _require_ledger(federation, checkpoint)
         store.discard_after(newest)
-    model = GlobalModel(federation, trainer.tensors(), trainer.averaged())
+    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False)
     model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_)
     federation.round_ = model.reached = checkpoint.sums
-    trainer.restore(checkpoint.private)
+    if not outbox.holds(model.state):  # what is kept there has a newer state of the trainer
+        trainer.restore(checkpoint.private)
     reporter.note(f"resumed after round {newest}")
     return model, newest
 

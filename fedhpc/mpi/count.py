@@ -1,4 +1,4 @@
-"""`python -m mpi4py -m fedhpc.mpi.count` under a launcher: rank 0 prints how many ranks see each other.
+"""`python -m mpi4py -m fedhpc.mpi.count` under a launcher: every rank prints how many ranks see each other.
 
 A world that is not the one the launcher promised ends with a ConfigError's words.
 """
@@ -8,6 +8,4 @@ from __future__ import annotations
 from fedhpc.mpi.world import start
 
 if __name__ == "__main__":
-    _world = start()
-    if _world.group.rank == 0:
-        print(_world.group.size)
+    print(start().group.size)

@@ -64,7 +64,7 @@ class SiteView:
         path = site / "site.toml" if site.is_dir() else site
         mine = read_site(read_bytes(path), path)
         self._agreement = read_agreement(read_bytes(federation), str(federation))
-        if mine.exchange.kind != "https":
+        if mine.exchange.kind == "mpi":
             raise ConfigError(f"{path} uses no relay", 'its [exchange] kind is not "https"')
         number = self._agreement.number_of(mine.site.name)
         self._name = mine.site.name

@@ -139,6 +139,7 @@ def _open_trainer(
                 "nothing to exchange: the next round is not trained yet",
                 "the next training job goes on from here: `fedhpc run --stage train`",
                 agreed=True,
+                untrained=True,
             )
         return nullcontext(RecordedTrainer(work))
     return open_site_trainer(fed, files)

@@ -56,6 +56,7 @@ class Hdf5Checkpoints:
         self.directory = directory
         self.keep = keep
         self._whole: dict[int, _Identity] = {}  # files whose digest this process has checked
+        self._read_last: tuple[_Identity, Checkpoint] | None = None
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -100,10 +101,17 @@ class Hdf5Checkpoints:
             file.attrs["schema_version"] = np.int64(SCHEMA_VERSION)
             hdf5.put_text(file, "sha256", digest.hexdigest())
         self._whole[checkpoint.round_] = _identity(path)
+        self._read_last = None
         self._prune(checkpoint.round_)
 
     def load(self, round_: int) -> Checkpoint:
-        """The checkpoint of `round_`, its digest checked. Raises DataError if it is missing or damaged."""
+        """The checkpoint of `round_`, its digest checked. Raises DataError if it is missing or damaged.
+
+        What `rounds` has just read to check it is handed out once, and not read again: a large model takes seconds.
+        """
+        read, self._read_last = self._read_last, None
+        if read is not None and read[1].round_ == round_ and self._whole.get(round_) == read[0]:
+            return read[1]
         checkpoint = _read(self.path(round_))
         if checkpoint.round_ != round_:
             raise DataError(f"{self.path(round_)} holds round {checkpoint.round_}", "it was renamed; name it back")
@@ -134,8 +142,10 @@ class Hdf5Checkpoints:
         try:
             identity = _identity(path)
             if self._whole.get(round_) != identity:
-                self.load(round_)
+                self._read_last = None  # one in memory, not two
+                checkpoint = self.load(round_)
                 self._whole[round_] = identity
+                self._read_last = identity, checkpoint
         except (DataError, FileNotFoundError):
             self._whole.pop(round_, None)
             return False

@@ -7,7 +7,6 @@ loop over the same batches computes.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
+from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
 from fedhpc.train import evaluate
 from fedhpc.train.backends import open_backend
@@ -193,7 +193,7 @@ class TorchTrainer:
         On another number of ranks, or another kind of device, the random states start anew from the seed, the
         rank and the step. Raises DataError if it does not fit the model or the data.
         """
-        arrays = _from_leader(self.group, private)
+        arrays = from_leader(self.group, private)
         missing = [name for name in ("position", "random") if name not in arrays]
         if missing:
             raise DataError(f"site {self.site}: the checkpoint lacks the trainer's {missing[0]}", "use an older one")
@@ -318,14 +318,3 @@ def _configure(compute: ComputeSettings) -> None:
 
 def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-
-
-def _from_leader(group: Group, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The leader's `arrays` on every rank. Other ranks may give anything."""
-    header = json.dumps([[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]).encode()
-    received: dict[str, NDArray[Any]] = {}
-    for name, dtype, shape in json.loads(group.broadcast_bytes(header if group.rank == 0 else None)):
-        array = np.array(arrays[name], order="C") if group.rank == 0 else np.empty(shape, dtype=dtype)
-        group.broadcast(array.reshape(-1).view(np.uint8))
-        received[name] = array.reshape(shape)
-    return received

@@ -41,5 +41,5 @@ class WithinRound:
         try:
             round_, epoch, offset, steps = (int(v) for v in arrays["round"])
             return cls(round_, epoch, offset, steps, float(arrays["round:loss"][0]), looked=steps)
-        except (KeyError, ValueError, IndexError):
+        except (KeyError, ValueError, IndexError, TypeError):
             raise DataError("the kept work does not say at which step it stopped", "remove the outbox") from None

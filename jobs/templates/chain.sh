@@ -1,35 +1,46 @@
 where=("$site" --federation "$federation" --out "$run")
-outbox=@@outbox@@
 successor=0
+barred=0
 # Links of a chain: the next one waits in the queue until this one has ended, however it ends.
 submit_successors() {
-  if "$python" -m fedhpc submit "${where[@]}" --profile @@profile@@ --successor "$name" --links "$1"; then
-    successor=1
-  else
-    say "no successor could be submitted"
-  fi
+  "$python" -m fedhpc submit "${where[@]}" --profile @@profile@@ --successor "$name" --links "$1"
+  case $? in
+    0) successor=1 ;;
+    77) barred=1 ;; # cancelled, or as long as it may be; after other codes this job comes back itself
+  esac
+  ((successor)) || say "no successor was submitted"
 }
 drop_successors() { "$python" -m fedhpc jobs cancel "${where[@]}" --after "$name" || say "successors may be left"; }
 requeue() {
-  say "requeued"
-  scontrol requeue "$SLURM_JOB_ID" || say "scontrol could not requeue job $SLURM_JOB_ID: submit it again"
+  if scontrol requeue "$SLURM_JOB_ID"; then
+    say "requeued"
+    code=0
+  else
+    say "scontrol could not requeue job $SLURM_JOB_ID: submit it again"
+  fi
 }
 hand_over() {
   ((successor)) || submit_successors 1
-  ((successor)) || requeue
+  if ((successor)); then
+    say "the next job goes on"
+    code=0
+  elif ((barred == 0)); then
+    requeue
+  fi
 }
 # The job itself comes back, after a pause, and what waits for its end goes on waiting.
 requeue_later() {
   say "other sites are late: back in $1 s"
   trap '' TERM
+  echo "$SLURM_JOB_ID" >> "$jobs/$name.pauses"
   requeue
   scontrol update "JobId=$SLURM_JOB_ID" "StartTime=now+$1" || say "the job comes back at once"
 }
-# After an exchange: what is still in the outbox waits for sites that are late; else the next job trains.
+# After an exchange: other sites are late, or this site has to train first.
 come_back_or_hand_over() {
-  if [[ -n $(ls -A "$outbox" 2>/dev/null) ]]; then
-    requeue_later "$1"
-  else
+  if [[ $next == train ]]; then
     hand_over
+  else
+    requeue_later "$1"
   fi
 }

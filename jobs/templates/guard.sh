@@ -11,7 +11,10 @@ if [[ $owner != "$SLURM_JOB_ID" ]]; then
   exit 0
 fi
 
-if ((${SLURM_RESTART_COUNT:-0} > @@max_requeues@@)); then
+# A pause while other sites were late is no fault of this job, and does not count.
+pauses=0
+[[ ! -e $jobs/$name.pauses ]] || pauses=$(wc -l < "$jobs/$name.pauses")
+if ((${SLURM_RESTART_COUNT:-0} - pauses > @@max_requeues@@)); then
   say "requeued more than @@max_requeues@@ times, [slurm] max_requeues: given up"
   drop_successors
   exit 64

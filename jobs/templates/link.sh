@@ -26,12 +26,14 @@ rm -f "$FEDHPC_EXIT_FILE"
 launch @@launch@@
 # A launcher that ends the step as soon as one rank has left tells of the kill, and not of the rank's own code.
 # Without such a file ranks that were told to stop were killed before they could listen: nothing is lost by that.
-if ((code > 128)) && [[ -s $FEDHPC_EXIT_FILE ]]; then
-  read -r code < "$FEDHPC_EXIT_FILE"
+left='' next=''
+[[ ! -s $FEDHPC_EXIT_FILE ]] || read -r left next < "$FEDHPC_EXIT_FILE"
+if ((code > 128)) && [[ -n $left ]]; then
+  code=$left
 elif ((code > 128 && (told || cancelled))); then
   code=75
 fi
-say "the ranks ended with exit code $code"
+say "the ranks ended with exit code $code${next:+, next: $next}"
 
 if ((code != 75)); then
   drop_successors

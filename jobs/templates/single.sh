@@ -1,5 +1,9 @@
 drop_successors() { :; }
 requeue() {
-  say "requeued"
-  scontrol requeue "$SLURM_JOB_ID" || say "scontrol could not requeue job $SLURM_JOB_ID: submit it again"
+  if scontrol requeue "$SLURM_JOB_ID"; then
+    say "requeued"
+    code=0
+  else
+    say "scontrol could not requeue job $SLURM_JOB_ID: submit it again"
+  fi
 }

@@ -65,7 +65,7 @@ class Model:
     def load(self, tensors: Mapping[str, Any]) -> None:
         self.now = {n: t.copy() for n, t in tensors.items()}
 
-    def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep = lambda: False) -> LocalResult:
+    def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep) -> LocalResult:
         self.wait_for(round_)
         self.trained += 1
         for name, tensor in self.now.items():

@@ -21,7 +21,7 @@ from harness import ROOT, Completed, call
 # The first test also waits for the installation, which unpacks torch.
 pytestmark = [pytest.mark.wheel, pytest.mark.timeout(900)]
 
-INTO_THE_WHEEL = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "fedhpc")
+INTO_THE_WHEEL = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "fedhpc", "jobs")
 LEFTOVERS = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache", "build")
 # What would let the checkout, this environment, or the harness's kindness to root shine through.
 UNSET = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
@@ -62,7 +62,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     checkout.mkdir()
     for name in INTO_THE_WHEEL:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, checkout / name, ignore=LEFTOVERS)
+            shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=LEFTOVERS)
         else:
             shutil.copy(ROOT / name, checkout / name)
     pip = ["-m", "pip", "--quiet"]
@@ -170,6 +170,16 @@ def test_report_and_export_of_the_demos_run(installed: Installed, demo: Demo, tm
     reader = "import sys, safetensors.numpy as s; print({n: t.shape for n, t in s.load_file(sys.argv[1]).items()})"
     shapes = installed("python", "-c", reader, tmp_path / "model.safetensors").ok().out
     assert "'network.weight': (1, 13)" in shapes
+
+
+def test_profiles_and_templates_are_in_the_wheel(installed: Installed, tmp_path: Path) -> None:
+    """`fedhpc submit` renders from jobs/, which the wheel carries; the interpreter is that of the environment."""
+    installed("fedhpc", "new", "mine", "--ranks", "1", cwd=tmp_path).ok()
+    (site, *_) = sorted((tmp_path / "mine" / "sites").glob("*.toml"))
+    for profile in sorted(path.stem for path in (ROOT / "jobs" / "profiles").glob("*.toml")):
+        script = installed("fedhpc", "submit", site, "--profile", profile, "--dry-run", cwd=tmp_path).ok().out
+        assert f"python={installed.bin / 'python'}" in script
+        assert "#SBATCH --signal=B:USR1@300" in script
 
 
 def test_a_masked_sum_is_measured_and_verified(installed: Installed) -> None:

@@ -102,7 +102,7 @@ def _guarded(subject: Subject, check: Check) -> Finding:
     try:
         return check.run(subject)
     except FedhpcError as error:
-        return fail(printable(error.what), printable(error.hint), error.exit_code)
+        return fail(printable(error.what), printable(error.hint) or "see docs/doctor.md", error.exit_code)
     except OSError as error:
         return fail(printable(str(error)), "check the file and its permissions", StorageError.exit_code)
     except Exception as error:

@@ -83,8 +83,12 @@ def count(subject: Subject) -> Finding:
 def sharing(subject: Subject) -> Finding:
     """One rank per GPU."""
     asked = subject.asked
-    if not subject.wants_gpus or not asked.gpus_per_node:
-        return skipped(_NO_GPUS)
+    if not asked.gpus_per_node:
+        return skipped("[slurm] asks for no GPUs")
+    if not subject.wants_gpus:
+        return warn(
+            f'[slurm] asks for {asked.gpus_per_node} GPUs a node, but [compute] device = "cpu"', 'device = "auto"'
+        )
     if asked.tasks_per_node > asked.gpus_per_node:
         return warn(
             f"{asked.tasks_per_node} ranks share {asked.gpus_per_node} GPUs of a node: NCCL refuses that, "

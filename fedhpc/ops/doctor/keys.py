@@ -13,7 +13,7 @@ from fedhpc.errors import ConfigError, FedhpcError, PolicyError
 from fedhpc.exchange.pins import pin_of, pin_of_key, read_certificate
 from fedhpc.federation.agreement import SiteFile, read_identity
 from fedhpc.federation.approvals import Approvals
-from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped
+from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.ops.doctor.subject import Subject
 from fedhpc.secure.keys import identity_public
 
@@ -29,6 +29,7 @@ def private(subject: Subject) -> Finding:
     paths = key_files(subject.site)
     if not paths:
         return skipped("the site file names no keys")
+    open_folders: list[Finding] = []
     for path in paths:
         try:
             found = path.stat()
@@ -45,9 +46,13 @@ def private(subject: Subject) -> Finding:
         folder = path.absolute().parent
         mode = folder.stat().st_mode
         if mode & 0o022 and not mode & stat.S_ISVTX:
-            return fail(
-                f"others can replace files in {folder} (mode {mode & 0o777:04o})", f"chmod go-w {folder}", _CODE
+            what = f"others can replace files in {folder} (mode {mode & 0o777:04o})"
+            everybody = bool(mode & 0o002)
+            open_folders.append(
+                fail(what, f"chmod go-w {folder}", _CODE) if everybody else warn(what, f"chmod g-w {folder}")
             )
+    if open_folders:
+        return next((found for found in open_folders if found.state == "fail"), open_folders[0])
     return ok(", ".join(path.name for path in paths) + ": for their owner only")
 
 
@@ -79,7 +84,7 @@ def roster(subject: Subject) -> Finding:
             matched.append("tls")
     except FedhpcError as error:
         return fail(error.what, error.hint or "`fedhpc site init` makes keys", _CODE)
-    return ok(f"{' and '.join(matched)} are those of the roster") if matched else skipped("the site file names no keys")
+    return ok(f"the roster's: {', '.join(matched)}") if matched else skipped("the site file names no keys")
 
 
 _ROSTER_FIX = "use the keys that were enrolled, or enrol again: `fedhpc site rotate`"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedhpc.mpi.library import family
 from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped, warn
-from fedhpc.ops.doctor.commands import call
+from fedhpc.ops.doctor.commands import Output, call
 from fedhpc.ops.doctor.libmpi import Library
 from fedhpc.ops.doctor.subject import Subject
 
@@ -18,6 +18,7 @@ _SONAMES = {"libmpi.so.40": "openmpi", "libmpi.so.12": "mpich"}
 _LOAD = "load the cluster's MPI (module load), so that libmpi is on LD_LIBRARY_PATH"
 _PMI_OF_MPICH = ("pmi2", "cray_shasta", "pmi1", "openmpi")  # Slurm's names
 _WORLD_S = 60.0
+_CANNOT_LOAD = 'ask the operators (is libpmix installed?), or use [slurm] launcher = "mpirun"'
 
 
 def mpi_library(subject: Subject) -> Finding:
@@ -76,7 +77,11 @@ def pmi(subject: Subject) -> Finding:
         return skipped("no MPI library could be loaded")
     default = subject.slurm.config.get("MpiDefault", "")
     chosen = subject.asked.mpi or subject.environment.get("SLURM_MPI_TYPE", "") or default
-    return pmi_fits(found, chosen, types, asked=bool(subject.asked.mpi), tasks=subject.tasks)
+    finding = pmi_fits(found, chosen, types, asked=bool(subject.asked.mpi), tasks=subject.tasks)
+    if finding.state != "ok":
+        return finding
+    trouble = subject.slurm.cannot_load(chosen)
+    return finding if not trouble else fail(f"srun lists {chosen}, but cannot load it: {trouble}", _CANNOT_LOAD)
 
 
 def pmi_fits(library: Library, chosen: str, types: list[str], *, asked: bool, tasks: int) -> Finding:
@@ -125,12 +130,18 @@ def world_size(subject: Subject) -> Finding:
     else:
         return skipped("only ranks of a job can see each other")
     answer = call(words, subject.environment, _WORLD_S, keep_files=True)
-    if answer.code == 0 and answer.out.split()[:1] == [str(ranks)]:
+    if answer.code == 0 and set(answer.out.split()) == {str(ranks)}:
         return ok(f"{ranks} ranks see each other")
     return fail(
-        f"{ranks} ranks were started, and they do not make one world: {answer.words}",
+        f"{ranks} ranks were started, and they do not make one world: {_worlds(answer)}",
         "`srun --mpi=list` shows what Slurm speaks; Open MPI 5 needs pmix, MPICH and Intel MPI pmi2: set [slurm] mpi",
     )
+
+
+def _worlds(answer: Output) -> str:
+    """What the ranks said instead."""
+    sizes = sorted(set(answer.out.split()))
+    return answer.words if answer.code != 0 or not sizes else f"they found worlds of {', '.join(sizes)[:80]}"
 
 
 CHECKS = (

@@ -54,9 +54,9 @@ def threads_fit(wanted: int, asked: int | None, given: int | None, cores: int | 
         return warn(f"[compute] threads = {wanted}, but this machine has {cores} cores", "fewer threads")
     if asked is not None and wanted < asked // 2:
         return warn(f"[compute] threads = {wanted} leave most of [slurm] cpus_per_task = {asked} idle", "more threads")
-    parts = [f"{wanted} threads a rank"]
-    parts += [f"{asked} cores asked for"] if asked is not None else []
-    return ok(", ".join(parts + ([f"{cores} usable here"] if cores is not None else [])))
+    parts = [f"threads a rank: {wanted}"]
+    parts += [f"cores asked for: {asked}"] if asked is not None else []
+    return ok(", ".join(parts + ([f"usable here: {cores}"] if cores is not None else [])))
 
 
 def limits(subject: Subject) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ GROUP = "Relay"
 _SKEW_WARN_S, _SKEW_FAIL_S = 30.0, 300.0  # certificates are judged with five minutes of grace
 _DAYS_WARN = 7
 _CARRIER_LATE_S = 900.0
+_MOST_NOTE_BYTES = 64 << 10
 _IN_JOB = "the job waits for it by itself"
 
 
@@ -102,10 +104,9 @@ def skew(seconds: float, round_trip_s: float) -> Finding:
 
 def certificates(subject: Subject) -> Finding:
     """Days left of both certificates, ours also without a route."""
-    site = over_relay(subject.site)
-    if isinstance(site, str):
-        return skipped(site)
-    assert site.exchange.certificate is not None
+    site = subject.site
+    if site is None or site.exchange.certificate is None:
+        return skipped("no site file was given" if site is None else "the site file names no certificate")
     mine = read_certificate(site.path(site.exchange.certificate))
     now = datetime.datetime.now(datetime.UTC)
     found = days_left(mine, "this site's certificate", now, "renew it: `fedhpc site request SITE --wait`")
@@ -149,12 +150,25 @@ def spool(subject: Subject) -> Finding:
     if agreement is None:
         return skipped(f"{folder} takes files; without federation.toml the carrier's place is not known")
     beat = folder / agreement.hash.hex() / str(agreement.number_of(site.site.name)) / "in" / "carrier.json"
+    return carrier(folder, beat)
+
+
+def carrier(folder: Path, beat: Path) -> Finding:
+    """What the carrier's file tells: when it was here last, and what troubled it."""
+    fix = "is `fedhpc spool carry` still running, where a route is?"
     try:
         age = time.time() - beat.stat().st_mtime
+        with beat.open("rb") as file:
+            note = json.loads(file.read(_MOST_NOTE_BYTES))
+        trouble = note["trouble"] if isinstance(note, dict) and isinstance(note.get("trouble"), str) else ""
     except FileNotFoundError:
         return warn(f"{folder} takes files, but no carrier was here yet", "start `fedhpc spool carry` where a route is")
+    except (ValueError, RecursionError):
+        return warn(f"{beat} is no note of a carrier", fix)
     if age > _CARRIER_LATE_S:
-        return warn(f"the carrier was last here {span(age)} ago", "is `fedhpc spool carry` still running?")
+        return warn(f"the carrier was last here {span(age)} ago", fix)
+    if trouble:
+        return warn(f"the carrier, here {span(age)} ago, is in trouble: {printable(trouble)[:200]}", fix)
     return ok(f"{folder}, carrier here {span(age)} ago")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import email.utils
 import socket
+import threading
 import time
 import urllib.parse
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from fedhpc.federation.join_relay import relay_access
 STEPS = ("name", "connect", "tls", "certificate", "federation")
 _ROUND_TRIPS = 5
 _QUICK_S, _FULL_S = 2.0, 10.0  # for each step of the way
+_NAME_S = 4.0  # at least: what a second name server needs
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,9 @@ def probe(access: RelayAccess, config: str) -> Route:
     host, port = via.hostname or "", via.port or 0
     route = Route(target=f"{host}:{port}")
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        route = replace(route, addresses=_addresses(host, port, max(access.connect_s, _NAME_S)))
     except OSError as error:
         return replace(route, stopped="name", error=PeersError(f"{host} has no address: {error.strerror or error}"))
-    route = replace(route, addresses=tuple(dict.fromkeys(str(entry[4][0]) for entry in found)))
     try:
         socket.create_connection((host, port), access.connect_s).close()
     except OSError as error:
@@ -83,6 +84,27 @@ def probe(access: RelayAccess, config: str) -> Route:
         return _speak(link, access, config, route)
     finally:
         link.close()
+
+
+def _addresses(host: str, port: int, limit_s: float) -> tuple[str, ...]:
+    """Asked in a thread, since the C library waits for silent name servers as long as it likes. Raises OSError."""
+    found: list[tuple[str, ...] | OSError] = []
+
+    def ask() -> None:
+        try:
+            answer = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.append(tuple(dict.fromkeys(str(entry[4][0]) for entry in answer)))
+        except OSError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if not found:
+        raise TimeoutError(f"no answer of the name servers in {limit_s:.0f} s")
+    if isinstance(found[0], OSError):
+        raise found[0]
+    return found[0]
 
 
 def _speak(link: Link, access: RelayAccess, config: str, route: Route) -> Route:

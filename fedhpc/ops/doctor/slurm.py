@@ -92,6 +92,7 @@ def limits(subject: Subject) -> Finding:
     rows = [] if reason else subject.slurm.chosen(subject.asked.partition)
     if not rows:
         return skipped(reason or "the partition is not known")
+    rows = [row for row in rows if row.get("State") == "UP"] or rows
     return _best([partition_allows(row, subject.asked.time, subject.asked.nodes) for row in rows])
 
 
@@ -122,7 +123,8 @@ def accepted(subject: Subject) -> Finding:
     words = ["sbatch", "--test-only", *options, "--wrap", "true"]
     answer = subject.slurm.call(*words)
     if answer.code == 0:
-        return ok(answer.words.removeprefix("sbatch: "))
+        said = (answer.out + answer.err).strip()
+        return ok(answer.words.removeprefix("sbatch: ") if said else "sbatch takes it")
     if answer.code is None:
         return warn("`sbatch --test-only` gives no answer", "the controller is busy: try again")
     return fail(
@@ -177,8 +179,8 @@ def signals(subject: Subject) -> Finding:
             "signal_s must be larger than margin_s",
         )
     if asked.signal_s + _EARLY_S >= total:
-        return fail(
-            f"[slurm] signal_s = {asked.signal_s} in a job of {total} s: it is told to stop as it starts",
+        return warn(
+            f"[slurm] signal_s = {asked.signal_s} in a job of {total} s: it may be told to stop as it starts",
             "ask for more time, or a smaller signal_s",
         )
     config = subject.slurm.config if _no_answer(subject) == "" else {}
@@ -207,7 +209,7 @@ def _no_answer(subject: Subject) -> str:
 
 CHECKS = (
     Check("slurm-tools", GROUP, "submitting, chaining and requeueing all go through these commands", tools),
-    Check("profile", GROUP, "what is known of the cluster saves a wait for nothing", profile),
+    Check("profile", GROUP, "what is known of the cluster saves a wait for nothing", profile, quick=False),
     Check(
         "slurm-partition", GROUP, "a job for a wrong partition is refused, or waits for ever", partition, quick=False
     ),

@@ -49,6 +49,14 @@ class SlurmFacts:
         found = self.call("srun", "--mpi=list")
         return mpi_types(found.out + "\n" + found.err) if found.code == 0 else []
 
+    def cannot_load(self, mpi_type: str) -> str:
+        """Why srun cannot use a type that it lists, '' if it can: a plugin's own library may be missing.
+
+        The plugin is loaded before anything is asked of the controller, so other refusals say nothing about it.
+        """
+        found = self.call("srun", f"--mpi={mpi_type}", "--test-only", "--ntasks=1", "true")
+        return found.words.removeprefix("srun: error: ").strip() if "Invalid MPI type" in found.err else ""
+
     def chosen(self, names: str) -> list[Row]:
         """The partitions of a comma list, or the default one; those that are not there are left out."""
         if names:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.ops.doctor.subject import Subject
+from fedhpc.ops.life.job_life import percentile_95
 from fedhpc.ops.slurm.plan import SCALE
 from fedhpc.ops.slurm.settings import walltime_s
 from fedhpc.ops.telemetry import METRICS_FILE, number, read_metrics, table
@@ -28,7 +29,9 @@ def walltime(subject: Subject) -> Finding:
             f"no round was measured yet, so it is not known whether one fits into {asked.time}",
             "look again after the first rounds",
         )
-    return fits(read_metrics(path), total, subject.life.margin_s, waits=subject.life.kind != "detached")
+    found = fits(read_metrics(path), total, subject.life.margin_s, waits=subject.life.kind != "detached")
+    # In a job it is too late to ask for more, and a round that is cut short is kept: the chain goes on, if slowly.
+    return warn(found.what, found.fix) if subject.quick and found.state == "fail" else found
 
 
 def fits(records: Sequence[Mapping[str, Any]], total_s: float, margin_s: float, *, waits: bool) -> Finding:
@@ -37,8 +40,8 @@ def fits(records: Sequence[Mapping[str, Any]], total_s: float, margin_s: float, 
     rounds = [(v, v - _others(s)) for s in seconds if (v := number(s.get("total"))) is not None]
     if not rounds:
         return warn("no round has its time in metrics.jsonl", "look again after the first rounds")
-    checkpoint_s = p95([number(s.get("checkpoint")) or 0.0 for s in seconds])
-    whole_s, own_s = p95([v for v, _ in rounds]), p95([v for _, v in rounds])
+    checkpoint_s = percentile_95([number(s.get("checkpoint")) or 0.0 for s in seconds])
+    whole_s, own_s = percentile_95([v for v, _ in rounds]), percentile_95([v for _, v in rounds])
     room_s = total_s - margin_s - checkpoint_s
     words = f"this site's part of a round takes up to {took(own_s)}, a checkpoint {took(checkpoint_s)}"
     if SCALE * own_s > room_s:
@@ -57,14 +60,8 @@ def fits(records: Sequence[Mapping[str, Any]], total_s: float, margin_s: float, 
 
 
 def _others(seconds: Mapping[str, Any]) -> float:
-    """Seconds of a round that depend on other sites and the relay."""
-    return sum(number(seconds.get(part)) or 0.0 for part in ("wire", "agree"))
-
-
-def p95(values: Sequence[float]) -> float:
-    """The 95th percentile, by the nearest rank."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, -(-95 * len(ordered) // 100) - 1)]
+    """Seconds in which other sites were waited for, as ops/life/history.py takes them off."""
+    return number(seconds.get("agree")) or 0.0
 
 
 CHECKS = (Check("walltime", GROUP, "no round is begun that cannot end before the job does", walltime),)

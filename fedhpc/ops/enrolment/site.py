@@ -102,8 +102,10 @@ class SiteFolder:
         """The folder with the site file `path`, or the folder `path` itself. Raises ConfigError."""
         file = path / "site.toml" if path.is_dir() else path
         site = read_site(read_bytes(file), file)
-        if site.site.key is None or site.exchange.kind != "https":
-            raise ConfigError(f"{file} is not for a relay", '[site] needs key, [exchange] kind = "https"')
+        exchange = site.exchange
+        if site.site.key is None or exchange.kind == "mpi" or not (exchange.certificate and exchange.key):
+            needs = '[site] needs key, [exchange] kind = "https" or "spool", certificate and key'
+            raise ConfigError(f"{file} is not for a relay", needs)
         return cls(file.parent, site)
 
     @classmethod

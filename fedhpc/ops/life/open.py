@@ -32,7 +32,7 @@ def open_outbox(party: Party, site_directory: Path) -> FileOutbox:
     # Where nothing is masked there is no ledger key, and nothing to hide.
     secret = party.ledger_keys.whole if party.ledger_keys is not None else bytes(KEY_BYTES)
     config = party.agreement.hash
-    return FileOutbox(site_directory / OUTBOX, config, outbox_key(secret, config), writes=party.leads)
+    return FileOutbox(site_directory / OUTBOX, config, outbox_key(secret, config), party.site)
 
 
 def finished_before(federation: Path, site: Path, run: Path | None, stage: Stage) -> Finished | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from fedhpc.errors import ConfigError, PeersError
+from fedhpc.errors import ConfigError, PeersError, PolicyError
 from fedhpc.ops.slurm.queue import Found, NoAnswerError
 from fedhpc.ops.slurm.records import Record, new_chain
 from fedhpc.ops.slurm.submit import Submitter
@@ -60,7 +60,10 @@ class Chains:
             )
 
     def follow(self, name: str, links: int) -> list[Record]:
-        """Make sure that `links` links after `name` are in the queue; the new ones. ConfigError, PeersError."""
+        """Make sure that `links` links after `name` are in the queue; the new ones.
+
+        Raises PolicyError if the chain was cancelled or is at its end; ConfigError, PeersError.
+        """
         records = self.submitter.records
         with records.locked():
             before = records.get(name)
@@ -68,16 +71,16 @@ class Chains:
                 raise ConfigError(f"no job {name} was submitted from {records.folder}")
             alive = {s.record.name for s in self.shown() if s.alive}
             later = [r for r in records.chain(before.chain) if r.link > before.link]
-            if any(r.state == "cancelled" for r in later):
-                raise ConfigError(f"the chain of {name} was cancelled", "`fedhpc submit` begins another")
-            # The queue may be slow to show what was just submitted, so a link without an end counts as there.
-            wanted = before.link + links
+            # A link cannot end before the one that it waits for, unless somebody took it out of the queue.
+            if any(r.state == "cancelled" or (r.job and r.name not in alive) for r in later) or (
+                before.state == "cancelled"
+            ):
+                raise PolicyError(f"the chain of {name} was cancelled", "`fedhpc submit` begins another")
             most = self.submitter.plan.settings.max_links
-            if wanted > most:
-                raise ConfigError(f"the chain of {name} has {before.link} links", f"[slurm] max_links = {most}")
-            ended = [r for r in later if r.name not in alive and r.job]
-            made = self._extend(before.chain, wanted, first=before.link + 1)
-            return [r for r in made if r not in later or r in ended]
+            if before.link + links > most:
+                raise PolicyError(f"the chain of {name} would be longer than [slurm] max_links = {most}")
+            made = self._extend(before.chain, before.link + links, first=before.link + 1)
+            return [r for r in made if r not in later]
 
     def _extend(self, chain: str, last: int, first: int = 1) -> list[Record]:
         """Links `first` to `last`; those that were submitted before stay as they are."""
@@ -103,6 +106,8 @@ class Chains:
         Raises ConfigError for an unknown name, PeersError.
         """
         records = self.submitter.records
+        if not records.folder.is_dir():
+            return []
         with records.locked():
             for asked in (name, after):
                 if asked is not None and records.get(asked) is None:

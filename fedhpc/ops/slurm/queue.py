@@ -14,18 +14,8 @@ from fedhpc.ops.logs import printable
 
 # Of the shell or job that submits: they would decide what a job asks for, or tell it of another job.
 _FOREIGN = (
-    "SBATCH_",
-    "SLURM_",
-    "SRUN_",
-    "SALLOC_",
-    "SQUEUE_",
-    "SACCT_",
-    "SCANCEL_",
-    "FEDHPC_",
-    "PMI_",
-    "PMIX_",
-    "OMPI_COMM_",
-    "PALS_",
+    *("SBATCH_", "SLURM_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_"),
+    *("FEDHPC_JOB_", "FEDHPC_EXIT_", "FEDHPC_PROGRAM_", "PMI_", "PMIX_", "OMPI_COMM_", "PALS_"),
 )
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_TIME_FORMAT")
 _TRANSIENT = re.compile(

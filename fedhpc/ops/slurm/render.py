@@ -100,7 +100,7 @@ def launcher(settings: SlurmSettings) -> str:
         words.append(f"--mpi={shlex.quote(settings.mpi)}")
     text = " ".join(words)
     if settings.rank_wrapper:
-        text += " \\\n  " + part(settings.rank_wrapper)
+        text += f' \\\n  "${{{settings.rank_wrapper}[@]}}"'
     return text
 
 

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from fedhpc import __version__
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError
-from fedhpc.federation.agreement import SiteFile, read_site, read_site_directory
+from fedhpc.federation.agreement import SiteFile, read_agreement, read_site, read_site_directory
 from fedhpc.ops.slurm.plan import Plan, Stage
 from fedhpc.ops.slurm.render import fill, header, launcher, log_pattern, one_task, part, resources, template
 from fedhpc.ops.slurm.settings import SlurmSettings
@@ -18,7 +18,6 @@ from fedhpc.ops.slurm.settings import SlurmSettings
 Kind = Literal["site", "rehearsal", "multiprog", "array", "hetjob", "relay"]
 KINDS: tuple[str, ...] = get_args(Kind)
 _RUN = '"$python" -m mpi4py -m fedhpc run "$federation"'
-_OUTBOX = "outbox"  # RUN/SITE/outbox: local work that still has to be exchanged
 
 
 @dataclass(frozen=True)
@@ -82,15 +81,21 @@ def job_script(plan: Plan, shape: Shape, name: str, stage: Stage, *, python: str
         if shape.relay is None:
             raise ConfigError("a relay's job needs its relay.toml", "--relay FILE")
         return fill(template("relay.sh"), values | {"relay": shlex.quote(str(shape.relay))})
-    begin = [f"submit_successors {settings.ahead}"] if chained and settings.ahead else []
+    begin = [
+        f"submit_successors {settings.ahead}" if chained and settings.ahead else "",
+        part(settings.rank_wrapper) if settings.rank_wrapper else "",
+        pieces.begin,
+    ]
     values |= {
         "about": f"{shape.kind}, {plan.site}, {plan.life.kind}, stage {stage}",
         "site": shlex.quote(str(plan.site_path)),
         "federation": shlex.quote(str(plan.federation_path)),
         "run": shlex.quote(str(plan.run)),
         "shape": pieces.shape,
-        "preflight": part("preflight", {"one": one_task(settings)}) if settings.preflight else "",
-        "begin": "\n".join([*begin, *([pieces.begin] if pieces.begin else [])]),
+        "preflight": part("preflight", {"one": one_task(settings), "profile": shlex.quote(plan.profile.name)})
+        if settings.preflight
+        else "",
+        "begin": "\n".join(piece for piece in begin if piece),
         "launch": pieces.launch,
         "again": _again(stage, settings, chained),
     }
@@ -102,8 +107,6 @@ def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage) -> 
     if shape.kind == "site":
         return _Pieces(f'{start} \\\n  {_RUN} --site "$site" --out "$run" --stage {stage}')
     if shape.kind == "hetjob":
-        if str(plan.site_file.exchange.kind) != "spool":
-            raise ConfigError('a heterogeneous job carries a spool: [exchange] kind = "spool"')
         start = start.replace("srun ", "srun --het-group=0 ", 1)
         return _Pieces(f'{start} \\\n  {_RUN} --site "$site" --out "$run" --stage {stage}', begin=part("carrier"))
     if shape.kind == "relay":
@@ -119,6 +122,8 @@ def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage) -> 
         return _Pieces(together)
     if not shape.federations:
         raise ConfigError("an array needs a federation.toml for each task", "--federation FILE, several times")
+    for path in shape.federations:
+        read_site_directory(shape.sites, read_agreement(read_bytes(path), str(path)))
     listed = " ".join(shlex.quote(str(path)) for path in shape.federations)
     limit = f"%{shape.at_once}" if shape.at_once else ""
     return _Pieces(
@@ -163,8 +168,7 @@ def _life(settings: SlurmSettings) -> str:
 
 
 def _chain(plan: Plan) -> str:
-    values = {"outbox": shlex.quote(str(plan.directory / _OUTBOX)), "profile": shlex.quote(plan.profile.name)}
-    return part("chain", values)
+    return part("chain", {"profile": shlex.quote(plan.profile.name)})
 
 
 def _again(stage: Stage, settings: SlurmSettings, chained: bool) -> str:

@@ -40,10 +40,13 @@ class Submitter:
         return Records(self.plan.jobs)
 
     def stage(self, link: int) -> Stage:
-        """What link number `link` (from 1) does: `detached` trains and exchanges in turn."""
+        """What link number `link` (from 1) does: `detached` exchanges and trains in turn.
+
+        An exchange comes first: it makes the first model, or finds at once that there is something to train.
+        """
         if self.plan.life.kind != "detached" or self.shape.kind != "site":
             return "all"
-        return "train" if link % 2 else "exchange"
+        return "exchange" if link % 2 else "train"
 
     def name(self, chain: str, link: int) -> str:
         """The name of a link."""
