@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
 import fedhpc
 from fedhpc.exchange.objects import ObjectName
@@ -193,15 +194,15 @@ class SiteThread:
         self,
         stage: Stage,
         number: int,
-        lanes: int,
-        value: int,
+        vector: NDArray[Any],
         spoil: Callable[[Federation], None] | None,
         more: dict[str, Any],
     ) -> None:
-        self.number, self.got = number, 0
+        self.number, self.got = number, 0.0
+        """The largest number of the sum."""
         self.error: BaseException | None = None
         self._stage, self._spoil, self._more = stage, spoil, more
-        self._numbers = np.full(lanes, value, np.int64)
+        self._numbers = vector
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -211,7 +212,7 @@ class SiteThread:
             with fedhpc.join(enrolled.federation, site=enrolled.site_file(name), run=self._stage.runs) as fed:
                 if self._spoil is not None:
                     self._spoil(fed)
-                self.got = int(fed.sum({"n": self._numbers}, **({"name": "n"} | self._more))["n"].max())
+                self.got = fed.sum({"n": self._numbers}, **({"name": "n"} | self._more))["n"].max()
         except BaseException as error:  # the test looks at it
             self.error = error
 
@@ -240,14 +241,15 @@ class Stage:
         self,
         *numbers: int,
         lanes: int = 5,
-        values: dict[int, int] | None = None,
+        values: dict[int, Any] | None = None,
+        kind: type = np.int64,
         spoil: dict[int, Callable[[Federation], None]] | None = None,
         **more: Any,
     ) -> None:
-        """Start sites, all without `numbers`. Site u sums 10^u in each lane, or `values[u]`."""
+        """Start sites, all without `numbers`. Site u sums 10^u in each lane, or `values[u]`, a number or [lanes]."""
         for u in numbers or self.relay.sites:
-            value = (values or {}).get(u, 10**u)
-            self.sites[u] = SiteThread(self, u, lanes, value, (spoil or {}).get(u), more)
+            vector = np.full(lanes, (values or {}).get(u, 10**u), kind)
+            self.sites[u] = SiteThread(self, u, vector, (spoil or {}).get(u), more)
 
     def ledger(self, u: int) -> list[dict[str, Any]]:
         """The entries of a site's ledger, as they were added."""

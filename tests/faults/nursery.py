@@ -136,7 +136,6 @@ def run_child(order: dict[str, Any]) -> None:
 
 def parent() -> None:
     import hostile_relay  # noqa: F401
-    import hostile_site  # noqa: F401
     import relayed_relay  # noqa: F401
     import relayed_site  # noqa: F401
 

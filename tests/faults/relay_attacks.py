@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import pytest
 from lying_relay import Lie, Stage
 
+from fedhpc.exchange.objects import ObjectName
 from fedhpc.secure.keys import AttemptKey
 from fedhpc.secure.messages import Survivors
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, canon, parse_canon, tree
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES, canon, parse_canon, sign_message, tree
 
 Victims = tuple[int, ...]
 Change = Callable[[bytes], bytes | None]
@@ -102,6 +104,14 @@ def m0_attempt(stage: Stage) -> Victims:
     return ALL
 
 
+def config_signature(stage: Stage) -> Victims:
+    """In place of the signature of site 3 under this configuration, one that it gave for another."""
+    other = sign_message(stage.identity(3), "CONFIG", 3, bytes.fromhex(OTHER), {})
+    stage.relay.lie(about("0/CONFIG/3", instead(other)))
+    stage.start()
+    return ALL
+
+
 # --- M1, U1
 
 
@@ -157,6 +167,13 @@ def u1_for_one_site(stage: Stage) -> Victims:
 
 def m2_altered(stage: Stage) -> Victims:
     stage.relay.lie(about("1/M2/3", body(commit=OTHER), [1, 2, 4]))
+    stage.start()
+    stage.relay.run(1, upto="U2")
+    return (1, 2, 4)
+
+
+def m2_torn(stage: Stage) -> Victims:
+    stage.relay.lie(about("1/M2/3", lambda truth: truth[:-7], [1, 2, 4]))
     stage.start()
     stage.relay.run(1, upto="U2")
     return (1, 2, 4)
@@ -290,9 +307,9 @@ def fewer_than_everyone(stage: Stage) -> Victims:
     return (1, 2, 3)
 
 
-def late_vector(stage: Stage) -> Victims:
+def late_vector(stage: Stage, total: float = 1110, **vectors: Any) -> Victims:
     """The relay calls site 4 lost and keeps its vector: the others open its mask key, and its self mask stays."""
-    stage.start()
+    stage.start(**vectors)
     stage.relay.run(1, upto="U2")
     stage.relay.wait(1, "M3", ALL)
     lose(stage, 1, 4)
@@ -300,7 +317,7 @@ def late_vector(stage: Stage) -> Victims:
     stage.relay.wait(1, "M6", [1, 2, 3])
     for u in (1, 2, 3):
         assert stage.sites[u].end() is None
-        assert stage.sites[u].got == 1110
+        assert stage.sites[u].got == pytest.approx(total)
     assert stage.relay.has(1, "M3v", [4])
     stage.relay.stop()
     return (4,)
@@ -399,9 +416,9 @@ def three_sets(stage: Stage) -> Victims:
 # --- the sum, M6
 
 
-def sum_altered(stage: Stage, change: Callable[[bytes], bytes], lanes: int = 5) -> Victims:
+def sum_altered(stage: Stage, change: Callable[[bytes], bytes], lanes: int = 5, **more: Any) -> Victims:
     """The relay alters Y before it names its hash, so all sites see one sum and sign it."""
-    stage.start(lanes=lanes)
+    stage.start(lanes=lanes, **more)
     stage.relay.run(1, upto="U2")
     for kind in ("M3", "M3v"):
         stage.relay.wait(1, kind, ALL)
@@ -421,6 +438,10 @@ def y_low_bit(stage: Stage) -> Victims:
 
 def y_top_bit(stage: Stage) -> Victims:
     return sum_altered(stage, flipped(7, 7))
+
+
+def y_top_bit_of_32(stage: Stage) -> Victims:
+    return sum_altered(stage, flipped(3, 7), kind=np.float32, values=dict.fromkeys(ALL, 1), bound=8.0)
 
 
 def y_swapped_blocks(stage: Stage) -> Victims:
@@ -444,6 +465,25 @@ def y_shorter(stage: Stage) -> Victims:
     stage.start()
     stage.relay.run(1)
     return (2,)
+
+
+def y_longer(stage: Stage) -> Victims:
+    stage.relay.lie(about("1/Y", lambda y: y + bytes(16), [2]))
+    stage.start()
+    stage.relay.run(1)
+    return (2,)
+
+
+def vector_altered(stage: Stage) -> Victims:
+    """A byte of site 3's vector is another one on the relay's disk when the vectors are added."""
+    stage.start()
+    stage.relay.run(1, upto="U2")
+    for kind in ("M3", "M3v"):
+        stage.relay.wait(1, kind, ALL)
+    path = stage.relay.store.path(ObjectName(stage.relay.config, 1, 1, "M3v/3"))
+    path.write_bytes(flipped(8, 0)(path.read_bytes()))
+    stage.relay.masked(1)
+    return ALL
 
 
 def m4r_for_one_site(stage: Stage) -> Victims:

@@ -36,11 +36,19 @@ def signs_other(stage: Stage, u: int, kind: str, change: Callable[[dict[str, Any
     stage.patches.enter_context(mock.patch.object(SiteAttempt, "_sign_once", sign))
 
 
-def low_order_key(stage: Stage) -> Victims:
-    signs_other(stage, 3, "M1", lambda body: body.update(mask="00" * 32))
+def bad_key(stage: Stage, **keys: str) -> Victims:
+    signs_other(stage, 3, "M1", lambda body: body.update(keys))
     stage.start()
     stage.relay.run(1, upto="U1")
     return (1, 2, 4)
+
+
+def low_order_key(stage: Stage) -> Victims:
+    return bad_key(stage, mask="00" * 32)
+
+
+def low_order_sealing_key(stage: Stage) -> Victims:
+    return bad_key(stage, chan="01" + "00" * 31)
 
 
 def copied_key(stage: Stage) -> Victims:
@@ -75,14 +83,18 @@ def false_secret(stage: Stage) -> Victims:
     return (1, 2, 4)
 
 
-def noise_for_shares(stage: Stage) -> Victims:
-    """Sites 3 and 4 answer with noise, more than t = 1: the sum stays shut."""
+def answers_with_noise(stage: Stage, *sites: int) -> None:
     honest = SiteAttempt._own_share
 
     def own_share(machine: SiteAttempt, w: int) -> bytes:
-        return bytes([w]) * 32 if machine._me in (3, 4) else honest(machine, w)
+        return bytes([w]) * 32 if machine._me in sites else honest(machine, w)
 
     stage.patches.enter_context(mock.patch.object(SiteAttempt, "_own_share", own_share))
+
+
+def noise_for_shares(stage: Stage) -> Victims:
+    """Sites 3 and 4 answer with noise, more than t = 1: the sum stays shut."""
+    answers_with_noise(stage, 3, 4)
     stage.start()
     stage.relay.run(1)
     return (1, 2)
@@ -133,6 +145,24 @@ def own_number_too_large(stage: Stage) -> Victims:
     stage.start(values={2: 2**62})
     stage.relay.wait(0, "READY", [1, 3, 4])
     return (2,)
+
+
+def own_number(stage: Stage, value: float) -> Victims:
+    stage.start(kind=np.float64, values=dict.fromkeys(ALL, 1.0) | {2: value}, bound=8.0)
+    stage.relay.wait(0, "READY", [1, 3, 4])
+    return (2,)
+
+
+def own_number_is_none(stage: Stage) -> Victims:
+    return own_number(stage, np.nan)
+
+
+def own_number_infinite(stage: Stage) -> Victims:
+    return own_number(stage, -np.inf)
+
+
+def own_number_beyond(stage: Stage) -> Victims:
+    return own_number(stage, 8.01)
 
 
 def changed_vector(stage: Stage) -> Victims:

@@ -104,7 +104,7 @@ def test_a_traceback_shows_no_secret(theatre: Theatre) -> None:
     with theatre.world(QUORUM, "traceback") as world:
         world.start_relay()
         sites = world.start_sites([1, 3, 4])
-        falling = world.start_site(2, FEDHPC_TEST_CRIME="a mistake")
+        falling = world.start_site(2, FEDHPC_TEST_MISTAKE="1")
         assert falling.wait(60) == 70, world.texts()
         assert "RuntimeError: a mistake of the program: SiteAttempt(site 2) AttemptSecrets(<private>" in falling.text()
         kept = attempt_file(world.run / "bb" / "attempts" / "round-1.attempt")

@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import relay_attacks
 import site_attacks
 from harness import ROOT
 from lying_relay import Stage, stage_of
+from relayed_peel import attempt_file, encoded, layout_of, without_edges, without_self
 from wire_table import ELSEWHERE, RELAY, SITE, Attack, rows
 
+from fedhpc.exchange.objects import ObjectName
+from fedhpc.federation.federation import Federation
 from fedhpc.ops.enrolment.one_machine import Enrolled, enrol
+from fedhpc.secure.transcript import parse_canon
 
 pytestmark = pytest.mark.faults
 
@@ -102,6 +108,69 @@ def test_sites_that_refused_a_second_set_still_open_the_first(stage: Stage) -> N
     for u in stage.relay.sites:
         assert stage.sites[u].end() is None
         assert stage.sites[u].got == 11110
+
+
+def test_wrong_shares_are_named_and_not_needed(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """Three good answers of four are enough, and who sent the wrong one is told. The last good one comes after it."""
+
+    def after_the_others(fed: Federation) -> None:
+        exchange = fed.sums.lead.exchange  # type: ignore[union-attr]
+        put = exchange.put
+
+        def late(round_: int, attempt: int, kind: str, data: bytes, **more: Any) -> None:
+            if kind == "M5":
+                stage.relay.wait(1, "M5", [1, 2, 3])
+            put(round_, attempt, kind, data, **more)
+
+        exchange.put = late  # type: ignore[method-assign]
+
+    site_attacks.answers_with_noise(stage, 3)
+    stage.start(spoil={4: after_the_others})
+    stage.relay.run(1)
+    for u in (1, 2, 4):
+        assert stage.sites[u].end() is None
+        assert stage.sites[u].got == 11110
+    said = {record.getMessage() for record in caplog.records}
+    assert any("site s3 sent a wrong share of site" in text for text in said), said
+
+
+# --- what the relay has of a vector
+
+
+LANES = 200_000
+DRAWN = {u: np.random.default_rng(u).uniform(-8, 8, LANES) for u in relay_attacks.ALL}
+FLOATS: dict[str, Any] = {"lanes": LANES, "values": DRAWN, "kind": np.float64, "bound": 8.0}
+
+
+def held(stage: Stage, name: str) -> bytes:
+    return stage.relay.store.path(ObjectName(stage.relay.config, 1, 1, name)).read_bytes()
+
+
+def test_a_late_vector_is_hidden_by_its_self_mask_alone(stage: Stage) -> None:
+    """Site 4 was called lost and its mask key opened, and the relay kept its vector: all other masks are taken off."""
+    assert relay_attacks.late_vector(stage, total=sum(DRAWN[u] for u in (1, 2, 3)).max(), **FLOATS) == (4,)
+    publics = {u: bytes.fromhex(parse_canon(held(stage, f"M1/{u}"))["body"]["mask"]) for u in stage.relay.sites}
+    keys = attempt_file(stage.runs / "s4" / "attempts" / "round-1.attempt")
+    values = {"n": DRAWN[4]}
+    layout = layout_of(values, 8.0, 4)
+    rest = without_edges(held(stage, "M3v/4"), layout, 4, keys, publics)
+    plain = encoded(values, layout, 4)
+    same = np.frombuffer(rest, np.uint8) == np.frombuffer(plain, np.uint8)
+    assert same.mean() < 1 / 200  # as two unrelated strings of bytes
+    assert without_self(rest, layout, 4, keys) == plain
+
+
+def test_masked_vectors_look_uniform_on_the_relays_disk(stage: Stage) -> None:
+    """χ² of the bytes of all vectors; and none is another's repeat."""
+    stage.start(**FLOATS)
+    stage.relay.run(1)
+    found = [np.frombuffer(held(stage, f"M3v/{u}"), np.uint8) for u in stage.relay.sites]
+    for data in found:
+        assert data.size == 8 * LANES
+        mean = data.size / 256
+        assert ((np.bincount(data, minlength=256) - mean) ** 2 / mean).sum() < 255 + 8 * np.sqrt(2 * 255)
+    for i, data in enumerate(found):
+        assert all((data == other).mean() < 1 / 200 for other in found[:i])
 
 
 def test_every_attack_of_the_list_is_somewhere() -> None:

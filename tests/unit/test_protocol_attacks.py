@@ -266,6 +266,22 @@ def test_5_answers_of_an_earlier_attempt_do_not_count(name: str) -> None:
     assert "signed another transcript" in attempt.live[1].machine.faults[0]
 
 
+@pytest.mark.parametrize("name", ["M1", "M2", "M3", "M4", "M5"])
+def test_5_messages_of_an_earlier_round(name: str) -> None:
+    """The same sites, keys and numbers of attempts; only the round is another one."""
+    before, world = World(4, round_=6).attempt(), World(4, round_=7)
+    before.run()
+    old = before.relay.messages(name)[3]
+    attempt = hostile(world, lie_about(name, lambda truth: truth | {3: old}, 1, 2, 4))
+    play(attempt)
+    step = {"M1": "M2", "M2": "M3", "M3": "M4"}.get(name)
+    if step:
+        refused(attempt, step, f"site site-3 signed another transcript in {name}", 1, 2, 4)
+    else:  # three of four are enough, and the fourth is told
+        assert set(attempt.opened.values()) == {world.sum_over([1, 2, 3, 4])}
+        assert all("signed another transcript" in attempt.live[u].machine.faults[0] for u in (1, 2, 4))
+
+
 def test_5_an_attempt_file_of_another_attempt() -> None:
     world = World(4)
     first = world.attempt()
