@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ def write_stream(path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o
         with _temporary(path, parts, mode) as temporary:
             temporary.replace(path)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}", "check space and permissions") from None
+        raise StorageError(f"cannot write {path}: {error.strerror}", hint_for(error)) from None
 
 
 def write_new(path: Path, data: bytes) -> bool:
@@ -33,6 +34,16 @@ def write_new(path: Path, data: bytes) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def hint_for(error: OSError) -> str:
+    """What to do about a file that cannot be read or written."""
+    hints = {
+        errno.ENOSPC: "the disk is full: make room, then start again",
+        errno.EDQUOT: "the quota is used up: make room, then start again",
+        errno.EROFS: "the file system is read-only here",
+    }
+    return hints.get(error.errno or 0, "check space and permissions")
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ _COMMANDS = {
         "data": ("fedhpc.cli.data", "data", "Make, check and split a site's data store."),
         "run": ("fedhpc.cli.run", "run", "Train, or go on; started under mpirun or srun."),
         "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
-        "spool": ("fedhpc.cli.spool", "spool", "Carry messages for nodes without a route to the relay."),
         "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
+        "spool": ("fedhpc.cli.spool", "spool", "Carry messages for nodes without a route to the relay."),
     },
     "In the batch queue": {
         "doctor": ("fedhpc.cli.doctor", "doctor", "Look for what would end a job, before it waits."),

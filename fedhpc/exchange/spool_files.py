@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedhpc.errors import StorageError
 from fedhpc.exchange.objects import ObjectName
-from fedhpc.files import write_whole
+from fedhpc.files import hint_for, write_whole
 
 MOST_NOTE_BYTES = 64 << 10
 MOST_LISTING_BYTES = 8 << 20
@@ -199,11 +199,4 @@ def storage(path: Path, what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ESTALE and what == "read":
             raise StorageError(f"{path} changed while it was read", "the file system is slow; start again") from None
-        hint = {
-            errno.ENOSPC: "the disk is full: make room, then start again",
-            errno.EDQUOT: "the quota is used up: make room, then start again",
-            errno.EROFS: "the file system is read-only here",
-        }
-        raise StorageError(
-            f"cannot {what} {path}: {error.strerror}", hint.get(error.errno or 0, "check space and permissions")
-        ) from None
+        raise StorageError(f"cannot {what} {path}: {error.strerror}", hint_for(error)) from None

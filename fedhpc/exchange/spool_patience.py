@@ -20,6 +20,7 @@ _FIRST_S, _LONGEST_S = 0.02, 1.0
 _LOOK_S = 1.0  # between looks at the carrier's sign of life
 _BEAT_S = 5.0  # between the site's own
 _QUIET_S = 10.0  # without a sign before people are told
+_TIMES_TOLD = 60  # at most; between two passes of a carrier that cron starts nothing is wrong
 _T = TypeVar("_T")
 
 
@@ -34,6 +35,7 @@ class SpoolPatience:
         self._seen: CarrierLife | None = None
         now = time.monotonic()
         self._changed, self._looked, self._beaten = now, now - _LOOK_S, now - _BEAT_S
+        self._told = now - total_s
         self._beats = time.time_ns() // 1_000_000  # a site that starts again goes on above what it wrote before
 
     def poll(self, what: str, look: Callable[[], _T | None], wait_s: float | None = None) -> _T | None:
@@ -91,7 +93,8 @@ class SpoolPatience:
                 f"the spool {self._folder.root} is not carried: {self._last_sign()}",
                 f"tried to {what} for {self._total_s:.0f} s; on a machine with a route: {COMMAND}",
             )
-        if quiet > _QUIET_S:
+        if quiet > _QUIET_S and now - self._told > max(_LOOK_S, self._total_s / _TIMES_TOLD):
+            self._told = now
             self._on_retry(Retry(what, f"spool: {self._last_sign()}", _LOOK_S, self._total_s - quiet))
 
     def _last_sign(self) -> str:

@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from protocol_fakes import World
 from secure_fakes import key_of
+from spool_targets import spool_parsers
 
 from fedhpc.config import MAX_CONFIG_BYTES
 from fedhpc.data.schema import Feature, FeatureSet, Label
@@ -77,8 +78,13 @@ class Target:
 @cache
 def targets() -> dict[str, Target]:
     """All targets by name."""
-    made = [*_protocol(), *_hostile_sites(), *_relay(), *_site(), *_files(), *_enrolment()]
+    made = [*_protocol(), *_hostile_sites(), *_relay(), *_site(), *_files(), *_enrolment(), *_spool()]
     return {target.name: target for target in made}
+
+
+def _spool() -> list[Target]:
+    """Files of a spool directory."""
+    return [Target(name, parse, seeds, (ValueError,)) for name, (parse, seeds) in spool_parsers().items()]
 
 
 # --- messages of the protocol, as they come

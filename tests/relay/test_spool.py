@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROOT, call, start, until
+from harness import call, start, until
 from spool_sites import Copier, carrier, carrier_file, carriers, carry_words, copiers, place_of, use_spool
 from tiny_federations import ENVIRONMENT, Tiny, relay_of, results, run_sites, words
 from tiny_site import update_of
@@ -200,13 +200,14 @@ def test_files_of_another_federation_are_left_alone(tiny: Tiny, spool: Path) -> 
     assert sorted(p.name for p in (spool / ("ab" * 32) / "1").iterdir()) == ["out"]
 
 
-MOUNT = 'mount -t tmpfs -o "$1" none "$2" && shift && cd / && shift && exec "$@"'
-FILL = 'mount -t tmpfs -o "$1" none "$2" && head -c 40000 /dev/zero >"$2/full" ; shift && shift && exec "$@"'
+MOUNT = 'mount -t tmpfs -o "$1" none "$2" && shift 2 && exec "$@"'
+FILL = 'mount -t tmpfs -o "$1" none "$2" && { head -c 40000 /dev/zero >"$2/full"; shift 2; exec "$@"; }'
 
 
 @pytest.mark.parametrize(
     ("script", "options", "reason"),
     [(MOUNT, "ro", "the file system is read-only here"), (FILL, "size=36k", "the disk is full: make room")],
+    ids=["read-only", "full"],
 )
 def test_a_disk_that_takes_nothing(script: str, options: str, reason: str, tiny: Tiny, tmp_path: Path) -> None:
     """At the carrier: in/ is a file system of its own in a mount namespace. It ends with 74, and goes on later."""
@@ -244,4 +245,3 @@ def test_without_a_spool_or_a_carrier(tiny: Tiny, tmp_path: Path) -> None:
     call(run, env=ENVIRONMENT).refused(69, "no carrier has been seen", "fedhpc spool carry")
     carry = [sys.executable, "-m", "fedhpc", "spool", "carry", made.federation, "--site", file]
     call(carry, env=ENVIRONMENT).refused(64, "url, certificate and key")
-    assert ROOT.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -19,11 +20,14 @@ from fedhpc.exchange.http_listing import Entry
 from fedhpc.exchange.http_ranges import Gaps
 from fedhpc.exchange.http_traffic import Traffic
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName, block_count
+from fedhpc.exchange.spool import SpoolClient
 from fedhpc.exchange.spool_files import SpoolFolder
 from fedhpc.exchange.transport import BlockWork
 from fedhpc.secure.transcript import tree, tree_root
 
 CONFIG, SITE = key_of("spool config").hex(), 2
+VECTOR = bytes(random.Random(1).randbytes(2 * BLOCK_BYTES + 1000))
+PATIENCE_S = 30.0
 
 
 def name(text: str, round_: int = 1, attempt: int = 1) -> ObjectName:
@@ -231,3 +235,29 @@ def once(folder: SpoolFolder, relay: FakeRelay) -> int:
     carrier = Carrier(folder, FakeClient(relay), lambda text: None)  # type: ignore[arg-type]
     carrier.once(stale_s=0.5)
     return carrier.carried
+
+
+def halves(client: SpoolClient, data: bytes = VECTOR) -> tuple[SpoolClient, bytes]:
+    """Two ranks write their parts with clients of their own; the leader's client and the Tree."""
+    other = SpoolClient(client._folder, patience_s=PATIENCE_S, leads=False)
+    digests: dict[int, bytes] = {}
+    of = name("M3v/2")
+    buffer = bytearray(data)
+    for rank, (low, high) in ((client, (0, BLOCK_BYTES)), (other, (BLOCK_BYTES, len(data)))):
+        seen: list[tuple[int, int]] = []
+        outgoing = rank.upload(of, len(data))
+        outgoing.write(low, memoryview(buffer)[low:high], lambda a, b, seen=seen: seen.append((a, b)))  # type: ignore[misc]
+        starts = range(low, high, BLOCK_BYTES)
+        assert sorted(seen) == [(at, min(at + BLOCK_BYTES, high)) for at in starts], "each block is prepared once"
+        digests |= outgoing.digests
+    return client, tree_root(len(data), [digests[i] for i in sorted(digests)])
+
+
+def wait_for(true: Any) -> None:
+    """Until `true()`; the test's own time limit is the only one."""
+    event = threading.Event()
+    for _ in range(6000):
+        if true():
+            return
+        event.wait(0.005)
+    raise AssertionError("it never came")

@@ -5,14 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from spool_fakes import CONFIG, SITE, FakeClient, FakeRelay, carrying, name, once, spool_in
+from spool_fakes import (
+    CONFIG,
+    PATIENCE_S,
+    SITE,
+    VECTOR,
+    FakeClient,
+    FakeRelay,
+    carrying,
+    halves,
+    name,
+    once,
+    spool_in,
+    wait_for,
+)
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError, StorageError
 from fedhpc.exchange.http_link import RelayProblem
@@ -21,10 +33,7 @@ from fedhpc.exchange.spool import SpoolClient
 from fedhpc.exchange.spool_files import PUTS, RECEIPTS, SpoolFolder, names_in, note_name, write_file
 from fedhpc.exchange.spool_notes import PutNote, to_bytes
 from fedhpc.exchange.spool_transfer import part_of
-from fedhpc.secure.transcript import tree, tree_root
-
-VECTOR = bytes(random.Random(1).randbytes(2 * BLOCK_BYTES + 1000))
-PATIENCE_S = 30.0
+from fedhpc.secure.transcript import tree
 
 
 @pytest.fixture
@@ -152,22 +161,6 @@ def test_where_the_federation_stands(site: SpoolClient) -> None:
 
 
 # --- vectors
-
-
-def halves(client: SpoolClient, data: bytes = VECTOR) -> tuple[SpoolClient, bytes]:
-    """Two ranks write their parts with clients of their own; the leader's client and the Tree."""
-    other = SpoolClient(client._folder, patience_s=PATIENCE_S, leads=False)
-    digests: dict[int, bytes] = {}
-    of = name("M3v/2")
-    buffer = bytearray(data)
-    for rank, (low, high) in ((client, (0, BLOCK_BYTES)), (other, (BLOCK_BYTES, len(data)))):
-        seen: list[tuple[int, int]] = []
-        outgoing = rank.upload(of, len(data))
-        outgoing.write(low, memoryview(buffer)[low:high], lambda a, b, seen=seen: seen.append((a, b)))  # type: ignore[misc]
-        starts = range(low, high, BLOCK_BYTES)
-        assert sorted(seen) == [(at, min(at + BLOCK_BYTES, high)) for at in starts], "each block is prepared once"
-        digests |= outgoing.digests
-    return client, tree_root(len(data), [digests[i] for i in sorted(digests)])
 
 
 def test_a_vector_of_two_ranks_and_the_sum_back(site: SpoolClient, relay: FakeRelay, folder: SpoolFolder) -> None:
@@ -491,13 +484,3 @@ def test_a_spool_that_is_not_mounted_is_not_made(tmp_path: Path) -> None:
 def passes(folder: SpoolFolder, relay: FakeRelay) -> None:
     for _ in range(100):
         once(folder, relay)
-
-
-def wait_for(true: Any) -> None:
-    """Until `true()`; the test's own time limit is the only one."""
-    event = threading.Event()
-    for _ in range(6000):
-        if true():
-            return
-        event.wait(0.005)
-    raise AssertionError("it never came")
