@@ -304,7 +304,7 @@ def test_rounds_and_the_walltime(tmp_path: Path, time_: str, life: str, state: s
     site = subject(tmp_path, slurm=f'time = "{time_}"\nsignal_s = 60', life=life)
     rounds(site, ROUND, ROUND, ROUND)
     if state == "ok":
-        passes("walltime", site, "fit into")
+        passes("walltime", site, "3 rounds fit into" if life else "2 rounds fit into")
     elif state == "warn":
         warns("walltime", site, "with the wait for others", "detached")
     else:

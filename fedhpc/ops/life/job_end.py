@@ -31,8 +31,10 @@ def _ask_slurm(job: str) -> float | None:
         answer = subprocess.run(
             ["squeue", "--noheader", "--jobs", job, "--format", "%e"],
             capture_output=True, text=True, timeout=_ASK_S, check=True, stdin=subprocess.DEVNULL,
+            env={**os.environ, "SLURM_TIME_FORMAT": "%s"},
         ).stdout.strip()  # fmt: skip
-        return datetime.fromisoformat(answer).timestamp()
+        # A Slurm that ignores the format answers in local time, without a zone.
+        return float(answer) if answer.isdigit() else datetime.fromisoformat(answer).timestamp()
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         _log.warning("the end of job %s is not to be had (%s): it is not kept in mind", job, type(error).__name__)
         return None

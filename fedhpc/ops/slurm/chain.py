@@ -42,10 +42,9 @@ class Chains:
         """
         records = self.submitter.records
         with records.locked():
-            chains = list(dict.fromkeys(r.chain for r in records.all()))
             self._refuse_second()
             cut = [r for r in records.all() if r.state == "intended"]
-            chain = cut[-1].chain if cut else new_chain(self.submitter.plan.run, self.submitter.plan.site, len(chains))
+            chain = cut[-1].chain if cut else new_chain()
             return self._extend(chain, links)
 
     def _refuse_second(self) -> None:

@@ -1,6 +1,6 @@
 """RUN/SITE/jobs/NAME.json: what this site has asked of its queue, written before the queue is asked.
 
-A name is never used for two jobs. It follows from the run and a count, so two who submit at once mean the same job.
+A name is never used for two jobs; who decides about names holds the lock.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,9 +46,9 @@ class Record:
     """ISO 8601, UTC: when it was decided."""
 
 
-def new_chain(run: Path, site: str, count: int) -> str:
-    """The 8 hex digits of a site's chain number `count` in this run directory."""
-    return hashlib.sha256(f"{run}\0{site}\0{count}".encode()).hexdigest()[:8]
+def new_chain() -> str:
+    """8 hex digits that no other submission has, also not of a run directory that was here before."""
+    return secrets.token_hex(4)
 
 
 def job_name(federation: str, site: str, chain: str, link: int, stage: str) -> str:
