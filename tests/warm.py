@@ -22,6 +22,7 @@ import sys
 import traceback
 
 LENGTH = struct.Struct("<I")
+CODE = struct.Struct("<i")  # below 0: the signal that ended it
 MODULES = ("torch", "h5py", "h11", "safetensors.numpy", "fedhpc.cli", "fedhpc.ops.run", "fedhpc.train.trainer")
 
 
@@ -33,10 +34,12 @@ def send(path: str, words: list[str]) -> int:
         files = array.array("i", [0, 1, 2]).tobytes()
         sock.sendmsg([LENGTH.pack(len(order))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         sock.sendall(order)
-        status = sock.recv(LENGTH.size, socket.MSG_WAITALL)
-    code = LENGTH.unpack(status)[0] if status else 1
-    if code > 128:
-        os.kill(os.getpid(), code - 128)
+        status = sock.recv(CODE.size, socket.MSG_WAITALL)
+    code = CODE.unpack(status)[0] if status else 1
+    if code < 0:
+        with contextlib.suppress(OSError):  # not of SIGKILL
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
     return code
 
 
@@ -91,7 +94,7 @@ def attend(sock: socket.socket) -> None:
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(OSError):
-        sock.sendall(LENGTH.pack(code if code >= 0 else 128 - code))
+        sock.sendall(CODE.pack(code))
     os._exit(0)
 
 
