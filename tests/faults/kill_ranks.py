@@ -51,7 +51,7 @@ class Model:
     def load(self, tensors: Mapping[str, Any]) -> None:
         self.now = {n: t.copy() for n, t in tensors.items()}
 
-    def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep) -> LocalResult:
+    def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep = lambda: False) -> LocalResult:
         self.steps += 1
         for name, target in self.target.items():
             noise = np.random.default_rng([*self.site.encode(), self.steps]).standard_normal(target.shape)

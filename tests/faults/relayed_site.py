@@ -88,7 +88,7 @@ class Model:
     def load(self, tensors: Mapping[str, Any]) -> None:
         self.now = {n: t.copy() for n, t in tensors.items()}
 
-    def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep) -> LocalResult:
+    def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep = lambda: False) -> LocalResult:
         self.steps += 1
         for i, (name, target) in enumerate(self.target.items()):
             noise = np.random.default_rng([self.number, self.steps, i]).standard_normal(target.shape)

@@ -262,7 +262,7 @@ def test_a_requeue_that_fails_is_told(tmp_path: Path, node: Node) -> None:
 def test_checks_before_the_start(tmp_path: Path, node: Node) -> None:
     node.answer("doctor", 69)
     done = ends(node, prepared(tmp_path, node, life="chained"))
-    assert done.code == 64
+    assert done.code == 69
     assert node.calls("run") == []
     assert node.calls("submit") == []
     assert requeues(node) == []
