@@ -17,13 +17,12 @@ import os
 import re
 import shlex
 import signal
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 import pytest
-from harness import Site, call, matches, write_federation
+from harness import FEDHPC, Site, Warm, call, matches, write_federation
 
 HERE = Path(__file__).parent
 TRANSCRIPTS = sorted(HERE.glob("*.txt"))
@@ -82,11 +81,12 @@ def renew(old: list[str], lines: list[str]) -> list[str]:
     return [k if k and matches([k], [line]) else _VOLATILE.sub("...", line) for k, line in pairs]
 
 
-def run(step: Step, directory: Path) -> tuple[list[str], int]:
-    """(printed lines, exit code)."""
-    words = f"{shlex.quote(sys.executable)} -m fedhpc"
+def run(step: Step, directory: Path, fresh: bool) -> tuple[list[str], int]:
+    """(printed lines, exit code). `fresh`: by processes that start from nothing."""
+    words = shlex.join(FEDHPC)
+    warm = words if fresh else shlex.join(Warm.words())
     background = f'(echo $BASHPID > "$1.pid"; exec {words} "${{@:2}}") > "$1" 2>&1 &'
-    shell = f'fedhpc() {{ {words} "$@"; }}\nbackground() {{ {background} }}\nexec 2>&1\n'
+    shell = f'fedhpc() {{ {warm} "$@"; }}\nbackground() {{ {background} }}\nexec 2>&1\n'
     done = call(["bash", "-c", shell + "\n".join(step.command)], cwd=directory, timeout=90, env={"COLUMNS": "100"})
     text = done.out.replace("python -m fedhpc", "fedhpc").replace(str(directory), "")
     lines = [line.rstrip() for line in text.splitlines()]
@@ -95,9 +95,9 @@ def run(step: Step, directory: Path) -> tuple[list[str], int]:
     return lines, done.code
 
 
-def play(step: Step, directory: Path) -> str:
+def play(step: Step, directory: Path, fresh: bool = False) -> str:
     """What is wrong with a step, if anything; what it printed is then what it should print."""
-    lines, code = run(step, directory)
+    lines, code = run(step, directory, fresh)
     if code == step.code and matches(step.expected, lines):
         return ""
     told = [f"$ {step.command[0]}", *lines, f"? {code}", "--- expected", *step.expected, f"? {step.code}"]
@@ -121,7 +121,7 @@ def test_transcript(path: Path, tmp_path: Path, request: pytest.FixtureRequest) 
     steps, after = read(path.read_text())
     assert steps, f"{path} holds no command"
     try:
-        wrong = [told for step in steps if (told := play(step, tmp_path))]
+        wrong = [told for step in steps if (told := play(step, tmp_path, fresh=path.stem == "usage"))]
     finally:
         end_background(tmp_path)
     if wrong and request.config.getoption("--regenerate"):

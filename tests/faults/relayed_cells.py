@@ -21,6 +21,13 @@ SITE_POINTS = (
     "keep before",
     "keep after",
 )
+# For the others a site that is gone for good is what the relay has of it: a cell for each such state.
+LOST_POINTS = (
+    "READY before",
+    *(f"{m} after" for m in MESSAGES),
+    *(f"M3v {when}" for when in ("begin", "half", "commit", "after")),
+    "Y half",
+)
 TRAINING_POINTS = (
     *("proof before", "proof after", "save before", "save half", "save after"),
     *("M3v half", "M5 saved", "M6 saved", "Y half"),
@@ -33,7 +40,7 @@ RELAY_POINTS = (
     "M3v half",
 )
 BOTH_WAYS = {"M3 after", "M3v after"}  # M3 and the end of the vector travel at the same time, and both are needed
-ARRIVED = {"M4", "M5", "M6", "set", "state", "Y", "keep"}  # steps after a site's vector is whole at the relay
+ARRIVED = {"M4", "M5", "M6", "Y"}  # steps after a site's vector is whole at the relay
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def relay_restarted(cell: Cell, world: World) -> str:
 def cells() -> Iterator[Cell]:
     for number, point in enumerate(SITE_POINTS):
         yield Cell("site", "restarted", point, number % 4 + 1, SYNC, restarted)
-    for number, point in enumerate(SITE_POINTS):
+    for number, point in enumerate(LOST_POINTS):
         yield Cell("site", "lost", point, (number + 2) % 4 + 1, QUORUM, lost)
     for number, point in enumerate(("M2 after", "M3v half", "M5 saved")):
         yield Cell("site", "no file", point, number + 2, QUORUM, without_its_file)

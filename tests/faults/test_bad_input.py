@@ -313,7 +313,7 @@ def test_a_key_that_is_not_in_the_roster(tmp_path: Path) -> None:
 def test_an_altered_ledger(tmp_path: Path) -> None:
     """A line that was changed, one that was taken out, and one that was taken from another site's ledger."""
     federation = write_federation(tmp_path, 3, stores=False)
-    # Sums alone make the ledger; `fedhpc run` reads it in the same place.
+    # Sums alone make and read the ledger; `fedhpc run` does in the same place.
     words = [SUM_SCRIPT, federation, "sites", tmp_path / "sites", "plain"]
     mpirun(3, words, timeout=60).ok()
     ledger = tmp_path / "run" / "bb" / "ledger.jsonl"
@@ -326,4 +326,4 @@ def test_an_altered_ledger(tmp_path: Path) -> None:
     stolen = (tmp_path / "run" / "aa" / "ledger.jsonl").read_bytes().splitlines(keepends=True)[2:3]
     for number, fault in ((1, changed), (2, [lines[0], *lines[2:]]), (3, [*lines[:2], *stolen, *lines[3:]])):
         ledger.write_bytes(b"".join(fault))
-        run_three(federation).refused(77, f"bb/ledger.jsonl, line {number}: ", "the ledger was altered")
+        mpirun(3, words, timeout=60).refused(77, f"bb/ledger.jsonl, line {number}: ", "the ledger was altered")

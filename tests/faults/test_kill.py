@@ -149,18 +149,17 @@ def test_real_training_killed_and_resumed(tmp_path: Path) -> None:
         federation = write_federation(tmp_path / name, sites, rounds=30, task=task, train=train)
         words = ["-m", "fedhpc", "run", federation, "--sites", federation.parent / "sites", "--json"]
         if name == "killed":
-            for after in (3, 17):
-                with start(mpi_words(4, words)) as job:
-                    # Every site: a kill between two sites' writes goes on from the round before, as it should.
-                    until(
-                        lambda n=after: all(max(rounds_of(tmp_path / "killed", s), default=0) >= n for s in sites)
-                        or job.process.poll() is not None,
-                        90, f"round {after}",
-                    )  # fmt: skip
-                    assert job.process.poll() is None, job.finish(1).text
-                    job.kill()
+            with start(mpi_words(4, words)) as job:
+                # Every site: a kill between two sites' writes goes on from the round before, as it should.
+                until(
+                    lambda: all(max(rounds_of(tmp_path / "killed", s), default=0) >= 11 for s in sites)
+                    or job.process.poll() is not None,
+                    90, "round 11",
+                )  # fmt: skip
+                assert job.process.poll() is None, job.finish(1).text
+                job.kill()
         done = mpirun(4, words, timeout=120).ok()
         result = json.loads(done.out.splitlines()[-1])
         hashes.append(result["final_model_sha256"])
-        assert result["resumed_after_round"] >= (17 if name == "killed" else 0)
+        assert result["resumed_after_round"] >= (11 if name == "killed" else 0)
     assert hashes[0] == hashes[1]

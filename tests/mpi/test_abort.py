@@ -18,10 +18,12 @@ PLAIN, GUARDED = False, True
 
 def fail(tmp_path: Path, case: str, rank: int, guarded: bool) -> Completed:
     exchange = {"overlap": "on", "chunk_bytes": 65536}
-    federation = write_federation(tmp_path, {n: Site(ranks=2, exchange=exchange) for n in ("aa", "bb", "cc")})
+    # A helper masks a rail, and there are as many of them as every site has ranks.
+    ranks = {"aa": 2, "bb": 2, "cc": 2} if case == "in a helper thread" else {"aa": 1, "bb": 2, "cc": 1}
+    federation = write_federation(tmp_path, {n: Site(ranks=r, exchange=exchange) for n, r in ranks.items()})
     stamp = tmp_path / "stamp"
     done = mpirun(
-        6, [HERE / "abort_ranks.py", federation, tmp_path / "sites", stamp, str(rank), case],
+        sum(ranks.values()), [HERE / "abort_ranks.py", federation, tmp_path / "sites", stamp, str(rank), case],
         timeout=40, guarded=guarded,
     )  # fmt: skip
     assert stamp.exists(), f"the fault did not happen\n{done.text}"
@@ -34,19 +36,19 @@ def fail(tmp_path: Path, case: str, rank: int, guarded: bool) -> Completed:
     ("case", "rank", "guarded", "code", "words"),
     [
         ("before join", 0, PLAIN, None, ["the fault before join"]),
-        ("before join", 5, GUARDED, None, ["the fault before join"]),
+        ("before join", 3, GUARDED, None, ["the fault before join"]),
         ("configuration before join", 1, PLAIN, None, ["give either sites= (a directory) or site= (a file)"]),
         ("in the loop", 0, PLAIN, 70, ["RuntimeError: the fault in the loop", "at: site aa, rank 0", "Traceback"]),
-        ("in the loop", 5, GUARDED, 70, ["RuntimeError: the fault in the loop", "at: site cc, rank 1", "Traceback"]),
+        ("in the loop", 2, GUARDED, 70, ["RuntimeError: the fault in the loop", "at: site bb, rank 1", "Traceback"]),
         ("in a helper thread", 2, PLAIN, 70, ["OSError: the fault in a helper thread", "at: site bb, rank 0"]),
         ("in a helper thread", 3, GUARDED, 70, ["OSError: the fault in a helper thread", "at: site bb, rank 1"]),
-        ("exit 3", 4, PLAIN, 3, ["sys.exit(3)", "at: site cc, rank 0"]),
-        ("exit 3", 1, GUARDED, 3, ["sys.exit(3)", "at: site aa, rank 1"]),
-        ("exit with text", 5, PLAIN, 1, ["the fault as a text"]),
-        ("keyboard interrupt", 3, PLAIN, 130, ["KeyboardInterrupt", "at: site bb, rank 1"]),
-        ("fedhpc error", 2, GUARDED, 65, ["error: tensor 'value' of site bb holds NaN", "hint: ", "at: site bb"]),
+        ("exit 3", 3, PLAIN, 3, ["sys.exit(3)", "at: site cc, rank 0"]),
+        ("exit 3", 2, GUARDED, 3, ["sys.exit(3)", "at: site bb, rank 1"]),
+        ("exit with text", 3, PLAIN, 1, ["the fault as a text"]),
+        ("keyboard interrupt", 2, PLAIN, 130, ["KeyboardInterrupt", "at: site bb, rank 1"]),
+        ("fedhpc error", 1, GUARDED, 65, ["error: tensor 'value' of site bb holds NaN", "hint: ", "at: site bb"]),
         ("a shorter loop", 2, PLAIN, 69, ["site bb has left the federation", "hint: every site makes the same calls"]),
-        ("torch's own hook", 1, PLAIN, 70, ["the fault under torch's hook", "at: site aa, rank 1"]),
+        ("torch's own hook", 2, PLAIN, 70, ["the fault under torch's hook", "at: site bb, rank 1"]),
     ],
 )  # fmt: skip
 def test_one_rank_fails(

@@ -1,0 +1,122 @@
+"""`fedhpc WORDS` in a process of its own that has imported everything already: torch alone takes seconds a time.
+
+Run as a script with a path it is the parent: it listens there, and forks for every order a child that runs
+`python -m fedhpc` with the sender's words, directory, environment and open files. With `PATH fedhpc WORDS` it is the
+sender, which stands for the command: it ends as the child ends, and the child ends when it is killed. Tests of how a
+process starts, of signals and of ranks start real ones.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+
+LENGTH = struct.Struct("<I")
+CODE = struct.Struct("<i")  # below 0: the signal that ended it
+MODULES = ("torch", "h5py", "h11", "safetensors.numpy", "fedhpc.cli", "fedhpc.ops.run", "fedhpc.train.trainer")
+
+
+def send(path: str, words: list[str]) -> int:
+    """Give the order, with this process's files; the exit code."""
+    order = json.dumps({"words": words, "cwd": os.getcwd(), "env": dict(os.environ)}).encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(path)
+        files = array.array("i", [0, 1, 2]).tobytes()
+        sock.sendmsg([LENGTH.pack(len(order))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
+        sock.sendall(order)
+        status = sock.recv(CODE.size, socket.MSG_WAITALL)
+    code = CODE.unpack(status)[0] if status else 1
+    if code < 0:
+        with contextlib.suppress(OSError):  # not of SIGKILL
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+def receive(sock: socket.socket) -> tuple[dict, list[int]]:
+    data, rights, _, _ = sock.recvmsg(LENGTH.size, socket.CMSG_SPACE(12))
+    files = array.array("i")
+    files.frombytes(rights[0][2])
+    left, parts = LENGTH.unpack(data)[0], []
+    while left:
+        parts.append(sock.recv(left))
+        assert parts[-1]
+        left -= len(parts[-1])
+    return json.loads(b"".join(parts)), list(files)
+
+
+def become(order: dict, files: list[int]) -> None:
+    """In the child: never returns."""
+    code = 1
+    try:
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
+        os.chdir(order["cwd"])
+        os.environ.clear()
+        os.environ.update(order["env"])
+        sys.argv = ["fedhpc", *order["words"]]
+        try:
+            runpy.run_module("fedhpc", run_name="__main__", alter_sys=True)
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def attend(sock: socket.socket) -> None:
+    """One order, in a process of its own between the parent and the child: never returns."""
+    order, files = receive(sock)
+    os.setsid()
+    child = os.fork()
+    if child == 0:
+        sock.close()
+        become(order, files)
+    for file in files:
+        os.close(file)
+    ended = os.pidfd_open(child)
+    if ended not in select.select([sock, ended], [], [])[0]:  # the sender is gone
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(OSError):
+        sock.sendall(CODE.pack(code))
+    os._exit(0)
+
+
+def parent(path: str) -> None:
+    for name in MODULES:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        print("ready", flush=True)
+        while True:
+            sock, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                attend(sock)
+            sock.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        parent(sys.argv[1])
+    else:
+        sys.exit(send(sys.argv[1], sys.argv[3:]))
