@@ -119,7 +119,7 @@ class Rounds:
 def test_a_round_stopped_after_any_step_ends_with_the_same_bits(name: str, at: int) -> None:
     settings, proximal = SETTINGS[name]
     if name == "epochs":
-        assert 43 // 8 + 1 == STEPS  # as many steps as the others have
+        assert STEPS == 43 // 8 + 1  # as many steps as the others have
     Rounds(lambda: make_trainer(settings, proximal=proximal)).compare(at)
 
 
@@ -139,7 +139,7 @@ class Noisy(torch.utils.data.Dataset):
 
     def __getitem__(self, row: int) -> Any:
         x, y = self.data[row]
-        return x + torch.randn(5) + np.float32(np.random.standard_normal()), y  # noqa: NPY002 - as users write it
+        return x + torch.randn(5) + np.float32(np.random.standard_normal()), y
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
