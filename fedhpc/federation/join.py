@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,9 +24,11 @@ from fedhpc.federation.agreement import (
     read_site_directory,
 )
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.interfaces import Life
 from fedhpc.federation.join_relay import open_relayed_sums
 from fedhpc.federation.journal import FileJournal, Journal
 from fedhpc.federation.masked_sum import MpiSums
+from fedhpc.federation.nothing import Endless
 from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import Pipeline
 from fedhpc.federation.unconnected import Unconnected
@@ -47,6 +49,11 @@ class Joined:
     site_file: SiteFile
     site_directory: Path
     first: bool  # rank 0 of the job
+    life: Life = field(default_factory=Endless)
+
+
+Live = Callable[[Place, SiteFile, Path], Life]
+"""(place of this rank, its site file, the site's run directory): how long this process may go on."""
 
 
 def join(
@@ -69,9 +76,20 @@ def join(
 
 
 def join_with_files(
-    federation: Path, *, sites: Path | None, site: Path | None, run: Path | None, connect: bool = True
+    federation: Path,
+    *,
+    sites: Path | None,
+    site: Path | None,
+    run: Path | None,
+    connect: bool = True,
+    live: Live = lambda place, mine, directory: Endless(),
+    ledger_wait_s: float = 0.0,
 ) -> Joined:
-    """`join`, for callers that also need the site file. `connect`: False for a job that exchanges nothing."""
+    """`join`, for callers that also need the site file.
+
+    `connect`: False for a job that exchanges nothing. `live` makes the life of this rank, which also ends the joining.
+    `ledger_wait_s`: how long another run in the same directory is waited for.
+    """
     if (sites is None) == (site is None):
         raise ConfigError(
             "give either sites= (a directory) or site= (a file)",
@@ -92,10 +110,16 @@ def join_with_files(
         place = (
             mpi_world.one_site(world, number, name) if alone else mpi_world.part_of_site(world, number, agreement.names)
         )
-        joined = _join_relay(place, agreement, mine, directory, connect=connect)
+        life = live(place, mine, directory)
+        party = _party(place, agreement, mine, directory, ledger_wait_s, always_signs=True)
+        joined = _join_relay(party, mine, directory, life) if connect else Federation(party, Unconnected(party))
     else:
-        joined = _join_job(world, number, agreement, mine, directory)
-    return Joined(joined, mine, directory, world.group.rank == 0)
+        rails, chunk_bytes = _agree_on_exchange(world.group, mine)
+        place = mpi_world.split(world, number, agreement.names, rails)
+        life = live(place, mine, directory)
+        party = _party(place, agreement, mine, directory, ledger_wait_s)
+        joined = _join_job(world, place, party, mine, chunk_bytes)
+    return Joined(joined, mine, directory, world.group.rank == 0, life)
 
 
 def _kind(world: Group, mine: SiteFile) -> str:
@@ -108,23 +132,18 @@ def _kind(world: Group, mine: SiteFile) -> str:
     return kinds.pop()
 
 
-def _join_relay(place: Place, agreement: Agreement, mine: SiteFile, directory: Path, *, connect: bool) -> Federation:
-    """A site that meets the others at a relay, now or in another job."""
-    party = _party(place, agreement, mine, directory, always_signs=True)
-    if not connect:
-        return Federation(party, Unconnected(party))
-    sums = open_relayed_sums(party, mine, directory)
+def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Federation:
+    """A site that meets the others at a relay."""
+    sums = open_relayed_sums(party, mine, directory, life)
     federation = Federation(party, sums)
     last = sums.lead.finished.last_round().to_bytes(8, "little") if sums.lead is not None else None
-    federation.round_ = int.from_bytes(place.site.broadcast_bytes(last), "little")
+    federation.round_ = int.from_bytes(party.site.broadcast_bytes(last), "little")
     return federation
 
 
-def _join_job(world: World, number: int, agreement: Agreement, mine: SiteFile, directory: Path) -> Federation:
+def _join_job(world: World, place: Place, party: Party, mine: SiteFile, chunk_bytes: int) -> Federation:
     """All sites are in this job."""
-    rails, chunk_bytes = _agree_on_exchange(world.group, mine)
-    place = mpi_world.split(world, number, agreement.names, rails)
-    party = _party(place, agreement, mine, directory)
+    agreement = party.agreement
     exchange: Exchange = NoExchange()
     if len(agreement.roster) > 1:
         exchange = MpiExchange(agreement.names, place.leaders, place.rail)
@@ -167,14 +186,22 @@ def _agree_on_exchange(world: Group, mine: SiteFile) -> tuple[int | str, int]:
     return min(rails, default="auto"), min(int.from_bytes(w[4:], "little") for w in wishes)
 
 
-def _party(place: Place, agreement: Agreement, mine: SiteFile, directory: Path, *, always_signs: bool = False) -> Party:
+def _party(
+    place: Place,
+    agreement: Agreement,
+    mine: SiteFile,
+    directory: Path,
+    ledger_wait_s: float,
+    *,
+    always_signs: bool = False,
+) -> Party:
     """`always_signs`: with keys also where nothing is masked, since the relay's protocol signs all the same."""
     masked = always_signs or (agreement.secure.mode == "pairwise" and len(agreement.roster) > 1)
     identity: bytes | None = None
     keys: LedgerKeys | None = None
     journal: Journal | None = None
     if place.site.rank == 0:
-        journal = FileJournal(directory / LEDGER_FILE)
+        journal = FileJournal(directory / LEDGER_FILE, ledger_wait_s)
         if masked:
             identity = _identity(agreement, mine, place.number)
             keys = ledger_keys(agreement.hash, identity, place.number)

@@ -27,6 +27,9 @@ def drop_messages(store: Store, where: AttemptName, *, answered: bool) -> None:
 
 
 def drop_ready(store: Store, lobby: AttemptName, site: int) -> None:
-    """READY and LEAVE of a site that leaves, so that it can be ready again with the same words."""
-    gone = (f"LEAVE/{site}", f"READY/{site}")
-    store.drop(lambda name: name.attempt_name == lobby and name.name in gone)
+    """READY and LEAVE of a site that leaves, so that it can be ready again with the same words.
+
+    READY first: who is killed in between finds LEAVE, and comes here again.
+    """
+    for gone in (f"READY/{site}", f"LEAVE/{site}"):
+        store.drop(lambda name, gone=gone: name.attempt_name == lobby and name.name == gone)
