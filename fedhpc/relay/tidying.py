@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from operator import eq
+
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.relay.objects import SUM, VECTOR
 from fedhpc.relay.store import Store
@@ -31,5 +34,5 @@ def drop_ready(store: Store, lobby: AttemptName, site: int) -> None:
 
     READY first: who is killed in between finds LEAVE, and comes here again.
     """
-    for gone in (f"READY/{site}", f"LEAVE/{site}"):
-        store.drop(lambda name, gone=gone: name.attempt_name == lobby and name.name == gone)
+    for kind in ("READY", "LEAVE"):
+        store.drop(partial(eq, ObjectName(*lobby, f"{kind}/{site}")))

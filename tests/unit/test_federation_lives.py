@@ -112,6 +112,9 @@ class Box:
     def find(self, state: bytes) -> LocalWork | None:
         return self.newest() if self.work is not None and self.work.state == state else None
 
+    def holds(self, state: bytes) -> bool:
+        return self.work is not None and self.work.state == state
+
     def newest(self) -> LocalWork | None:
         return copy.deepcopy(self.work)
 
