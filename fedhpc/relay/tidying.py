@@ -31,5 +31,5 @@ def drop_ready(store: Store, lobby: AttemptName, site: int) -> None:
 
     READY first: who is killed in between finds LEAVE, and comes here again.
     """
-    for gone in (f"READY/{site}", f"LEAVE/{site}"):
-        store.drop(lambda name, gone=gone: name.attempt_name == lobby and name.name == gone)
+    store.drop(lambda name: name.attempt_name == lobby and name.name == f"READY/{site}")
+    store.drop(lambda name: name.attempt_name == lobby and name.name == f"LEAVE/{site}")
