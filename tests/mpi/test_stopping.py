@@ -88,7 +88,8 @@ def run(made: Path, ranks: int, env: Mapping[str, str] | None = None, told: sign
     reached = made.parent / "reached"
     reached.mkdir(exist_ok=True)
     words = mpi_words(2 * ranks, ["-m", "fedhpc", "run", made, "--sites", made.parent / "sites"])
-    with start(words, env={"REACHED": str(reached), **(env or {})}) as job:
+    code = {"FEDHPC_EXIT_FILE": str(made.parent / "code")}
+    with start(words, env={"REACHED": str(reached), **code, **(env or {})}) as job:
         if told is not None:
             until(lambda: len(list(reached.iterdir())) == 2 * ranks, 90, "all ranks are at the step")
             job.process.send_signal(told)
@@ -121,6 +122,7 @@ def test_usr2_to_the_launcher(tmp_path: Path, unbroken: dict[int, str], ranks: i
     assert f"stopped: stopped in round {1 + at // STEPS}, after {at % STEPS} steps: told to by SIGUSR2" in done.err
     assert done.err.count("stopped: ") == 1  # rank 0 speaks for all
     assert "Traceback" not in done.err
+    assert (tmp_path / "code").read_text() == "75\n"  # for the batch script
     assert len(outboxes(made)) == 2
     again = run(made, ranks)
     assert final(again) == unbroken[ranks]

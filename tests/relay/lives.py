@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ class Lives:
         for name in SITES if life else ():
             lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in life.items())
             enrolled.site_file(name).write_text(f"{enrolled.site_file(name).read_text()}\n[life]\n{lines}")
-        return Run(self, folder, enrolled)
+        return Run(self, folder / "run", enrolled)
 
     def rehearsal(self) -> str:
         """The hash of the model when all sites are one job."""
@@ -160,12 +161,13 @@ class Run:
     """One federation's files."""
 
     lives: Lives
-    folder: Path
+    out: Path
     enrolled: Enrolled
 
-    @property
-    def out(self) -> Path:
-        return self.folder / "run"
+    def copy(self, out: Path) -> Run:
+        """The same federation with a copy of the run directory: for jobs that exchange nothing."""
+        shutil.copytree(self.out, out)
+        return Run(self.lives, out, self.enrolled)
 
     def site(self, name: str) -> Path:
         """The site's part of the run directory."""

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import itertools
 import os
 import random
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from harness import until
 from lives import SITES, STEPS, Lives, Run, final_hash
 
 from fedhpc.errors import PolicyError
+from fedhpc.federation.agreement import read_identity
+from fedhpc.federation.interfaces import LocalResult, LocalWork
+from fedhpc.federation.outbox import FileOutbox, outbox_key
+from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.ops.enrolment.one_machine import running_relay
+from fedhpc.secure.ledger import ledger_keys
 
 STAGES = ("exchange", "train")
 
@@ -67,19 +73,32 @@ def test_further_links_of_a_finished_site_end_at_once(detached: tuple[Run, dict,
         assert "all rounds were done before" in done.out
 
 
-def test_a_job_says_what_comes_next(lives: Lives) -> None:
+@pytest.fixture(scope="module")
+def modelled(lives: Lives) -> Run:
+    """A federation with a model and no training."""
     run = lives.federation(kind="detached")
-    nothing = run.job("aa", "train", site_file=run.unconnected("aa"))
+    for (job,) in run.at_once("exchange"):
+        assert job.code == 75, job.text
+        assert "round 1 is not trained yet" in job.err
+        assert "fedhpc run --stage train" in job.err
+    return run
+
+
+def test_a_job_says_what_comes_next(modelled: Run, tmp_path: Path) -> None:
+    fresh = Run(modelled.lives, tmp_path / "fresh", modelled.enrolled)
+    nothing = fresh.stage_job("aa", "train")
     assert nothing.code == 75, nothing.text
     assert "there is no model to train yet" in nothing.err
     assert "--stage exchange" in nothing.err
     assert "Traceback" not in nothing.err
-    for jobs in run.at_once("exchange", "exchange", "train", "train"):
-        assert [job.code for job in jobs] == [75] * 4, jobs[-1].text
-        assert "round 1 is not trained yet" in jobs[0].err
-        assert "the next round is not trained yet" in jobs[1].err
-        assert "round 1 is trained; its update is in the outbox" in jobs[2].err
-        assert "round 1 is trained" in jobs[3].err
+    run = modelled.copy(tmp_path / "run")
+    exchange = run.stage_job("aa", "exchange")
+    assert exchange.code == 75, exchange.text
+    assert "the next round is not trained yet" in exchange.err
+    for _ in range(2):
+        trained = run.stage_job("aa", "train")
+        assert trained.code == 75, trained.text
+        assert "round 1 is trained; its update is in the outbox" in trained.err
     assert (run.site("aa") / "outbox" / "local.work").stat().st_mode & 0o777 == 0o600
 
 
@@ -211,21 +230,20 @@ def test_a_site_leaves_for_itself_only(lives: Lives) -> None:
 # --- what lies in the way
 
 
-def test_a_job_waits_for_the_end_of_the_one_before(lives: Lives) -> None:
+def test_a_job_waits_for_the_end_of_the_one_before(modelled: Run, tmp_path: Path) -> None:
     """The lock of the ledger: 74 at once, or after the job before has gone where Slurm says that there was one."""
-    run = lives.federation(kind="detached")
-    run.at_once("exchange")
+    run = modelled.copy(tmp_path / "run")
     ledger = run.site("aa") / "ledger.jsonl"
     with ledger.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         run.job("aa", "train").refused(74, "another run is using", str(run.site("aa")))
-        for number, env in enumerate(({"SLURM_RESTART_COUNT": "1"}, {"SLURM_JOB_DEPENDENCY": "afterany:7"})):
+        for env in ({"SLURM_RESTART_COUNT": "1"}, {"SLURM_JOB_DEPENDENCY": "afterany:7"}):
             fcntl.flock(held, fcntl.LOCK_EX)
             with run.start("aa", "train", env) as job:
                 until(lambda pid=job.process.pid: has_open(pid, ledger), 60, "the job is at the lock")
                 fcntl.flock(held, fcntl.LOCK_UN)
                 done = job.finish(60)
-            assert done.code == 75, (number, done.text)
+            assert done.code == 75, done.text
             assert "round 1 is trained" in done.err
 
 
@@ -240,20 +258,25 @@ def has_open(pid: int, path: Path) -> bool:
     return False
 
 
-def test_the_outbox_of_another_federation_is_refused(lives: Lives) -> None:
-    one, two = lives.federation(kind="detached"), lives.federation(kind="detached")
-    for run in (one, two):
-        run.at_once("exchange", "train")
-    shutil.copy(one.site("aa") / "outbox" / "local.work", two.site("aa") / "outbox" / "local.work")
-    for stage in STAGES:
-        two.job("aa", stage).refused(65, "local.work is damaged, or of another site or federation", "remove it")
-    shutil.copy(one.site("bb") / "outbox" / "local.work", one.site("aa") / "outbox" / "local.work")
-    one.job("aa", "train").refused(65, "of another site or federation")
+def test_the_outbox_of_another_federation_or_site(modelled: Run, tmp_path: Path) -> None:
+    """Sealed with its key: by another site of this federation, and by this site in another one."""
+    run = modelled.copy(tmp_path / "run")
+    outbox = run.site("aa") / "outbox"
+    config = hashlib.sha256(run.enrolled.federation.read_bytes()).digest()
+    work = LocalWork(bytes(32), 1, LocalResult(1, 1, 0.5, 0.1), {}, {"w": np.zeros(3, np.float32)}, {})
+    for of, number in ((config, 2), (b"another federation".ljust(32), 1)):
+        identity = read_identity(run.lives.base.folder / "sites" / SITES[number - 1] / "sign.key")
+        key = outbox_key(ledger_keys(of, identity, number).whole, of)
+        FileOutbox(outbox, of, key, SerialGroup()).keep(work)
+        for stage in STAGES:
+            run.job("aa", stage).refused(65, "local.work is damaged, or of another site or federation", "remove it")
+    key = outbox_key(ledger_keys(config, read_identity(run.lives.base.folder / "sites/aa/sign.key"), 1).whole, config)
+    FileOutbox(outbox, config, key, SerialGroup()).keep(work)  # its own, from a model that nobody has: trained anew
+    assert run.stage_job("aa", "train").code == 75
 
 
-def test_an_outbox_that_cannot_be_written(lives: Lives) -> None:
-    run = lives.federation(kind="detached")
-    run.at_once("exchange")
+def test_an_outbox_that_cannot_be_written(modelled: Run, tmp_path: Path) -> None:
+    run = modelled.copy(tmp_path / "run")
     (run.site("aa") / "outbox").symlink_to("/sys/kernel")  # no file can be made there, not even by root
     run.job("aa", "train").refused(74, "cannot write", "local.work", "check space and permissions")
     (run.site("aa") / "outbox").unlink()
@@ -261,8 +284,8 @@ def test_an_outbox_that_cannot_be_written(lives: Lives) -> None:
     run.job("aa", "train").refused(74, "cannot read", "outbox")
 
 
-def test_stages_are_for_a_relay(lives: Lives, tmp_path: Path) -> None:
-    run = lives.federation()
+def test_stages_are_for_a_relay(modelled: Run) -> None:
+    run = modelled
     site = run.enrolled.site_file("aa")
     other = site.with_name("mpi.toml")
     other.write_text(site.read_text().partition("[exchange]")[0])
