@@ -61,6 +61,7 @@ def run(
     from fedhpc.mpi.world import is_first
     from fedhpc.ops.life.open import finished_before
     from fedhpc.ops.run import result_json, run_federation
+    from fedhpc.ops.slurm.exit_file import leave_exit_code
 
     if site is not None and site.is_dir():
         site = site / "site.toml"
@@ -79,6 +80,7 @@ def run(
             raise
         if is_first():
             click.echo(f"stopped: {stopped.what}\nhint: {stopped.hint}", err=True)
+        leave_exit_code(stopped.exit_code, untrained=stopped.untrained)
         sys.exit(stopped.exit_code)
     if not ran.first:
         return
