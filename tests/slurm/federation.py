@@ -6,12 +6,13 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from clusters import Cluster, Clusters
+from clusters import Cluster, Clusters, until
 from harness import call, mpi_words, write_toml
+from places import Place
 from topology import RELAY
 
 from fedhpc.data.rowkey import create_key, read_key
@@ -69,6 +70,13 @@ class SlurmFederation:
         """The run directory of every site."""
         return self.folder / "run"
 
+    def spool(self, *sites: str) -> None:
+        """These sites exchange through a spool directory in their folders, which `carrier` empties and fills."""
+        for site in sites:
+            file = self.enrolled.site_file(site)
+            replace(file, 'kind = "https"', 'kind = "spool"\nspool = "spool"')
+            (file.parent / "spool").mkdir()
+
     def settings(self, site: str, text: str) -> None:
         """Add sections ([life], [slurm]) to a site's file."""
         with self.enrolled.site_file(site).open("a") as file:
@@ -77,20 +85,32 @@ class SlurmFederation:
     @contextmanager
     def relay(self) -> Iterator[subprocess.Popen[str]]:
         """`fedhpc relay serve` in the relay's place, until the block ends. Its log is relay.log."""
-        words = [sys.executable, "-m", "fedhpc", "relay", "serve", self.enrolled.relay]
-        command = self.clusters.relay.inside(*words)
-        env = self.clusters.alpha.env
-        with (self.folder / "relay.log").open("a") as log:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env)
-            try:
-                assert process.stdout is not None
-                assert "listening" in process.stdout.readline(), (self.folder / "relay.log").read_text()
-                yield process
-            finally:
-                process.terminate()
-                process.wait(60)
-                if process.stdout:
-                    process.stdout.close()
+        with self._process(
+            self.clusters.relay, "relay.log", "listening", "relay", "serve", self.enrolled.relay
+        ) as relay:
+            yield relay
+
+    @contextmanager
+    def carrier(self, site: str) -> Iterator[subprocess.Popen[str]]:
+        """`fedhpc spool carry --watch` for a site in beta's transfer place, until the block ends or it is killed."""
+        files = [self.enrolled.federation, "--site", self.enrolled.site_file(site)]
+        words = ["spool", "carry", *files, "--watch"]
+        with self._process(self.clusters.transfer, f"carrier-{site}.log", "carrying", *words) as carrier:
+            yield carrier
+
+    @contextmanager
+    def _process(self, place: Place, log: str, ready: str, *words: str | Path) -> Iterator[subprocess.Popen[str]]:
+        command = place.inside(sys.executable, "-m", "fedhpc", *words)
+        path = self.folder / log
+        with path.open("a") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, text=True, env=self.clusters.alpha.env)
+        try:
+            until(lambda: ready in path.read_text() or process.poll() is not None, ready, 60, path.read_text)
+            assert process.poll() is None, path.read_text()
+            yield process
+        finally:
+            process.terminate()
+            process.wait(60)
 
     def run_words(self, site: str, *more: str) -> list[str]:
         """The words after srun that run a site."""
@@ -107,6 +127,38 @@ class SlurmFederation:
         out = self.where[site].run("python", "-m", "fedhpc", "submit", *files, *args, "--json", timeout=120)
         said: dict[str, object] = json.loads(out.splitlines()[-1])
         return said
+
+    def records(self, site: str) -> list[dict[str, str]]:
+        """What `fedhpc submit` has written of a site's jobs, oldest first."""
+        found = [json.loads(path.read_text()) for path in (self.run / site / "jobs").glob("fedhpc-*.json")]
+        return sorted(found, key=lambda r: (r["time"], r["chain"], r["link"]))
+
+    def alive(self, site: str) -> list[str]:
+        """Ids of a site's jobs that wait or run."""
+        out = self.where[site].run("squeue", "-h", "-o", "%i %j")
+        return [line.split()[0] for line in out.splitlines() if line.split()[1].startswith(f"fedhpc-heart-{site}-")]
+
+    def logs(self, *sites: str) -> str:
+        """All logs of these sites' jobs (default: of all), for the message of a failed test."""
+        found = [path for site in sites or self.sites for path in sorted((self.run / site / "jobs").glob("*.out"))]
+        found += sorted(self.folder.glob("*.log"))
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')}" for path in found)
+
+    def wait(self, *sites: str, seconds: float = 240) -> None:
+        """Wait until these sites (default: all) have finished and have nothing in the queue any more."""
+        wanted = sites or self.sites
+
+        def done() -> bool:
+            waiting = [site for site in wanted if not self.alive(site)]
+            for site in waiting:
+                assert self.finished(site), f"{site} has no more jobs, and is not finished\n{self.logs()}"
+            return len(waiting) == len(wanted)
+
+        until(done, f"the end of {wanted}", seconds, self.logs)
+
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        """Wait until it is true; AssertionError with all logs."""
+        until(condition, what, seconds, self.logs)
 
     def finished(self, site: str) -> str:
         """SHA-256 of the final model according to a site's run directory; '' if it is not there yet."""
