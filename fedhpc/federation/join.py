@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from fedhpc.federation.agreement import (
     read_site_directory,
 )
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.interfaces import Life
 from fedhpc.federation.join_relay import open_relayed_sums
 from fedhpc.federation.journal import FileJournal, Journal
 from fedhpc.federation.masked_sum import MpiSums
@@ -47,6 +48,12 @@ class Joined:
     site_file: SiteFile
     site_directory: Path
     first: bool  # rank 0 of the job
+    life: Life | None = None
+    """What `life` of `join_with_files` gave, where this job is one site."""
+
+
+OpenLife = Callable[[Party, SiteFile, Path], Life]
+"""(party, its site file, its directory): how long this rank may stay, also while the sites meet."""
 
 
 def join(
@@ -69,9 +76,18 @@ def join(
 
 
 def join_with_files(
-    federation: Path, *, sites: Path | None, site: Path | None, run: Path | None, connect: bool = True
+    federation: Path,
+    *,
+    sites: Path | None,
+    site: Path | None,
+    run: Path | None,
+    connect: bool = True,
+    life: OpenLife | None = None,
 ) -> Joined:
-    """`join`, for callers that also need the site file. `connect`: False for a job that exchanges nothing."""
+    """`join`, for callers that also need the site file. `connect`: False for a job that exchanges nothing.
+
+    `life`: InterruptedRun, on every rank of the site, if it is to leave before all sites have met at the relay.
+    """
     if (sites is None) == (site is None):
         raise ConfigError(
             "give either sites= (a directory) or site= (a file)",
@@ -92,9 +108,11 @@ def join_with_files(
         place = (
             mpi_world.one_site(world, number, name) if alone else mpi_world.part_of_site(world, number, agreement.names)
         )
-        joined = _join_relay(place, agreement, mine, directory, connect=connect)
-    else:
-        joined = _join_job(world, number, agreement, mine, directory)
+        party = _party(place, agreement, mine, directory, always_signs=True)
+        opened = life(party, mine, directory) if life is not None else None
+        joined = _join_relay(party, mine, directory, opened) if connect else Federation(party, Unconnected(party))
+        return Joined(joined, mine, directory, world.group.rank == 0, opened)
+    joined = _join_job(world, number, agreement, mine, directory)
     return Joined(joined, mine, directory, world.group.rank == 0)
 
 
@@ -108,15 +126,12 @@ def _kind(world: Group, mine: SiteFile) -> str:
     return kinds.pop()
 
 
-def _join_relay(place: Place, agreement: Agreement, mine: SiteFile, directory: Path, *, connect: bool) -> Federation:
-    """A site that meets the others at a relay, now or in another job."""
-    party = _party(place, agreement, mine, directory, always_signs=True)
-    if not connect:
-        return Federation(party, Unconnected(party))
-    sums = open_relayed_sums(party, mine, directory)
+def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life | None) -> Federation:
+    """A site that meets the others at a relay."""
+    sums = open_relayed_sums(party, mine, directory, life)
     federation = Federation(party, sums)
     last = sums.lead.finished.last_round().to_bytes(8, "little") if sums.lead is not None else None
-    federation.round_ = int.from_bytes(place.site.broadcast_bytes(last), "little")
+    federation.round_ = int.from_bytes(party.site.broadcast_bytes(last), "little")
     return federation
 
 

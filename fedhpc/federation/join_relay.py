@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedhpc.errors import ConfigError, PeersError, PolicyError
+from fedhpc.errors import ConfigError, InterruptedRun, PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayAccess, proxy_from_environment
 from fedhpc.exchange.http_retry import Patience, Retry
-from fedhpc.exchange.https import RelayExchange
+from fedhpc.exchange.https import Interrupts, RelayExchange
 from fedhpc.exchange.pins import pin_of, read_certificate
 from fedhpc.exchange.spool import SpoolClient
 from fedhpc.exchange.spool_files import SpoolFolder
@@ -20,10 +20,12 @@ from fedhpc.federation.agreement import Agreement, SiteFile
 from fedhpc.federation.approvals import Approvals, configuration
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.finished_sums import FinishedSums
+from fedhpc.federation.interfaces import Life
 from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.party import Party
 from fedhpc.federation.patience import wait_telling
 from fedhpc.federation.relayed_sum import Lead, RelayedSums
+from fedhpc.federation.relayed_work import Order, end_if_stopped
 from fedhpc.files import write_whole
 from fedhpc.secure.epochs import check_signed
 from fedhpc.secure.thresholds import Thresholds, choose_thresholds
@@ -36,10 +38,11 @@ _TELL_S = 10.0  # somebody sits there: two sites are started by telephone
 _MOST_RAILS = 8  # a relay takes 64 connections of a site, and a few fill its line
 
 
-def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedSums:
+def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life | None = None) -> RelayedSums:
     """Sums over the relay of this site file. Every rank of the site calls it; the leader also proves the configuration.
 
-    Raises ConfigError, PolicyError (another key, or not all sites signed) and PeersError (relay out of reach).
+    Raises ConfigError, PolicyError (another key, or not all sites signed), PeersError (relay out of reach), and
+    InterruptedRun on every rank if `life` ends while others have not come yet.
     """
     agreement = party.agreement
     asked = mine.exchange.rails
@@ -49,12 +52,18 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path) -> RelayedS
     if party.leads:
         assert party.journal is not None
         exchange = RelayExchange(client, agreement.hash, party.number)
-        _prove_configuration(party, exchange, mine, directory / "signatures.json")
+        if life is not None:
+            exchange.interrupts = Interrupts(life.leaves, life.must_leave, life.wait_s)
+        try:
+            _prove_configuration(party, exchange, mine, directory / "signatures.json")
+        except InterruptedRun as stopped:
+            client.close()
+            end_if_stopped(party.site.await_bytes(Order.STOP + stopped.what.encode()))
         files = AttemptFiles(directory / "attempts", party.journal)
         thresholds = thresholds_of(agreement)
         states = KnownStates(party, exchange, thresholds)
         lead = Lead(exchange, files, FinishedSums(directory / "sums"), thresholds, states)
-    party.site.await_bytes(b"." if party.leads else None)
+    end_if_stopped(party.site.await_bytes(b"." if party.leads else None))
     return RelayedSums(party, client, rails, lead)
 
 
@@ -128,11 +137,15 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
             names = [m.name for m in party.members if m.number not in watch.sites(_TOPIC)]
             return f"site {', '.join(names)}"
 
-        deadline = time.monotonic() + agreement.cohort.deadline_s
+        agreed_s, own_s = agreement.cohort.deadline_s, exchange.interrupts.wait_s
+        deadline_s = agreed_s if own_s is None else min(agreed_s, own_s)
+        deadline = time.monotonic() + deadline_s
         words = "has not started with this federation.toml yet"
         if not wait_telling(
             watch, lambda w: everyone <= set(w.sites(_TOPIC)), deadline, lambda: f"{missing()} {words}", first_s=_TELL_S
         ):
+            if deadline_s < agreed_s:
+                raise InterruptedRun(f"left after {deadline_s:.0f} s: {missing()} {words}")
             raise PeersError(
                 f"{missing()} has not signed the configuration {agreement.hash.hex()}",
                 "each site runs `fedhpc site approve` and then `fedhpc run`",

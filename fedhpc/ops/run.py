@@ -73,7 +73,8 @@ def run_federation(
 
     `told`: listens for signals already. InterruptedRun: what is needed to go on is kept; submit the job again.
     """
-    joined = join_with_files(federation, sites=sites, site=site, run=out, connect=stage != "train")
+    opening = partial(open_life, stage=stage, told=told or Told())
+    joined = join_with_files(federation, sites=sites, site=site, run=out, connect=stage != "train", life=opening)
     with joined.federation:
         return run_joined(joined, stage=stage, told=told, verbose=verbose)
 
@@ -81,7 +82,7 @@ def run_federation(
 def run_joined(joined: Joined, *, stage: Stage = "all", told: Told | None = None, verbose: bool = False) -> Ran:
     """Train a joined federation in its run directory: checkpoints, metrics and logs are kept there."""
     fed, directory = joined.federation, joined.site_directory
-    life = open_life(fed.party, joined.site_file, directory, stage, told or Told())
+    life = joined.life or open_life(fed.party, joined.site_file, directory, stage, told or Told())
     fed.sums.heed(life)
     with rank_logs(directory, site=fed.site, rank=fed.rank, show=joined.first, verbose=verbose):
         if fed.party.leads:
