@@ -87,42 +87,43 @@ def test_three_lives_and_two_exchanges_give_one_model(idle: Clusters, tmp_path: 
         assert not gpus or "waiting" not in made.log(detached, one["job"])
 
 
-def test_jobs_that_are_killed_moved_cancelled_and_late(idle: Clusters, tmp_path: Path) -> None:
-    """One of everything that happens to jobs, while the last site has not come yet, and to the last site itself."""
-    made = SlurmFederation(idle, tmp_path / "heart")
-    warned, killed, moved, late = made.sites
+def test_jobs_that_are_warned_killed_moved_and_cancelled(idle: Clusters, tmp_path: Path) -> None:
+    """One of everything that happens to jobs, in the middle of the rounds, and the carrier of the fourth is killed."""
+    made = SlurmFederation(idle, tmp_path / "heart", rounds=6)
+    warned, killed, moved, cancelled = made.sites
     lives(made, "inline", "chained", "inline", "inline")
-    made.spool(moved, late)
+    made.spool(moved, cancelled)
     alpha, beta = idle
     with ExitStack() as running:
         running.enter_context(made.relay())
         running.enter_context(made.carrier(moved))
-        jobs = {site: str(made.submit(site)["job"]) for site in (warned, killed, moved)}
-        made.until_joined(warned, killed, moved)
+        carrier = running.enter_context(made.carrier(cancelled))
+        jobs = {site: str(made.submit(site)["job"]) for site in made.sites}
+        made.until(lambda: made.rounds_done(warned) > 0, "the first round")
+        carrier.kill()
+        carrier.wait()
 
         # The walltime comes near for one, and without a warning for another; the third loses its node.
         alpha.run("scontrol", "update", f"jobid={jobs[warned]}", "endtime=now+60")
         alpha.run("scontrol", "update", f"jobid={jobs[killed]}", "endtime=now+1")
-        beta.down(beta.show(jobs[moved])["NodeList"])
+        beta.cancel(jobs[cancelled])
+        assert beta.wait(jobs[cancelled]).state == "CANCELLED", made.logs()
+        beta.down(beta.show(jobs[moved])["BatchHost"])
         beta.until_state(jobs[moved], "PENDING")
+        model = made.rehearsal()
         beta.start_now(jobs[moved])
         assert alpha.wait(jobs[killed], 100).state == "TIMEOUT", made.logs()
         alpha.until_state(jobs[warned], "PENDING", seconds=100)
         alpha.start_now(jobs[warned])
+        assert not any(made.finished(site) for site in made.sites)
 
-        carrier = running.enter_context(made.carrier(late))
-        cancelled = str(made.submit(late)["job"])
-        made.until_joined(late)
-        beta.cancel(cancelled)
-        assert beta.wait(cancelled).state == "CANCELLED"
-        carrier.kill()
-        carrier.wait()
-        jobs[late] = str(made.submit(late)["job"])
-        running.enter_context(made.carrier(late))
+        again = str(made.submit(cancelled)["job"])
+        assert again != jobs[cancelled]
+        running.enter_context(made.carrier(cancelled))
         made.wait()
-    assert {made.finished(site) for site in made.sites} == {made.rehearsal()}
-    print(made.logs())
+    assert {made.finished(site) for site in made.sites} == {model}
 
     assert alpha.show(jobs[warned])["Restarts"] == "1"
     assert beta.show(jobs[moved])["Restarts"] == "1"
     assert [one["queue"] for one in made.listed(killed)] == ["TIMEOUT", "COMPLETED", "CANCELLED"]
+    assert [one["queue"] for one in made.listed(cancelled)] == ["CANCELLED", "COMPLETED"]
