@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,6 +28,7 @@ from fedhpc.federation.interfaces import Life
 from fedhpc.federation.join_relay import open_relayed_sums
 from fedhpc.federation.journal import FileJournal, Journal
 from fedhpc.federation.masked_sum import MpiSums
+from fedhpc.federation.nothing import Endless
 from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import Pipeline
 from fedhpc.federation.unconnected import Unconnected
@@ -48,12 +49,11 @@ class Joined:
     site_file: SiteFile
     site_directory: Path
     first: bool  # rank 0 of the job
-    life: Life | None = None
-    """What `life` of `join_with_files` gave, where this job is one site."""
+    life: Life = field(default_factory=Endless)
 
 
-OpenLife = Callable[[Party, SiteFile, Path], Life]
-"""(party, its site file, its directory): how long this rank may stay, also while the sites meet."""
+Live = Callable[[Place, SiteFile, Path], Life]
+"""(place of this rank, its site file, the site's run directory): how long this process may go on."""
 
 
 def join(
@@ -82,11 +82,13 @@ def join_with_files(
     site: Path | None,
     run: Path | None,
     connect: bool = True,
-    life: OpenLife | None = None,
+    live: Live = lambda place, mine, directory: Endless(),
+    ledger_wait_s: float = 0.0,
 ) -> Joined:
-    """`join`, for callers that also need the site file. `connect`: False for a job that exchanges nothing.
+    """`join`, for callers that also need the site file.
 
-    `life`: InterruptedRun, on every rank of the site, if it is to leave before all sites have met at the relay.
+    `connect`: False for a job that exchanges nothing. `live` makes the life of this rank, which also ends the joining.
+    `ledger_wait_s`: how long another run in the same directory is waited for.
     """
     if (sites is None) == (site is None):
         raise ConfigError(
@@ -108,12 +110,16 @@ def join_with_files(
         place = (
             mpi_world.one_site(world, number, name) if alone else mpi_world.part_of_site(world, number, agreement.names)
         )
-        party = _party(place, agreement, mine, directory, always_signs=True)
-        opened = life(party, mine, directory) if life is not None else None
-        joined = _join_relay(party, mine, directory, opened) if connect else Federation(party, Unconnected(party))
-        return Joined(joined, mine, directory, world.group.rank == 0, opened)
-    joined = _join_job(world, number, agreement, mine, directory)
-    return Joined(joined, mine, directory, world.group.rank == 0)
+        life = live(place, mine, directory)
+        party = _party(place, agreement, mine, directory, ledger_wait_s, always_signs=True)
+        joined = _join_relay(party, mine, directory, life) if connect else Federation(party, Unconnected(party))
+    else:
+        rails, chunk_bytes = _agree_on_exchange(world.group, mine)
+        place = mpi_world.split(world, number, agreement.names, rails)
+        life = live(place, mine, directory)
+        party = _party(place, agreement, mine, directory, ledger_wait_s)
+        joined = _join_job(world, place, party, mine, chunk_bytes)
+    return Joined(joined, mine, directory, world.group.rank == 0, life)
 
 
 def _kind(world: Group, mine: SiteFile) -> str:
@@ -126,7 +132,7 @@ def _kind(world: Group, mine: SiteFile) -> str:
     return kinds.pop()
 
 
-def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life | None) -> Federation:
+def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Federation:
     """A site that meets the others at a relay."""
     sums = open_relayed_sums(party, mine, directory, life)
     federation = Federation(party, sums)
@@ -135,11 +141,9 @@ def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life | None
     return federation
 
 
-def _join_job(world: World, number: int, agreement: Agreement, mine: SiteFile, directory: Path) -> Federation:
+def _join_job(world: World, place: Place, party: Party, mine: SiteFile, chunk_bytes: int) -> Federation:
     """All sites are in this job."""
-    rails, chunk_bytes = _agree_on_exchange(world.group, mine)
-    place = mpi_world.split(world, number, agreement.names, rails)
-    party = _party(place, agreement, mine, directory)
+    agreement = party.agreement
     exchange: Exchange = NoExchange()
     if len(agreement.roster) > 1:
         exchange = MpiExchange(agreement.names, place.leaders, place.rail)
@@ -182,14 +186,22 @@ def _agree_on_exchange(world: Group, mine: SiteFile) -> tuple[int | str, int]:
     return min(rails, default="auto"), min(int.from_bytes(w[4:], "little") for w in wishes)
 
 
-def _party(place: Place, agreement: Agreement, mine: SiteFile, directory: Path, *, always_signs: bool = False) -> Party:
+def _party(
+    place: Place,
+    agreement: Agreement,
+    mine: SiteFile,
+    directory: Path,
+    ledger_wait_s: float,
+    *,
+    always_signs: bool = False,
+) -> Party:
     """`always_signs`: with keys also where nothing is masked, since the relay's protocol signs all the same."""
     masked = always_signs or (agreement.secure.mode == "pairwise" and len(agreement.roster) > 1)
     identity: bytes | None = None
     keys: LedgerKeys | None = None
     journal: Journal | None = None
     if place.site.rank == 0:
-        journal = FileJournal(directory / LEDGER_FILE)
+        journal = FileJournal(directory / LEDGER_FILE, ledger_wait_s)
         if masked:
             identity = _identity(agreement, mine, place.number)
             keys = ledger_keys(agreement.hash, identity, place.number)

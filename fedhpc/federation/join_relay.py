@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -38,39 +39,38 @@ _TELL_S = 10.0  # somebody sits there: two sites are started by telephone
 _MOST_RAILS = 8  # a relay takes 64 connections of a site, and a few fill its line
 
 
-def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life | None = None) -> RelayedSums:
+def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life) -> RelayedSums:
     """Sums over the relay of this site file. Every rank of the site calls it; the leader also proves the configuration.
 
     Raises ConfigError, PolicyError (another key, or not all sites signed), PeersError (relay out of reach), and
-    InterruptedRun on every rank if `life` ends while others have not come yet.
+    InterruptedRun on every rank if `life` ends before all sites have signed.
     """
     agreement = party.agreement
     asked = mine.exchange.rails
     rails = min(_MOST_RAILS if asked == "auto" else int(asked), party.site.size)
     lead: Lead | None = None
-    client = _open_transport(party, mine)
+    client = _open_transport(party, mine, life)
+    word = b"."
     if party.leads:
         assert party.journal is not None
         exchange = RelayExchange(client, agreement.hash, party.number)
-        if life is not None:
-            exchange.interrupts = Interrupts(life.leaves, life.must_leave, life.wait_s)
+        exchange.interrupts = Interrupts(life.leaves, life.must_leave, life.wait_s)
         try:
             _prove_configuration(party, exchange, mine, directory / "signatures.json")
         except InterruptedRun as stopped:
-            client.close()
-            end_if_stopped(party.site.await_bytes(Order.STOP + stopped.what.encode()))
+            word = Order.STOP + stopped.what.encode()
         files = AttemptFiles(directory / "attempts", party.journal)
         thresholds = thresholds_of(agreement)
         states = KnownStates(party, exchange, thresholds)
         lead = Lead(exchange, files, FinishedSums(directory / "sums"), thresholds, states)
-    end_if_stopped(party.site.await_bytes(b"." if party.leads else None))
+    end_if_stopped(party.site.await_bytes(word if party.leads else None))
     return RelayedSums(party, client, rails, lead)
 
 
-def _open_transport(party: Party, mine: SiteFile) -> Transport:
+def _open_transport(party: Party, mine: SiteFile, life: Life) -> Transport:
     """This rank's way to the relay."""
     section = mine.exchange
-    tell = _Countdown() if party.leads else _silent
+    tell = _Retries(life, tells=party.leads)
     if section.kind == "spool":
         folder = spool_of(party.agreement, mine, party.number)
         return SpoolClient(folder, section.connections, section.patience_s, tell, leads=party.leads)
@@ -137,15 +137,14 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
             names = [m.name for m in party.members if m.number not in watch.sites(_TOPIC)]
             return f"site {', '.join(names)}"
 
-        agreed_s, own_s = agreement.cohort.deadline_s, exchange.interrupts.wait_s
-        deadline_s = agreed_s if own_s is None else min(agreed_s, own_s)
-        deadline = time.monotonic() + deadline_s
+        wait_s = exchange.interrupts.wait_s
+        deadline = time.monotonic() + min(agreement.cohort.deadline_s, math.inf if wait_s is None else wait_s)
         words = "has not started with this federation.toml yet"
         if not wait_telling(
             watch, lambda w: everyone <= set(w.sites(_TOPIC)), deadline, lambda: f"{missing()} {words}", first_s=_TELL_S
         ):
-            if deadline_s < agreed_s:
-                raise InterruptedRun(f"left after {deadline_s:.0f} s: {missing()} {words}")
+            if wait_s is not None:
+                raise InterruptedRun(f"{missing()} {words}")
             raise PeersError(
                 f"{missing()} has not signed the configuration {agreement.hash.hex()}",
                 "each site runs `fedhpc site approve` and then `fedhpc run`",
@@ -178,20 +177,19 @@ def _read_kept(path: Path) -> dict[int, bytes]:
         return {}
 
 
-def _silent(retry: Retry) -> None:
-    """The leader speaks for the site."""
+class _Retries:
+    """While the relay cannot be reached: tells people until when and why, and leaves when there is no time left."""
 
-
-class _Countdown:
-    """Tells people that the relay cannot be reached, until when, and why."""
-
-    def __init__(self) -> None:
-        self._told = 0.0
+    def __init__(self, life: Life, *, tells: bool) -> None:
+        self._life, self._tells, self._told = life, tells, 0.0
 
     def __call__(self, retry: Retry) -> None:
+        why = self._life.must_leave()
+        if why:
+            raise InterruptedRun(f"left while the relay could not be reached ({retry.reason}): {why}")
         terminal = sys.stderr.isatty()
         now = time.monotonic()
-        if not terminal and now - self._told < 5:
+        if not self._tells or (not terminal and now - self._told < 5):
             return
         self._told = now
         line = (

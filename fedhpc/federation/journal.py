@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from fedhpc.secure.ledger import LedgerEntry, RoundLedger, chain, entry_from_jso
 from fedhpc.secure.transcript import canon, parse_canon
 
 _MAX_LINE_BYTES = 64 << 10
+_LOOK_S = 0.25  # between two looks at a lock that another run holds
 
 
 class Journal(Protocol):
@@ -50,15 +52,18 @@ class MemoryJournal:
 class FileJournal:
     """A ledger in `path`, mode 0600, locked to this process."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises StorageError if another run holds the file or it cannot be opened, PolicyError if it was altered."""
+    def __init__(self, path: Path, wait_s: float = 0.0) -> None:
+        """`wait_s`: how long another run that holds the file is waited for.
+
+        Raises StorageError if it still does or the file cannot be opened, PolicyError if it was altered.
+        """
         self._path = path
         self._failed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
-                self._lock()
+                self._lock(time.monotonic() + wait_s)
                 self.ledger = RoundLedger(self._read())
                 _sync_directory(path.parent)
             except BaseException:
@@ -94,18 +99,29 @@ class FileJournal:
             os.close(self._file)
             self._file = -1  # a number that is no file: a later write must not reach a file opened in between
 
-    def _lock(self) -> None:
+    def _lock(self, deadline: float) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            while not self._try_lock():
+                if time.monotonic() < deadline:
+                    time.sleep(_LOOK_S)
+                    continue
                 raise StorageError(
                     f"another run is using {self._path.parent}", "wait for it to end, or choose another --out"
-                ) from None
+                )
+        except OSError as error:
             raise StorageError(
                 f"{self._path} cannot be locked: {error.strerror}",
                 "the run directory must be on a file system with flock (Lustre: mounted with -o flock)",
             ) from None
+
+    def _try_lock(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return False
+            raise
+        return True
 
     def _read(self) -> list[LedgerEntry]:
         """All entries; a torn last line (nothing was sent after it) is cut off."""

@@ -44,8 +44,9 @@ class LocalRounds:
         """
         begun = time.perf_counter()
         kept, trainer = self._outbox.find(state), self._trainer
-        if kept is None:
+        if kept is None or not kept.result.whole:
             self._refuse_training(f"round {round_} is not trained")
+        if kept is None:
             trainer.load(anchor)
             measured = trainer.measure()
         else:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from fedhpc.errors import DataError, InternalError
 from fedhpc.exchange.base import Exchange
-from fedhpc.federation.interfaces import CheckpointStore, Life
+from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.own_vector import codec_of, inspect, share
 from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, SumPlan
@@ -85,9 +85,6 @@ class MpiSums:
         if party.leads:
             said = next((w for w in self._exchange.gather(said) if w), b"")
         return party.site.broadcast_bytes(said if party.leads else None).decode()
-
-    def heed(self, life: Life) -> None:
-        """See MaskedSums.heed: within one job a sum is soon over."""
 
     def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
         """See MaskedSums.open."""

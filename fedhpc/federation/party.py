@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import PeersError
 from fedhpc.federation.agreement import Agreement
-from fedhpc.federation.interfaces import CheckpointStore, Life
+from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.journal import Journal
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.pipeline import Stages
@@ -105,7 +105,8 @@ class MaskedSums(Protocol):
 
         `digest`: hash the sum for M6; a benchmark leaves it out to time the sum alone.
         Raises DataError for numbers that have no place in the ring, PolicyError if the ledger forbids the sum or the
-        sites do not agree; nothing of the vector has left the site then. RoundOverError: see there.
+        sites do not agree; nothing of the vector has left the site then. RoundOverError: see there. InterruptedRun, on
+        every rank, where this site only waits and its life is to end.
         """
         ...
 
@@ -155,10 +156,6 @@ class MaskedSums(Protocol):
 
         Those are all ranks of the job: in one job of all sites, those of the other sites too.
         """
-        ...
-
-    def heed(self, life: Life) -> None:
-        """From now on leave where this site only waits, when `life` says so. Raises InterruptedRun in `open` then."""
         ...
 
     def of(self, party: Party) -> Self:

@@ -53,7 +53,7 @@ class Lobby:
         if found:
             raise RoundOverError(self._plan.round_, f"round {self._plan.round_} ended without site {self._party.name}")
         late = self._who_is_late()
-        if deadline_s < agreed_s:
+        if own_s is not None:
             raise InterruptedRun(f"round {self._plan.round_} did not begin within {deadline_s:.0f} s: {late}")
         raise PeersError(
             f"round {self._plan.round_} did not begin within {deadline_s:.0f} s: {late}",

@@ -15,14 +15,14 @@ import numpy as np
 
 from fedhpc.errors import InternalError, InterruptedRun
 from fedhpc.exchange.http_link import RelayProblem
-from fedhpc.exchange.https import Interrupts, RelayExchange
+from fedhpc.exchange.https import RelayExchange
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
 from fedhpc.exchange.transport import Transport
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.catching_up import Attendant, release_input, take
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.hidden_part import HiddenPart
-from fedhpc.federation.interfaces import CheckpointStore, Life
+from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.masked_sum import streams_from_bytes, streams_to_bytes
@@ -30,11 +30,10 @@ from fedhpc.federation.own_vector import codec_of, inspect, share
 from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
 from fedhpc.federation.relayed_round import RelayedRound
-from fedhpc.federation.relayed_work import Answer, Order, SumFetch, SumResult, Upload, end_if_stopped
+from fedhpc.federation.relayed_work import CLOSED, CUT_OFF, Answer, Order, SumFetch, SumResult, Upload, end_if_stopped
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import Federation as Known
 from fedhpc.secure.keys import KEY_BYTES
-from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import input_hash, tree_root, u64
 
@@ -195,11 +194,6 @@ class RelayedSums:
         """See MaskedSums.hear: the ranks of this site; the others are in jobs of their own."""
         return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
 
-    def heed(self, life: Life) -> None:
-        """See MaskedSums.heed."""
-        if self.lead is not None:
-            self.lead.exchange.interrupts = Interrupts(life.leaves, life.must_leave, life.wait_s)
-
     def leave(self) -> None:
         """See MaskedSums.leave: nobody waits for a site that is not ready."""
         if self._attendant is not None:
@@ -241,6 +235,8 @@ class RelayedSums:
             raise
         except InterruptedRun as stopped:
             lead.exchange.leave(plan.round_)
+            if stopped.agreed:
+                raise
             self._stop(stopped)
         stages.agree += answer.waited_s
         result = SumResult(answer.sum_tree, answer.members)
@@ -287,7 +283,7 @@ class RelayedSums:
         length = hidden.vector.layout.nbytes
         hidden.begin_hiding(streams, tag_key)
         name = self._name(plan, attempt, f"M3v/{self._party.number}")
-        late, digests = b"\0", b""
+        late, digests = b"", b""
         data: memoryview | None = None
         try:
             if length <= BLOCK_BYTES and high > low:
@@ -301,14 +297,11 @@ class RelayedSums:
         except RelayProblem as problem:
             if problem.kind not in _CLOSED:
                 raise
-            late = b"\1"
+            late = CLOSED
+        except InterruptedRun:
+            late = CUT_OFF
         stages.wire += _lap(begun)
-        answers = self._party.site.gather_bytes(late + hidden.tag.to_bytes() + digests)
-        if any(a[:1] == b"\1" for a in answers):
-            return None
-        tag = sum((tag_from_bytes(a[1 : 1 + TAG_BYTES]) for a in answers), Tag())
-        tree = tree_root(length, [b"".join(a[1 + TAG_BYTES :] for a in answers)])
-        return Upload(name, tree, tag, data)
+        return Upload.of(name, length, self._party.site.gather_bytes(late or hidden.tag.to_bytes() + digests), data)
 
     def _fetch(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> SumFetch | None:
         """Fetch and open this rank's part of the sum; None if the relay does not keep it any more."""
@@ -318,6 +311,7 @@ class RelayedSums:
         low, high = hidden.part
         length = hidden.vector.layout.nbytes
         hashed: dict[int, bytes] | None = {}
+        lost = CLOSED
         if high > low:
             view = hidden.vector.buffer[low:high].data
             try:
@@ -326,21 +320,14 @@ class RelayedSums:
                 if problem.kind not in (*_CLOSED, "absent"):
                     raise
                 hashed = None
+            except InterruptedRun:
+                hashed, lost = None, CUT_OFF
         stages.wire += _lap(begun)
-        mine = b""
+        mine = lost
         if hashed is not None:
             digests = [hashed[i] for i in sorted(hashed)] + hidden.opened_digests()
             mine = hidden.tag.to_bytes() + b"".join(digests)
-        answers = self._party.site.gather_bytes(mine)
-        if not all(answers):
-            return None
-        tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())
-        half = [(len(a) - TAG_BYTES) // 2 for a in answers]
-        hidden_tree = tree_root(
-            length, [b"".join(a[TAG_BYTES : TAG_BYTES + n] for a, n in zip(answers, half, strict=True))]
-        )
-        plain_tree = tree_root(length, [b"".join(a[TAG_BYTES + n :] for a, n in zip(answers, half, strict=True))])
-        return SumFetch(hidden_tree, plain_tree, tag)
+        return SumFetch.of(length, self._party.site.gather_bytes(mine))
 
     def _name(self, plan: SumPlan, attempt: int, name: str) -> ObjectName:
         return ObjectName(self._party.agreement.hash.hex(), plan.round_, attempt, name)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from fedhpc.errors import InterruptedRun
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.secure.opening import Streams
-from fedhpc.secure.tag import Tag
-from fedhpc.secure.transcript import u16
+from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
+from fedhpc.secure.transcript import tree_root, u16
 
 _HASH_BYTES = 32
 
@@ -26,6 +26,18 @@ def end_if_stopped(word: bytes) -> None:
         raise InterruptedRun(word[1:].decode(), agreed=True)
 
 
+CLOSED, CUT_OFF = b"x", b"!"
+"""What a rank says in place of its part's tag and digests, which are longer: the relay takes or has it no more; it had
+no relay and no time left."""
+
+
+def _all_moved(answers: list[bytes], what: str) -> bool:
+    """Whether every rank has moved its part. Raises InterruptedRun, as on every rank, if one was cut off."""
+    if CUT_OFF in answers:
+        raise InterruptedRun(f"left while its vector was {what}: the relay could not be reached in time", agreed=True)
+    return CLOSED not in answers
+
+
 @dataclass(frozen=True)
 class Upload:
     """A site's masked vector, its parts at the relay, and the tag of the vector behind it."""
@@ -36,6 +48,14 @@ class Upload:
     data: memoryview | None = None
     """A vector of one block: it is not sent yet, and goes along with M3."""
 
+    @classmethod
+    def of(cls, name: ObjectName, length: int, answers: list[bytes], data: memoryview | None) -> Upload | None:
+        """From what each rank says of its part of the `length` bytes: tag and digests. None if the set was closed."""
+        if not _all_moved(answers, "sent"):
+            return None
+        tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())
+        return cls(name, tree_root(length, [b"".join(a[TAG_BYTES:] for a in answers)]), tag, data)
+
 
 @dataclass(frozen=True)
 class SumFetch:
@@ -44,6 +64,19 @@ class SumFetch:
     hidden_tree: bytes
     plain_tree: bytes
     tag: Tag
+
+    @classmethod
+    def of(cls, length: int, answers: list[bytes]) -> SumFetch | None:
+        """From what each rank says of its part of the `length` bytes: its tag, then digests of Y, then those of X.
+
+        None if the relay does not have the sum any more.
+        """
+        if not _all_moved(answers, "fetched"):
+            return None
+        tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())
+        digests = [a[TAG_BYTES:] for a in answers]
+        hidden = tree_root(length, [b"".join(d[: len(d) // 2] for d in digests)])
+        return cls(hidden, tree_root(length, [b"".join(d[len(d) // 2 :] for d in digests)]), tag)
 
 
 @dataclass(frozen=True)

@@ -184,10 +184,13 @@ def _begin(
 
 
 def _may_sum(federation: Federation, model: GlobalModel, base: Base) -> bool:
-    """Whether an update from `base` still counts: not too old, and in no round that may have been opened."""
+    """Whether an update from `base` still counts: not too old, in no round that may have been opened, nor after all."""
     if base.rounds == model.rounds:
         return True
-    staleness = federation.party.agreement.cohort.staleness
+    agreement = federation.party.agreement
+    if model.rounds >= agreement.federation.rounds:
+        return False  # it has caught up with the final model
+    staleness = agreement.cohort.staleness
     return model.rounds - base.rounds <= staleness and federation.sums.is_free(base.state)
 
 

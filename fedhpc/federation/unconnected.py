@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.interfaces import CheckpointStore, Life
+from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import CaughtUp, Opened, Party, SumPlan
 
@@ -56,9 +56,6 @@ class Unconnected:
     def hear(self, word: str) -> str:
         """See MaskedSums.hear."""
         return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
-
-    def heed(self, life: Life) -> None:
-        """See MaskedSums.heed: it waits for nobody."""
 
     def leave(self) -> None:
         """See MaskedSums.leave."""

@@ -19,6 +19,7 @@ from fedhpc.federation.outbox import FileOutbox
 from fedhpc.federation.rounds import Outcome, run_rounds
 from fedhpc.ops.features import compare_stores
 from fedhpc.ops.life.history import Finished, keep_finished
+from fedhpc.ops.life.job_end import ledger_wait_s
 from fedhpc.ops.life.open import open_life, open_outbox
 from fedhpc.ops.life.told import Told
 from fedhpc.ops.logs import rank_logs
@@ -73,23 +74,28 @@ def run_federation(
 
     `told`: listens for signals already. InterruptedRun: what is needed to go on is kept; submit the job again.
     """
-    opening = partial(open_life, stage=stage, told=told or Told())
-    joined = join_with_files(federation, sites=sites, site=site, run=out, connect=stage != "train", life=opening)
+    joined = join_with_files(
+        federation,
+        sites=sites,
+        site=site,
+        run=out,
+        connect=stage != "train",
+        live=partial(open_life, stage, told or Told()),
+        ledger_wait_s=ledger_wait_s(),
+    )
     with joined.federation:
-        return run_joined(joined, stage=stage, told=told, verbose=verbose)
+        return run_joined(joined, verbose=verbose)
 
 
-def run_joined(joined: Joined, *, stage: Stage = "all", told: Told | None = None, verbose: bool = False) -> Ran:
+def run_joined(joined: Joined, *, verbose: bool = False) -> Ran:
     """Train a joined federation in its run directory: checkpoints, metrics and logs are kept there."""
-    fed, directory = joined.federation, joined.site_directory
-    life = joined.life or open_life(fed.party, joined.site_file, directory, stage, told or Told())
-    fed.sums.heed(life)
+    fed, directory, life = joined.federation, joined.site_directory, joined.life
     with rank_logs(directory, site=fed.site, rank=fed.rank, show=joined.first, verbose=verbose):
         if fed.party.leads:
             keep_agreement(directory.parent, fed.party.agreement)
         outbox = open_outbox(fed.party, directory)
         with (
-            _open_trainer(fed, joined.site_file, directory, outbox, stage) as trainer,
+            _open_trainer(fed, joined.site_file, directory, outbox, life.stage) as trainer,
             Telemetry(
                 directory,
                 site=fed.site,

@@ -139,8 +139,10 @@ class FederationRounds:
     def _take(self, name: ObjectName, now: float) -> None:
         if name.attempt == 0 and name.kind == "READY" and name.owner in self.federation.pins:
             data = self._objects(name.round, 0).get(name.name)
+            if data is None:
+                return  # its site has left since
             try:
-                fields, _ = read_ready(data or b"")
+                fields, _ = read_ready(data)
             except PolicyError as error:
                 _log.warning("site %s, round %d: %s", name.owner, name.round, error.what)
                 return

@@ -15,7 +15,7 @@ PHASES = ("ready", "keys", "shares", "masked", "sum", "answers", "results")
 
 @dataclass
 class Round:
-    """Filled from the names of the store's objects; `began` is the only thing that a restart forgets."""
+    """Filled from the names of the store's objects; a restart forgets only `began` and `left`: deadlines begin anew."""
 
     number: int
     ready: dict[int, tuple[Ready, float]] = field(default_factory=dict)  # well-formed READY, and when it came

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from operator import eq
+
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.relay.objects import SUM, VECTOR
 from fedhpc.relay.store import Store
@@ -27,6 +30,9 @@ def drop_messages(store: Store, where: AttemptName, *, answered: bool) -> None:
 
 
 def drop_ready(store: Store, lobby: AttemptName, site: int) -> None:
-    """READY and LEAVE of a site that leaves, so that it can be ready again with the same words."""
-    gone = (f"LEAVE/{site}", f"READY/{site}")
-    store.drop(lambda name: name.attempt_name == lobby and name.name in gone)
+    """READY and LEAVE of a site that leaves, so that it can be ready again with the same words.
+
+    READY first: who is killed in between finds LEAVE, and comes here again.
+    """
+    for kind in ("READY", "LEAVE"):
+        store.drop(partial(eq, ObjectName(*lobby, f"{kind}/{site}")))

@@ -124,6 +124,13 @@ class Gates:
         """Let a site train its round, or all rounds."""
         (self.folder / (f"{site}.go" if round_ is None else f"{site}.{round_}.go")).touch()
 
+    def hold(self, site: str) -> None:
+        """Hold a site at its next measurement, until `release`."""
+        (self.folder / f"{site}.hold").touch()
+
+    def release(self, site: str) -> None:
+        (self.folder / f"{site}.hold").unlink()
+
     def reached(self, site: str, round_: int, timeout: float = 60) -> None:
         """Wait until a site is about to train its round."""
         until(lambda: (self.folder / f"{site}.{round_}").exists(), timeout, f"{site} in round {round_}")

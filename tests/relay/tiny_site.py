@@ -4,8 +4,9 @@
 
 A CASE has `name`, `federation`, `run`, and `site` (a file) or `sites` (a directory: all of them, in one MPI job);
 `what` is "train" (default) or the name of a function of user_scripts.py. For "train": `shapes` of the model by name,
-and `gates`, a folder: before it trains round r the site writes SITE.r there and waits for SITE.r.go or SITE.go. Rank 0
-prints one JSON object per case, and what the loop notes.
+and `gates`, a folder: before it trains round r the site writes SITE.r there and waits for SITE.r.go or SITE.go; while
+there is SITE.hold, it writes SITE.held and does not measure. Rank 0 prints one JSON object per case, and what the loop
+notes.
 """
 
 from __future__ import annotations
@@ -84,6 +85,11 @@ class Model:
             time.sleep(0.01)
 
     def measure(self) -> Tensors:
+        deadline = time.monotonic() + GATE_S
+        while self.gates is not None and (self.gates / f"{self.site}.hold").exists():
+            (self.gates / f"{self.site}.held").touch()
+            assert time.monotonic() < deadline, f"site {self.site} was never released"
+            time.sleep(0.01)
         return {"n": np.array(1), "first": np.array(float(self.now["bias"][0]))}
 
     def summarise(self, sums: Mapping[str, Any]) -> dict[str, float | None]:

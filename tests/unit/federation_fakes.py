@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 from secure_fakes import key_of
 
+from fedhpc.errors import InterruptedRun
 from fedhpc.federation.agreement import Agreement, read_agreement
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.journal import MemoryJournal
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.own_vector import codec_of
@@ -32,9 +34,11 @@ _T = TypeVar("_T")
 WAIT_S = 60.0
 
 
-def agreement_of(sites: int, samples: tuple[int, ...] = (), **sections: Mapping[str, Any]) -> Agreement:
+def agreement_of(
+    sites: int, samples: tuple[int, ...] = (), rounds: int = 1, **sections: Mapping[str, Any]
+) -> Agreement:
     """federation.toml of sites s1, s2, …; `samples` in the roster."""
-    lines = ["[federation]", "name = 'test'"]
+    lines = ["[federation]", "name = 'test'", f"rounds = {rounds}"]
     for section, values in sections.items():
         lines += [f"[{section}]", *(f"{k} = {v!r}" for k, v in values.items())]
     for u in range(1, sites + 1):
@@ -52,13 +56,17 @@ def party_of(agreement: Agreement, number: int) -> Party:
 class Meeting:
     """N sites whose sums are over those that are not lost in that round."""
 
-    def __init__(self, sites: int, samples: tuple[int, ...] = (), **sections: Mapping[str, Any]) -> None:
-        self.agreement = agreement_of(sites, samples, **sections)
+    def __init__(
+        self, sites: int, samples: tuple[int, ...] = (), rounds: int = 1, **sections: Mapping[str, Any]
+    ) -> None:
+        self.agreement = agreement_of(sites, samples, rounds, **sections)
         self.numbers = range(1, sites + 1)
         self.lost: dict[int, set[int]] = {}  # masked sum -> sites
         self.plans: list[SumPlan] = []  # of site 1
         self.parts: dict[int, Vector] = {}
         self.barrier = threading.Barrier(sites, timeout=WAIT_S)
+        self.interrupt = ("", 0)  # all sites leave in their n-th "open" or "settle", from 0
+        self.calls: dict[tuple[str, int], int] = {}
 
     def federation(self, number: int) -> Federation:
         party = party_of(self.agreement, number)
@@ -93,6 +101,7 @@ class FakeSums:
         self._meeting, self._party = meeting, party
 
     def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
+        self._look_up("open")
         meeting, me = self._meeting, self._party.number
         if me == 1:
             meeting.plans.append(plan)
@@ -124,6 +133,29 @@ class FakeSums:
 
     def settle(self, opened: Opened, state: bytes) -> None:
         """All sites add the same numbers."""
+        self._look_up("settle")
+
+    def _look_up(self, kind: str) -> None:
+        meeting, key = self._meeting, (kind, self._party.number)
+        meeting.calls[key] = meeting.calls.get(key, -1) + 1
+        if meeting.interrupt == (kind, meeting.calls[key]):
+            raise InterruptedRun(f"left in {kind}", agreed=True)
+
+    def hear(self, word: str) -> str:
+        """The ranks of a site are one."""
+        return word
+
+    def common_round(self, held: list[int]) -> int | None:
+        return max(held) if held else None
+
+    def attend(self, store: CheckpointStore) -> None:
+        """Nobody is away."""
+
+    def keep_until(self, sums: int) -> None:
+        """Nothing is kept."""
+
+    def is_free(self, base: bytes) -> bool:
+        return True
 
     def leave(self) -> None:
         """Nobody waits."""

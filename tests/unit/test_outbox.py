@@ -181,7 +181,7 @@ def test_a_length_that_cannot_be_is_refused_before_memory_is_taken(tmp_path: Pat
 
 
 def test_nobody_else_reads_it(tmp_path: Path) -> None:
-    """Mode 0600 whatever the umask; neither values nor names in it; two files of one work have nothing in common."""
+    """Mode 0600 whatever the umask, and neither values nor names in it; two files of one work share nothing."""
     canary = np.frombuffer(b"CANARYcanary" * 1000, np.uint8)
     previous = os.umask(0)
     try:

@@ -1,4 +1,4 @@
-"""When the batch job ends, as the environment or Slurm says. Read once, at the start."""
+"""What the batch system says about this job: when it ends, and whether another one was before it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 _ASK_S = 10.0
+_PREDECESSOR_S = 60.0
 _log = logging.getLogger("fedhpc.ops")
 
 
@@ -38,3 +39,12 @@ def _ask_slurm(job: str) -> float | None:
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         _log.warning("the end of job %s is not to be had (%s): it is not kept in mind", job, type(error).__name__)
         return None
+
+
+def ledger_wait_s(environment: Mapping[str, str] = os.environ) -> float:
+    """How long to wait for another run in the same directory: it may be the job before, at its end.
+
+    Slurm starts a requeued job, or the next of a chain, while the processes of the one before still die.
+    """
+    follows = environment.get("SLURM_RESTART_COUNT", "0") != "0" or environment.get("SLURM_JOB_DEPENDENCY", "") != ""
+    return _PREDECESSOR_S if follows else 0.0

@@ -32,7 +32,8 @@ class JobLife:
     ) -> None:
         """`end`: Unix time of the job's end, if known. `earlier`: seconds that rounds took in earlier jobs."""
         self.stage: Stage = stage
-        self.wait_s = settings.wait_s
+        # A link of a chain that has waited in vain makes room for the next one; an inline job has failed.
+        self.wait_s = math.inf if settings.wait_s is None and settings.kind != "inline" else settings.wait_s
         self._settings, self._end, self._clock = settings, end, clock
         self._told = told
         self._times = list(earlier)[-_KEPT_TIMES:]

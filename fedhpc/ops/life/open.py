@@ -10,6 +10,7 @@ from fedhpc.federation.agreement import SiteFile, read_agreement, read_site
 from fedhpc.federation.interfaces import Stage
 from fedhpc.federation.outbox import FileOutbox, outbox_key
 from fedhpc.federation.party import Party
+from fedhpc.mpi.world import Place
 from fedhpc.ops.life.history import Finished, finished, round_seconds
 from fedhpc.ops.life.job_end import job_end
 from fedhpc.ops.life.job_life import JobLife
@@ -20,11 +21,11 @@ from fedhpc.secure.keys import KEY_BYTES
 OUTBOX = "outbox"
 
 
-def open_life(party: Party, site_file: SiteFile, site_directory: Path, stage: Stage, told: Told) -> JobLife:
+def open_life(stage: Stage, told: Told, place: Place, site_file: SiteFile, site_directory: Path) -> JobLife:
     """How long this rank may go on. The leader knows the job's end, and what it says holds for the site's ranks."""
     settings = read_section(LifeSettings, site_file.life, "life")
-    end = job_end() if party.leads else None
-    return JobLife(settings, told, stage, end, round_seconds(site_directory) if party.leads else ())
+    leads = place.site.rank == 0
+    return JobLife(settings, told, stage, job_end() if leads else None, round_seconds(site_directory) if leads else ())
 
 
 def open_outbox(party: Party, site_directory: Path) -> FileOutbox:
