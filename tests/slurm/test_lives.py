@@ -114,6 +114,7 @@ def test_jobs_that_are_warned_killed_moved_and_cancelled(idle: Clusters, tmp_pat
         beta.start_now(jobs[moved])
         assert alpha.wait(jobs[killed], 100).state == "TIMEOUT", made.logs()
         alpha.until_state(jobs[warned], "PENDING", seconds=100)
+        alpha.run("scontrol", "update", f"jobid={jobs[warned]}", "timelimit=30")
         alpha.start_now(jobs[warned])
         assert not any(made.finished(site) for site in made.sites)
 
