@@ -82,6 +82,8 @@ def run(
             click.echo(f"stopped: {stopped.what}\nhint: {stopped.hint}", err=True)
         leave_exit_code(stopped.exit_code, untrained=stopped.untrained)
         sys.exit(stopped.exit_code)
+    finally:
+        told.ignore()
     if not ran.first:
         return
     outcome = ran.outcome

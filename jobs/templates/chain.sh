@@ -10,7 +10,14 @@ submit_successors() {
   esac
   ((successor)) || say "no successor was submitted"
 }
-drop_successors() { "$python" -m fedhpc jobs cancel "${where[@]}" --after "$name" || say "successors may be left"; }
+# Where the site file itself is what is wrong, the queue is asked for the names of this chain.
+drop_successors() {
+  local job other
+  "$python" -m fedhpc jobs cancel "${where[@]}" --after "$name" && return
+  while read -r job other; do
+    [[ $other != "${name%-*}"-* || $job == "$SLURM_JOB_ID" ]] || scancel "$job" || say "job $job may be left"
+  done < <(squeue --noheader --user="$(id -un)" --format='%i %j')
+}
 requeue() {
   if scontrol requeue "$SLURM_JOB_ID"; then
     say "requeued"

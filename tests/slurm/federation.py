@@ -103,9 +103,10 @@ class SlurmFederation:
         command = place.inside(sys.executable, "-m", "fedhpc", *words)
         path = self.folder / log
         with path.open("a") as file:
+            before = file.tell()
             process = subprocess.Popen(command, stdout=file, stderr=file, text=True, env=self.clusters.alpha.env)
         try:
-            until(lambda: ready in path.read_text() or process.poll() is not None, ready, 60, path.read_text)
+            until(lambda: ready in path.read_text()[before:] or process.poll() is not None, ready, 60, path.read_text)
             assert process.poll() is None, path.read_text()
             yield process
         finally:
@@ -128,10 +129,27 @@ class SlurmFederation:
         said: dict[str, object] = json.loads(out.splitlines()[-1])
         return said
 
-    def records(self, site: str) -> list[dict[str, str]]:
-        """What `fedhpc submit` has written of a site's jobs, oldest first."""
+    def listed(self, site: str) -> list[dict[str, str]]:
+        """What `fedhpc jobs list --json` says of a site's jobs, oldest first."""
+        files = [self.enrolled.site_file(site), "--federation", self.enrolled.federation, "--out", self.run]
+        out = self.where[site].run("python", "-m", "fedhpc", "jobs", "list", *files, "--json")
+        return [json.loads(line) for line in out.splitlines()]
+
+    def job(self, site: str, link: int = -1) -> str:
+        """The id of link `link` (from 0; -1: the last) of a site's newest chain, '' while it has none."""
         found = [json.loads(path.read_text()) for path in (self.run / site / "jobs").glob("fedhpc-*.json")]
-        return sorted(found, key=lambda r: (r["time"], r["chain"], r["link"]))
+        newest = max((r["time"], r["chain"]) for r in found)[1] if found else ""
+        links = sorted((r["link"], r["job"]) for r in found if r["chain"] == newest)
+        return str(links[link][1]) if -len(links) <= link < len(links) else ""
+
+    def rounds_done(self, site: str) -> int:
+        """How many rounds a site's metrics tell of."""
+        path = self.run / site / "metrics.jsonl"
+        return path.read_text().count("\n") if path.exists() else 0
+
+    def log(self, site: str, job: str) -> str:
+        """What a job has said so far."""
+        return "".join(path.read_text() for path in (self.run / site / "jobs").glob(f"*-{job}.out"))
 
     def alive(self, site: str) -> list[str]:
         """Ids of a site's jobs that wait or run."""

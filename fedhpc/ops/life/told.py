@@ -26,6 +26,11 @@ class Told:
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self.hear)
 
+    def ignore(self) -> None:
+        """From now on no signal counts: this process ends anyway, and being killed at its exit would spoil its code."""
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
     def hear(self, number: int, frame: FrameType | None = None) -> None:
         """A signal came. SIGTERM after SIGUSR2 is more urgent; the other way round nothing changes."""
         if not self.by or (number == signal.SIGTERM and self.by != "SIGTERM"):
