@@ -106,6 +106,23 @@ def test_only_work_from_the_state_is_found(tmp_path: Path) -> None:
     outbox.clear()
 
 
+def test_it_says_what_it_holds_without_reading_all_of_it(tmp_path: Path) -> None:
+    """Only the index has to be whole for that; damage behind it is found by `find`."""
+    outbox = box(tmp_path)
+    assert not outbox.holds(STATE)
+    outbox.keep(work())
+    assert outbox.holds(STATE)
+    assert not outbox.holds(b"t" * 32)
+    whole = outbox.path.read_bytes()
+    outbox.path.write_bytes(whole[:-1])
+    assert outbox.holds(STATE)
+    outbox.path.write_bytes(whole[: HEAD + 5])
+    with pytest.raises(DataError, match="damaged"):
+        outbox.holds(STATE)
+    outbox.clear()
+    assert not outbox.holds(STATE)
+
+
 @pytest.mark.parametrize(
     ("config", "key"),
     [(b"d" * 32, KEY), (CONFIG, b"l" * 32), (CONFIG, outbox_key(b"k" * 32, CONFIG))],
@@ -257,6 +274,7 @@ def test_the_leaders_word_holds_for_all_ranks(tmp_path: Path, kept: LocalWork | 
     said: list[bytes] = []
     turn = threading.Barrier(3)
     found: dict[int, LocalWork | None] = {}
+    held: dict[int, bool] = {}
     stale = box(tmp_path / "other")
     (tmp_path / "other").mkdir()
     stale.keep(work(round_=99))
@@ -267,6 +285,7 @@ def test_the_leaders_word_holds_for_all_ranks(tmp_path: Path, kept: LocalWork | 
         folder = tmp_path if number == 0 else tmp_path / "other"
         outbox = FileOutbox(folder / "outbox", CONFIG, KEY, Ranks(number, 3, said, turn))
         found[number] = outbox.find(STATE)
+        held[number] = outbox.holds(STATE)
         if number:
             outbox.keep(work(round_=77))
             outbox.clear()
@@ -277,6 +296,7 @@ def test_the_leaders_word_holds_for_all_ranks(tmp_path: Path, kept: LocalWork | 
     for thread in threads:
         thread.join(30)
     assert set(found) == {0, 1, 2}
+    assert held == dict.fromkeys(range(3), kept is not None)
     for number in range(3):
         if kept is None:
             assert found[number] is None
