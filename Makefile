@@ -71,7 +71,8 @@ wheel: setup
 
 # The quick layers first; all of them must run, and one that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP).
 test: lint tools
-	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest
+	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/unit
+	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest --ignore=tests/unit
 
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/measure.py
