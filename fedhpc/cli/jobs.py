@@ -59,6 +59,7 @@ def list_(site: Path, federation: Path | None, out: Path | None, as_json: bool) 
     rows = [("JOB", "STATE", "STAGE", "NAME", "WHY")]
     for one in shown:
         why = one.record.words if one.found is None else one.found.reason if one.state == "PENDING" else ""
+        why = "" if why == "None" else why  # squeue's word until the scheduler has looked
         rows.append((one.record.job or "-", one.state, one.record.stage, one.record.name, why))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:

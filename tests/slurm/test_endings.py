@@ -47,11 +47,11 @@ def test_doctor_sees_at_each_place_what_would_end_a_job(idle: Clusters, made: Sl
     checks = [{c["name"]: c for c in one["checks"]} for one in said]
     failed = [[name for name, check in some.items() if check["state"] == "fail"] for some in checks]
     assert [one["place"] for one in said] == ["login", "step", "step", "step"]
-    assert failed[:2] == [[], []]
-    assert checks[0]["route"]["state"] == checks[1]["route"]["state"] == "ok"
-    assert (failed[2], said[2]["exit_code"]) == (["route"], 69)
-    assert "spool" in checks[2]["route"]["fix"]
-    assert (failed[3], checks[3]["route"]["state"]) == ([], "skipped")
+    assert failed[:2] == [[], []], said[:2]
+    assert checks[0]["relay-connect"]["state"] == checks[1]["relay-connect"]["state"] == "ok"
+    assert (failed[2], said[2]["exit_code"]) == (["relay-connect"], 69)
+    assert "spool" in checks[2]["relay-connect"]["fix"]
+    assert (failed[3], checks[3]["relay-connect"]["state"]) == ([], "skipped")
 
 
 def test_slurm_takes_the_script_of_a_dry_run(idle: Clusters, made: SlurmFederation) -> None:

@@ -28,29 +28,3 @@ def test_four_jobs_on_two_clusters_end_with_the_rehearsal_s_model(idle: Clusters
     finally:
         idle.close_beta()
     assert {made.finished(site) for site in made.sites} == {made.rehearsal(**{made.sites[0]: 2})}
-
-
-def test_submitted_by_fedhpc_and_cancelled_in_the_middle(idle: Clusters, tmp_path: Path) -> None:
-    """`fedhpc submit` of four inline sites; one is cancelled while the others wait, and submitted again."""
-    made = SlurmFederation(idle, tmp_path / "heart")
-    for site in made.sites:
-        slurm = 'profile = "generic"\ntasks_per_node = 1\ntime = "00:10:00"\nmpi = "pmix"\npartition = "cpu"'
-        made.settings(site, f'[life]\nkind = "inline"\n\n[slurm]\n{slurm}\n')
-    first, *others = made.sites
-    idle.open_beta()
-    try:
-        with made.relay():
-            jobs = {site: str(made.submit(site)["job"]) for site in others}
-            late = made.where[first]
-            cancelled = str(made.submit(first)["job"])
-            late.until_state(cancelled, "RUNNING")
-            late.cancel(cancelled)
-            assert late.wait(cancelled).state == "CANCELLED"
-            jobs[first] = str(made.submit(first)["job"])
-            for site, job in jobs.items():
-                ended = made.where[site].wait(job, 200)
-                logs = "\n".join(path.read_text() for path in sorted((made.run / site / "jobs").glob("*.out")))
-                assert (ended.state, ended.code) == ("COMPLETED", 0), logs
-    finally:
-        idle.close_beta()
-    assert {made.finished(site) for site in made.sites} == {made.rehearsal()}

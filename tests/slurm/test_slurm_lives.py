@@ -18,7 +18,7 @@ partition = "gpu"
 time = "00:30:00"
 preflight = {preflight}
 gpus_per_node = {gpus}
-requeue_s = 3
+requeue_s = 3600
 
 [slurm.exchange]
 partition = "cpu"
@@ -60,6 +60,8 @@ def test_three_lives_and_two_exchanges_give_one_model(idle: Clusters, tmp_path: 
         replace(own, "wait_s = 1", "wait_s = 600")
 
         jobs = {site: str(made.submit(site)["job"]) for site in (inline, chained, spooled)}
+        beta.until_state(exchange, "PENDING")
+        beta.start_now(exchange)
         assert beta.wait(exchange, 120).code == 0, made.logs()
         carrier.kill()
         carrier.wait()

@@ -50,8 +50,11 @@ class Router:
 
     def __init__(self) -> None:
         self.place = Place("router")
-        for cluster, prefix in PREFIX.items():
-            self.place.do("ip", "link", "add", f"br-{cluster}", "type", "bridge")
+        for number, (cluster, prefix) in enumerate(PREFIX.items()):
+            # Without one of its own a bridge takes the lowest of its ports' addresses, and changes it when that node
+            # goes: to the others the router is then out of reach until they ask for its address again.
+            own = f"02:00:00:00:00:{number:02x}"
+            self.place.do("ip", "link", "add", f"br-{cluster}", "address", own, "type", "bridge")
             self.place.do("ip", "address", "add", f"{prefix}.1/24", "dev", f"br-{cluster}")
             self.place.do("ip", "link", "set", f"br-{cluster}", "up")
         self.place.do("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")

@@ -55,6 +55,19 @@ def test_usr2_stops_training_at_once_and_a_round_only_near_the_end(clock: Clock)
     assert job.must_leave() == "the job ends in 60 s"
 
 
+def test_a_run_at_its_exit_is_not_killed_by_a_signal() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    try:
+        told = Told()
+        told.listen()
+        told.ignore()
+        for number in before:
+            assert signal.getsignal(number) is signal.SIG_IGN  # a handler of Python's would be gone in its last moments
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_usr2_without_a_known_end_leaves_a_minute(clock: Clock) -> None:
     told = Told(clock)
     job = life(clock, told)
