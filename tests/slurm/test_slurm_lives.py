@@ -36,8 +36,8 @@ def lives(made: SlurmFederation, *kinds: str) -> None:
 def test_three_lives_and_two_exchanges_give_one_model(idle: Clusters, tmp_path: Path) -> None:
     """Alpha: inline and chained over https. Beta, whose nodes reach nobody: inline and detached over a spool.
 
-    The detached site comes first and waits in vain, without a GPU. It trains while neither the relay nor its carrier,
-    which was killed, can be reached. Meanwhile the chained site, whose job is told of its walltime, hands over.
+    The detached site comes first and waits in vain, without a GPU. It trains while its carrier is killed, on a node
+    without a route to the relay. Meanwhile the chained site, whose job is told of its walltime, hands over.
     """
     made = SlurmFederation(idle, tmp_path / "heart")
     inline, chained, spooled, detached = made.sites
