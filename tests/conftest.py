@@ -1,4 +1,4 @@
-"""Puts this directory on the path for `harness`, adds --regenerate, and lets no suite go missing unnoticed."""
+"""Puts this directory on the path for `harness`, deals the tests out, and lets no suite go missing unnoticed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 # With FEDHPC_NO_SKIP=1 (`make test`, CI) every one of these that was asked for must run tests, and none may be skipped.
-SUITES = ("unit", "cli", "mpi", "relay", "slurm", "faults", "fuzz", "wheel")
+# In this order: those that take long and mostly wait begin first, where tests run side by side.
+SUITES = ("wheel", "slurm", "relay", "mpi", "faults", "fuzz", "cli", "unit")
 
 _ran: dict[str, int] = dict.fromkeys(SUITES, 0)
 _skipped: list[str] = []
@@ -19,22 +20,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """`make test` runs tests/unit by itself, side by side on all cores, and then all the others."""
     here = Path(__file__).parent
     named = [Path(config.invocation_params.dir, argument.split("::")[0]).resolve() for argument in config.args]
-    ignored = [Path(config.invocation_params.dir, path).resolve() for path in config.getoption("ignore") or ()]
     for suite in SUITES:
         inside = any((here / suite).is_relative_to(path) or path.is_relative_to(here / suite) for path in named)
-        if (named and not inside) or here / suite in ignored:
+        if named and not inside:
             _ran.pop(suite)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SUITES.index(_suite(item.nodeid)) if _suite(item.nodeid) in SUITES else -1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """For `-n`: a file is one process's, since fixtures are made once for it; the clusters of tests/slurm likewise."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "slurm" if _suite(nodeid) == "slurm" else nodeid.split("::")[0]
+
+    return Scheduling(config, log)
+
+
+def _suite(nodeid: str) -> str:
+    return (Path(nodeid.split("::")[0]).parts[1:2] or ("",))[0]
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    suite = Path(report.nodeid.split("::")[0]).parts[1:2]
+    suite = _suite(report.nodeid)
     if report.skipped:
         _skipped.append(report.nodeid)
-    elif report.when == "call" and suite and suite[0] in _ran:
-        _ran[suite[0]] += 1
+    elif report.when == "call" and suite in _ran:
+        _ran[suite] += 1
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -7,6 +7,7 @@ end in time is a failure, and its processes are killed before the test goes on.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import signal
@@ -68,6 +69,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     plain = {k: v for k, v in plain.items() if not k.startswith(drop)}
     plain["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), plain.get("PYTHONPATH", "")) if p)
     plain |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "100", "NO_COLOR": "1"}
+    plain |= {"PYTHONFAULTHANDLER": "1"}
     return plain | dict(extra or {})
 
 
@@ -94,10 +96,12 @@ class Job:
         self._scratch.cleanup()
 
     def finish(self, timeout: float) -> Completed:
-        """Wait for the end. AssertionError, with all output, if it does not come within `timeout` seconds."""
+        """Wait for the end. AssertionError, with all output and where each process stood, if it does not come within
+        `timeout` seconds."""
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
+            self._say_where()
             self.kill()
             raise AssertionError(f"the job hung for {timeout} s\n{self._completed(-1).text}") from None
         return self._completed(code)
@@ -117,6 +121,17 @@ class Job:
             deadline = time.monotonic() + 10
             while any(alive(pid) for pid in tree[1:]) and time.monotonic() < deadline:
                 time.sleep(0.01)
+
+    def _say_where(self) -> None:
+        """Have every Python process print the stacks of its threads (PYTHONFAULTHANDLER) and end."""
+        tree = [self.process.pid, *_descendants(self.process.pid)]
+        for pid in tree:
+            with contextlib.suppress(OSError):
+                if "python" in Path(f"/proc/{pid}/exe").readlink().name:
+                    os.kill(pid, signal.SIGABRT)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and any(alive(pid) for pid in tree[1:]):
+            time.sleep(0.1)
 
     def _completed(self, code: int) -> Completed:
         ended = time.time()
@@ -139,7 +154,7 @@ class Warm:
 
     @classmethod
     def words(cls) -> list[str]:
-        """What to put in place of FEDHPC for a process that has imported everything already."""
+        """What to put in place of `python -m` for a process that has imported everything already."""
         if not cls._socket:
             folder = tempfile.TemporaryDirectory(prefix="fw", dir="/tmp")
             path = f"{folder.name}/s"
@@ -158,7 +173,7 @@ class Warm:
             assert parent.stdout.readline() == "ready\n"
             cls._socket = path
         # Without site packages: the sender itself needs nothing.
-        return [sys.executable, "-S", "-E", str(ROOT / "tests" / "warm.py"), cls._socket, "fedhpc"]
+        return [sys.executable, "-S", "-E", str(ROOT / "tests" / "warm.py"), cls._socket]
 
 
 def call(
@@ -166,14 +181,18 @@ def call(
 ) -> Completed:
     """Run a command to its end. One that begins with FEDHPC is run by a process that has imported everything."""
     if list(command[: len(FEDHPC)]) == FEDHPC:
-        command = [*Warm.words(), *command[len(FEDHPC) :]]
+        command = [*Warm.words(), "fedhpc", *command[len(FEDHPC) :]]
     with start(command, env=env, cwd=cwd) as job:
         return job.finish(timeout)
 
 
-def mpi_words(ranks: int, words: Sequence[str | Path], *, guarded: bool = True) -> list[str | Path]:
-    """The command line of `ranks` ranks of `python [-m mpi4py] words…`; `guarded` is `-m mpi4py`."""
-    return [*launcher_command(ranks), sys.executable, *(["-m", "mpi4py"] if guarded else []), *words]
+def mpi_words(ranks: int, words: Sequence[str | Path], *, guarded: bool = True, warm: bool = False) -> list[str | Path]:
+    """The command line of `ranks` ranks of `python [-m mpi4py] words…`; `guarded` is `-m mpi4py`.
+
+    `warm`: ranks that have imported torch already, for guarded ones only.
+    """
+    python = Warm.words() if warm else [sys.executable, *(["-m"] if guarded else [])]
+    return [*launcher_command(ranks), *python, *(["mpi4py"] if guarded else []), *words]
 
 
 def mpirun(
@@ -184,9 +203,10 @@ def mpirun(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     guarded: bool = True,
+    warm: bool = False,
 ) -> Completed:
-    """Run `ranks` ranks of a Python command line to its end."""
-    return call(mpi_words(ranks, words, guarded=guarded), timeout=timeout, env=env, cwd=cwd)
+    """Run `ranks` ranks of a Python command line to its end; see mpi_words."""
+    return call(mpi_words(ranks, words, guarded=guarded, warm=warm), timeout=timeout, env=env, cwd=cwd)
 
 
 def matches(expected: Sequence[str], actual: Sequence[str]) -> bool:

@@ -1,15 +1,16 @@
-"""`fedhpc WORDS` in a process of its own that has imported everything already: torch alone takes seconds a time.
+"""`python -m MODULE WORDS` in a process of its own that has imported everything already: torch alone takes seconds.
 
-Run as a script with a path it is the parent: it listens there, and forks for every order a child that runs
-`python -m fedhpc` with the sender's words, directory, environment and open files. With `PATH fedhpc WORDS` it is the
-sender, which stands for the command: it ends as the child ends, and the child ends when it is killed. Tests of how a
-process starts, of signals and of ranks start real ones.
+Run as a script with a path it is the parent: it listens there, and forks for every order a child that runs the module
+with the sender's words, directory, environment and open files. With `PATH MODULE WORDS` it is the sender, which stands
+for the command, also as a rank under mpirun: it hands signals on, it ends as the child ends, and the child ends when it
+is killed. Tests of how a process starts, and those that kill at a given write, start real ones.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -19,11 +20,15 @@ import signal
 import socket
 import struct
 import sys
-import traceback
 
 LENGTH = struct.Struct("<I")
 CODE = struct.Struct("<i")  # below 0: the signal that ended it
-MODULES = ("torch", "h5py", "h11", "safetensors.numpy", "fedhpc.cli", "fedhpc.ops.run", "fedhpc.train.trainer")
+# torch imports its compiler, most of its modules, when it makes the first optimiser.
+MODULES = (
+    *("torch", "torch._inductor", "torch.distributed", "torch.nn.parallel", "h5py", "h11", "safetensors.numpy"),
+    *("fedhpc.cli", "fedhpc.ops.run", "fedhpc.train.site", "fedhpc.exchange.mpi", "fedhpc.exchange.https"),
+)
+HANDED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGABRT)
 
 
 def send(path: str, words: list[str]) -> int:
@@ -34,6 +39,14 @@ def send(path: str, words: list[str]) -> int:
         files = array.array("i", [0, 1, 2]).tobytes()
         sock.sendmsg([LENGTH.pack(len(order))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         sock.sendall(order)
+        child = CODE.unpack(sock.recv(CODE.size, socket.MSG_WAITALL))[0]
+
+        def hand_on(number: int, frame: object) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+
+        for number in HANDED_ON:
+            signal.signal(number, hand_on)
         status = sock.recv(CODE.size, socket.MSG_WAITALL)
     code = CODE.unpack(status)[0] if status else 1
     if code < 0:
@@ -56,37 +69,29 @@ def receive(sock: socket.socket) -> tuple[dict, list[int]]:
 
 
 def become(order: dict, files: list[int]) -> None:
-    """In the child: never returns."""
-    code = 1
-    try:
-        for number, file in enumerate(files):
-            os.dup2(file, number)
-            os.close(file)
-        os.chdir(order["cwd"])
-        os.environ.clear()
-        os.environ.update(order["env"])
-        sys.argv = ["fedhpc", *order["words"]]
-        try:
-            runpy.run_module("fedhpc", run_name="__main__", alter_sys=True)
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except BaseException:
-        traceback.print_exc()
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+    """In the child: what it ends with goes up to the interpreter, which ends as it would have without a parent."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(order["cwd"])
+    os.environ.clear()
+    os.environ.update(order["env"])
+    module, *words = order["words"]
+    sys.argv = [module, *words]
+    sys.path[:1] = ["", *(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    sys.exit(0)
 
 
 def attend(sock: socket.socket) -> None:
-    """One order, in a process of its own between the parent and the child: never returns."""
+    """One order, in a process of its own between the parent and the child; it never returns, nor does the child."""
     order, files = receive(sock)
     os.setsid()
     child = os.fork()
     if child == 0:
         sock.close()
         become(order, files)
+    sock.sendall(CODE.pack(child))
     for file in files:
         os.close(file)
     ended = os.pidfd_open(child)
@@ -101,6 +106,8 @@ def attend(sock: socket.socket) -> None:
 def parent(path: str) -> None:
     for name in MODULES:
         importlib.import_module(name)
+    assert len(os.listdir("/proc/self/task")) == 1  # a fork of several threads could inherit a held lock
+    gc.freeze()  # a collection in a child would copy every page
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
@@ -119,4 +126,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 2:
         parent(sys.argv[1])
     else:
-        sys.exit(send(sys.argv[1], sys.argv[3:]))
+        sys.exit(send(sys.argv[1], sys.argv[2:]))

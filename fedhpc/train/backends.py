@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import socket
+import sys
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -121,10 +122,10 @@ class DdpBackend:
         # The end of a gloo group waits for its threads, which may want Python's lock. torch gives the lock up where
         # the group's last owner is Python, and not where it is a DDP module's reducer: collected later, or at the
         # interpreter's exit, that would wait for good (pytorch issue 56297). So the reducers go first.
-        for wrapped in list(self._wrapped):  # whoever may hold them still
-            for name in ("logger", "reducer"):
-                vars(wrapped).pop(name, None)
-        gc.collect()
+        wrapped = list(self._wrapped)  # whoever may hold them still
+        gone = [_drop(vars(model), name) for model in wrapped for name in ("logger", "reducer")]
+        if not all(gone):  # a collection walks over all of torch, and takes a good part of a second
+            gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -185,6 +186,14 @@ def _own_gpu(group: Group, host: str, compute: ComputeSettings) -> tuple[int, st
             break
     index = local % torch.cuda.device_count()
     return index, str(torch.cuda.get_device_properties(index).uuid)
+
+
+def _drop(attributes: dict[str, Any], name: str) -> bool:
+    """Remove an attribute; whether nobody else held it, so that its object is gone."""
+    if name not in attributes:
+        return True
+    value = attributes.pop(name)
+    return sys.getrefcount(value) == 2  # `value`, and the call
 
 
 def _meet(group: Group, one_host: bool) -> TCPStore:

@@ -84,7 +84,7 @@ def renew(old: list[str], lines: list[str]) -> list[str]:
 def run(step: Step, directory: Path, fresh: bool) -> tuple[list[str], int]:
     """(printed lines, exit code). `fresh`: by processes that start from nothing."""
     words = shlex.join(FEDHPC)
-    warm = words if fresh else shlex.join(Warm.words())
+    warm = words if fresh else shlex.join([*Warm.words(), "fedhpc"])
     background = f'(echo $BASHPID > "$1.pid"; exec {words} "${{@:2}}") > "$1" 2>&1 &'
     shell = f'fedhpc() {{ {warm} "$@"; }}\nbackground() {{ {background} }}\nexec 2>&1\n'
     done = call(["bash", "-c", shell + "\n".join(step.command)], cwd=directory, timeout=90, env={"COLUMNS": "100"})

@@ -34,7 +34,7 @@ def run_alone(federation: Path, *words: str | Path) -> Completed:
 
 def run_three(federation: Path, *, ranks: int = 3) -> Completed:
     """`fedhpc run` with one rank for each of three sites."""
-    return mpirun(ranks, [*RUN, federation, "--sites", federation.parent / "sites"], timeout=60)
+    return mpirun(ranks, [*RUN, federation, "--sites", federation.parent / "sites"], timeout=60, warm=True)
 
 
 # --- configuration, 64
@@ -238,7 +238,7 @@ def test_an_update_beyond_the_bound(tmp_path: Path) -> None:
 def test_a_key_that_others_can_read(tmp_path: Path) -> None:
     federation = write_federation(tmp_path, {"aa": Site(), "bb": Site()}, secure={"accept_two_sites": True})
     (tmp_path / "keys" / "aa.key").chmod(0o640)
-    done = mpirun(2, [*RUN, federation, "--sites", tmp_path / "sites"], timeout=60)
+    done = mpirun(2, [*RUN, federation, "--sites", tmp_path / "sites"], timeout=60, warm=True)
     done.refused(74, "aa.key can be read by others", "chmod 600")
 
 
@@ -315,10 +315,10 @@ def test_an_altered_ledger(tmp_path: Path) -> None:
     federation = write_federation(tmp_path, 3, stores=False)
     # Sums alone make and read the ledger; `fedhpc run` does in the same place.
     words = [SUM_SCRIPT, federation, "sites", tmp_path / "sites", "plain"]
-    mpirun(3, words, timeout=60).ok()
+    mpirun(3, words, timeout=60, warm=True).ok()
     ledger = tmp_path / "run" / "bb" / "ledger.jsonl"
     whole = ledger.read_bytes()
-    mpirun(3, words, timeout=60).ok()
+    mpirun(3, words, timeout=60, warm=True).ok()
     assert ledger.read_bytes().startswith(whole), "a ledger only grows"
     lines = ledger.read_bytes().splitlines(keepends=True)
     changed = [lines[0].replace(b'"purpose":"', b'"purpose":"x'), *lines[1:]]
@@ -326,4 +326,5 @@ def test_an_altered_ledger(tmp_path: Path) -> None:
     stolen = (tmp_path / "run" / "aa" / "ledger.jsonl").read_bytes().splitlines(keepends=True)[2:3]
     for number, fault in ((1, changed), (2, [lines[0], *lines[2:]]), (3, [*lines[:2], *stolen, *lines[3:]])):
         ledger.write_bytes(b"".join(fault))
-        mpirun(3, words, timeout=60).refused(77, f"bb/ledger.jsonl, line {number}: ", "the ledger was altered")
+        done = mpirun(3, words, timeout=60, warm=True)
+        done.refused(77, f"bb/ledger.jsonl, line {number}: ", "the ledger was altered")

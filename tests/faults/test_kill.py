@@ -158,7 +158,7 @@ def test_real_training_killed_and_resumed(tmp_path: Path) -> None:
                 )  # fmt: skip
                 assert job.process.poll() is None, job.finish(1).text
                 job.kill()
-        done = mpirun(4, words, timeout=120).ok()
+        done = mpirun(4, words, timeout=120, warm=True).ok()
         result = json.loads(done.out.splitlines()[-1])
         hashes.append(result["final_model_sha256"])
         assert result["resumed_after_round"] >= (11 if name == "killed" else 0)

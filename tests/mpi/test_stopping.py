@@ -87,7 +87,7 @@ def run(made: Path, ranks: int, env: Mapping[str, str] | None = None, told: sign
     """The job to its end; `told`: the launcher gets this signal once every rank is at the step of STOP_AT."""
     reached = made.parent / "reached"
     reached.mkdir(exist_ok=True)
-    words = mpi_words(2 * ranks, ["-m", "fedhpc", "run", made, "--sites", made.parent / "sites"])
+    words = mpi_words(2 * ranks, ["-m", "fedhpc", "run", made, "--sites", made.parent / "sites"], warm=True)
     code = {"FEDHPC_EXIT_FILE": str(made.parent / "code")}
     with start(words, env={"REACHED": str(reached), **code, **(env or {})}) as job:
         if told is not None:

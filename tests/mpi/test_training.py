@@ -27,7 +27,7 @@ def train(tmp_path: Path, ranks: int, cases: Mapping[str, Mapping[str, Any]], ti
     """{case: [final hash, started at, metrics]} of federations that all start in one job."""
     for name, settings in cases.items():
         write_federation(tmp_path / name, **settings)
-    done = mpirun(ranks, [RANKS_SCRIPT, *(tmp_path / name for name in cases)], timeout=timeout).ok()
+    done = mpirun(ranks, [RANKS_SCRIPT, *(tmp_path / name for name in cases)], timeout=timeout, warm=True).ok()
     found = {}
     for line in done.out.splitlines():
         if line.startswith("["):
@@ -224,7 +224,7 @@ def test_fedsgd_is_pooled_sgd_up_to_the_grid(tmp_path: Path) -> None:
         (federation.parent / "task.py").write_text(FEDSGD_TASK)
         for file in (federation.parent / "sites").glob("*.toml"):
             file.write_text(file.read_text().replace("[data]\n", "[data]\ntask_source = '../task.py'\n"))
-    mpirun(3, [RANKS_SCRIPT, *(tmp_path / str(r) for r in counts)], timeout=100).ok()
+    mpirun(3, [RANKS_SCRIPT, *(tmp_path / str(r) for r in counts)], timeout=100, warm=True).ok()
 
     tables = [table(name, site.rows) for name, site in sites.items()]
     x = np.concatenate([t[0] for t in tables]).astype(np.float64)

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import FEDHPC, ROOT, Completed, Job, call, edit, mpi_words, start, write_rows, write_toml
+from harness import FEDHPC, ROOT, Completed, Job, Warm, call, edit, mpi_words, start, write_rows, write_toml
 
 from fedhpc.config import read_bytes
 from fedhpc.exchange.http_client import RelayClient
@@ -153,7 +153,7 @@ class Lives:
             section = {"name": name, "key": key}
             write_toml(folder / "sites" / f"{name}.toml", {"site": section, "data": data, "compute": {"device": "cpu"}})
         words = ["-m", "fedhpc", "run", self.base.federation, "--sites", folder / "sites", "--out", folder / "run"]
-        return final_hash(call(mpi_words(len(SITES), words), timeout=120).ok())
+        return final_hash(call(mpi_words(len(SITES), words, warm=True), timeout=120).ok())
 
 
 @dataclass
@@ -173,16 +173,28 @@ class Run:
         """The site's part of the run directory."""
         return self.out / name
 
-    def words(self, name: str, stage: str = "all", ranks: int = 1, site_file: Path | None = None) -> list[str | Path]:
+    def words(
+        self, name: str, stage: str = "all", ranks: int = 1, site_file: Path | None = None, cold: bool = False
+    ) -> list[str | Path]:
+        """`cold`: by processes that start from nothing; others have imported torch already."""
         arguments = ["run", self.enrolled.federation, "--site", site_file or self.enrolled.site_file(name)]
         arguments += ["--out", self.out, "--stage", stage]
-        return [*FEDHPC, *arguments] if ranks == 1 else mpi_words(ranks, ["-m", "fedhpc", *arguments])
+        if ranks > 1:
+            return mpi_words(ranks, ["-m", "fedhpc", *arguments], warm=not cold)
+        return [*(FEDHPC if cold else [*Warm.words(), "fedhpc"]), *arguments]
 
     def start(
-        self, name: str, stage: str = "all", env: Mapping[str, str] | None = None, ranks: int = 1, **files: Path
+        self,
+        name: str,
+        stage: str = "all",
+        env: Mapping[str, str] | None = None,
+        ranks: int = 1,
+        site_file: Path | None = None,
+        cold: bool = False,
     ) -> Job:
-        """A job of a site."""
-        return start(self.words(name, stage, ranks, **files), env=NO_PROXY | dict(env or {}))
+        """A job of a site; a cold one too where `env` says what may be imported."""
+        words = self.words(name, stage, ranks, site_file, cold or "PYTHONPATH" in (env or {}))
+        return start(words, env=NO_PROXY | dict(env or {}))
 
     def job(
         self, name: str, stage: str = "all", env: Mapping[str, str] | None = None, timeout: float = 120, **more: object

@@ -113,8 +113,11 @@ def test_told_to_stop_at_any_moment(lives: Lives, rehearsal: str) -> None:
         for number in itertools.count():
             assert number < 40
             told = number < 5
-            with run.start(name, env={"STOP_AT": f"{draw.randrange(1, STEPS)} SIGUSR2"} if number % 2 else {}) as job:
-                timer = threading.Timer(draw.uniform(0.5, 6.0), job.process.send_signal, [signal.SIGUSR2])
+            env = {"STOP_AT": f"{draw.randrange(1, STEPS)} SIGUSR2"} if number % 2 else {}
+            cold = number == 0
+            with run.start(name, env=env, cold=cold) as job:
+                after = draw.uniform(0.5, 6.0) if cold else draw.uniform(0.05, 2.0)
+                timer = threading.Timer(after, job.process.send_signal, [signal.SIGUSR2])
                 if told:
                     timer.start()
                 done = job.finish(120)
@@ -239,7 +242,7 @@ def test_a_job_waits_for_the_end_of_the_one_before(modelled: Run, tmp_path: Path
         run.job("aa", "train").refused(74, "another run is using", str(run.site("aa")))
         for env in ({"SLURM_RESTART_COUNT": "1"}, {"SLURM_JOB_DEPENDENCY": "afterany:7"}):
             fcntl.flock(held, fcntl.LOCK_EX)
-            with run.start("aa", "train", env) as job:
+            with run.start("aa", "train", env, cold=True) as job:
                 until(lambda pid=job.process.pid: has_open(pid, ledger), 60, "the job is at the lock")
                 fcntl.flock(held, fcntl.LOCK_UN)
                 done = job.finish(60)

@@ -199,7 +199,7 @@ class SlurmFederation:
             write_toml(folder / f"{site}.toml", sections)
         files = [self.enrolled.federation, "--sites", folder, "--out", folder / "run"]
         everyone = sum(ranks.get(site, 1) for site in self.sites)
-        done = call(mpi_words(everyone, ["-m", "fedhpc", "run", *files, "--json"]), timeout=240).ok()
+        done = call(mpi_words(everyone, ["-m", "fedhpc", "run", *files, "--json"], warm=True), timeout=240).ok()
         return str(json.loads(done.out.splitlines()[-1])["final_model_sha256"])
 
 
