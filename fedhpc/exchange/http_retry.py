@@ -1,7 +1,7 @@
 """Going on after failures: connections to the relay, and requests that are tried until patience ends.
 
 A failure of the network is retried with growing pauses until nothing has moved for `total_s`; then the site ends with
-exit code 69. Whoever waits is told once a second through `on_retry`.
+exit code 69. Whoever waits is told once a second through `on_retry`, which may end it otherwise.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Patience:
 
 @dataclass(frozen=True)
 class Retry:
-    """What `on_retry` is told, about once a second while the client pauses."""
+    """What `on_retry` is told, about once a second while the client pauses, and with 0 s left before it gives up."""
 
     what: str
     reason: str
@@ -125,6 +125,7 @@ class Links:
             pause *= random.uniform(0.5, 1.0)  # noqa: S311 - keeps sites from returning all at once
             clock.failures += 1
             if time.monotonic() + pause > clock.moved + self._patience.total_s:
+                self._on_retry(Retry(what, reason, 0.0, 0.0))
                 raise PeersError(
                     f"the relay {self._access.url} cannot be reached: {reason}",
                     f"tried to {what} for {self._patience.total_s:.0f} s; is it running, and may this host dial out?",

@@ -89,6 +89,7 @@ class SpoolPatience:
                 self._changed = now  # it moves; or nobody has looked for it lately
             quiet = now - self._changed
         if quiet > self._total_s:
+            self._on_retry(Retry(what, f"spool: {self._last_sign()}", 0.0, 0.0))
             raise PeersError(
                 f"the spool {self._folder.root} is not carried: {self._last_sign()}",
                 f"tried to {what} for {self._total_s:.0f} s; on a machine with a route: {COMMAND}",

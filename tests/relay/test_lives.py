@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import until
+from harness import edit, until
 from lives import SITES, STEPS, Lives, Run, final_hash
 
 from fedhpc.errors import PolicyError
@@ -259,6 +259,26 @@ def has_open(pid: int, path: Path) -> bool:
         except OSError:
             continue
     return False
+
+
+def test_a_relay_that_is_away(modelled: Run, tmp_path: Path) -> None:
+    """A detached site keeps its work for the next job; who stays to the end, or never met the relay, has failed."""
+    run = modelled.copy(tmp_path / "run")
+    path = run.unconnected("aa")
+    edit(path, "[exchange]\n", "[exchange]\npatience_s = 1\n")
+    assert run.job("aa", "train", site_file=path).code == 75
+    size = (run.site("aa") / "outbox" / "local.work").stat().st_size
+    done = run.job("aa", "exchange", site_file=path)
+    assert done.code == 75, done.text
+    assert "the relay cannot be reached" in done.err
+    assert "Traceback" not in done.err
+    assert (run.site("aa") / "outbox" / "local.work").stat().st_size == size  # sealed anew
+    inline = path.with_name("site-inline.toml")
+    inline.write_text(path.read_text().replace('kind = "detached"', 'kind = "inline"'))
+    assert inline.read_text() != path.read_text()
+    run.job("aa", "exchange", site_file=inline).refused(69, "the relay", "cannot be reached")
+    (run.site("aa") / "signatures.json").unlink()
+    run.job("aa", "exchange", site_file=path).refused(69, "the relay", "cannot be reached")
 
 
 def test_the_outbox_of_another_federation_or_site(modelled: Run, tmp_path: Path) -> None:
