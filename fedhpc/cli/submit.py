@@ -57,6 +57,7 @@ def submit(
     """
     import dataclasses
     import json
+    import shlex
     from typing import cast
 
     from fedhpc.errors import ConfigError
@@ -93,4 +94,6 @@ def submit(
         else:
             click.echo(f"submitted {record.name}, job {record.job}")
     if not as_json and not successor:
-        click.echo(f"logs in {plan.jobs}; `fedhpc jobs list {site}` shows how they stand")
+        given = [("--federation", path) for path in federations[:1]] + ([("--out", out)] if out else [])
+        words = ["fedhpc", "jobs", "list", str(site), *(word for name, path in given for word in (name, str(path)))]
+        click.echo(f"logs in {plan.jobs}; `{shlex.join(words)}` shows how they stand")
