@@ -315,10 +315,10 @@ def test_an_altered_ledger(tmp_path: Path) -> None:
     federation = write_federation(tmp_path, 3, stores=False)
     # Sums alone make and read the ledger; `fedhpc run` does in the same place.
     words = [SUM_SCRIPT, federation, "sites", tmp_path / "sites", "plain"]
-    mpirun(3, words, timeout=60, warm=True).ok()
+    mpirun(3, words, timeout=60).ok()
     ledger = tmp_path / "run" / "bb" / "ledger.jsonl"
     whole = ledger.read_bytes()
-    mpirun(3, words, timeout=60, warm=True).ok()
+    mpirun(3, words, timeout=60).ok()
     assert ledger.read_bytes().startswith(whole), "a ledger only grows"
     lines = ledger.read_bytes().splitlines(keepends=True)
     changed = [lines[0].replace(b'"purpose":"', b'"purpose":"x'), *lines[1:]]
@@ -326,5 +326,5 @@ def test_an_altered_ledger(tmp_path: Path) -> None:
     stolen = (tmp_path / "run" / "aa" / "ledger.jsonl").read_bytes().splitlines(keepends=True)[2:3]
     for number, fault in ((1, changed), (2, [lines[0], *lines[2:]]), (3, [*lines[:2], *stolen, *lines[3:]])):
         ledger.write_bytes(b"".join(fault))
-        done = mpirun(3, words, timeout=60, warm=True)
+        done = mpirun(3, words, timeout=60)
         done.refused(77, f"bb/ledger.jsonl, line {number}: ", "the ledger was altered")

@@ -105,8 +105,9 @@ def test_jobs_that_are_warned_killed_moved_and_cancelled(idle: Clusters, tmp_pat
         carrier.kill()
         carrier.wait()
 
-        # The walltime comes near for one, and without a warning for another; the third loses its node.
-        alpha.run("scontrol", "update", f"jobid={jobs[warned]}", "endtime=now+60")
+        # The walltime comes near for one, and without a warning for another; the third loses its node. The first may
+        # be in an attempt, and stays in it until a minute before the end that it knows of.
+        alpha.run("scontrol", "update", f"jobid={jobs[warned]}", "endtime=now+120")
         alpha.run("scontrol", "update", f"jobid={jobs[killed]}", "endtime=now+1")
         beta.cancel(jobs[cancelled])
         assert beta.wait(jobs[cancelled]).state == "CANCELLED", made.logs()
@@ -115,7 +116,7 @@ def test_jobs_that_are_warned_killed_moved_and_cancelled(idle: Clusters, tmp_pat
         model = made.rehearsal()
         beta.start_now(jobs[moved])
         assert alpha.wait(jobs[killed], 100).state == "TIMEOUT", made.logs()
-        alpha.until_state(jobs[warned], "PENDING", seconds=100)
+        alpha.until_state(jobs[warned], "PENDING", seconds=160)
         alpha.run("scontrol", "update", f"jobid={jobs[warned]}", "timelimit=30")
         alpha.start_now(jobs[warned])
         assert not any(made.finished(site) for site in made.sites)
