@@ -182,7 +182,7 @@ def _short(command: str) -> str:
 
 
 def _provenance(entry: dict[str, Any]) -> str:
-    versions = ", ".join(f"{k} {v}" for k, v in entry["result"]["versions"].items() if k != "machine")
+    versions = ", ".join(f"{k} {v}" for k, v in entry["result"]["versions"].items() if v and k != "machine")
     return f"{entry['date']}, {entry['machine']}; {versions}"
 
 

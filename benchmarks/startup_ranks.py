@@ -21,9 +21,9 @@ first_step: list[float] = []
 plain_train = TorchTrainer.train
 
 
-def timed_train(self, round_, anchor):  # type: ignore[no-untyped-def]
+def timed_train(self, *arguments):  # type: ignore[no-untyped-def]
     first_step.append(time.perf_counter())
-    return plain_train(self, round_, anchor)
+    return plain_train(self, *arguments)
 
 
 TorchTrainer.train = timed_train  # type: ignore[method-assign]
