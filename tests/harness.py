@@ -29,6 +29,8 @@ from fedhpc.secure.keys import identity_public
 
 ROOT = Path(__file__).parents[1]
 FEDHPC = [sys.executable, "-m", "fedhpc"]
+# A wait that ends in a failure is as many times as long where tests run side by side.
+PATIENCE = 3 if "PYTEST_XDIST_WORKER" in os.environ else 1
 
 
 # --- processes
@@ -98,6 +100,7 @@ class Job:
     def finish(self, timeout: float) -> Completed:
         """Wait for the end. AssertionError, with all output and where each process stood, if it does not come within
         `timeout` seconds."""
+        timeout *= PATIENCE
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -222,6 +225,7 @@ def matches(expected: Sequence[str], actual: Sequence[str]) -> bool:
 
 def until(true: Callable[[], bool], timeout: float, what: str) -> None:
     """Wait until `true()`; AssertionError after `timeout` seconds."""
+    timeout *= PATIENCE
     deadline = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < deadline, f"waited {timeout} s for {what}"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import PATIENCE
 from nursery import Child, Nursery
 from relayed_site import PLAN
 
@@ -30,7 +31,7 @@ NAMES = ("aa", "bb", "cc", "dd", "ee", "ff", "gg")
 PATIENT = "answer_s = 60.0\nupload_s = 60.0\ndeadline_s = 120.0"
 """Deadlines that pass only where a site is gone for good."""
 SHORT = "answer_s = 3.0\nupload_s = 5.0\ngrace_s = 3.0\ndeadline_s = 60.0"
-WAIT_S = 30.0
+WAIT_S = 30.0 * PATIENCE
 
 
 @dataclass(frozen=True)

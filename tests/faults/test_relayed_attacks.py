@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from harness import PATIENCE
 from hostile_relay import ROUND
 from relayed_world import QUORUM, World, check_ledgers, check_sums
 from theatre import Theatre
@@ -17,7 +18,7 @@ from theatre import Theatre
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 ORDER = ("READY", "M1", "M2", "M3", "M4", "M5", "M6")
-WAIT_S = 60.0
+WAIT_S = 60.0 * PATIENCE
 
 
 def released_nothing(world: World, victims: tuple[int, ...], stopped: str) -> None:

@@ -17,6 +17,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from harness import PATIENCE
+
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience
@@ -232,7 +234,7 @@ class Proxy:
 
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)

@@ -50,7 +50,7 @@ def test_a_killed_relay_goes_on_in_the_middle_of_an_upload(new_relay: Callable[.
 def test_a_killed_site_goes_on_in_the_middle_of_an_upload(relay: Relay) -> None:
     program = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from relay_process import *
 from fedhpc.exchange.http_client import *
 from fedhpc.exchange.http_link import *

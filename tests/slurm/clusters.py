@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import places
+from harness import PATIENCE
 from places import Place
 from slurm_conf import GRES_CONF, slurm_conf
 from topology import RELAY, Router, address, dial, hosts
@@ -306,6 +307,7 @@ def until(
     condition: Callable[[], bool], what: str, seconds: float = 30, explain: Callable[[], str] = lambda: ""
 ) -> None:
     """Ask again and again until it is true; AssertionError after `seconds`, with what `explain` says."""
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not in {seconds} s: {what}\n{explain()}"
