@@ -160,6 +160,14 @@ class Life(Protocol):
         """Why another round would not end in time; "" if it would, or if nothing is known."""
         ...
 
+    def hands_on(self) -> bool:
+        """Whether the next job may wait for an absent relay in the place of this one."""
+        ...
+
+    def trained(self) -> None:
+        """This process has trained."""
+        ...
+
     def round_took(self, seconds: float) -> None:
         """A round took so long, without waiting for others."""
         ...

@@ -50,8 +50,8 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life)
     rails = min(_MOST_RAILS if asked == "auto" else int(asked), party.site.size)
     lead: Lead | None = None
     signatures = directory / "signatures.json"
-    # A chain whose relay is away makes room for its next job; one that never met the relay may have a wrong address.
-    client = _open_transport(party, mine, life, goes_on=life.wait_s is not None and signatures.exists())
+    # A site that never met the relay may have a wrong address, which no later job finds right.
+    client = _open_transport(party, mine, life, met=signatures.exists())
     word = b"."
     if party.leads:
         assert party.journal is not None
@@ -69,10 +69,10 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life)
     return RelayedSums(party, client, rails, lead)
 
 
-def _open_transport(party: Party, mine: SiteFile, life: Life, *, goes_on: bool) -> Transport:
-    """This rank's way to the relay. `goes_on`: at the end of patience with InterruptedRun instead of PeersError."""
+def _open_transport(party: Party, mine: SiteFile, life: Life, *, met: bool) -> Transport:
+    """This rank's way to the relay. `met`: it was reached by an earlier job."""
     section = mine.exchange
-    tell = _Retries(life, tells=party.leads, goes_on=goes_on)
+    tell = _Retries(life, tells=party.leads, met=met)
     if section.kind == "spool":
         folder = spool_of(party.agreement, mine, party.number)
         return SpoolClient(folder, section.connections, section.patience_s, tell, leads=party.leads)
@@ -180,17 +180,20 @@ def _read_kept(path: Path) -> dict[int, bytes]:
 
 
 class _Retries:
-    """While the relay cannot be reached: tells people until when and why, and leaves when there is no time left."""
+    """While the relay cannot be reached: tells people until when and why, and leaves when there is no time left.
 
-    def __init__(self, life: Life, *, tells: bool, goes_on: bool) -> None:
-        self._life, self._tells, self._goes_on, self._told = life, tells, goes_on, 0.0
+    At the end of patience too, where a later job may find it again; else that is a PeersError.
+    """
+
+    def __init__(self, life: Life, *, tells: bool, met: bool) -> None:
+        self._life, self._tells, self._met, self._told = life, tells, met, 0.0
 
     def __call__(self, retry: Retry) -> None:
         why = self._life.must_leave()
         if why:
             raise InterruptedRun(f"left while the relay could not be reached ({retry.reason}): {why}")
         if not retry.patience_left_s:
-            if self._goes_on:
+            if self._met and self._life.hands_on():
                 raise InterruptedRun(f"the relay cannot be reached: {retry.reason}", "the next job tries again")
             return
         terminal = sys.stderr.isatty()

@@ -65,6 +65,7 @@ class LocalRounds:
 
         result = trainer.train(round_, anchor, at_step)
         trained = time.perf_counter()
+        self._life.trained()
         return Local(trainer.tensors(), result, measured, evaluated - begun, trained - evaluated)
 
     def measured(self, state: bytes, tensors: Mapping[str, NDArray[Any]]) -> Tensors:

@@ -55,6 +55,13 @@ class Endless:
         """See Life."""
         return ""
 
+    def hands_on(self) -> bool:
+        """See Life."""
+        return False
+
+    def trained(self) -> None:
+        """See Life."""
+
     def round_took(self, seconds: float) -> None:
         """See Life."""
 

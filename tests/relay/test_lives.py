@@ -262,7 +262,7 @@ def has_open(pid: int, path: Path) -> bool:
 
 
 def test_a_relay_that_is_away(modelled: Run, tmp_path: Path) -> None:
-    """A detached site keeps its work for the next job; who stays to the end, or never met the relay, has failed."""
+    """A job that only exchanges keeps the work for the next one; others, and who never met the relay, fail."""
     run = modelled.copy(tmp_path / "run")
     path = run.unconnected("aa")
     edit(path, "[exchange]\n", "[exchange]\npatience_s = 1\n")
@@ -273,9 +273,11 @@ def test_a_relay_that_is_away(modelled: Run, tmp_path: Path) -> None:
     assert "the relay cannot be reached" in done.err
     assert "Traceback" not in done.err
     assert (run.site("aa") / "outbox" / "local.work").stat().st_size == size  # sealed anew
-    inline = path.with_name("site-inline.toml")
-    inline.write_text(path.read_text().replace('kind = "detached"', 'kind = "inline"'))
-    assert inline.read_text() != path.read_text()
+    chained, inline = path.with_name("site-chained.toml"), path.with_name("site-inline.toml")
+    for other in (chained, inline):
+        other.write_text(path.read_text().replace('kind = "detached"', f'kind = "{other.stem[5:]}"'))
+        assert other.read_text() != path.read_text()
+    run.job("aa", site_file=chained).refused(69, "the relay", "cannot be reached")
     run.job("aa", "exchange", site_file=inline).refused(69, "the relay", "cannot be reached")
     (run.site("aa") / "signatures.json").unlink()
     run.job("aa", "exchange", site_file=path).refused(69, "the relay", "cannot be reached")

@@ -178,6 +178,15 @@ def test_work_is_kept_now_and_then(clock: Clock) -> None:
     assert not never.keeps_now()
 
 
+@pytest.mark.parametrize("kind", ["inline", "chained", "detached"])
+def test_who_leaves_an_absent_relay_to_the_next_job(clock: Clock, kind: str) -> None:
+    assert life(clock, kind=kind, stage="exchange").hands_on() == (kind != "inline")
+    job = life(clock, kind=kind)
+    assert not job.hands_on()
+    job.trained()
+    assert job.hands_on() == (kind != "inline")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

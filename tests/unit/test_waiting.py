@@ -209,26 +209,29 @@ RETRY = Retry("send READY/2", "connection refused", 3.0, 200.0)
 
 def test_who_has_no_time_left_does_not_try_again(capsys: pytest.CaptureFixture[str]) -> None:
     word = [""]
-    retries = _Retries(cast(Any, SimpleNamespace(must_leave=lambda: word[0])), tells=True, goes_on=False)
+    retries = _Retries(cast(Any, SimpleNamespace(must_leave=lambda: word[0])), tells=True, met=True)
     retries(RETRY)
     retries(RETRY)
     assert capsys.readouterr().err.count("waiting for the relay (connection refused)") == 1
     word[0] = "the job ends in 60 s"
     why = left(lambda: retries(RETRY))
     assert why == "left while the relay could not be reached (connection refused): the job ends in 60 s"
-    silent = _Retries(cast(Any, SimpleNamespace(must_leave=lambda: "")), tells=False, goes_on=False)
+    silent = _Retries(cast(Any, SimpleNamespace(must_leave=lambda: "")), tells=False, met=True)
     silent(RETRY)
     assert capsys.readouterr().err == ""
 
 
 def test_a_chain_whose_relay_is_away_leaves_at_the_end_of_patience(capsys: pytest.CaptureFixture[str]) -> None:
-    life = cast(Any, SimpleNamespace(must_leave=lambda: ""))
     last = dataclasses.replace(RETRY, seconds_left=0.0, patience_left_s=0.0)
-    _Retries(life, tells=True, goes_on=False)(last)  # the PeersError that follows says it
+    hands_on = [False]
+    life = cast(Any, SimpleNamespace(must_leave=lambda: "", hands_on=lambda: hands_on[0]))
+    retries = _Retries(life, tells=True, met=True)
+    retries(last)  # the PeersError that follows says it
     assert capsys.readouterr().err == ""
-    chained = _Retries(life, tells=True, goes_on=True)
-    chained(RETRY)
-    assert left(lambda: chained(last)) == "the relay cannot be reached: connection refused"
+    hands_on[0] = True
+    retries(RETRY)
+    assert left(lambda: retries(last)) == "the relay cannot be reached: connection refused"
+    _Retries(life, tells=True, met=False)(last)
 
 
 def test_all_ranks_leave_when_one_is_cut_off() -> None:

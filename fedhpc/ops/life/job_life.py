@@ -38,6 +38,7 @@ class JobLife:
         self._told = told
         self._times = list(earlier)[-_KEPT_TIMES:]
         self._rounds = 0
+        self._has_trained = False
         self._kept_at = clock()
 
     def leaves(self) -> str:
@@ -69,6 +70,14 @@ class JobLife:
         if 2 * likely <= left:
             return ""
         return f"{max(0.0, left):.0f} s are left, and a round takes up to {likely:.0f} s"
+
+    def hands_on(self) -> bool:
+        """See Life: a job that exchanges holds no GPU and comes back later; of a chain no two links wait in vain."""
+        return self._settings.kind != "inline" and (self.stage == "exchange" or self._has_trained)
+
+    def trained(self) -> None:
+        """See Life."""
+        self._has_trained = True
 
     def round_took(self, seconds: float) -> None:
         """See Life."""
