@@ -126,11 +126,13 @@ def test_a_node_that_lost_its_power_comes_back(alpha: Cluster, tmp_path: Path) -
 
 def test_nothing_is_left_when_the_session_is_killed(tmp_path: Path) -> None:
     program = "import clusters, sys; both = clusters.Clusters(); print(both.folder, flush=True); sys.stdin.read()"
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent, here.parents[1])))}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", program], text=True, env=env, **pipes) as killed:
         assert killed.stdout is not None
         folder = killed.stdout.readline().strip()
+        assert folder, "the clusters do not start"
         assert Path(folder).is_dir()
         assert daemons(folder), "they run"
         killed.kill()
