@@ -39,7 +39,7 @@ def send(path: str, words: list[str]) -> int:
         files = array.array("i", [0, 1, 2]).tobytes()
         sock.sendmsg([LENGTH.pack(len(order))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         sock.sendall(order)
-        child = CODE.unpack(sock.recv(CODE.size, socket.MSG_WAITALL))[0]
+        (child,) = CODE.unpack(sock.recv(CODE.size, socket.MSG_WAITALL))
 
         def hand_on(number: int, frame: object) -> None:
             with contextlib.suppress(ProcessLookupError):
@@ -91,7 +91,8 @@ def attend(sock: socket.socket) -> None:
     if child == 0:
         sock.close()
         become(order, files)
-    sock.sendall(CODE.pack(child))
+    with contextlib.suppress(OSError):
+        sock.sendall(CODE.pack(child))
     for file in files:
         os.close(file)
     ended = os.pidfd_open(child)

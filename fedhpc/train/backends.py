@@ -12,7 +12,6 @@ import inspect
 import json
 import os
 import socket
-import sys
 import weakref
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -192,8 +191,9 @@ def _drop(attributes: dict[str, Any], name: str) -> bool:
     """Remove an attribute; whether nobody else held it, so that its object is gone."""
     if name not in attributes:
         return True
-    value = attributes.pop(name)
-    return sys.getrefcount(value) == 2  # `value`, and the call
+    still_there = weakref.ref(attributes[name])
+    del attributes[name]
+    return still_there() is None
 
 
 def _meet(group: Group, one_host: bool) -> TCPStore:

@@ -92,6 +92,16 @@ def main(out: Path) -> None:
     assert not {"reducer", "logger"} & vars(kept).keys(), "what would wait for the group's threads is gone"
     assert not torch.distributed.is_initialized()
 
+    # A reducer that only a cycle holds is collected before the group goes: after it that would wait for good.
+    backend = open_backend(ComputeSettings(device="cpu"), group)
+    wrapped = backend.wrap(torch.nn.Linear(2, 1))
+    cycle: list = [wrapped.reducer]
+    cycle.append(cycle)
+    held = weakref.ref(wrapped.reducer)
+    del cycle
+    backend.close()
+    assert held() is None
+
     # Sums over the site's rows are the same on every rank.
     seen = []
 
