@@ -202,7 +202,10 @@ class Proxy:
         with near, contextlib.suppress(OSError):
             head = b""
             while not head.endswith(b"\r\n\r\n"):
-                head += near.recv(1)
+                more = near.recv(1)
+                if not more:
+                    return  # it hung up before it had asked for anything
+                head += more
             self.seen.append(head.decode())
             if not self.allow:
                 near.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
