@@ -37,6 +37,7 @@ from fedhpc.mpi.collectives import Group
 from fedhpc.mpi.world import Place, World
 from fedhpc.secure.keys import KEY_BYTES, identity_public
 from fedhpc.secure.ledger import LedgerKeys, ledger_keys
+from fedhpc.secure.transcript import u64
 
 LEDGER_FILE = "ledger.jsonl"
 
@@ -136,8 +137,11 @@ def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Fe
     """A site that meets the others at a relay."""
     sums = open_relayed_sums(party, mine, directory, life)
     federation = Federation(party, sums)
-    last = sums.lead.finished.last_round().to_bytes(8, "little") if sums.lead is not None else None
-    federation.round_ = int.from_bytes(party.site.broadcast_bytes(last), "little")
+    # A program that starts again asks its sums again from here on, and gets those that are finished.
+    kept = None if sums.lead is None else sums.lead.finished
+    rounds = party.site.broadcast_bytes(None if kept is None else u64(kept.first_round()) + u64(kept.last_round()))
+    federation.round_ = int.from_bytes(rounds[:8], "little")
+    federation.finished = int.from_bytes(rounds[8:], "little")
     return federation
 
 

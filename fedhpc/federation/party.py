@@ -61,6 +61,7 @@ class SumPlan:
     factors: dict[str, float] = field(default_factory=dict)  # w_u / W by tensor; 1 where absent
     replicated: bool = False  # every rank of the site already holds the site's vector
     everyone: bool = False  # all sites of the roster must be in the sum
+    checkpointed: bool = False  # its caller makes the result durable, and says so by keep_until; else the sum is kept
 
 
 @dataclass
@@ -144,7 +145,7 @@ class MaskedSums(Protocol):
         ...
 
     def keep_until(self, sums: int) -> None:
-        """Everything up to sum `sums` is in a checkpoint now: what served to repeat it may go. Leaders only."""
+        """Everything up to sum `sums` is durable elsewhere: what served to repeat it may go. Leaders only."""
         ...
 
     def leave(self) -> None:

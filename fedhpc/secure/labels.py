@@ -29,6 +29,7 @@ KEY_ROUNDING = b"rounding"
 KEY_LEDGER = b"ledger"
 KEY_LEDGER_BLOCKS = b"ledger-blocks"
 KEY_OUTBOX = b"outbox"
+KEY_ATTEMPT_FILE = b"attempt-file"
 KEY_ENROL_ACCESS = b"enrol-access"
 KEY_ENROL_PROOF = b"enrol-proof"
 
