@@ -27,10 +27,10 @@ def write_stream(path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o
         raise StorageError(f"cannot write {path}: {error.strerror}", hint_for(error)) from None
 
 
-def write_new(path: Path, data: bytes) -> bool:
+def write_new(path: Path, data: bytes, mode: int = 0o644) -> bool:
     """Put `data` under `path` unless something is there; whether it was free. Raises OSError."""
     try:
-        with _temporary(path, (data,), 0o644) as temporary:
+        with _temporary(path, (data,), mode) as temporary:
             os.link(temporary, path)
     except FileExistsError:
         return False
@@ -47,7 +47,7 @@ def private_folder(path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
         tighten(path)
     except OSError as error:
-        raise StorageError(f"cannot use {path}: {error.strerror}", hint_for(error)) from None
+        raise StorageError(f"cannot make {path}: {error.strerror}", hint_for(error)) from None
 
 
 def tighten(path: Path) -> bool:

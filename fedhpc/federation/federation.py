@@ -22,7 +22,7 @@ from fedhpc.federation.scales import exponent_counts, exponent_scales, refuse_be
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
-from fedhpc.secure.transcript import input_hash, state_hash, tree
+from fedhpc.secure.transcript import state_hash, tree
 
 if TYPE_CHECKING:
     from fedhpc.federation.sync import Sync

@@ -31,6 +31,7 @@ from fedhpc.federation.masked_sum import MpiSums
 from fedhpc.federation.nothing import Endless
 from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import Pipeline
+from fedhpc.federation.run_folder import make_run_folder
 from fedhpc.federation.unconnected import Unconnected
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.collectives import Group
@@ -112,15 +113,22 @@ def join_with_files(
             mpi_world.one_site(world, number, name) if alone else mpi_world.part_of_site(world, number, agreement.names)
         )
         life = live(place, mine, directory)
+        _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s, always_signs=True)
         joined = _join_relay(party, mine, directory, life) if connect else Federation(party, Unconnected(party))
     else:
         rails, chunk_bytes = _agree_on_exchange(world.group, mine)
         place = mpi_world.split(world, number, agreement.names, rails)
         life = live(place, mine, directory)
+        _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s)
         joined = _join_job(world, place, party, mine, chunk_bytes)
     return Joined(joined, mine, directory, world.group.rank == 0, life)
+
+
+def _make_folder(place: Place, federation: Path, mine: SiteFile, directory: Path) -> None:
+    if place.site.rank == 0:
+        make_run_folder(directory, federation, placed=mine.site.directory is not None)
 
 
 def _kind(world: Group, mine: SiteFile) -> str:

@@ -3,8 +3,8 @@
 An outer layer keeps them in a file of mode 0600, outside checkpoints, locked to one process, replaced by rename and
 fsynced before a message leaves. Whoever reads the file while the attempt lasts can open this site's vector.
 
-Each replacement leaves the blocks of the version before it somewhere on the disk. So every version is sealed under a key
-that lies in a file of its own, is written once and is overwritten in place at the end: then no version opens any more.
+Each replacement leaves the blocks of the version before it somewhere on the disk. So every version is sealed under a
+key that lies in a file of its own, is written once and is overwritten in place at the end: then none opens any more.
 """
 
 from __future__ import annotations
