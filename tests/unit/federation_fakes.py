@@ -27,7 +27,7 @@ from fedhpc.federation.pipeline import Stages
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.secure.keys import identity_public
 from fedhpc.secure.ledger import ledger_keys
-from fedhpc.secure.ring import lanes_of
+from fedhpc.secure.ring import Layout, lanes_of
 from fedhpc.secure.salt import salt_key
 from fedhpc.secure.transcript import tree
 
@@ -68,6 +68,7 @@ class Meeting:
         self.parts: dict[int, Vector] = {}
         self.layouts: dict[int, bytes] = {}  # their hashes in M0
         self.barrier = threading.Barrier(sites, timeout=WAIT_S)
+        self.noted: Callable[[SumPlan, Layout], None] = lambda plan, layout: None  # of site 1
         self.interrupt = ("", 0)  # all sites leave in their n-th "open" or "settle", from 0
         self.calls: dict[tuple[str, int], int] = {}
 
@@ -108,6 +109,7 @@ class FakeSums:
         meeting, me = self._meeting, self._party.number
         if me == 1:
             meeting.plans.append(plan)
+            meeting.noted(plan, vector.layout)
         share(self._party, vector, plan)
         layout, codec = vector.layout, codec_of(self._party, plan)
         pieces = layout.pieces(0, layout.nbytes)
