@@ -1,7 +1,7 @@
 """Attempt files on disk: what a site needs to go on with an attempt after a restart (docs/protocol.md section 6).
 
-Whoever reads one while its attempt lasts can open this site's vector. So they are mode 0600 in a directory 0700 beside
-the ledger, whose lock keeps a second process out, never part of a checkpoint, and erased when they are not needed.
+Whoever reads one while its attempt lasts can open this site's vector. So they are mode 0600 in a directory 0700, under
+the ledger's lock of the configuration, never part of a checkpoint, and erased when they are not needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fedhpc.errors import StorageError
 from fedhpc.federation.journal import Journal
 from fedhpc.files import write_whole
 from fedhpc.secure.attempt_file import AttemptSecrets, from_private
-from fedhpc.secure.ledger import LedgerEntry
+from fedhpc.secure.ledger import LedgerEntry, Mark
 
 _NAME = re.compile(r"round-(\d+)\.attempt")
 _MOST_BYTES = 16 << 20
@@ -48,9 +48,9 @@ class AttemptFiles:
             raise StorageError(f"cannot read the attempt file {path}: {error.strerror}") from None
         return from_private(data)
 
-    def disk(self, round_: int) -> AttemptDisk:
-        """What an attempt of `round_` keeps durable."""
-        return AttemptDisk(self._path(round_), self._journal)
+    def disk(self, round_: int, mark: Mark | None = None) -> AttemptDisk:
+        """What an attempt of `round_` keeps durable; `mark`: what the ledger remembers of its vector."""
+        return AttemptDisk(self._path(round_), self._journal, mark)
 
     def erase_until(self, round_: int) -> None:
         """Erase the files of all rounds up to `round_`."""
@@ -66,16 +66,19 @@ class AttemptFiles:
 class AttemptDisk:
     """SiteDisk of one round: the attempt file at `path`, and the site's ledger."""
 
-    def __init__(self, path: Path, journal: Journal) -> None:
-        self._path, self._journal = path, journal
+    def __init__(self, path: Path, journal: Journal, mark: Mark | None = None) -> None:
+        self._path, self._journal, self._mark = path, journal, mark
 
     def allows(self, entry: LedgerEntry) -> None:
         """See SiteDisk.allows."""
-        self._journal.ledger.check(entry)
+        self._journal.allows(self._marked(entry))
 
     def admit(self, entry: LedgerEntry) -> None:
         """See SiteDisk.admit."""
-        self._journal.admit(entry)
+        self._journal.admit(self._marked(entry))
+
+    def _marked(self, entry: LedgerEntry) -> LedgerEntry:
+        return entry if self._mark is None else self._mark.on(entry)
 
     def save(self, private: bytes) -> None:
         """See SiteDisk.save. Raises StorageError; then nothing may be sent."""

@@ -6,7 +6,6 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -15,11 +14,12 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.layout import Vector, sum_kind
-from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan
-from fedhpc.federation.pipeline import Stages
+from fedhpc.federation.outcome import Spent, Sums
+from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan, class_of
 from fedhpc.federation.scales import exponent_counts, exponent_scales, refuse_beyond
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
+from fedhpc.secure.ledger import UNKNOWN
 from fedhpc.secure.ring import Layout, Tensor, scale_for
 from fedhpc.secure.transcript import input_hash, state_hash, tree
 
@@ -28,17 +28,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
 _WEIGHT_BOUND = 2.0**40
-
-
-class Sums(dict[str, NDArray[Any]]):
-    """Arrays by name, with what the sum cost in precision and who took part."""
-
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], quantum: dict[str, float], sites: list[str]) -> None:
-        super().__init__(arrays)
-        self.quantum = quantum
-        """By name: the grid that each site's value was rounded to; 0.0 where the sum is exact."""
-        self.sites = sites
-        """The sites in the sum."""
 
 
 class Federation:
@@ -54,6 +43,8 @@ class Federation:
         """Masked sums finished: the protocol's round number."""
         self.tensors_tree = tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
+        self.data = UNKNOWN
+        """What the ledger may know of the store that is trained on [64]; unknown for a loop of the user's own."""
         self.spent = Spent()
         """Costs since `take_spent`."""
         self._closed = False
@@ -216,7 +207,8 @@ class Federation:
             raise DataError(f"site {self.site} has the weight {weight}", "weights are finite and at least 0")
         weights = {"weight": np.float64(weight)}
         # W over two sets that differ in one site would be that site's size, so it is always the sum over all.
-        return self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}", everyone=True)
+        name = name or f"weights {self.round_ + 1}"
+        return self._combine(weights, 1.0, _WEIGHT_BOUND, name, everyone=True)
 
     def from_leader(self, number: float) -> float:
         """The `number` of this site's rank 0, on all its ranks."""
@@ -239,6 +231,7 @@ class Federation:
         kinds = {n: sum_kind(n, a) for n, a in values.items()}
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
+        category = class_of(name or None)
         purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
         floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
         if bound is not None:
@@ -250,7 +243,7 @@ class Federation:
         layout = Layout([Tensor(n, kinds[n], values[n].shape, scales.get(n, 0)) for n in values])
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
-        opened = self.add(vector, purpose, dict.fromkeys(floats, factor), everyone=everyone)
+        opened = self.add(vector, purpose, dict.fromkeys(floats, factor), everyone=everyone, category=category)
         quantum = {t.name: t.quantum if len(self.sites) > 1 else 0.0 for t in layout.tensors}
         again = len(self.sites) / len(opened.members) if average else 1.0
         sums = {n: v.copy() if again == 1.0 else rescaled(v, again) for n, v in vector.views().items()}
@@ -271,16 +264,28 @@ class Federation:
         counts = exponent_counts(seen, factor, self.site)
         vector = Vector(Layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
         vector.fill(counts)
-        opened = self.add(vector, purpose, everyone=everyone)
+        opened = self.add(vector, purpose, everyone=everyone, category=labels.CLASS_SCALE)
         bits = {n: 8 * a.itemsize for n, a in arrays.items()}
         return exponent_scales(vector.views(), bits, len(self.sites), len(opened.members))
 
     def add(
-        self, vector: Vector, purpose: str, factors: dict[str, float] | None = None, *, everyone: bool = False
+        self,
+        vector: Vector,
+        purpose: str,
+        factors: dict[str, float] | None = None,
+        *,
+        everyone: bool = False,
+        category: str = "",
     ) -> Opened:
-        """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is."""
+        """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is.
+
+        `category`: the ledger's class of it; empty: its purpose.
+        """
         self._refuse_closed()
-        plan = SumPlan(self._round_of(purpose), purpose, NO_BASE, self.state, factors or {}, everyone=everyone)
+        round_ = self._round_of(purpose)
+        plan = SumPlan(
+            round_, purpose, NO_BASE, self.state, factors or {}, everyone=everyone, category=category or purpose
+        )
         opened = self.sums.open(vector, plan)
         self.finish(opened, self.tensors_tree)
         return opened
@@ -291,7 +296,16 @@ class Federation:
         `base`: the hash of the state that the update began from [32].
         """
         self._refuse_closed()
-        plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, self.state, factors, replicated=True)
+        plan = SumPlan(
+            self.round_ + 1,
+            labels.PURPOSE_TRAIN,
+            base,
+            self.state,
+            factors,
+            replicated=True,
+            category=labels.CLASS_TRAIN,
+            data=self.data,
+        )
         return self.sums.open(vector, plan)
 
     def finish(self, opened: Opened, tensors_tree: bytes) -> None:
@@ -315,22 +329,6 @@ class Federation:
             before = self.party.journal.ledger.round_of(input_hash(purpose, NO_BASE)) or 0
         before = int.from_bytes(self.party.site.broadcast_bytes(before.to_bytes(8, "little")), "little")
         return before or self.round_ + 1
-
-
-@dataclass
-class Spent:
-    """What sums have cost since the last `take`: seconds by stage, bytes of this site."""
-
-    stages: Stages = field(default_factory=Stages)
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-    def add(self, opened: Opened) -> None:
-        """Count one sum."""
-        for stage, seconds in vars(opened.stages).items():
-            setattr(self.stages, stage, getattr(self.stages, stage) + seconds)
-        self.bytes_up += opened.bytes_up
-        self.bytes_down += opened.bytes_down
 
 
 def check_text(text: str, what: str) -> str:

@@ -173,7 +173,7 @@ class GlobalModel:
         layout = Layout(self._measured_tensors(measured))
         vector = Vector(layout)
         vector.fill({_MEASURED + n: a for n, a in measured.items()})
-        self._federation.add(vector, name)
+        self._federation.add(vector, name, category=labels.CLASS_MEASURED)
         return {n: vector.view(_MEASURED + n).copy() for n in measured}
 
     def sha256(self) -> str:
@@ -193,6 +193,7 @@ class GlobalModel:
         kinds = {n: "float64" if wide else t.dtype.name for n, t in self.tensors.items()}
         plain = [Tensor(_MODEL + n, kinds[n], t.shape) for n, t in self.tensors.items()]
         vector = Vector(Layout(plain + self._measured_tensors(measured)))
+        vector.sources = {_MODEL + n: t.dtype.name for n, t in self.tensors.items() if wide}
         updates = {}
         for name, tensor in base.items():
             view = vector.view(_MODEL + name)

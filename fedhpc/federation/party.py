@@ -16,10 +16,25 @@ from fedhpc.federation.journal import Journal
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.pipeline import Stages
 from fedhpc.mpi.collectives import Group
-from fedhpc.secure.ledger import LedgerKeys
+from fedhpc.secure import labels
+from fedhpc.secure.ledger import UNKNOWN, LedgerKeys
 from fedhpc.secure.pairwise import Member
 
 NO_BASE = bytes(32)  # the base of a statistic
+
+_CLASSES = frozenset(value for name, value in vars(labels).items() if name.startswith("CLASS_"))
+_STANDARDISE = "standardise."
+
+
+def class_of(name: str | None) -> str:
+    """The ledger's class of a statistic that is called `name`; None: it has no name."""
+    if name is None:
+        return labels.CLASS_UNNAMED
+    if name == labels.PURPOSE_WEIGHTS or name.startswith(("weights of ", "weights ")):
+        return labels.CLASS_WEIGHTS
+    if name.startswith(_STANDARDISE):
+        return labels.CLASS_STANDARDISE
+    return f"statistic {name}" if name in _CLASSES else name
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,8 @@ class SumPlan:
     factors: dict[str, float] = field(default_factory=dict)  # w_u / W by tensor; 1 where absent
     replicated: bool = False  # every rank of the site already holds the site's vector
     everyone: bool = False  # all sites of the roster must be in the sum
+    category: str = ""  # the ledger's class of the sum (labels.CLASS_…, or the statistic's name); empty: its purpose
+    data: bytes = UNKNOWN  # of training: what the ledger may know of the site's store
 
 
 @dataclass

@@ -1,0 +1,39 @@
+"""What a sum gives to who asked for it, and what sums have cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fedhpc.federation.party import Opened
+from fedhpc.federation.pipeline import Stages
+
+
+class Sums(dict[str, NDArray[Any]]):
+    """Arrays by name, with what the sum cost in precision and who took part."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], quantum: dict[str, float], sites: list[str]) -> None:
+        super().__init__(arrays)
+        self.quantum = quantum
+        """By name: the grid that each site's value was rounded to; 0.0 where the sum is exact."""
+        self.sites = sites
+        """The sites in the sum."""
+
+
+@dataclass
+class Spent:
+    """What sums have cost since the last `take`: seconds by stage, bytes of this site."""
+
+    stages: Stages = field(default_factory=Stages)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def add(self, opened: Opened) -> None:
+        """Count one sum."""
+        for stage, seconds in vars(opened.stages).items():
+            setattr(self.stages, stage, getattr(self.stages, stage) + seconds)
+        self.bytes_up += opened.bytes_up
+        self.bytes_down += opened.bytes_down
