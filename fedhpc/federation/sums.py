@@ -1,4 +1,4 @@
-"""What a sum gives to who asked for it, and what sums have cost."""
+"""What sums give back to a user, and what they have cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.federation.party import Opened
@@ -37,3 +38,13 @@ class Spent:
             setattr(self.stages, stage, getattr(self.stages, stage) + seconds)
         self.bytes_up += opened.bytes_up
         self.bytes_down += opened.bytes_down
+
+
+def rescaled(values: NDArray[Any], factor: float) -> NDArray[Any]:
+    """`values` · `factor` in float64, rounded once to their own kind: a mean over those who are in the sum."""
+    return np.asarray(values.astype(np.float64) * factor).astype(values.dtype)
+
+
+def as_float(array: NDArray[Any]) -> NDArray[Any]:
+    """Integers and truth values as float64; floats as they are."""
+    return array.astype(np.float64) if array.dtype.kind in "iub" else array
