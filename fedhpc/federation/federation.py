@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.going_on import round_of
 from fedhpc.federation.layout import Vector, check_text, sum_kind
-from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan
+from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan, class_of
 from fedhpc.federation.scales import PUBLIC, Scales, exponent_counts, exponent_scales, refuse_beyond
 from fedhpc.federation.sums import Spent, Sums, as_float, rescaled
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
+from fedhpc.secure.ledger import UNKNOWN
 from fedhpc.secure.ring import Layout, Tensor, scale_for
 from fedhpc.secure.salt import layout_key
 from fedhpc.secure.transcript import state_hash, tree
@@ -46,6 +47,8 @@ class Federation:
         """Tree(tensors) of the global model, part of every state's hash."""
         self.last_salt = b""
         """S of the newest finished sum [40]: known to the sites in it and to nobody else; empty before the first."""
+        self.data = UNKNOWN
+        """What the ledger may know of the store that is trained on [64]; unknown for a loop of the user's own."""
         self.spent = Spent()
         """Costs since `take_spent`."""
         self._closed = False
@@ -220,7 +223,8 @@ class Federation:
             raise DataError(f"site {self.site} has the weight {weight}", "weights are finite and at least 0")
         weights = {"weight": np.float64(weight)}
         # W over two sets that differ in one site would be that site's size, so it is always the sum over all.
-        return self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}", everyone=True)
+        name = name or f"weights {self.round_ + 1}"
+        return self._combine(weights, 1.0, _WEIGHT_BOUND, name, everyone=True)
 
     def from_leader(self, number: float) -> float:
         """The `number` of this site's rank 0, on all its ranks."""
@@ -243,6 +247,7 @@ class Federation:
         kinds = {n: sum_kind(n, a) for n, a in values.items()}
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
+        category = class_of(name or None)
         purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
         floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
         if bound is not None:
@@ -254,7 +259,8 @@ class Federation:
         layout = self.layout([Tensor(n, kinds[n], values[n].shape, scales.by_name.get(n, 0)) for n in values])
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
-        opened = self.add(vector, purpose, dict.fromkeys(floats, factor), everyone=everyone, scales=scales)
+        factors_of = dict.fromkeys(floats, factor)
+        opened = self.add(vector, purpose, factors_of, everyone=everyone, scales=scales, category=category)
         quantum = {t.name: t.quantum if len(self.sites) > 1 else 0.0 for t in layout.named}
         again = len(self.sites) / len(opened.members) if average else 1.0
         sums = {n: v.copy() if again == 1.0 else rescaled(v, again) for n, v in vector.views().items()}
@@ -275,7 +281,7 @@ class Federation:
         counts = exponent_counts(seen, factor, self.site)
         vector = Vector(self.layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
         vector.fill(counts)
-        opened = self.add(vector, purpose, everyone=everyone)
+        opened = self.add(vector, purpose, everyone=everyone, category=labels.CLASS_SCALE)
         bits = {n: 8 * a.itemsize for n, a in arrays.items()}
         found = exponent_scales(vector.views(), bits, len(self.sites), len(opened.members))
         return Scales(found, opened.salt)
@@ -292,12 +298,18 @@ class Federation:
         *,
         everyone: bool = False,
         scales: Scales = PUBLIC,
+        category: str = "",
     ) -> Opened:
-        """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is."""
+        """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is.
+
+        `category`: the ledger's class of it; empty: its purpose.
+        """
         self._refuse_closed()
         round_ = self._round_of(purpose)
         key = layout_key(self.party.agreement.hash, round_, scales.salt)
-        plan = SumPlan(round_, purpose, NO_BASE, self.state, factors or {}, everyone=everyone, layout_key=key)
+        plan = SumPlan(
+            round_, purpose, NO_BASE, self.state, factors or {}, everyone=everyone, layout_key=key, category=category
+        )
         opened = self.sums.open(vector, plan)
         self.finish(opened, self.tensors_tree)
         return opened
@@ -327,6 +339,8 @@ class Federation:
             replicated=True,
             checkpointed=checkpointed,
             layout_key=key,
+            category=labels.CLASS_TRAIN,
+            data=self.data,
         )
         return self.sums.open(vector, plan)
 

@@ -181,7 +181,7 @@ class GlobalModel:
         """The sum of `measured` alone, outside a round of training."""
         vector = Vector(self._federation.layout(self._measured_tensors(measured)))
         vector.fill({_MEASURED + n: a for n, a in measured.items()})
-        self._federation.add(vector, name)
+        self._federation.add(vector, name, category=labels.CLASS_MEASURED)
         return {n: vector.view(_MEASURED + n).copy() for n in measured}
 
     def sha256(self) -> str:
@@ -204,6 +204,7 @@ class GlobalModel:
         kinds = {n: "float64" if wide else t.dtype.name for n, t in self.tensors.items()}
         plain = [Tensor(_MODEL + n, kinds[n], t.shape) for n, t in self.tensors.items()]
         vector = Vector(self._federation.layout(plain + self._measured_tensors(measured)))
+        vector.sources = {_MODEL + n: t.dtype.name for n, t in self.tensors.items() if wide}
         updates = {}
         for name, tensor in base.items():
             view = vector.view(_MODEL + name)

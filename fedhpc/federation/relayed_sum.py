@@ -34,6 +34,7 @@ from fedhpc.federation.relayed_work import CLOSED, CUT_OFF, Answer, Order, SumFe
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import Federation as Known
 from fedhpc.secure.keys import KEY_BYTES
+from fedhpc.secure.ledger import Mark
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import input_hash, tree_root, u64
 
@@ -214,7 +215,7 @@ class RelayedSums:
 
     # --- the leader
 
-    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: bytes, stages: Stages) -> SumResult:
+    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: Mark, stages: Stages) -> SumResult:
         """Go through the round; the other ranks do what they are told."""
         party, lead = self._party, self.lead
         assert lead is not None
