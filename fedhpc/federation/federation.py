@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.layout import Vector, sum_kind
-from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan
-from fedhpc.federation.pipeline import Stages
-from fedhpc.federation.scales import exponent_counts, exponent_scales, refuse_beyond
+from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan
+from fedhpc.federation.scale_choice import choose_scales
+from fedhpc.federation.scales import refuse_beyond
+from fedhpc.federation.summed import Spent, SumOptions, Sums, as_float, check_text
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
@@ -26,19 +25,7 @@ from fedhpc.secure.transcript import input_hash, state_hash, tree
 if TYPE_CHECKING:
     from fedhpc.federation.sync import Sync
 
-_NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
 _WEIGHT_BOUND = 2.0**40
-
-
-class Sums(dict[str, NDArray[Any]]):
-    """Arrays by name, with what the sum cost in precision and who took part."""
-
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], quantum: dict[str, float], sites: list[str]) -> None:
-        super().__init__(arrays)
-        self.quantum = quantum
-        """By name: the grid that each site's value was rounded to; 0.0 where the sum is exact."""
-        self.sites = sites
-        """The sites in the sum."""
 
 
 class Federation:
@@ -117,19 +104,16 @@ class Federation:
         return state_hash(self.party.agreement.hash, self.round_, self.tensors_tree)
 
     @overload
-    def sum(
-        self,
-        arrays: Mapping[str, Any],
-        *,
-        bound: float | None = None,
-        name: str | None = None,
-        everyone: bool = False,
-    ) -> Sums: ...
+    def sum(self, arrays: Mapping[str, Any], *, skip: Literal[False] = False, **how: Unpack[SumOptions]) -> Sums: ...
 
     @overload
-    def sum(
-        self, arrays: Any, *, bound: float | None = None, name: str | None = None, everyone: bool = False
-    ) -> NDArray[Any]: ...
+    def sum(self, arrays: Any, *, skip: Literal[False] = False, **how: Unpack[SumOptions]) -> NDArray[Any]: ...
+
+    @overload
+    def sum(self, arrays: Mapping[str, Any], *, skip: bool, **how: Unpack[SumOptions]) -> Sums | None: ...
+
+    @overload
+    def sum(self, arrays: Any, *, skip: bool, **how: Unpack[SumOptions]) -> NDArray[Any] | None: ...
 
     def sum(
         self,
@@ -137,22 +121,29 @@ class Federation:
         *,
         bound: float | None = None,
         name: str | None = None,
-        everyone: bool = False,
-    ) -> Sums | NDArray[Any]:
+        everyone: bool | None = None,
+        skip: bool = False,
+    ) -> Sums | NDArray[Any] | None:
         """The sum over all sites of each named array, on every rank of every site.
 
         `arrays`: name -> array-like (integers, bool, float32, float64), or one array-like, which gives one array back.
         Integers come back exact, as int64. Floats are rounded to a grid of 2^-s, given as `.quantum`.
         `bound`: the largest absolute value a site's float may have, the same at all sites. Without it, a first masked
         sum counts the sites per exponent of each array's largest value, and nothing else about it.
-        `name`: what is summed; the ledger refuses a second, different sum under the same name.
-        `everyone`: all sites of the roster must be in it. Through a relay a sum may otherwise lack up to N − τ sites
-        that were lost meanwhile; `.sites` names those in it. Within one MPI job nobody can be lacking.
+        `name`: what is summed; a second, different sum under the same name is refused (PolicyError).
+        `everyone`: all sites of the roster must be in it, by default if it has no name: the same numbers over two sets
+        of sites show those of the site that one set lacks. A named sum through a relay may otherwise lack up to N − τ
+        sites that were lost meanwhile; `.sites` names those in it. Within one MPI job nobody can be lacking.
+        `skip`, the same at all sites, for sums over everyone: None on every rank if the sum is not there
+        `[cohort] upload_s` after this site was ready and τ sites do without it. Then some sites may hold the sum
+        nevertheless, so nothing that sites do in common may hang on whether it came. Floats need `bound` then.
         Raises DataError for NaN, infinity and values beyond the bound or ±(2^63 − 1)/N; nothing is clipped or sent.
         """
-        if not isinstance(arrays, Mapping):
-            return self._combine({"value": arrays}, 1.0, bound, name, everyone=everyone)["value"]
-        return self._combine(arrays, 1.0, bound, name, everyone=everyone)
+        everyone = name is None if everyone is None else everyone
+        one = not isinstance(arrays, Mapping)
+        given = {"value": arrays} if one else arrays
+        sums = self._combine(given, 1.0, bound, name, everyone=everyone, skip=skip)
+        return sums["value"] if one and sums is not None else sums
 
     @overload
     def mean(
@@ -180,12 +171,15 @@ class Federation:
         """The mean over all sites of each named array, weighted by each site's private `weight` (absent: equally).
 
         Integers are averaged as float64. The sum of the weights is a masked sum of its own; no single weight is shown.
+        All sites must be in both, by default also in an equal mean without a name: over fewer sites a mean of
+        something whose total is known would show the weight of who is lacking.
         `bound` is for the values before weighting. Otherwise as `sum`. Raises DataError if the weights add up to 0.
         """
         given = arrays if isinstance(arrays, Mapping) else {"value": arrays}
         share = 1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
-        floats = {n: _as_float(np.asarray(a)) for n, a in given.items()}
-        means = self._combine(floats, share, bound, name, average=weight is None)
+        floats = {n: as_float(np.asarray(a)) for n, a in given.items()}
+        everyone = weight is not None or name is None
+        means = self._combined(floats, share, bound, name, everyone=everyone, average=weight is None)
         return means if isinstance(arrays, Mapping) else means["value"]
 
     def sync(self, model: Any, optimizer: Any = None, **settings: Any) -> Sync:
@@ -216,11 +210,17 @@ class Federation:
             raise DataError(f"site {self.site} has the weight {weight}", "weights are finite and at least 0")
         weights = {"weight": np.float64(weight)}
         # W over two sets that differ in one site would be that site's size, so it is always the sum over all.
-        return self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}", everyone=True)
+        return self._combined(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}", everyone=True)
 
     def from_leader(self, number: float) -> float:
         """The `number` of this site's rank 0, on all its ranks."""
         return float(struct.unpack("<d", self.party.site.broadcast_bytes(struct.pack("<d", number)))[0])
+
+    def _combined(self, *what: Any, **how: Any) -> Sums:
+        """`_combine` of a sum that is never skipped."""
+        sums = self._combine(*what, **how)
+        assert sums is not None
+        return sums
 
     def _combine(
         self,
@@ -231,8 +231,12 @@ class Federation:
         *,
         everyone: bool = False,
         average: bool = False,
-    ) -> Sums:
-        """Σ factor · array over the sites, by name. `average`: an equal mean, over those sites that are in the sum."""
+        skip: bool = False,
+    ) -> Sums | None:
+        """Σ factor · array over the sites, by name. `average`: an equal mean, over those sites that are in the sum.
+
+        None if it was skipped.
+        """
         values = {n: np.asarray(a, order="C") for n, a in arrays.items()}
         for key in values:
             check_text(key, "the name of an array")
@@ -241,48 +245,49 @@ class Federation:
             raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
         purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
         floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
+        if skip and (not everyone or (floats and bound is None)):
+            # A scale of its own could be skipped by some sites and not by others, which then ask for different sums.
+            raise ConfigError("skip=True is for a sum over everyone, of integers or with bound=", "give bound=")
         if bound is not None:
             if self.party.leads:  # the leader's values count
                 refuse_beyond(floats, bound, self.site)
             scales = {n: scale_for(bound, 8 * a.itemsize, len(self.sites)) for n, a in floats.items()}
         else:
-            scales = self.choose_scales(floats, factor, f"scale of {purpose}", everyone=everyone)
+            scales = choose_scales(self, floats, factor, f"scale of {purpose}", everyone=everyone)
         layout = Layout([Tensor(n, kinds[n], values[n].shape, scales.get(n, 0)) for n in values])
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
-        opened = self.add(vector, purpose, dict.fromkeys(floats, factor), everyone=everyone)
-        quantum = {t.name: t.quantum if len(self.sites) > 1 else 0.0 for t in layout.tensors}
-        again = len(self.sites) / len(opened.members) if average else 1.0
-        sums = {n: v.copy() if again == 1.0 else rescaled(v, again) for n, v in vector.views().items()}
-        return Sums(sums, quantum, [self.sites[u - 1] for u in opened.members])
-
-    def choose_scales(
-        self, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str, *, everyone: bool = False
-    ) -> dict[str, int]:
-        """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
-
-        `everyone`: as the sum that it is for. One that went on without a site would be waited for by that sum for ever.
-
-        The values of the site's rank 0 count. The sites learn how many of them have each exponent, and nothing else.
-        """
-        if not arrays or len(self.sites) == 1:
-            return dict.fromkeys(arrays, 0)
-        seen = arrays if self.party.leads else {n: np.empty(0, a.dtype) for n, a in arrays.items()}
-        counts = exponent_counts(seen, factor, self.site)
-        vector = Vector(Layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
-        vector.fill(counts)
-        opened = self.add(vector, purpose, everyone=everyone)
-        bits = {n: 8 * a.itemsize for n, a in arrays.items()}
-        return exponent_scales(vector.views(), bits, len(self.sites), len(opened.members))
+        factors = dict.fromkeys(floats, factor)
+        opened = self.add(vector, purpose, factors, everyone=everyone, skip=skip, category=name or "unnamed")
+        if opened is None:
+            return None
+        return Sums.of(vector, opened, self.sites, average=average)
 
     def add(
-        self, vector: Vector, purpose: str, factors: dict[str, float] | None = None, *, everyone: bool = False
-    ) -> Opened:
-        """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is."""
+        self,
+        vector: Vector,
+        purpose: str,
+        factors: dict[str, float] | None = None,
+        *,
+        everyone: bool = False,
+        skip: bool = False,
+        category: str = "unnamed",
+    ) -> Opened | None:
+        """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is.
+
+        None, with `skip`, if the round ended without a sum here: the sites skipped it, or this site was away.
+        """
         self._refuse_closed()
-        plan = SumPlan(self._round_of(purpose), purpose, NO_BASE, self.state, factors or {}, everyone=everyone)
-        opened = self.sums.open(vector, plan)
-        self.finish(opened, self.tensors_tree)
+        where = (self._round_of(purpose), purpose, NO_BASE, self.state)
+        plan = SumPlan(*where, factors or {}, everyone=everyone, skip=skip, category=category)
+        try:
+            opened = self.sums.open(vector, plan)
+            self.finish(opened, self.tensors_tree)
+        except RoundOverError:
+            if not skip:
+                raise
+            self.round_ = max(self.round_, plan.round_)  # a statistic leaves the tensors, so the next state is known
+            return None
         return opened
 
     def begin_training_sum(self, vector: Vector, factors: dict[str, float], base: bytes) -> Opened:
@@ -291,7 +296,8 @@ class Federation:
         `base`: the hash of the state that the update began from [32].
         """
         self._refuse_closed()
-        plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, self.state, factors, replicated=True)
+        where = (self.round_ + 1, labels.PURPOSE_TRAIN, base, self.state)
+        plan = SumPlan(*where, factors, replicated=True, category="train")
         return self.sums.open(vector, plan)
 
     def finish(self, opened: Opened, tensors_tree: bytes) -> None:
@@ -315,35 +321,3 @@ class Federation:
             before = self.party.journal.ledger.round_of(input_hash(purpose, NO_BASE)) or 0
         before = int.from_bytes(self.party.site.broadcast_bytes(before.to_bytes(8, "little")), "little")
         return before or self.round_ + 1
-
-
-@dataclass
-class Spent:
-    """What sums have cost since the last `take`: seconds by stage, bytes of this site."""
-
-    stages: Stages = field(default_factory=Stages)
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-    def add(self, opened: Opened) -> None:
-        """Count one sum."""
-        for stage, seconds in vars(opened.stages).items():
-            setattr(self.stages, stage, getattr(self.stages, stage) + seconds)
-        self.bytes_up += opened.bytes_up
-        self.bytes_down += opened.bytes_down
-
-
-def check_text(text: str, what: str) -> str:
-    """`text`, if it can stand in canonical JSON. ConfigError otherwise."""
-    if not _NAME.fullmatch(text):
-        raise ConfigError(f"{what} is {text!r}", "1 to 200 printable ASCII characters without quote and backslash")
-    return text
-
-
-def rescaled(values: NDArray[Any], factor: float) -> NDArray[Any]:
-    """`values` · `factor` in float64, rounded once to their own kind: a mean over those who are in the sum."""
-    return np.asarray(values.astype(np.float64) * factor).astype(values.dtype)
-
-
-def _as_float(array: NDArray[Any]) -> NDArray[Any]:
-    return array.astype(np.float64) if array.dtype.kind in "iub" else array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from fedhpc.cohort.staleness import discount
 from fedhpc.errors import DataError
-from fedhpc.federation.federation import Federation, rescaled
+from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.layout import Vector
+from fedhpc.federation.scale_choice import choose_scales, stop
 from fedhpc.federation.scales import refuse_beyond
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT, Arrays, fill_arrays, state_arrays, tensors_tree
 from fedhpc.federation.strategy import FedAvg, make_strategy
+from fedhpc.federation.summed import rescaled
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
 from fedhpc.secure.transcript import state_hash
@@ -125,17 +127,15 @@ class GlobalModel:
         """What local training starts from now."""
         return Base(self.tensors, self._federation.state, self.rounds)
 
-    def exchange(
-        self, local: Tensors, samples: float, measured: Mapping[str, NDArray[Any]], base: Base | None = None
-    ) -> Tensors:
-        """One round: replace the global tensors by the outer step over the mean update; gives the sum of `measured`.
+    def exchange(self, local: Tensors, samples: float, base: Base | None = None) -> bool:
+        """One round: replace the global tensors by the outer step over the mean update; whether all sites were in it.
 
         `base`: what `local` was trained from, where that may be an older model; absent: the present one. An older
         update is discounted (cohort/staleness.py) and applied to the present model.
 
-        `local`: the site's tensors after training, equal on all its ranks. `samples`: its rows. `measured`: int64 and
-        float64 sums that travel in the same masked vector. Raises DataError for NaN, infinity or a bound; then the
-        global tensors are as they were.
+        `local`: the site's tensors after training, equal on all its ranks. `samples`: its rows. Raises DataError for
+        NaN, infinity or a bound, PolicyError for a sum that a false scale has rounded to zero; then the global tensors
+        are as they were.
         """
         federation = self._federation
         base = base or self.base()
@@ -147,10 +147,13 @@ class GlobalModel:
             self.rounds += 1
             federation.round_ += 1
             federation.tensors_tree = self._tree(local)
-            return dict(measured)
-        vector = self._update_vector(base.tensors, local, measured, share)
+            return True
+        vector, lost = self._update_vector(base.tensors, local, share)
         names = {_MODEL + name: share for name in self.tensors}
         opened = federation.begin_training_sum(vector, names, base.state)
+        if self._secure.bound is None:
+            zero = [name for name in lost if not vector.view(name).any()]
+            stop(federation.party, zero, "the chosen scale has rounded the sum of the updates to zero")
         following: Tensors = {}
         again = self._weight_of_all_over(opened.members)
         for name, tensor in self.tensors.items():
@@ -166,15 +169,18 @@ class GlobalModel:
         self.rounds += 1
         federation.finish(opened, self._tree(following))
         self.tensors, self.reached = following, federation.round_
-        return {name: vector.view(_MEASURED + name).copy() for name in measured}
+        return len(opened.members) == len(federation.sites)
 
-    def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors:
-        """The sum of `measured` alone, outside a round of training."""
+    def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors | None:
+        """The sum of `measured`, int64 and float64, over all sites; None if they went on without it.
+
+        Over fewer sites it would show, beside another such sum, the counts of those that one of the two lacks.
+        """
         layout = Layout(self._measured_tensors(measured))
         vector = Vector(layout)
         vector.fill({_MEASURED + n: a for n, a in measured.items()})
-        self._federation.add(vector, name)
-        return {n: vector.view(_MEASURED + n).copy() for n in measured}
+        opened = self._federation.add(vector, name, everyone=True, skip=True, category="measured")
+        return None if opened is None else {n: vector.view(_MEASURED + n).copy() for n in measured}
 
     def sha256(self) -> str:
         """SHA-256 of all tensors' raw little-endian bytes in layout order, in hex: the model's fingerprint."""
@@ -183,31 +189,30 @@ class GlobalModel:
             digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
-    def _update_vector(
-        self, base: Tensors, local: Tensors, measured: Mapping[str, NDArray[Any]], share: float
-    ) -> Vector:
-        """base − local and the measured sums in one vector, with a scale for every tensor."""
+    def _update_vector(self, base: Tensors, local: Tensors, share: float) -> tuple[Vector, Sequence[str]]:
+        """base − local with a scale for every tensor; the tensors that the scale rounds to zero (scale_choice.py)."""
         if local.keys() != self.tensors.keys():
             raise DataError("the local model has other tensors than the global one")
         wide = self._secure.lane_bits == 64
         kinds = {n: "float64" if wide else t.dtype.name for n, t in self.tensors.items()}
         plain = [Tensor(_MODEL + n, kinds[n], t.shape) for n, t in self.tensors.items()]
-        vector = Vector(Layout(plain + self._measured_tensors(measured)))
+        vector = Vector(Layout(plain))
         updates = {}
         for name, tensor in base.items():
             view = vector.view(_MODEL + name)
             np.subtract(tensor, local[name], out=view, dtype=view.dtype)
             updates[_MODEL + name] = view
-        vector.fill({_MEASURED + n: a for n, a in measured.items()})
+        lost: Sequence[str] = ()
         sites = len(self._federation.sites)
         if self._secure.bound is not None:
             refuse_beyond(updates, self._secure.bound, self._federation.site)
             scales = {t.name: scale_for(self._secure.bound, t.bits, sites) for t in plain}
         else:
-            scales = self._federation.choose_scales(updates, share, f"scale of round {self._federation.round_ + 1}")
-        scaled = [Tensor(t.name, t.kind, t.shape, scales[t.name]) for t in plain]
-        vector.layout = Layout(scaled + self._measured_tensors(measured))
-        return vector
+            purpose = f"scale of round {self._federation.round_ + 1}"
+            scales = chosen = choose_scales(self._federation, updates, share, purpose)
+            lost = chosen.lost
+        vector.layout = Layout([Tensor(t.name, t.kind, t.shape, scales[t.name]) for t in plain])
+        return vector, lost
 
     def _measured_tensors(self, measured: Mapping[str, NDArray[Any]]) -> list[Tensor]:
         tensors = []

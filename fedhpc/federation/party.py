@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -33,6 +34,7 @@ class Party:
     identity: Ed25519PrivateKey | None = field(repr=False)  # leaders of a masked federation only
     ledger_keys: LedgerKeys | None = field(repr=False)  # on every rank of a masked site
     journal: Journal | None  # leaders only
+    directory: Path | None = None  # the site's run directory; leaders only
 
     @property
     def name(self) -> str:
@@ -61,6 +63,8 @@ class SumPlan:
     factors: dict[str, float] = field(default_factory=dict)  # w_u / W by tensor; 1 where absent
     replicated: bool = False  # every rank of the site already holds the site's vector
     everyone: bool = False  # all sites of the roster must be in the sum
+    skip: bool = False  # this site does without the sum rather than wait for long (`[cohort] upload_s`)
+    category: str = ""  # what kind of sum it is to the ledger: "train", "scale", "measured", or a name
 
 
 @dataclass
@@ -91,6 +95,7 @@ class CaughtUp:
 
     round_: int  # the masked sum whose result it is
     data: NDArray[np.uint8]  # its arrays' bytes, joined
+    whole: bool = False  # all sites of the roster are in that sum, as τ of them signed
 
 
 class MaskedSums(Protocol):
@@ -105,8 +110,8 @@ class MaskedSums(Protocol):
 
         `digest`: hash the sum for M6; a benchmark leaves it out to time the sum alone.
         Raises DataError for numbers that have no place in the ring, PolicyError if the ledger forbids the sum or the
-        sites do not agree; nothing of the vector has left the site then. RoundOverError: see there. InterruptedRun, on
-        every rank, where this site only waits and its life is to end.
+        sites do not agree; nothing of the vector has left the site then. RoundOverError: see there; also where the
+        sites skip it (`plan.skip`). InterruptedRun, on every rank, where this site only waits and its life is to end.
         """
         ...
 
