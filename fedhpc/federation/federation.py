@@ -101,7 +101,10 @@ class Federation:
     @property
     def state(self) -> bytes:
         """The hash of the present state [32]."""
-        return state_hash(self.party.agreement.hash, self.round_, self.tensors_tree)
+        return self._state_after(self.round_, self.tensors_tree)
+
+    def _state_after(self, round_: int, tensors_tree: bytes) -> bytes:
+        return state_hash(self.party.agreement.hash, round_, tensors_tree)
 
     @overload
     def sum(self, arrays: Mapping[str, Any], *, skip: Literal[False] = False, **how: Unpack[SumOptions]) -> Sums: ...
@@ -278,8 +281,19 @@ class Federation:
         None, with `skip`, if the round ended without a sum here: the sites skipped it, or this site was away.
         """
         self._refuse_closed()
-        where = (self._round_of(purpose), purpose, NO_BASE, self.state)
-        plan = SumPlan(*where, factors or {}, everyone=everyone, skip=skip, category=category)
+        round_ = self._round_of(purpose)
+        following = self._state_after(round_, self.tensors_tree) if skip else b""
+        plan = SumPlan(
+            round_,
+            purpose,
+            NO_BASE,
+            self.state,
+            factors or {},
+            everyone=everyone,
+            skip=skip,
+            following=following,
+            category=category,
+        )
         try:
             opened = self.sums.open(vector, plan)
             self.finish(opened, self.tensors_tree)
@@ -302,8 +316,7 @@ class Federation:
 
     def finish(self, opened: Opened, tensors_tree: bytes) -> None:
         """Compare results with the other sites and move to the next state, whose tensors have this Tree [32]."""
-        state = state_hash(self.party.agreement.hash, opened.plan.round_, tensors_tree)
-        self.sums.settle(opened, state)
+        self.sums.settle(opened, self._state_after(opened.plan.round_, tensors_tree))
         self.round_ = max(self.round_, opened.plan.round_)
         self.tensors_tree = tensors_tree
         self.spent.add(opened)

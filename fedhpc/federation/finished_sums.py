@@ -7,19 +7,19 @@ given again to the same question. All of it was opened to every site in the sum;
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhpc.errors import StorageError
+from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Opened, SumPlan
 from fedhpc.files import write_whole
-from fedhpc.secure.ring import Layout
 from fedhpc.secure.transcript import canon, parse_canon
 
-_SUM = re.compile(r"round-(\d+)\.sum")
+_SUM = re.compile(r"round-(\d+)\.(?:sum|skipped)")
 _PROOF = re.compile(r"round-(\d+)\.proof")
 _HEAD_BYTES = 64 << 10
 _PROOFS = 3  # of the newest models
@@ -38,14 +38,15 @@ class FinishedSums:
             raise StorageError(f"cannot use {folder}: {error.strerror}") from None
 
     def last_round(self) -> int:
-        """The newest round whose sum is kept; 0 if none is."""
+        """The newest round whose sum is kept, or was skipped; 0 if there is none."""
         return max((number for number, _ in self._files(_SUM)), default=0)
 
-    def keep(self, plan: SumPlan, layout: Layout, opened: Opened, vector: Vector) -> None:
-        """Keep a statistic's decoded sum until `erase_until`."""
+    def keep(self, plan: SumPlan, opened: Opened, vector: Vector, mark: bytes) -> None:
+        """Keep a statistic's decoded sum until `erase_until`. `mark`: the fingerprint of this site's own vector."""
         data = vector.buffer.data
         head = {
-            "layout": layout.hash.hex(),
+            "layout": vector.layout.hash.hex(),
+            "mark": mark.hex(),
             "members": list(opened.members),
             "purpose": plan.purpose,
             "tree": opened.sum_tree.hex(),
@@ -53,14 +54,22 @@ class FinishedSums:
         whole = head | {"sha256": _digest(head, data)}
         self._write(f"round-{plan.round_}.sum", canon(whole) + b"\n", data)
 
-    def find(self, plan: SumPlan, vector: Vector) -> tuple[bytes, tuple[int, ...]] | None:
-        """(Tree(X), sites in the sum) if this very statistic was summed in this round; `vector` then holds the sum."""
+    def find(self, plan: SumPlan, vector: Vector, mark: bytes) -> tuple[bytes, tuple[int, ...]] | None:
+        """(Tree(X), sites in the sum) if this very statistic was summed in this round; `vector` then holds the sum.
+
+        `mark`: the fingerprint of `vector`. Raises PolicyError if the statistic was summed with another one.
+        """
         try:
             with open(self._folder / f"round-{plan.round_}.sum", "rb") as file:
                 head = parse_canon(file.readline(_HEAD_BYTES).rstrip(b"\n"))
                 said = head.pop("sha256")
-                if (head["layout"], head["purpose"]) != (vector.layout.hash.hex(), plan.purpose):
+                if head["purpose"] != plan.purpose:
                     return None
+                if head["layout"] != vector.layout.hash.hex() or not hmac.compare_digest(head["mark"], mark.hex()):
+                    raise PolicyError(
+                        f"'{plan.purpose}' was summed in round {plan.round_} already, with other numbers of this site",
+                        "give a new statistic a new name; the same numbers give the sum that is kept",
+                    )
                 whole = file.readinto(vector.buffer.data) == vector.layout.nbytes and not file.read(1)
                 if not whole or _digest(head, vector.buffer.data) != said:
                     raise ValueError("its content does not have its SHA-256")
@@ -72,6 +81,19 @@ class FinishedSums:
                 f"the finished sum of round {plan.round_} in {self._folder} is damaged: {error}",
                 "restore the run directory from a backup that is not older than its ledger",
             ) from None
+
+    def keep_skipped(self, plan: SumPlan) -> None:
+        """Remember that this site went on without a statistic's sum: another answer later would find it alone."""
+        self._write(f"round-{plan.round_}.skipped", plan.purpose.encode())
+
+    def is_skipped(self, plan: SumPlan) -> bool:
+        """Whether this site went on without the sum before."""
+        try:
+            return (self._folder / f"round-{plan.round_}.skipped").read_bytes() == plan.purpose.encode()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StorageError(f"cannot read {self._folder}: {error.strerror}") from None
 
     def keep_proof(self, round_: int, proof: tuple[bytes, ...]) -> None:
         """Keep the τ signed results of a training round: what a site that was away needs to believe the model."""

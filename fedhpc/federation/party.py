@@ -64,6 +64,7 @@ class SumPlan:
     replicated: bool = False  # every rank of the site already holds the site's vector
     everyone: bool = False  # all sites of the roster must be in the sum
     skip: bool = False  # this site does without the sum rather than wait for long (`[cohort] upload_s`)
+    following: bytes = b""  # where it may be skipped: the next state, which is known beforehand [32]
     category: str = ""  # what kind of sum it is to the ledger: "train", "scale", "measured", or a name
 
 

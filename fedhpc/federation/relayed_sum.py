@@ -112,7 +112,7 @@ class RelayedSums:
             except InterruptedRun as stopped:
                 self._stop(stopped)
             if opened.plan.base == NO_BASE:
-                self.lead.finished.keep(opened.plan, self._round.layout, opened, self._round.vector)
+                self.lead.finished.keep(opened.plan, opened, self._round.vector, self._round.mark)
                 self.lead.files.erase_until(opened.plan.round_)
             else:
                 self.lead.finished.keep_proof(opened.plan.round_, proof)
@@ -165,12 +165,13 @@ class RelayedSums:
             release_input(self._party, lead.files, caught)
             lead.states.reached(caught.round_, caught.state)
             data[:] = found
-            number = Order.DONE + u64(caught.round_)
+            whole = len(caught.settled.u3) == len(self._party.members)
+            number = Order.DONE + bytes([whole]) + u64(caught.round_)
         word = site.await_bytes(number if lead is not None else None)
         end_if_stopped(word)
-        reached = int.from_bytes(word[1:], "little")
+        reached = int.from_bytes(word[2:], "little")
         site.broadcast(data)
-        return CaughtUp(reached, data)
+        return CaughtUp(reached, data, whole=word[1:2] == b"\1")
 
     def is_free(self, base: bytes) -> bool:
         """See MaskedSums.is_free."""
@@ -206,7 +207,11 @@ class RelayedSums:
         """Go through the round; the other ranks do what they are told."""
         party, lead = self._party, self.lead
         assert lead is not None
-        kept = lead.finished.find(plan, hidden.vector)
+        if plan.skip and lead.finished.is_skipped(plan):
+            over = RoundOverError(plan.round_, f"the sites did without '{plan.purpose}'")
+            self._order(Order.OVER + over.what.encode())
+            raise over
+        kept = lead.finished.find(plan, hidden.vector, mark)
         if kept is not None:
             self._order(Order.KEPT)
             party.site.broadcast(hidden.vector.buffer)
@@ -231,6 +236,10 @@ class RelayedSums:
         try:
             answer: Answer = self._round.run(hide, open_, lead.states)
         except RoundOverError as error:
+            if plan.skip:
+                lead.finished.keep_skipped(plan)
+                lead.files.erase_until(plan.round_)
+                lead.states.reached(plan.round_, plan.following)
             self._order(Order.OVER + error.what.encode())
             raise
         except InterruptedRun as stopped:
