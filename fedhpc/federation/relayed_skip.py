@@ -71,18 +71,16 @@ class Skip:
         results.receive(mine)
         taken = {self._party.number}
         wait_s = self._exchange.interrupts.wait_s
-        deadline = time.monotonic() + min(
-            self._party.agreement.cohort.deadline_s, math.inf if wait_s is None else wait_s
-        )
+        agreed_s = self._party.agreement.cohort.deadline_s
+        deadline = time.monotonic() + (agreed_s if wait_s is None else min(agreed_s, wait_s))
+        need = self._thresholds.threshold
+
+        def seen(watch: Watch) -> bool:
+            return "DONE" in watch or len(taken.union(watch.sites(KIND))) >= need
+
         while True:
-            need = max(self._thresholds.threshold, len(taken) + 1)
-            there = wait_telling(
-                watch,
-                lambda w, need=need: "DONE" in w or len({*w.sites(KIND), *taken}) >= need,  # type: ignore[misc]
-                deadline,
-                self._what_is_awaited,
-                (KIND, need),
-            )
+            need = max(need, len(taken) + 1)
+            there = wait_telling(watch, seen, deadline, self._what_is_awaited, (KIND, need))
             new = set(watch.sites(KIND)) - taken
             self._take(results, watch.messages(KIND, sorted(new)))
             taken |= new
@@ -121,7 +119,6 @@ class Skip:
                 _log.warning("round %d: %s", self._plan.round_, error.what)
 
     def _what_is_awaited(self) -> str:
-        late = late_sites(self._exchange, self._party.agreement.names, self._plan.round_)
-        return (
-            f"round {self._plan.round_} ({self._plan.purpose}) is given up when {self._thresholds.threshold} do, {late}"
-        )
+        plan, need = self._plan, self._thresholds.threshold
+        late = late_sites(self._exchange, self._party.agreement.names, plan.round_)
+        return f"round {plan.round_} ({plan.purpose}) ends without a sum once {need} sites do without it, {late}"
