@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
@@ -15,11 +15,12 @@ from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.layout import Vector, sum_kind
 from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.scale_choice import choose_scales
-from fedhpc.federation.scales import refuse_beyond
-from fedhpc.federation.summed import Spent, SumOptions, Sums, as_float, check_text
+from fedhpc.federation.scales import PUBLIC, Scales, refuse_beyond
+from fedhpc.federation.sums import Spent, SumOptions, Sums, as_float, check_text
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
+from fedhpc.secure.salt import layout_key
 from fedhpc.secure.transcript import input_hash, state_hash, tree
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Federation:
         """Masked sums finished: the protocol's round number."""
         self.tensors_tree = tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
+        self.last_salt = b""
+        """S of the newest finished sum [40]: known to the sites in it and to nobody else; empty before the first."""
         self.spent = Spent()
         """Costs since `take_spent`."""
         self._closed = False
@@ -254,23 +257,27 @@ class Federation:
         if bound is not None:
             if self.party.leads:  # the leader's values count
                 refuse_beyond(floats, bound, self.site)
-            scales = {n: scale_for(bound, 8 * a.itemsize, len(self.sites)) for n, a in floats.items()}
+            scales = Scales({n: scale_for(bound, 8 * a.itemsize, len(self.sites)) for n, a in floats.items()})
         else:
             scales = choose_scales(self, floats, factor, f"scale of {purpose}", everyone=everyone)
-        layout = Layout([Tensor(n, kinds[n], values[n].shape, scales.get(n, 0)) for n in values])
+        layout = self.layout([Tensor(n, kinds[n], values[n].shape, scales.by_name.get(n, 0)) for n in values])
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
         factors = dict.fromkeys(floats, factor)
-        opened = self.add(vector, purpose, factors, everyone=everyone, skip=skip, category=name or "unnamed")
-        if opened is None:
-            return None
-        return Sums.of(vector, opened, self.sites, average=average)
+        category = name or "unnamed"
+        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+        return None if opened is None else Sums.of(vector, opened, self.sites, average=average)
+
+    def layout(self, tensors: Sequence[Tensor]) -> Layout:
+        """The layout of a vector of this federation."""
+        return Layout(tensors, salted=len(self.sites) > 1)
 
     def add(
         self,
         vector: Vector,
         purpose: str,
         factors: dict[str, float] | None = None,
+        scales: Scales = PUBLIC,
         *,
         everyone: bool = False,
         skip: bool = False,
@@ -282,18 +289,10 @@ class Federation:
         """
         self._refuse_closed()
         round_ = self._round_of(purpose)
-        following = self._state_after(round_, self.tensors_tree) if skip else b""
-        plan = SumPlan(
-            round_,
-            purpose,
-            NO_BASE,
-            self.state,
-            factors or {},
-            everyone=everyone,
-            skip=skip,
-            following=following,
-            category=category,
-        )
+        following = self._state_after(round_, self.tensors_tree)
+        how = {"everyone": everyone, "skip": skip, "following": following, "category": category}
+        plan = self._plan(round_, purpose, NO_BASE, factors or {}, scales, **how)
+        salt = self.last_salt
         try:
             opened = self.sums.open(vector, plan)
             self.finish(opened, self.tensors_tree)
@@ -302,23 +301,33 @@ class Federation:
                 raise
             self.round_ = max(self.round_, plan.round_)  # a statistic leaves the tensors, so the next state is known
             return None
+        if skip:
+            self.last_salt = salt  # some sites may hold this sum and others not
         return opened
 
-    def begin_training_sum(self, vector: Vector, factors: dict[str, float], base: bytes) -> Opened:
+    def begin_training_sum(
+        self, vector: Vector, factors: dict[str, float], base: bytes, scales: Scales = PUBLIC
+    ) -> Opened:
         """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
 
         `base`: the hash of the state that the update began from [32].
         """
         self._refuse_closed()
-        where = (self.round_ + 1, labels.PURPOSE_TRAIN, base, self.state)
-        plan = SumPlan(*where, factors, replicated=True, category="train")
+        how = {"replicated": True, "category": "train"}
+        plan = self._plan(self.round_ + 1, labels.PURPOSE_TRAIN, base, factors, scales, **how)
         return self.sums.open(vector, plan)
+
+    def _plan(
+        self, round_: int, purpose: str, base: bytes, factors: dict[str, float], scales: Scales, **how: Any
+    ) -> SumPlan:
+        key = layout_key(self.party.agreement.hash, round_, scales.salt)
+        return SumPlan(round_, purpose, base, self.state, factors, layout_key=key, **how)
 
     def finish(self, opened: Opened, tensors_tree: bytes) -> None:
         """Compare results with the other sites and move to the next state, whose tensors have this Tree [32]."""
         self.sums.settle(opened, self._state_after(opened.plan.round_, tensors_tree))
         self.round_ = max(self.round_, opened.plan.round_)
-        self.tensors_tree = tensors_tree
+        self.tensors_tree, self.last_salt = tensors_tree, opened.salt
         self.spent.add(opened)
 
     def _refuse_closed(self) -> None:

@@ -34,6 +34,7 @@ class Party:
     identity: Ed25519PrivateKey | None = field(repr=False)  # leaders of a masked federation only
     ledger_keys: LedgerKeys | None = field(repr=False)  # on every rank of a masked site
     journal: Journal | None  # leaders only
+    salt_key: bytes | None = field(repr=False)  # k_salt [32], on every rank of a masked site
     directory: Path | None = None  # the site's run directory; leaders only
 
     @property
@@ -66,6 +67,7 @@ class SumPlan:
     skip: bool = False  # this site does without the sum rather than wait for long (`[cohort] upload_s`)
     following: bytes = b""  # where it may be skipped: the next state, which is known beforehand [32]
     category: str = ""  # what kind of sum it is to the ledger: "train", "scale", "measured", or a name
+    layout_key: bytes = field(default=b"", repr=False)  # of the layout's hash in M0 [32]; empty where scales are public
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Opened:
     bytes_up: int
     bytes_down: int
     members: tuple[int, ...]  # the sites in the sum
+    salt: bytes = field(repr=False)  # S, the sum of the sites' salts [40], on every rank; empty for one site
     round_trips: int = 0  # that followed one another, over a relay
     round_trips_exposed: int = 0  # of those, between the end of the upload and the beginning of the download
 

@@ -8,7 +8,7 @@ next epoch, which has a public bound. Nobody is blamed, and no size is told: bot
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from fedhpc.errors import PolicyError
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Party
-from fedhpc.federation.scales import exponent_counts, exponent_scales, lost_to_rounding
+from fedhpc.federation.scales import Scales, exponent_counts, exponent_scales, lost_to_rounding
 from fedhpc.files import write_whole
-from fedhpc.secure.ring import Layout, Tensor
+from fedhpc.secure.ring import Tensor
 
 if TYPE_CHECKING:
     from fedhpc.federation.federation import Federation
@@ -30,16 +30,9 @@ _FILE = "counts.stopped"
 _HINT = "no site is known to be at fault; start the next epoch with a public bound: [secure] bound in federation.toml"
 
 
-class ChosenScales(dict[str, int]):
-    """Scales by name."""
-
-    lost: Sequence[str] = ()
-    """At the leader: whose values at this site are not zero, and are all rounded to zero."""
-
-
 def choose_scales(
     federation: Federation, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str, *, everyone: bool = False
-) -> ChosenScales:
+) -> Scales:
     """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
 
     `everyone`: as the sum that it is for. One that went on without a site would be waited for by that sum for ever.
@@ -49,22 +42,23 @@ def choose_scales(
     """
     party, sites = federation.party, len(federation.sites)
     if not arrays or sites == 1:
-        return ChosenScales(dict.fromkeys(arrays, 0))
+        return Scales(dict.fromkeys(arrays, 0))
     refuse_another_count(party)
     seen = arrays if party.leads else {n: np.empty(0, a.dtype) for n, a in arrays.items()}
     marks = exponent_counts(seen, factor, federation.site)
-    vector = Vector(Layout([Tensor(n, "int64", m.shape) for n, m in marks.items()]))
+    vector = Vector(federation.layout([Tensor(n, "int64", m.shape) for n, m in marks.items()]))
     vector.fill(marks)
     opened = federation.add(vector, purpose, everyone=everyone, category="scale")
     assert opened is not None
     check_counts(party, vector.views(), marks, len(opened.members))
     bits = {n: 8 * a.itemsize for n, a in arrays.items()}
-    chosen = ChosenScales(exponent_scales(vector.views(), bits, sites))
+    found = exponent_scales(vector.views(), bits, sites)
+    lost: list[str] = []
     if party.leads and party.agreement.secure.rounding != "stochastic":
-        chosen.lost = lost_to_rounding(marks, chosen, bits)
-    for name in chosen.lost:
+        lost = lost_to_rounding(marks, found, bits)
+    for name in lost:
         _log.warning("'%s': all values of this site are rounded to zero, others hold so much larger ones", name)
-    return chosen
+    return Scales(found, opened.salt, lost)
 
 
 def refuse_another_count(party: Party) -> None:

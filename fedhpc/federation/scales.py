@@ -7,7 +7,8 @@ histogram of exponents, and choose the scale of the largest that occurs, so that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,18 @@ from fedhpc.secure.ring import scale_for_exponent
 # Bins by kind: exponents lowest..highest; values below 2^lowest count as lowest. A float64 statistic may be anything,
 # a float32 model update beyond 2^63 has diverged.
 _RANGES = {"float32": (-64, 63), "float64": (-512, 1024)}
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The scales of one vector, and who may know them."""
+
+    by_name: Mapping[str, int] = field(default_factory=dict)
+    salt: bytes = field(default=b"", repr=False)  # S of the sum that they were chosen from [40]; empty: all may
+    lost: Sequence[str] = ()  # at the leader: whose values here are not zero, and are all rounded to zero
+
+
+PUBLIC = Scales()
 
 
 def exponent_counts(arrays: Mapping[str, NDArray[Any]], factor: float, site: str) -> dict[str, NDArray[np.int64]]:
@@ -70,7 +83,7 @@ def _largest(name: str, array: NDArray[Any], site: str) -> float:
 def exponent_scales(totals: Mapping[str, NDArray[Any]], bits: Mapping[str, int], sites: int) -> dict[str, int]:
     """By name: the scale for the largest exponent that a site in the sum has marked.
 
-    `totals` as summed, checked (exponent_stop.py); `bits` of each lane; `sites` of the roster, for all of which a lane
+    `totals` as summed, checked (scale_choice.py); `bits` of each lane; `sites` of the roster, for all of which a lane
     has room.
     """
     scales = {}

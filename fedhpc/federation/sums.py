@@ -1,4 +1,4 @@
-"""What sums give and what they cost: named arrays with their precision and sites, seconds and bytes."""
+"""What sums give back to a user, and what they have cost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Sums(dict[str, NDArray[Any]]):
     def of(cls, vector: Vector, opened: Opened, roster: list[str], *, average: bool) -> Sums:
         """From the opened `vector`; `average`: it holds shares 1/N, and an equal mean of who is in the sum is asked."""
         several = len(roster) > 1
-        quantum = {t.name: t.quantum if several else 0.0 for t in vector.layout.tensors}
+        quantum = {t.name: t.quantum if several else 0.0 for t in vector.layout.named}
         again = len(roster) / len(opened.members) if average else 1.0
         sums = {n: v.copy() if again == 1.0 else rescaled(v, again) for n, v in vector.views().items()}
         return cls(sums, quantum, [roster[u - 1] for u in opened.members])
