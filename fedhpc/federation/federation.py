@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
-from fedhpc.federation.layout import Vector, sum_kind
+from fedhpc.federation.going_on import round_of
+from fedhpc.federation.layout import Vector, check_text, sum_kind
 from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.scale_choice import choose_scales
 from fedhpc.federation.scales import PUBLIC, Scales, refuse_beyond
-from fedhpc.federation.sums import Spent, SumOptions, Sums, as_float, check_text
+from fedhpc.federation.sums import MeanOptions, Spent, SumOptions, Sums, as_float
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
 from fedhpc.secure.salt import layout_key
-from fedhpc.secure.transcript import input_hash, state_hash, tree
+from fedhpc.secure.transcript import state_hash, tree
 
 if TYPE_CHECKING:
     from fedhpc.federation.sync import Sync
@@ -40,6 +41,8 @@ class Federation:
         self.sums = sums
         self.round_ = 0
         """Masked sums finished: the protocol's round number."""
+        self.finished = 0
+        """The last sum that an earlier process of this site finished, over a relay."""
         self.tensors_tree = tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
         self.last_salt = b""
@@ -95,6 +98,18 @@ class Federation:
     def ranks(self) -> int:
         """The number of ranks of this site."""
         return self.party.site.size
+
+    def forget(self) -> None:
+        """Drop what is kept to repeat the sums so far. Call it after your script has saved what it needs of them.
+
+        Over a relay every finished sum stays on the site's disk until then, so that a script that is killed gets them
+        all again from the first one on. Afterwards it must start from what it saved. Every rank calls it, at all sites
+        after the same sum; over mpi it does nothing. Raises StorageError.
+        """
+        self._refuse_closed()
+        self.party.site.barrier()  # every rank has saved
+        if self.party.leads:
+            self.sums.keep_until(self.round_)
 
     def take_spent(self) -> Spent:
         """The costs of the sums since the last call."""
@@ -152,19 +167,10 @@ class Federation:
         return sums["value"] if one and sums is not None else sums
 
     @overload
-    def mean(
-        self,
-        arrays: Mapping[str, Any],
-        *,
-        weight: float | None = None,
-        bound: float | None = None,
-        name: str | None = None,
-    ) -> Sums: ...
+    def mean(self, arrays: Mapping[str, Any], **how: Unpack[MeanOptions]) -> Sums: ...
 
     @overload
-    def mean(
-        self, arrays: Any, *, weight: float | None = None, bound: float | None = None, name: str | None = None
-    ) -> NDArray[Any]: ...
+    def mean(self, arrays: Any, **how: Unpack[MeanOptions]) -> NDArray[Any]: ...
 
     def mean(
         self,
@@ -185,7 +191,8 @@ class Federation:
         share = 1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
         floats = {n: as_float(np.asarray(a)) for n, a in given.items()}
         everyone = weight is not None or name is None
-        means = self._combined(floats, share, bound, name, everyone=everyone, average=weight is None)
+        means = self._combine(floats, share, bound, name, everyone=everyone, average=weight is None)
+        assert means is not None
         return means if isinstance(arrays, Mapping) else means["value"]
 
     def sync(self, model: Any, optimizer: Any = None, **settings: Any) -> Sync:
@@ -216,17 +223,13 @@ class Federation:
             raise DataError(f"site {self.site} has the weight {weight}", "weights are finite and at least 0")
         weights = {"weight": np.float64(weight)}
         # W over two sets that differ in one site would be that site's size, so it is always the sum over all.
-        return self._combined(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}", everyone=True)
+        found = self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}", everyone=True)
+        assert found is not None
+        return found
 
     def from_leader(self, number: float) -> float:
         """The `number` of this site's rank 0, on all its ranks."""
         return float(struct.unpack("<d", self.party.site.broadcast_bytes(struct.pack("<d", number)))[0])
-
-    def _combined(self, *what: Any, **how: Any) -> Sums:
-        """`_combine` of a sum that is never skipped."""
-        sums = self._combine(*what, **how)
-        assert sums is not None
-        return sums
 
     def _combine(
         self,
@@ -306,14 +309,20 @@ class Federation:
         return opened
 
     def begin_training_sum(
-        self, vector: Vector, factors: dict[str, float], base: bytes, scales: Scales = PUBLIC
+        self,
+        vector: Vector,
+        factors: dict[str, float],
+        base: bytes,
+        scales: Scales = PUBLIC,
+        *,
+        checkpointed: bool = False,
     ) -> Opened:
         """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
 
-        `base`: the hash of the state that the update began from [32].
+        `base`: the hash of the state that the update began from [32]. `checkpointed`: see SumPlan.
         """
         self._refuse_closed()
-        how = {"replicated": True, "category": "train"}
+        how = {"replicated": True, "checkpointed": checkpointed, "category": "train"}
         plan = self._plan(self.round_ + 1, labels.PURPOSE_TRAIN, base, factors, scales, **how)
         return self.sums.open(vector, plan)
 
@@ -336,10 +345,5 @@ class Federation:
 
     def _round_of(self, purpose: str) -> int:
         """The next round, or the round that this statistic has had before: then it must be the same vector again."""
-        if not self.party.masked:
-            return self.round_ + 1
-        before = 0
-        if self.party.journal is not None:
-            before = self.party.journal.ledger.round_of(input_hash(purpose, NO_BASE)) or 0
-        before = int.from_bytes(self.party.site.broadcast_bytes(before.to_bytes(8, "little")), "little")
-        return before or self.round_ + 1
+        round_, self.round_ = round_of(self.party, purpose, self.round_, self.finished)
+        return round_

@@ -54,13 +54,16 @@ class GlobalModel:
         *,
         weights_name: str = labels.PURPOSE_WEIGHTS,
         fresh: bool = True,
+        checkpointed: bool = False,
     ) -> None:
         """`weights_name`: what the sum of the sites' weights is called in the ledger; one per model.
 
+        `checkpointed`: each state is put into a checkpoint, which ends what is kept to repeat its round (keep_until).
         `fresh`: False if `restore` follows, which hashes the state that counts.
         """
         self._federation = federation
         self._weights_name = weights_name
+        self._checkpointed = checkpointed
         self._settings = federation.party.agreement.strategy
         self._secure = federation.party.agreement.secure
         self._strategy = make_strategy(self._settings)
@@ -154,7 +157,7 @@ class GlobalModel:
             return True
         vector, scales = self._update_vector(base.tensors, local, share)
         names = {_MODEL + name: share for name in self.tensors}
-        opened = federation.begin_training_sum(vector, names, base.state, scales)
+        opened = federation.begin_training_sum(vector, names, base.state, scales, checkpointed=self._checkpointed)
         if self._secure.bound is None:
             zero = [name for name in scales.lost if not vector.view(name).any()]
             stop(federation.party, zero, "the chosen scale has rounded the sum of the updates to zero")

@@ -68,6 +68,7 @@ class SumPlan:
     following: bytes = b""  # where it may be skipped: the next state, which is known beforehand [32]
     category: str = ""  # what kind of sum it is to the ledger: "train", "scale", "measured", or a name
     layout_key: bytes = field(default=b"", repr=False)  # of the layout's hash in M0 [32]; empty where scales are public
+    checkpointed: bool = False  # its caller makes the result durable, and says so by keep_until; else the sum is kept
 
 
 @dataclass
@@ -153,7 +154,7 @@ class MaskedSums(Protocol):
         ...
 
     def keep_until(self, sums: int) -> None:
-        """Everything up to sum `sums` is in a checkpoint now: what served to repeat it may go. Leaders only."""
+        """Everything up to sum `sums` is durable elsewhere: what served to repeat it may go. Leaders only."""
         ...
 
     def leave(self) -> None:

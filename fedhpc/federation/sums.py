@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -10,12 +9,9 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.errors import ConfigError
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Opened
 from fedhpc.federation.pipeline import Stages
-
-_NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
 
 
 class SumOptions(TypedDict, total=False):
@@ -24,6 +20,14 @@ class SumOptions(TypedDict, total=False):
     bound: float | None
     name: str | None
     everyone: bool | None
+
+
+class MeanOptions(TypedDict, total=False):
+    """What `Federation.mean` may be told; see there."""
+
+    weight: float | None
+    bound: float | None
+    name: str | None
 
 
 class Sums(dict[str, NDArray[Any]]):
@@ -60,13 +64,6 @@ class Spent:
             setattr(self.stages, stage, getattr(self.stages, stage) + seconds)
         self.bytes_up += opened.bytes_up
         self.bytes_down += opened.bytes_down
-
-
-def check_text(text: str, what: str) -> str:
-    """`text`, if it can stand in canonical JSON. ConfigError otherwise."""
-    if not _NAME.fullmatch(text):
-        raise ConfigError(f"{what} is {text!r}", "1 to 200 printable ASCII characters without quote and backslash")
-    return text
 
 
 def rescaled(values: NDArray[Any], factor: float) -> NDArray[Any]:
