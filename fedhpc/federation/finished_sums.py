@@ -10,19 +10,19 @@ All of it was opened to every site in the sum; nothing here is secret to them.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhpc.errors import StorageError
+from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Opened, SumPlan
 from fedhpc.files import private_folder, write_whole
-from fedhpc.secure.ring import Layout
 from fedhpc.secure.transcript import canon, parse_canon
 
-_SUM = re.compile(r"round-(\d+)\.sum")
+_SUM = re.compile(r"round-(\d+)\.(?:sum|skipped)")
 _PROOF = re.compile(r"round-(\d+)\.proof")
 _UNTIL = "until"
 _HEAD_BYTES = 64 << 10
@@ -54,15 +54,16 @@ class FinishedSums:
             ) from None
 
     def last_round(self) -> int:
-        """The newest round whose sum is kept, or was until it was erased; 0 if there was none."""
+        """The newest round whose sum is kept or was skipped, or was until it was erased; 0 if there was none."""
         return max((number for number, _ in self._files(_SUM)), default=self.first_round())
 
-    def keep(self, plan: SumPlan, layout: Layout, opened: Opened, vector: Vector) -> None:
-        """Keep a decoded sum until `erase_until`."""
+    def keep(self, plan: SumPlan, opened: Opened, vector: Vector, mark: bytes) -> None:
+        """Keep a decoded sum until `erase_until`. `mark`: the fingerprint of this site's own vector."""
         data = vector.buffer.data
         head = {
             "base": plan.base.hex(),
-            "layout": layout.hash.hex(),
+            "layout": vector.layout.hash.hex(),
+            "mark": mark.hex(),
             "members": list(opened.members),
             "purpose": plan.purpose,
             "tree": opened.sum_tree.hex(),
@@ -70,15 +71,22 @@ class FinishedSums:
         whole = head | {"sha256": _digest(head, data)}
         self._write(f"round-{plan.round_}.sum", canon(whole) + b"\n", data)
 
-    def find(self, plan: SumPlan, vector: Vector) -> tuple[bytes, tuple[int, ...]] | None:
-        """(Tree(X), sites in the sum) if this very sum was opened in this round; `vector` then holds it."""
+    def find(self, plan: SumPlan, vector: Vector, mark: bytes) -> tuple[bytes, tuple[int, ...]] | None:
+        """(Tree(X), sites in the sum) if this very sum was opened in this round; `vector` then holds it.
+
+        `mark`: the fingerprint of `vector`. Raises PolicyError if it was summed with another one.
+        """
         try:
             with open(self._folder / f"round-{plan.round_}.sum", "rb") as file:
                 head = parse_canon(file.readline(_HEAD_BYTES).rstrip(b"\n"))
                 said = head.pop("sha256")
-                asked = plan.base.hex(), vector.layout.hash.hex(), plan.purpose
-                if (head["base"], head["layout"], head["purpose"]) != asked:
+                if (head["base"], head["purpose"]) != (plan.base.hex(), plan.purpose):
                     return None
+                if head["layout"] != vector.layout.hash.hex() or not hmac.compare_digest(head["mark"], mark.hex()):
+                    raise PolicyError(
+                        f"'{plan.purpose}' was summed in round {plan.round_} already, with other numbers of this site",
+                        "give a new statistic a new name; the same numbers give the sum that is kept",
+                    )
                 whole = file.readinto(vector.buffer.data) == vector.layout.nbytes and not file.read(1)
                 if not whole or _digest(head, vector.buffer.data) != said:
                     raise ValueError("its content does not have its SHA-256")
@@ -90,6 +98,19 @@ class FinishedSums:
                 f"the finished sum of round {plan.round_} in {self._folder} is damaged: {error}",
                 "restore the run directory from a backup that is not older than its ledger",
             ) from None
+
+    def keep_skipped(self, plan: SumPlan) -> None:
+        """Remember that this site went on without a statistic's sum: another answer later would find it alone."""
+        self._write(f"round-{plan.round_}.skipped", plan.purpose.encode())
+
+    def is_skipped(self, plan: SumPlan) -> bool:
+        """Whether this site went on without the sum before."""
+        try:
+            return (self._folder / f"round-{plan.round_}.skipped").read_bytes() == plan.purpose.encode()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StorageError(f"cannot read {self._folder}: {error.strerror}") from None
 
     def keep_proof(self, round_: int, proof: tuple[bytes, ...]) -> None:
         """Keep the τ signed results of a training round: what a site that was away needs to believe the model."""
