@@ -55,6 +55,7 @@ def test_the_same_question_gets_the_same_answer_after_a_restart(tmp_path: Path, 
     ("changes", "layout"),
     [
         ({"purpose": "mean weight"}, LAYOUT),
+        ({"base": key_of("a state")}, LAYOUT),
         ({"round_": 6}, LAYOUT),
         ({}, Layout([Tensor("x", "float64", (3,), 21), Tensor("n", "int64", (2,))])),
         ({}, Layout([Tensor("y", "float64", (3,), 20), Tensor("n", "int64", (2,))])),
@@ -118,6 +119,34 @@ def test_sums_go_up_to_a_round_and_proofs_stay(finished: FinishedSums) -> None:
     left = [r for r in (1, 2, 10, 11) if finished.find(dataclasses.replace(PLAN, round_=r), Vector(LAYOUT))]
     assert left == [11]
     assert finished.proof(2) == (b"a", b"b")
+
+
+def test_it_is_known_up_to_where_sums_are_gone(tmp_path: Path, finished: FinishedSums) -> None:
+    """A program that starts again counts from there; what a kill left behind is below it, and goes the next time."""
+    assert (finished.first_round(), finished.last_round()) == (0, 0)
+    for round_ in (1, 2, 3):
+        keep(finished, dataclasses.replace(PLAN, round_=round_))
+    finished.erase_until(2)
+    again = FinishedSums(tmp_path / "sums")
+    assert (again.first_round(), again.last_round()) == (2, 3)
+    keep(again, dataclasses.replace(PLAN, round_=1))
+    again.erase_until(3)
+    assert (again.first_round(), again.last_round()) == (3, 3)
+    again.erase_until(2)  # an older checkpoint was resumed from: nothing comes back
+    assert again.first_round() == 3
+    assert os.listdir(tmp_path / "sums") == ["until"]
+    (tmp_path / "sums" / "until").write_text("soon")
+    with pytest.raises(StorageError, match="until is damaged"):
+        again.first_round()
+
+
+def test_a_training_sum_is_given_to_the_update_from_the_same_state(finished: FinishedSums) -> None:
+    plan = SumPlan(5, "train", key_of("base"), key_of("state"))
+    keep(finished, plan)
+    vector = Vector(LAYOUT)
+    assert finished.find(dataclasses.replace(plan, base=key_of("another base")), vector) is None
+    assert finished.find(plan, vector) == (key_of("tree"), (1, 2, 4))
+    assert vector.buffer.tobytes() == full().buffer.tobytes()
 
 
 def test_the_proofs_of_the_newest_models_are_kept(tmp_path: Path, finished: FinishedSums) -> None:
