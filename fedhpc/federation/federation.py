@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
+from fedhpc.federation.finished_sums import NONE_FINISHED
 from fedhpc.federation.going_on import round_of
 from fedhpc.federation.layout import Vector, sum_kind
 from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan
@@ -42,7 +43,7 @@ class Federation:
         self.sums = sums
         self.round_ = 0
         """Masked sums finished: the protocol's round number."""
-        self.finished = 0
+        self.finished = NONE_FINISHED
         """The last sum that an earlier process of this site finished, over a relay."""
         self.tensors_tree = tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
@@ -346,7 +347,9 @@ class Federation:
 
     def _round_of(self, purpose: str) -> int:
         """The next round, or the round that this statistic has had before: then it must be the same vector again."""
-        round_, self.round_ = round_of(self.party, purpose, self.round_, self.finished)
+        round_, done = round_of(self.party, purpose, self.round_, self.finished.round_)
+        if done != self.round_:
+            self.round_, self.last_salt = self.finished
         return round_
 
 

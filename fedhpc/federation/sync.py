@@ -95,6 +95,7 @@ class Sync:
         import torch
 
         saved: dict[str, Any] = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        saved |= {"blind": torch.from_numpy(np.frombuffer(model.blind, np.uint8).copy())}
         return saved | {"rounds": model.rounds, "sums": self._federation.round_, "steps": self._count}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -108,7 +109,7 @@ class Sync:
             return {n.removeprefix(prefix): np.array(a) for n, a in saved.items() if n.startswith(prefix)}
 
         self._federation.round_ = self._global.reached = int(saved["sums"])
-        self._global.restore(arrays("model"), arrays("outer"), int(saved["rounds"]))
+        self._global.restore(arrays("model"), arrays("outer"), int(saved["rounds"]), np.array(saved["blind"]).tobytes())
         self._count = int(saved["steps"])
         self._load(self._global.tensors)
 

@@ -13,7 +13,7 @@ import pytest
 from secure_fakes import key_of
 
 from fedhpc.errors import StorageError
-from fedhpc.federation.finished_sums import FinishedSums
+from fedhpc.federation.finished_sums import NONE_FINISHED, FinishedSums, Reached
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.federation.pipeline import Stages
@@ -28,6 +28,9 @@ def full(layout: Layout = LAYOUT) -> Vector:
     vector.salt[:] = [1 << 57, 0, 3, 4, 5]
     vector.fill({"x": np.array([1.5, -2.0, 0.25]), "n": np.array([7, -9])})
     return vector
+
+
+SALT = full().salt.tobytes()
 
 
 def keep(finished: FinishedSums, plan: SumPlan = PLAN, members: tuple[int, ...] = (1, 2, 4)) -> None:
@@ -116,7 +119,7 @@ def test_sums_go_up_to_a_round_and_proofs_stay(finished: FinishedSums) -> None:
     for round_ in (1, 2, 10, 11):
         keep(finished, dataclasses.replace(PLAN, round_=round_))
     finished.keep_proof(2, (b"a", b"b"))
-    assert finished.last_round() == 11
+    assert finished.last().round_ == 11
     finished.erase_until(10)
     left = [r for r in (1, 2, 10, 11) if finished.find(dataclasses.replace(PLAN, round_=r), Vector(LAYOUT))]
     assert left == [11]
@@ -125,21 +128,21 @@ def test_sums_go_up_to_a_round_and_proofs_stay(finished: FinishedSums) -> None:
 
 def test_it_is_known_up_to_where_sums_are_gone(tmp_path: Path, finished: FinishedSums) -> None:
     """A program that starts again counts from there; what a kill left behind is below it, and goes the next time."""
-    assert (finished.first_round(), finished.last_round()) == (0, 0)
+    assert (finished.first(), finished.last()) == (NONE_FINISHED, NONE_FINISHED)
     for round_ in (1, 2, 3):
         keep(finished, dataclasses.replace(PLAN, round_=round_))
-    finished.erase_until(2)
+    finished.erase_until(2, b"salt of two")
     again = FinishedSums(tmp_path / "sums")
-    assert (again.first_round(), again.last_round()) == (2, 3)
+    assert (again.first(), again.last()) == (Reached(2, b"salt of two"), Reached(3, SALT))
     keep(again, dataclasses.replace(PLAN, round_=1))
-    again.erase_until(3)
-    assert (again.first_round(), again.last_round()) == (3, 3)
+    again.erase_until(3, SALT)
+    assert again.first() == again.last() == Reached(3, SALT)
     again.erase_until(2)  # an older checkpoint was resumed from: nothing comes back
-    assert again.first_round() == 3
+    assert again.first() == Reached(3, SALT)
     assert os.listdir(tmp_path / "sums") == ["until"]
     (tmp_path / "sums" / "until").write_text("soon")
     with pytest.raises(StorageError, match="until is damaged"):
-        again.first_round()
+        again.first()
 
 
 def test_a_training_sum_is_given_to_the_update_from_the_same_state(finished: FinishedSums) -> None:
@@ -165,7 +168,7 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path, finished: 
     (tmp_path / "sums" / ".round-6.sum.0123456789abcdef").write_bytes(bytes(1000))
     again = FinishedSums(tmp_path / "sums")
     assert os.listdir(tmp_path / "sums") == ["round-5.sum"]
-    assert again.last_round() == 5
+    assert again.last().round_ == 5
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
