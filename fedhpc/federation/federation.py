@@ -102,9 +102,8 @@ class Federation:
     def forget(self) -> None:
         """Drop what is kept to repeat the sums so far. Call it after your script has saved what it needs of them.
 
-        Over a relay every finished sum stays on the site's disk until then, so that a script that is killed gets them
-        all again from the first one on. Afterwards it must start from what it saved. Every rank calls it, at all sites
-        after the same sum; over mpi it does nothing. Raises StorageError.
+        Over a relay a script that is killed gets all finished sums again until then, from the site's disk; afterwards
+        it must start from what it saved. Every rank of every site calls it after the same sum; over mpi it is nothing.
         """
         self._refuse_closed()
         self.party.site.barrier()  # every rank has saved
