@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
+from fedhpc.federation.finished_sums import NONE_FINISHED
 from fedhpc.federation.going_on import round_of
 from fedhpc.federation.layout import Vector, check_text, sum_kind
 from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan, class_of
@@ -42,7 +43,7 @@ class Federation:
         self.sums = sums
         self.round_ = 0
         """Masked sums finished: the protocol's round number."""
-        self.finished = 0
+        self.finished = NONE_FINISHED
         """The last sum that an earlier process of this site finished, over a relay."""
         self.tensors_tree = tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
@@ -105,9 +106,8 @@ class Federation:
     def forget(self) -> None:
         """Drop what is kept to repeat the sums so far. Call it after your script has saved what it needs of them.
 
-        Over a relay every finished sum stays on the site's disk until then, so that a script that is killed gets them
-        all again from the first one on. Afterwards it must start from what it saved. Every rank calls it, at all sites
-        after the same sum; over mpi it does nothing. Raises StorageError.
+        Over a relay a script that is killed gets all finished sums again until then, from the site's disk; afterwards
+        it must start from what it saved. Every rank of every site calls it after the same sum; over mpi it is nothing.
         """
         self._refuse_closed()
         self.party.site.barrier()  # every rank has saved
@@ -349,5 +349,7 @@ class Federation:
 
     def _round_of(self, purpose: str) -> int:
         """The next round, or the round that this statistic has had before: then it must be the same vector again."""
-        round_, self.round_ = round_of(self.party, purpose, self.round_, self.finished)
+        round_, done = round_of(self.party, purpose, self.round_, self.finished.round_)
+        if done != self.round_:
+            self.round_, self.last_salt = self.finished
         return round_

@@ -23,6 +23,7 @@ from fedhpc.federation.agreement import (
     read_site_directory,
 )
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.finished_sums import Reached
 from fedhpc.federation.identity import read_identity
 from fedhpc.federation.interfaces import Life
 from fedhpc.federation.join_relay import open_relayed_sums
@@ -41,7 +42,7 @@ from fedhpc.mpi.world import Place, World
 from fedhpc.secure.keys import KEY_BYTES, identity_public
 from fedhpc.secure.ledger import LedgerKeys, ledger_keys
 from fedhpc.secure.salt import salt_key
-from fedhpc.secure.transcript import u64
+from fedhpc.secure.transcript import canon, parse_canon
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,12 @@ def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Fe
     sums = open_relayed_sums(party, mine, directory, life)
     federation = Federation(party, sums)
     # A program that starts again asks its sums again from here on, and gets those that are finished.
-    kept = None if sums.lead is None else sums.lead.finished
-    rounds = party.site.broadcast_bytes(None if kept is None else u64(kept.first_round()) + u64(kept.last_round()))
-    federation.round_ = int.from_bytes(rounds[:8], "little")
-    federation.finished = int.from_bytes(rounds[8:], "little")
+    kept = b""
+    if sums.lead is not None:
+        kept = canon([[r.round_, r.salt.hex()] for r in (sums.lead.finished.first(), sums.lead.finished.last())])
+    first, last = parse_canon(party.site.broadcast_bytes(kept or None))
+    federation.round_, federation.last_salt = int(first[0]), bytes.fromhex(first[1])
+    federation.finished = Reached(int(last[0]), bytes.fromhex(last[1]))
     return federation
 
 
