@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.going_on import round_of
 from fedhpc.federation.layout import Vector, check_text, sum_kind
-from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan
+from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan, class_of
 from fedhpc.federation.scale_choice import choose_scales
 from fedhpc.federation.scales import PUBLIC, Scales, refuse_beyond
 from fedhpc.federation.sums import MeanOptions, Spent, SumOptions, Sums, as_float
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
+from fedhpc.secure.ledger import UNKNOWN
 from fedhpc.secure.ring import Layout, Tensor, scale_for
 from fedhpc.secure.salt import layout_key
 from fedhpc.secure.transcript import state_hash, tree
@@ -47,6 +48,8 @@ class Federation:
         """Tree(tensors) of the global model, part of every state's hash."""
         self.last_salt = b""
         """S of the newest finished sum [40]: known to the sites in it and to nobody else; empty before the first."""
+        self.data = UNKNOWN
+        """What the ledger may know of the store that is trained on [64]; unknown for a loop of the user's own."""
         self.spent = Spent()
         """Costs since `take_spent`."""
         self._closed = False
@@ -252,6 +255,7 @@ class Federation:
         kinds = {n: sum_kind(n, a) for n, a in values.items()}
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
+        category = class_of(name or None)
         purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
         floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
         if skip and (not everyone or (floats and bound is None)):
@@ -267,7 +271,6 @@ class Federation:
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
         factors = dict.fromkeys(floats, factor)
-        category = name or "unnamed"
         opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
         return None if opened is None else Sums.of(vector, opened, self.sites, average=average)
 
@@ -284,10 +287,11 @@ class Federation:
         *,
         everyone: bool = False,
         skip: bool = False,
-        category: str = "unnamed",
+        category: str = "",
     ) -> Opened | None:
         """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is.
 
+        `category`: the ledger's class of it; empty: its purpose.
         None, with `skip`, if the round ended without a sum here: the sites skipped it, or this site was away.
         """
         self._refuse_closed()
@@ -322,7 +326,7 @@ class Federation:
         `base`: the hash of the state that the update began from [32]. `checkpointed`: see SumPlan.
         """
         self._refuse_closed()
-        how = {"replicated": True, "checkpointed": checkpointed, "category": "train"}
+        how = {"replicated": True, "checkpointed": checkpointed, "category": labels.CLASS_TRAIN, "data": self.data}
         plan = self._plan(self.round_ + 1, labels.PURPOSE_TRAIN, base, factors, scales, **how)
         return self.sums.open(vector, plan)
 

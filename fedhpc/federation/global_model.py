@@ -186,7 +186,7 @@ class GlobalModel:
         """
         vector = Vector(self._federation.layout(self._measured_tensors(measured)))
         vector.fill({_MEASURED + n: a for n, a in measured.items()})
-        opened = self._federation.add(vector, name, everyone=True, skip=True, category="measured")
+        opened = self._federation.add(vector, name, everyone=True, skip=True, category=labels.CLASS_MEASURED)
         return None if opened is None else {n: vector.view(_MEASURED + n).copy() for n in measured}
 
     def sha256(self) -> str:
@@ -207,6 +207,7 @@ class GlobalModel:
         kinds = {n: "float64" if wide else t.dtype.name for n, t in self.tensors.items()}
         plain = [Tensor(_MODEL + n, kinds[n], t.shape) for n, t in self.tensors.items()]
         vector = Vector(self._federation.layout(plain))
+        vector.sources = {_MODEL + n: t.dtype.name for n, t in self.tensors.items() if wide}
         updates = {}
         for name, tensor in base.items():
             view = vector.view(_MODEL + name)

@@ -17,10 +17,25 @@ from fedhpc.federation.journal import Journal
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.pipeline import Stages
 from fedhpc.mpi.collectives import Group
-from fedhpc.secure.ledger import LedgerKeys
+from fedhpc.secure import labels
+from fedhpc.secure.ledger import UNKNOWN, LedgerKeys
 from fedhpc.secure.pairwise import Member
 
 NO_BASE = bytes(32)  # the base of a statistic
+
+_CLASSES = frozenset(value for name, value in vars(labels).items() if name.startswith("CLASS_"))
+_STANDARDISE = "standardise."
+
+
+def class_of(name: str | None) -> str:
+    """The ledger's class of a statistic that is called `name`; None: it has no name."""
+    if name is None:
+        return labels.CLASS_UNNAMED
+    if name == labels.PURPOSE_WEIGHTS or name.startswith(("weights of ", "weights ")):
+        return labels.CLASS_WEIGHTS
+    if name.startswith(_STANDARDISE):
+        return labels.CLASS_STANDARDISE
+    return f"statistic {name}" if name in _CLASSES else name
 
 
 @dataclass(frozen=True)
@@ -66,9 +81,10 @@ class SumPlan:
     everyone: bool = False  # all sites of the roster must be in the sum
     skip: bool = False  # this site does without the sum rather than wait for long (`[cohort] upload_s`)
     following: bytes = b""  # where it may be skipped: the next state, which is known beforehand [32]
-    category: str = ""  # what kind of sum it is to the ledger: "train", "scale", "measured", or a name
     layout_key: bytes = field(default=b"", repr=False)  # of the layout's hash in M0 [32]; empty where scales are public
     checkpointed: bool = False  # its caller makes the result durable, and says so by keep_until; else the sum is kept
+    category: str = ""  # the ledger's class of the sum (labels.CLASS_…, or the statistic's name); empty: its purpose
+    data: bytes = UNKNOWN  # of training: what the ledger may know of the site's store
 
 
 @dataclass

@@ -29,6 +29,7 @@ from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload, silent_wi
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.attempt_state import Expected
+from fedhpc.secure.ledger import Mark
 from fedhpc.secure.results import RoundResults, Settled
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.thresholds import Thresholds
@@ -57,9 +58,9 @@ class RelayedRound:
         thresholds: Thresholds,
         plan: SumPlan,
         vector: Vector,
-        mark: bytes,
+        mark: Mark,
     ) -> None:
-        """`mark`: the fingerprint of this site's vector for the ledger [32]."""
+        """`mark`: what the ledger remembers of this site's vector."""
         self._party, self._exchange, self._files, self._thresholds = party, exchange, files, thresholds
         self._plan, self.vector, self.layout, self.mark = plan, vector, vector.layout, mark
         self._skip = Skip(party, exchange, files, thresholds, plan)
@@ -183,7 +184,7 @@ class RelayedRound:
             self._party.identity,
             self._party.members,
             self._thresholds,
-            self._files.disk(plan.round_, resumed=stored is not None),
+            self._files.disk(plan.round_, self.mark, resumed=stored is not None),
             degree=self._party.agreement.secure.degree,
             stored=stored,
         )
@@ -198,7 +199,7 @@ class RelayedRound:
         put(labels.SIGN_SHARES, site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS)), "U2")
         site.receive_shares(self._set(watch, "U2", labels.SIGN_SHARES))
         # M3: the vector. What was sent before a restart need not be sent again, and is not kept once it was added.
-        plan_of_masks = site.begin_masking(self.mark)
+        plan_of_masks = site.begin_masking(self.mark.fingerprint)
         before = None if stored is None else stored.sent.get(labels.SIGN_MASKED)
         if before is not None and "M4r" not in watch and self._has_blocks(number):
             put(labels.SIGN_MASKED, before, "M4r")

@@ -16,7 +16,7 @@ from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.party import NO_BASE, Party, SumPlan
 from fedhpc.federation.patience import late_sites, wait_telling
 from fedhpc.secure import labels
-from fedhpc.secure.ledger import NO_SET, LedgerEntry
+from fedhpc.secure.ledger import NO_SET, LedgerEntry, Mark
 from fedhpc.secure.results import RoundResults, Settled, abandon
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import input_hash
@@ -45,16 +45,16 @@ class Skip:
         if time.monotonic() >= self.deadline or (self.allowed and lobby is not None and lobby.sites(KIND)):
             raise DoWithoutError
 
-    def abandon(self, mark: bytes) -> Settled:
-        """Sign ABANDON, and wait until τ sites stand behind the next state. `mark`: the vector's fingerprint [32].
+    def abandon(self, mark: Mark) -> Settled:
+        """Sign ABANDON, and wait until τ sites stand behind the next state. `mark`: of the vector.
 
         Raises TooLateError if the others have gone on long since, PeersError if too few sites do without the sum.
         """
         plan, party = self._plan, self._party
         assert party.identity is not None
         input_ = input_hash(plan.purpose, NO_BASE)
-        entry = LedgerEntry(plan.round_, plan.purpose, input_, mark, NO_SET)
-        disk = self._files.disk(plan.round_)
+        entry = LedgerEntry(plan.round_, plan.purpose, input_, mark.fingerprint, NO_SET)
+        disk = self._files.disk(plan.round_, mark)
         mine = abandon(party.identity, party.number, disk, entry, plan.state, plan.following)
         _log.info("round %d (%s): this site does without the sum", plan.round_, plan.purpose)
         watch = self._exchange.watch(plan.round_, 0)

@@ -31,6 +31,7 @@ from fedhpc.federation.relayed_round import RelayedRound
 from fedhpc.federation.relayed_work import Answer, Order, SumFetch, SumResult, Upload, end_if_stopped
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import Federation as Known
+from fedhpc.secure.ledger import Mark
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import input_hash, tree_root, u64
 
@@ -111,7 +112,7 @@ class RelayedSums:
             if opened.plan.base != NO_BASE:
                 self.lead.finished.keep_proof(opened.plan.round_, proof)
             if not opened.plan.checkpointed:
-                self.lead.finished.keep(opened.plan, opened, self._round.vector, self._round.mark)
+                self.lead.finished.keep(opened.plan, opened, self._round.vector, self._round.mark.fingerprint)
             self._round = None
         if party.leads:
             assert self.lead is not None
@@ -211,13 +212,13 @@ class RelayedSums:
 
     # --- the leader
 
-    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: bytes, stages: Stages) -> SumResult:
+    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: Mark, stages: Stages) -> SumResult:
         """Go through the round; the other ranks do what they are told."""
         party, lead = self._party, self.lead
         assert lead is not None
         if plan.skip and lead.finished.is_skipped(plan):
             self._end_without(plan, RoundOverError(plan.round_, f"the sites did without '{plan.purpose}'"))
-        kept = lead.finished.find(plan, hidden.vector, mark)
+        kept = lead.finished.find(plan, hidden.vector, mark.fingerprint)
         if kept is not None:
             self._order(Order.KEPT)
             party.site.broadcast(hidden.vector.buffer)

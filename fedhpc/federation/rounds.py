@@ -186,7 +186,7 @@ def _begin(
         raise DataError(
             f"the run directory belongs to another federation.toml (SHA-256 {checkpoint.config.hex()}, "
             f"now {federation.party.agreement.hash.hex()})",
-            "continue with the file it was started with, or choose another --out",
+            "continue with the file it was started with; a changed one is a new federation with its own directory",
         )
     if federation.party.leads:
         _require_ledger(federation, checkpoint)
@@ -270,7 +270,8 @@ def _require_ledger(federation: Federation, checkpoint: Checkpoint) -> None:
     if last < checkpoint.sums:
         raise PolicyError(
             f"the ledger of site {party.name} ends at round {last}, its checkpoint is from round {checkpoint.sums}",
-            "restore ledger.jsonl; a site that cannot prove what it has summed must not sum again",
+            "restore the ledger's home, or name it in [ledger] path; a site that cannot prove what it has summed must "
+            "not sum again",
         )
 
 

@@ -20,6 +20,7 @@ from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Party
 from fedhpc.federation.scales import Scales, exponent_counts, exponent_scales, lost_to_rounding
 from fedhpc.files import write_whole
+from fedhpc.secure import labels
 from fedhpc.secure.ring import Tensor
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def choose_scales(
     marks = exponent_counts(seen, factor, federation.site)
     vector = Vector(federation.layout([Tensor(n, "int64", m.shape) for n, m in marks.items()]))
     vector.fill(marks)
-    opened = federation.add(vector, purpose, everyone=everyone, category="scale")
+    opened = federation.add(vector, purpose, everyone=everyone, category=labels.CLASS_SCALE)
     assert opened is not None
     check_counts(party, vector.views(), marks, len(opened.members))
     bits = {n: 8 * a.itemsize for n, a in arrays.items()}

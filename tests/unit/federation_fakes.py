@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,15 +20,17 @@ from fedhpc.errors import InterruptedRun
 from fedhpc.federation.agreement import PROTOCOL_NAME, Agreement, read_agreement
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import CheckpointStore
-from fedhpc.federation.journal import MemoryJournal
+from fedhpc.federation.journal import FileJournal, MemoryJournal
 from fedhpc.federation.layout import Vector
+from fedhpc.federation.ledger_home import LedgerHome
 from fedhpc.federation.own_vector import codec_of, share
 from fedhpc.federation.party import Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
 from fedhpc.mpi.collectives import SerialGroup
+from fedhpc.secure.home_ledger import KnownFederation
 from fedhpc.secure.keys import identity_public
 from fedhpc.secure.ledger import ledger_keys
-from fedhpc.secure.ring import lanes_of
+from fedhpc.secure.ring import Layout, lanes_of
 from fedhpc.secure.salt import salt_key
 from fedhpc.secure.transcript import tree
 
@@ -55,6 +58,20 @@ def party_of(agreement: Agreement, number: int) -> Party:
     return Party(agreement, number, group, agreement.members(), None, keys, MemoryJournal(), salts)
 
 
+def known(name: str = "test", sites: int = 3, number: int = 1, colluders: int = 1) -> KnownFederation:
+    """A federation of sites s1, s2, … as a ledger knows it; the same sites in each."""
+    numbers = range(1, sites + 1)
+    return KnownFederation(
+        key_of("config", name), name, 0, number, colluders,
+        tuple(f"s{u}" for u in numbers), tuple(key_of("site", u) for u in numbers),
+    )  # fmt: skip
+
+
+def journal_in(folder: Path, federation: KnownFederation | None = None, **more: Any) -> FileJournal:
+    """The ledger of one federation in the home `folder`."""
+    return FileJournal(LedgerHome(folder), federation or known(), folder / "run", **more)
+
+
 class Meeting:
     """N sites whose sums are over those that are not lost in that round."""
 
@@ -69,6 +86,7 @@ class Meeting:
         self.opened: dict[int, tuple[str, tuple[int, ...]]] = {}  # masked sum -> what it is, and whose vectors
         self.layouts: dict[int, bytes] = {}  # their hashes in M0
         self.barrier = threading.Barrier(sites, timeout=WAIT_S)
+        self.noted: Callable[[SumPlan, Layout], None] = lambda plan, layout: None  # of site 1
         self.interrupt = ("", 0)  # all sites leave in their n-th "open" or "settle", from 0
         self.calls: dict[tuple[str, int], int] = {}
 
@@ -109,6 +127,7 @@ class FakeSums:
         meeting, me = self._meeting, self._party.number
         if me == 1:
             meeting.plans.append(plan)
+            meeting.noted(plan, vector.layout)
         share(self._party, vector, plan)
         layout, codec = vector.layout, codec_of(self._party, plan)
         pieces = layout.pieces(0, layout.nbytes)
