@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from fedhpc.federation.federation import Federation, rescaled
 from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.scales import refuse_beyond
-from fedhpc.federation.state_tensors import TOTAL_WEIGHT, Arrays, fill_arrays, state_arrays, tensors_tree
+from fedhpc.federation.state_tensors import TOTAL_WEIGHT, Arrays, fill_arrays, model_sha256, state_arrays, tensors_tree
 from fedhpc.federation.strategy import FedAvg, make_strategy
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
@@ -177,11 +176,8 @@ class GlobalModel:
         return {n: vector.view(_MEASURED + n).copy() for n in measured}
 
     def sha256(self) -> str:
-        """SHA-256 of all tensors' raw little-endian bytes in layout order, in hex: the model's fingerprint."""
-        digest = hashlib.sha256()
-        for tensor in self.tensors.values():
-            digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
+        """The model's hash (state_tensors.model_sha256)."""
+        return model_sha256(self.tensors)
 
     def _update_vector(
         self, base: Tensors, local: Tensors, measured: Mapping[str, NDArray[Any]], share: float
