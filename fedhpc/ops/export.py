@@ -113,6 +113,7 @@ def _metadata(run: Run, site: str, checkpoint: Checkpoint) -> dict[str, str]:
         "round": str(checkpoint.round_),
         "sites": json.dumps(sorted(took_part)) if took_part else "",
         "model_sha256": model,
+        "order": json.dumps(list(checkpoint.tensors)),  # the hash is over the tensors' bytes in this order
     }
     return {key: value for key, value in metadata.items() if value}
 

