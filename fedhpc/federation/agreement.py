@@ -15,16 +15,18 @@ from typing import Any, Literal
 
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.config import parse_toml, read_bytes, read_section, refuse_other_file
-from fedhpc.errors import ConfigError, StorageError
+from fedhpc.errors import ConfigError
+from fedhpc.federation.roster import RosterEntry, check_name, read_roster
 from fedhpc.federation.strategy import StrategySettings
+from fedhpc.secure import labels
 from fedhpc.secure.keys import public_identity
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.settings import SecureSettings
 
+PROTOCOL_NAME = labels.PROTOCOL.decode("ascii")
 AGREED_SECTIONS = ("federation", "site", "relay", "cohort", "secure", "strategy", "task", "train")
-SITE_SECTIONS = ("site", "data", "compute", "exchange", "life", "slurm")
+SITE_SECTIONS = ("site", "data", "compute", "exchange", "ledger", "life", "slurm")
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -33,6 +35,8 @@ class FederationSection:
     """[federation]"""
 
     name: str
+    protocol: str
+    """What the sites speak with each other; a build speaks one."""
     rounds: int = 1
     """Training rounds."""
     seed: int = 0
@@ -48,34 +52,6 @@ class FederationSection:
             raise ConfigError(f"federation.rounds = {self.rounds}", "between 1 and 1000000")
         if not 0 <= self.seed < 1 << 53:
             raise ConfigError(f"federation.seed = {self.seed}", "between 0 and 2^53")
-
-
-@dataclass(frozen=True)
-class RosterEntry:
-    """One [[site]] of federation.toml; its place in the file is its number, from 1."""
-
-    name: str
-    sign: str
-    """The site's public Ed25519 key, 64 hex digits."""
-    samples: int = 0
-    """The site's public size, for strategy.weights = "declared"."""
-    tls: str = ""
-    """Pin of the key that the site shows the relay: SHA-256 of its SubjectPublicKeyInfo, 64 hex digits."""
-
-    def __post_init__(self) -> None:
-        check_name(self.name, "site.name")
-        if self.tls and not _KEY.fullmatch(self.tls):
-            raise ConfigError(
-                f"site {self.name}: tls is not a pin", "64 lower-case hex digits; `fedhpc site init` shows it"
-            )
-        # Lower case only: otherwise one key could stand in the roster twice, written in two ways.
-        if not _KEY.fullmatch(self.sign):
-            raise ConfigError(
-                f"site {self.name}: sign is not an Ed25519 public key",
-                "64 lower-case hex digits; `fedhpc new` writes keys for a rehearsal",
-            )
-        if self.samples < 0:
-            raise ConfigError(f"site {self.name}: samples = {self.samples}")
 
 
 @dataclass(frozen=True)
@@ -138,7 +114,7 @@ class SiteSection:
     key: Path | None = None
     """The site's private Ed25519 key file, mode 0600; relative to the site file."""
     directory: Path | None = None
-    """Where this site keeps ledger, checkpoints and metrics. Absent: RUN/NAME."""
+    """Where this site keeps checkpoints and metrics. Absent: RUN/NAME."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.ranks <= 65536:
@@ -192,6 +168,15 @@ class ExchangeSection:
 
 
 @dataclass(frozen=True)
+class LedgerSection:
+    """[ledger] of a site file."""
+
+    path: Path | None = None
+    """The home of the institution's ledger, the same for all its federations; relative to the site file. Absent:
+    fedhpc/ledger/NAME in the user's data directory."""
+
+
+@dataclass(frozen=True)
 class SiteFile:
     """All of one site file. Paths are relative to `base`."""
 
@@ -200,6 +185,7 @@ class SiteFile:
     exchange: ExchangeSection
     data: Mapping[str, Any]  # read by train/
     compute: Mapping[str, Any]  # read by train/
+    ledger: LedgerSection = LedgerSection()
     life: Mapping[str, Any] = field(default_factory=dict)  # read by ops/
     slurm: Mapping[str, Any] = field(default_factory=dict)  # read by ops/
 
@@ -214,20 +200,8 @@ def read_agreement(source: bytes, where: str) -> Agreement:
     refuse_other_file(table, AGREED_SECTIONS, where, "a federation.toml")
     if "federation" not in table:
         raise ConfigError(f"{where} has no [federation] section", "`fedhpc new DIR` writes a working example")
-    listed = table.get("site", [])
-    if not isinstance(listed, list) or not listed:
-        raise ConfigError(f"{where} has no sites", "list each as [[site]] with name and sign")
-    _refuse_draft(listed, where)
-    roster = tuple(read_section(RosterEntry, entry, "site") for entry in listed)
-    unique = {
-        "name": [r.name for r in roster],
-        "key": [r.sign for r in roster],
-        "pin": [r.tls for r in roster if r.tls],
-    }
-    for what, value in unique.items():
-        twice = sorted({v for v in value if value.count(v) > 1})
-        if twice:
-            raise ConfigError(f"two sites in the roster have the {what} {twice[0]}")
+    _refuse_other_protocol(table["federation"], where)
+    roster = read_roster(table.get("site", []), where)
     agreement = Agreement(
         source=source,
         federation=read_section(FederationSection, table["federation"], "federation"),
@@ -245,13 +219,15 @@ def read_agreement(source: bytes, where: str) -> Agreement:
     return agreement
 
 
-def _refuse_draft(listed: list[Any], where: str) -> None:
-    """A draft of `fedhpc federation new` has sites without keys."""
-    missing = [ascii(e.get("name")) for e in listed if isinstance(e, Mapping) and "sign" not in e]
-    if missing:
+def _refuse_other_protocol(section: object, where: str) -> None:
+    """Older builds wrote no protocol. All sites sign the file, so none of them speaks another in a sum."""
+    named = section.get("protocol") if isinstance(section, Mapping) else None
+    if named != PROTOCOL_NAME:
+        said = "names no protocol: it is of an older fedhpc" if named is None else f"asks for the protocol {named!r}"
         raise ConfigError(
-            f"{where} is not complete: the keys of {', '.join(missing)} are missing",
-            "wait until the coordinator has admitted all sites",
+            f"{where} {said}; this build speaks {PROTOCOL_NAME}",
+            "all sites install one version of fedhpc, and the coordinator begins an epoch with "
+            f'protocol = "{PROTOCOL_NAME}" under [federation]: `fedhpc federation next`',
         )
 
 
@@ -267,6 +243,7 @@ def read_site(source: bytes, path: Path) -> SiteFile:
         exchange=read_section(ExchangeSection, table.get("exchange", {}), "exchange"),
         data=_table(table, "data"),
         compute=_table(table, "compute"),
+        ledger=read_section(LedgerSection, _table(table, "ledger"), "ledger"),
         life=_table(table, "life"),
         slurm=_table(table, "slurm"),
     )
@@ -303,32 +280,6 @@ def number_of_rank(rank: int, size: int, sites: Sequence[SiteFile]) -> int:
             return number
         rank -= count
     raise AssertionError("unreachable")
-
-
-def read_identity(path: Path) -> bytes:
-    """The private key in a key file, raw [32].
-
-    Raises StorageError if it is missing or others can read it: a key that others can read is not this site's alone.
-    """
-    try:
-        status = path.stat()
-        text = path.read_text(encoding="ascii").strip() if status.st_size <= 1024 else ""
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise StorageError(f"cannot read the key file {path}: {reason}") from None
-    if status.st_mode & 0o077:
-        raise StorageError(f"the key file {path} can be read by others", f"chmod 600 {path}")
-    if not _KEY.fullmatch(text):
-        raise ConfigError(f"{path} is not a key file", "it holds 64 hex digits")
-    return bytes.fromhex(text)
-
-
-def check_name(name: str, where: str) -> None:
-    """Refuse names that could not be a directory, a hostname part and canonical JSON at once. ConfigError."""
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{where} = {name!r}", "lower-case letters, digits, - and _, at most 63, starting with a letter"
-        )
 
 
 def _table(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:

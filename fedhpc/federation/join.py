@@ -19,26 +19,29 @@ from fedhpc.federation.agreement import (
     SiteFile,
     number_of_rank,
     read_agreement,
-    read_identity,
     read_site,
     read_site_directory,
 )
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.identity import read_identity
 from fedhpc.federation.interfaces import Life
 from fedhpc.federation.join_relay import open_relayed_sums
 from fedhpc.federation.journal import FileJournal, Journal
+from fedhpc.federation.ledger_file import LEDGER_FILE
+from fedhpc.federation.ledger_home import home_of, known_federation
 from fedhpc.federation.masked_sum import MpiSums
 from fedhpc.federation.nothing import Endless
 from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import Pipeline
+from fedhpc.federation.run_folder import make_run_folder
 from fedhpc.federation.unconnected import Unconnected
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.collectives import Group
 from fedhpc.mpi.world import Place, World
 from fedhpc.secure.keys import KEY_BYTES, identity_public
 from fedhpc.secure.ledger import LedgerKeys, ledger_keys
-
-LEDGER_FILE = "ledger.jsonl"
+from fedhpc.secure.salt import salt_key
+from fedhpc.secure.transcript import u64
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ def join(
 
     `federation`: federation.toml. `sites`: a directory with one site file per site (the whole federation in this job;
     ranks are dealt by the files' `ranks`), or `site`: this rank's own site file (each site's ranks give theirs, as in
-    `mpirun -n 2 python train.py a.toml : -n 2 python train.py b.toml`). `run`: where ledgers and checkpoints are kept,
-    by default `run/` beside federation.toml. Installs the abort hook: an exception on one rank ends the job.
+    `mpirun -n 2 python train.py a.toml : -n 2 python train.py b.toml`). `run`: where checkpoints are kept, by default
+    `run/` beside federation.toml. Installs the abort hook: an exception on one rank ends the job.
 
     Raises ConfigError, PolicyError or StorageError; on rank 0 before any rank waits, where that is possible.
     """
@@ -88,7 +91,7 @@ def join_with_files(
     """`join`, for callers that also need the site file.
 
     `connect`: False for a job that exchanges nothing. `live` makes the life of this rank, which also ends the joining.
-    `ledger_wait_s`: how long another run in the same directory is waited for.
+    `ledger_wait_s`: how long another run of the same configuration is waited for.
     """
     if (sites is None) == (site is None):
         raise ConfigError(
@@ -111,15 +114,22 @@ def join_with_files(
             mpi_world.one_site(world, number, name) if alone else mpi_world.part_of_site(world, number, agreement.names)
         )
         life = live(place, mine, directory)
+        _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s, always_signs=True)
         joined = _join_relay(party, mine, directory, life) if connect else Federation(party, Unconnected(party))
     else:
         rails, chunk_bytes = _agree_on_exchange(world.group, mine)
         place = mpi_world.split(world, number, agreement.names, rails)
         life = live(place, mine, directory)
+        _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s)
         joined = _join_job(world, place, party, mine, chunk_bytes)
     return Joined(joined, mine, directory, world.group.rank == 0, life)
+
+
+def _make_folder(place: Place, federation: Path, mine: SiteFile, directory: Path) -> None:
+    if place.site.rank == 0:
+        make_run_folder(directory, federation, placed=mine.site.directory is not None)
 
 
 def _kind(world: Group, mine: SiteFile) -> str:
@@ -136,8 +146,11 @@ def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Fe
     """A site that meets the others at a relay."""
     sums = open_relayed_sums(party, mine, directory, life)
     federation = Federation(party, sums)
-    last = sums.lead.finished.last_round().to_bytes(8, "little") if sums.lead is not None else None
-    federation.round_ = int.from_bytes(party.site.broadcast_bytes(last), "little")
+    # A program that starts again asks its sums again from here on, and gets those that are finished.
+    kept = None if sums.lead is None else sums.lead.finished
+    rounds = party.site.broadcast_bytes(None if kept is None else u64(kept.first_round()) + u64(kept.last_round()))
+    federation.round_ = int.from_bytes(rounds[:8], "little")
+    federation.finished = int.from_bytes(rounds[8:], "little")
     return federation
 
 
@@ -199,14 +212,21 @@ def _party(
     masked = always_signs or (agreement.secure.mode == "pairwise" and len(agreement.roster) > 1)
     identity: bytes | None = None
     keys: LedgerKeys | None = None
+    salts: bytes | None = None
     journal: Journal | None = None
     if place.site.rank == 0:
-        journal = FileJournal(directory / LEDGER_FILE, ledger_wait_s)
+        _refuse_old_run(directory)
+        known = known_federation(agreement, place.number)
+        accepted = agreement.secure.accept_difference
+        held = FileJournal(home_of(mine), known, directory, accepted=accepted, wait_s=ledger_wait_s)
+        journal = held
         if masked:
             identity = _identity(agreement, mine, place.number)
-            keys = ledger_keys(agreement.hash, identity, place.number)
+            keys = ledger_keys(agreement.hash, held.key, place.number)
+            salts = salt_key(agreement.hash, identity, place.number)
     if masked:
         keys = share_ledger_keys(place.site, keys)
+        salts = place.site.broadcast_bytes(salts)  # each rank adds the salt that lies in its part
     return Party(
         agreement=agreement,
         number=place.number,
@@ -215,13 +235,24 @@ def _party(
         identity=None if identity is None else Ed25519PrivateKey.from_private_bytes(identity),
         ledger_keys=keys,
         journal=journal,
+        salt_key=salts,
     )
 
 
 def share_ledger_keys(site: Group, keys: LedgerKeys | None) -> LedgerKeys:
     """The leader's keys, on every rank of its site: each fingerprints its own part of a vector."""
-    both = site.broadcast_bytes(None if keys is None else keys.blocks + keys.whole)
-    return LedgerKeys(both[:KEY_BYTES], both[KEY_BYTES:])
+    joined = site.broadcast_bytes(None if keys is None else keys.blocks + keys.whole + keys.value)
+    return LedgerKeys(*(joined[i : i + KEY_BYTES] for i in range(0, len(joined), KEY_BYTES)))
+
+
+def _refuse_old_run(directory: Path) -> None:
+    """A run directory of 0.1.0 has its ledger in it, and a state that this protocol cannot go on from."""
+    if (directory / LEDGER_FILE).exists():
+        raise PolicyError(
+            f"{directory} is a run directory of fedhpc 0.1.0: its ledger is in it",
+            f"`fedhpc site ledger adopt {directory.parent}` keeps what was summed; the coordinator begins the next "
+            "epoch with `fedhpc federation next --from-model model.safetensors`",
+        )
 
 
 def _identity(agreement: Agreement, mine: SiteFile, number: int) -> bytes:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.errors import DataError
+from fedhpc.errors import ConfigError, DataError
 from fedhpc.secure.ring import Layout
+from fedhpc.secure.salt import SALT_BYTES
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
+
+_NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
 
 
 class Vector:
@@ -19,18 +23,25 @@ class Vector:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.buffer = np.zeros(layout.nbytes, dtype=np.uint8)
+        self.sources: dict[str, str] = {}
+        """The kinds of the numbers that were put in, by tensor, where lanes are wider than they need."""
 
     def view(self, name: str) -> NDArray[Any]:
         """The tensor `name` in the buffer, in its kind and shape."""
-        for tensor, offset in zip(self.layout.tensors, self.layout.offsets, strict=True):
+        for tensor, offset in zip(self.layout.named, self.layout.offsets, strict=False):  # the salt has no name here
             if tensor.name == name:
                 raw = self.buffer[offset : offset + tensor.lanes * tensor.lane_bytes]
                 return raw.view(tensor.kind).reshape(tensor.shape)
         raise KeyError(name)
 
     def views(self) -> dict[str, NDArray[Any]]:
-        """All tensors by name."""
-        return {t.name: self.view(t.name) for t in self.layout.tensors}
+        """All named tensors."""
+        return {t.name: self.view(t.name) for t in self.layout.named}
+
+    @property
+    def salt(self) -> NDArray[np.int64]:
+        """The salt, int64 [5] in the buffer; empty where one site sums alone."""
+        return self.buffer[self.layout.nbytes - SALT_BYTES if self.layout.salted else self.layout.nbytes :].view("<i8")
 
     def fill(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Copy `arrays` into their tensors; same names, shapes and kinds."""
@@ -59,3 +70,10 @@ def parts(nbytes: int, rails: int) -> list[tuple[int, int]]:
     blocks = -(-nbytes // TREE_BLOCK_BYTES)
     step = -(-blocks // rails) * TREE_BLOCK_BYTES
     return [(min(nbytes, i * step), min(nbytes, (i + 1) * step)) for i in range(rails)]
+
+
+def check_text(text: str, what: str) -> str:
+    """`text`, if it can stand in canonical JSON. ConfigError otherwise."""
+    if not _NAME.fullmatch(text):
+        raise ConfigError(f"{what} is {text!r}", "1 to 200 printable ASCII characters without quote and backslash")
+    return text

@@ -56,7 +56,7 @@ class MpiSums:
             having = [m.name for m, rounds in zip(self._party.members, all_held, strict=True) if rounds]
             raise DataError(
                 f"only site {', '.join(having)} has checkpoints, and no round is held by all sites",
-                "restore the missing run directories, or start a new run with another --out",
+                "restore the missing run directories; a new run is the next epoch: `fedhpc federation next --again`",
             )
         return max(common) if common else None
 
@@ -95,14 +95,15 @@ class MpiSums:
         my_part = (*parts(layout.nbytes, self.rails), *[(0, 0)] * party.site.size)[party.site.rank]
         stages.share = _lap(begun)
         if len(everyone) == 1:
-            return Opened(plan, bytes(32), stages, 0, 0, everyone)
+            return Opened(plan, bytes(32), stages, 0, 0, everyone, b"")
 
         begun = time.perf_counter()
         mark = inspect(party, vector, plan, my_part)
         if party.leads and party.masked:
             assert party.journal is not None
             input_ = input_hash(plan.purpose, plan.base)
-            party.journal.admit(LedgerEntry(plan.round_, plan.purpose, input_, mark, everyone))
+            entry = LedgerEntry(plan.round_, plan.purpose, input_, mark.fingerprint, everyone)
+            party.journal.admit(mark.on(entry))
         stages.ledger = _lap(begun)
 
         begun = time.perf_counter()
@@ -118,7 +119,7 @@ class MpiSums:
             party.site.gather_parts(vector.buffer, parts(layout.nbytes, self.rails))
         stages.share += _lap(begun)
         moved = layout.nbytes + message_bytes
-        return Opened(plan, sum_tree, stages, moved, moved, everyone)
+        return Opened(plan, sum_tree, stages, moved, moved, everyone, vector.salt.tobytes())
 
     def settle(self, opened: Opened, state: bytes) -> None:
         """See MaskedSums.settle.
@@ -153,7 +154,7 @@ class MpiSums:
             attempt=self._attempt_number,
             cohort=one_base((m.number for m in party.members), plan.base),
             config=party.agreement.hash,
-            layout=layout.hash,
+            layout=layout.hash_under(plan.layout_key),
             purpose=plan.purpose,
             round_=plan.round_,
             state=plan.state,

@@ -16,10 +16,25 @@ from fedhpc.federation.journal import Journal
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.pipeline import Stages
 from fedhpc.mpi.collectives import Group
-from fedhpc.secure.ledger import LedgerKeys
+from fedhpc.secure import labels
+from fedhpc.secure.ledger import UNKNOWN, LedgerKeys
 from fedhpc.secure.pairwise import Member
 
 NO_BASE = bytes(32)  # the base of a statistic
+
+_CLASSES = frozenset(value for name, value in vars(labels).items() if name.startswith("CLASS_"))
+_STANDARDISE = "standardise."
+
+
+def class_of(name: str | None) -> str:
+    """The ledger's class of a statistic that is called `name`; None: it has no name."""
+    if name is None:
+        return labels.CLASS_UNNAMED
+    if name == labels.PURPOSE_WEIGHTS or name.startswith(("weights of ", "weights ")):
+        return labels.CLASS_WEIGHTS
+    if name.startswith(_STANDARDISE):
+        return labels.CLASS_STANDARDISE
+    return f"statistic {name}" if name in _CLASSES else name
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,7 @@ class Party:
     identity: Ed25519PrivateKey | None = field(repr=False)  # leaders of a masked federation only
     ledger_keys: LedgerKeys | None = field(repr=False)  # on every rank of a masked site
     journal: Journal | None  # leaders only
+    salt_key: bytes | None = field(repr=False)  # k_salt [32], on every rank of a masked site
 
     @property
     def name(self) -> str:
@@ -61,6 +77,10 @@ class SumPlan:
     factors: dict[str, float] = field(default_factory=dict)  # w_u / W by tensor; 1 where absent
     replicated: bool = False  # every rank of the site already holds the site's vector
     everyone: bool = False  # all sites of the roster must be in the sum
+    layout_key: bytes = field(default=b"", repr=False)  # of the layout's hash in M0 [32]; empty where scales are public
+    checkpointed: bool = False  # its caller makes the result durable, and says so by keep_until; else the sum is kept
+    category: str = ""  # the ledger's class of the sum (labels.CLASS_…, or the statistic's name); empty: its purpose
+    data: bytes = UNKNOWN  # of training: what the ledger may know of the site's store
 
 
 @dataclass
@@ -73,6 +93,7 @@ class Opened:
     bytes_up: int
     bytes_down: int
     members: tuple[int, ...]  # the sites in the sum
+    salt: bytes = field(repr=False)  # S, the sum of the sites' salts [40], on every rank; empty for one site
     round_trips: int = 0  # that followed one another, over a relay
     round_trips_exposed: int = 0  # of those, between the end of the upload and the beginning of the download
 
@@ -144,7 +165,7 @@ class MaskedSums(Protocol):
         ...
 
     def keep_until(self, sums: int) -> None:
-        """Everything up to sum `sums` is in a checkpoint now: what served to repeat it may go. Leaders only."""
+        """Everything up to sum `sums` is durable elsewhere: what served to repeat it may go. Leaders only."""
         ...
 
     def leave(self) -> None:

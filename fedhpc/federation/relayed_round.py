@@ -25,10 +25,11 @@ from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Party, RoundOverError, SumPlan
 from fedhpc.federation.patience import late_sites, wait_telling
 from fedhpc.federation.relayed_lobby import Lobby
-from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload
+from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload, silent_without_keys
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.attempt_state import Expected
+from fedhpc.secure.ledger import Mark
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.tag import Tag
@@ -58,9 +59,9 @@ class RelayedRound:
         thresholds: Thresholds,
         plan: SumPlan,
         vector: Vector,
-        mark: bytes,
+        mark: Mark,
     ) -> None:
-        """`mark`: the fingerprint of this site's vector for the ledger [32]."""
+        """`mark`: what the ledger remembers of this site's vector."""
         self._party, self._exchange, self._files, self._thresholds = party, exchange, files, thresholds
         self._plan, self.vector, self.layout, self._mark = plan, vector, vector.layout, mark
         self._attempt: SiteAttempt | None = None
@@ -86,7 +87,8 @@ class RelayedRound:
         plan, shapes = self._plan, tuple((bits, lanes) for bits, lanes in self.layout.shapes())
         bases = states.bases(plan)
         config = self._party.agreement.hash
-        own = Expected(config, self.layout.hash, plan.purpose, plan.round_, plan.state, shapes, plan.base, bases)
+        layout = self.layout.hash_under(plan.layout_key)
+        own = Expected(config, layout, plan.purpose, plan.round_, plan.state, shapes, plan.base, bases)
         lobby = Lobby(self._party, self._exchange, plan, self.layout)
         stored = self._files.load(plan.round_)
         if stored is None:
@@ -168,7 +170,7 @@ class RelayedRound:
             self._party.identity,
             self._party.members,
             self._thresholds,
-            self._files.disk(plan.round_),
+            self._files.disk(plan.round_, self._mark, resumed=stored is not None),
             degree=self._party.agreement.secure.degree,
             stored=stored,
         )
@@ -178,11 +180,12 @@ class RelayedRound:
             self._exchange.put(plan.round_, number, kind, message)
 
         # M1, M2: keys and shares of whom the relay counts.
-        put(labels.SIGN_KEYS, site.receive_proposal(m0, own), "U1")
+        with silent_without_keys():
+            put(labels.SIGN_KEYS, site.receive_proposal(m0, own), "U1")
         put(labels.SIGN_SHARES, site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS)), "U2")
         site.receive_shares(self._set(watch, "U2", labels.SIGN_SHARES))
         # M3: the vector. What was sent before a restart need not be sent again, and is not kept once it was added.
-        plan_of_masks = site.begin_masking(self._mark)
+        plan_of_masks = site.begin_masking(self._mark.fingerprint)
         before = None if stored is None else stored.sent.get(labels.SIGN_MASKED)
         if before is not None and "M4r" not in watch and self._has_blocks(number):
             put(labels.SIGN_MASKED, before, "M4r")

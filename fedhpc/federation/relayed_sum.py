@@ -34,6 +34,7 @@ from fedhpc.federation.relayed_work import CLOSED, CUT_OFF, Answer, Order, SumFe
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import Federation as Known
 from fedhpc.secure.keys import KEY_BYTES
+from fedhpc.secure.ledger import Mark
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import input_hash, tree_root, u64
 
@@ -62,6 +63,7 @@ class RelayedSums:
         self._round: RelayedRound | None = None  # at the leader, of the sum that is open
         self._attendant: Attendant | None = None
         self._turns = (0, 0)  # of the last sum, at the leader
+        self._uncovered = 0  # a settled round whose checkpoint is still to be written
         self._hides = party.agreement.secure.mode != "off"
 
     def of(self, party: Party) -> RelayedSums:
@@ -78,7 +80,7 @@ class RelayedSums:
         share(party, vector, plan)
         if layout.nbytes == 0:
             self._round = None
-            return Opened(plan, tree_root(0, []), stages, 0, 0, everyone)
+            return Opened(plan, tree_root(0, []), stages, 0, 0, everyone, b"")
         my_part = (*parts(layout.nbytes, self.rails), *[(0, 0)] * party.site.size)[party.site.rank]
         stages.share = _lap(begun)
         begun = time.perf_counter()
@@ -93,7 +95,7 @@ class RelayedSums:
             party.site.gather_parts(vector.buffer, parts(layout.nbytes, self.rails))
         stages.share += _lap(begun)
         moved = traffic.bytes_up - up, traffic.bytes_down - down
-        return Opened(plan, result.sum_tree, stages, *moved, result.members, *self._turns)
+        return Opened(plan, result.sum_tree, stages, *moved, result.members, vector.salt.tobytes(), *self._turns)
 
     def settle(self, opened: Opened, state: bytes) -> None:
         """See MaskedSums.settle: it holds τ signatures over one result when it returns.
@@ -111,20 +113,28 @@ class RelayedSums:
                 raise
             except InterruptedRun as stopped:
                 self._stop(stopped)
-            if opened.plan.base == NO_BASE:
-                self.lead.finished.keep(opened.plan, self._round.layout, opened, self._round.vector)
-                self.lead.files.erase_until(opened.plan.round_)
-            else:
+            if opened.plan.base != NO_BASE:
                 self.lead.finished.keep_proof(opened.plan.round_, proof)
+            if not opened.plan.checkpointed:
+                self.lead.finished.keep(opened.plan, self._round.layout, opened, self._round.vector)
             self._round = None
         if party.leads:
             assert self.lead is not None
             self.lead.states.reached(opened.plan.round_, state)
+            self._erase_keys(opened.plan)
         word = party.site.await_bytes(Order.DONE if party.leads else None)
         if word[:1] == Order.OVER and not party.leads:
             raise RoundOverError(opened.plan.round_, word[1:].decode())
         end_if_stopped(word)
         opened.stages.agree += _lap(begun)
+
+    def _erase_keys(self, plan: SumPlan) -> None:
+        """The round is settled: its keys go once the result is durable here, in `sums/` or by a checkpoint."""
+        assert self.lead is not None
+        if plan.checkpointed:
+            self._uncovered = plan.round_
+        elif not self._uncovered:
+            self.lead.files.erase_until(plan.round_)
 
     # --- the other calls of MaskedSums
 
@@ -189,20 +199,23 @@ class RelayedSums:
         assert self.lead is not None
         self.lead.files.erase_until(sums)
         self.lead.finished.erase_until(sums)
+        self._uncovered = 0
 
     def hear(self, word: str) -> str:
         """See MaskedSums.hear: the ranks of this site; the others are in jobs of their own."""
         return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
 
     def leave(self) -> None:
-        """See MaskedSums.leave: nobody waits for a site that is not ready."""
+        """See MaskedSums.leave: nobody waits for a site that is not ready. Keys that open nothing end with the job."""
+        if self.lead is not None:
+            self.lead.files.erase_unsent()
         if self._attendant is not None:
             self._attendant.stop()
         self._client.close()
 
     # --- the leader
 
-    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: bytes, stages: Stages) -> SumResult:
+    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: Mark, stages: Stages) -> SumResult:
         """Go through the round; the other ranks do what they are told."""
         party, lead = self._party, self.lead
         assert lead is not None

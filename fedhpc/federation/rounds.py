@@ -159,7 +159,7 @@ def _begin(
             prepare()
         except RoundOverError as over:
             missed = over  # the others have gone on; their model holds what was to be prepared
-        model = GlobalModel(federation, trainer.tensors(), trainer.averaged())
+        model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), checkpointed=True)
         if missed is not None:
             _catch_up(federation, trainer, store, reporter, model, missed)
             return model, model.rounds
@@ -167,17 +167,18 @@ def _begin(
         federation.take_spent()
         return model, 0
     checkpoint = store.load(newest)
+    _refuse_without_blind(checkpoint)
     if checkpoint.config != federation.party.agreement.hash:
         raise DataError(
             f"the run directory belongs to another federation.toml (SHA-256 {checkpoint.config.hex()}, "
             f"now {federation.party.agreement.hash.hex()})",
-            "continue with the file it was started with, or choose another --out",
+            "continue with the file it was started with; a changed one is a new federation with its own directory",
         )
     if federation.party.leads:
         _require_ledger(federation, checkpoint)
         store.discard_after(newest)
-    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False)
-    model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_)
+    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False, checkpointed=True)
+    model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_, checkpoint.blind)
     federation.round_ = model.reached = checkpoint.sums
     if not outbox.holds(model.state):  # what is kept there has a newer state of the trainer
         trainer.restore(checkpoint.private)
@@ -225,6 +226,16 @@ def _newest_common_round(federation: Federation, store: CheckpointStore) -> int 
     return None if answer == b"none" else int(answer)
 
 
+def _refuse_without_blind(checkpoint: Checkpoint) -> None:
+    """PolicyError for a checkpoint of fedhpc 0.1.0: its state has no blind, and its ledger no home."""
+    if not checkpoint.blind:
+        raise PolicyError(
+            "the run directory is of fedhpc 0.1.0 (fedhpc-secagg/1): its model's hash could be guessed by the relay",
+            "`fedhpc site ledger adopt RUN` keeps what this site has summed, and `fedhpc federation next --from-model` "
+            "begins an epoch from the model",
+        )
+
+
 def _require_ledger(federation: Federation, checkpoint: Checkpoint) -> None:
     """Refuse to go on with a ledger that lacks rounds this site has summed: deleted, or put back from a backup."""
     party = federation.party
@@ -234,7 +245,8 @@ def _require_ledger(federation: Federation, checkpoint: Checkpoint) -> None:
     if last < checkpoint.sums:
         raise PolicyError(
             f"the ledger of site {party.name} ends at round {last}, its checkpoint is from round {checkpoint.sums}",
-            "restore ledger.jsonl; a site that cannot prove what it has summed must not sum again",
+            "restore the ledger's home, or name it in [ledger] path; a site that cannot prove what it has summed must "
+            "not sum again",
         )
 
 
@@ -253,6 +265,7 @@ def _save(federation: Federation, trainer: Trainer, store: CheckpointStore, mode
             outer=model.saved_outer(),
             private=dict(private),
             ledger=b"" if journal is None else journal.ledger.head,
+            blind=model.blind,
         )
     )
     federation.sums.keep_until(federation.round_)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedhpc.errors import ConfigError, StorageError
+from fedhpc.federation.agreement import PROTOCOL_NAME
 from fedhpc.secure.keys import identity_public, new_identity
 
 _FEDERATION = """\
@@ -16,6 +17,7 @@ _FEDERATION = """\
 
 [federation]
 name = "{name}"
+protocol = "{protocol}"
 rounds = {rounds}
 seed = {seed}
 
@@ -55,6 +57,9 @@ path = "{data}"
 backend = "auto"             # serial for one rank, ddp for more
 device = "{device}"
 threads = 1                  # per rank; another number changes the last bits of local training
+
+[ledger]
+path = "../ledger/{name}"    # of this rehearsal alone; a hospital has one for all its federations, by default
 
 [exchange]
 kind = "mpi"
@@ -105,7 +110,7 @@ def write_federation(directory: Path, plan: Plan, sites: Mapping[str, NewSite]) 
             (directory / "sites" / f"{name}.toml").write_text(
                 _SITE.format(name=name, ranks=site.ranks, key=f"../keys/{name}.key", data=data, device=site.device)
             )
-        text = _FEDERATION.format(roster="\n".join(roster), **vars(plan))
+        text = _FEDERATION.format(protocol=PROTOCOL_NAME, roster="\n".join(roster), **vars(plan))
         federation.write_text(text)
     except OSError as error:
         raise StorageError(f"cannot write {directory}: {error.strerror}") from None

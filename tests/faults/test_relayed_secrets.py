@@ -147,7 +147,11 @@ def check_modes(world: World) -> None:
     for path in world.folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
             mode = stat.S_IMODE(path.stat().st_mode)
-            if path.name in PRIVATE or path.suffix in (".attempt", ".sum", ".proof") or path.name == "ledger.jsonl":
+            if (
+                path.name in PRIVATE
+                or path.suffix in (".attempt", ".sum", ".proof")
+                or path.name in ("ledger.jsonl", "ledger.key")
+            ):
                 assert mode == 0o600, f"{path}: {mode:o}"
             if path.name in ("attempts", "sums", "checkpoints") or path == world.store or world.store in path.parents:
                 assert not mode & 0o077, f"{path}: {mode:o}"

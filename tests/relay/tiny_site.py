@@ -136,6 +136,7 @@ def train(fed: Federation, case: Mapping[str, Any], directory: Path) -> dict[str
     return {
         "sha256": outcome.model.sha256(),
         "state": outcome.model.state.hex(),
+        "blind": outcome.model.blind.hex(),
         "rounds": outcome.model.rounds,
         "started_at": outcome.started_at,
         "trained": model.trained,

@@ -93,6 +93,17 @@ def expected_sums(sites: int) -> dict[str, Any]:
     return found
 
 
+def small(fed: Federation) -> dict[str, Any]:
+    """Numbers that a guesser would find soon; with S, the salt of each sum, which only the sites know."""
+    me, found = fed.party.number, {}
+    found["patients"] = int(fed.sum({"n": np.array(200 + 31 * me)}, name="patients")["n"])
+    salts = {"patients": fed.last_salt.hex()}
+    found["W"] = fed.total_weight(20 + 7 * me, "weights of age")
+    salts["W"] = fed.last_salt.hex()
+    scaled = fed.sum({"x": np.array(3.0 * me)}, name="without a bound")
+    return found | {"quantum": scaled.quantum["x"], "salts": salts}
+
+
 def sync(fed: Federation) -> dict[str, Any]:
     """A loop of the user's own in PyTorch, with momentum, a buffer and a double."""
     import torch

@@ -10,24 +10,28 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from secure_fakes import key_of
 
 from fedhpc.errors import InterruptedRun
-from fedhpc.federation.agreement import Agreement, read_agreement
+from fedhpc.federation.agreement import PROTOCOL_NAME, Agreement, read_agreement
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import CheckpointStore
-from fedhpc.federation.journal import MemoryJournal
+from fedhpc.federation.journal import FileJournal, MemoryJournal
 from fedhpc.federation.layout import Vector
-from fedhpc.federation.own_vector import codec_of
+from fedhpc.federation.ledger_home import LedgerHome
+from fedhpc.federation.own_vector import codec_of, share
 from fedhpc.federation.party import Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
 from fedhpc.mpi.collectives import SerialGroup
+from fedhpc.secure.home_ledger import KnownFederation
 from fedhpc.secure.keys import identity_public
 from fedhpc.secure.ledger import ledger_keys
-from fedhpc.secure.ring import lanes_of
+from fedhpc.secure.ring import Layout, lanes_of
+from fedhpc.secure.salt import salt_key
 from fedhpc.secure.transcript import tree
 
 _T = TypeVar("_T")
@@ -38,7 +42,7 @@ def agreement_of(
     sites: int, samples: tuple[int, ...] = (), rounds: int = 1, **sections: Mapping[str, Any]
 ) -> Agreement:
     """federation.toml of sites s1, s2, …; `samples` in the roster."""
-    lines = ["[federation]", "name = 'test'", f"rounds = {rounds}"]
+    lines = ["[federation]", "name = 'test'", f"protocol = '{PROTOCOL_NAME}'", f"rounds = {rounds}"]
     for section, values in sections.items():
         lines += [f"[{section}]", *(f"{k} = {v!r}" for k, v in values.items())]
     for u in range(1, sites + 1):
@@ -50,7 +54,22 @@ def agreement_of(
 def party_of(agreement: Agreement, number: int) -> Party:
     keys = ledger_keys(agreement.hash, key_of("identity", number), number)
     group = SerialGroup(f"site s{number}")
-    return Party(agreement, number, group, agreement.members(), None, keys, MemoryJournal())
+    salts = salt_key(agreement.hash, key_of("identity", number), number)
+    return Party(agreement, number, group, agreement.members(), None, keys, MemoryJournal(), salts)
+
+
+def known(name: str = "test", sites: int = 3, number: int = 1, colluders: int = 1) -> KnownFederation:
+    """A federation of sites s1, s2, … as a ledger knows it; the same sites in each."""
+    numbers = range(1, sites + 1)
+    return KnownFederation(
+        key_of("config", name), name, 0, number, colluders,
+        tuple(f"s{u}" for u in numbers), tuple(key_of("site", u) for u in numbers),
+    )  # fmt: skip
+
+
+def journal_in(folder: Path, federation: KnownFederation | None = None, **more: Any) -> FileJournal:
+    """The ledger of one federation in the home `folder`."""
+    return FileJournal(LedgerHome(folder), federation or known(), folder / "run", **more)
 
 
 class Meeting:
@@ -64,7 +83,9 @@ class Meeting:
         self.lost: dict[int, set[int]] = {}  # masked sum -> sites
         self.plans: list[SumPlan] = []  # of site 1
         self.parts: dict[int, Vector] = {}
+        self.layouts: dict[int, bytes] = {}  # their hashes in M0
         self.barrier = threading.Barrier(sites, timeout=WAIT_S)
+        self.noted: Callable[[SumPlan, Layout], None] = lambda plan, layout: None  # of site 1
         self.interrupt = ("", 0)  # all sites leave in their n-th "open" or "settle", from 0
         self.calls: dict[tuple[str, int], int] = {}
 
@@ -105,6 +126,8 @@ class FakeSums:
         meeting, me = self._meeting, self._party.number
         if me == 1:
             meeting.plans.append(plan)
+            meeting.noted(plan, vector.layout)
+        share(self._party, vector, plan)
         layout, codec = vector.layout, codec_of(self._party, plan)
         pieces = layout.pieces(0, layout.nbytes)
         kept = vector.buffer.copy()
@@ -113,10 +136,10 @@ class FakeSums:
             codec.encode(vector.buffer, piece)
         mine = Vector(layout)
         mine.buffer[:] = vector.buffer
-        meeting.parts[me] = mine
+        meeting.parts[me], meeting.layouts[me] = mine, layout.hash_under(plan.layout_key)
         meeting.barrier.wait()
         members = tuple(u for u in meeting.numbers if u not in meeting.lost.get(plan.round_, ()))
-        assert len({meeting.parts[u].layout.hash for u in members}) == 1, "the sites sum different layouts"
+        assert len({meeting.layouts[u] for u in members}) == 1, "the sites sum different layouts"
         vector.buffer[:] = 0
         for u in members:
             for piece in pieces:
@@ -129,7 +152,7 @@ class FakeSums:
         sum_tree = tree(vector.buffer)
         for piece in pieces:
             codec.decode(vector.buffer, piece)
-        return Opened(plan, sum_tree, Stages(), layout.nbytes, layout.nbytes, members)
+        return Opened(plan, sum_tree, Stages(), layout.nbytes, layout.nbytes, members, vector.salt.tobytes())
 
     def settle(self, opened: Opened, state: bytes) -> None:
         """All sites add the same numbers."""
