@@ -133,6 +133,8 @@ def run_rounds(
             "bytes_down": spent.bytes_down,
             "sites": federation.sites,
             "state": federation.state.hex(),
+            # Once a round, and where it is written only: hashing a model takes as long as reading it from memory.
+            "model_sha256": model.sha256() if federation.party.leads else None,
         }
         reporter.round_done(record)
     elapsed = clock() - begun_run
