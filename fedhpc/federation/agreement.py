@@ -16,12 +16,13 @@ from typing import Any, Literal
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.config import parse_toml, read_bytes, read_section, refuse_other_file
 from fedhpc.errors import ConfigError, StorageError
+from fedhpc.federation.start_settings import StartSettings
 from fedhpc.federation.strategy import StrategySettings
 from fedhpc.secure.keys import public_identity
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.settings import SecureSettings
 
-AGREED_SECTIONS = ("federation", "site", "relay", "cohort", "secure", "strategy", "task", "train")
+AGREED_SECTIONS = ("federation", "start", "site", "relay", "cohort", "secure", "strategy", "task", "train")
 SITE_SECTIONS = ("site", "data", "compute", "exchange", "life", "slurm")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -61,6 +62,13 @@ class RosterEntry:
     """The site's public size, for strategy.weights = "declared"."""
     tls: str = ""
     """Pin of the key that the site shows the relay: SHA-256 of its SubjectPublicKeyInfo, 64 hex digits."""
+    first_sign: str = ""
+    """The site's first public Ed25519 key, where its keys were rotated: it stays the same site."""
+
+    @property
+    def identity(self) -> str:
+        """What stays while keys are rotated: SHA-256 of the first public key, in hex."""
+        return hashlib.sha256(bytes.fromhex(self.first_sign or self.sign)).hexdigest()
 
     def __post_init__(self) -> None:
         check_name(self.name, "site.name")
@@ -103,6 +111,7 @@ class Agreement:
     strategy: StrategySettings
     task: Mapping[str, Any]  # read by train/
     train: Mapping[str, Any]  # read by train/
+    start: StartSettings = StartSettings()
 
     @property
     def hash(self) -> bytes:
@@ -238,7 +247,9 @@ def read_agreement(source: bytes, where: str) -> Agreement:
         strategy=read_section(StrategySettings, table.get("strategy", {}), "strategy"),
         task=_table(table, "task"),
         train=_table(table, "train"),
+        start=read_section(StartSettings, _table(table, "start"), "start"),
     )
+    agreement.start.check(agreement.federation.previous, [entry.identity for entry in roster])
     agreement.secure.thresholds(len(roster))  # refuses a roster that is too small, before anything starts
     if agreement.strategy.weights == "declared" and not all(r.samples > 0 for r in roster):
         raise ConfigError('strategy.weights = "declared" needs samples = … at every [[site]]')

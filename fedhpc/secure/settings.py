@@ -30,6 +30,8 @@ class SecureSettings:
     """Partners of each site in the mask graph; 0 = all. Even and at least t + d + 1."""
     accept_two_sites: bool = False
     """Two sites can compute each other's values from the sum; set this only if both know and accept it."""
+    accept_difference: tuple[str, ...] = ()
+    """Classes of sums whose difference to those over an earlier roster all sites accept to show."""
 
     def __post_init__(self) -> None:
         if self.lane_bits in (8, 16):
