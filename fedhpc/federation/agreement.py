@@ -111,7 +111,7 @@ class Agreement:
     strategy: StrategySettings
     task: Mapping[str, Any]  # read by train/
     train: Mapping[str, Any]  # read by train/
-    start: StartSettings = StartSettings()
+    start: StartSettings = field(default_factory=StartSettings)
 
     @property
     def hash(self) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,14 @@ from fedhpc.federation.federation import Federation, rescaled
 from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.scales import refuse_beyond
-from fedhpc.federation.state_tensors import TOTAL_WEIGHT, Arrays, fill_arrays, state_arrays, tensors_tree
+from fedhpc.federation.state_tensors import (
+    TOTAL_WEIGHT,
+    Arrays,
+    fill_arrays,
+    model_sha256,
+    state_arrays,
+    tensors_tree,
+)
 from fedhpc.federation.strategy import FedAvg, make_strategy
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
@@ -95,6 +101,11 @@ class GlobalModel:
         weight, rounds = float(arrays[-2][0]), int(arrays[-1][0])
         self._total_weight, self.rounds = weight or None, rounds
         self._federation.tensors_tree = self._tree(self.tensors)
+
+    def go_on_from(self, tensors: Tensors, total_weight: float | None) -> bytes:
+        """Begin with the model and W of an earlier epoch, as the sum `start` gave them; the Tree of that state [32]."""
+        self.tensors, self._total_weight = tensors, total_weight
+        return self._tree(tensors)
 
     def _tree(self, tensors: Tensors) -> bytes:
         arrays = state_arrays(tensors, self.outer, self._total_weight, self.rounds)
@@ -177,11 +188,8 @@ class GlobalModel:
         return {n: vector.view(_MEASURED + n).copy() for n in measured}
 
     def sha256(self) -> str:
-        """SHA-256 of all tensors' raw little-endian bytes in layout order, in hex: the model's fingerprint."""
-        digest = hashlib.sha256()
-        for tensor in self.tensors.values():
-            digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
+        """As `model_sha256`."""
+        return model_sha256(self.tensors)
 
     def _update_vector(
         self, base: Tensors, local: Tensors, measured: Mapping[str, NDArray[Any]], share: float

@@ -31,6 +31,7 @@ from fedhpc.federation.masked_sum import MpiSums
 from fedhpc.federation.nothing import Endless
 from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import Pipeline
+from fedhpc.federation.run_folder import run_folder
 from fedhpc.federation.unconnected import Unconnected
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.collectives import Group
@@ -104,7 +105,7 @@ def join_with_files(
         mine = files[0]
         number = agreement.number_of(mine.site.name)
     name = agreement.names[number - 1]
-    directory = mine.path(mine.site.directory) if mine.site.directory else (run or federation.parent / "run") / name
+    directory = mine.path(mine.site.directory) if mine.site.directory else run_folder(federation, agreement, run) / name
     if _kind(world.group, mine) in ("https", "spool"):
         alone = sites is None
         place = (

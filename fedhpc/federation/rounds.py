@@ -20,6 +20,7 @@ from fedhpc.federation.interfaces import Checkpoint, CheckpointStore, Life, Loca
 from fedhpc.federation.local_round import Local, LocalRounds
 from fedhpc.federation.nothing import Endless, NoOutbox
 from fedhpc.federation.party import RoundOverError
+from fedhpc.federation.start import Taken, refuse_other_model, take_over
 from fedhpc.federation.state_tensors import total_bytes
 
 Clock = Callable[[], float]
@@ -45,11 +46,13 @@ def run_rounds(
     outbox: Outbox | None = None,
     life: Life | None = None,
     prepare: Callable[[], None] = lambda: None,
+    previous: Callable[[], Taken | None] = lambda: None,
     clock: Clock = time.perf_counter,
 ) -> Outcome:
     """Train the federation's agreed number of rounds.
 
     `prepare` runs once before the first round of a fresh run, for statistics that become part of the first model.
+    `previous` gives what an epoch that goes on takes over, at leaders of sites that have it.
     `outbox` keeps local work between jobs; `life` says how long this one lasts and what it does. Raises InterruptedRun,
     on every rank and after all that is needed was kept, where the next job is to go on.
     """
@@ -57,7 +60,7 @@ def run_rounds(
     outbox = outbox or NoOutbox()
     local_rounds = LocalRounds(federation.party.site, trainer, outbox, life)
     rounds = federation.party.agreement.federation.rounds
-    model, done = _begin(federation, trainer, store, reporter, prepare, outbox, life)
+    model, done = _begin(federation, trainer, store, reporter, prepare, previous, outbox, life)
     if federation.party.leads:
         federation.sums.attend(store)
     started_at, begun_run, sent = done, clock(), 0
@@ -141,6 +144,7 @@ def _begin(
     store: CheckpointStore,
     reporter: Reporter,
     prepare: Callable[[], None],
+    previous: Callable[[], Taken | None],
     outbox: Outbox,
     life: Life,
 ) -> tuple[GlobalModel, int]:
@@ -150,6 +154,8 @@ def _begin(
         raise InterruptedRun(
             "there is no model to train yet", "the first exchange makes it: `fedhpc run --stage exchange`", agreed=True
         )
+    if newest is None and federation.party.agreement.start.from_ is not None:
+        return _go_on(federation, trainer, store, reporter, previous)
     if newest is None:
         federation.round_ = 0
         missed: RoundOverError | None = None
@@ -183,6 +189,29 @@ def _begin(
     return model, newest
 
 
+def _go_on(
+    federation: Federation,
+    trainer: Trainer,
+    store: CheckpointStore,
+    reporter: Reporter,
+    previous: Callable[[], Taken | None],
+) -> tuple[GlobalModel, int]:
+    """The model of an epoch before this one, by the sum `start`; it is the first checkpoint of this epoch."""
+    federation.round_ = 0
+    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False)
+    own = previous() if federation.party.leads else None
+    try:
+        take_over(federation, model, own)
+    except RoundOverError as over:
+        _take_later(federation, reporter, model, over)
+        if not model.rounds:
+            refuse_other_model(federation, model, own)
+    _save(federation, trainer, store, model, model.rounds)
+    federation.take_spent()
+    reporter.note("goes on from the model of an epoch before")
+    return model, model.rounds
+
+
 def _may_sum(federation: Federation, model: GlobalModel, base: Base) -> bool:
     """Whether an update from `base` still counts: not too old, in no round that may have been opened, nor after all."""
     if base.rounds == model.rounds:
@@ -202,6 +231,12 @@ def _catch_up(
     model: GlobalModel,
     over: RoundOverError,
 ) -> None:
+    """As `_take_later`, and keep it."""
+    _take_later(federation, reporter, model, over)
+    _save(federation, trainer, store, model, model.rounds)
+
+
+def _take_later(federation: Federation, reporter: Reporter, model: GlobalModel, over: RoundOverError) -> None:
     """Go on from a state that other sites have reached meanwhile. Raises PeersError if nobody gives it."""
     reporter.note(f"{over.what}; asking the others for their model")
     before = model.rounds
@@ -209,7 +244,6 @@ def _catch_up(
     model.take_over(caught.data)
     federation.round_ = model.reached = caught.round_
     reporter.note(f"caught up: from {before} to {model.rounds} rounds")
-    _save(federation, trainer, store, model, model.rounds)
 
 
 def _newest_common_round(federation: Federation, store: CheckpointStore) -> int | None:

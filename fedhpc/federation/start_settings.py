@@ -1,4 +1,4 @@
-"""The [start] section of federation.toml: what an epoch begins from. `fedhpc federation` writes it, all sites sign it."""
+"""The [start] section of federation.toml: what an epoch begins from. Written by `fedhpc federation`, signed by all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class StartSettings:
     """[start]. Without it an epoch begins with a fresh model, drawn from the seed."""
 
     from_: Literal["previous"] | None = None
-    """previous: the newest settled model of the epochs before. The masked sum `start` brings it to sites that are new."""
+    """previous: the newest settled model of the epochs before. The sum `start` brings it to sites that are new."""
     epochs: tuple[str, ...] = ()
     """SHA-256 of the federation.toml of those epochs, newest first, in hex: one that was never run is passed over."""
     sites: tuple[str, ...] = ()
@@ -30,7 +30,11 @@ class StartSettings:
     def __post_init__(self) -> None:
         if self.model and self.from_:
             raise ConfigError("[start] has both from and model", "an epoch begins from one of the two")
-        for key, values in (("epochs", self.epochs), ("sites", self.sites), ("model", (self.model,) * bool(self.model))):
+        for key, values in (
+            ("epochs", self.epochs),
+            ("sites", self.sites),
+            ("model", (self.model,) * bool(self.model)),
+        ):
             if any(not _HASH.fullmatch(value) for value in values) or len(set(values)) < len(values):
                 raise ConfigError(f"start.{key} holds no SHA-256, or one twice", "`fedhpc federation next` writes it")
         if len(self.epochs) > MOST_EPOCHS:
@@ -45,7 +49,9 @@ class StartSettings:
         if self.from_ is None:
             return
         if self.epochs[:1] != (previous,):
-            raise ConfigError("start.epochs does not begin with federation.previous", "run `fedhpc federation next` again")
+            raise ConfigError(
+                "start.epochs does not begin with federation.previous", "run `fedhpc federation next` again"
+            )
         if not set(self.sites) & set(roster):
             raise ConfigError(
                 "no site of the roster has the model that [start] goes on from",

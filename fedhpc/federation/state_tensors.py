@@ -6,6 +6,7 @@ Tree is in the state that τ sites sign, so a site that was away can take all of
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,14 @@ def arrays_of_checkpoint(checkpoint: Checkpoint) -> Arrays:
     outer = {name: array for name, array in checkpoint.outer.items() if name != TOTAL_WEIGHT}
     weight = float(checkpoint.outer[TOTAL_WEIGHT][0]) if TOTAL_WEIGHT in checkpoint.outer else None
     return state_arrays(checkpoint.tensors, outer, weight, checkpoint.round_)
+
+
+def model_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of all tensors' raw little-endian bytes in layout order, in hex: what people compare and files carry."""
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def total_bytes(arrays: Sequence[NDArray[Any]]) -> int:

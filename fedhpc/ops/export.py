@@ -16,7 +16,9 @@ import numpy as np
 
 from fedhpc.errors import ConfigError, DataError, InternalError, StorageError
 from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
+from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.ops.report import FEDERATION_FILE, Run, is_run
+from fedhpc.ops.start_file import LAYOUT, SHA256
 from fedhpc.ops.telemetry import METRICS_FILE, read_metrics
 
 CHECKPOINTS = "checkpoints"
@@ -107,6 +109,8 @@ def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
         "config_sha256": checkpoint.config.hex(),
         "federation": run.setting("name") or "",
         "fedhpc_version": ours,
+        LAYOUT: json.dumps(list(checkpoint.tensors)),
+        SHA256: model_sha256(checkpoint.tensors),
         "round": str(checkpoint.round_),
         "sites": json.dumps(sorted(took_part)) if took_part else "",
         "state": next(iter(states.values()), ""),

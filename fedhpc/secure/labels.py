@@ -49,6 +49,7 @@ SIGN_ENROL = "ENROL"
 # Purposes of a masked sum, as they stand in M0 and in H("input", …)
 PURPOSE_TRAIN = "train"
 PURPOSE_WEIGHTS = "weights"
+PURPOSE_START = "start"
 
 # Nonces of Seal: the number of the message that carries the box; a channel key seals one box per number
 SEAL_SHARES = 2

@@ -165,7 +165,8 @@ class Coordinator:
     def admit(self, candidates: Sequence[Candidate], days: float, *, accept: Sequence[str] = ()) -> Granted:
         """Write the roster with the candidates in it, then their certificates. All or, if a check fails, nothing.
 
-        `accept`: as in `Beginning`, where it is a new epoch. Raises ConfigError (the file that would come out is not usable), PolicyError, StorageError.
+        `accept`: as in `Beginning`, where it is a new epoch. Raises ConfigError (the file that would come out is not
+        usable), PolicyError, StorageError.
         """
         draft = Draft.read(read_bytes(self.federation))
         entries = draft.roster
@@ -196,7 +197,8 @@ class Coordinator:
         """End a site's access: its key leaves the relay's roster at once and never gets a certificate again.
 
         With `reinvite` the site keeps its place until it is admitted with new keys, and gets a token; else it leaves
-        the roster, which is a new epoch (`accept`: as in `Beginning`). Gives (federations at the relay that had the key, the new roster, the token).
+        the roster, which is a new epoch (`accept`: as in `Beginning`). Gives (federations at the relay that had the
+        key, the new roster, the token).
         """
         draft = Draft.read(read_bytes(self.federation))
         entries = draft.roster

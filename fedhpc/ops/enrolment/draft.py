@@ -67,6 +67,8 @@ class Draft:
 
     source: bytes
     table: Mapping[str, Any]
+    given: bytes = b""
+    """As the file was before `adopt` gave it lines that it lacked; empty: as `source`."""
 
     @classmethod
     def read(cls, source: bytes) -> Draft:
@@ -89,7 +91,7 @@ class Draft:
         for key, value in (("previous", ""), ("epoch", 0)):
             if isinstance(section, Mapping) and key not in section:
                 text = set_value(text, "federation", key, value)
-        return cls.read(text.encode())
+        return cls(text.encode(), cls.read(text.encode()).table, source)
 
     @property
     def roster(self) -> dict[str, dict[str, Any]]:
@@ -117,9 +119,14 @@ class Draft:
         return {name: identity(entry) for name, entry in self.roster.items() if "sign" in entry}
 
     @property
+    def file(self) -> bytes:
+        """The bytes of the file that was read."""
+        return self.given or self.source
+
+    @property
     def hash(self) -> str:
-        """SHA-256 of the text, hex."""
-        return hashlib.sha256(self.source).hexdigest()
+        """SHA-256 of the file, hex."""
+        return hashlib.sha256(self.file).hexdigest()
 
     def with_roster(
         self, entries: Sequence[Mapping[str, Any]], start: Mapping[str, str | list[str]] | None = None

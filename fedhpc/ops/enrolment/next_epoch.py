@@ -51,7 +51,7 @@ def following(draft: Draft, kept: Sequence[bytes], entries: Entries, beginning: 
     Raises ConfigError (--again with another roster, nothing to follow), PolicyError (--from-scratch where the old sums
     would come again).
     """
-    earlier = [Draft.read(source) for source in kept]
+    earlier = [Draft.adopt(source) for source in kept]
     notes: list[str] = []
     after = draft.next_epoch().with_value("federation", "seed", secrets.randbelow(1 << _SEED_BITS))
     if beginning.rounds is not None:
@@ -95,6 +95,10 @@ def _goes_on(draft: Draft, epochs: Sequence[Draft], after: Draft) -> dict[str, s
     """
     start, now = draft.table.get("start", {}), set(after.identities.values())
     sites = list(draft.identities.values())
+    if not sites:
+        raise ConfigError(
+            "nobody has signed this federation.toml yet: its roster has no keys", "change the file as it is"
+        )
     certain = [site for site in sites if site in start.get("sites", sites)]
     if not now & set(certain):
         certain = sites
@@ -115,7 +119,7 @@ def _other_roster(after: Draft, beginning: Beginning, notes: list[str]) -> Draft
     weights = "declared" if declared else "uniform"
     why = "by the roster's samples" if declared else "not every site of the roster declares its samples"
     notes.append(
-        f'weights = "{weights}" now ({why}): W is of the old roster; with `--accept-difference weights` it is summed anew'
+        f'weights = "{weights}" now ({why}): W is of the old roster; `--accept-difference weights` has it summed anew'
     )
     return after.with_value("strategy", "weights", weights, _WAS_SAMPLES)
 
@@ -175,4 +179,4 @@ class Epochs:
         """Keep an epoch that another one follows."""
         path = self.folder / f"{draft.epoch}.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, draft.source)
+        write_whole(path, draft.file)
