@@ -1,4 +1,4 @@
-"""The folder of a federation whose sites all run in one job, as `fedhpc new` writes it: its next epoch, without enrolment.
+"""The folder of a federation whose sites all run in one job, as `fedhpc new` writes it: epochs without enrolment.
 
 Nobody was invited and nobody signs there, so a site that leaves is only taken out of the roster.
 """
