@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedhpc.exchange.alone import NoExchange
 from fedhpc.exchange.base import Exchange
 from fedhpc.exchange.mpi import MpiExchange
-from fedhpc.federation.agreement import read_agreement
+from fedhpc.federation.agreement import PROTOCOL_NAME, read_agreement
 from fedhpc.federation.join import share_ledger_keys
 from fedhpc.federation.journal import Journal, MemoryJournal
 from fedhpc.federation.masked_sum import MpiSums
@@ -19,10 +19,12 @@ from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.world import Place, World
 from fedhpc.secure.keys import identity_public, new_identity
 from fedhpc.secure.ledger import ledger_keys
+from fedhpc.secure.salt import salt_key
 
 _FEDERATION = """\
 [federation]
 name = "bench"
+protocol = "{protocol}"
 [secure]
 mode = "{mode}"
 lane_bits = {lane_bits}
@@ -48,12 +50,14 @@ class Stage:
     def party(self, mode: str, *, lane_bits: int = 32, degree: int = 0, journal: Journal | None = None) -> Party:
         """A party of a fresh federation in this mode; the ledger is in memory unless one is given."""
         roster = "\n".join(f'[[site]]\nname = "site{u}"\nsign = "{p}"' for u, p in enumerate(self.publics, 1))
-        text = _FEDERATION.format(mode=mode, lane_bits=lane_bits, degree=degree, roster=roster)
+        text = _FEDERATION.format(protocol=PROTOCOL_NAME, mode=mode, lane_bits=lane_bits, degree=degree, roster=roster)
         agreement = read_agreement(text.encode(), "the benchmark's federation.toml")
         leads = self.place.site.rank == 0
         masked = mode == "pairwise" and self.sites > 1
         keys = ledger_keys(agreement.hash, self.identity, self.place.number) if leads else None
         shared = share_ledger_keys(self.place.site, keys)
+        salts = salt_key(agreement.hash, self.identity, self.place.number) if leads else None
+        salts = self.place.site.broadcast_bytes(salts)
         return Party(
             agreement=agreement,
             number=self.place.number,
@@ -62,6 +66,7 @@ class Stage:
             identity=Ed25519PrivateKey.from_private_bytes(self.identity) if leads and masked else None,
             ledger_keys=shared if masked else None,
             journal=(journal or MemoryJournal()) if leads else None,
+            salt_key=salts if masked else None,
         )
 
     def sums(self, party: Party, *, chunk_bytes: int = CHUNK_BYTES, overlap: bool = False) -> MpiSums:

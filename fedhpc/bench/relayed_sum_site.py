@@ -18,7 +18,7 @@ from fedhpc.federation.federation import Federation
 from fedhpc.federation.join import join_with_files
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, SumPlan
-from fedhpc.secure.ring import Layout, Tensor
+from fedhpc.secure.ring import Tensor
 
 _STAGES = ("encode", "masks", "wire", "decode", "agree", "ledger", "share")
 
@@ -33,7 +33,7 @@ def measure(case: dict[str, Any]) -> None:
         for mode in modes
     }
     kind = "float32" if case["lane_bits"] == 32 else "float64"
-    vector = Vector(Layout([Tensor("vector", kind, (case["params"],), SCALE)]))
+    vector = Vector(joined["off"].federation.layout([Tensor("vector", kind, (case["params"],), SCALE)]))
     vector.buffer[:] = 0  # its pages are there before anything is timed
     baseline = resident_bytes() - vector.layout.nbytes
     spans: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}

@@ -54,7 +54,7 @@ def measure(case: Case) -> None:
     stage = set_stage(case.sites, case.rails)
     baseline = resident_bytes()
     kind = "float32" if case.lane_bits == 32 else "float64"
-    vector = Vector(Layout([Tensor("vector", kind, (case.params,), SCALE)]))
+    vector = Vector(Layout([Tensor("vector", kind, (case.params,), SCALE)], salted=case.sites > 1))
     ranks_here = mpi_world.ranks_on_this_host(stage.world)
     overlap = case.overlap == "on" or (case.overlap == "auto" and len(os.sched_getaffinity(0)) >= 2 * ranks_here)
     repeats = [_repeat(case, stage, vector, overlap, number) for number in range(1, case.repeat + 1)]

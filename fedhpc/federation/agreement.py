@@ -15,13 +15,15 @@ from typing import Any, Literal
 
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.config import parse_toml, read_bytes, read_section, refuse_other_file
-from fedhpc.errors import ConfigError, StorageError
+from fedhpc.errors import ConfigError
 from fedhpc.federation.start_settings import StartSettings
 from fedhpc.federation.strategy import StrategySettings
+from fedhpc.secure import labels
 from fedhpc.secure.keys import public_identity
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.settings import SecureSettings
 
+PROTOCOL_NAME = labels.PROTOCOL.decode("ascii")
 AGREED_SECTIONS = ("federation", "start", "site", "relay", "cohort", "secure", "strategy", "task", "train")
 SITE_SECTIONS = ("site", "data", "compute", "exchange", "life", "slurm")
 
@@ -34,6 +36,8 @@ class FederationSection:
     """[federation]"""
 
     name: str
+    protocol: str
+    """What the sites speak with each other; a build speaks one."""
     rounds: int = 1
     """Training rounds."""
     seed: int = 0
@@ -223,6 +227,7 @@ def read_agreement(source: bytes, where: str) -> Agreement:
     refuse_other_file(table, AGREED_SECTIONS, where, "a federation.toml")
     if "federation" not in table:
         raise ConfigError(f"{where} has no [federation] section", "`fedhpc new DIR` writes a working example")
+    _refuse_other_protocol(table["federation"], where)
     listed = table.get("site", [])
     if not isinstance(listed, list) or not listed:
         raise ConfigError(f"{where} has no sites", "list each as [[site]] with name and sign")
@@ -254,6 +259,18 @@ def read_agreement(source: bytes, where: str) -> Agreement:
     if agreement.strategy.weights == "declared" and not all(r.samples > 0 for r in roster):
         raise ConfigError('strategy.weights = "declared" needs samples = … at every [[site]]')
     return agreement
+
+
+def _refuse_other_protocol(section: object, where: str) -> None:
+    """Older builds wrote no protocol. All sites sign the file, so none of them speaks another in a sum."""
+    named = section.get("protocol") if isinstance(section, Mapping) else None
+    if named != PROTOCOL_NAME:
+        said = "names no protocol: it is of an older fedhpc" if named is None else f"asks for the protocol {named!r}"
+        raise ConfigError(
+            f"{where} {said}; this build speaks {PROTOCOL_NAME}",
+            "all sites install one version of fedhpc, and the coordinator begins an epoch with "
+            f'protocol = "{PROTOCOL_NAME}" under [federation]: `fedhpc federation next`',
+        )
 
 
 def _refuse_draft(listed: list[Any], where: str) -> None:
@@ -314,24 +331,6 @@ def number_of_rank(rank: int, size: int, sites: Sequence[SiteFile]) -> int:
             return number
         rank -= count
     raise AssertionError("unreachable")
-
-
-def read_identity(path: Path) -> bytes:
-    """The private key in a key file, raw [32].
-
-    Raises StorageError if it is missing or others can read it: a key that others can read is not this site's alone.
-    """
-    try:
-        status = path.stat()
-        text = path.read_text(encoding="ascii").strip() if status.st_size <= 1024 else ""
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise StorageError(f"cannot read the key file {path}: {reason}") from None
-    if status.st_mode & 0o077:
-        raise StorageError(f"the key file {path} can be read by others", f"chmod 600 {path}")
-    if not _KEY.fullmatch(text):
-        raise ConfigError(f"{path} is not a key file", "it holds 64 hex digits")
-    return bytes.fromhex(text)
 
 
 def check_name(name: str, where: str) -> None:

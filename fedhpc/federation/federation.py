@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -16,11 +15,12 @@ from numpy.typing import NDArray
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.layout import Vector, sum_kind
 from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan
-from fedhpc.federation.pipeline import Stages
-from fedhpc.federation.scales import exponent_counts, exponent_scales, refuse_beyond
+from fedhpc.federation.scales import PUBLIC, Scales, exponent_counts, exponent_scales, refuse_beyond
+from fedhpc.federation.sums import Spent, Sums, as_float, rescaled
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
+from fedhpc.secure.salt import layout_key
 from fedhpc.secure.transcript import input_hash, state_hash, tree
 
 if TYPE_CHECKING:
@@ -28,17 +28,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
 _WEIGHT_BOUND = 2.0**40
-
-
-class Sums(dict[str, NDArray[Any]]):
-    """Arrays by name, with what the sum cost in precision and who took part."""
-
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], quantum: dict[str, float], sites: list[str]) -> None:
-        super().__init__(arrays)
-        self.quantum = quantum
-        """By name: the grid that each site's value was rounded to; 0.0 where the sum is exact."""
-        self.sites = sites
-        """The sites in the sum."""
 
 
 class Federation:
@@ -54,6 +43,8 @@ class Federation:
         """Masked sums finished: the protocol's round number."""
         self.tensors_tree = tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
+        self.last_salt = b""
+        """S of the newest finished sum [40]: known to the sites in it and to nobody else; empty before the first."""
         self.spent = Spent()
         """Costs since `take_spent`."""
         self._closed = False
@@ -184,7 +175,7 @@ class Federation:
         """
         given = arrays if isinstance(arrays, Mapping) else {"value": arrays}
         share = 1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
-        floats = {n: _as_float(np.asarray(a)) for n, a in given.items()}
+        floats = {n: as_float(np.asarray(a)) for n, a in given.items()}
         means = self._combine(floats, share, bound, name, average=weight is None)
         return means if isinstance(arrays, Mapping) else means["value"]
 
@@ -244,21 +235,21 @@ class Federation:
         if bound is not None:
             if self.party.leads:  # the leader's values count
                 refuse_beyond(floats, bound, self.site)
-            scales = {n: scale_for(bound, 8 * a.itemsize, len(self.sites)) for n, a in floats.items()}
+            scales = Scales({n: scale_for(bound, 8 * a.itemsize, len(self.sites)) for n, a in floats.items()})
         else:
             scales = self.choose_scales(floats, factor, f"scale of {purpose}", everyone=everyone)
-        layout = Layout([Tensor(n, kinds[n], values[n].shape, scales.get(n, 0)) for n in values])
+        layout = self.layout([Tensor(n, kinds[n], values[n].shape, scales.by_name.get(n, 0)) for n in values])
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
-        opened = self.add(vector, purpose, dict.fromkeys(floats, factor), everyone=everyone)
-        quantum = {t.name: t.quantum if len(self.sites) > 1 else 0.0 for t in layout.tensors}
+        opened = self.add(vector, purpose, dict.fromkeys(floats, factor), everyone=everyone, scales=scales)
+        quantum = {t.name: t.quantum if len(self.sites) > 1 else 0.0 for t in layout.named}
         again = len(self.sites) / len(opened.members) if average else 1.0
         sums = {n: v.copy() if again == 1.0 else rescaled(v, again) for n, v in vector.views().items()}
         return Sums(sums, quantum, [self.sites[u - 1] for u in opened.members])
 
     def choose_scales(
         self, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str, *, everyone: bool = False
-    ) -> dict[str, int]:
+    ) -> Scales:
         """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
 
         `everyone`: as the sum that it is for. One that went on without a site would be waited for by that sum for ever.
@@ -266,32 +257,49 @@ class Federation:
         The values of the site's rank 0 count. The sites learn how many of them have each exponent, and nothing else.
         """
         if not arrays or len(self.sites) == 1:
-            return dict.fromkeys(arrays, 0)
+            return Scales(dict.fromkeys(arrays, 0))
         seen = arrays if self.party.leads else {n: np.empty(0, a.dtype) for n, a in arrays.items()}
         counts = exponent_counts(seen, factor, self.site)
-        vector = Vector(Layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
+        vector = Vector(self.layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
         vector.fill(counts)
         opened = self.add(vector, purpose, everyone=everyone)
         bits = {n: 8 * a.itemsize for n, a in arrays.items()}
-        return exponent_scales(vector.views(), bits, len(self.sites), len(opened.members))
+        found = exponent_scales(vector.views(), bits, len(self.sites), len(opened.members))
+        return Scales(found, opened.salt)
+
+    def layout(self, tensors: Sequence[Tensor]) -> Layout:
+        """The layout of a vector of this federation."""
+        return Layout(tensors, salted=len(self.sites) > 1)
 
     def add(
-        self, vector: Vector, purpose: str, factors: dict[str, float] | None = None, *, everyone: bool = False
+        self,
+        vector: Vector,
+        purpose: str,
+        factors: dict[str, float] | None = None,
+        *,
+        everyone: bool = False,
+        scales: Scales = PUBLIC,
     ) -> Opened:
         """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is."""
         self._refuse_closed()
-        plan = SumPlan(self._round_of(purpose), purpose, NO_BASE, self.state, factors or {}, everyone=everyone)
+        round_ = self._round_of(purpose)
+        key = layout_key(self.party.agreement.hash, round_, scales.salt)
+        plan = SumPlan(round_, purpose, NO_BASE, self.state, factors or {}, everyone=everyone, layout_key=key)
         opened = self.sums.open(vector, plan)
         self.finish(opened, self.tensors_tree)
         return opened
 
-    def begin_training_sum(self, vector: Vector, factors: dict[str, float], base: bytes) -> Opened:
+    def begin_training_sum(
+        self, vector: Vector, factors: dict[str, float], base: bytes, scales: Scales = PUBLIC
+    ) -> Opened:
         """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
 
         `base`: the hash of the state that the update began from [32].
         """
         self._refuse_closed()
-        plan = SumPlan(self.round_ + 1, labels.PURPOSE_TRAIN, base, self.state, factors, replicated=True)
+        round_ = self.round_ + 1
+        key = layout_key(self.party.agreement.hash, round_, scales.salt)
+        plan = SumPlan(round_, labels.PURPOSE_TRAIN, base, self.state, factors, replicated=True, layout_key=key)
         return self.sums.open(vector, plan)
 
     def finish(self, opened: Opened, tensors_tree: bytes) -> None:
@@ -299,7 +307,7 @@ class Federation:
         state = state_hash(self.party.agreement.hash, opened.plan.round_, tensors_tree)
         self.sums.settle(opened, state)
         self.round_ = max(self.round_, opened.plan.round_)
-        self.tensors_tree = tensors_tree
+        self.tensors_tree, self.last_salt = tensors_tree, opened.salt
         self.spent.add(opened)
 
     def _refuse_closed(self) -> None:
@@ -317,33 +325,8 @@ class Federation:
         return before or self.round_ + 1
 
 
-@dataclass
-class Spent:
-    """What sums have cost since the last `take`: seconds by stage, bytes of this site."""
-
-    stages: Stages = field(default_factory=Stages)
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-    def add(self, opened: Opened) -> None:
-        """Count one sum."""
-        for stage, seconds in vars(opened.stages).items():
-            setattr(self.stages, stage, getattr(self.stages, stage) + seconds)
-        self.bytes_up += opened.bytes_up
-        self.bytes_down += opened.bytes_down
-
-
 def check_text(text: str, what: str) -> str:
     """`text`, if it can stand in canonical JSON. ConfigError otherwise."""
     if not _NAME.fullmatch(text):
         raise ConfigError(f"{what} is {text!r}", "1 to 200 printable ASCII characters without quote and backslash")
     return text
-
-
-def rescaled(values: NDArray[Any], factor: float) -> NDArray[Any]:
-    """`values` · `factor` in float64, rounded once to their own kind: a mean over those who are in the sum."""
-    return np.asarray(values.astype(np.float64) * factor).astype(values.dtype)
-
-
-def _as_float(array: NDArray[Any]) -> NDArray[Any]:
-    return array.astype(np.float64) if array.dtype.kind in "iub" else array

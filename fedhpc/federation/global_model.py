@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from fedhpc.cohort.staleness import discount
 from fedhpc.errors import DataError
-from fedhpc.federation.federation import Federation, rescaled
+from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.layout import Vector
-from fedhpc.federation.scales import refuse_beyond
+from fedhpc.federation.scales import Scales, refuse_beyond
 from fedhpc.federation.state_tensors import (
     TOTAL_WEIGHT,
     Arrays,
@@ -25,8 +25,10 @@ from fedhpc.federation.state_tensors import (
     tensors_tree,
 )
 from fedhpc.federation.strategy import FedAvg, make_strategy
+from fedhpc.federation.sums import rescaled
 from fedhpc.secure import labels
-from fedhpc.secure.ring import Layout, Tensor, scale_for
+from fedhpc.secure.ring import Tensor, scale_for
+from fedhpc.secure.salt import NO_BLIND, blind_after
 from fedhpc.secure.transcript import state_hash
 
 _MODEL, _MEASURED = "model/", "measured/"
@@ -80,6 +82,9 @@ class GlobalModel:
         """Training rounds done."""
         self.reached = 0
         """The masked sum whose result the present state is; 0 before the first training round."""
+        # What was summed before may be in the first model, and its hash must not tell that.
+        self.blind = blind_after(NO_BLIND, federation.last_salt)
+        """Part of the state, so that nobody outside can try out which model a state's hash is of [32]."""
         self._total_weight: float | None = None
         if fresh:
             federation.tensors_tree = self._tree(self.tensors)
@@ -91,27 +96,30 @@ class GlobalModel:
 
     def arrays(self) -> Arrays:
         """The arrays of the present state (state_tensors.py)."""
-        return state_arrays(self.tensors, self.outer, self._total_weight, self.rounds)
+        return state_arrays(self.tensors, self.outer, self._total_weight, self.rounds, self.blind)
 
     def take_over(self, data: NDArray[np.uint8]) -> None:
         """Go on from a state that this site was given: the joined bytes of its arrays."""
         self.tensors = {name: tensor.copy() for name, tensor in self.tensors.items()}  # others may look at the old ones
         arrays = self.arrays()
         fill_arrays(arrays, data)
-        weight, rounds = float(arrays[-2][0]), int(arrays[-1][0])
-        self._total_weight, self.rounds = weight or None, rounds
+        weight, rounds, blind = float(arrays[-3][0]), int(arrays[-2][0]), arrays[-1].tobytes()
+        self._total_weight, self.rounds, self.blind = weight or None, rounds, blind
         self._federation.tensors_tree = self._tree(self.tensors)
 
-    def go_on_from(self, tensors: Tensors, total_weight: float | None) -> bytes:
-        """Begin with the model and W of an earlier epoch, as the sum `start` gave them; the Tree of that state [32]."""
-        self.tensors, self._total_weight = tensors, total_weight
+    def go_on_from(self, tensors: Tensors, total_weight: float | None, salt: bytes) -> bytes:
+        """Begin with the model and W of an earlier epoch, as the sum `start` gave them; the Tree of that state [32].
+
+        `salt`: S of that sum [40]. A site that left the federation knows the model, but not what follows from S.
+        """
+        self.tensors, self._total_weight, self.blind = tensors, total_weight, blind_after(NO_BLIND, salt)
         return self._tree(tensors)
 
     def _tree(self, tensors: Tensors) -> bytes:
-        arrays = state_arrays(tensors, self.outer, self._total_weight, self.rounds)
+        arrays = state_arrays(tensors, self.outer, self._total_weight, self.rounds, self.blind)
         return tensors_tree(self._federation.party.site, arrays)
 
-    def restore(self, tensors: Tensors, outer: Mapping[str, NDArray[Any]], rounds: int) -> None:
+    def restore(self, tensors: Tensors, outer: Mapping[str, NDArray[Any]], rounds: int, blind: bytes) -> None:
         """Continue from a checkpoint. Raises DataError if it belongs to another model or strategy."""
         shapes = {n: (t.shape, t.dtype) for n, t in self.tensors.items()}
         if shapes != {n: (t.shape, t.dtype) for n, t in tensors.items()}:
@@ -124,7 +132,7 @@ class GlobalModel:
         self.tensors = tensors
         self.outer = states
         self._total_weight = float(outer[TOTAL_WEIGHT][0]) if TOTAL_WEIGHT in outer else None
-        self.rounds = rounds
+        self.rounds, self.blind = rounds, blind
         self._federation.tensors_tree = self._tree(tensors)
 
     @property
@@ -159,9 +167,9 @@ class GlobalModel:
             federation.round_ += 1
             federation.tensors_tree = self._tree(local)
             return dict(measured)
-        vector = self._update_vector(base.tensors, local, measured, share)
+        vector, scales = self._update_vector(base.tensors, local, measured, share)
         names = {_MODEL + name: share for name in self.tensors}
-        opened = federation.begin_training_sum(vector, names, base.state)
+        opened = federation.begin_training_sum(vector, names, base.state, scales)
         following: Tensors = {}
         again = self._weight_of_all_over(opened.members)
         for name, tensor in self.tensors.items():
@@ -175,14 +183,14 @@ class GlobalModel:
                 step = self._strategy.step(tensor, update, state)
             following[name] = np.asarray(step)  # NumPy makes a scalar of a tensor without dimensions
         self.rounds += 1
+        self.blind = blind_after(self.blind, opened.salt)
         federation.finish(opened, self._tree(following))
         self.tensors, self.reached = following, federation.round_
         return {name: vector.view(_MEASURED + name).copy() for name in measured}
 
     def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors:
         """The sum of `measured` alone, outside a round of training."""
-        layout = Layout(self._measured_tensors(measured))
-        vector = Vector(layout)
+        vector = Vector(self._federation.layout(self._measured_tensors(measured)))
         vector.fill({_MEASURED + n: a for n, a in measured.items()})
         self._federation.add(vector, name)
         return {n: vector.view(_MEASURED + n).copy() for n in measured}
@@ -193,14 +201,14 @@ class GlobalModel:
 
     def _update_vector(
         self, base: Tensors, local: Tensors, measured: Mapping[str, NDArray[Any]], share: float
-    ) -> Vector:
+    ) -> tuple[Vector, Scales]:
         """base − local and the measured sums in one vector, with a scale for every tensor."""
         if local.keys() != self.tensors.keys():
             raise DataError("the local model has other tensors than the global one")
         wide = self._secure.lane_bits == 64
         kinds = {n: "float64" if wide else t.dtype.name for n, t in self.tensors.items()}
         plain = [Tensor(_MODEL + n, kinds[n], t.shape) for n, t in self.tensors.items()]
-        vector = Vector(Layout(plain + self._measured_tensors(measured)))
+        vector = Vector(self._federation.layout(plain + self._measured_tensors(measured)))
         updates = {}
         for name, tensor in base.items():
             view = vector.view(_MODEL + name)
@@ -210,12 +218,12 @@ class GlobalModel:
         sites = len(self._federation.sites)
         if self._secure.bound is not None:
             refuse_beyond(updates, self._secure.bound, self._federation.site)
-            scales = {t.name: scale_for(self._secure.bound, t.bits, sites) for t in plain}
+            scales = Scales({t.name: scale_for(self._secure.bound, t.bits, sites) for t in plain})
         else:
             scales = self._federation.choose_scales(updates, share, f"scale of round {self._federation.round_ + 1}")
-        scaled = [Tensor(t.name, t.kind, t.shape, scales[t.name]) for t in plain]
-        vector.layout = Layout(scaled + self._measured_tensors(measured))
-        return vector
+        scaled = [Tensor(t.name, t.kind, t.shape, scales.by_name[t.name]) for t in plain]
+        vector.layout = self._federation.layout(scaled + self._measured_tensors(measured))
+        return vector, scales
 
     def _measured_tensors(self, measured: Mapping[str, NDArray[Any]]) -> list[Tensor]:
         tensors = []

@@ -85,6 +85,7 @@ class Checkpoint:
     outer: Tensors = field(default_factory=dict)  # the strategy's state, and W of the weights
     private: dict[str, NDArray[Any]] = field(default_factory=dict)  # the trainer's
     ledger: bytes = b""  # hash of the ledger's head when this was written [32]
+    blind: bytes = field(default=bytes(32), repr=False)  # of the state [32]; empty: written before there was one
 
 
 class CheckpointStore(Protocol):

@@ -19,11 +19,11 @@ from fedhpc.federation.agreement import (
     SiteFile,
     number_of_rank,
     read_agreement,
-    read_identity,
     read_site,
     read_site_directory,
 )
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.identity import read_identity
 from fedhpc.federation.interfaces import Life
 from fedhpc.federation.join_relay import open_relayed_sums
 from fedhpc.federation.journal import FileJournal, Journal
@@ -38,6 +38,7 @@ from fedhpc.mpi.collectives import Group
 from fedhpc.mpi.world import Place, World
 from fedhpc.secure.keys import KEY_BYTES, identity_public
 from fedhpc.secure.ledger import LedgerKeys, ledger_keys
+from fedhpc.secure.salt import salt_key
 
 LEDGER_FILE = "ledger.jsonl"
 
@@ -200,14 +201,17 @@ def _party(
     masked = always_signs or (agreement.secure.mode == "pairwise" and len(agreement.roster) > 1)
     identity: bytes | None = None
     keys: LedgerKeys | None = None
+    salts: bytes | None = None
     journal: Journal | None = None
     if place.site.rank == 0:
         journal = FileJournal(directory / LEDGER_FILE, ledger_wait_s)
         if masked:
             identity = _identity(agreement, mine, place.number)
             keys = ledger_keys(agreement.hash, identity, place.number)
+            salts = salt_key(agreement.hash, identity, place.number)
     if masked:
         keys = share_ledger_keys(place.site, keys)
+        salts = place.site.broadcast_bytes(salts)  # each rank adds the salt that lies in its part
     return Party(
         agreement=agreement,
         number=place.number,
@@ -216,6 +220,7 @@ def _party(
         identity=None if identity is None else Ed25519PrivateKey.from_private_bytes(identity),
         ledger_keys=keys,
         journal=journal,
+        salt_key=salts,
     )
 
 

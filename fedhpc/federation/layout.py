@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import DataError
 from fedhpc.secure.ring import Layout
+from fedhpc.secure.salt import SALT_BYTES
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 
 
@@ -22,15 +23,20 @@ class Vector:
 
     def view(self, name: str) -> NDArray[Any]:
         """The tensor `name` in the buffer, in its kind and shape."""
-        for tensor, offset in zip(self.layout.tensors, self.layout.offsets, strict=True):
+        for tensor, offset in zip(self.layout.named, self.layout.offsets, strict=False):  # the salt has no name here
             if tensor.name == name:
                 raw = self.buffer[offset : offset + tensor.lanes * tensor.lane_bytes]
                 return raw.view(tensor.kind).reshape(tensor.shape)
         raise KeyError(name)
 
     def views(self) -> dict[str, NDArray[Any]]:
-        """All tensors by name."""
-        return {t.name: self.view(t.name) for t in self.layout.tensors}
+        """All named tensors."""
+        return {t.name: self.view(t.name) for t in self.layout.named}
+
+    @property
+    def salt(self) -> NDArray[np.int64]:
+        """The salt, int64 [5] in the buffer; empty where one site sums alone."""
+        return self.buffer[self.layout.nbytes - SALT_BYTES if self.layout.salted else self.layout.nbytes :].view("<i8")
 
     def fill(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Copy `arrays` into their tensors; same names, shapes and kinds."""

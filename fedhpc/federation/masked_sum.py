@@ -95,7 +95,7 @@ class MpiSums:
         my_part = (*parts(layout.nbytes, self.rails), *[(0, 0)] * party.site.size)[party.site.rank]
         stages.share = _lap(begun)
         if len(everyone) == 1:
-            return Opened(plan, bytes(32), stages, 0, 0, everyone)
+            return Opened(plan, bytes(32), stages, 0, 0, everyone, b"")
 
         begun = time.perf_counter()
         mark = inspect(party, vector, plan, my_part)
@@ -118,7 +118,7 @@ class MpiSums:
             party.site.gather_parts(vector.buffer, parts(layout.nbytes, self.rails))
         stages.share += _lap(begun)
         moved = layout.nbytes + message_bytes
-        return Opened(plan, sum_tree, stages, moved, moved, everyone)
+        return Opened(plan, sum_tree, stages, moved, moved, everyone, vector.salt.tobytes())
 
     def settle(self, opened: Opened, state: bytes) -> None:
         """See MaskedSums.settle.
@@ -153,7 +153,7 @@ class MpiSums:
             attempt=self._attempt_number,
             cohort=one_base((m.number for m in party.members), plan.base),
             config=party.agreement.hash,
-            layout=layout.hash,
+            layout=layout.hash_under(plan.layout_key),
             purpose=plan.purpose,
             round_=plan.round_,
             state=plan.state,

@@ -5,22 +5,39 @@ Whatever is wrong with this site's own numbers is found here, before any rank wa
 
 from __future__ import annotations
 
-from fedhpc.errors import DataError
+from fedhpc.errors import DataError, InternalError
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Party, SumPlan
 from fedhpc.secure import labels
 from fedhpc.secure.keys import derive
 from fedhpc.secure.ledger import FINGERPRINT_BLOCK_BYTES, LedgerKeys, fingerprint, fingerprint_blocks
 from fedhpc.secure.ring import Codec
+from fedhpc.secure.salt import salt_words
 from fedhpc.secure.transcript import canon, input_hash
 
 
 def share(party: Party, vector: Vector, plan: SumPlan) -> None:
-    """Give the leader's `vector` to all ranks of the site, unless they hold it already. DataError for other shapes."""
+    """Give the leader's `vector` to all ranks of the site, unless they hold it already, and add the site's salt.
+
+    Raises DataError for other shapes.
+    """
     if party.site.size > 1 and not plan.replicated:
         # Compared first: a broadcast into a buffer of another size ends in MPI's own words, or never.
         refuse_other_layouts(party, party.site.gather_bytes(vector.layout.hash))
         party.site.broadcast(vector.buffer)
+    _add_salt(party, vector, plan)
+
+
+def _add_salt(party: Party, vector: Vector, plan: SumPlan) -> None:
+    """Fill the salt of `vector`, on every rank alike; zeros where there is nothing to hide, and so no key."""
+    if len(party.members) == 1:
+        return
+    if not vector.layout.salted or (party.masked and party.salt_key is None):
+        raise InternalError("a vector of several sites without salt", "please report it")
+    if party.salt_key is None:
+        vector.salt[:] = 0
+    else:
+        vector.salt[:] = salt_words(party.salt_key, party.number, plan.round_, plan.purpose, plan.base)
 
 
 def codec_of(party: Party, plan: SumPlan) -> Codec:
@@ -44,18 +61,22 @@ def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) 
     if keys is None or not party.leads:
         return b""
     factors = canon({name: value.hex() for name, value in plan.factors.items()})
-    return fingerprint(keys.whole, layout.hash, factors, layout.nbytes, [m[32:] for m in gathered])
+    return fingerprint(keys.whole, layout.hash, factors, layout.payload_bytes, [m[32:] for m in gathered])
 
 
 def _inspect_blocks(vector: Vector, part: tuple[int, int], codec: Codec, keys: LedgerKeys | None) -> bytes:
-    """Block by block while a block is in the caches; gives the blocks' tags, none without keys."""
+    """Block by block while a block is in the caches; gives the blocks' tags, none without keys.
+
+    The salt is checked like all lanes, but no part of what a vector is known by.
+    """
     tags = []
+    end = vector.layout.payload_bytes
     for start in range(*part, FINGERPRINT_BLOCK_BYTES):
         stop = min(start + FINGERPRINT_BLOCK_BYTES, part[1])
         for piece in vector.layout.pieces(start, stop):
             codec.check(vector.buffer, piece)
         if keys is not None:
-            tags.append(fingerprint_blocks(keys.blocks, vector.buffer, start, stop))
+            tags.append(fingerprint_blocks(keys.blocks, vector.buffer, start, min(stop, end)))
     return b"".join(tags)
 
 

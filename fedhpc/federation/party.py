@@ -33,6 +33,7 @@ class Party:
     identity: Ed25519PrivateKey | None = field(repr=False)  # leaders of a masked federation only
     ledger_keys: LedgerKeys | None = field(repr=False)  # on every rank of a masked site
     journal: Journal | None  # leaders only
+    salt_key: bytes | None = field(repr=False)  # k_salt [32], on every rank of a masked site
 
     @property
     def name(self) -> str:
@@ -61,6 +62,7 @@ class SumPlan:
     factors: dict[str, float] = field(default_factory=dict)  # w_u / W by tensor; 1 where absent
     replicated: bool = False  # every rank of the site already holds the site's vector
     everyone: bool = False  # all sites of the roster must be in the sum
+    layout_key: bytes = field(default=b"", repr=False)  # of the layout's hash in M0 [32]; empty where scales are public
 
 
 @dataclass
@@ -73,6 +75,7 @@ class Opened:
     bytes_up: int
     bytes_down: int
     members: tuple[int, ...]  # the sites in the sum
+    salt: bytes = field(repr=False)  # S, the sum of the sites' salts [40], on every rank; empty for one site
     round_trips: int = 0  # that followed one another, over a relay
     round_trips_exposed: int = 0  # of those, between the end of the upload and the beginning of the download
 

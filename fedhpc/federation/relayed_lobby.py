@@ -30,7 +30,7 @@ class Lobby:
         body = {
             "base": plan.base.hex(),
             "everyone": int(plan.everyone),
-            "layout": self._layout.hash.hex(),
+            "layout": self._layout.hash_under(plan.layout_key).hex(),
             "purpose": plan.purpose,
             "state": plan.state.hex(),
             "tensors": [list(shape) for shape in self._layout.shapes()],

@@ -86,7 +86,8 @@ class RelayedRound:
         plan, shapes = self._plan, tuple((bits, lanes) for bits, lanes in self.layout.shapes())
         bases = states.bases(plan)
         config = self._party.agreement.hash
-        own = Expected(config, self.layout.hash, plan.purpose, plan.round_, plan.state, shapes, plan.base, bases)
+        layout = self.layout.hash_under(plan.layout_key)
+        own = Expected(config, layout, plan.purpose, plan.round_, plan.state, shapes, plan.base, bases)
         lobby = Lobby(self._party, self._exchange, plan, self.layout)
         stored = self._files.load(plan.round_)
         if stored is None:

@@ -78,7 +78,7 @@ class RelayedSums:
         share(party, vector, plan)
         if layout.nbytes == 0:
             self._round = None
-            return Opened(plan, tree_root(0, []), stages, 0, 0, everyone)
+            return Opened(plan, tree_root(0, []), stages, 0, 0, everyone, b"")
         my_part = (*parts(layout.nbytes, self.rails), *[(0, 0)] * party.site.size)[party.site.rank]
         stages.share = _lap(begun)
         begun = time.perf_counter()
@@ -93,7 +93,7 @@ class RelayedSums:
             party.site.gather_parts(vector.buffer, parts(layout.nbytes, self.rails))
         stages.share += _lap(begun)
         moved = traffic.bytes_up - up, traffic.bytes_down - down
-        return Opened(plan, result.sum_tree, stages, *moved, result.members, *self._turns)
+        return Opened(plan, result.sum_tree, stages, *moved, result.members, vector.salt.tobytes(), *self._turns)
 
     def settle(self, opened: Opened, state: bytes) -> None:
         """See MaskedSums.settle: it holds τ signatures over one result when it returns.

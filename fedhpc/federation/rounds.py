@@ -171,6 +171,7 @@ def _begin(
         federation.take_spent()
         return model, 0
     checkpoint = store.load(newest)
+    _refuse_without_blind(checkpoint)
     if checkpoint.config != federation.party.agreement.hash:
         raise DataError(
             f"the run directory belongs to another federation.toml (SHA-256 {checkpoint.config.hex()}, "
@@ -181,7 +182,7 @@ def _begin(
         _require_ledger(federation, checkpoint)
         store.discard_after(newest)
     model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False)
-    model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_)
+    model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_, checkpoint.blind)
     federation.round_ = model.reached = checkpoint.sums
     if not outbox.holds(model.state):  # what is kept there has a newer state of the trainer
         trainer.restore(checkpoint.private)
@@ -257,6 +258,16 @@ def _newest_common_round(federation: Federation, store: CheckpointStore) -> int 
     return None if answer == b"none" else int(answer)
 
 
+def _refuse_without_blind(checkpoint: Checkpoint) -> None:
+    """PolicyError for a checkpoint of fedhpc 0.1.0: its state has no blind, and its ledger no home."""
+    if not checkpoint.blind:
+        raise PolicyError(
+            "the run directory is of fedhpc 0.1.0 (fedhpc-secagg/1): its model's hash could be guessed by the relay",
+            "`fedhpc site ledger adopt RUN` keeps what this site has summed, and `fedhpc federation next --from-model` "
+            "begins an epoch from the model",
+        )
+
+
 def _require_ledger(federation: Federation, checkpoint: Checkpoint) -> None:
     """Refuse to go on with a ledger that lacks rounds this site has summed: deleted, or put back from a backup."""
     party = federation.party
@@ -285,6 +296,7 @@ def _save(federation: Federation, trainer: Trainer, store: CheckpointStore, mode
             outer=model.saved_outer(),
             private=dict(private),
             ledger=b"" if journal is None else journal.ledger.head,
+            blind=model.blind,
         )
     )
     federation.sums.keep_until(federation.round_)

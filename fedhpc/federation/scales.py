@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,17 @@ from fedhpc.secure.ring import scale_for_exponent
 # Bins by kind: exponents lowest..highest; values below 2^lowest count as lowest. A float64 statistic may be anything,
 # a float32 model update beyond 2^63 has diverged.
 _RANGES = {"float32": (-64, 63), "float64": (-512, 1024)}
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The scales of one vector, and who may know them."""
+
+    by_name: Mapping[str, int] = field(default_factory=dict)
+    salt: bytes = field(default=b"", repr=False)  # S of the sum that they were chosen from [40]; empty: all may
+
+
+PUBLIC = Scales()
 
 
 def exponent_counts(arrays: Mapping[str, NDArray[Any]], factor: float, site: str) -> dict[str, NDArray[np.int64]]:

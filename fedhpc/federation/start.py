@@ -21,7 +21,7 @@ from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import SumPlan
 from fedhpc.secure import labels
-from fedhpc.secure.ring import Layout, Tensor
+from fedhpc.secure.ring import Tensor
 
 _MODEL, _WEIGHT = "model/", "total_weight"
 _LANE_BYTES = 7  # of the raw bytes in one int64 lane: the sum over 100 sites, of which 99 add zeros, stays in the ring
@@ -42,7 +42,7 @@ def take_over(federation: Federation, model: GlobalModel, own: Taken | None) -> 
     DataError if the model is another one than this task builds; RoundOverError if the others went on without this site.
     """
     party, lanes = federation.party, _lanes(model.tensors)
-    layout = Layout([Tensor(name, "int64", (count,)) for name, count in lanes.items()])
+    layout = federation.layout([Tensor(name, "int64", (count,)) for name, count in lanes.items()])
     vector = Vector(layout)
     mine: dict[str, NDArray[np.int64]] = {}
     if party.leads and own is not None:
@@ -58,7 +58,7 @@ def take_over(federation: Federation, model: GlobalModel, own: Taken | None) -> 
     _refuse_other(federation, bool(mine) and any(np.any(mine[name] != given[name]) for name in mine))
     tensors = {name: _unpacked(given[_MODEL + name], like) for name, like in model.tensors.items()}
     weight = float(_unpacked(given[_WEIGHT], np.zeros(1, dtype="<f8"))[0])
-    federation.finish(opened, model.go_on_from(tensors, weight or None))
+    federation.finish(opened, model.go_on_from(tensors, weight or None, opened.salt))
     model.reached = federation.round_
 
 

@@ -1,7 +1,8 @@
 """The tensors of a state: everything that sites share and that the next round depends on, in one order.
 
-The model's tensors in layout order, the strategy's own sorted by name, W, and the number of training rounds done. Their
-Tree is in the state that τ sites sign, so a site that was away can take all of them from any other site.
+The model's tensors in layout order, the strategy's own sorted by name, W, the number of training rounds done, and the
+blind, without which the relay could guess a small model and see from the state's hash that it is right. Their Tree is
+in the state that τ sites sign, so a site that was away can take all of them from any other site.
 """
 
 from __future__ import annotations
@@ -23,22 +24,26 @@ Arrays = list[NDArray[Any]]
 
 
 def state_arrays(
-    tensors: Tensors, outer: Mapping[str, NDArray[Any]], total_weight: float | None, rounds: int
+    tensors: Tensors, outer: Mapping[str, NDArray[Any]], total_weight: float | None, rounds: int, blind: bytes
 ) -> Arrays:
-    """The arrays of a state. `outer`: the strategy's; `total_weight`: W, None if it was not summed yet."""
+    """The arrays of a state. `outer`: the strategy's. `total_weight`: W, None if not summed yet. `blind` [32]."""
     tail = [np.array([total_weight or 0.0], dtype="<f8"), np.array([rounds], dtype="<i8")]
-    return [*tensors.values(), *(outer[name] for name in sorted(outer)), *tail]
+    hidden = np.frombuffer(bytearray(blind), dtype=np.uint8)
+    return [*tensors.values(), *(outer[name] for name in sorted(outer)), *tail, hidden]
 
 
 def arrays_of_checkpoint(checkpoint: Checkpoint) -> Arrays:
     """The arrays of the state that a checkpoint holds."""
     outer = {name: array for name, array in checkpoint.outer.items() if name != TOTAL_WEIGHT}
     weight = float(checkpoint.outer[TOTAL_WEIGHT][0]) if TOTAL_WEIGHT in checkpoint.outer else None
-    return state_arrays(checkpoint.tensors, outer, weight, checkpoint.round_)
+    return state_arrays(checkpoint.tensors, outer, weight, checkpoint.round_, checkpoint.blind)
 
 
 def model_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of all tensors' raw little-endian bytes in layout order, in hex: what people compare and files carry."""
+    """SHA-256 of all tensors' raw little-endian bytes in layout order, in hex: what people compare a model by.
+
+    It stays at the sites: nothing in it keeps others from trying out small models.
+    """
     digest = hashlib.sha256()
     for tensor in tensors.values():
         digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)

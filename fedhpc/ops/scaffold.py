@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedhpc.errors import ConfigError, StorageError
+from fedhpc.federation.agreement import PROTOCOL_NAME
 from fedhpc.secure.keys import identity_public, new_identity
 
 _FEDERATION = """\
@@ -16,6 +17,7 @@ _FEDERATION = """\
 
 [federation]
 name = "{name}"
+protocol = "{protocol}"
 rounds = {rounds}
 seed = {seed}
 
@@ -105,7 +107,7 @@ def write_federation(directory: Path, plan: Plan, sites: Mapping[str, NewSite]) 
             (directory / "sites" / f"{name}.toml").write_text(
                 _SITE.format(name=name, ranks=site.ranks, key=f"../keys/{name}.key", data=data, device=site.device)
             )
-        text = _FEDERATION.format(roster="\n".join(roster), **vars(plan))
+        text = _FEDERATION.format(protocol=PROTOCOL_NAME, roster="\n".join(roster), **vars(plan))
         federation.write_text(text)
     except OSError as error:
         raise StorageError(f"cannot write {directory}: {error.strerror}") from None

@@ -1,6 +1,6 @@
 """Every constant that separates one use of a hash, a key or a signature from another."""
 
-PROTOCOL = b"fedhpc-secagg/1"
+PROTOCOL = b"fedhpc-secagg/2"
 
 # Names of hashes: H(name, …)
 HASH_TREE = b"tree"
@@ -17,6 +17,8 @@ HASH_NEED = b"need"
 HASH_STATE = b"state"
 HASH_INPUT = b"input"
 HASH_ENROL = b"enrol"
+HASH_SALT = b"salt"
+HASH_LAYOUT_KEY = b"layout-key"
 
 # Names of derived keys: KDF(salt, ikm, name, i, j)
 KEY_EDGE = b"edge"
@@ -29,6 +31,9 @@ KEY_ROUNDING = b"rounding"
 KEY_LEDGER = b"ledger"
 KEY_LEDGER_BLOCKS = b"ledger-blocks"
 KEY_OUTBOX = b"outbox"
+KEY_SALT = b"salt"
+KEY_BLIND = b"blind"
+KEY_LAYOUT = b"layout"
 KEY_ENROL_ACCESS = b"enrol-access"
 KEY_ENROL_PROOF = b"enrol-proof"
 
@@ -45,6 +50,9 @@ SIGN_ABANDON = "ABANDON"
 SIGN_NEED = "NEED"
 SIGN_STATE = "STATE"
 SIGN_ENROL = "ENROL"
+
+# The last tensor of every vector, beside the named ones
+SALT = "salt"
 
 # Purposes of a masked sum, as they stand in M0 and in H("input", …)
 PURPOSE_TRAIN = "train"

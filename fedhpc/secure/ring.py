@@ -8,6 +8,8 @@ lanes and a float64 or int64 tensor 64-bit lanes in the same memory.
 from __future__ import annotations
 
 import bisect
+import hashlib
+import hmac
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from fedhpc.errors import DataError, PolicyError
 from fedhpc.secure import labels
 from fedhpc.secure.masks import SLACK_BYTES, TILE_BYTES, Keystream
+from fedhpc.secure.salt import SALT_LANES
 from fedhpc.secure.transcript import canon, hash_parts
 
 ALIGN_BYTES = 16
@@ -100,24 +103,38 @@ class Piece:
 class Layout:
     """Where each tensor lies in the vector. The same at every site; its hash is in every mask key."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tuple(tensors)
+    def __init__(self, tensors: Sequence[Tensor], *, salted: bool = False) -> None:
+        """`tensors`: named differently. `salted`: with the salt behind them, as wherever two sites or more sum."""
+        self.named = tuple(tensors)
+        """What people sum."""
+        self.salted = salted
+        self.tensors = (*self.named, *([Tensor(labels.SALT, "int64", (SALT_LANES,))] if salted else []))
+        """All that travels, in order."""
+        self.payload_bytes = 0
+        """Bytes of the vector up to the end of the last named tensor."""
         self.offsets: list[int] = []
         self._lane_numbers: list[int] = []
         names: set[str] = set()
         at = lanes = 0
-        for tensor in self.tensors:
-            if tensor.name in names:
-                raise DataError(f"two tensors are called '{tensor.name}'")
-            names.add(tensor.name)
+        for index, tensor in enumerate(self.tensors):
+            if index < len(self.named):
+                if tensor.name in names:
+                    raise DataError(f"two tensors are called '{tensor.name}'")
+                names.add(tensor.name)
             at = -(-at // ALIGN_BYTES) * ALIGN_BYTES
             self.offsets.append(at)
             self._lane_numbers.append(lanes)
             at += tensor.lanes * tensor.lane_bytes
             lanes += tensor.lanes
+            if index < len(self.named):
+                self.payload_bytes = at
         self.nbytes = at
         self.lanes = lanes
         self.hash = hash_parts(labels.HASH_LAYOUT, canon(self.as_json()))
+
+    def hash_under(self, key: bytes) -> bytes:
+        """The hash as others see it [32]: keyed where the scales are not public; an empty `key` where they are."""
+        return hmac.digest(key, self.hash, hashlib.sha256) if key else self.hash
 
     def as_json(self) -> list[dict[str, Any]]:
         """The layout as it is hashed: bits, name, scale and shape of each tensor."""

@@ -29,11 +29,12 @@ from fedhpc.data import hdf5
 from fedhpc.errors import DataError, InternalError, StorageError
 from fedhpc.federation.interfaces import Checkpoint
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_WITHOUT_BLIND = 1  # of fedhpc 0.1.0: its model can still be exported, but nobody goes on from it
 LARGEST_JSON = 64 << 20
 _NAME = re.compile(r"round-(\d{6,12})\.h5")
 _STALE_NAME = r"round-\d{6,12}\.h5"
-_DOMAIN = b"fedhpc checkpoint v1\0"
+_DOMAIN = b"fedhpc checkpoint v%d\0"
 _GROUPS = ("tensors", "outer", "private")
 _DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -85,12 +86,13 @@ class Hdf5Checkpoints:
                 "sums": checkpoint.sums,
                 "config": checkpoint.config.hex(),
                 "ledger": checkpoint.ledger.hex(),
+                "blind": checkpoint.blind.hex(),
                 **{group: [_entry(name, array) for name, array in groups[group].items()] for group in _GROUPS},
             }
         )
         path = self.path(checkpoint.round_)
         with hdf5.new_file(path) as file:
-            digest = hashlib.sha256(_DOMAIN)
+            digest = hashlib.sha256(_DOMAIN % SCHEMA_VERSION)
             file.create_dataset("index", data=np.frombuffer(index, np.uint8))
             _hash(digest, index)
             for group in _GROUPS:
@@ -207,9 +209,9 @@ def _read(path: Path) -> Checkpoint:
     file = hdf5.open_file(path)
     try:
         version = hdf5.get_integer(file, "schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in (_WITHOUT_BLIND, SCHEMA_VERSION):
             raise DataError(f"{path} has schema version {version}, not {SCHEMA_VERSION}", "use the same fedhpc")
-        digest = hashlib.sha256(_DOMAIN)
+        digest = hashlib.sha256(_DOMAIN % version)
         index = json.loads(_read_json(file, "index", digest))
         groups: dict[str, dict[str, NDArray[Any]]] = {}
         for group in _GROUPS:
@@ -225,6 +227,7 @@ def _read(path: Path) -> Checkpoint:
             sums=int(index["sums"]),
             config=bytes.fromhex(index["config"]),
             ledger=bytes.fromhex(index["ledger"]),
+            blind=bytes.fromhex(index["blind"]) if version == SCHEMA_VERSION else b"",
             **cast(Any, groups),
         )
     except (*hdf5.DAMAGE, RecursionError) as error:

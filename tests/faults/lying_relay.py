@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 import fedhpc
 from fedhpc.exchange.objects import ObjectName
-from fedhpc.federation.agreement import read_identity
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.identity import read_identity
 from fedhpc.ops.enrolment.one_machine import Enrolled
 from fedhpc.relay.connection import Connection, Head
 from fedhpc.relay.kept import KeptAttempt

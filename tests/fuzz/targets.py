@@ -366,6 +366,7 @@ class _Socket:
 AGREED = f"""
 [federation]
 name = "heart"
+protocol = "fedhpc-secagg/2"
 rounds = 3
 epoch = 1
 previous = "{"cd" * 32}"

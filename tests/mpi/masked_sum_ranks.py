@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fedhpc.exchange.mpi import MpiExchange
-from fedhpc.federation.agreement import read_agreement
+from fedhpc.federation.agreement import PROTOCOL_NAME, read_agreement
 from fedhpc.federation.journal import MemoryJournal
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.masked_sum import MpiSums
@@ -28,6 +28,7 @@ from fedhpc.secure.keys import identity_public
 from fedhpc.secure.ledger import ledger_keys
 from fedhpc.secure.masks import Masks
 from fedhpc.secure.ring import Layout, Tensor, lane_bound, scale_for
+from fedhpc.secure.salt import salt_key, salt_words
 from fedhpc.secure.transcript import tree
 
 RANKS = 8
@@ -51,7 +52,9 @@ def place_in(sizes: list[int], rails: int | str) -> Place:
 def party_of(case: dict[str, Any], place: Place, mode: str) -> Party:
     sites = len(case["sizes"])
     keys = [bytes([u]) * 32 for u in range(1, sites + 1)]
-    text = "[federation]\nname = 'test'\n[secure]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in case["secure"])
+    text = f"[federation]\nname = 'test'\nprotocol = '{PROTOCOL_NAME}'\n[secure]\n" + "".join(
+        f"{k} = {json.dumps(v)}\n" for k, v in case["secure"]
+    )
     text += "".join(f"[[site]]\nname = 's{u}'\nsign = '{identity_public(k).hex()}'\n" for u, k in enumerate(keys, 1))
     agreement = read_agreement(text.encode(), "federation.toml")
     # The same bytes and hash for both modes, so that stochastic rounding draws the same words.
@@ -61,6 +64,7 @@ def party_of(case: dict[str, Any], place: Place, mode: str) -> Party:
         agreement=agreement, number=place.number, site=place.site, members=agreement.members(),
         identity=Ed25519PrivateKey.from_private_bytes(mine) if leads else None,
         ledger_keys=ledger_keys(agreement.hash, mine, place.number), journal=MemoryJournal(),
+        salt_key=salt_key(agreement.hash, mine, place.number),
     )  # fmt: skip
 
 
@@ -79,11 +83,24 @@ def values_of(case: dict[str, Any], site: int, tensor: Tensor) -> np.ndarray:
     return some.astype(tensor.kind)
 
 
-def expected(case: dict[str, Any], layout: Layout, factors: list[float]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def salt_by_hand(case: dict[str, Any], config: bytes, round_: int) -> np.ndarray:
+    """S: any rank of this test knows every site's key."""
+    words = []
+    for u in range(1, len(case["sizes"]) + 1):
+        words.append(salt_words(salt_key(config, bytes([u]) * 32, u), u, round_, "test", NO_BASE))
+    assert len({w.tobytes() for w in words}) == len(words)
+    assert min(w.min() for w in words) >= 0
+    return sum(words)
+
+
+def expected(
+    case: dict[str, Any], layout: Layout, factors: list[float], salt: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """(tensors, ring vector): each site's numbers on the grid, added as integers."""
     ring = np.zeros(layout.nbytes, dtype=np.uint8)
+    ring[layout.nbytes - 40 :] = salt.view(np.uint8)
     decoded = {}
-    for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
+    for tensor, offset in zip(layout.named, layout.offsets, strict=False):
         total = np.zeros(tensor.shape, dtype=np.int64)
         for site, factor in enumerate(factors, start=1):
             values = values_of(case, site, tensor)
@@ -108,7 +125,8 @@ def layout_of(case: dict[str, Any]) -> Layout:
         [
             Tensor(f"t{i}", kind, tuple(shape), 0 if kind == "int64" else scale_for(case["bound"], bits[kind], sites))
             for i, (kind, shape) in enumerate(case["tensors"])
-        ]
+        ],
+        salted=True,
     )
 
 
@@ -118,14 +136,14 @@ def check(case: dict[str, Any]) -> None:
     layout, sites = layout_of(case), len(case["sizes"])
     shares = np.array(case["weights"][:sites], dtype=np.float64)
     factors = [float(w / shares.sum()) for w in shares]
-    mine = {t.name: factors[place.number - 1] for t in layout.tensors if t.kind != "int64"}
+    mine = {t.name: factors[place.number - 1] for t in layout.named if t.kind != "int64"}
     number = next(rounds)
     vectors, trees = {}, {}
     for mode in ("pairwise", "off"):
         party = party_of(case, place, mode)
         vector = Vector(layout)
         if case["replicated"] or place.site.rank == 0:
-            vector.fill({t.name: values_of(case, place.number, t) for t in layout.tensors})
+            vector.fill({t.name: values_of(case, place.number, t) for t in layout.named})
         else:
             vector.buffer[:] = 255  # only the leader's values count
         exchange = MpiExchange(party.agreement.names, place.leaders, place.rail)
@@ -135,23 +153,25 @@ def check(case: dict[str, Any]) -> None:
         plan = SumPlan(number, "test", NO_BASE, bytes(32), mine, replicated=case["replicated"])
         opened = sums.open(vector, plan)
         sums.settle(opened, bytes(32))
+        salt = salt_by_hand(case, party.agreement.hash, number)
+        assert opened.salt == salt.tobytes(), f"rank {world.group.rank} has another salt"
         vectors[mode], trees[mode] = vector, opened.sum_tree
     counted["sums"] += 1
     counted["split rails"] += place.rails > 1 and layout.nbytes > MIB
     assert trees["pairwise"] == trees["off"]
-    for tensor in layout.tensors:
+    for tensor in layout.named:
         masked, plain = (vectors[mode].view(tensor.name) for mode in ("pairwise", "off"))
         assert masked.tobytes() == plain.tobytes(), f"{tensor}: masked and unmasked sums differ"
     if ("rounding", "stochastic") in [tuple(s) for s in case["secure"]]:
-        for tensor in layout.tensors:
+        for tensor in layout.named:
             sums = [values_of(case, u, tensor).astype(np.float64) * f for u, f in enumerate(factors, start=1)]
             if tensor.kind == "float32":  # within a grid step of each site, and the float32 of the result
                 error = np.abs(vectors["pairwise"].view(tensor.name) - sum(sums))
                 assert (error <= sites * tensor.quantum + 2.0**-24 * np.abs(sum(sums))).all()
         return
-    by_hand, ring = expected(case, layout, factors)
+    by_hand, ring = expected(case, layout, factors, salt)
     assert trees["pairwise"] == tree(ring), "Tree(X) is not that of the sum by hand"
-    for tensor in layout.tensors:
+    for tensor in layout.named:
         got = vectors["pairwise"].view(tensor.name)
         assert got.tobytes() == by_hand[tensor.name].tobytes(), f"{tensor}: differs from the sum by hand"
 
@@ -197,7 +217,11 @@ def table() -> list[dict[str, Any]]:
         {"sizes": [2, 2, 4], "rails": 2, "chunk": 65536 + 16, "tensors": WIDE, "overlap": True},
         {"sizes": [2, 2, 4], "rails": 2, "tensors": WIDE, "secure": [["rounding", "stochastic"]], "chunk": 70_000 * 16},
         {"tensors": [["float32", [0]], ["int64", [0, 3]], ["float64", []]]},  # empty, and 0-d
-        {"tensors": [["float32", [0]]]},
+        {"tensors": [["float32", [0]]]}, {"tensors": [], "weights": [1] * 8},  # nothing but salt
+        # the salt lies in a block of its own, at a rank that has nothing else; just within a block; across its end
+        {"sizes": [2, 2, 4], "rails": 2, "tensors": [["int64", [MIB // 8]]]},
+        {"sizes": [2, 2, 4], "rails": 2, "tensors": [["int64", [MIB // 8 - 5]]]},
+        {"sizes": [2, 2, 4], "rails": 2, "tensors": [["int64", [MIB // 8 - 3]]]},
         # exactly a block, a byte more than a block, two blocks
         {"sizes": [2, 2, 4], "tensors": [["float32", [MIB // 4]]]},
         {"sizes": [2, 2, 4], "tensors": [["float32", [MIB // 4 + 1]]]},

@@ -19,7 +19,7 @@ from harness import edit, until
 from lives import SITES, STEPS, Lives, Run, final_hash
 
 from fedhpc.errors import PolicyError
-from fedhpc.federation.agreement import read_identity
+from fedhpc.federation.identity import read_identity
 from fedhpc.federation.interfaces import LocalResult, LocalWork
 from fedhpc.federation.outbox import FileOutbox, outbox_key
 from fedhpc.mpi.collectives import SerialGroup

@@ -16,18 +16,19 @@ import numpy as np
 from secure_fakes import key_of
 
 from fedhpc.errors import InterruptedRun
-from fedhpc.federation.agreement import Agreement, read_agreement
+from fedhpc.federation.agreement import PROTOCOL_NAME, Agreement, read_agreement
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.journal import MemoryJournal
 from fedhpc.federation.layout import Vector
-from fedhpc.federation.own_vector import codec_of
+from fedhpc.federation.own_vector import codec_of, share
 from fedhpc.federation.party import Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.secure.keys import identity_public
 from fedhpc.secure.ledger import ledger_keys
 from fedhpc.secure.ring import lanes_of
+from fedhpc.secure.salt import salt_key
 from fedhpc.secure.transcript import tree
 
 _T = TypeVar("_T")
@@ -38,7 +39,7 @@ def agreement_of(
     sites: int, samples: tuple[int, ...] = (), rounds: int = 1, **sections: Mapping[str, Any]
 ) -> Agreement:
     """federation.toml of sites s1, s2, …; `samples` in the roster."""
-    lines = ["[federation]", "name = 'test'", f"rounds = {rounds}"]
+    lines = ["[federation]", "name = 'test'", f"protocol = '{PROTOCOL_NAME}'", f"rounds = {rounds}"]
     for section, values in sections.items():
         lines += [f"[{section}]", *(f"{k} = {v!r}" for k, v in values.items())]
     for u in range(1, sites + 1):
@@ -50,7 +51,8 @@ def agreement_of(
 def party_of(agreement: Agreement, number: int) -> Party:
     keys = ledger_keys(agreement.hash, key_of("identity", number), number)
     group = SerialGroup(f"site s{number}")
-    return Party(agreement, number, group, agreement.members(), None, keys, MemoryJournal())
+    salts = salt_key(agreement.hash, key_of("identity", number), number)
+    return Party(agreement, number, group, agreement.members(), None, keys, MemoryJournal(), salts)
 
 
 class Meeting:
@@ -64,6 +66,7 @@ class Meeting:
         self.lost: dict[int, set[int]] = {}  # masked sum -> sites
         self.plans: list[SumPlan] = []  # of site 1
         self.parts: dict[int, Vector] = {}
+        self.layouts: dict[int, bytes] = {}  # their hashes in M0
         self.barrier = threading.Barrier(sites, timeout=WAIT_S)
         self.interrupt = ("", 0)  # all sites leave in their n-th "open" or "settle", from 0
         self.calls: dict[tuple[str, int], int] = {}
@@ -105,6 +108,7 @@ class FakeSums:
         meeting, me = self._meeting, self._party.number
         if me == 1:
             meeting.plans.append(plan)
+        share(self._party, vector, plan)
         layout, codec = vector.layout, codec_of(self._party, plan)
         pieces = layout.pieces(0, layout.nbytes)
         kept = vector.buffer.copy()
@@ -113,10 +117,10 @@ class FakeSums:
             codec.encode(vector.buffer, piece)
         mine = Vector(layout)
         mine.buffer[:] = vector.buffer
-        meeting.parts[me] = mine
+        meeting.parts[me], meeting.layouts[me] = mine, layout.hash_under(plan.layout_key)
         meeting.barrier.wait()
         members = tuple(u for u in meeting.numbers if u not in meeting.lost.get(plan.round_, ()))
-        assert len({meeting.parts[u].layout.hash for u in members}) == 1, "the sites sum different layouts"
+        assert len({meeting.layouts[u] for u in members}) == 1, "the sites sum different layouts"
         vector.buffer[:] = 0
         for u in members:
             for piece in pieces:
@@ -129,7 +133,7 @@ class FakeSums:
         sum_tree = tree(vector.buffer)
         for piece in pieces:
             codec.decode(vector.buffer, piece)
-        return Opened(plan, sum_tree, Stages(), layout.nbytes, layout.nbytes, members)
+        return Opened(plan, sum_tree, Stages(), layout.nbytes, layout.nbytes, members, vector.salt.tobytes())
 
     def settle(self, opened: Opened, state: bytes) -> None:
         """All sites add the same numbers."""

@@ -30,6 +30,7 @@ def a_checkpoint(round_=1, size=10):
         outer={"momentum": np.ones(3), "big endian": np.arange(3, dtype=">i4")},
         private={"rng": np.arange(9, dtype=np.uint8), "mask": np.array([True, False]), "half": np.ones(2, np.float16)},
         ledger=b"\1" * 32,
+        blind=b"\2" * 32,
     )
 
 
@@ -175,7 +176,8 @@ def test_a_renamed_file_is_not_taken_for_another_round(tmp_path):
 
 
 CRAFTED = {
-    "version 2": lambda f: f.attrs.__setitem__("schema_version", 2),
+    "version 3": lambda f: f.attrs.__setitem__("schema_version", 3),
+    "does not have its SHA-256": lambda f: f.attrs.__setitem__("schema_version", 1),  # would lose the blind
     "claims": lambda f: (
         f.__delitem__("tensors/000000"),
         f.create_dataset("tensors/000000", (10**12,), "f4", chunks=(1000,)),

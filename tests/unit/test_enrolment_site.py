@@ -16,7 +16,7 @@ from fedhpc.errors import ConfigError, FedhpcError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.pins import pin_of, read_certificate
-from fedhpc.federation.agreement import read_identity
+from fedhpc.federation.identity import read_identity
 from fedhpc.ops.enrolment.relay import admit, drop
 from fedhpc.ops.enrolment.site import SiteFolder
 from fedhpc.relay.certificates import Issued, issue, new_authority, new_key, new_request

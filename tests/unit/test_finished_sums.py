@@ -19,18 +19,19 @@ from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.federation.pipeline import Stages
 from fedhpc.secure.ring import Layout, Tensor
 
-LAYOUT = Layout([Tensor("x", "float64", (3,), 20), Tensor("n", "int64", (2,))])
+LAYOUT = Layout([Tensor("x", "float64", (3,), 20), Tensor("n", "int64", (2,))], salted=True)
 PLAN = SumPlan(5, "mean age", NO_BASE, key_of("state"))
 
 
 def full(layout: Layout = LAYOUT) -> Vector:
     vector = Vector(layout)
+    vector.salt[:] = [1 << 57, 0, 3, 4, 5]
     vector.fill({"x": np.array([1.5, -2.0, 0.25]), "n": np.array([7, -9])})
     return vector
 
 
 def keep(finished: FinishedSums, plan: SumPlan = PLAN, members: tuple[int, ...] = (1, 2, 4)) -> None:
-    opened = Opened(plan, key_of("tree"), Stages(), 0, 0, members)
+    opened = Opened(plan, key_of("tree"), Stages(), 0, 0, members, full().salt.tobytes())
     finished.keep(plan, LAYOUT, opened, full())
 
 
@@ -49,6 +50,7 @@ def test_the_same_question_gets_the_same_answer_after_a_restart(tmp_path: Path, 
     vector.buffer[:] = 255
     assert FinishedSums(tmp_path / "sums").find(PLAN, vector) == (key_of("tree"), (1, 2, 4))
     assert vector.buffer.tobytes() == full().buffer.tobytes()
+    assert vector.salt.tolist() == [1 << 57, 0, 3, 4, 5]  # what is made of S is made again
 
 
 @pytest.mark.parametrize(
@@ -56,9 +58,9 @@ def test_the_same_question_gets_the_same_answer_after_a_restart(tmp_path: Path, 
     [
         ({"purpose": "mean weight"}, LAYOUT),
         ({"round_": 6}, LAYOUT),
-        ({}, Layout([Tensor("x", "float64", (3,), 21), Tensor("n", "int64", (2,))])),
-        ({}, Layout([Tensor("y", "float64", (3,), 20), Tensor("n", "int64", (2,))])),
-        ({}, Layout([Tensor("x", "float64", (3, 1), 20), Tensor("n", "int64", (2,))])),
+        ({}, Layout([Tensor("x", "float64", (3,), 21), Tensor("n", "int64", (2,))], salted=True)),
+        ({}, Layout([Tensor("y", "float64", (3,), 20), Tensor("n", "int64", (2,))], salted=True)),
+        ({}, Layout([Tensor("x", "float64", (3, 1), 20), Tensor("n", "int64", (2,))], salted=True)),
     ],
 )
 def test_another_question_is_not_answered(finished: FinishedSums, changes: dict[str, object], layout: Layout) -> None:

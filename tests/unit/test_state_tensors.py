@@ -37,14 +37,15 @@ def joined(arrays: list[NDArray[Any]]) -> bytes:
     return b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
 
 
-def test_tensors_in_layout_order_then_the_strategys_by_name_then_the_weight_and_the_rounds() -> None:
+def test_tensors_in_layout_order_then_the_strategys_by_name_then_the_weight_the_rounds_and_the_blind() -> None:
     tensors = {"z": np.float32([1, 2]), "a": np.float64([[3]])}
     outer = {"velocity/z": np.float32([4, 5]), "moment/z": np.float32([6, 7])}
-    data = joined(state_arrays(tensors, outer, 2.5, 9))
+    blind = bytes(range(32))
+    data = joined(state_arrays(tensors, outer, 2.5, 9, blind))
     parts = [np.float32([1, 2]), np.float64([3]), np.float32([6, 7]), np.float32([4, 5]), np.array([2.5], "<f8")]
-    assert data == b"".join(p.tobytes() for p in parts) + (9).to_bytes(8, "little")
-    assert joined(state_arrays(tensors, outer, None, 9)) == data[:-16] + bytes(8) + data[-8:]
-    assert total_bytes(state_arrays(tensors, outer, None, 9)) == len(data)
+    assert data == b"".join(p.tobytes() for p in parts) + (9).to_bytes(8, "little") + blind
+    assert joined(state_arrays(tensors, outer, None, 9, blind)) == data[:-48] + bytes(8) + data[-40:]
+    assert total_bytes(state_arrays(tensors, outer, None, 9, blind)) == len(data)
 
 
 def tensors_of(site: int, dtype: str = "float32") -> Tensors:
@@ -77,7 +78,8 @@ def test_a_state_moves_to_another_site_and_to_a_checkpoint_and_back(tmp_path: Pa
             ledger, config = b"", federation.party.agreement.hash
             saved = model.saved_outer()
             assert (TOTAL_WEIGHT in saved) == (weights == "samples")
-            store.save(Checkpoint(2, federation.round_, config, model.tensors, saved, {}, ledger))
+            store.save(Checkpoint(2, federation.round_, config, model.tensors, saved, {}, ledger, model.blind))
+            assert model.blind != bytes(32)
             states.append(model.state)
         meeting.barrier.wait()
         taken = arrays_of_checkpoint(store.load(2))
@@ -91,7 +93,7 @@ def test_a_state_moves_to_another_site_and_to_a_checkpoint_and_back(tmp_path: Pa
         if federation.party.number == 3:  # goes on from the checkpoint
             loaded = store.load(2)
             other = GlobalModel(federation, tensors_of(98), frozenset({"running"}))
-            other.restore(loaded.tensors, loaded.outer, loaded.round_)
+            other.restore(loaded.tensors, loaded.outer, loaded.round_, loaded.blind)
             other.reached = model.reached
             model = other
         assert model.rounds == 2

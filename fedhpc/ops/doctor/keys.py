@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, FedhpcError, PolicyError
 from fedhpc.exchange.pins import pin_of, pin_of_key, read_certificate
-from fedhpc.federation.agreement import SiteFile, read_identity
+from fedhpc.federation.agreement import SiteFile
 from fedhpc.federation.approvals import Approvals
+from fedhpc.federation.identity import read_identity
 from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.ops.doctor.subject import Subject
 from fedhpc.secure.keys import identity_public

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedhpc.config import parse_toml, read_bytes
 from fedhpc.errors import ConfigError
-from fedhpc.federation.agreement import Agreement, RosterEntry, read_agreement
+from fedhpc.federation.agreement import PROTOCOL_NAME, Agreement, RosterEntry, read_agreement
 from fedhpc.ops.enrolment.federation_text import MARK, drop_value, set_value, toml
 
 _DRAFT = """\
@@ -23,6 +23,7 @@ _DRAFT = """\
 
 [federation]
 name = "{name}"
+protocol = "{protocol}"   # what the sites speak; a build speaks one
 rounds = {rounds}
 seed = {seed}                     # of the first model and the order of the data
 epoch = 0                    # counts agreed changes; kept by `fedhpc federation`, like the next line
@@ -167,7 +168,7 @@ def read_complete(path: Path) -> Agreement:
 
 def new_draft(name: str, relay_pin: str, rounds: int, seed: int, sites: Sequence[str]) -> bytes:
     """The first federation.toml, whose roster names the sites without their keys."""
-    text = _DRAFT.format(name=name, relay=relay_pin, rounds=rounds, seed=seed, mark=MARK)
+    text = _DRAFT.format(name=name, protocol=PROTOCOL_NAME, relay=relay_pin, rounds=rounds, seed=seed, mark=MARK)
     return Draft.read(text.encode()).with_roster([{"name": site} for site in sites]).source
 
 

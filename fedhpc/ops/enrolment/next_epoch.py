@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from fedhpc.config import read_bytes, read_section
 from fedhpc.errors import ConfigError, PolicyError
+from fedhpc.federation.agreement import PROTOCOL_NAME
 from fedhpc.federation.start_settings import MOST_EPOCHS
 from fedhpc.files import write_whole
 from fedhpc.ops.enrolment.draft import Draft
@@ -53,7 +54,15 @@ def following(draft: Draft, kept: Sequence[bytes], entries: Entries, beginning: 
     """
     earlier = [Draft.adopt(source) for source in kept]
     notes: list[str] = []
+    spoken = draft.table["federation"].get("protocol", "that of fedhpc 0.1.0")
+    if beginning.kind == "previous" and spoken != PROTOCOL_NAME:
+        raise ConfigError(
+            f"epoch {draft.epoch} spoke another protocol ({spoken}), and {PROTOCOL_NAME} cannot go on from its states",
+            "give the model as a file: `fedhpc export RUN model.safetensors`, then "
+            "`fedhpc federation next --from-model model.safetensors`; every site runs `fedhpc site ledger adopt RUN`",
+        )
     after = draft.next_epoch().with_value("federation", "seed", secrets.randbelow(1 << _SEED_BITS))
+    after = after.with_value("federation", "protocol", PROTOCOL_NAME)
     if beginning.rounds is not None:
         after = after.with_value("federation", "rounds", beginning.rounds)
     after = after.with_roster(list(entries.values()), {})

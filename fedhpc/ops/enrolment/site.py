@@ -28,8 +28,9 @@ from fedhpc.errors import ConfigError, PolicyError, StorageError
 from fedhpc.exchange.http_link import parse_url, proxy_from_environment
 from fedhpc.exchange.mailbox import RelayMailbox
 from fedhpc.exchange.pins import pin_of, pin_of_key, read_certificate, read_pem, require_private
-from fedhpc.federation.agreement import SiteFile, check_name, read_identity, read_site
+from fedhpc.federation.agreement import SiteFile, check_name, read_site
 from fedhpc.federation.approvals import Approvals
+from fedhpc.federation.identity import read_identity
 from fedhpc.files import write_whole
 from fedhpc.ops.enrolment.fingerprints import fingerprint
 from fedhpc.relay.certificates import new_key, new_request, write_private
