@@ -19,6 +19,7 @@ import fedhpc.ops.export as export_module
 from fedhpc.cli.report import export
 from fedhpc.errors import ConfigError, DataError, StorageError
 from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.ops.export import export_model
 
 CONFIG = b'name = "Herz \xc3\xa9 \\"x\\""\n'
@@ -96,6 +97,8 @@ def test_the_newest_checkpoint_of_all_sites_is_written(tmp_path):
         "state": "ff3",
         "sites": '["a", "b"]',
         "fedhpc_version": ours,
+        "layout": '["layer.weight", "scale", "empty"]',
+        "model_sha256": model_sha256(tensors(3)),
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "run"]
     (tmp_path / "plain").touch()
