@@ -40,7 +40,7 @@ def set_value(text: str, section: str, key: str, value: str | int | list[str], c
             head, _, rest = lines.partition("\n")
             new = f"{head}\n{line}{comment}\n{rest}"
         changed = text[:at] + new + text[at + len(lines) :]
-    if _read(changed, section).get(key) != value or _without(changed, section, key) != _without(text, section, key):
+    if not _only(changed, text, section, key) or _read(changed, section).get(key) != value:
         raise ConfigError(f"federation.toml has no line for {section}.{key}", f"write under [{section}]: {line}")
     return changed
 
@@ -50,7 +50,7 @@ def drop_value(text: str, section: str, key: str) -> str:
     lines, at = _section(text, section)
     new = re.sub(rf"(?m)^{re.escape(key)}[ \t]*=[ \t]*{_VALUE}[ \t]*(?:#.*)?\n?", "", lines, count=1)
     changed = text[:at] + new + text[at + len(lines) :]
-    if key in _read(changed, section) or _without(changed, section, key) != _without(text, section, key):
+    if not _only(changed, text, section, key) or key in _read(changed, section):
         raise ConfigError(f"federation.toml has no line for {section}.{key}", f"remove {key} under [{section}]")
     return changed
 
@@ -64,6 +64,15 @@ def _section(text: str, section: str) -> tuple[str, int]:
 def _read(text: str, section: str) -> dict[str, Any]:
     table: dict[str, Any] = parse_toml(text.encode(), "federation.toml").get(section, {})
     return table
+
+
+def _only(changed: str, text: str, section: str, key: str) -> bool:
+    """Whether `changed` is TOML that differs from `text` in this one value."""
+    before = _without(text, section, key)
+    try:
+        return _without(changed, section, key) == before
+    except ConfigError:
+        return False
 
 
 def _without(text: str, section: str, key: str) -> dict[str, Any]:
