@@ -1,4 +1,4 @@
-"""Writes small files whole or not at all."""
+"""Writes small files whole or not at all; folders that are their owner's only. The umask changes neither mode."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -26,13 +27,39 @@ def write_stream(path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o
         raise StorageError(f"cannot write {path}: {error.strerror}", hint_for(error)) from None
 
 
-def write_new(path: Path, data: bytes) -> bool:
+def write_new(path: Path, data: bytes, mode: int = 0o644) -> bool:
     """Put `data` under `path` unless something is there; whether it was free. Raises OSError."""
     try:
-        with _temporary(path, (data,), 0o644) as temporary:
+        with _temporary(path, (data,), mode) as temporary:
             os.link(temporary, path)
     except FileExistsError:
         return False
+    return True
+
+
+def private_folder(path: Path) -> None:
+    """Make the folder `path`, mode 0700; one that others could look into is tightened. Raises StorageError.
+
+    Folders above it that are missing are made as the umask says: they are not ours.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        tighten(path)
+    except OSError as error:
+        raise StorageError(f"cannot make {path}: {error.strerror}", hint_for(error)) from None
+
+
+def tighten(path: Path) -> bool:
+    """Take from others what they may do with a folder of this account; whether that was anything. Raises OSError.
+
+    Folders of other accounts, and those that many share (sticky, such as /tmp), stay as they are.
+    """
+    found = path.stat()
+    loose = found.st_mode & 0o077
+    if not loose or found.st_uid != os.geteuid() or found.st_mode & stat.S_ISVTX:
+        return False
+    path.chmod(stat.S_IMODE(found.st_mode) & ~0o077)
     return True
 
 
@@ -52,6 +79,8 @@ def _temporary(path: Path, data: Iterable[bytes | memoryview], mode: int) -> Ite
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+            if not mode & 0o007:  # who names the mode of a private file means it, whatever the umask
+                os.fchmod(file.fileno(), mode)
             for part in data:
                 file.write(part)
             file.flush()

@@ -28,6 +28,7 @@ from fedhpc.exchange.spool_files import (
     storage,
     write_file,
 )
+from fedhpc.exchange.spool_modes import open_part
 from fedhpc.exchange.spool_notes import Answer, PutNote, Receipt, Refusal, Want, read_note, to_bytes
 from fedhpc.exchange.spool_transfer import part_of
 from fedhpc.secure.transcript import tree, tree_root
@@ -155,8 +156,7 @@ class Tasks:
                 return True
             part = part_of(path)
             with storage(part, "write"):
-                part.parent.mkdir(parents=True, exist_ok=True)
-                handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+                handle = open_part(part)
             try:
                 found = self._grow(name, handle, length)
                 if found is not None and found.hex() != root:  # what a predecessor left may be of another sum

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fedhpc.errors import StorageError
 from fedhpc.exchange.objects import ObjectName
+from fedhpc.exchange.spool_modes import file_mode, make_folder
 from fedhpc.files import hint_for, write_whole
 
 MOST_NOTE_BYTES = 64 << 10
@@ -128,8 +129,9 @@ def read_attempt_name(text: str, config: str) -> tuple[int, int]:
 def write_file(path: Path, *data: bytes | memoryview) -> None:
     """Put a whole file there, by rename. Raises StorageError."""
     with storage(path, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, *data)
+        make_folder(path.parent)
+        mode = file_mode(path.parent)
+    write_whole(path, *data, mode=mode)
 
 
 def read_file(path: Path, most: int) -> bytes | None:

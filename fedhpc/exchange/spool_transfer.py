@@ -13,6 +13,7 @@ from fedhpc.errors import InternalError, PeersError
 from fedhpc.exchange.http_traffic import Traffic
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName, block_count
 from fedhpc.exchange.spool_files import SpoolFolder, length_of, opened, remove, storage
+from fedhpc.exchange.spool_modes import open_part
 from fedhpc.exchange.transport import BlockWork
 from fedhpc.secure.transcript import tree_root
 
@@ -58,8 +59,7 @@ class SpoolOutgoing:
             self._traffic.count(up=len(data))
 
         with storage(self._part, "write"):
-            self._part.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            handle = open_part(self._part)
         try:
             with storage(self._part, "write"):
                 os.ftruncate(handle, self._length)

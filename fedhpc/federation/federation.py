@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
+from fedhpc.federation.going_on import round_of
 from fedhpc.federation.layout import Vector, sum_kind
 from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan
 from fedhpc.federation.scales import PUBLIC, Scales, exponent_counts, exponent_scales, refuse_beyond
@@ -21,7 +22,7 @@ from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Layout, Tensor, scale_for
 from fedhpc.secure.salt import layout_key
-from fedhpc.secure.transcript import input_hash, state_hash, tree
+from fedhpc.secure.transcript import state_hash, tree
 
 if TYPE_CHECKING:
     from fedhpc.federation.sync import Sync
@@ -41,6 +42,8 @@ class Federation:
         self.sums = sums
         self.round_ = 0
         """Masked sums finished: the protocol's round number."""
+        self.finished = 0
+        """The last sum that an earlier process of this site finished, over a relay."""
         self.tensors_tree = tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
         self.last_salt = b""
@@ -96,6 +99,18 @@ class Federation:
     def ranks(self) -> int:
         """The number of ranks of this site."""
         return self.party.site.size
+
+    def forget(self) -> None:
+        """Drop what is kept to repeat the sums so far. Call it after your script has saved what it needs of them.
+
+        Over a relay every finished sum stays on the site's disk until then, so that a script that is killed gets them
+        all again from the first one on. Afterwards it must start from what it saved. Every rank calls it, at all sites
+        after the same sum; over mpi it does nothing. Raises StorageError.
+        """
+        self._refuse_closed()
+        self.party.site.barrier()  # every rank has saved
+        if self.party.leads:
+            self.sums.keep_until(self.round_)
 
     def take_spent(self) -> Spent:
         """The costs of the sums since the last call."""
@@ -290,16 +305,31 @@ class Federation:
         return opened
 
     def begin_training_sum(
-        self, vector: Vector, factors: dict[str, float], base: bytes, scales: Scales = PUBLIC
+        self,
+        vector: Vector,
+        factors: dict[str, float],
+        base: bytes,
+        scales: Scales = PUBLIC,
+        *,
+        checkpointed: bool = False,
     ) -> Opened:
         """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
 
-        `base`: the hash of the state that the update began from [32].
+        `base`: the hash of the state that the update began from [32]. `checkpointed`: see SumPlan.
         """
         self._refuse_closed()
         round_ = self.round_ + 1
         key = layout_key(self.party.agreement.hash, round_, scales.salt)
-        plan = SumPlan(round_, labels.PURPOSE_TRAIN, base, self.state, factors, replicated=True, layout_key=key)
+        plan = SumPlan(
+            round_,
+            labels.PURPOSE_TRAIN,
+            base,
+            self.state,
+            factors,
+            replicated=True,
+            checkpointed=checkpointed,
+            layout_key=key,
+        )
         return self.sums.open(vector, plan)
 
     def finish(self, opened: Opened, tensors_tree: bytes) -> None:
@@ -316,13 +346,8 @@ class Federation:
 
     def _round_of(self, purpose: str) -> int:
         """The next round, or the round that this statistic has had before: then it must be the same vector again."""
-        if not self.party.masked:
-            return self.round_ + 1
-        before = 0
-        if self.party.journal is not None:
-            before = self.party.journal.ledger.round_of(input_hash(purpose, NO_BASE)) or 0
-        before = int.from_bytes(self.party.site.broadcast_bytes(before.to_bytes(8, "little")), "little")
-        return before or self.round_ + 1
+        round_, self.round_ = round_of(self.party, purpose, self.round_, self.finished)
+        return round_
 
 
 def check_text(text: str, what: str) -> str:

@@ -1,7 +1,10 @@
-"""Statistics that were summed since the last checkpoint, and the proof of the present model, on the site's disk.
+"""Sums since the last checkpoint (or `fed.forget()`), and the proofs of the newest models, on the site's disk.
 
 Other sites cannot repeat a sum for one that was killed after it, since they have gone on. So its result is kept, and
-given again to the same question. All of it was opened to every site in the sum; nothing here is secret to them.
+given again to the same question: statistics, and training sums where no checkpoint will hold their model (scripts).
+All of it was opened to every site in the sum; nothing here is secret to them.
+
+`until` says up to which sum nothing is kept any more: there a script that starts again begins to count.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ from typing import Any
 from fedhpc.errors import StorageError
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Opened, SumPlan
-from fedhpc.files import write_whole
+from fedhpc.files import private_folder, write_whole
 from fedhpc.secure.ring import Layout
 from fedhpc.secure.transcript import canon, parse_canon
 
 _SUM = re.compile(r"round-(\d+)\.sum")
 _PROOF = re.compile(r"round-(\d+)\.proof")
+_UNTIL = "until"
 _HEAD_BYTES = 64 << 10
 _PROOFS = 3  # of the newest models
 
@@ -30,21 +34,34 @@ class FinishedSums:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        private_folder(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for stale in folder.glob(".*"):  # a process died while it wrote
                 stale.unlink()
         except OSError as error:
             raise StorageError(f"cannot use {folder}: {error.strerror}") from None
 
+    def first_round(self) -> int:
+        """The round up to which nothing is kept: a program without a checkpoint goes on from there."""
+        try:
+            return int((self._folder / _UNTIL).read_text("ascii"))
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"{self._folder / _UNTIL} is damaged: {error}",
+                "restore the run directory from a backup that is not older than its ledger",
+            ) from None
+
     def last_round(self) -> int:
-        """The newest round whose sum is kept; 0 if none is."""
-        return max((number for number, _ in self._files(_SUM)), default=0)
+        """The newest round whose sum is kept, or was until it was erased; 0 if there was none."""
+        return max((number for number, _ in self._files(_SUM)), default=self.first_round())
 
     def keep(self, plan: SumPlan, layout: Layout, opened: Opened, vector: Vector) -> None:
-        """Keep a statistic's decoded sum until `erase_until`."""
+        """Keep a decoded sum until `erase_until`."""
         data = vector.buffer.data
         head = {
+            "base": plan.base.hex(),
             "layout": layout.hash.hex(),
             "members": list(opened.members),
             "purpose": plan.purpose,
@@ -54,12 +71,13 @@ class FinishedSums:
         self._write(f"round-{plan.round_}.sum", canon(whole) + b"\n", data)
 
     def find(self, plan: SumPlan, vector: Vector) -> tuple[bytes, tuple[int, ...]] | None:
-        """(Tree(X), sites in the sum) if this very statistic was summed in this round; `vector` then holds the sum."""
+        """(Tree(X), sites in the sum) if this very sum was opened in this round; `vector` then holds it."""
         try:
             with open(self._folder / f"round-{plan.round_}.sum", "rb") as file:
                 head = parse_canon(file.readline(_HEAD_BYTES).rstrip(b"\n"))
                 said = head.pop("sha256")
-                if (head["layout"], head["purpose"]) != (vector.layout.hash.hex(), plan.purpose):
+                asked = plan.base.hex(), vector.layout.hash.hex(), plan.purpose
+                if (head["base"], head["layout"], head["purpose"]) != asked:
                     return None
                 whole = file.readinto(vector.buffer.data) == vector.layout.nbytes and not file.read(1)
                 if not whole or _digest(head, vector.buffer.data) != said:
@@ -87,7 +105,9 @@ class FinishedSums:
             return ()
 
     def erase_until(self, round_: int) -> None:
-        """Remove the sums of all rounds up to `round_`."""
+        """Remove the sums of all rounds up to `round_`, after it is written down that this was meant."""
+        if round_ > self.first_round():
+            self._write(_UNTIL, b"%d" % round_)
         for number, path in self._files(_SUM):
             if number <= round_:
                 path.unlink(missing_ok=True)

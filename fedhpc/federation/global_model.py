@@ -59,13 +59,16 @@ class GlobalModel:
         *,
         weights_name: str = labels.PURPOSE_WEIGHTS,
         fresh: bool = True,
+        checkpointed: bool = False,
     ) -> None:
         """`weights_name`: what the sum of the sites' weights is called in the ledger; one per model.
 
+        `checkpointed`: each state is put into a checkpoint, which ends what is kept to repeat its round (keep_until).
         `fresh`: False if `restore` follows, which hashes the state that counts.
         """
         self._federation = federation
         self._weights_name = weights_name
+        self._checkpointed = checkpointed
         self._settings = federation.party.agreement.strategy
         self._secure = federation.party.agreement.secure
         self._strategy = make_strategy(self._settings)
@@ -169,7 +172,7 @@ class GlobalModel:
             return dict(measured)
         vector, scales = self._update_vector(base.tensors, local, measured, share)
         names = {_MODEL + name: share for name in self.tensors}
-        opened = federation.begin_training_sum(vector, names, base.state, scales)
+        opened = federation.begin_training_sum(vector, names, base.state, scales, checkpointed=self._checkpointed)
         following: Tensors = {}
         again = self._weight_of_all_over(opened.members)
         for name, tensor in self.tensors.items():

@@ -31,7 +31,8 @@ from fedhpc.federation.masked_sum import MpiSums
 from fedhpc.federation.nothing import Endless
 from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import Pipeline
-from fedhpc.federation.run_folder import run_folder
+from fedhpc.federation.run_folder import make_run_folder
+from fedhpc.federation.run_place import run_place
 from fedhpc.federation.unconnected import Unconnected
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.collectives import Group
@@ -39,6 +40,7 @@ from fedhpc.mpi.world import Place, World
 from fedhpc.secure.keys import KEY_BYTES, identity_public
 from fedhpc.secure.ledger import LedgerKeys, ledger_keys
 from fedhpc.secure.salt import salt_key
+from fedhpc.secure.transcript import u64
 
 LEDGER_FILE = "ledger.jsonl"
 
@@ -106,22 +108,29 @@ def join_with_files(
         mine = files[0]
         number = agreement.number_of(mine.site.name)
     name = agreement.names[number - 1]
-    directory = mine.path(mine.site.directory) if mine.site.directory else run_folder(federation, agreement, run) / name
+    directory = mine.path(mine.site.directory) if mine.site.directory else run_place(federation, agreement, run) / name
     if _kind(world.group, mine) in ("https", "spool"):
         alone = sites is None
         place = (
             mpi_world.one_site(world, number, name) if alone else mpi_world.part_of_site(world, number, agreement.names)
         )
         life = live(place, mine, directory)
+        _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s, always_signs=True)
         joined = _join_relay(party, mine, directory, life) if connect else Federation(party, Unconnected(party))
     else:
         rails, chunk_bytes = _agree_on_exchange(world.group, mine)
         place = mpi_world.split(world, number, agreement.names, rails)
         life = live(place, mine, directory)
+        _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s)
         joined = _join_job(world, place, party, mine, chunk_bytes)
     return Joined(joined, mine, directory, world.group.rank == 0, life)
+
+
+def _make_folder(place: Place, federation: Path, mine: SiteFile, directory: Path) -> None:
+    if place.site.rank == 0:
+        make_run_folder(directory, federation, placed=mine.site.directory is not None)
 
 
 def _kind(world: Group, mine: SiteFile) -> str:
@@ -138,8 +147,11 @@ def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Fe
     """A site that meets the others at a relay."""
     sums = open_relayed_sums(party, mine, directory, life)
     federation = Federation(party, sums)
-    last = sums.lead.finished.last_round().to_bytes(8, "little") if sums.lead is not None else None
-    federation.round_ = int.from_bytes(party.site.broadcast_bytes(last), "little")
+    # A program that starts again asks its sums again from here on, and gets those that are finished.
+    kept = None if sums.lead is None else sums.lead.finished
+    rounds = party.site.broadcast_bytes(None if kept is None else u64(kept.first_round()) + u64(kept.last_round()))
+    federation.round_ = int.from_bytes(rounds[:8], "little")
+    federation.finished = int.from_bytes(rounds[8:], "little")
     return federation
 
 

@@ -153,7 +153,7 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
             )
         signatures = watch.messages(_TOPIC, sorted(everyone))
     check_signed(configuration(agreement), party.members, signatures)
-    write_whole(kept, canon({str(u): message.hex() for u, message in signatures.items()}))
+    write_whole(kept, canon({str(u): message.hex() for u, message in signatures.items()}), mode=0o600)
 
 
 def _publish(exchange: RelayExchange, own: bytes, agreement: Agreement) -> None:

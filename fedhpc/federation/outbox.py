@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import DataError, PolicyError, StorageError
 from fedhpc.federation.interfaces import LocalResult, LocalWork, Tensors
-from fedhpc.files import write_stream
+from fedhpc.files import private_folder, write_stream
 from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
 from fedhpc.secure import labels
@@ -94,10 +94,7 @@ class FileOutbox:
         """See Outbox."""
         if self._site.rank:
             return
-        try:
-            self.path.parent.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make {self.path.parent}: {error.strerror}", "check permissions") from None
+        private_folder(self.path.parent)
         write_stream(self.path, self._sealed(work), mode=0o600)
 
     def clear(self) -> None:

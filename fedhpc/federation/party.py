@@ -63,6 +63,7 @@ class SumPlan:
     replicated: bool = False  # every rank of the site already holds the site's vector
     everyone: bool = False  # all sites of the roster must be in the sum
     layout_key: bytes = field(default=b"", repr=False)  # of the layout's hash in M0 [32]; empty where scales are public
+    checkpointed: bool = False  # its caller makes the result durable, and says so by keep_until; else the sum is kept
 
 
 @dataclass
@@ -147,7 +148,7 @@ class MaskedSums(Protocol):
         ...
 
     def keep_until(self, sums: int) -> None:
-        """Everything up to sum `sums` is in a checkpoint now: what served to repeat it may go. Leaders only."""
+        """Everything up to sum `sums` is durable elsewhere: what served to repeat it may go. Leaders only."""
         ...
 
     def leave(self) -> None:

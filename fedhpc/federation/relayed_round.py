@@ -25,7 +25,7 @@ from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Party, RoundOverError, SumPlan
 from fedhpc.federation.patience import late_sites, wait_telling
 from fedhpc.federation.relayed_lobby import Lobby
-from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload
+from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload, silent_without_keys
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.attempt_state import Expected
@@ -169,7 +169,7 @@ class RelayedRound:
             self._party.identity,
             self._party.members,
             self._thresholds,
-            self._files.disk(plan.round_),
+            self._files.disk(plan.round_, resumed=stored is not None),
             degree=self._party.agreement.secure.degree,
             stored=stored,
         )
@@ -179,7 +179,8 @@ class RelayedRound:
             self._exchange.put(plan.round_, number, kind, message)
 
         # M1, M2: keys and shares of whom the relay counts.
-        put(labels.SIGN_KEYS, site.receive_proposal(m0, own), "U1")
+        with silent_without_keys():
+            put(labels.SIGN_KEYS, site.receive_proposal(m0, own), "U1")
         put(labels.SIGN_SHARES, site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS)), "U2")
         site.receive_shares(self._set(watch, "U2", labels.SIGN_SHARES))
         # M3: the vector. What was sent before a restart need not be sent again, and is not kept once it was added.

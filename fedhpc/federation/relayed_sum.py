@@ -62,6 +62,7 @@ class RelayedSums:
         self._round: RelayedRound | None = None  # at the leader, of the sum that is open
         self._attendant: Attendant | None = None
         self._turns = (0, 0)  # of the last sum, at the leader
+        self._uncovered = 0  # a settled round whose checkpoint is still to be written
         self._hides = party.agreement.secure.mode != "off"
 
     def of(self, party: Party) -> RelayedSums:
@@ -111,20 +112,28 @@ class RelayedSums:
                 raise
             except InterruptedRun as stopped:
                 self._stop(stopped)
-            if opened.plan.base == NO_BASE:
-                self.lead.finished.keep(opened.plan, self._round.layout, opened, self._round.vector)
-                self.lead.files.erase_until(opened.plan.round_)
-            else:
+            if opened.plan.base != NO_BASE:
                 self.lead.finished.keep_proof(opened.plan.round_, proof)
+            if not opened.plan.checkpointed:
+                self.lead.finished.keep(opened.plan, self._round.layout, opened, self._round.vector)
             self._round = None
         if party.leads:
             assert self.lead is not None
             self.lead.states.reached(opened.plan.round_, state)
+            self._erase_keys(opened.plan)
         word = party.site.await_bytes(Order.DONE if party.leads else None)
         if word[:1] == Order.OVER and not party.leads:
             raise RoundOverError(opened.plan.round_, word[1:].decode())
         end_if_stopped(word)
         opened.stages.agree += _lap(begun)
+
+    def _erase_keys(self, plan: SumPlan) -> None:
+        """The round is settled: its keys go once the result is durable here, in `sums/` or by a checkpoint."""
+        assert self.lead is not None
+        if plan.checkpointed:
+            self._uncovered = plan.round_
+        elif not self._uncovered:
+            self.lead.files.erase_until(plan.round_)
 
     # --- the other calls of MaskedSums
 
@@ -189,13 +198,16 @@ class RelayedSums:
         assert self.lead is not None
         self.lead.files.erase_until(sums)
         self.lead.finished.erase_until(sums)
+        self._uncovered = 0
 
     def hear(self, word: str) -> str:
         """See MaskedSums.hear: the ranks of this site; the others are in jobs of their own."""
         return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
 
     def leave(self) -> None:
-        """See MaskedSums.leave: nobody waits for a site that is not ready."""
+        """See MaskedSums.leave: nobody waits for a site that is not ready. Keys that open nothing end with the job."""
+        if self.lead is not None:
+            self.lead.files.erase_unsent()
         if self._attendant is not None:
             self._attendant.stop()
         self._client.close()

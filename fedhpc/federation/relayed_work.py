@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fedhpc.errors import InterruptedRun
+from fedhpc.errors import InterruptedRun, PolicyError
+from fedhpc.exchange.https import TooLateError
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.secure.opening import Streams
 from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
@@ -24,6 +26,20 @@ def end_if_stopped(word: bytes) -> None:
     """Raise InterruptedRun, as on every rank of the site, if the leader leaves."""
     if word[:1] == Order.STOP:
         raise InterruptedRun(word[1:].decode(), agreed=True)
+
+
+@contextmanager
+def silent_without_keys() -> Iterator[None]:
+    """Raise TooLateError where the relay has other keys (M1) of this site: an earlier job made and erased them.
+
+    This site then stays silent in that attempt, and joins the next one.
+    """
+    try:
+        yield
+    except PolicyError as refused:
+        if "other-bytes" not in refused.what:
+            raise
+        raise TooLateError("other-bytes", "this site has erased its keys of that attempt") from None
 
 
 CLOSED, CUT_OFF = b"x", b"!"

@@ -163,7 +163,7 @@ def _begin(
             prepare()
         except RoundOverError as over:
             missed = over  # the others have gone on; their model holds what was to be prepared
-        model = GlobalModel(federation, trainer.tensors(), trainer.averaged())
+        model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), checkpointed=True)
         if missed is not None:
             _catch_up(federation, trainer, store, reporter, model, missed)
             return model, model.rounds
@@ -181,7 +181,7 @@ def _begin(
     if federation.party.leads:
         _require_ledger(federation, checkpoint)
         store.discard_after(newest)
-    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False)
+    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False, checkpointed=True)
     model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_, checkpoint.blind)
     federation.round_ = model.reached = checkpoint.sums
     if not outbox.holds(model.state):  # what is kept there has a newer state of the trainer

@@ -1,15 +1,45 @@
-"""Where a run is kept unless people say otherwise: a folder beside federation.toml, one for each epoch."""
+"""RUN and RUN/SITE: folders of their owner's only, whatever the umask and whoever made them.
+
+What a site measures, its losses and its numbers of rows are in them; on clusters the group is often the whole project.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
-from fedhpc.federation.agreement import Agreement
+from fedhpc.errors import StorageError
+from fedhpc.files import hint_for, private_folder, tighten
+
+FEDERATION_FILE = "federation.toml"
+_log = logging.getLogger("fedhpc.federation")
 
 
-def run_folder(federation: Path, agreement: Agreement, given: Path | None = None) -> Path:
-    """`given`, or `run` beside the file `federation`; `run-3` in epoch 3, whose rounds begin anew."""
-    if given is not None:
-        return given
-    epoch = agreement.federation.epoch
-    return federation.parent / (f"run-{epoch}" if epoch else "run")
+def make_run_folder(directory: Path, federation: Path, *, placed: bool) -> None:
+    """Make RUN/SITE = `directory`, mode 0700, and RUN where it is a run directory; those of an older run are tightened.
+
+    `federation`: the agreed file: the folder that it lies in is the user's own and stays as it is, and so does one that
+    holds other things than a run. `placed`: by [site] directory, so that the folder above it is no RUN.
+    Raises StorageError.
+    """
+    run = directory.parent
+    try:
+        if not placed and (not run.exists() or _is_run(run, federation)):
+            before = run.exists() and bool(run.stat().st_mode & 0o077)
+            private_folder(run)
+            if before:
+                _log.info("%s could be looked into by others; now its owner only can", run)
+        if directory.is_dir() and tighten(directory):
+            _log.info("%s could be looked into by others; now its owner only can", directory)
+    except OSError as error:
+        raise StorageError(f"cannot use {run}: {error.strerror}", hint_for(error)) from None
+    private_folder(directory)
+
+
+def _is_run(run: Path, federation: Path) -> bool:
+    """Whether an existing folder holds a run, or nothing yet."""
+    names = os.listdir(run)
+    if FEDERATION_FILE not in names:
+        return not names
+    return not (federation.exists() and os.path.samefile(run / FEDERATION_FILE, federation))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import secrets
 import tomllib
 from pathlib import Path
 
 from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.agreement import Agreement
+from fedhpc.federation.run_folder import FEDERATION_FILE
+from fedhpc.files import write_new
 
-FEDERATION_FILE = "federation.toml"
+__all__ = ["FEDERATION_FILE", "keep_agreement"]
 
 
 def keep_agreement(run: Path, agreement: Agreement) -> None:
@@ -22,14 +21,10 @@ def keep_agreement(run: Path, agreement: Agreement) -> None:
     """
     path = run / FEDERATION_FILE
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Several sites may come here at once, with the same bytes or, wrongly, with others: the first stays.
         if not path.exists():
-            temporary = path.with_name(f".{FEDERATION_FILE}.{secrets.token_hex(8)}")
-            temporary.write_bytes(agreement.source)
-            # Several sites may come here at once, with the same bytes or, wrongly, with others: the first stays.
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
-            temporary.unlink()
+            write_new(path, agreement.source, mode=0o600)
         kept = path.read_bytes()
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}", "check space and permissions") from None

@@ -92,7 +92,7 @@ class Coordinator:
     def _note(self, stored: Stored) -> None:
         rounds = self._federations.get(stored.name.config)
         if rounds is not None:
-            rounds.note(stored.name)
+            rounds.note(stored)
             self._wake(stored.name.config)
 
     def _wake(self, config: str) -> None:
@@ -111,7 +111,7 @@ class Coordinator:
     def check_write(self, name: ObjectName, length: int, tree: bytes | None) -> None:
         """Whether the owner of `name` may write it now (see gate.py). Raises Problem (400, 403, 409, 413, 507)."""
         with self._locked(name.config) as rounds:
-            gate.check_write(rounds, name, length, tree)
+            gate.check_write(rounds, name, length, tree, self._clock())
 
     def check_round(self, config: str, round_: int) -> None:
         """Raise Problem (409, round-over) for a round whose objects were cleaned up."""

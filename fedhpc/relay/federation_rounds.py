@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,13 +19,15 @@ from fedhpc.exchange.objects import ObjectName
 from fedhpc.relay.catchup import CatchUps
 from fedhpc.relay.kept import KeptAttempt
 from fedhpc.relay.metrics import Metrics
+from fedhpc.relay.news import News, Piece
 from fedhpc.relay.objects import VECTOR
 from fedhpc.relay.one_round import Round, awaited, limits
+from fedhpc.relay.pace import Paces
 from fedhpc.relay.phase_times import PhaseTimes
 from fedhpc.relay.ready import largest_group, proposal, read_ready
 from fedhpc.relay.round_machine import RoundMachine, opened_set
 from fedhpc.relay.settings import Federation
-from fedhpc.relay.store import Store
+from fedhpc.relay.store import Store, Stored
 from fedhpc.relay.tidying import drop_large, drop_messages, drop_ready
 from fedhpc.secure.transcript import canon, parse_canon
 
@@ -68,7 +69,8 @@ class FederationRounds:
         self._label = f'federation="{federation.config[:16]}"'
         self.times = PhaseTimes(lambda phase, s: metrics.observe_phase(self._label, phase, s))
         metrics.begin_federation(self._label)
-        self._news: deque[ObjectName] = deque()
+        self.paces = Paces()
+        self._news = News(store)
         self._holders: tuple[int, ...] = ()  # who has the result of the last round that is done
 
     @property
@@ -81,12 +83,12 @@ class FederationRounds:
         return max(KEPT_ROUNDS, 2 * (staleness + 1) + 1 if staleness else 0)
 
     def load(self) -> None:
-        """Take up what the store has, once `note` is called for what it gets; twice the same object does no harm."""
-        self._news.extendleft([stored.name for stored in reversed(self._store.of(self.federation.config))])
+        """Take up what the store has, once `note` is called for what it gets."""
+        self._news.put_before(self._store.of(self.federation.config))
 
-    def note(self, name: ObjectName) -> None:
-        """An object became whole."""
-        self._news.append(name)
+    def note(self, stored: Stored) -> None:
+        """An object became whole. Without the lock: reading it may take a while."""
+        self._news.put(stored)
 
     def heard(self, site: int, now: float) -> bool:
         """A site made a request; whether it had not been heard of for a while, so that a step may do more."""
@@ -97,9 +99,10 @@ class FederationRounds:
         """The sites heard of in the last minute."""
         return frozenset(u for u, at in self.seen.items() if now - at <= ALIVE_S)
 
-    def has(self, name: ObjectName) -> bool:
-        """Whether an object is there."""
-        return self._store.find(name) is not None
+    def has(self, name: ObjectName, tree: bytes | None = None) -> bool:
+        """Whether an object is there; `tree`: with this hash."""
+        stored = self._store.find(name)
+        return stored is not None and tree in (None, stored.tree)
 
     def make_room(self, name: ObjectName, length: int, tree: bytes) -> None:
         """Remove a READY of other content: its site was set up wrongly, and is not any more. With the lock."""
@@ -129,24 +132,18 @@ class FederationRounds:
 
     def take_news(self, now: float) -> None:
         """Look at the objects that became whole since the last time."""
-        while self._news:
-            name = self._news.popleft()
-            if name.round == 0:
-                self.catchups.note(name, now)
-            elif name.round > self.done - self.kept_rounds:
-                self._take(name, now)
+        for piece in self._news.take():
+            if piece.name.round == 0:
+                self.catchups.note(piece.name, now)
+            elif piece.name.round > self.done - self.kept_rounds:
+                self._take(piece, now)
 
-    def _take(self, name: ObjectName, now: float) -> None:
+    def _take(self, piece: Piece, now: float) -> None:
+        name = piece.name
         if name.attempt == 0 and name.kind == "READY" and name.owner in self.federation.pins:
-            data = self._objects(name.round, 0).get(name.name)
-            if data is None:
-                return  # its site has left since
-            try:
-                fields, _ = read_ready(data)
-            except PolicyError as error:
-                _log.warning("site %s, round %d: %s", name.owner, name.round, error.what)
+            if piece.ready is None:
                 return
-            self._round(name.round).ready.setdefault(name.owner, (fields, now))
+            self._round(name.round).ready.setdefault(name.owner, (piece.ready, now))
             self._round(name.round).left.discard(name.owner)
             self.catchups.caught_up(name.owner)
         elif name.attempt == 0 and name.kind == "LEAVE" and name.owner in self.federation.pins:
@@ -229,6 +226,7 @@ class FederationRounds:
             _, tensors = read_ready(like or b"")
             where = (self.federation.config, round_.number, attempt)
             m0 = proposal(*where, fields, tensors, decision.cohort, bases)
+            round_.everyone[attempt] = fields.everyone
         self._machine(round_.number, attempt).propose(m0)
         self._metrics.count("attempts_total", 1, self._label)
         _log.info("round %d, attempt %d over %s", round_.number, attempt, list(decision.cohort))
@@ -261,9 +259,9 @@ class FederationRounds:
 
     def _may_lose(self, round_: Round) -> bool:
         """Whether an attempt makes sense over fewer sites than were proposed."""
-        machine = round_.attempts[round_.last]
+        machine, settings = round_.attempts[round_.last], self.federation.cohort
         opened = opened_set(m for a, m in round_.attempts.items() if a != round_.last)
-        return not round_.needs_all(machine) and (opened is None or opened.u3 != machine.members)
+        return not round_.needs_all(round_.last, settings) and (opened is None or opened.u3 != machine.members)
 
     def _sum(self, round_: Round, machine: RoundMachine) -> Job:
         round_.adding = True
@@ -307,8 +305,8 @@ class FederationRounds:
         return None
 
     def _forget_attempt(self, round_: Round, number: int) -> None:
-        answered = bool(round_.attempts[number].answered())
-        drop_messages(self._store, (self.federation.config, round_.number, number), answered=answered)
+        answered = round_.attempts[number].answered()
+        drop_messages(self._store, (self.federation.config, round_.number, number), answered)
         if not answered:
             del round_.attempts[number]
 
@@ -332,6 +330,7 @@ class FederationRounds:
     def _over(self, number: int, done: bytes | None) -> None:
         """Round `number` is done."""
         if number > self.done and done is not None:
+            self.paces.round_done()
             self.done, self._holders = number, tuple(parse_canon(done)["u3"])
         drop_large(self._store, self.federation.config, number, None, also_sum=False)
         self._store.drop_rounds(self.federation.config, self.done - self.kept_rounds + 1)

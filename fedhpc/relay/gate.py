@@ -32,7 +32,7 @@ def check_round(rounds: FederationRounds, round_: int) -> None:
         raise Problem("round-over", f"round {round_} is over; {rounds.done} was the last that is done")
 
 
-def check_write(rounds: FederationRounds, name: ObjectName, length: int, tree: bytes | None) -> None:
+def check_write(rounds: FederationRounds, name: ObjectName, length: int, tree: bytes | None, now: float) -> None:
     """Whether its owner may write `name` with `length` bytes now; `tree`: as declared. The caller holds the lock.
 
     Raises Problem. A READY that differs makes room for itself.
@@ -43,6 +43,7 @@ def check_write(rounds: FederationRounds, name: ObjectName, length: int, tree: b
         raise Problem("too-large", f"{length} bytes; {name.kind} has at most {most}")
     if max(name.round, name.attempt) > _LAST_NUMBER:
         raise Problem("forbidden", "rounds and attempts are below 2^53")
+    _check_pace(rounds, name, length, tree, now)
     numbers = name.name.split("/")[1:]
     if name.round == 0:
         _check_apart(rounds, name, numbers)
@@ -54,6 +55,14 @@ def check_write(rounds: FederationRounds, name: ObjectName, length: int, tree: b
             rounds.make_room(name, length, tree)
     elif not rounds.has(name):  # a site that starts again repeats what it sent; the bytes are compared
         _check_message(rounds.rounds.get(name.round), name, length)
+
+
+def _check_pace(rounds: FederationRounds, name: ObjectName, length: int, tree: bytes | None, now: float) -> None:
+    """A repeat of what is there costs nothing."""
+    if name.owner is None or rounds.has(name, tree):
+        return
+    if not rounds.paces.take(name.owner, name.kind, length, now):
+        raise Problem("too-often", f"site {name.owner} writes {name.kind} again and again; wait a few seconds")
 
 
 def _most_bytes(kind: str, sites: int) -> int | None:

@@ -16,6 +16,7 @@ _HELP = {
     "build_info": "Version of the relay; always 1",
     "start_time_seconds": "When the relay started, Unix time",
     "connections_refused_total": "Connections over a cap",
+    "connections_evicted_total": "Connections without a known key that had to make room",
     "handshakes_failed_total": "TLS handshakes that failed, also for a bad certificate",
     "received_bytes_total": "Bytes of bodies received",
     "sent_bytes_total": "Bytes sent, heads included",
@@ -44,7 +45,13 @@ _HELP = {
 }
 _METHODS = {"GET", "HEAD", "PUT"}
 _OF_A_FEDERATION = ("attempts_total", "attempts_given_up_total", "rounds_done_total", "bad_vectors_total")
-_ALONE = ("connections_refused_total", "handshakes_failed_total", "received_bytes_total", "sent_bytes_total")
+_ALONE = (
+    "connections_refused_total",
+    "connections_evicted_total",
+    "handshakes_failed_total",
+    "received_bytes_total",
+    "sent_bytes_total",
+)
 _PHASE = "phase_duration_seconds"
 _EDGES = (0.05, 0.2, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)  # upper, inclusive
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedhpc.cohort.settings import CohortSettings
-from fedhpc.relay.ready import Ready
+from fedhpc.relay.ready import Ready, largest_group
 from fedhpc.relay.round_machine import RoundMachine
 from fedhpc.secure import labels
 
@@ -15,13 +15,14 @@ PHASES = ("ready", "keys", "shares", "masked", "sum", "answers", "results")
 
 @dataclass
 class Round:
-    """Filled from the names of the store's objects; a restart forgets only `began` and `left`: deadlines begin anew."""
+    """Filled from the names of the store's objects; a restart forgets only `began`, `left` and `everyone`."""
 
     number: int
     ready: dict[int, tuple[Ready, float]] = field(default_factory=dict)  # well-formed READY, and when it came
     left: set[int] = field(default_factory=set)  # said that they leave, and were not heard of in this round since
     attempts: dict[int, RoundMachine] = field(default_factory=dict)  # by number, rising
     announced: set[int] = field(default_factory=set)  # attempts whose A… is in the lobby
+    everyone: dict[int, bool] = field(default_factory=dict)  # attempts: what the group said that made M0
     given_up: set[int] = field(default_factory=set)  # attempts with NEXT
     done: bool = False
     adding: bool = False  # the sum of the last attempt is being made
@@ -39,13 +40,19 @@ class Round:
         """The attempt that runs, if one does."""
         return None if self.last in self.given_up else self.attempts.get(self.last)
 
-    def needs_all(self, attempt: RoundMachine) -> bool:
-        """Whether an attempt means something over all sites only, as those say whose values it has."""
-        m0 = attempt.proposed
-        agree = [
-            f for f, _ in self.ready.values() if (f.layout, f.purpose, f.state) == (m0.layout, m0.purpose, m0.state)
-        ]
-        return any(fields.everyone for fields in agree)
+    def needs_all(self, number: int, settings: CohortSettings) -> bool:
+        """Whether an attempt means something over all sites only, as the group of sites says that made its M0.
+
+        Nobody else's word counts: one site that says so alone would have the others wait for it for ever. After a
+        restart the group is the largest of those that have the values of M0, as it was when they were proposed.
+        """
+        if number not in self.everyone:
+            m0 = self.attempts[number].proposed
+            own = (m0.layout, m0.purpose, m0.state)
+            agree = {u: f for u, (f, _) in self.ready.items() if (f.layout, f.purpose, f.state) == own}
+            group = largest_group(agree, any_base=settings.staleness > 0)
+            self.everyone[number] = group is not None and group[0].everyone
+        return self.everyone[number]
 
     def look(self, now: float, threshold: int) -> tuple[str, float]:
         """The present phase and since when it lasts."""

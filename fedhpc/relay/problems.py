@@ -18,6 +18,7 @@ _KINDS = {
     "too-large": (413, "The object is larger than the federation's limits"),
     "bad-range": (416, "The range does not fit the object"),
     "tree-mismatch": (422, "The bytes do not have the declared Tree hash"),
+    "too-often": (429, "The site writes this too often"),
     "too-many-connections": (429, "Too many connections of this identity"),
     "header-too-large": (431, "The request's head is too large"),
     "internal": (500, "The relay failed"),

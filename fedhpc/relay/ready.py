@@ -14,9 +14,9 @@ from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.transcript import canon, parse_canon
 
 _FIELDS = ("base", "everyone", "layout", "purpose", "state", "tensors")
-MAX_READY_BYTES = messages.max_bytes("M0", 0) - 512  # what M0 holds besides: config, round, attempt
-MAX_TENSORS = 1 << 16
+MAX_TENSORS = 1 << 14  # ten times those of the largest models that are trained whole
 MAX_PURPOSE = 4096
+MAX_READY_BYTES = 24 * MAX_TENSORS + 2 * MAX_PURPOSE  # "[64, 9007199254740991], " each, plain text, and the rest
 
 Tensors = tuple[tuple[int, int], ...]  # (bits, lanes)
 

@@ -143,8 +143,24 @@ class RoundMachine:
         return tuple(u for u in self.there(labels.SIGN_MASKED) if self._objects.size(f"{VECTOR}/{u}") == self.nbytes)
 
     def answered(self) -> tuple[int, ...]:
-        """The sites that sent any M5: each has bound itself to open the round over U3 only."""
-        return tuple(u for u in self._senders(labels.SIGN_UNMASK) if u in (self.u3 or ()))
+        """The sites that have bound themselves to open the round over U3 only: those with M5, once τ M4 are there.
+
+        No honest site answers before it has seen τ M4, so an M5 that comes without them binds nobody. In an old attempt
+        whose other messages were cleared away those that are left counted before.
+        """
+        if self.u3 is None:
+            return ()
+        signed, answered = (
+            self.there(name) if self._is_whole() else tuple(u for u in self._senders(name) if u in self.u3)
+            for name in (labels.SIGN_SURVIVORS, labels.SIGN_UNMASK)
+        )
+        return answered if len(signed) >= self._tau else ()
+
+    def _is_whole(self) -> bool:
+        """Whether the messages are there that the transcripts are made of."""
+        names = set(self._objects.names())
+        sets = ((labels.SIGN_KEYS, self.u1), (labels.SIGN_SHARES, self.u2), (labels.SIGN_MASKED, self.u3))
+        return all(members is not None and {f"{n}/{u}" for u in members} <= names for n, members in sets)
 
     def settled(self) -> tuple[int, ...] | None:
         """The set in the M6 body that τ sites sent; None before."""
@@ -206,7 +222,7 @@ class RoundMachine:
         if n not in self._t:
             label, name = _CHAIN[n]
             members = self._need((None, self.u1, self.u2, self.u3)[n])
-            bodies = [u16(u) + _body(self._objects.get(f"{name}/{u}")) for u in members]
+            bodies = [u16(u) + _body(self._objects.get(f"{name}/{u}"), f"{name}/{u}") for u in members]
             tail = [self._need(self.survivors).sum_] if n == 3 else []
             self._t[n] = hash_parts(label, self._hash(n - 1), *bodies, *tail)
         return self._t[n]
@@ -286,8 +302,9 @@ def check_envelope(data: bytes, name: str, u: int, sites: int) -> dict[str, Any]
     return message
 
 
-def _body(data: bytes | None) -> bytes:
-    assert data is not None
+def _body(data: bytes | None, name: str) -> bytes:
+    if data is None:
+        raise PolicyError(f"{name} was cleared away")  # by a relay that was killed meanwhile
     return body_bytes(data, parse_canon(data))
 
 

@@ -16,11 +16,11 @@ import socket
 import ssl
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.exchange.pins import pin_of, read_certificate, read_der
+from fedhpc.relay.census import Census, Ticket
 from fedhpc.relay.connection import Connection, Hangup
 from fedhpc.relay.coordinator import Coordinator
 from fedhpc.relay.enrolment import Mailbox
@@ -35,33 +35,6 @@ _STACK_BYTES = 512 << 10
 _LINGER_S = 2.0  # for a peer whose handshake failed
 _LINGER_BYTES = 64 << 10
 _LOOK_S = 2.0  # how often the roster's file is looked at
-
-
-@dataclass
-class _Census:
-    """How many connections there are, by pin; None: no or an unknown certificate, or still in the handshake."""
-
-    limits: Limits
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    counts: dict[bytes | None, int] = field(default_factory=dict)
-
-    def enter(self, pin: bytes | None) -> bool:
-        most = self.limits.connections_without_certificate if pin is None else self.limits.connections_per_site
-        with self.lock:
-            if self.counts.get(pin, 0) >= most or sum(self.counts.values()) >= self.limits.connections:
-                return False
-            self.counts[pin] = self.counts.get(pin, 0) + 1
-            return True
-
-    def leave(self, pin: bytes | None) -> None:
-        with self.lock:
-            self.counts[pin] -= 1
-            if not self.counts[pin]:
-                del self.counts[pin]
-
-    def total(self) -> int:
-        with self.lock:
-            return sum(self.counts.values())
 
 
 class RelayServer:
@@ -82,7 +55,7 @@ class RelayServer:
             self.routes.mailbox = Mailbox(settings.tokens, settings.enrolment, limits)
         self.certificate_ends: dict[bytes, datetime.datetime] = {}  # by pin, as last shown
         self.roster_error = ""
-        self._census = _Census(limits)
+        self._census = Census(limits, lambda: self.metrics.count("connections_evicted_total"))
         _raise_file_limit(limits.connections)
         try:
             host, port = split_address(settings.listen, "relay.listen")
@@ -119,15 +92,16 @@ class RelayServer:
                     _log.warning("cannot accept: %s", error)
                     time.sleep(0.1)
                 continue
-            if not self._census.enter(None):
+            ticket = self._census.enter(address[0], plain)
+            if ticket is None:
                 self.metrics.count("connections_refused_total")
                 plain.close()
                 continue
             try:
-                threading.Thread(target=self._connection, args=(plain, address[0]), daemon=True).start()
+                threading.Thread(target=self._connection, args=(plain, address[0], ticket), daemon=True).start()
             except RuntimeError:
                 plain.close()
-                self._census.leave(None)
+                self._census.leave(ticket)
         for event in (self._stopping, self.routes.stopping, self._look):
             event.set()
         self._listener.close()
@@ -159,48 +133,51 @@ class RelayServer:
 
     # --- one connection, in its own thread
 
-    def _connection(self, plain: socket.socket, address: str) -> None:
-        pin: bytes | None = None
+    def _connection(self, plain: socket.socket, address: str, ticket: Ticket) -> None:
         try:
             with plain:
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 plain.settimeout(self._limits.handshake_s)
-                sock = self._handshake(plain, address)
+                sock = self._handshake(plain, address, ticket)
                 if sock is None:
                     return
-                known, expires = self._identify(sock)
+                shown, expires = self._identify(sock)
                 connection = Connection(sock, self._limits)
                 try:
-                    if known is not None and self.roster.knows(known):
-                        self.certificate_ends[known] = expires
-                        if not self._census.enter(known):
-                            self._refuse(connection, known)
+                    roster = self.roster
+                    known = shown is not None and roster.knows(shown)
+                    if shown is not None and known:
+                        self.certificate_ends[shown] = expires
+                        if not self._census.prove(ticket, shown, roster.keys):
+                            self._refuse(connection, shown)
                             return
-                        self._census.leave(None)
-                        pin = known
-                    self._requests(connection, known, expires, address)
+                    self._requests(connection, shown, expires, address, self._limits.idle_s if known else None)
                 finally:
                     self._count_bytes(connection)
+                    self._census.holds(ticket, None)
                     connection.close()
         except Exception:
             _log.exception("%s: a connection failed", address)
         finally:
-            self._census.leave(pin)
+            self._census.leave(ticket)
 
-    def _handshake(self, plain: socket.socket, address: str) -> ssl.SSLSocket | None:
+    def _handshake(self, plain: socket.socket, address: str, ticket: Ticket) -> ssl.SSLSocket | None:
         """TLS on `plain`, or None where that fails."""
         try:
             sock = self._context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
         except (OSError, ValueError):
             return None
+        self._census.holds(ticket, sock)
         try:
             sock.do_handshake()
         except (OSError, ValueError) as error:
             self.metrics.count("handshakes_failed_total")
-            _log.info("%s: handshake failed: %s", address, error)
+            _log.info("%s: handshake failed: %s", address, "evicted" if ticket.evicted else error)
             _let_read(sock)
+            self._census.holds(ticket, None)
             sock.close()
             return None
+        self._census.shaken(ticket)
         return sock
 
     def _identify(self, sock: ssl.SSLSocket) -> tuple[bytes | None, datetime.datetime]:
@@ -217,8 +194,16 @@ class RelayServer:
             most = self._limits.connections_per_site
             connection.send_problem(Problem("too-many-connections", f"{pin.hex()[:16]} has {most}", close=True))
 
-    def _requests(self, connection: Connection, pin: bytes | None, expires: datetime.datetime, address: str) -> None:
-        idle_s = self._limits.idle_s if pin is not None else self._limits.head_s
+    def _requests(
+        self,
+        connection: Connection,
+        pin: bytes | None,
+        expires: datetime.datetime,
+        address: str,
+        idle_s: float | None,
+    ) -> None:
+        """`idle_s`: how long a known site may say nothing; None: a stranger, who speaks at once or leaves."""
+        idle_s = idle_s or self._limits.head_s
         while not self._stopping.is_set():
             status, method, keep = 200, "-", False
             begun = time.perf_counter()

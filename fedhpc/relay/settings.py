@@ -42,7 +42,9 @@ class Limits:
 
     connections: int = 512
     connections_per_site: int = 64
-    connections_without_certificate: int = 64
+    connections_without_certificate: int = 64  # or still in their handshake; from addresses of which nothing is known
+    connections_per_address: int = 32  # of those
+    connections_reserved: int = 64  # the same, for addresses from which a known key came in the last day
     handshake_s: float = 10.0
     head_s: float = 10.0
     idle_s: float = 75.0
@@ -59,6 +61,16 @@ class Limits:
         for name, value in vars(self).items():
             if value <= 0:
                 raise ConfigError(f"limits.{name} must be above zero")
+        if self.of_sites < 1:
+            raise ConfigError(
+                f"limits.connections = {self.connections} leaves no connection for sites",
+                "make it larger than connections_without_certificate + connections_reserved",
+            )
+
+    @property
+    def of_sites(self) -> int:
+        """Connections of known keys, all together."""
+        return self.connections - self.connections_without_certificate - self.connections_reserved
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,11 @@ class Roster:
     """All federations by configuration hash."""
 
     federations: dict[str, Federation] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> int:
+        """How many keys all federations have together."""
+        return len({pin for f in self.federations.values() for pin in f.pins.values()})
 
     def knows(self, pin: bytes) -> bool:
         """Whether any federation has this pin."""

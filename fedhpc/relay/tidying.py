@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from operator import eq
 
@@ -22,10 +23,17 @@ def drop_large(store: Store, config: str, round_: int, attempt: int | None, *, a
     store.drop(goes)
 
 
-def drop_messages(store: Store, where: AttemptName, *, answered: bool) -> None:
-    """All of an old attempt but what says which set the round opens over, and that it was given up."""
-    kept = {"NEXT", "M0", "M4r", "M5"} if answered else {"NEXT"}
-    if any(stored.name.kind not in kept for stored in store.list(where)):
+def drop_messages(store: Store, where: AttemptName, answered: Iterable[int]) -> None:
+    """All of an old attempt but that it was given up and, if sites answered in it, over which set it did.
+
+    Answers that do not count go first: they cannot be told from the others once the rest has gone.
+    """
+    bound = set(answered)
+    kept = {"NEXT", "M0", "M4", "M4r", "M5"} if bound else {"NEXT"}
+    names = [stored.name for stored in store.list(where)]
+    if bound and any(name.kind == "M5" and name.owner not in bound for name in names):
+        store.drop(lambda name: name.attempt_name == where and name.kind == "M5" and name.owner not in bound)
+    if any(name.kind not in kept for name in names):
         store.drop(lambda name: name.attempt_name == where and name.kind not in kept)
 
 

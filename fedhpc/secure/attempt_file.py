@@ -2,21 +2,28 @@
 
 An outer layer keeps them in a file of mode 0600, outside checkpoints, locked to one process, replaced by rename and
 fsynced before a message leaves. Whoever reads the file while the attempt lasts can open this site's vector.
+
+Each replacement leaves the blocks of the version before it somewhere on the disk. So every version is sealed under a
+key that lies in a file of its own, is written once and is overwritten in place at the end: then none opens any more.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fedhpc.errors import PolicyError
 from fedhpc.secure import labels
-from fedhpc.secure.keys import KEY_BYTES, AttemptKey
+from fedhpc.secure.keys import KEY_BYTES, AttemptKey, derive
 from fedhpc.secure.ledger import LedgerEntry
+from fedhpc.secure.sealing import SEAL_BYTES, seal, unseal
 from fedhpc.secure.shares import Draw, draw_scalar
 from fedhpc.secure.transcript import canon, parse_canon
 
 VERSION = 1
+MAGIC = b"fedhpc attempt 1\n"
+_SALT_BYTES = 32
 
 _FIELDS = ("chan", "config", "group", "m0", "mask", "own_a", "own_b", "self", "sent", "site", "t2", "version")
 _SENT = (
@@ -114,11 +121,37 @@ def from_private(data: bytes) -> AttemptSecrets:
         if found.export_private() != data:
             raise ValueError("another form")
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise PolicyError(
-            "the attempt file is damaged or of another version",
-            "remove it: this site then stays silent in that attempt and joins the next one",
-        ) from None
+        raise _damaged() from None
     return found
+
+
+def sealed(key: bytes, private: bytes) -> bytes:
+    """One version of an attempt file as it lies on the disk, under the file's `key` [32].
+
+    Its salt makes a key of its own, so that no key seals twice.
+    """
+    salt = os.urandom(_SALT_BYTES)
+    return MAGIC + salt + seal(derive(salt, key, labels.KEY_ATTEMPT_FILE), 0, MAGIC, private)
+
+
+def unsealed(key: bytes, data: bytes) -> bytes:
+    """What `sealed` was given. Raises PolicyError, without a word of the content, for any other bytes."""
+    head = len(MAGIC) + _SALT_BYTES
+    box = data[head:]
+    try:
+        if data[: len(MAGIC)] != MAGIC or len(box) < SEAL_BYTES:
+            raise PolicyError("not sealed")
+        own = derive(data[len(MAGIC) : head], key, labels.KEY_ATTEMPT_FILE)
+        return unseal(own, 0, MAGIC, box, len(box) - SEAL_BYTES, "this site's own")
+    except PolicyError:
+        raise _damaged() from None
+
+
+def _damaged() -> PolicyError:
+    return PolicyError(
+        "the attempt file is damaged or of another version",
+        "remove it: this site then stays silent in that attempt and joins the next one",
+    )
 
 
 def _hex(value: Any, nbytes: int = -1) -> bytes:

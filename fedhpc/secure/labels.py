@@ -34,6 +34,7 @@ KEY_OUTBOX = b"outbox"
 KEY_SALT = b"salt"
 KEY_BLIND = b"blind"
 KEY_LAYOUT = b"layout"
+KEY_ATTEMPT_FILE = b"attempt-file"
 KEY_ENROL_ACCESS = b"enrol-access"
 KEY_ENROL_PROOF = b"enrol-proof"
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from fedhpc.data import hdf5
 from fedhpc.errors import DataError, InternalError, StorageError
 from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.files import private_folder
 
 SCHEMA_VERSION = 2
 _WITHOUT_BLIND = 1  # of fedhpc 0.1.0: its model can still be exported, but nobody goes on from it
@@ -58,10 +59,7 @@ class Hdf5Checkpoints:
         self.keep = keep
         self._whole: dict[int, _Identity] = {}  # files whose digest this process has checked
         self._read_last: tuple[_Identity, Checkpoint] | None = None
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make {directory}: {error.strerror}", "choose another directory") from None
+        private_folder(directory)
         hdf5.remove_stale(directory, _STALE_NAME)
 
     def path(self, round_: int) -> Path:

@@ -141,15 +141,19 @@ class Relay:
             self.world.access(self.port, f"site{site}", **changes), connections, Patience(5.0, 0.05, 0.5)
         )
 
+    def context(self, who: str = "") -> ssl.SSLContext:
+        """For TLS with the relay, with a certificate ('' for none)."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        if who:
+            context.load_cert_chain(self.world.folder / f"{who}.pem", self.world.folder / f"{who}.key")
+        return context
+
     @contextlib.contextmanager
     def raw(self, who: str = "site1", context: ssl.SSLContext | None = None) -> Iterator[ssl.SSLSocket]:
         """A TLS socket with a certificate ('' for none), to say anything on."""
-        if context is None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            if who:
-                context.load_cert_chain(self.world.folder / f"{who}.pem", self.world.folder / f"{who}.key")
+        context = context or self.context(who)
         with socket.create_connection(("127.0.0.1", self.port), 10) as plain, context.wrap_socket(plain) as sock:
             yield sock
 

@@ -15,7 +15,7 @@ from secure_fakes import key_of
 from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.attempt_files import AttemptFiles, erase
 from fedhpc.federation.journal import FileJournal
-from fedhpc.secure.attempt_file import AttemptSecrets, fresh_secrets
+from fedhpc.secure.attempt_file import MAGIC, AttemptSecrets, fresh_secrets
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.ledger import NO_SET, LedgerEntry
 
@@ -48,17 +48,19 @@ def test_what_was_saved_comes_back_to_its_owner_only(tmp_path: Path, files: Atte
     files.disk(4).save(kept.export_private())  # a new attempt replaces the one before
     assert files.load(4) == kept
     assert files.load(3) is None
-    assert sorted(p.name for p in (tmp_path / "attempts").iterdir()) == ["round-4.attempt"]
-    assert stat.S_IMODE((tmp_path / "attempts" / "round-4.attempt").stat().st_mode) == 0o600
+    assert sorted(p.name for p in (tmp_path / "attempts").iterdir()) == ["round-4.attempt", "round-4.key"]
+    for name in ("round-4.attempt", "round-4.key"):
+        assert stat.S_IMODE((tmp_path / "attempts" / name).stat().st_mode) == 0o600
     for folder in (tmp_path / "attempts", tmp_path / "others" / "attempts"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert AttemptFiles(tmp_path / "attempts", journal).load(4) == kept  # a restart
 
 
+@pytest.mark.parametrize("name", ["round-1.attempt", "round-1.key"])
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o666, 0o610])
-def test_a_file_that_others_can_read_is_refused(tmp_path: Path, files: AttemptFiles, mode: int) -> None:
+def test_a_file_that_others_can_read_is_refused(tmp_path: Path, files: AttemptFiles, mode: int, name: str) -> None:
     files.disk(1).save(attempt().export_private())
-    path = tmp_path / "attempts" / "round-1.attempt"
+    path = tmp_path / "attempts" / name
     path.chmod(mode)
     with pytest.raises(StorageError, match="can be read by others") as refused:
         files.load(1)
@@ -71,7 +73,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, files: AttemptFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = attempt()
-    files.disk(1).save(kept.export_private())
+    disk = files.disk(1)
+    disk.save(kept.export_private())
 
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -82,9 +85,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
             if name == "replace":
                 patch.setattr(Path, name, full)
             with pytest.raises(StorageError, match="No space left"):
-                files.disk(1).save(attempt().export_private())
+                disk.save(attempt().export_private())
+            with pytest.raises(StorageError, match="No space left"):
+                files.disk(2).save(attempt().export_private())
         assert files.load(1) == kept
-        assert [p.name for p in (tmp_path / "attempts").iterdir()] == ["round-1.attempt"]
+        assert files.load(2) is None
+        assert {p.name for p in (tmp_path / "attempts").iterdir()} <= {"round-1.attempt", "round-1.key", "round-2.key"}
 
 
 def test_the_file_is_synced_before_its_name_and_the_name_before_the_call_returns(
@@ -103,7 +109,11 @@ def test_the_file_is_synced_before_its_name_and_the_name_before_the_call_returns
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", renamed)
-    files.disk(1).save(attempt().export_private())
+    disk = files.disk(1)
+    disk.save(attempt().export_private())
+    assert calls == ["file", "file", "rename", "folder"]  # its key first
+    calls.clear()
+    disk.save(attempt().export_private())
     assert calls == ["file", "rename", "folder"]
 
 
@@ -123,30 +133,135 @@ def test_what_a_killed_process_left_half_written_is_erased(
 
 
 def test_keys_are_overwritten_and_later_rounds_stay(tmp_path: Path, files: AttemptFiles) -> None:
-    sizes = {}
     for round_ in (1, 2, 10, 11):
-        private = attempt().export_private()
-        files.disk(round_).save(private)
-        sizes[round_] = len(private)
-        os.link(tmp_path / "attempts" / f"round-{round_}.attempt", tmp_path / f"link-{round_}")
+        files.disk(round_).save(attempt().export_private())
+        for suffix in ("attempt", "key"):
+            os.link(tmp_path / "attempts" / f"round-{round_}.{suffix}", tmp_path / f"link-{round_}.{suffix}")
     (tmp_path / "attempts" / "note.txt").write_text("of the user")
     files.erase_until(10)
     assert [files.load(r) is not None for r in (1, 2, 10, 11)] == [False, False, False, True]
     for round_ in (1, 2, 10):
-        assert (tmp_path / f"link-{round_}").read_bytes() == bytes(sizes[round_])
-    assert (tmp_path / "link-11").read_bytes().startswith(b"{")
-    assert (tmp_path / "attempts" / "note.txt").exists()
+        for suffix in ("attempt", "key"):
+            assert not any((tmp_path / f"link-{round_}.{suffix}").read_bytes())
+    assert sorted(p.name for p in (tmp_path / "attempts").iterdir()) == ["note.txt", "round-11.attempt", "round-11.key"]
     files.erase_until(10)  # nothing is left to do
     erase(tmp_path / "attempts" / "gone")
+
+
+class Inodes:
+    """Keeps every inode that is written below a folder, however short its name lives: what a disk's blocks hold."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.handles: list[int] = []
+        real = os.open
+
+        def opening(path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
+            handle = real(path, flags, mode, **options)
+            if flags & (os.O_WRONLY | os.O_RDWR) and folder in Path(path).parents:
+                self.handles.append(real(path, os.O_RDONLY))
+            return handle
+
+        monkeypatch.setattr(os, "open", opening)
+
+    def hold(self, wanted: set[bytes]) -> set[bytes]:
+        """Which of `wanted` some inode still holds."""
+        blocks = [os.pread(handle, 1 << 20, 0) for handle in self.handles]
+        return {w for w in wanted if any(w in block for block in blocks)}
+
+
+def saved_versions(files: AttemptFiles, round_: int) -> set[bytes]:
+    """Two attempts of one round with six versions each; every secret of theirs, as bytes and in hex."""
+    secret: set[bytes] = set()
+    for _ in range(2):
+        made, disk = attempt(), files.disk(round_)
+        for name in ("M1", "M2", "M3", "M4", "M5", "M6"):
+            made.sent[name] = b"message"
+            disk.save(made.export_private())
+            assert files.load(round_) == made
+        secret |= {made.chan, made.mask, made.self_, made.group}
+    return secret | {s.hex().encode() for s in secret}
+
+
+def test_no_version_that_was_ever_written_keeps_a_secret(
+    tmp_path: Path, files: AttemptFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inodes = Inodes(tmp_path / "attempts", monkeypatch)
+    secret = saved_versions(files, 3)
+    keys = {(tmp_path / "attempts" / "round-3.key").read_bytes()}
+    assert len(inodes.handles) > 12
+    assert inodes.hold(keys) == keys  # a test that looks in the right places
+    files.erase(3)
+    assert inodes.hold(secret | keys) == set()
+    versions = [os.pread(handle, 1 << 20, 0) for handle in inodes.handles]
+    assert sum(version.startswith(MAGIC) for version in versions) == 10  # there they are still: nothing opens them
+
+
+@pytest.mark.parametrize("dies", ["key", "key half", "attempt", "erase half", "erase key"])
+def test_a_kill_at_any_write_leaves_an_attempt_or_none(
+    tmp_path: Path, files: AttemptFiles, journal: FileJournal, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    folder, kept = tmp_path / "attempts", attempt()
+    key = folder / "round-1.key"
+    disk = files.disk(1)
+    disk.save(kept.export_private())
+    if dies == "key":  # before the new attempt's key is there
+        erase(key)
+        erase(folder / "round-1.attempt")
+    elif dies == "key half":
+        files.erase(1)
+        key.touch(0o600)
+        key.write_bytes(bytes([1] * 16))
+    elif dies == "attempt":
+        (folder / "round-1.attempt").unlink()
+    elif dies == "erase half":
+        key.write_bytes(bytes(32))
+    else:
+        erase(key)
+    again = AttemptFiles(folder, journal)
+    assert again.load(1) is None
+    following = attempt()
+    again.disk(1).save(following.export_private())
+    assert again.load(1) == following
+    again.erase_until(1)
+    assert list(folder.iterdir()) == []
+
+
+def test_what_goes_on_after_a_restart_keeps_its_key(tmp_path: Path, files: AttemptFiles, journal: FileJournal) -> None:
+    kept = attempt()
+    files.disk(1).save(kept.export_private())
+    key = (tmp_path / "attempts" / "round-1.key").read_bytes()
+    again = AttemptFiles(tmp_path / "attempts", journal)
+    kept.sent["M2"] = b"message"
+    again.disk(1, resumed=True).save(kept.export_private())
+    assert again.load(1) == kept
+    assert (tmp_path / "attempts" / "round-1.key").read_bytes() == key
+    (tmp_path / "attempts" / "round-1.key").unlink()
+    with pytest.raises(StorageError, match="removed while it was in use"):
+        again.disk(1, resumed=True).save(kept.export_private())
+
+
+def test_a_clean_leave_erases_only_where_nothing_has_left(files: AttemptFiles, journal: FileJournal) -> None:
+    """The ledger takes the vector before the first byte is masked; a later attempt of that round stays too."""
+    for round_ in (1, 2, 3):
+        files.disk(round_).save(attempt().export_private())
+    journal.admit(LedgerEntry(2, "train", key_of("i"), key_of("f"), NO_SET))
+    files.erase_unsent()
+    assert [files.load(round_) is not None for round_ in (1, 2, 3)] == [False, True, False]
 
 
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b + b" ", lambda b: b[:40] + b"z" + b[41:], lambda b: b * 99]
 )
-def test_a_damaged_file_is_refused_without_a_word_of_it(tmp_path: Path, files: AttemptFiles, damage: Any) -> None:
+@pytest.mark.parametrize("within", [False, True])
+def test_a_damaged_file_is_refused_without_a_word_of_it(
+    tmp_path: Path, files: AttemptFiles, damage: Any, within: bool
+) -> None:
+    """`within`: what was sealed is damaged; else what lies on the disk."""
     private = attempt().export_private()
-    files.disk(1).save(private)
-    (tmp_path / "attempts" / "round-1.attempt").write_bytes(damage(private))
+    path = tmp_path / "attempts" / "round-1.attempt"
+    files.disk(1).save(damage(private) if within else private)
+    if not within:
+        path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(PolicyError, match="damaged or of another version") as refused:
         files.load(1)
     assert refused.value.__cause__ is None
@@ -155,8 +270,8 @@ def test_a_damaged_file_is_refused_without_a_word_of_it(tmp_path: Path, files: A
 
 
 def test_a_file_too_long_for_any_attempt_is_not_read_whole(tmp_path: Path, files: AttemptFiles) -> None:
+    files.disk(1).save(attempt().export_private())
     path = tmp_path / "attempts" / "round-1.attempt"
-    path.touch(0o600)
     os.truncate(path, 1 << 40)  # a sparse terabyte
     with pytest.raises(PolicyError, match="damaged"):
         files.load(1)

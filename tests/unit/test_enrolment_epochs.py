@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fedhpc.cli.federation import federation as command
 from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.federation.agreement import PROTOCOL_NAME, Agreement, read_agreement
-from fedhpc.federation.run_folder import run_folder
+from fedhpc.federation.run_place import run_place
 from fedhpc.ops.enrolment.draft import Draft
 from fedhpc.ops.enrolment.federation_text import MARK, drop_value, set_value
 from fedhpc.ops.enrolment.next_epoch import Beginning, following
@@ -278,10 +278,10 @@ def test_another_protocol_is_gone_on_from_by_a_file_only(four: Enrolment) -> Non
 
 
 def test_every_epoch_has_a_run_directory_of_its_own(four: Enrolment) -> None:
-    assert run_folder(four.federation, read(four)) == four.federation.parent / "run"
+    assert run_place(four.federation, read(four)) == four.federation.parent / "run"
     four.coordinator.next_epoch()
-    assert run_folder(four.federation, read(four)) == four.federation.parent / "run-1"
-    assert run_folder(four.federation, read(four), Path("x")) == Path("x")
+    assert run_place(four.federation, read(four)) == four.federation.parent / "run-1"
+    assert run_place(four.federation, read(four), Path("x")) == Path("x")
 
 
 # --- a rehearsal's folder

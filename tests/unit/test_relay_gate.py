@@ -120,7 +120,7 @@ def test_lengths_are_looked_at_before_a_byte_is_kept(tmp_path: Path) -> None:
     hand.play(1, 2, 3, 4, upto="M2")
     relay.put("0/9/NEED/4", b"{}")
     limits = {
-        "2/0/READY/1": (2 << 20) + 512,
+        "2/0/READY/1": 24 * (1 << 14) + 8192,
         "0/0/CONFIG/1": 1024,
         "0/0/FEATURES/1": 4 << 20,
         "0/9/STATE/1/4": messages.max_bytes("STATE", 4),

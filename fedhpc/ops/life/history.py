@@ -43,7 +43,7 @@ def round_seconds(site_directory: Path) -> list[float]:
 
 def keep_finished(site_directory: Path, finished: Finished) -> None:
     """Remember that the federation's rounds are done. Raises StorageError."""
-    write_whole(site_directory / FINISHED_FILE, json.dumps(vars(finished), sort_keys=True).encode() + b"\n")
+    write_whole(site_directory / FINISHED_FILE, json.dumps(vars(finished), sort_keys=True).encode() + b"\n", mode=0o600)
 
 
 def finished(site_directory: Path, config: bytes) -> Finished | None:

@@ -11,9 +11,10 @@ from typing import Literal
 from fedhpc.config import read_bytes, read_section
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.federation.agreement import Agreement, SiteFile, read_agreement, read_site
-from fedhpc.federation.run_folder import run_folder
+from fedhpc.federation.run_folder import FEDERATION_FILE, make_run_folder
+from fedhpc.federation.run_place import run_place
+from fedhpc.files import private_folder
 from fedhpc.ops.life.settings import LifeSettings
-from fedhpc.ops.rundir import FEDERATION_FILE
 from fedhpc.ops.slurm.profile import Profile, read_profile
 from fedhpc.ops.slurm.settings import SlurmSettings, exchange_settings, overlay, walltime_s
 from fedhpc.ops.telemetry import METRICS_FILE, number, read_metrics, table
@@ -77,7 +78,7 @@ def make_plan(site: Path, *, profile: str | None, federation: Path | None, out: 
     named = given.get("profile", "generic")
     known = read_profile(named if isinstance(named, str) else str(named))
     settings = overlay(known.slurm, given)
-    run = Path(os.path.abspath(run_folder(federation_path, agreement, out)))
+    run = Path(os.path.abspath(run_place(federation_path, agreement, out)))
     own = site_file.site.directory
     return Plan(
         site_path=site_path,
@@ -112,6 +113,8 @@ def check(plan: Plan, *, one_site: bool = True) -> list[str]:
     if kind == "spool":
         _check_spool(plan)
     _check_walltime(plan)
+    placed = plan.site_file.site.directory is not None
+    make_run_folder(plan.directory, plan.federation_path, placed=placed)
     _make_writable(plan.jobs)
     notes = []
     if kind == "https" and plan.profile.about.outbound == "no":
@@ -171,8 +174,8 @@ def _p95(values: list[float]) -> float:
 
 
 def _make_writable(jobs: Path) -> None:
+    private_folder(jobs)
     try:
-        jobs.mkdir(parents=True, exist_ok=True)
         probe = jobs / f".probe-{os.getpid()}"
         probe.write_bytes(b"x")
         probe.unlink()

@@ -79,7 +79,7 @@ class Records:
     def put(self, record: Record) -> Record:
         """Write it durably; the same record. Raises StorageError."""
         body = json.dumps({"version": VERSION, **dataclasses.asdict(record)}, indent=1, sort_keys=True)
-        write_whole(self.folder / f"{record.name}.json", body.encode() + b"\n")
+        write_whole(self.folder / f"{record.name}.json", body.encode() + b"\n", mode=0o600)
         return record
 
     @contextlib.contextmanager

@@ -87,7 +87,7 @@ class Submitter:
                 after=after.name if after else "",
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             )
-        write_whole(script, text.encode())
+        write_whole(script, text.encode(), mode=0o600)
         self.records.put(record)
         try:
             job = self._until_known(record, looking=known)
