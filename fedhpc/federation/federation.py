@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.going_on import round_of
-from fedhpc.federation.layout import Vector, sum_kind
+from fedhpc.federation.layout import Vector, check_text, sum_kind
 from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan
 from fedhpc.federation.scales import PUBLIC, Scales, exponent_counts, exponent_scales, refuse_beyond
 from fedhpc.federation.sums import Spent, Sums, as_float, rescaled
@@ -27,7 +26,6 @@ from fedhpc.secure.transcript import state_hash, tree
 if TYPE_CHECKING:
     from fedhpc.federation.sync import Sync
 
-_NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
 _WEIGHT_BOUND = 2.0**40
 
 
@@ -348,10 +346,3 @@ class Federation:
         """The next round, or the round that this statistic has had before: then it must be the same vector again."""
         round_, self.round_ = round_of(self.party, purpose, self.round_, self.finished)
         return round_
-
-
-def check_text(text: str, what: str) -> str:
-    """`text`, if it can stand in canonical JSON. ConfigError otherwise."""
-    if not _NAME.fullmatch(text):
-        raise ConfigError(f"{what} is {text!r}", "1 to 200 printable ASCII characters without quote and backslash")
-    return text

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.errors import DataError
+from fedhpc.errors import ConfigError, DataError
 from fedhpc.secure.ring import Layout
 from fedhpc.secure.salt import SALT_BYTES
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
+
+_NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
 
 
 class Vector:
@@ -65,3 +68,10 @@ def parts(nbytes: int, rails: int) -> list[tuple[int, int]]:
     blocks = -(-nbytes // TREE_BLOCK_BYTES)
     step = -(-blocks // rails) * TREE_BLOCK_BYTES
     return [(min(nbytes, i * step), min(nbytes, (i + 1) * step)) for i in range(rails)]
+
+
+def check_text(text: str, what: str) -> str:
+    """`text`, if it can stand in canonical JSON. ConfigError otherwise."""
+    if not _NAME.fullmatch(text):
+        raise ConfigError(f"{what} is {text!r}", "1 to 200 printable ASCII characters without quote and backslash")
+    return text

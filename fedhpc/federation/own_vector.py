@@ -29,15 +29,14 @@ def share(party: Party, vector: Vector, plan: SumPlan) -> None:
 
 
 def _add_salt(party: Party, vector: Vector, plan: SumPlan) -> None:
-    """Fill the salt of `vector`, on every rank alike; zeros where there is nothing to hide, and so no key."""
+    """Fill the salt of `vector`, on every rank alike; zeros in mode `off`, where nothing is hidden."""
     if len(party.members) == 1:
         return
-    if not vector.layout.salted or (party.masked and party.salt_key is None):
+    key = party.salt_key if party.masked else None
+    if not vector.layout.salted or (party.masked and key is None):
         raise InternalError("a vector of several sites without salt", "please report it")
-    if party.salt_key is None:
-        vector.salt[:] = 0
-    else:
-        vector.salt[:] = salt_words(party.salt_key, party.number, plan.round_, plan.purpose, plan.base)
+    words = None if key is None else salt_words(key, party.number, plan.round_, plan.purpose, plan.base)
+    vector.salt[:] = 0 if words is None else words
 
 
 def codec_of(party: Party, plan: SumPlan) -> Codec:

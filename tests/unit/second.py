@@ -122,6 +122,41 @@ def x25519(scalar: bytes, point: bytes = X9) -> bytes:
     return (x2 * pow(z2, p - 2, p) % p).to_bytes(32, "little")
 
 
+# --- salt, blind, the hash of a layout
+
+
+def salt_key(config: bytes, private: bytes, u: int) -> bytes:
+    return kdf(config, private, "salt", u)
+
+
+def salt_of(key: bytes, u: int, round_: int, purpose: str, base: bytes) -> list[int]:
+    stream = prg(kdf(h("salt", u64(round_), purpose.encode(), base), key, "salt", u), 0, 40)
+    return [int.from_bytes(stream[i : i + 8], "little") % 2**56 for i in range(0, 40, 8)]
+
+
+def blind_after(blind: bytes, salt: bytes) -> bytes:
+    return kdf(blind, salt, "blind")
+
+
+def layout_hash(layout: list[dict[str, Any]], config: bytes = b"", round_: int = 0, salt: bytes = b"") -> bytes:
+    """As it stands in M0; `salt`: S of the sum that fixed the scales, if they are not public."""
+    plain = h("layout", canon(layout))
+    if not salt:
+        return plain
+    return hmac.digest(kdf(h("layout-key", config, u64(round_)), salt, "layout"), plain, "sha256")
+
+
+def without_gaps(data: bytes, layout: list[dict[str, Any]]) -> bytes:
+    """The bytes of the named tensors, joined."""
+    sizes = [math.prod(t["shape"]) * t["bits"] // 8 for t in layout[:-1]]
+    return b"".join(data[at : at + size] for at, size in zip(place(layout)[0], sizes, strict=False))
+
+
+def state_of(model: bytes, config: bytes, round_: int, blind: bytes) -> bytes:
+    """A state without W and strategy, after `round_` training rounds."""
+    return h("state", config, u64(round_), tree(model + bytes(8) + u64(round_) + blind))
+
+
 # --- Shamir's shares
 
 

@@ -117,7 +117,7 @@ def test_the_tensors_of_a_state() -> None:
     data = b""
     for _, kind, values in [*v["model"], *sorted(v["strategy"])]:
         data += b"".join(struct.pack("<f" if kind == "float32" else "<d", number(x)) for x in values)
-    data += struct.pack("<d", number(v["W"])) + struct.pack("<q", v["rounds"])
+    data += struct.pack("<d", number(v["W"])) + struct.pack("<q", v["rounds"]) + bytes.fromhex(v["blind"])
     assert data.hex() == v["bytes"]
     assert h("state", CONFIG, u64(v["round"]), tree(data)).hex() == v["state"]
     assert [name for name, _, _ in v["model"]] != sorted(name for name, _, _ in v["model"])  # layout order

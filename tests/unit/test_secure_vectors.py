@@ -18,7 +18,27 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from second import VECTORS, X9, canon, h, half_even, kdf, load, message, number, pattern, place, prg, tree, x25519
+from second import (
+    VECTORS,
+    X9,
+    blind_after,
+    canon,
+    h,
+    half_even,
+    kdf,
+    layout_hash,
+    load,
+    message,
+    number,
+    pattern,
+    place,
+    prg,
+    salt_key,
+    salt_of,
+    state_of,
+    tree,
+    x25519,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,10 +92,30 @@ def test_transcript_vectors() -> None:
         assert h("input", case["purpose"].encode(), bytes.fromhex(case["base"])).hex() == case["digest"]
 
 
+def test_salt_vectors() -> None:
+    v = load("transcript")["salt"]
+    config, key = bytes.fromhex(v["config"]), bytes.fromhex(v["k_salt"])
+    assert salt_key(config, bytes.fromhex(v["private"]), v["site"]) == key
+    for case in v["salts"]:
+        words = salt_of(key, v["site"], case["round"], case["purpose"], bytes.fromhex(case["base"]))
+        assert list(map(str, words)) == case["words"]
+        assert all(100 * word < 2**63 for word in words)
+    blind = bytes(32)
+    for s, expected in zip(v["S"], v["blinds"][1:], strict=True):
+        blind = blind_after(blind, bytes.fromhex(s))
+        assert blind.hex() == expected
+    assert [t["name"] for t in v["layout"]] == ["salt", "n", "salt"]
+    assert layout_hash(v["layout"]).hex() == v["layout_hash"]
+    keyed = layout_hash(v["layout"], config, v["layout_round"], bytes.fromhex(v["S"][0]))
+    assert keyed.hex() == v["layout_hash_in_M0"] != v["layout_hash"]
+
+
 def test_attempt_transcript_and_keys() -> None:
     m0 = json.loads(A["M0"])
     assert canon(m0).decode() == A["M0"]
-    assert m0["layout"] == h("layout", canon(A["layout"])).hex() == A["layout_hash"]
+    keyed = layout_hash(A["layout"], bytes.fromhex(A["config"]), 7, bytes.fromhex(A["layout_salt"]))
+    assert m0["layout"] == keyed.hex()
+    assert A["layout"][-1] == {"bits": 64, "name": "salt", "scale": 0, "shape": [5]}
     assert m0["tensors"] == [[t["bits"], math.prod(t["shape"])] for t in A["layout"]]
     assert (A["offsets"], A["nbytes"]) == place(A["layout"])
     t0 = h("T0", A["M0"].encode())
@@ -101,6 +141,9 @@ def test_attempt_transcript_and_keys() -> None:
 @pytest.mark.parametrize("u", [1, 2, 3])
 def test_attempt_encoding_and_masks(u: int) -> None:
     encoded, masked = bytearray(A["nbytes"]), bytearray(A["nbytes"])
+    key = salt_key(bytes.fromhex(A["config"]), bytes.fromhex(A["identity_private"][u - 1]), u)
+    words = salt_of(key, u, 7, "train", bytes.fromhex(json.loads(A["M0"])["state"]))
+    assert A["inputs"][u - 1]["salt"] == list(map(str, words))
     for tensor, kind, offset in zip(A["layout"], A["kinds"], A["offsets"], strict=True):
         width, bits = tensor["bits"] // 8, tensor["bits"]
         weight = float.fromhex(A["weights"]["model/"][u - 1]) if tensor["name"].startswith("model/") else 1.0
@@ -144,9 +187,11 @@ def test_attempt_sum_decoding_and_results() -> None:
                 value = struct.unpack(code, struct.pack(code, float(exact) * 2.0 ** -tensor["scale"]))[0]
                 raw += struct.pack(code, value)
             assert value == number(A["decoded"][tensor["name"]][i])
+    raw, salt = raw[:-40], raw[-40:]
     assert summed.hex() == A["sum"]
     assert tree(bytes(summed)).hex() == A["sum_tree"]
-    state = h("state", bytes.fromhex(A["config"]), struct.pack("<Q", 7), tree(raw)).hex()
+    blind = blind_after(bytes.fromhex(A["blind"]), salt)
+    state = state_of(raw, bytes.fromhex(A["config"]), 7, blind).hex()
     assert state == A["state"]
     body = {"state": state, "sum": A["sum_tree"], "u3": [1, 2, 3]}
     t2 = bytes.fromhex(A["T2"])
@@ -158,7 +203,7 @@ def test_gaps_are_zero_before_and_after_masking() -> None:
     for tensor, offset in zip(A["layout"], A["offsets"], strict=True):
         used |= set(range(offset, offset + math.prod(tensor["shape"]) * tensor["bits"] // 8))
     gaps = set(range(A["nbytes"])) - used
-    assert len(gaps) == 4 + 8 + 8
+    assert len(gaps) == 4 + 8 + 8 + 4
     for data in (*A["encoded"], *A["masked"], A["sum"]):
         assert all(bytes.fromhex(data)[i] == 0 for i in gaps)
 

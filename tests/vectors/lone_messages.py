@@ -175,13 +175,14 @@ def _state() -> dict[str, Any]:
     outer = {
         f"{kind}/{name}": np.full_like(t, i) for i, kind in enumerate(("second", "moment")) for name, t in model.items()
     }
-    data = b"".join(array.tobytes() for array in state_arrays(model, outer, 640.0, 3))
+    data = b"".join(array.tobytes() for array in state_arrays(model, outer, 640.0, 3, secret("blind")))
     return {
         "round": ROUND,
         "model": [[name, a.dtype.name, [x.hex() for x in a.ravel().tolist()]] for name, a in model.items()],
         "strategy": [[name, a.dtype.name, [x.hex() for x in a.ravel().tolist()]] for name, a in outer.items()],
         "W": (640.0).hex(),
         "rounds": 3,
+        "blind": secret("blind").hex(),
         "bytes": data.hex(),
         "state": state_hash(CONFIG, ROUND, tree(data)).hex(),
     }

@@ -18,6 +18,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lone_messages import lone_messages, pattern
 from protocol_round import protocol_round, variants
+from salted import add_salt, next_state, salt_vectors
 
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.strategy import StrategySettings, make_strategy
@@ -27,6 +28,7 @@ from fedhpc.secure.masks import Masks
 from fedhpc.secure.pairwise import Member, PairwiseAttempt
 from fedhpc.secure.proposal import Proposal, one_base
 from fedhpc.secure.ring import Codec, Layout, Tensor, lanes_of
+from fedhpc.secure.salt import layout_key
 from fedhpc.secure.transcript import (
     TREE_BLOCK_BYTES,
     canon,
@@ -59,6 +61,7 @@ def transcript() -> dict[str, Any]:
     sizes = [0, 1, 1000, TREE_BLOCK_BYTES - 1, TREE_BLOCK_BYTES, TREE_BLOCK_BYTES + 1, 2 * TREE_BLOCK_BYTES]
     config, base = secret("config"), secret("base")
     return {
+        "salt": salt_vectors(config, secret("identity", 3), base),
         "canon": [{"value": v, "bytes": canon(v).decode("ascii")} for v in values],
         "hash": [
             {"name": name, "parts": [p.hex() for p in ps], "digest": hash_parts(name.encode(), *ps).hex()}
@@ -87,8 +90,11 @@ def attempt() -> dict[str, Any]:
             Tensor("measured/rows", "int64", (), 0),  # 8 bytes, a gap of 8
             Tensor("model/empty", "float32", (0,), 27),
             Tensor("model/bias", "float32", (7,), 30),
-        ]
+        ],
+        salted=True,  # after a gap of 4
     )
+    counts = hashlib.sha512(b"S of the sum that fixed the scales").digest()[:40]
+    keyed = layout_key(config, 7, counts)
     weights = (0.5, 0.3, 0.2)
     sites = len(weights)
     identities = [Ed25519PrivateKey.from_private_bytes(secret("identity", u)) for u in (1, 2, 3)]
@@ -97,7 +103,7 @@ def attempt() -> dict[str, Any]:
         attempt=4503599627370497,
         cohort=one_base((1, 2, 3), base),
         config=config,
-        layout=layout.hash,
+        layout=layout.hash_under(keyed),
         purpose="train",
         round_=7,
         state=base,
@@ -125,7 +131,8 @@ def attempt() -> dict[str, Any]:
     for u, weight in enumerate(weights, start=1):
         vector = Vector(layout)
         vector.fill(attempt_values(u, layout))
-        inputs.append({n: [_text(x) for x in v.reshape(-1).tolist()] for n, v in vector.views().items()})
+        add_salt(vector, config, secret("identity", u), u, 7, base)
+        inputs.append(_texts(vector))
         own = Codec(sites, f"site-{u}", {t.name: weight for t in layout.tensors if t.name.startswith("model/")})
         pieces = layout.pieces(0, layout.nbytes)
         for piece in pieces:
@@ -144,9 +151,9 @@ def attempt() -> dict[str, Any]:
     summed.buffer[:] = total
     for piece in layout.pieces(0, layout.nbytes):
         codec.decode(summed.buffer, piece)
-    decoded = {n: [_text(x) for x in v.reshape(-1).tolist()] for n, v in summed.views().items()}
-    tensors = b"".join(np.ascontiguousarray(v).tobytes() for v in summed.views().values())
-    following = state_hash(config, 7, tree(tensors))  # as if the decoded sums were the next model
+    decoded, blind = _texts(summed), secret("blind")
+    # As if the decoded sums were the next model.
+    following = next_state(list(summed.views().values()), config, 7, blind, summed.salt.tobytes())
     edges = {
         f"{u}-{v}": key.hex()
         for u, a in enumerate(attempts, start=1)
@@ -156,7 +163,8 @@ def attempt() -> dict[str, Any]:
     return {
         "config": config.hex(),
         "layout": layout.as_json(),
-        "layout_hash": layout.hash.hex(),
+        "layout_salt": counts.hex(),
+        "blind": blind.hex(),
         "kinds": [t.kind for t in layout.tensors],
         "offsets": layout.offsets,
         "nbytes": layout.nbytes,
@@ -310,6 +318,11 @@ def main(arguments: list[str]) -> int:
             print(f"{path.name} differs from what this code makes")
             differing += 1
     return differing
+
+
+def _texts(vector: Vector) -> dict[str, list[str | int]]:
+    """All values of a vector by name, its salt among them."""
+    return {n: [_text(x) for x in v.reshape(-1).tolist()] for n, v in (vector.views() | {"salt": vector.salt}).items()}
 
 
 def _text(value: float | int) -> str | int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from salted import add_salt, lanes_without_gaps, next_state
 
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.cohort.staleness import discount
@@ -27,7 +28,7 @@ from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.ring import Codec, Layout, Tensor, lanes_of
 from fedhpc.secure.tag import Tagger
 from fedhpc.secure.thresholds import Thresholds, choose_thresholds
-from fedhpc.secure.transcript import input_hash, state_hash, tree
+from fedhpc.secure.transcript import input_hash, tree
 
 MIXED = (
     Tensor("model/weight", "float32", (5,), 24),  # 20 bytes, a gap of 12
@@ -62,7 +63,7 @@ class Play:
     tau: Thresholds = field(init=False)
 
     def __post_init__(self) -> None:
-        self.layout = Layout(self.tensors)
+        self.layout = Layout(self.tensors, salted=True)
         self.tau = self.thresholds or choose_thresholds(self.sites)
 
     def secret(self, *words: object) -> bytes:
@@ -216,7 +217,10 @@ def play(one: Play) -> dict[str, Any]:
         tag = Tagger(opening.tag_key).of(buffer, layout.pieces(0, layout.nbytes))
         sites[u].check_sum(tree(np.frombuffer(total, dtype=np.uint8)), tag)
         x, streams = buffer.tobytes(), opening.streams
-        following = state_hash(config, ROUND, tree(buffer))  # as if the lanes were the next model
+        opened = Vector(layout)
+        opened.buffer[:] = buffer
+        # As if the lanes were the next model.
+        following = next_state(lanes_without_gaps(opened), config, ROUND, one.secret("blind"), opened.salt.tobytes())
         objects.put(f"M6/{u}", sites[u].result(following, tree(buffer)))
     late = [u for u, name in one.lost.items() if name == "M3"]
     return (
@@ -244,6 +248,7 @@ def play(one: Play) -> dict[str, Any]:
             "Y": total.hex(),
             "streams": [[key.hex(), sign] for key, sign in streams],
             "X": x.hex(),
+            "blind": one.secret("blind").hex(),
             "state": following.hex(),
         }
         | ({} if one.name else {"attempt_file": {str(u): disks[u].small["file"].decode("ascii") for u in (1, *late)}})
@@ -272,6 +277,7 @@ def _near(one: Play, u: int, u2: tuple[int, ...]) -> list[int]:
 def _encoded(one: Play, u: int) -> np.ndarray[Any, Any]:
     """Lanes of site `u`: small, both signs, the largest that are allowed; with `stale` values through the codec."""
     vector = Vector(one.layout)
+    add_salt(vector, one.secret("config"), one.secret("identity", u), u, ROUND, one.base(u))
     pieces = one.layout.pieces(0, one.layout.nbytes)
     if one.stale:
         vector.fill(_inputs(u))
@@ -289,7 +295,7 @@ def _encoded(one: Play, u: int) -> np.ndarray[Any, Any]:
             [bound64, -bound64, (-1) ** u * 10**15 * u],
             [-(1 << 40) * u],
         ]
-    for piece, lanes in zip(pieces, values, strict=True):
+    for piece, lanes in zip(pieces, values, strict=False):  # the salt is there already
         vector.buffer[piece.start : piece.stop].view(f"<i{piece.tensor.lane_bytes}")[:] = lanes
     return vector.buffer
 
