@@ -165,8 +165,7 @@ class Federation:
         """
         everyone = name is None if everyone is None else everyone
         one = not isinstance(arrays, Mapping)
-        given = {"value": arrays} if one else arrays
-        sums = self._combine(given, 1.0, bound, name, everyone=everyone, skip=skip)
+        sums = self._combine({"value": arrays} if one else arrays, 1.0, bound, name, everyone=everyone, skip=skip)
         return sums["value"] if one and sums is not None else sums
 
     @overload
@@ -245,10 +244,7 @@ class Federation:
         average: bool = False,
         skip: bool = False,
     ) -> Sums | None:
-        """Σ factor · array over the sites, by name. `average`: an equal mean, over those sites that are in the sum.
-
-        None if it was skipped.
-        """
+        """Σ factor · array by name; None if it was skipped. `average`: an equal mean over the sites in the sum."""
         values = {n: np.asarray(a, order="C") for n, a in arrays.items()}
         for key in values:
             check_text(key, "the name of an array")
