@@ -7,6 +7,7 @@ sets are closed, and what each site is shown. Nothing at the sites is replaced, 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -233,6 +234,8 @@ class Stage:
 
     def __init__(self, enrolled: Enrolled, folder: Path) -> None:
         self.enrolled, self.runs = enrolled, folder / "runs"
+        for site in enrolled.sites:  # each test begins anew, with the keys that all of them share
+            shutil.rmtree(enrolled.site_file(site).parent / "ledger", ignore_errors=True)
         self.relay = HostileRelay(enrolled, folder)
         self.relay.gone = lambda: bool(self.sites) and not any(s.alive for s in self.sites.values())
         self.sites: dict[int, SiteThread] = {}
