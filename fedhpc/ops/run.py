@@ -15,9 +15,12 @@ from fedhpc.federation.agreement import SiteFile
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import CheckpointStore, Life, Outbox, Reporter, Stage
 from fedhpc.federation.join import Joined, join_with_files
+from fedhpc.federation.journal import FileJournal
+from fedhpc.federation.ledger_home import home_of
 from fedhpc.federation.outbox import FileOutbox
 from fedhpc.federation.rounds import Outcome, run_rounds
 from fedhpc.ops.features import compare_stores
+from fedhpc.ops.ledger.stores import remember_home, store_mark
 from fedhpc.ops.life.history import Finished, keep_finished
 from fedhpc.ops.life.job_end import ledger_wait_s
 from fedhpc.ops.life.open import open_life, open_outbox
@@ -25,6 +28,7 @@ from fedhpc.ops.life.told import Told
 from fedhpc.ops.logs import rank_logs
 from fedhpc.ops.rundir import keep_agreement
 from fedhpc.ops.telemetry import Telemetry
+from fedhpc.secure.ledger import UNKNOWN
 from fedhpc.train.checkpoint import Hdf5Checkpoints
 from fedhpc.train.recorded import RecordedTrainer
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
@@ -93,6 +97,7 @@ def run_joined(joined: Joined, *, verbose: bool = False) -> Ran:
     with rank_logs(directory, site=fed.site, rank=fed.rank, show=joined.first, verbose=verbose):
         if fed.party.leads:
             keep_agreement(directory.parent, fed.party.agreement)
+            fed.data = mark_data(fed, joined.site_file)
         outbox = open_outbox(fed.party, directory)
         with (
             _open_trainer(fed, joined.site_file, directory, outbox, life.stage) as trainer,
@@ -174,6 +179,20 @@ def open_site_trainer(fed: Federation, files: SiteFile) -> TorchTrainer:
         seed=agreement.federation.seed,
         proximal=agreement.strategy.proximal,
     )
+
+
+def mark_data(fed: Federation, files: SiteFile) -> bytes:
+    """What the ledger knows this site's data by [64]; unknown where the site file names none. Leaders only.
+
+    Sites of one job belong to one operator who tries things out; others keep to one ledger for a store.
+    """
+    path, journal = files.data.get("path"), fed.party.journal
+    if not isinstance(path, str) or not isinstance(journal, FileJournal):
+        return UNKNOWN
+    store = files.path(Path(path))
+    if files.exchange.kind != "mpi":
+        remember_home(home_of(files), store)
+    return store_mark(journal.key, store)
 
 
 def _nothing() -> None:
