@@ -251,7 +251,6 @@ class Federation:
         kinds = {n: sum_kind(n, a) for n, a in values.items()}
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
-        category = class_of(name or None)
         purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
         floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
         if skip and (not everyone or (floats and bound is None)):
@@ -267,7 +266,7 @@ class Federation:
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
         factors = dict.fromkeys(floats, factor)
-        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=class_of(name))
         return None if opened is None else Sums.of(vector, opened, self.sites, average=average)
 
     def layout(self, tensors: Sequence[Tensor]) -> Layout:
