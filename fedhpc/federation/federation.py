@@ -308,13 +308,7 @@ class Federation:
         return opened
 
     def begin_training_sum(
-        self,
-        vector: Vector,
-        factors: dict[str, float],
-        base: bytes,
-        scales: Scales = PUBLIC,
-        *,
-        checkpointed: bool = False,
+        self, vector: Vector, factors: dict[str, float], base: bytes, scales: Scales, *, checkpointed: bool = False
     ) -> Opened:
         """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
 
