@@ -10,6 +10,7 @@ All of it was opened to every site in the sum; nothing here is secret to them.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,14 +18,13 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedhpc.errors import StorageError
+from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Opened, SumPlan
 from fedhpc.files import private_folder, write_whole
-from fedhpc.secure.ring import Layout
 from fedhpc.secure.transcript import canon, parse_canon
 
-_SUM = re.compile(r"round-(\d+)\.sum")
+_SUM = re.compile(r"round-(\d+)\.(?:sum|skipped)")
 _PROOF = re.compile(r"round-(\d+)\.proof")
 _UNTIL = "until"
 _HEAD_BYTES = 64 << 10
@@ -67,42 +67,67 @@ class FinishedSums:
             ) from None
 
     def last(self) -> Reached:
-        """The newest sum that is kept, or was until it was erased."""
+        """The newest sum that is kept or was skipped, or was until it was erased; and the newest S that counts."""
         first, newest = self.first(), max((number for number, _ in self._files(_SUM)), default=0)
         if newest <= first.round_:
             return first
-        with self._opened(newest) as file:
-            return Reached(newest, bytes.fromhex(_head(file)["salt"]))
+        for round_ in sorted((n for n, path in self._files(_SUM) if path.suffix == ".sum"), reverse=True):
+            with self._opened(round_) as file:
+                salt = bytes.fromhex(_head(file)["salt"])
+            if salt and round_ > first.round_:
+                return Reached(newest, salt)
+        return Reached(newest, first.salt)
 
-    def keep(self, plan: SumPlan, layout: Layout, opened: Opened, vector: Vector) -> None:
-        """Keep a decoded sum until `erase_until`."""
+    def keep(self, plan: SumPlan, opened: Opened, vector: Vector, mark: bytes) -> None:
+        """Keep a decoded sum until `erase_until`. `mark`: the fingerprint of this site's own vector."""
         data = vector.buffer.data
         head = {
             "base": plan.base.hex(),
-            "layout": layout.hash.hex(),
+            "layout": vector.layout.hash.hex(),
+            "mark": mark.hex(),
             "members": list(opened.members),
             "purpose": plan.purpose,
-            "salt": opened.salt.hex(),
+            "salt": "" if plan.skip else opened.salt.hex(),  # some sites may hold a sum that others skipped
             "tree": opened.sum_tree.hex(),
         }
         whole = head | {"sha256": _digest(head, data)}
         self._write(f"round-{plan.round_}.sum", canon(whole) + b"\n", data)
 
-    def find(self, plan: SumPlan, vector: Vector) -> tuple[bytes, tuple[int, ...]] | None:
-        """(Tree(X), sites in the sum) if this very sum was opened in this round; `vector` then holds it."""
+    def find(self, plan: SumPlan, vector: Vector, mark: bytes) -> tuple[bytes, tuple[int, ...]] | None:
+        """(Tree(X), sites in the sum) if this very sum was opened in this round; `vector` then holds it.
+
+        `mark`: the fingerprint of `vector`. Raises PolicyError if it was summed with another one.
+        """
         try:
             with self._opened(plan.round_) as file:
                 head = _head(file)
                 said = head.pop("sha256")
-                asked = plan.base.hex(), vector.layout.hash.hex(), plan.purpose
-                if (head["base"], head["layout"], head["purpose"]) != asked:
+                if (head["base"], head["purpose"]) != (plan.base.hex(), plan.purpose):
                     return None
+                if head["layout"] != vector.layout.hash.hex() or not hmac.compare_digest(head["mark"], mark.hex()):
+                    raise PolicyError(
+                        f"'{plan.purpose}' was summed in round {plan.round_} already, with other numbers of this site",
+                        "give a new statistic a new name; the same numbers give the sum that is kept",
+                    )
                 whole = file.readinto(vector.buffer.data) == vector.layout.nbytes and not file.read(1)
                 if not whole or _digest(head, vector.buffer.data) != said:
                     raise ValueError("its content does not have its SHA-256")
                 return bytes.fromhex(head["tree"]), tuple(head["members"])
         except FileNotFoundError:
             return None
+
+    def keep_skipped(self, plan: SumPlan) -> None:
+        """Remember that this site went on without a statistic's sum: another answer later would find it alone."""
+        self._write(f"round-{plan.round_}.skipped", plan.purpose.encode())
+
+    def is_skipped(self, plan: SumPlan) -> bool:
+        """Whether this site went on without the sum before."""
+        try:
+            return (self._folder / f"round-{plan.round_}.skipped").read_bytes() == plan.purpose.encode()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StorageError(f"cannot read {self._folder}: {error.strerror}") from None
 
     def keep_proof(self, round_: int, proof: tuple[bytes, ...]) -> None:
         """Keep the τ signed results of a training round: what a site that was away needs to believe the model."""

@@ -78,7 +78,7 @@ class Sync:
 
     def exchange(self) -> None:
         """Exchange now: the model becomes the new global model, on every rank of every site."""
-        self._global.exchange(self._tensors(), self._weight, {})
+        self._global.exchange(self._tensors(), self._weight)
         self._load(self._global.tensors)
         if self._optimizer is not None and not self._keep:
             self._optimizer.state.clear()

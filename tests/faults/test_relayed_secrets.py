@@ -150,7 +150,7 @@ def check_modes(world: World) -> None:
     for path in world.folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
             mode = stat.S_IMODE(path.stat().st_mode)
-            if path.name in PRIVATE:
+            if path.name in PRIVATE or path.name in ("ledger.jsonl", "ledger.key"):
                 assert mode == 0o600, f"{path}: {mode:o}"
             if path == world.run or world.run in path.parents:
                 assert mode == (0o700 if path.is_dir() else 0o600), f"{path}: {mode:o}"

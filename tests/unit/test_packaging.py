@@ -21,7 +21,7 @@ from harness import ROOT, call
 import fedhpc
 from fedhpc.cli import cli
 from fedhpc.cohort.settings import CohortSettings
-from fedhpc.federation import agreement
+from fedhpc.federation import agreement, roster
 from fedhpc.federation.strategy import StrategySettings
 from fedhpc.ops.life.settings import LifeSettings
 from fedhpc.ops.run import DataSection
@@ -48,7 +48,7 @@ TASK_LOADER = PACKAGE / "train" / "tasks" / "loader.py"  # runs a task whose has
 
 SECTIONS = {
     "[federation]": agreement.FederationSection,
-    "[[site]]": agreement.RosterEntry,
+    "[[site]]": roster.RosterEntry,
     "[relay]": agreement.RelaySection,
     "[cohort]": CohortSettings,
     "[secure]": SecureSettings,
@@ -62,6 +62,7 @@ SECTIONS = {
     "[data]": DataSection,
     "[compute]": ComputeSettings,
     "[exchange]": agreement.ExchangeSection,
+    "[ledger]": agreement.LedgerSection,
     "[life]": LifeSettings,
     "[slurm]": SlurmSettings,
     "relay.toml [relay]": relay_settings.RelaySettings,
