@@ -123,3 +123,26 @@ def sync(fed: Federation) -> dict[str, Any]:
         optimizer.step()
         together.step()
     return {"sha256": together.model_sha256, "round": fed.round_, "state": fed.state.hex()}
+
+
+def skipping(fed: Federation) -> dict[str, Any]:
+    """A sum that may be skipped, and one that is waited for."""
+    first = fed.sum({"n": fed.party.number}, name="may be skipped", everyone=True, skip=True)
+    second = fed.sum({"n": fed.party.number}, name="is waited for", everyone=True)
+    return {"first": None if first is None else int(first["n"]), "second": int(second["n"]), "round": fed.round_}
+
+
+def patients(fed: Federation) -> dict[str, Any]:
+    """The same sum twice."""
+    totals = [int(fed.sum({"n": fed.party.number}, name="patients")["n"]) for _ in range(2)]
+    return {"total": totals[0], "again": totals[1]}
+
+
+def other_patients(fed: Federation) -> dict[str, Any]:
+    """Another number under the name that `patients` has summed."""
+    return {"total": int(fed.sum({"n": 7 * fed.party.number}, name="patients")["n"])}
+
+
+def nothing(fed: Federation) -> dict[str, Any]:
+    """Join, and leave."""
+    return {"sites": fed.sites}

@@ -83,6 +83,7 @@ class Meeting:
         self.lost: dict[int, set[int]] = {}  # masked sum -> sites
         self.plans: list[SumPlan] = []  # of site 1
         self.parts: dict[int, Vector] = {}
+        self.opened: dict[int, tuple[str, tuple[int, ...]]] = {}  # masked sum -> what it is, and whose vectors
         self.layouts: dict[int, bytes] = {}  # their hashes in M0
         self.barrier = threading.Barrier(sites, timeout=WAIT_S)
         self.noted: Callable[[SumPlan, Layout], None] = lambda plan, layout: None  # of site 1
@@ -139,6 +140,7 @@ class FakeSums:
         meeting.parts[me], meeting.layouts[me] = mine, layout.hash_under(plan.layout_key)
         meeting.barrier.wait()
         members = tuple(u for u in meeting.numbers if u not in meeting.lost.get(plan.round_, ()))
+        meeting.opened[plan.round_] = plan.purpose, members
         assert len({meeting.layouts[u] for u in members}) == 1, "the sites sum different layouts"
         vector.buffer[:] = 0
         for u in members:
@@ -146,6 +148,9 @@ class FakeSums:
                 lanes = lanes_of(vector.buffer, piece.start, piece.stop, piece.tensor.bits)
                 np.add(lanes, lanes_of(meeting.parts[u].buffer, piece.start, piece.stop, piece.tensor.bits), out=lanes)
         meeting.barrier.wait()  # nobody's part is replaced while another one reads it
+        if plan.everyone and len(members) < len(meeting.numbers):
+            vector.buffer[:] = kept
+            raise RoundOverError(plan.round_, f"round {plan.round_} needs everyone")
         if me not in members:
             vector.buffer[:] = kept
             raise RoundOverError(plan.round_, f"round {plan.round_} ended without site {self._party.name}")
