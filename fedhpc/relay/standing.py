@@ -1,7 +1,7 @@
 """Where a federation stands, as JSON: hints for sites and people (docs/relay-rounds.md). Numbers only, no names.
 
-What the protocol calls a round is one masked sum, and is called `sum` here: people mean a round of training by it, which
-takes one sum or several. How many of those are done only sites know (`fedhpc status`), as only they know the model.
+What the protocol calls a round is one masked sum, and is called `sum` here: people count rounds of training, of
+one sum or several each. How many of those are done only sites know (`fedhpc status`), as only they know the model.
 """
 
 from __future__ import annotations
