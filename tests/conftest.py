@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,16 @@ SUITES = ("wheel", "slurm", "relay", "mpi", "faults", "fuzz", "cli", "unit")
 
 _ran: dict[str, int] = dict.fromkeys(SUITES, 0)
 _skipped: list[str] = []
+
+
+# Where nothing else is said, a site's ledger lies in the user's data directory: never in that of who runs the tests.
+_data = tempfile.TemporaryDirectory(prefix="fd", dir="/tmp", ignore_cleanup_errors=True)
+os.environ["XDG_DATA_HOME"] = _data.name
+
+
+@pytest.fixture(autouse=True)
+def _data_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

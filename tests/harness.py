@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import re
 import signal
@@ -305,6 +306,7 @@ def write_federation(
                 "site": {"name": name, "ranks": site.ranks, "key": f"../keys/{name}.key"},
                 "data": {"path": f"../data/{name}.h5"},
                 "compute": {"device": "cpu", "threads": 1} | site.compute,
+                "ledger": {"path": f"../ledger/{name}"},
                 "exchange": site.exchange,
             },
         )
@@ -321,6 +323,17 @@ def write_federation(
             "site": roster,
         },
     )
+
+
+def ledger_of(directory: Path, name: str) -> Path:
+    """The ledger of a site of `write_federation`."""
+    return directory / "ledger" / name / "ledger.jsonl"
+
+
+def ledger_entries(path: Path) -> list[dict[str, Any]]:
+    """The entries in a ledger's file, as they were added; none where there is no file."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line["entry"] for line in lines if "entry" in line]
 
 
 def table(name: str, rows: int, features: int = 4) -> tuple[np.ndarray, np.ndarray]:

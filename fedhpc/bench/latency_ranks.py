@@ -14,7 +14,6 @@ import numpy as np
 from fedhpc.bench.rehearsal import set_stage
 from fedhpc.bench.sum_ranks import versions
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.journal import FileJournal, Journal, MemoryJournal
 
 _WARM_UP = 10
 
@@ -25,11 +24,8 @@ def measure(sites: int, repeat: int) -> None:
     result: dict[str, object] = {"sites": sites, "repeat": repeat, "ranks_per_site": stage.place.site.size}
     with tempfile.TemporaryDirectory() as folder:
         for where in ("memory", "disk"):
-            journal: Journal | None = None
-            if stage.place.site.rank == 0:
-                path = Path(folder) / str(stage.place.number) / "ledger.jsonl"
-                journal = FileJournal(path) if where == "disk" else MemoryJournal()
-            party = stage.party("pairwise", journal=journal)
+            home = Path(folder) / str(stage.place.number) if where == "disk" else None
+            party = stage.party("pairwise", home=home)
             with Federation(party, stage.sums(party)) as federation:
                 suffix = "" if where == "memory" else "_with_fsync"
                 result[f"sum_int_s{suffix}"] = _median(federation, np.array([1]), repeat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -11,7 +12,8 @@ from fedhpc.exchange.base import Exchange
 from fedhpc.exchange.mpi import MpiExchange
 from fedhpc.federation.agreement import PROTOCOL_NAME, read_agreement
 from fedhpc.federation.join import share_ledger_keys
-from fedhpc.federation.journal import Journal, MemoryJournal
+from fedhpc.federation.journal import FileJournal, Journal, MemoryJournal
+from fedhpc.federation.ledger_home import LedgerHome, known_federation
 from fedhpc.federation.masked_sum import MpiSums
 from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import CHUNK_BYTES, Pipeline
@@ -47,14 +49,18 @@ class Stage:
         """Number of sites."""
         return len(self.publics)
 
-    def party(self, mode: str, *, lane_bits: int = 32, degree: int = 0, journal: Journal | None = None) -> Party:
-        """A party of a fresh federation in this mode; the ledger is in memory unless one is given."""
+    def party(self, mode: str, *, lane_bits: int = 32, degree: int = 0, home: Path | None = None) -> Party:
+        """A party of a fresh federation in this mode; the ledger is in memory unless it has a `home`."""
         roster = "\n".join(f'[[site]]\nname = "site{u}"\nsign = "{p}"' for u, p in enumerate(self.publics, 1))
         text = _FEDERATION.format(protocol=PROTOCOL_NAME, mode=mode, lane_bits=lane_bits, degree=degree, roster=roster)
         agreement = read_agreement(text.encode(), "the benchmark's federation.toml")
         leads = self.place.site.rank == 0
         masked = mode == "pairwise" and self.sites > 1
         keys = ledger_keys(agreement.hash, self.identity, self.place.number) if leads else None
+        journal: Journal | None = None
+        if leads:
+            known = known_federation(agreement, self.place.number)
+            journal = MemoryJournal() if home is None else FileJournal(LedgerHome(home), known, home)
         shared = share_ledger_keys(self.place.site, keys)
         salts = salt_key(agreement.hash, self.identity, self.place.number) if leads else None
         salts = self.place.site.broadcast_bytes(salts)
@@ -65,7 +71,7 @@ class Stage:
             members=agreement.members(),
             identity=Ed25519PrivateKey.from_private_bytes(self.identity) if leads and masked else None,
             ledger_keys=shared if masked else None,
-            journal=(journal or MemoryJournal()) if leads else None,
+            journal=journal,
             salt_key=salts if masked else None,
         )
 

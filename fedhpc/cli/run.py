@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +83,9 @@ def run(
         done = finished_before(federation, site, out, stage)
         if done is not None:
             if is_first():
-                click.echo(f"all rounds were done before; sha256 {done.model_sha256}")
+                click.echo(f"all rounds were done before; round {done.round}, sha256 {done.model_sha256}")
+                if as_json:
+                    click.echo(json.dumps(vars(done), sort_keys=True))
             return
     try:
         before = Before(from_model, previous)
@@ -102,7 +105,7 @@ def run(
         return
     outcome = ran.outcome
     shown = ", ".join(f"{n} {'-' if v is None else f'{v:.4f}'}" for n, v in outcome.metrics.items())
-    click.echo(f"final model: {shown}")
+    click.echo(f"final model: round {outcome.model.rounds}, {shown}")
     click.echo(f"sha256 {ran.model_sha256}")
     click.echo(f"run directory {ran.directory}")
     if as_json:

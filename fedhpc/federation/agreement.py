@@ -16,6 +16,7 @@ from typing import Any, Literal
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.config import parse_toml, read_bytes, read_section, refuse_other_file
 from fedhpc.errors import ConfigError
+from fedhpc.federation.roster import RosterEntry, check_name, read_roster
 from fedhpc.federation.start_settings import StartSettings
 from fedhpc.federation.strategy import StrategySettings
 from fedhpc.secure import labels
@@ -25,9 +26,8 @@ from fedhpc.secure.settings import SecureSettings
 
 PROTOCOL_NAME = labels.PROTOCOL.decode("ascii")
 AGREED_SECTIONS = ("federation", "start", "site", "relay", "cohort", "secure", "strategy", "task", "train")
-SITE_SECTIONS = ("site", "data", "compute", "exchange", "life", "slurm")
+SITE_SECTIONS = ("site", "data", "compute", "exchange", "ledger", "life", "slurm")
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -53,41 +53,6 @@ class FederationSection:
             raise ConfigError(f"federation.rounds = {self.rounds}", "between 1 and 1000000")
         if not 0 <= self.seed < 1 << 53:
             raise ConfigError(f"federation.seed = {self.seed}", "between 0 and 2^53")
-
-
-@dataclass(frozen=True)
-class RosterEntry:
-    """One [[site]] of federation.toml; its place in the file is its number, from 1."""
-
-    name: str
-    sign: str
-    """The site's public Ed25519 key, 64 hex digits."""
-    samples: int = 0
-    """The site's public size, for strategy.weights = "declared"."""
-    tls: str = ""
-    """Pin of the key that the site shows the relay: SHA-256 of its SubjectPublicKeyInfo, 64 hex digits."""
-    first_sign: str = ""
-    """The site's first public Ed25519 key, where its keys were rotated: it stays the same site."""
-
-    @property
-    def identity(self) -> str:
-        """What stays while keys are rotated: SHA-256 of the first public key, in hex."""
-        return hashlib.sha256(bytes.fromhex(self.first_sign or self.sign)).hexdigest()
-
-    def __post_init__(self) -> None:
-        check_name(self.name, "site.name")
-        if self.tls and not _KEY.fullmatch(self.tls):
-            raise ConfigError(
-                f"site {self.name}: tls is not a pin", "64 lower-case hex digits; `fedhpc site init` shows it"
-            )
-        # Lower case only: otherwise one key could stand in the roster twice, written in two ways.
-        if not _KEY.fullmatch(self.sign):
-            raise ConfigError(
-                f"site {self.name}: sign is not an Ed25519 public key",
-                "64 lower-case hex digits; `fedhpc new` writes keys for a rehearsal",
-            )
-        if self.samples < 0:
-            raise ConfigError(f"site {self.name}: samples = {self.samples}")
 
 
 @dataclass(frozen=True)
@@ -151,7 +116,7 @@ class SiteSection:
     key: Path | None = None
     """The site's private Ed25519 key file, mode 0600; relative to the site file."""
     directory: Path | None = None
-    """Where this site keeps ledger, checkpoints and metrics. Absent: RUN/NAME."""
+    """Where this site keeps checkpoints and metrics. Absent: RUN/NAME."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.ranks <= 65536:
@@ -205,6 +170,15 @@ class ExchangeSection:
 
 
 @dataclass(frozen=True)
+class LedgerSection:
+    """[ledger] of a site file."""
+
+    path: Path | None = None
+    """The home of the institution's ledger, the same for all its federations; relative to the site file. Absent:
+    fedhpc/ledger/NAME in the user's data directory."""
+
+
+@dataclass(frozen=True)
 class SiteFile:
     """All of one site file. Paths are relative to `base`."""
 
@@ -213,6 +187,7 @@ class SiteFile:
     exchange: ExchangeSection
     data: Mapping[str, Any]  # read by train/
     compute: Mapping[str, Any]  # read by train/
+    ledger: LedgerSection = LedgerSection()
     life: Mapping[str, Any] = field(default_factory=dict)  # read by ops/
     slurm: Mapping[str, Any] = field(default_factory=dict)  # read by ops/
 
@@ -228,20 +203,7 @@ def read_agreement(source: bytes, where: str) -> Agreement:
     if "federation" not in table:
         raise ConfigError(f"{where} has no [federation] section", "`fedhpc new DIR` writes a working example")
     _refuse_other_protocol(table["federation"], where)
-    listed = table.get("site", [])
-    if not isinstance(listed, list) or not listed:
-        raise ConfigError(f"{where} has no sites", "list each as [[site]] with name and sign")
-    _refuse_draft(listed, where)
-    roster = tuple(read_section(RosterEntry, entry, "site") for entry in listed)
-    unique = {
-        "name": [r.name for r in roster],
-        "key": [r.sign for r in roster],
-        "pin": [r.tls for r in roster if r.tls],
-    }
-    for what, value in unique.items():
-        twice = sorted({v for v in value if value.count(v) > 1})
-        if twice:
-            raise ConfigError(f"two sites in the roster have the {what} {twice[0]}")
+    roster = read_roster(table.get("site", []), where)
     agreement = Agreement(
         source=source,
         federation=read_section(FederationSection, table["federation"], "federation"),
@@ -254,7 +216,7 @@ def read_agreement(source: bytes, where: str) -> Agreement:
         train=_table(table, "train"),
         start=read_section(StartSettings, _table(table, "start"), "start"),
     )
-    agreement.start.check(agreement.federation.previous, [entry.identity for entry in roster])
+    agreement.start.check(agreement.federation.previous, [entry.identity.hex() for entry in roster])
     agreement.secure.thresholds(len(roster))  # refuses a roster that is too small, before anything starts
     if agreement.strategy.weights == "declared" and not all(r.samples > 0 for r in roster):
         raise ConfigError('strategy.weights = "declared" needs samples = … at every [[site]]')
@@ -273,16 +235,6 @@ def _refuse_other_protocol(section: object, where: str) -> None:
         )
 
 
-def _refuse_draft(listed: list[Any], where: str) -> None:
-    """A draft of `fedhpc federation new` has sites without keys."""
-    missing = [ascii(e.get("name")) for e in listed if isinstance(e, Mapping) and "sign" not in e]
-    if missing:
-        raise ConfigError(
-            f"{where} is not complete: the keys of {', '.join(missing)} are missing",
-            "wait until the coordinator has admitted all sites",
-        )
-
-
 def read_site(source: bytes, path: Path) -> SiteFile:
     """The site file in `source`, read from `path`. Raises ConfigError."""
     table = parse_toml(source, str(path))
@@ -295,6 +247,7 @@ def read_site(source: bytes, path: Path) -> SiteFile:
         exchange=read_section(ExchangeSection, table.get("exchange", {}), "exchange"),
         data=_table(table, "data"),
         compute=_table(table, "compute"),
+        ledger=read_section(LedgerSection, _table(table, "ledger"), "ledger"),
         life=_table(table, "life"),
         slurm=_table(table, "slurm"),
     )
@@ -331,14 +284,6 @@ def number_of_rank(rank: int, size: int, sites: Sequence[SiteFile]) -> int:
             return number
         rank -= count
     raise AssertionError("unreachable")
-
-
-def check_name(name: str, where: str) -> None:
-    """Refuse names that could not be a directory, a hostname part and canonical JSON at once. ConfigError."""
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{where} = {name!r}", "lower-case letters, digits, - and _, at most 63, starting with a letter"
-        )
 
 
 def _table(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Attempt files on disk: what a site needs to go on with an attempt after a restart (docs/protocol.md section 6).
 
-Whoever reads one while its attempt lasts can open this site's vector. So they are mode 0600 in a directory 0700 beside
-the ledger, whose lock keeps a second process out, never part of a checkpoint, and erased when they are not needed.
+Whoever reads one while its attempt lasts can open this site's vector. So they are mode 0600 in a directory 0700, under
+the ledger's lock of the configuration, never part of a checkpoint, and erased when they are not needed.
 
     round-R.attempt  the newest version, replaced by rename; each version is sealed
     round-R.key      what seals them [32]: written once per attempt, before the first version, and overwritten in place
@@ -22,7 +22,7 @@ from fedhpc.federation.journal import Journal
 from fedhpc.files import hint_for, private_folder, write_whole
 from fedhpc.secure.attempt_file import AttemptSecrets, from_private, sealed, unsealed
 from fedhpc.secure.keys import KEY_BYTES
-from fedhpc.secure.ledger import LedgerEntry
+from fedhpc.secure.ledger import LedgerEntry, Mark
 
 _NAME = re.compile(r"round-(\d+)\.(?:attempt|key)")
 _MOST_BYTES = 16 << 20
@@ -49,9 +49,12 @@ class AttemptFiles:
         assert key is not None
         return from_private(unsealed(key, data))
 
-    def disk(self, round_: int, *, resumed: bool = False) -> AttemptDisk:
-        """What an attempt of `round_` keeps durable. `resumed`: it goes on from what `load` gave."""
-        return AttemptDisk(self._path(round_), self._journal, resumed=resumed)
+    def disk(self, round_: int, mark: Mark | None = None, *, resumed: bool = False) -> AttemptDisk:
+        """What an attempt of `round_` keeps durable. `resumed`: it goes on from what `load` gave.
+
+        `mark`: what the ledger remembers of its vector.
+        """
+        return AttemptDisk(self._path(round_), self._journal, mark, resumed=resumed)
 
     def erase(self, round_: int) -> None:
         """Erase what is kept of a round."""
@@ -83,17 +86,20 @@ class AttemptFiles:
 class AttemptDisk:
     """SiteDisk of one round: the attempt file at `path`, and the site's ledger."""
 
-    def __init__(self, path: Path, journal: Journal, *, resumed: bool) -> None:
-        self._path, self._journal, self._resumed = path, journal, resumed
+    def __init__(self, path: Path, journal: Journal, mark: Mark | None, *, resumed: bool) -> None:
+        self._path, self._journal, self._mark, self._resumed = path, journal, mark, resumed
         self._key = b""
 
     def allows(self, entry: LedgerEntry) -> None:
         """See SiteDisk.allows."""
-        self._journal.ledger.check(entry)
+        self._journal.allows(self._marked(entry))
 
     def admit(self, entry: LedgerEntry) -> None:
         """See SiteDisk.admit."""
-        self._journal.admit(entry)
+        self._journal.admit(self._marked(entry))
+
+    def _marked(self, entry: LedgerEntry) -> LedgerEntry:
+        return entry if self._mark is None else self._mark.on(entry)
 
     def save(self, private: bytes) -> None:
         """See SiteDisk.save. Raises StorageError; then nothing may be sent."""

@@ -6,19 +6,22 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
+from fedhpc.federation.finished_sums import NONE_FINISHED
 from fedhpc.federation.going_on import round_of
 from fedhpc.federation.layout import Vector, check_text, sum_kind
-from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, SumPlan
-from fedhpc.federation.scales import PUBLIC, Scales, exponent_counts, exponent_scales, refuse_beyond
-from fedhpc.federation.sums import Spent, Sums, as_float, rescaled
+from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan, class_of
+from fedhpc.federation.scale_choice import choose_scales
+from fedhpc.federation.scales import PUBLIC, Scales, refuse_beyond
+from fedhpc.federation.sums import MeanOptions, Spent, SumOptions, Sums, as_float
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
+from fedhpc.secure.ledger import UNKNOWN
 from fedhpc.secure.ring import Layout, Tensor, scale_for
 from fedhpc.secure.salt import layout_key
 from fedhpc.secure.transcript import state_hash, tree
@@ -40,12 +43,14 @@ class Federation:
         self.sums = sums
         self.round_ = 0
         """Masked sums finished: the protocol's round number."""
-        self.finished = 0
+        self.finished = NONE_FINISHED
         """The last sum that an earlier process of this site finished, over a relay."""
         self.tensors_tree = tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
         self.last_salt = b""
         """S of the newest finished sum [40]: known to the sites in it and to nobody else; empty before the first."""
+        self.data = UNKNOWN
+        """What the ledger may know of the store that is trained on [64]; unknown for a loop of the user's own."""
         self.spent = Spent()
         """Costs since `take_spent`."""
         self._closed = False
@@ -101,9 +106,8 @@ class Federation:
     def forget(self) -> None:
         """Drop what is kept to repeat the sums so far. Call it after your script has saved what it needs of them.
 
-        Over a relay every finished sum stays on the site's disk until then, so that a script that is killed gets them
-        all again from the first one on. Afterwards it must start from what it saved. Every rank calls it, at all sites
-        after the same sum; over mpi it does nothing. Raises StorageError.
+        Over a relay a script that is killed gets all finished sums again until then, from the site's disk; afterwards
+        it must start from what it saved. Every rank of every site calls it after the same sum; over mpi it is nothing.
         """
         self._refuse_closed()
         self.party.site.barrier()  # every rank has saved
@@ -118,22 +122,22 @@ class Federation:
     @property
     def state(self) -> bytes:
         """The hash of the present state [32]."""
-        return state_hash(self.party.agreement.hash, self.round_, self.tensors_tree)
+        return self._state_after(self.round_, self.tensors_tree)
+
+    def _state_after(self, round_: int, tensors_tree: bytes) -> bytes:
+        return state_hash(self.party.agreement.hash, round_, tensors_tree)
 
     @overload
-    def sum(
-        self,
-        arrays: Mapping[str, Any],
-        *,
-        bound: float | None = None,
-        name: str | None = None,
-        everyone: bool = False,
-    ) -> Sums: ...
+    def sum(self, arrays: Mapping[str, Any], *, skip: Literal[False] = False, **how: Unpack[SumOptions]) -> Sums: ...
 
     @overload
-    def sum(
-        self, arrays: Any, *, bound: float | None = None, name: str | None = None, everyone: bool = False
-    ) -> NDArray[Any]: ...
+    def sum(self, arrays: Any, *, skip: Literal[False] = False, **how: Unpack[SumOptions]) -> NDArray[Any]: ...
+
+    @overload
+    def sum(self, arrays: Mapping[str, Any], *, skip: bool, **how: Unpack[SumOptions]) -> Sums | None: ...
+
+    @overload
+    def sum(self, arrays: Any, *, skip: bool, **how: Unpack[SumOptions]) -> NDArray[Any] | None: ...
 
     def sum(
         self,
@@ -141,37 +145,34 @@ class Federation:
         *,
         bound: float | None = None,
         name: str | None = None,
-        everyone: bool = False,
-    ) -> Sums | NDArray[Any]:
+        everyone: bool | None = None,
+        skip: bool = False,
+    ) -> Sums | NDArray[Any] | None:
         """The sum over all sites of each named array, on every rank of every site.
 
         `arrays`: name -> array-like (integers, bool, float32, float64), or one array-like, which gives one array back.
         Integers come back exact, as int64. Floats are rounded to a grid of 2^-s, given as `.quantum`.
         `bound`: the largest absolute value a site's float may have, the same at all sites. Without it, a first masked
         sum counts the sites per exponent of each array's largest value, and nothing else about it.
-        `name`: what is summed; the ledger refuses a second, different sum under the same name.
-        `everyone`: all sites of the roster must be in it. Through a relay a sum may otherwise lack up to N − τ sites
-        that were lost meanwhile; `.sites` names those in it. Within one MPI job nobody can be lacking.
+        `name`: what is summed; a second, different sum under the same name is refused (PolicyError).
+        `everyone`: all sites of the roster must be in it, by default if it has no name: the same numbers over two sets
+        of sites show those of the site that one set lacks. A named sum through a relay may otherwise lack up to N − τ
+        sites that were lost meanwhile; `.sites` names those in it. Within one MPI job nobody can be lacking.
+        `skip`, the same at all sites, for sums over everyone: None on every rank if the sum is not there
+        `[cohort] upload_s` after this site was ready and τ sites do without it. Then some sites may hold the sum
+        nevertheless, so nothing that sites do in common may hang on whether it came. Floats need `bound` then.
         Raises DataError for NaN, infinity and values beyond the bound or ±(2^63 − 1)/N; nothing is clipped or sent.
         """
-        if not isinstance(arrays, Mapping):
-            return self._combine({"value": arrays}, 1.0, bound, name, everyone=everyone)["value"]
-        return self._combine(arrays, 1.0, bound, name, everyone=everyone)
+        everyone = name is None if everyone is None else everyone
+        one = not isinstance(arrays, Mapping)
+        sums = self._combine({"value": arrays} if one else arrays, 1.0, bound, name, everyone=everyone, skip=skip)
+        return sums["value"] if one and sums is not None else sums
 
     @overload
-    def mean(
-        self,
-        arrays: Mapping[str, Any],
-        *,
-        weight: float | None = None,
-        bound: float | None = None,
-        name: str | None = None,
-    ) -> Sums: ...
+    def mean(self, arrays: Mapping[str, Any], **how: Unpack[MeanOptions]) -> Sums: ...
 
     @overload
-    def mean(
-        self, arrays: Any, *, weight: float | None = None, bound: float | None = None, name: str | None = None
-    ) -> NDArray[Any]: ...
+    def mean(self, arrays: Any, **how: Unpack[MeanOptions]) -> NDArray[Any]: ...
 
     def mean(
         self,
@@ -184,12 +185,16 @@ class Federation:
         """The mean over all sites of each named array, weighted by each site's private `weight` (absent: equally).
 
         Integers are averaged as float64. The sum of the weights is a masked sum of its own; no single weight is shown.
+        All sites must be in both, by default also in an equal mean without a name: over fewer sites a mean of
+        something whose total is known would show the weight of who is lacking.
         `bound` is for the values before weighting. Otherwise as `sum`. Raises DataError if the weights add up to 0.
         """
         given = arrays if isinstance(arrays, Mapping) else {"value": arrays}
         share = 1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
         floats = {n: as_float(np.asarray(a)) for n, a in given.items()}
-        means = self._combine(floats, share, bound, name, average=weight is None)
+        everyone = weight is not None or name is None
+        means = self._combine(floats, share, bound, name, everyone=everyone, average=weight is None)
+        assert means is not None
         return means if isinstance(arrays, Mapping) else means["value"]
 
     def sync(self, model: Any, optimizer: Any = None, **settings: Any) -> Sync:
@@ -220,7 +225,9 @@ class Federation:
             raise DataError(f"site {self.site} has the weight {weight}", "weights are finite and at least 0")
         weights = {"weight": np.float64(weight)}
         # W over two sets that differ in one site would be that site's size, so it is always the sum over all.
-        return self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}", everyone=True)
+        found = self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}", everyone=True)
+        assert found is not None
+        return found
 
     def from_leader(self, number: float) -> float:
         """The `number` of this site's rank 0, on all its ranks."""
@@ -235,50 +242,33 @@ class Federation:
         *,
         everyone: bool = False,
         average: bool = False,
-    ) -> Sums:
-        """Σ factor · array over the sites, by name. `average`: an equal mean, over those sites that are in the sum."""
+        skip: bool = False,
+    ) -> Sums | None:
+        """Σ factor · array by name; None if it was skipped. `average`: an equal mean over the sites in the sum."""
         values = {n: np.asarray(a, order="C") for n, a in arrays.items()}
         for key in values:
             check_text(key, "the name of an array")
         kinds = {n: sum_kind(n, a) for n, a in values.items()}
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
+        category = class_of(name or None)
         purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
         floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
+        if skip and (not everyone or (floats and bound is None)):
+            # A scale of its own could be skipped by some sites and not by others, which then ask for different sums.
+            raise ConfigError("skip=True is for a sum over everyone, of integers or with bound=", "give bound=")
         if bound is not None:
             if self.party.leads:  # the leader's values count
                 refuse_beyond(floats, bound, self.site)
             scales = Scales({n: scale_for(bound, 8 * a.itemsize, len(self.sites)) for n, a in floats.items()})
         else:
-            scales = self.choose_scales(floats, factor, f"scale of {purpose}", everyone=everyone)
+            scales = choose_scales(self, floats, factor, f"scale of {purpose}", everyone=everyone)
         layout = self.layout([Tensor(n, kinds[n], values[n].shape, scales.by_name.get(n, 0)) for n in values])
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
-        opened = self.add(vector, purpose, dict.fromkeys(floats, factor), everyone=everyone, scales=scales)
-        quantum = {t.name: t.quantum if len(self.sites) > 1 else 0.0 for t in layout.named}
-        again = len(self.sites) / len(opened.members) if average else 1.0
-        sums = {n: v.copy() if again == 1.0 else rescaled(v, again) for n, v in vector.views().items()}
-        return Sums(sums, quantum, [self.sites[u - 1] for u in opened.members])
-
-    def choose_scales(
-        self, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str, *, everyone: bool = False
-    ) -> Scales:
-        """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
-
-        `everyone`: as the sum that it is for. One that went on without a site would be waited for by that sum for ever.
-
-        The values of the site's rank 0 count. The sites learn how many of them have each exponent, and nothing else.
-        """
-        if not arrays or len(self.sites) == 1:
-            return Scales(dict.fromkeys(arrays, 0))
-        seen = arrays if self.party.leads else {n: np.empty(0, a.dtype) for n, a in arrays.items()}
-        counts = exponent_counts(seen, factor, self.site)
-        vector = Vector(self.layout([Tensor(n, "int64", c.shape) for n, c in counts.items()]))
-        vector.fill(counts)
-        opened = self.add(vector, purpose, everyone=everyone)
-        bits = {n: 8 * a.itemsize for n, a in arrays.items()}
-        found = exponent_scales(vector.views(), bits, len(self.sites), len(opened.members))
-        return Scales(found, opened.salt)
+        factors = dict.fromkeys(floats, factor)
+        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+        return None if opened is None else Sums.of(vector, opened, self.sites, average=average)
 
     def layout(self, tensors: Sequence[Tensor]) -> Layout:
         """The layout of a vector of this federation."""
@@ -289,17 +279,33 @@ class Federation:
         vector: Vector,
         purpose: str,
         factors: dict[str, float] | None = None,
+        scales: Scales = PUBLIC,
         *,
         everyone: bool = False,
-        scales: Scales = PUBLIC,
-    ) -> Opened:
-        """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is."""
+        skip: bool = False,
+        category: str = "",
+    ) -> Opened | None:
+        """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is.
+
+        `category`: the ledger's class of it; empty: its purpose.
+        None, with `skip`, if the round ended without a sum here: the sites skipped it, or this site was away.
+        """
         self._refuse_closed()
         round_ = self._round_of(purpose)
-        key = layout_key(self.party.agreement.hash, round_, scales.salt)
-        plan = SumPlan(round_, purpose, NO_BASE, self.state, factors or {}, everyone=everyone, layout_key=key)
-        opened = self.sums.open(vector, plan)
-        self.finish(opened, self.tensors_tree)
+        following = self._state_after(round_, self.tensors_tree)
+        how = {"everyone": everyone, "skip": skip, "following": following, "category": category}
+        plan = self._plan(round_, purpose, NO_BASE, factors or {}, scales, **how)
+        salt = self.last_salt
+        try:
+            opened = self.sums.open(vector, plan)
+            self.finish(opened, self.tensors_tree)
+        except RoundOverError:
+            if not skip:
+                raise
+            self.round_ = max(self.round_, plan.round_)  # a statistic leaves the tensors, so the next state is known
+            return None
+        if skip:
+            self.last_salt = salt  # some sites may hold this sum and others not
         return opened
 
     def begin_training_sum(
@@ -316,24 +322,19 @@ class Federation:
         `base`: the hash of the state that the update began from [32]. `checkpointed`: see SumPlan.
         """
         self._refuse_closed()
-        round_ = self.round_ + 1
-        key = layout_key(self.party.agreement.hash, round_, scales.salt)
-        plan = SumPlan(
-            round_,
-            labels.PURPOSE_TRAIN,
-            base,
-            self.state,
-            factors,
-            replicated=True,
-            checkpointed=checkpointed,
-            layout_key=key,
-        )
+        how = {"replicated": True, "checkpointed": checkpointed, "category": labels.CLASS_TRAIN, "data": self.data}
+        plan = self._plan(self.round_ + 1, labels.PURPOSE_TRAIN, base, factors, scales, **how)
         return self.sums.open(vector, plan)
+
+    def _plan(
+        self, round_: int, purpose: str, base: bytes, factors: dict[str, float], scales: Scales, **how: Any
+    ) -> SumPlan:
+        key = layout_key(self.party.agreement.hash, round_, scales.salt)
+        return SumPlan(round_, purpose, base, self.state, factors, layout_key=key, **how)
 
     def finish(self, opened: Opened, tensors_tree: bytes) -> None:
         """Compare results with the other sites and move to the next state, whose tensors have this Tree [32]."""
-        state = state_hash(self.party.agreement.hash, opened.plan.round_, tensors_tree)
-        self.sums.settle(opened, state)
+        self.sums.settle(opened, self._state_after(opened.plan.round_, tensors_tree))
         self.round_ = max(self.round_, opened.plan.round_)
         self.tensors_tree, self.last_salt = tensors_tree, opened.salt
         self.spent.add(opened)
@@ -344,5 +345,7 @@ class Federation:
 
     def _round_of(self, purpose: str) -> int:
         """The next round, or the round that this statistic has had before: then it must be the same vector again."""
-        round_, self.round_ = round_of(self.party, purpose, self.round_, self.finished)
+        round_, done = round_of(self.party, purpose, self.round_, self.finished.round_)
+        if done != self.round_:
+            self.round_, self.last_salt = self.finished
         return round_

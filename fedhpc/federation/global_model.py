@@ -15,6 +15,7 @@ from fedhpc.errors import DataError
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.layout import Vector
+from fedhpc.federation.scale_choice import choose_scales, stop
 from fedhpc.federation.scales import Scales, refuse_beyond
 from fedhpc.federation.state_tensors import (
     TOTAL_WEIGHT,
@@ -147,17 +148,15 @@ class GlobalModel:
         """What local training starts from now."""
         return Base(self.tensors, self._federation.state, self.rounds)
 
-    def exchange(
-        self, local: Tensors, samples: float, measured: Mapping[str, NDArray[Any]], base: Base | None = None
-    ) -> Tensors:
-        """One round: replace the global tensors by the outer step over the mean update; gives the sum of `measured`.
+    def exchange(self, local: Tensors, samples: float, base: Base | None = None) -> bool:
+        """One round: replace the global tensors by the outer step over the mean update; whether all sites were in it.
 
         `base`: what `local` was trained from, where that may be an older model; absent: the present one. An older
         update is discounted (cohort/staleness.py) and applied to the present model.
 
-        `local`: the site's tensors after training, equal on all its ranks. `samples`: its rows. `measured`: int64 and
-        float64 sums that travel in the same masked vector. Raises DataError for NaN, infinity or a bound; then the
-        global tensors are as they were.
+        `local`: the site's tensors after training, equal on all its ranks. `samples`: its rows. Raises DataError for
+        NaN, infinity or a bound, PolicyError for a sum that a false scale has rounded to zero; then the global tensors
+        are as they were.
         """
         federation = self._federation
         base = base or self.base()
@@ -169,10 +168,13 @@ class GlobalModel:
             self.rounds += 1
             federation.round_ += 1
             federation.tensors_tree = self._tree(local)
-            return dict(measured)
-        vector, scales = self._update_vector(base.tensors, local, measured, share)
+            return True
+        vector, scales = self._update_vector(base.tensors, local, share)
         names = {_MODEL + name: share for name in self.tensors}
         opened = federation.begin_training_sum(vector, names, base.state, scales, checkpointed=self._checkpointed)
+        if self._secure.bound is None:
+            zero = [name for name in scales.lost if not vector.view(name).any()]
+            stop(federation.party, zero, "the chosen scale has rounded the sum of the updates to zero")
         following: Tensors = {}
         again = self._weight_of_all_over(opened.members)
         for name, tensor in self.tensors.items():
@@ -189,43 +191,45 @@ class GlobalModel:
         self.blind = blind_after(self.blind, opened.salt)
         federation.finish(opened, self._tree(following))
         self.tensors, self.reached = following, federation.round_
-        return {name: vector.view(_MEASURED + name).copy() for name in measured}
+        return len(opened.members) == len(federation.sites)
 
-    def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors:
-        """The sum of `measured` alone, outside a round of training."""
+    def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors | None:
+        """The sum of `measured`, int64 and float64, over all sites; None if they went on without it.
+
+        Over fewer sites it would show, beside another such sum, the counts of those that one of the two lacks.
+        """
         vector = Vector(self._federation.layout(self._measured_tensors(measured)))
         vector.fill({_MEASURED + n: a for n, a in measured.items()})
-        self._federation.add(vector, name)
-        return {n: vector.view(_MEASURED + n).copy() for n in measured}
+        opened = self._federation.add(vector, name, everyone=True, skip=True, category=labels.CLASS_MEASURED)
+        return None if opened is None else {n: vector.view(_MEASURED + n).copy() for n in measured}
 
     def sha256(self) -> str:
-        """As `model_sha256`."""
+        """As `model_sha256`. It stays at the sites."""
         return model_sha256(self.tensors)
 
-    def _update_vector(
-        self, base: Tensors, local: Tensors, measured: Mapping[str, NDArray[Any]], share: float
-    ) -> tuple[Vector, Scales]:
-        """base − local and the measured sums in one vector, with a scale for every tensor."""
+    def _update_vector(self, base: Tensors, local: Tensors, share: float) -> tuple[Vector, Scales]:
+        """base − local in one vector, with a scale for every tensor."""
         if local.keys() != self.tensors.keys():
             raise DataError("the local model has other tensors than the global one")
         wide = self._secure.lane_bits == 64
         kinds = {n: "float64" if wide else t.dtype.name for n, t in self.tensors.items()}
         plain = [Tensor(_MODEL + n, kinds[n], t.shape) for n, t in self.tensors.items()]
-        vector = Vector(self._federation.layout(plain + self._measured_tensors(measured)))
+        vector = Vector(self._federation.layout(plain))
+        vector.sources = {_MODEL + n: t.dtype.name for n, t in self.tensors.items() if wide}
         updates = {}
         for name, tensor in base.items():
             view = vector.view(_MODEL + name)
             np.subtract(tensor, local[name], out=view, dtype=view.dtype)
             updates[_MODEL + name] = view
-        vector.fill({_MEASURED + n: a for n, a in measured.items()})
         sites = len(self._federation.sites)
         if self._secure.bound is not None:
             refuse_beyond(updates, self._secure.bound, self._federation.site)
             scales = Scales({t.name: scale_for(self._secure.bound, t.bits, sites) for t in plain})
         else:
-            scales = self._federation.choose_scales(updates, share, f"scale of round {self._federation.round_ + 1}")
+            purpose = f"scale of round {self._federation.round_ + 1}"
+            scales = choose_scales(self._federation, updates, share, purpose)
         scaled = [Tensor(t.name, t.kind, t.shape, scales.by_name[t.name]) for t in plain]
-        vector.layout = self._federation.layout(scaled + self._measured_tensors(measured))
+        vector.layout = self._federation.layout(scaled)
         return vector, scales
 
     def _measured_tensors(self, measured: Mapping[str, NDArray[Any]]) -> list[Tensor]:

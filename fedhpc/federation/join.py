@@ -23,10 +23,13 @@ from fedhpc.federation.agreement import (
     read_site_directory,
 )
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.finished_sums import Reached
 from fedhpc.federation.identity import read_identity
 from fedhpc.federation.interfaces import Life
 from fedhpc.federation.join_relay import open_relayed_sums
 from fedhpc.federation.journal import FileJournal, Journal
+from fedhpc.federation.ledger_file import LEDGER_FILE
+from fedhpc.federation.ledger_home import home_of, known_federation
 from fedhpc.federation.masked_sum import MpiSums
 from fedhpc.federation.nothing import Endless
 from fedhpc.federation.party import Party
@@ -40,9 +43,7 @@ from fedhpc.mpi.world import Place, World
 from fedhpc.secure.keys import KEY_BYTES, identity_public
 from fedhpc.secure.ledger import LedgerKeys, ledger_keys
 from fedhpc.secure.salt import salt_key
-from fedhpc.secure.transcript import u64
-
-LEDGER_FILE = "ledger.jsonl"
+from fedhpc.secure.transcript import canon, parse_canon
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def join(
 
     `federation`: federation.toml. `sites`: a directory with one site file per site (the whole federation in this job;
     ranks are dealt by the files' `ranks`), or `site`: this rank's own site file (each site's ranks give theirs, as in
-    `mpirun -n 2 python train.py a.toml : -n 2 python train.py b.toml`). `run`: where ledgers and checkpoints are kept,
-    by default `run/` beside federation.toml. Installs the abort hook: an exception on one rank ends the job.
+    `mpirun -n 2 python train.py a.toml : -n 2 python train.py b.toml`). `run`: where checkpoints are kept, by default
+    `run/` beside federation.toml. Installs the abort hook: an exception on one rank ends the job.
 
     Raises ConfigError, PolicyError or StorageError; on rank 0 before any rank waits, where that is possible.
     """
@@ -92,7 +93,7 @@ def join_with_files(
     """`join`, for callers that also need the site file.
 
     `connect`: False for a job that exchanges nothing. `live` makes the life of this rank, which also ends the joining.
-    `ledger_wait_s`: how long another run in the same directory is waited for.
+    `ledger_wait_s`: how long another run of the same configuration is waited for.
     """
     if (sites is None) == (site is None):
         raise ConfigError(
@@ -148,10 +149,12 @@ def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Fe
     sums = open_relayed_sums(party, mine, directory, life)
     federation = Federation(party, sums)
     # A program that starts again asks its sums again from here on, and gets those that are finished.
-    kept = None if sums.lead is None else sums.lead.finished
-    rounds = party.site.broadcast_bytes(None if kept is None else u64(kept.first_round()) + u64(kept.last_round()))
-    federation.round_ = int.from_bytes(rounds[:8], "little")
-    federation.finished = int.from_bytes(rounds[8:], "little")
+    kept = b""
+    if sums.lead is not None:
+        kept = canon([[r.round_, r.salt.hex()] for r in (sums.lead.finished.first(), sums.lead.finished.last())])
+    first, last = parse_canon(party.site.broadcast_bytes(kept or None))
+    federation.round_, federation.last_salt = int(first[0]), bytes.fromhex(first[1])
+    federation.finished = Reached(int(last[0]), bytes.fromhex(last[1]))
     return federation
 
 
@@ -216,10 +219,14 @@ def _party(
     salts: bytes | None = None
     journal: Journal | None = None
     if place.site.rank == 0:
-        journal = FileJournal(directory / LEDGER_FILE, ledger_wait_s)
+        _refuse_old_run(directory)
+        known = known_federation(agreement, place.number)
+        accepted = agreement.secure.accept_difference
+        held = FileJournal(home_of(mine), known, directory, accepted=accepted, wait_s=ledger_wait_s)
+        journal = held
         if masked:
             identity = _identity(agreement, mine, place.number)
-            keys = ledger_keys(agreement.hash, identity, place.number)
+            keys = ledger_keys(agreement.hash, held.key, place.number)
             salts = salt_key(agreement.hash, identity, place.number)
     if masked:
         keys = share_ledger_keys(place.site, keys)
@@ -232,14 +239,25 @@ def _party(
         identity=None if identity is None else Ed25519PrivateKey.from_private_bytes(identity),
         ledger_keys=keys,
         journal=journal,
+        directory=directory if place.site.rank == 0 else None,
         salt_key=salts,
     )
 
 
 def share_ledger_keys(site: Group, keys: LedgerKeys | None) -> LedgerKeys:
     """The leader's keys, on every rank of its site: each fingerprints its own part of a vector."""
-    both = site.broadcast_bytes(None if keys is None else keys.blocks + keys.whole)
-    return LedgerKeys(both[:KEY_BYTES], both[KEY_BYTES:])
+    joined = site.broadcast_bytes(None if keys is None else keys.blocks + keys.whole + keys.value)
+    return LedgerKeys(*(joined[i : i + KEY_BYTES] for i in range(0, len(joined), KEY_BYTES)))
+
+
+def _refuse_old_run(directory: Path) -> None:
+    """A run directory of 0.1.0 has its ledger in it, and a state that this protocol cannot go on from."""
+    if (directory / LEDGER_FILE).exists():
+        raise PolicyError(
+            f"{directory} is a run directory of fedhpc 0.1.0: its ledger is in it",
+            f"`fedhpc site ledger adopt {directory.parent}` keeps what was summed; the coordinator begins the next "
+            "epoch with `fedhpc federation next --from-model model.safetensors`",
+        )
 
 
 def _identity(agreement: Agreement, mine: SiteFile, number: int) -> bytes:

@@ -1,29 +1,30 @@
-"""The ledger's file: one line per round, hash-chained, on disk before a vector leaves, kept for ever.
+"""A site's ledger as its sums see it: the rounds of one federation, within all that the institution has summed.
 
-The rules are in secure/ledger.py. The open file is locked, so a second run in the same directory is refused.
+The rules are in secure/ledger.py and secure/home_ledger.py, the file in ledger_file.py.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
+import dataclasses
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
-from fedhpc.errors import PolicyError, StorageError
-from fedhpc.secure.ledger import LedgerEntry, RoundLedger, chain, entry_from_json
-from fedhpc.secure.transcript import canon, parse_canon
-
-_MAX_LINE_BYTES = 64 << 10
-_LOOK_S = 0.25  # between two looks at a lock that another run holds
+from fedhpc.errors import PolicyError
+from fedhpc.federation.ledger_home import LedgerHome
+from fedhpc.secure.home_ledger import HomeLedger, KnownFederation, refusal
+from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 
 
 class Journal(Protocol):
     """Where a site's ledger lives."""
 
     ledger: RoundLedger
+
+    def allows(self, entry: LedgerEntry) -> None:
+        """Raise PolicyError if the ledger forbids `entry`; nothing is admitted."""
+        ...
 
     def admit(self, entry: LedgerEntry) -> None:
         """Return once `entry` is durable, or raise PolicyError if the ledger forbids it."""
@@ -37,123 +38,117 @@ class Journal(Protocol):
 class MemoryJournal:
     """A ledger that ends with the process: for benchmarks, mode `off` and a single site."""
 
-    def __init__(self) -> None:
-        self.ledger = RoundLedger()
+    def __init__(
+        self,
+        federation: KnownFederation | None = None,
+        home: HomeLedger | None = None,
+        accepted: Collection[str] = (),
+    ) -> None:
+        """Without `federation` the rules of one federation are kept, and no others."""
+        self._home = HomeLedger() if home is None else home
+        self._config, self._accepted = b"" if federation is None else federation.config, accepted
+        self._known = federation is not None
+        if federation is not None:
+            self._home.know(federation)
+        self.ledger = self._home.of(self._config) if self._known else RoundLedger()
+
+    def allows(self, entry: LedgerEntry) -> None:
+        """See Journal.allows."""
+        self._check(entry)
 
     def admit(self, entry: LedgerEntry) -> None:
         """See Journal.admit; nothing is written."""
-        if self.ledger.check(entry):
-            self.ledger.add(entry)
+        if self._check(entry):
+            if self._known:
+                self._home.add(dataclasses.replace(entry, config=self._config))
+            else:
+                self.ledger.add(entry)
 
     def close(self) -> None:
         """Nothing to release."""
 
+    def _check(self, entry: LedgerEntry) -> bool:
+        if self._known:
+            return self._home.check(dataclasses.replace(entry, config=self._config), self._accepted)
+        return self.ledger.check(entry)
+
 
 class FileJournal:
-    """A ledger in `path`, mode 0600, locked to this process."""
+    """The ledger of one federation in the institution's home; its configuration's lock is held until `close`."""
 
-    def __init__(self, path: Path, wait_s: float = 0.0) -> None:
-        """`wait_s`: how long another run that holds the file is waited for.
+    def __init__(
+        self,
+        home: LedgerHome,
+        federation: KnownFederation,
+        run: Path,
+        *,
+        accepted: Collection[str] = (),
+        wait_s: float = 0.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`run`: the site's run directory. `accepted`: classes whose differences all sites accept.
 
-        Raises StorageError if it still does or the file cannot be opened, PolicyError if it was altered.
+        `wait_s`: how long another run of this configuration is waited for. Raises StorageError if it still runs or the
+        home cannot be used, PolicyError if the ledger was altered.
         """
-        self._path = path
-        self._failed = False
+        self._accepted, self._clock, self._federation = accepted, clock, federation
+        self._run = home.begin_run(federation.config, federation.names[federation.number - 1], run, wait_s)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
-                self._lock(time.monotonic() + wait_s)
-                self.ledger = RoundLedger(self._read())
-                _sync_directory(path.parent)
-            except BaseException:
-                os.close(self._file)
-                raise
-        except OSError as error:
-            raise StorageError(f"cannot use the ledger {path}: {error.strerror}") from None
+            self._file, self.key = home.open()
+        except BaseException:
+            self._run.close()
+            raise
+        self.home = self._file.known
+        self.ledger = self.home.of(federation.config)
+        try:
+            self._know()
+        except BaseException:
+            self.close()
+            raise
+
+    def allows(self, entry: LedgerEntry) -> None:
+        """See Journal.allows."""
+        with self._file.locked():
+            self._check(entry)
 
     def admit(self, entry: LedgerEntry) -> None:
         """See Journal.admit. Raises StorageError if the line cannot be made durable; then nothing may be sent."""
-        if self._failed:
-            raise StorageError(f"the ledger {self._path} could not be written before", "start the run again")
-        if not self.ledger.check(entry):
-            return
-        line = canon({"entry": entry.as_json(), "head": chain(self.ledger.head, entry).hex()}) + b"\n"
-        try:
-            # One write of a short line with O_APPEND: a kill leaves a whole line or a torn last one, never two mixed.
-            if os.write(self._file, line) != len(line):
-                raise OSError(errno.ENOSPC, "short write")
-            os.fsync(self._file)
-        except OSError as error:
-            # What lies on disk is unknown now (a torn line, or pages that the kernel dropped), so this process stops
-            # here; the next one cuts a torn line, and repeats a whole one.
-            self._failed = True
-            raise StorageError(
-                f"cannot write the ledger {self._path}: {error.strerror}", "nothing was sent; free some space"
-            ) from None
-        self.ledger.add(entry)
+        with self._file.locked():
+            if not self._check(entry):
+                return
+            whole = dataclasses.replace(entry, config=self._federation.config)
+            self._file.append({"entry": whole.as_json()}, lambda: self.home.add(whole))
 
     def close(self) -> None:
         """Release the lock. Safe to call twice."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1  # a number that is no file: a later write must not reach a file opened in between
+        self._file.close()
+        self._run.close()
 
-    def _lock(self, deadline: float) -> None:
+    def _check(self, entry: LedgerEntry) -> bool:
+        """Whether `entry` is new; a refusal is written down."""
+        whole = dataclasses.replace(entry, config=self._federation.config)
         try:
-            while not self._try_lock():
-                if time.monotonic() < deadline:
-                    time.sleep(_LOOK_S)
-                    continue
-                raise StorageError(
-                    f"another run is using {self._path.parent}", "wait for it to end, or choose another --out"
-                )
-        except OSError as error:
-            raise StorageError(
-                f"{self._path} cannot be locked: {error.strerror}",
-                "the run directory must be on a file system with flock (Lustre: mounted with -o flock)",
-            ) from None
-
-    def _try_lock(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                return False
+            return self.home.check(whole, self._accepted)
+        except PolicyError as error:
+            self._remember(whole, error.what)
             raise
-        return True
 
-    def _read(self) -> list[LedgerEntry]:
-        """All entries; a torn last line (nothing was sent after it) is cut off."""
-        with open(self._path, "rb") as file:
-            data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.ftruncate(self._file, whole)
-        entries: list[LedgerEntry] = []
-        head = bytes(32)
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
-            try:
-                if len(line) > _MAX_LINE_BYTES:
-                    raise ValueError("line too long")
-                record = parse_canon(line)
-                entry = entry_from_json(record["entry"])
-                head = chain(head, entry)
-                if record["head"] != head.hex():
-                    raise ValueError("the chain of hashes is broken")
-            except (ValueError, KeyError, TypeError) as error:
+    def _know(self) -> None:
+        """Have the configuration in the ledger before anything is summed in it."""
+        federation = self._federation
+        with self._file.locked():
+            known = self.home.federations.get(federation.config)
+            if known is None:
+                self._file.append({"federation": federation.as_json()}, lambda: self.home.know(federation))
+            elif known != federation:
                 raise PolicyError(
-                    f"{self._path}, line {number}: {error}",
-                    "the ledger was altered; a site that cannot prove what it has summed must not sum again",
-                ) from None
-            entries.append(entry)
-        return entries
+                    f"{self._file.path} has this configuration for site {known.names[known.number - 1]}",
+                    "give each site a ledger's home of its own: [ledger] path",
+                )
 
-
-def _sync_directory(directory: Path) -> None:
-    """Make the name of a new file durable; a ledger that a power cut unlinks would allow every round once more."""
-    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    def _remember(self, entry: LedgerEntry, why: str) -> None:
+        """Write a refusal down, once for as often as it is tried again."""
+        record = dict(refusal(entry, why, int(self._clock())))
+        last = self.home.refused[-1] if self.home.refused else {}
+        if {k: v for k, v in record.items() if k != "when"} != {k: v for k, v in last.items() if k != "when"}:
+            self._file.append({"refused": record}, lambda: self.home.refused.append(record))

@@ -8,11 +8,14 @@ which round it is: how old another site's update is rests on that site, whose le
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from fedhpc.errors import FedhpcError, PolicyError
 from fedhpc.exchange.https import RelayExchange
 from fedhpc.federation.party import NO_BASE, Party, SumPlan
 from fedhpc.secure import labels
+from fedhpc.secure.attempt_state import Expected
+from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import parse_canon
@@ -27,7 +30,7 @@ class KnownStates:
         self._party, self._exchange, self._thresholds = party, exchange, thresholds
         agreement = party.agreement
         staleness = agreement.cohort.staleness
-        sums = 1 if agreement.secure.bound is not None else 2  # of one training round; without a bound its scale
+        sums = 2 if agreement.secure.bound is not None else 3  # of one training round, what was measured with it
         # W is summed once, between the first model and the first update that begins from it.
         self._rounds = sums * (staleness + 1) + (staleness > 0 and agreement.strategy.weights == "samples")
         self._staleness = staleness
@@ -45,6 +48,17 @@ class KnownStates:
             return frozenset({NO_BASE})
         late = {state for round_, state in self._by_round.items() if round_ >= plan.round_ - self._rounds}
         return frozenset({plan.base, plan.state} | (late if self._staleness else set()))
+
+    def widened(self, own: Expected, proposed: Proposal, plan: SumPlan) -> tuple[Expected, frozenset[bytes]]:
+        """`own` with the older models of others that τ sites signed lately; the bases that remain unknown.
+
+        Without `staleness` no site begins from another model, and SiteAttempt refuses a relay that says so.
+        """
+        bases = frozenset(base for u, base in proposed.cohort if u != self._party.number)
+        if not self._staleness or bases <= own.bases:
+            return own, frozenset()
+        own = replace(own, bases=own.bases | self.look_up(plan, bases - own.bases))
+        return own, bases - own.bases
 
     def look_up(self, plan: SumPlan, wanted: frozenset[bytes]) -> frozenset[bytes]:
         """Those of the `wanted` bases of other sites that τ sites signed in one of the last rounds."""
@@ -70,10 +84,14 @@ class KnownStates:
             raise PolicyError(f"round {round_} is not done")
         value = parse_canon(done)
         results = RoundResults(self._party.members, self._thresholds, None)
-        for u in sorted({m.number for m in self._party.members} & set(value["u3"])):
-            message = client.get(name(round_, value["attempt"], f"{labels.SIGN_RESULT}/{u}"))
-            if message is not None:
-                results.receive(message)
+        everyone = {m.number for m in self._party.members}
+        given_up = not value["u3"]  # some sites did without its sum, others may hold it
+        for u in sorted(everyone if given_up else everyone & set(value["u3"])):
+            found = [name(round_, value["attempt"], f"{labels.SIGN_RESULT}/{u}")] if value["attempt"] else []
+            found += [name(round_, 0, f"{labels.SIGN_ABANDON}/{u}")] if given_up else []
+            for message in map(client.get, found):
+                if message is not None:
+                    results.receive(message)
             settled = results.settled()
             if settled is not None:
                 return settled.state

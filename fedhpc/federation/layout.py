@@ -23,6 +23,8 @@ class Vector:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.buffer = np.zeros(layout.nbytes, dtype=np.uint8)
+        self.sources: dict[str, str] = {}
+        """The kinds of the numbers that were put in, by tensor, where lanes are wider than they need."""
 
     def view(self, name: str) -> NDArray[Any]:
         """The tensor `name` in the buffer, in its kind and shape."""

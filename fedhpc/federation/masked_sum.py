@@ -56,7 +56,7 @@ class MpiSums:
             having = [m.name for m, rounds in zip(self._party.members, all_held, strict=True) if rounds]
             raise DataError(
                 f"only site {', '.join(having)} has checkpoints, and no round is held by all sites",
-                "restore the missing run directories, or start a new run with another --out",
+                "restore the missing run directories; a new run is the next epoch: `fedhpc federation next --again`",
             )
         return max(common) if common else None
 
@@ -102,7 +102,8 @@ class MpiSums:
         if party.leads and party.masked:
             assert party.journal is not None
             input_ = input_hash(plan.purpose, plan.base)
-            party.journal.admit(LedgerEntry(plan.round_, plan.purpose, input_, mark, everyone))
+            entry = LedgerEntry(plan.round_, plan.purpose, input_, mark.fingerprint, everyone)
+            party.journal.admit(mark.on(entry))
         stages.ledger = _lap(begun)
 
         begun = time.perf_counter()

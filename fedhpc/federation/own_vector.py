@@ -5,15 +5,28 @@ Whatever is wrong with this site's own numbers is found here, before any rank wa
 
 from __future__ import annotations
 
+import numpy as np
+
 from fedhpc.errors import DataError, InternalError
-from fedhpc.federation.layout import Vector
+from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.party import Party, SumPlan
 from fedhpc.secure import labels
 from fedhpc.secure.keys import derive
-from fedhpc.secure.ledger import FINGERPRINT_BLOCK_BYTES, LedgerKeys, fingerprint, fingerprint_blocks
-from fedhpc.secure.ring import Codec
+from fedhpc.secure.ledger import (
+    FINGERPRINT_BLOCK_BYTES,
+    ZERO_VALUE,
+    LedgerKeys,
+    Mark,
+    fingerprint,
+    fingerprint_block,
+    fingerprint_blocks,
+    value_fingerprint,
+)
+from fedhpc.secure.ring import Codec, Layout, Tensor
 from fedhpc.secure.salt import salt_words
-from fedhpc.secure.transcript import canon, input_hash
+from fedhpc.secure.transcript import canon, input_hash, u64
+
+_TAGS_AT = 32 + 1 + 8  # after the layout's hash, whether there are numbers, and how many bytes of tags follow
 
 
 def share(party: Party, vector: Vector, plan: SumPlan) -> None:
@@ -48,19 +61,32 @@ def codec_of(party: Party, plan: SumPlan) -> Codec:
     return Codec(len(party.members), party.name, plan.factors, rounding)
 
 
-def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) -> bytes:
-    """Check the values of every rank's `part` of the vector; their fingerprint [32] at the leader of a masked site.
+def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) -> Mark:
+    """Check the values of every rank's `part` of the vector; what the ledger remembers of it, at a site's leader.
 
-    Empty elsewhere. Raises DataError for a value that has no place in the ring, or ranks with other layouts.
+    Empty where nothing is signed. Raises DataError for a value that has no place in the ring, or ranks with other
+    layouts.
     """
-    layout = vector.layout
-    keys = party.ledger_keys
-    gathered = party.site.gather_bytes(layout.hash + _inspect_blocks(vector, part, codec_of(party, plan), keys))
+    layout, keys = vector.layout, party.ledger_keys
+    tags = _inspect_blocks(vector, part, codec_of(party, plan), keys)
+    found = layout.hash + bytes([_has_numbers(vector, part)]) + u64(len(tags)) + tags
+    if keys is not None and vector.sources:
+        found += source_tags(vector, keys, party.site.rank, party.site.size)
+    gathered = party.site.gather_bytes(found)
     refuse_other_layouts(party, gathered)
     if keys is None or not party.leads:
-        return b""
+        return Mark(b"")
+    ends = [_TAGS_AT + int.from_bytes(m[33:_TAGS_AT], "little") for m in gathered]
+    tags_of = [m[_TAGS_AT:end] for m, end in zip(gathered, ends, strict=True)]
     factors = canon({name: value.hex() for name, value in plan.factors.items()})
-    return fingerprint(keys.whole, layout.hash, factors, layout.payload_bytes, [m[32:] for m in gathered])
+    mark = fingerprint(keys.whole, layout.hash, factors, layout.payload_bytes, tags_of)
+    if not party.masked:
+        return Mark(mark)
+    value = ZERO_VALUE
+    if any(m[32] for m in gathered):
+        sources = [m[end:] for m, end in zip(gathered, ends, strict=True)] if vector.sources else tags_of
+        value = value_fingerprint(keys.value, value_header(vector), sources)
+    return Mark(mark, plan.category or plan.purpose, value, plan.everyone, plan.data)
 
 
 def _inspect_blocks(vector: Vector, part: tuple[int, int], codec: Codec, keys: LedgerKeys | None) -> bytes:
@@ -76,6 +102,43 @@ def _inspect_blocks(vector: Vector, part: tuple[int, int], codec: Codec, keys: L
             codec.check(vector.buffer, piece)
         if keys is not None:
             tags.append(fingerprint_blocks(keys.blocks, vector.buffer, start, min(stop, end)))
+    return b"".join(tags)
+
+
+def _has_numbers(vector: Vector, part: tuple[int, int]) -> bool:
+    """Whether a value of this part is not 0; most vectors say so at once."""
+    end = min(part[1], vector.layout.payload_bytes)
+    for start in range(part[0], end, FINGERPRINT_BLOCK_BYTES):
+        for piece in vector.layout.pieces(start, min(start + FINGERPRINT_BLOCK_BYTES, end)):
+            if vector.buffer[piece.start : piece.stop].view(piece.tensor.kind).any():
+                return True
+    return False
+
+
+def value_header(vector: Vector) -> bytes:
+    """Names, kinds and shapes of what is summed, before lanes are chosen for it."""
+    return canon([[t.name, vector.sources.get(t.name, t.kind), list(t.shape)] for t in vector.layout.named])
+
+
+def source_tags(vector: Vector, keys: LedgerKeys, rank: int, ranks: int) -> bytes:
+    """Tags of this rank's share of the vector as it would be in lanes of its sources' own widths.
+
+    So that a model has one fingerprint of its values, whatever the width of the lanes it travels in.
+    """
+    named, kinds = vector.layout.named, vector.sources
+    wide = {t.name: (t, at) for t, at in zip(named, vector.layout.offsets, strict=False)}
+    narrow = Layout([Tensor(t.name, kinds.get(t.name, t.kind), t.shape) for t in named])
+    tags = []
+    for start in range(*parts(narrow.nbytes, ranks)[rank], FINGERPRINT_BLOCK_BYTES):
+        stop = min(start + FINGERPRINT_BLOCK_BYTES, narrow.nbytes)
+        block = np.zeros(stop - start, dtype=np.uint8)
+        for piece in narrow.pieces(start, stop):
+            lanes = (piece.stop - piece.start) // piece.tensor.lane_bytes
+            tensor, at = wide[piece.tensor.name]
+            low = at + piece.lane * tensor.lane_bytes
+            values = vector.buffer[low : low + lanes * tensor.lane_bytes].view(tensor.kind)
+            block[piece.start - start : piece.stop - start] = values.astype(piece.tensor.kind).view(np.uint8)
+        tags.append(fingerprint_block(keys.blocks, start // FINGERPRINT_BLOCK_BYTES, block))
     return b"".join(tags)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -16,10 +17,25 @@ from fedhpc.federation.journal import Journal
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.pipeline import Stages
 from fedhpc.mpi.collectives import Group
-from fedhpc.secure.ledger import LedgerKeys
+from fedhpc.secure import labels
+from fedhpc.secure.ledger import UNKNOWN, LedgerKeys
 from fedhpc.secure.pairwise import Member
 
 NO_BASE = bytes(32)  # the base of a statistic
+
+_CLASSES = frozenset(value for name, value in vars(labels).items() if name.startswith("CLASS_"))
+_STANDARDISE = "standardise."
+
+
+def class_of(name: str | None) -> str:
+    """The ledger's class of a statistic that is called `name`; None: it has no name."""
+    if name is None:
+        return labels.CLASS_UNNAMED
+    if name == labels.PURPOSE_WEIGHTS or name.startswith(("weights of ", "weights ")):
+        return labels.CLASS_WEIGHTS
+    if name.startswith(_STANDARDISE):
+        return labels.CLASS_STANDARDISE
+    return f"statistic {name}" if name in _CLASSES else name
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,7 @@ class Party:
     ledger_keys: LedgerKeys | None = field(repr=False)  # on every rank of a masked site
     journal: Journal | None  # leaders only
     salt_key: bytes | None = field(repr=False)  # k_salt [32], on every rank of a masked site
+    directory: Path | None = None  # the site's run directory; leaders only
 
     @property
     def name(self) -> str:
@@ -62,8 +79,12 @@ class SumPlan:
     factors: dict[str, float] = field(default_factory=dict)  # w_u / W by tensor; 1 where absent
     replicated: bool = False  # every rank of the site already holds the site's vector
     everyone: bool = False  # all sites of the roster must be in the sum
+    skip: bool = False  # this site does without the sum rather than wait for long (`[cohort] upload_s`)
+    following: bytes = b""  # where it may be skipped: the next state, which is known beforehand [32]
     layout_key: bytes = field(default=b"", repr=False)  # of the layout's hash in M0 [32]; empty where scales are public
     checkpointed: bool = False  # its caller makes the result durable, and says so by keep_until; else the sum is kept
+    category: str = ""  # the ledger's class of the sum (labels.CLASS_…, or the statistic's name); empty: its purpose
+    data: bytes = UNKNOWN  # of training: what the ledger may know of the site's store
 
 
 @dataclass
@@ -95,6 +116,7 @@ class CaughtUp:
 
     round_: int  # the masked sum whose result it is
     data: NDArray[np.uint8]  # its arrays' bytes, joined
+    whole: bool = False  # all sites of the roster are in that sum, as τ of them signed
 
 
 class MaskedSums(Protocol):
@@ -109,8 +131,8 @@ class MaskedSums(Protocol):
 
         `digest`: hash the sum for M6; a benchmark leaves it out to time the sum alone.
         Raises DataError for numbers that have no place in the ring, PolicyError if the ledger forbids the sum or the
-        sites do not agree; nothing of the vector has left the site then. RoundOverError: see there. InterruptedRun, on
-        every rank, where this site only waits and its life is to end.
+        sites do not agree; nothing of the vector has left the site then. RoundOverError: see there; also where the
+        sites skip it (`plan.skip`). InterruptedRun, on every rank, where this site only waits and its life is to end.
         """
         ...
 

@@ -8,6 +8,7 @@ from fedhpc.errors import InterruptedRun, PeersError
 from fedhpc.exchange.https import RelayExchange, Watch
 from fedhpc.federation.party import Party, RoundOverError, SumPlan
 from fedhpc.federation.patience import late_sites, wait_telling
+from fedhpc.federation.relayed_skip import KIND, Skip
 from fedhpc.secure.ring import Layout
 from fedhpc.secure.transcript import canon
 
@@ -15,8 +16,9 @@ from fedhpc.secure.transcript import canon
 class Lobby:
     """One site in the lobby of one round."""
 
-    def __init__(self, party: Party, exchange: RelayExchange, plan: SumPlan, layout: Layout) -> None:
-        self._party, self._exchange, self._plan, self._layout = party, exchange, plan, layout
+    def __init__(self, party: Party, exchange: RelayExchange, plan: SumPlan, layout: Layout, skip: Skip) -> None:
+        self._party, self._exchange, self._plan, self._layout, self._skip = party, exchange, plan, layout, skip
+        self._awaited = (KIND if skip.allowed else "DONE", 1)  # the relay's own turns wake whoever waits for anything
         self._watch = exchange.watch(plan.round_, 0)
 
     def be_ready(self, *, ahead: bool) -> None:
@@ -26,7 +28,7 @@ class Lobby:
         """
         plan = self._plan
         if ahead:
-            self._watch.ahead("DONE")
+            self._watch.ahead(*self._awaited)
         body = {
             "base": plan.base.hex(),
             "everyone": int(plan.everyone),
@@ -40,16 +42,21 @@ class Lobby:
     def next_attempt(self, after: int) -> int:
         """The newest attempt of the round that was proposed after attempt `after`.
 
-        Raises RoundOverError if the round ended without this site, PeersError that names who is late.
+        Raises RoundOverError if the round ended without this site, DoWithoutError if it does without the sum now,
+        PeersError that names who is late.
         """
         agreed_s, own_s = self._party.agreement.cohort.deadline_s, self._exchange.interrupts.wait_s
         deadline_s = agreed_s if own_s is None else min(agreed_s, own_s)
-        deadline = time.monotonic() + deadline_s
-        found = wait_telling(
-            self._watch, lambda w: _newest(w) > after or "DONE" in w, deadline, self._what_is_awaited, ("DONE", 1)
-        )
+        deadline = min(time.monotonic() + deadline_s, self._skip.deadline)
+
+        def seen(watch: Watch) -> bool:
+            return _newest(watch) > after or "DONE" in watch or (self._skip.allowed and bool(watch.sites(KIND)))
+
+        found = wait_telling(self._watch, seen, deadline, self._what_is_awaited, self._awaited)
         if _newest(self._watch) > after:
             return _newest(self._watch)
+        if "DONE" not in self._watch:
+            self._skip.look(self._watch)
         if found:
             raise RoundOverError(self._plan.round_, f"round {self._plan.round_} ended without site {self._party.name}")
         late = self._who_is_late()

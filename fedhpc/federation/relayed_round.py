@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import NoReturn, TypeVar
 
@@ -25,12 +24,13 @@ from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Party, RoundOverError, SumPlan
 from fedhpc.federation.patience import late_sites, wait_telling
 from fedhpc.federation.relayed_lobby import Lobby
+from fedhpc.federation.relayed_skip import DoWithoutError, Skip
 from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload, silent_without_keys
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.attempt_state import Expected
-from fedhpc.secure.proposal import Proposal
-from fedhpc.secure.results import RoundResults
+from fedhpc.secure.ledger import Mark
+from fedhpc.secure.results import RoundResults, Settled
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import parse_canon
@@ -58,11 +58,12 @@ class RelayedRound:
         thresholds: Thresholds,
         plan: SumPlan,
         vector: Vector,
-        mark: bytes,
+        mark: Mark,
     ) -> None:
-        """`mark`: the fingerprint of this site's vector for the ledger [32]."""
+        """`mark`: what the ledger remembers of this site's vector."""
         self._party, self._exchange, self._files, self._thresholds = party, exchange, files, thresholds
-        self._plan, self.vector, self.layout, self._mark = plan, vector, vector.layout, mark
+        self._plan, self.vector, self.layout, self.mark = plan, vector, vector.layout, mark
+        self._skip = Skip(party, exchange, files, thresholds, plan)
         self._attempt: SiteAttempt | None = None
         self._number = 0
         self._watch: Watch | None = None
@@ -76,11 +77,15 @@ class RelayedRound:
     def run(self, hide: Hide, open_: Open, states: KnownStates) -> Answer:
         """Until a sum is opened. `states`: those that an update may start from.
 
-        Raises RoundOverError if the round ended without this site, PolicyError for whatever the protocol refuses,
-        PeersError where nobody goes on.
+        Raises RoundOverError if the round ended without this site or the sites do without its sum, PolicyError for
+        whatever the protocol refuses, PeersError where nobody goes on.
         """
         with self._ends_with_the_round():
-            return self._run(hide, open_, states)
+            try:
+                return self._run(hide, open_, states)
+            except DoWithoutError:
+                self._skip.abandon(self.mark)
+                raise RoundOverError(self._plan.round_, f"the sites do without '{self._plan.purpose}'") from None
 
     def _run(self, hide: Hide, open_: Open, states: KnownStates) -> Answer:
         plan, shapes = self._plan, tuple((bits, lanes) for bits, lanes in self.layout.shapes())
@@ -88,7 +93,7 @@ class RelayedRound:
         config = self._party.agreement.hash
         layout = self.layout.hash_under(plan.layout_key)
         own = Expected(config, layout, plan.purpose, plan.round_, plan.state, shapes, plan.base, bases)
-        lobby = Lobby(self._party, self._exchange, plan, self.layout)
+        lobby = Lobby(self._party, self._exchange, plan, self.layout, self._skip)
         stored = self._files.load(plan.round_)
         if stored is None:
             self._first = self._exchange.watch(plan.round_, 1)
@@ -111,12 +116,23 @@ class RelayedRound:
 
         Raises PolicyError if it is not this site's own state, RoundOverError if the others have gone on long since.
         """
-        with self._ends_with_the_round():
-            return self._settle(sum_tree, state)
-
-    def _settle(self, sum_tree: bytes, state: bytes) -> tuple[bytes, ...]:
-        attempt, watch = self._attempt, self._watch
+        attempt = self._attempt
         assert attempt is not None
+        with self._ends_with_the_round():
+            try:
+                settled = self._settled(attempt, sum_tree, state)
+            except DoWithoutError:  # τ others do without: this site keeps what it holds
+                settled = self._skip.abandon(self.mark)
+        if settled.state != state:
+            raise PolicyError(
+                f"{self._thresholds.threshold} sites have another state after round {self._plan.round_} than this one",
+                "its memory, NumPy or software differs; the round is not applied",
+            )
+        attempt.forget()
+        return settled.proof
+
+    def _settled(self, attempt: SiteAttempt, sum_tree: bytes, state: bytes) -> Settled:
+        watch = self._watch
         assert watch is not None
         mine = attempt.result(state, sum_tree)
         watch.ahead(labels.SIGN_RESULT, self._thresholds.threshold)
@@ -129,6 +145,8 @@ class RelayedRound:
             try:
                 self._wait(watch, lambda w: bool(set(w.sites(labels.SIGN_RESULT)) - seen), self._attempt_s, "M6", need)
             except _GivenUp:
+                if self._skip.allowed:
+                    raise DoWithoutError from None
                 raise PeersError(
                     f"round {self._plan.round_}: the attempt was given up after this site opened its sum",
                     "start this site again: it goes on with the next attempt over the same sites",
@@ -140,13 +158,7 @@ class RelayedRound:
                     results.receive(message)
                 except PolicyError as error:
                     _log.warning("round %d: %s", self._plan.round_, error.what)
-        if settled.state != state:
-            raise PolicyError(
-                f"{self._thresholds.threshold} sites have another state after round {self._plan.round_} than this one",
-                "its memory, NumPy or software differs; the round is not applied",
-            )
-        attempt.forget()
-        return settled.proof
+        return settled
 
     # --- one attempt
 
@@ -159,7 +171,10 @@ class RelayedRound:
         proposed = messages.read_proposal(m0, self._thresholds.sites)
         if me not in [u for u, _ in proposed.cohort]:
             raise _LeftOut("not in the cohort")
-        own = self._with_bases(own, proposed, states)
+        own, unknown = states.widened(own, proposed, plan)
+        if unknown:
+            strange = [self._party.agreement.names[u - 1] for u, base in proposed.cohort if base in unknown]
+            raise _LeftOut(f"site {', '.join(strange)} began from a model that is unknown here or too old")
         stored = self._files.load(plan.round_)
         if stored is not None and stored.m0 != m0:
             stored = None
@@ -169,7 +184,7 @@ class RelayedRound:
             self._party.identity,
             self._party.members,
             self._thresholds,
-            self._files.disk(plan.round_, resumed=stored is not None),
+            self._files.disk(plan.round_, self.mark, resumed=stored is not None),
             degree=self._party.agreement.secure.degree,
             stored=stored,
         )
@@ -184,7 +199,7 @@ class RelayedRound:
         put(labels.SIGN_SHARES, site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS)), "U2")
         site.receive_shares(self._set(watch, "U2", labels.SIGN_SHARES))
         # M3: the vector. What was sent before a restart need not be sent again, and is not kept once it was added.
-        plan_of_masks = site.begin_masking(self._mark)
+        plan_of_masks = site.begin_masking(self.mark.fingerprint)
         before = None if stored is None else stored.sent.get(labels.SIGN_MASKED)
         if before is not None and "M4r" not in watch and self._has_blocks(number):
             put(labels.SIGN_MASKED, before, "M4r")
@@ -249,20 +264,6 @@ class RelayedRound:
             "start this site again: it goes on with the next attempt over the same sites",
         )
 
-    def _with_bases(self, own: Expected, proposed: Proposal, states: KnownStates) -> Expected:
-        """`own` with the older models of others that τ sites signed lately. _LeftOut if there is another one.
-
-        Without `staleness` no site begins from another model, and SiteAttempt refuses a relay that says so.
-        """
-        bases = {u: base for u, base in proposed.cohort if u != self._party.number}
-        if not self._party.agreement.cohort.staleness or set(bases.values()) <= own.bases:
-            return own
-        own = replace(own, bases=own.bases | states.look_up(self._plan, frozenset(bases.values()) - own.bases))
-        strange = [self._party.agreement.names[u - 1] for u, base in bases.items() if base not in own.bases]
-        if strange:
-            raise _LeftOut(f"site {', '.join(strange)} began from a model that is unknown here or too old")
-        return own
-
     def _set(self, watch: Watch, name: str, kind: str) -> dict[int, bytes]:
         """The messages of a set of the relay's. Raises _LeftOut if this site is not in it."""
         self._wait(watch, lambda w: name in w, self._attempt_s, name)
@@ -324,14 +325,15 @@ class RelayedRound:
     def _wait(self, watch: Watch, seen: Callable[[Watch], bool], seconds: float, what: str, count: int = 1) -> None:
         """Until `seen`, which takes `count` objects of the kind `what`.
 
-        Raises _GivenUp if the relay starts another attempt, PeersError if nothing comes in time.
+        Raises _GivenUp if the relay starts another attempt, DoWithoutError if this site has waited long enough for a
+        sum that it can do without, PeersError if nothing comes in time.
         """
         begun = time.monotonic()
-        came = wait_telling(
-            watch, lambda w: seen(w) or "NEXT" in w, begun + seconds, self._what_is_awaited, (what, count)
-        )
+        end = min(begun + seconds, self._skip.deadline)
+        came = wait_telling(watch, lambda w: seen(w) or "NEXT" in w, end, self._what_is_awaited, (what, count))
         self._waited_s += time.monotonic() - begun
         if not came:
+            self._skip.look()
             raise PeersError(
                 f"round {self._plan.round_}: {what} did not come within {seconds:.0f} s",
                 "the relay or the other sites do not go on; start this site again to go on with the round",

@@ -6,7 +6,6 @@ fetch and open. Each rank moves its own part of the vector over its own connecti
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 from typing import NoReturn
@@ -14,9 +13,7 @@ from typing import NoReturn
 import numpy as np
 
 from fedhpc.errors import InternalError, InterruptedRun
-from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.https import RelayExchange
-from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
 from fedhpc.exchange.transport import Transport
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.catching_up import Attendant, release_input, take
@@ -25,15 +22,16 @@ from fedhpc.federation.hidden_part import HiddenPart
 from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.layout import Vector, parts
-from fedhpc.federation.masked_sum import streams_from_bytes, streams_to_bytes
+from fedhpc.federation.masked_sum import streams_to_bytes
 from fedhpc.federation.own_vector import codec_of, inspect, share
 from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
+from fedhpc.federation.relayed_parts import fetch_part, upload_part
 from fedhpc.federation.relayed_round import RelayedRound
-from fedhpc.federation.relayed_work import CLOSED, CUT_OFF, Answer, Order, SumFetch, SumResult, Upload, end_if_stopped
+from fedhpc.federation.relayed_work import Answer, Order, SumFetch, SumResult, Upload, end_if_stopped
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import Federation as Known
-from fedhpc.secure.keys import KEY_BYTES
+from fedhpc.secure.ledger import Mark
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import input_hash, tree_root, u64
 
@@ -62,7 +60,7 @@ class RelayedSums:
         self._round: RelayedRound | None = None  # at the leader, of the sum that is open
         self._attendant: Attendant | None = None
         self._turns = (0, 0)  # of the last sum, at the leader
-        self._uncovered = 0  # a settled round whose checkpoint is still to be written
+        self._uncovered, self._salt = 0, b""  # a settled round whose checkpoint is not written yet; S of the last sum
         self._hides = party.agreement.secure.mode != "off"
 
     def of(self, party: Party) -> RelayedSums:
@@ -108,28 +106,29 @@ class RelayedSums:
             try:
                 proof = self._round.settle(opened.sum_tree, state)
             except RoundOverError as error:
-                self._order(Order.OVER + error.what.encode())
-                raise
+                self._end_without(opened.plan, error)
             except InterruptedRun as stopped:
                 self._stop(stopped)
             if opened.plan.base != NO_BASE:
                 self.lead.finished.keep_proof(opened.plan.round_, proof)
             if not opened.plan.checkpointed:
-                self.lead.finished.keep(opened.plan, self._round.layout, opened, self._round.vector)
+                self.lead.finished.keep(opened.plan, opened, self._round.vector, self._round.mark.fingerprint)
             self._round = None
         if party.leads:
             assert self.lead is not None
             self.lead.states.reached(opened.plan.round_, state)
-            self._erase_keys(opened.plan)
+            self._erase_keys(opened.plan, opened.salt)
         word = party.site.await_bytes(Order.DONE if party.leads else None)
         if word[:1] == Order.OVER and not party.leads:
             raise RoundOverError(opened.plan.round_, word[1:].decode())
         end_if_stopped(word)
         opened.stages.agree += _lap(begun)
 
-    def _erase_keys(self, plan: SumPlan) -> None:
+    def _erase_keys(self, plan: SumPlan, salt: bytes = b"") -> None:
         """The round is settled: its keys go once the result is durable here, in `sums/` or by a checkpoint."""
         assert self.lead is not None
+        if not plan.skip:  # some sites may hold a sum that others skipped
+            self._salt = salt
         if plan.checkpointed:
             self._uncovered = plan.round_
         elif not self._uncovered:
@@ -174,12 +173,13 @@ class RelayedSums:
             release_input(self._party, lead.files, caught)
             lead.states.reached(caught.round_, caught.state)
             data[:] = found
-            number = Order.DONE + u64(caught.round_)
+            whole = len(caught.settled.u3) == len(self._party.members)
+            number = Order.DONE + bytes([whole]) + u64(caught.round_)
         word = site.await_bytes(number if lead is not None else None)
         end_if_stopped(word)
-        reached = int.from_bytes(word[1:], "little")
+        reached = int.from_bytes(word[2:], "little")
         site.broadcast(data)
-        return CaughtUp(reached, data)
+        return CaughtUp(reached, data, whole=word[1:2] == b"\1")
 
     def is_free(self, base: bytes) -> bool:
         """See MaskedSums.is_free."""
@@ -197,7 +197,7 @@ class RelayedSums:
         """See MaskedSums.keep_until."""
         assert self.lead is not None
         self.lead.files.erase_until(sums)
-        self.lead.finished.erase_until(sums)
+        self.lead.finished.erase_until(sums, self._salt)
         self._uncovered = 0
 
     def hear(self, word: str) -> str:
@@ -214,11 +214,13 @@ class RelayedSums:
 
     # --- the leader
 
-    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: bytes, stages: Stages) -> SumResult:
+    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: Mark, stages: Stages) -> SumResult:
         """Go through the round; the other ranks do what they are told."""
         party, lead = self._party, self.lead
         assert lead is not None
-        kept = lead.finished.find(plan, hidden.vector)
+        if plan.skip and lead.finished.is_skipped(plan):
+            self._end_without(plan, RoundOverError(plan.round_, f"the sites did without '{plan.purpose}'"))
+        kept = lead.finished.find(plan, hidden.vector, mark.fingerprint)
         if kept is not None:
             self._order(Order.KEPT)
             party.site.broadcast(hidden.vector.buffer)
@@ -231,20 +233,19 @@ class RelayedSums:
             keys = streams_to_bytes(streams if self._hides else ())
             order = Order.HIDE + u64(attempt) + bytes([resume]) + tag_key + keys
             self._order(order)
-            return self._upload(hidden, plan, order, stages)
+            return upload_part(self._party, self._client, hidden, plan, order, stages)
 
         def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch | None:
             order = Order.OPEN + u64(attempt) + tag_key + streams_to_bytes(streams if self._hides else ())
             self._order(order)
-            return self._fetch(hidden, plan, order, stages)
+            return fetch_part(self._party, self._client, hidden, plan, order, stages)
 
         self._round = RelayedRound(party, lead.exchange, lead.files, lead.thresholds, plan, hidden.vector, mark)
         lead.states.reached(plan.round_ - 1, plan.state)
         try:
             answer: Answer = self._round.run(hide, open_, lead.states)
         except RoundOverError as error:
-            self._order(Order.OVER + error.what.encode())
-            raise
+            self._end_without(plan, error)
         except InterruptedRun as stopped:
             lead.exchange.leave(plan.round_)
             if stopped.agreed:
@@ -255,6 +256,16 @@ class RelayedSums:
         self._order(Order.DONE + result.to_bytes())
         self._turns = answer.turns, answer.turns_exposed
         return result
+
+    def _end_without(self, plan: SumPlan, over: RoundOverError) -> NoReturn:
+        """The round has ended without a sum here. What may be skipped is skipped then, for good."""
+        assert self.lead is not None
+        if plan.skip:
+            self.lead.finished.keep_skipped(plan)
+            self._erase_keys(plan)
+            self.lead.states.reached(plan.round_, plan.following)
+        self._order(Order.OVER + over.what.encode())
+        raise over
 
     def _stop(self, stopped: InterruptedRun) -> NoReturn:
         """The leader leaves, and every rank of the site with it."""
@@ -272,9 +283,9 @@ class RelayedSums:
             order = site.await_bytes(None)
             kind, rest = order[:1], order[1:]
             if kind == Order.HIDE:
-                self._upload(hidden, plan, order, stages)
+                upload_part(self._party, self._client, hidden, plan, order, stages)
             elif kind == Order.OPEN:
-                self._fetch(hidden, plan, order, stages)
+                fetch_part(self._party, self._client, hidden, plan, order, stages)
             elif kind == Order.KEPT:
                 site.broadcast(hidden.vector.buffer)
             elif kind == Order.OVER:
@@ -285,64 +296,6 @@ class RelayedSums:
                 return SumResult.from_bytes(rest)
             else:
                 raise InternalError("an unknown order within the site")
-
-    def _upload(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> Upload | None:
-        """Hide and send this rank's part; at the leader the whole upload, None if the set was closed meanwhile."""
-        begun = time.perf_counter()
-        attempt, resume, rest = int.from_bytes(order[1:9], "little"), bool(order[9]), order[10:]
-        tag_key, streams = rest[:KEY_BYTES], streams_from_bytes(rest[KEY_BYTES:])
-        low, high = hidden.part
-        length = hidden.vector.layout.nbytes
-        hidden.begin_hiding(streams, tag_key)
-        name = self._name(plan, attempt, f"M3v/{self._party.number}")
-        late, digests = b"", b""
-        data: memoryview | None = None
-        try:
-            if length <= BLOCK_BYTES and high > low:
-                hidden.hide(low, high)
-                data = hidden.vector.buffer.data
-                digests = hashlib.sha256(data).digest()
-            elif high > low:
-                outgoing = self._client.upload(name, length, resume=resume)
-                outgoing.write(low, hidden.vector.buffer[low:high].data, hidden.hide)
-                digests = b"".join(outgoing.digests[i] for i in sorted(outgoing.digests))
-        except RelayProblem as problem:
-            if problem.kind not in _CLOSED:
-                raise
-            late = CLOSED
-        except InterruptedRun:
-            late = CUT_OFF
-        stages.wire += _lap(begun)
-        return Upload.of(name, length, self._party.site.gather_bytes(late or hidden.tag.to_bytes() + digests), data)
-
-    def _fetch(self, hidden: HiddenPart, plan: SumPlan, order: bytes, stages: Stages) -> SumFetch | None:
-        """Fetch and open this rank's part of the sum; None if the relay does not keep it any more."""
-        begun = time.perf_counter()
-        attempt, tag_key = int.from_bytes(order[1:9], "little"), order[9 : 9 + KEY_BYTES]
-        hidden.begin_opening(streams_from_bytes(order[9 + KEY_BYTES :]), tag_key)
-        low, high = hidden.part
-        length = hidden.vector.layout.nbytes
-        hashed: dict[int, bytes] | None = {}
-        lost = CLOSED
-        if high > low:
-            view = hidden.vector.buffer[low:high].data
-            try:
-                hashed = self._client.fetch_part(self._name(plan, attempt, "Y"), length, low, view, hidden.open)
-            except RelayProblem as problem:
-                if problem.kind not in (*_CLOSED, "absent"):
-                    raise
-                hashed = None
-            except InterruptedRun:
-                hashed, lost = None, CUT_OFF
-        stages.wire += _lap(begun)
-        mine = lost
-        if hashed is not None:
-            digests = [hashed[i] for i in sorted(hashed)] + hidden.opened_digests()
-            mine = hidden.tag.to_bytes() + b"".join(digests)
-        return SumFetch.of(length, self._party.site.gather_bytes(mine))
-
-    def _name(self, plan: SumPlan, attempt: int, name: str) -> ObjectName:
-        return ObjectName(self._party.agreement.hash.hex(), plan.round_, attempt, name)
 
 
 def _lap(begun: float) -> float:

@@ -1,7 +1,7 @@
 """THE MAIN LOOP: one federated round after another, on every rank of every site.
 
 What it needs from the rows above (trainer, checkpoints, reporter) is handed in. Each round: train, encode, mask, sum,
-unmask, apply, checkpoint, report. A run that is killed anywhere continues from the newest round that all sites hold.
+unmask, apply, checkpoint, measure, report. A run that is killed anywhere goes on from the newest round of all sites.
 """
 
 from __future__ import annotations
@@ -16,8 +16,17 @@ from numpy.typing import NDArray
 from fedhpc.errors import DataError, InterruptedRun, PolicyError
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.global_model import Base, GlobalModel
-from fedhpc.federation.interfaces import Checkpoint, CheckpointStore, Life, LocalResult, Outbox, Reporter, Trainer
-from fedhpc.federation.local_round import Local, LocalRounds
+from fedhpc.federation.interfaces import (
+    Checkpoint,
+    CheckpointStore,
+    Life,
+    Outbox,
+    Reporter,
+    Tensors,
+    Trainer,
+)
+from fedhpc.federation.local_round import LocalRounds
+from fedhpc.federation.measuring import final_metrics, nothing_measured, purpose_after, report_measured, sum_measured
 from fedhpc.federation.nothing import Endless, NoOutbox
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.start import Taken, refuse_other_model, take_over
@@ -60,9 +69,11 @@ def run_rounds(
     outbox = outbox or NoOutbox()
     local_rounds = LocalRounds(federation.party.site, trainer, outbox, life)
     rounds = federation.party.agreement.federation.rounds
-    model, done = _begin(federation, trainer, store, reporter, prepare, previous, outbox, life)
+    model, done, pending = _begin(federation, trainer, store, reporter, prepare, previous, outbox, life)
     if federation.party.leads:
         federation.sums.attend(store)
+    if pending is not None and life.stage != "train":  # the last job ended before it was summed, or just after
+        report_measured(federation, trainer, reporter, model, pending)
     started_at, begun_run, sent = done, clock(), 0
     while done < rounds:
         begun = clock()
@@ -81,34 +92,36 @@ def run_rounds(
             )
         trained = clock()
         # 3. Encode, mask, sum over the sites, unmask, and take the outer step.
-        totals = None
+        whole: bool | None = None  # all sites were in the sum; None: it was not summed
         try:
-            while totals is None and _may_sum(federation, model, base):
+            while whole is None and _may_sum(federation, model, base):
                 try:
-                    totals = model.exchange(local.tensors, local.result.samples, local.measured, base)
+                    whole = model.exchange(local.tensors, local.result.samples, base)
                 except RoundOverError as over:
-                    _catch_up(federation, trainer, store, reporter, model, over)
+                    _catch_up(federation, trainer, store, reporter, model, over, (base.rounds, local.measured))
         except InterruptedRun as interrupted:
             if interrupted.agreed and model.state == work_state:  # not, if it has caught up meanwhile
                 local_rounds.keep(done + 1, work_state, local)
             raise
         exchanged = clock()
         done = model.rounds
-        if totals is None:
+        if whole is None:
             continue  # this update came too late: train from the newer model
-        # 4. Checkpoint: after this the round need not be repeated.
-        metrics = trainer.summarise(totals)
-        _save(federation, trainer, store, model, done)
-        local_rounds.covered()
+        # 4. Checkpoint: after this the round need not be repeated. What was measured is still to be summed.
+        measured = local.measured if whole else None
+        _save(federation, trainer, store, model, done, measured)
         saved = clock()
-        # 5. Report.
+        life.round_took(saved - begun - federation.spent.stages.agree)
+        # 5. Sum what was measured, over all sites or not at all.
+        found = sum_measured(model, trainer, measured, purpose_after(done))
+        local_rounds.covered()
+        # 6. Report.
         spent = federation.take_spent()
         sent += spent.bytes_up
-        life.round_took(saved - begun - spent.stages.agree)
         record = {
             "round": done,
             "rounds": rounds,
-            "metrics": metrics,
+            **found.as_record(),
             "train_loss": local.result.loss,
             "samples": local.result.samples,
             "seconds": {
@@ -116,17 +129,19 @@ def run_rounds(
                 "evaluate": local.evaluate_s,
                 "exchange": exchanged - trained,
                 "checkpoint": saved - exchanged,
-                "total": saved - begun,
+                "total": clock() - begun,
                 **vars(spent.stages),
             },
             "bytes_up": spent.bytes_up,
             "bytes_down": spent.bytes_down,
             "sites": federation.sites,
             "state": federation.state.hex(),
+            # Once a round, and where it is written only: hashing a model takes as long as reading it from memory.
+            "model_sha256": model.sha256() if federation.party.leads else None,
         }
         reporter.round_done(record)
     elapsed = clock() - begun_run
-    metrics = _final_metrics(federation, trainer, local_rounds, model, reporter, life)
+    metrics = final_metrics(federation, trainer, local_rounds, model, reporter, life)
     ran = max(1, done - started_at)
     return Outcome(model, metrics, started_at, elapsed / ran, sent // ran)
 
@@ -147,15 +162,18 @@ def _begin(
     previous: Callable[[], Taken | None],
     outbox: Outbox,
     life: Life,
-) -> tuple[GlobalModel, int]:
-    """The model to go on from: a fresh one, or that of the newest round that every site holds."""
+) -> tuple[GlobalModel, int, Tensors | None]:
+    """The model to go on from: a fresh one, or that of the newest round that every site holds; and its round.
+
+    Last what was measured in that round and is still to be summed, or None.
+    """
     newest = _newest_common_round(federation, store)
     if newest is None and life.stage == "train":
         raise InterruptedRun(
             "there is no model to train yet", "the first exchange makes it: `fedhpc run --stage exchange`", agreed=True
         )
     if newest is None and federation.party.agreement.start.from_ is not None:
-        return _go_on(federation, trainer, store, reporter, previous)
+        return *_go_on(federation, trainer, store, reporter, previous), None
     if newest is None:
         federation.round_ = 0
         missed: RoundOverError | None = None
@@ -166,17 +184,17 @@ def _begin(
         model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), checkpointed=True)
         if missed is not None:
             _catch_up(federation, trainer, store, reporter, model, missed)
-            return model, model.rounds
+            return model, model.rounds, None
         _save(federation, trainer, store, model, 0)
         federation.take_spent()
-        return model, 0
+        return model, 0, None
     checkpoint = store.load(newest)
     _refuse_without_blind(checkpoint)
     if checkpoint.config != federation.party.agreement.hash:
         raise DataError(
             f"the run directory belongs to another federation.toml (SHA-256 {checkpoint.config.hex()}, "
             f"now {federation.party.agreement.hash.hex()})",
-            "continue with the file it was started with, or choose another --out",
+            "continue with the file it was started with; a changed one is a new federation with its own directory",
         )
     if federation.party.leads:
         _require_ledger(federation, checkpoint)
@@ -187,7 +205,7 @@ def _begin(
     if not outbox.holds(model.state):  # what is kept there has a newer state of the trainer
         trainer.restore(checkpoint.private)
     reporter.note(f"resumed after round {newest}")
-    return model, newest
+    return model, newest, checkpoint.pending if checkpoint.whole else None
 
 
 def _go_on(
@@ -231,20 +249,32 @@ def _catch_up(
     reporter: Reporter,
     model: GlobalModel,
     over: RoundOverError,
+    own: tuple[int, Tensors] | None = None,
 ) -> None:
-    """As `_take_later`, and keep it."""
-    _take_later(federation, reporter, model, over)
-    _save(federation, trainer, store, model, model.rounds)
+    """Go on from a state that other sites have reached meanwhile, and keep it. Raises PeersError if nobody gives it.
+
+    `own`: what this site has measured, and of the model after how many rounds.
+    """
+    whole = _take_later(federation, reporter, model, over)
+    pending: Tensors | None = None
+    if whole and own is not None:
+        # Its vector was in that sum, so the others ask it for its measurement too. It has another model's, unless it
+        # missed the end of one round only; then it counts no rows.
+        pending = own[1] if own[0] == model.rounds - 1 else nothing_measured(own[1])
+    _save(federation, trainer, store, model, model.rounds, pending)
+    if pending is not None:
+        report_measured(federation, trainer, reporter, model, pending)
 
 
-def _take_later(federation: Federation, reporter: Reporter, model: GlobalModel, over: RoundOverError) -> None:
-    """Go on from a state that other sites have reached meanwhile. Raises PeersError if nobody gives it."""
+def _take_later(federation: Federation, reporter: Reporter, model: GlobalModel, over: RoundOverError) -> bool:
+    """Take the later state; whether its training sum was over all sites."""
     reporter.note(f"{over.what}; asking the others for their model")
     before = model.rounds
     caught = federation.sums.catch_up(model.state, model.reached, total_bytes(model.arrays()))
     model.take_over(caught.data)
     federation.round_ = model.reached = caught.round_
     reporter.note(f"caught up: from {before} to {model.rounds} rounds")
+    return caught.whole
 
 
 def _newest_common_round(federation: Federation, store: CheckpointStore) -> int | None:
@@ -277,12 +307,23 @@ def _require_ledger(federation: Federation, checkpoint: Checkpoint) -> None:
     if last < checkpoint.sums:
         raise PolicyError(
             f"the ledger of site {party.name} ends at round {last}, its checkpoint is from round {checkpoint.sums}",
-            "restore ledger.jsonl; a site that cannot prove what it has summed must not sum again",
+            "restore the ledger's home, or name it in [ledger] path; a site that cannot prove what it has summed must "
+            "not sum again",
         )
 
 
-def _save(federation: Federation, trainer: Trainer, store: CheckpointStore, model: GlobalModel, done: int) -> None:
-    """Every rank helps to collect the private state; the site's leader writes it."""
+def _save(
+    federation: Federation,
+    trainer: Trainer,
+    store: CheckpointStore,
+    model: GlobalModel,
+    done: int,
+    measured: Tensors | None = None,
+) -> None:
+    """Every rank helps to collect the private state; the site's leader writes it.
+
+    `measured`: what is still to be summed, since all sites were in the round.
+    """
     private: Mapping[str, NDArray[Any]] = trainer.private()
     if not federation.party.leads:
         return
@@ -296,42 +337,9 @@ def _save(federation: Federation, trainer: Trainer, store: CheckpointStore, mode
             outer=model.saved_outer(),
             private=dict(private),
             ledger=b"" if journal is None else journal.ledger.head,
+            pending=measured or {},
+            whole=measured is not None,
             blind=model.blind,
         )
     )
     federation.sums.keep_until(federation.round_)
-
-
-def _final_metrics(
-    federation: Federation,
-    trainer: Trainer,
-    local_rounds: LocalRounds,
-    model: GlobalModel,
-    reporter: Reporter,
-    life: Life,
-) -> dict[str, float | None]:
-    """Metrics of the final model, as one more masked sum."""
-    rounds = model.rounds
-    measured = local_rounds.measured(model.state, model.tensors)
-    if life.stage == "train":
-        work = Local(model.tensors, LocalResult(0, 0, 0.0, 0.0), measured, 0.0, 0.0)
-        local_rounds.keep(rounds + 1, model.state, work)
-        raise InterruptedRun("the final model is measured; the next exchange sums that", "exchange it", agreed=True)
-    try:
-        metrics = trainer.summarise(model.total_of(measured, f"metrics after round {rounds}"))
-    except RoundOverError:
-        reporter.note("the others summed the final metrics without this site; the model is the same")
-        metrics = {}
-    local_rounds.covered()
-    reporter.round_done(
-        {
-            "round": rounds,
-            "rounds": rounds,
-            "final": True,
-            "metrics": metrics,
-            "sites": federation.sites,
-            "state": federation.state.hex(),
-            "model_sha256": model.sha256(),
-        }
-    )
-    return metrics

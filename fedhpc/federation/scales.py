@@ -7,7 +7,7 @@ histogram of exponents, and choose the scale of the largest that occurs, so that
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class Scales:
 
     by_name: Mapping[str, int] = field(default_factory=dict)
     salt: bytes = field(default=b"", repr=False)  # S of the sum that they were chosen from [40]; empty: all may
+    lost: Sequence[str] = ()  # at the leader: whose values here are not zero, and are all rounded to zero
 
 
 PUBLIC = Scales()
@@ -79,17 +80,25 @@ def _largest(name: str, array: NDArray[Any], site: str) -> float:
     return largest
 
 
-def exponent_scales(
-    totals: Mapping[str, NDArray[Any]], bits: Mapping[str, int], sites: int, marked: int
-) -> dict[str, int]:
-    """By name: the scale for the largest exponent that one of the `marked` sites in the sum has marked.
+def exponent_scales(totals: Mapping[str, NDArray[Any]], bits: Mapping[str, int], sites: int) -> dict[str, int]:
+    """By name: the scale for the largest exponent that a site in the sum has marked.
 
-    `totals` as summed; `bits` of each lane; `sites` of the roster, for all of which a lane has room.
+    `totals` as summed, checked (scale_choice.py); `bits` of each lane; `sites` of the roster, for all of which a lane
+    has room.
     """
     scales = {}
     for name, counts in totals.items():
-        if int(counts.sum()) != marked:
-            raise DataError(f"the exponents of '{name}' were marked by {int(counts.sum())} of {marked} sites")
         lowest = _RANGES[f"float{bits[name]}"][0]
         scales[name] = scale_for_exponent(int(np.flatnonzero(counts)[-1]) + lowest, bits[name], sites)
     return scales
+
+
+def lost_to_rounding(
+    marks: Mapping[str, NDArray[Any]], scales: Mapping[str, int], bits: Mapping[str, int]
+) -> list[str]:
+    """The names of a site's arrays that are not zero and of which every value is rounded to 0 at the chosen scale.
+
+    `marks` as `exponent_counts` gave them: what is in the lowest bin counts as zero.
+    """
+    exponents = {n: int(np.flatnonzero(m)[0]) + _RANGES[f"float{bits[n]}"][0] for n, m in marks.items()}
+    return [n for n, e in exponents.items() if not marks[n][0] and e + scales[n] < 0]

@@ -48,7 +48,7 @@ def take_over(federation: Federation, model: GlobalModel, own: Taken | None) -> 
     if party.leads and own is not None:
         _refuse_shapes(model.tensors, own.tensors, party.name)
         mine = _packed(own)
-        roster = [entry.identity for entry in party.agreement.roster]
+        roster = [entry.identity.hex() for entry in party.agreement.roster]
         if party.agreement.start.giver(roster) == party.number:
             vector.fill(mine)
     state = federation.state

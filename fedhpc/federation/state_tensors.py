@@ -23,6 +23,17 @@ TOTAL_WEIGHT = "total_weight"
 Arrays = list[NDArray[Any]]
 
 
+def model_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of all tensors' raw little-endian bytes in their order, in hex: THE hash of a model, equal at all sites.
+
+    It covers what is exported, not the state around it, and is never sent: whoever guesses a small model could check.
+    """
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def state_arrays(
     tensors: Tensors, outer: Mapping[str, NDArray[Any]], total_weight: float | None, rounds: int, blind: bytes
 ) -> Arrays:
@@ -37,17 +48,6 @@ def arrays_of_checkpoint(checkpoint: Checkpoint) -> Arrays:
     outer = {name: array for name, array in checkpoint.outer.items() if name != TOTAL_WEIGHT}
     weight = float(checkpoint.outer[TOTAL_WEIGHT][0]) if TOTAL_WEIGHT in checkpoint.outer else None
     return state_arrays(checkpoint.tensors, outer, weight, checkpoint.round_, checkpoint.blind)
-
-
-def model_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of all tensors' raw little-endian bytes in layout order, in hex: what people compare a model by.
-
-    It stays at the sites: nothing in it keeps others from trying out small models.
-    """
-    digest = hashlib.sha256()
-    for tensor in tensors.values():
-        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def total_bytes(arrays: Sequence[NDArray[Any]]) -> int:

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Opened
 from fedhpc.federation.pipeline import Stages
+
+
+class SumOptions(TypedDict, total=False):
+    """What `Federation.sum` may be told besides `skip`; see there."""
+
+    bound: float | None
+    name: str | None
+    everyone: bool | None
+
+
+class MeanOptions(TypedDict, total=False):
+    """What `Federation.mean` may be told; see there."""
+
+    weight: float | None
+    bound: float | None
+    name: str | None
 
 
 class Sums(dict[str, NDArray[Any]]):
@@ -22,6 +39,15 @@ class Sums(dict[str, NDArray[Any]]):
         """By name: the grid that each site's value was rounded to; 0.0 where the sum is exact."""
         self.sites = sites
         """The sites in the sum."""
+
+    @classmethod
+    def of(cls, vector: Vector, opened: Opened, roster: list[str], *, average: bool) -> Sums:
+        """From the opened `vector`; `average`: it holds shares 1/N, and an equal mean of who is in the sum is asked."""
+        several = len(roster) > 1
+        quantum = {t.name: t.quantum if several else 0.0 for t in vector.layout.named}
+        again = len(roster) / len(opened.members) if average else 1.0
+        sums = {n: v.copy() if again == 1.0 else rescaled(v, again) for n, v in vector.views().items()}
+        return cls(sums, quantum, [roster[u - 1] for u in opened.members])
 
 
 @dataclass
@@ -46,5 +72,5 @@ def rescaled(values: NDArray[Any], factor: float) -> NDArray[Any]:
 
 
 def as_float(array: NDArray[Any]) -> NDArray[Any]:
-    """Integers and truth values as float64; floats as they are."""
+    """`array`, integers and bool as float64."""
     return array.astype(np.float64) if array.dtype.kind in "iub" else array

@@ -44,7 +44,7 @@ def find_previous(
             f"{given} holds no model of an epoch before this one for site {site.name}",
             f"its federation.toml has the SHA-256 {', or '.join(agreement.start.epochs)}",
         )
-    if site.identity in agreement.start.sites:
+    if site.identity.hex() in agreement.start.sites:
         raise DataError(
             f"site {site.name} has no model of an epoch before this one",
             "name its run directory: `fedhpc run --previous RUN`; it is the one with the federation.toml of that epoch",
@@ -79,6 +79,6 @@ def _total_weight(agreement: Agreement, directory: Path, checkpoint: Checkpoint)
     if hashlib.sha256(source).digest() != checkpoint.config:
         raise DataError(f"{path} is not the file of the checkpoints beside it", "put it back from a backup")
     before = {identity(entry) for entry in parse_toml(source, str(path))["site"]}
-    if before != {entry.identity for entry in agreement.roster}:
+    if before != {entry.identity.hex() for entry in agreement.roster}:
         return None
     return float(checkpoint.outer[TOTAL_WEIGHT][0])

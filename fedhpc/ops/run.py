@@ -134,7 +134,8 @@ def run_joined(joined: Joined, *, before: Before = Before(), verbose: bool = Fal
                 )
         sha256 = outcome.model.sha256()
         if fed.party.leads:
-            keep_finished(directory, Finished(fed.party.agreement.hash.hex(), sha256, outcome.metrics))
+            config = fed.party.agreement.hash.hex()
+            keep_finished(directory, Finished(config, sha256, outcome.model.rounds, outcome.metrics))
     return Ran(outcome, directory.parent, joined.first, fed.sites, sha256)
 
 
@@ -241,7 +242,9 @@ def result_json(ran: Ran) -> str:
             "run": str(ran.directory),
             "sites": ran.sites,
             "metrics": outcome.metrics,
-            "final_model_sha256": ran.model_sha256,
+            "round": outcome.model.rounds,
+            "model_sha256": ran.model_sha256,
+            "final_model_sha256": ran.model_sha256,  # its name in 0.1
             "resumed_after_round": outcome.started_at,
             "seconds_per_round": outcome.seconds_per_round,
             "bytes_per_site_per_round": outcome.bytes_per_round,

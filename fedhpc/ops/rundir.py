@@ -32,7 +32,7 @@ def keep_agreement(run: Path, agreement: Agreement) -> None:
         raise PolicyError(
             f"{run} holds another federation: its file has SHA-256 {hashlib.sha256(kept).hexdigest()[:16]}…, "
             f"yours {agreement.hash.hex()[:16]}… ({_difference(kept, agreement.source)})",
-            "a changed agreement is a new federation: choose another --out",
+            "a changed agreement is a new federation: give it a run directory of its own with --out",
         )
 
 

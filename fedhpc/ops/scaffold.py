@@ -58,6 +58,9 @@ backend = "auto"             # serial for one rank, ddp for more
 device = "{device}"
 threads = 1                  # per rank; another number changes the last bits of local training
 
+[ledger]
+path = "../ledger/{name}"    # of this rehearsal alone; a hospital has one for all its federations, by default
+
 [exchange]
 kind = "mpi"
 rails = "auto"               # every rank carries a part of the vector

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from fedhpc.cohort.policy import Propose, Situation, decide
 from fedhpc.errors import PolicyError
 from fedhpc.exchange.objects import ObjectName
+from fedhpc.relay import abandoning
 from fedhpc.relay.catchup import CatchUps
 from fedhpc.relay.kept import KeptAttempt
 from fedhpc.relay.metrics import Metrics
@@ -27,6 +26,7 @@ from fedhpc.relay.phase_times import PhaseTimes
 from fedhpc.relay.ready import largest_group, proposal, read_ready
 from fedhpc.relay.round_machine import RoundMachine, opened_set
 from fedhpc.relay.settings import Federation
+from fedhpc.relay.steps import Job, Step
 from fedhpc.relay.store import Store, Stored
 from fedhpc.relay.tidying import drop_large, drop_messages, drop_ready
 from fedhpc.secure.transcript import canon, parse_canon
@@ -35,23 +35,6 @@ _log = logging.getLogger("fedhpc.relay")
 ALIVE_S = 60.0
 KEPT_ROUNDS = 2  # up to the last that is done; then everything of a round goes
 KEPT_BAD = 100  # reports of bad vectors
-
-
-@dataclass(frozen=True)
-class Job:
-    """Long work: `run` without the lock, then `then` with what it gave, with the lock."""
-
-    what: str
-    run: Callable[[], Any]
-    then: Callable[[Any], None]
-
-
-@dataclass(frozen=True)
-class Step:
-    """When to step again at the latest (None: when something happens), and a job to run before that."""
-
-    wake: float | None
-    job: Job | None = None
 
 
 class FederationRounds:
@@ -77,10 +60,10 @@ class FederationRounds:
     def kept_rounds(self) -> int:
         """How many of the last rounds are kept. With older updates (`staleness`) also those they may have begun from.
 
-        A training round is one sum or two (its scale), and the sum of the weights may lie between.
+        A training round is up to three sums (its scale, what was measured), and that of the weights may lie between.
         """
         staleness = self.federation.cohort.staleness
-        return max(KEPT_ROUNDS, 2 * (staleness + 1) + 1 if staleness else 0)
+        return max(KEPT_ROUNDS, 3 * (staleness + 1) + 1 if staleness else 0)
 
     def load(self) -> None:
         """Take up what the store has, once `note` is called for what it gets."""
@@ -144,10 +127,17 @@ class FederationRounds:
             if piece.ready is None:
                 return
             self._round(name.round).ready.setdefault(name.owner, (piece.ready, now))
-            self._round(name.round).left.discard(name.owner)
+            if name.owner not in self._round(name.round).abandoned:
+                self._round(name.round).left.discard(name.owner)
             self.catchups.caught_up(name.owner)
         elif name.attempt == 0 and name.kind == "LEAVE" and name.owner in self.federation.pins:
             self._leave(name, name.owner)
+        elif name.attempt == 0 and name.kind == abandoning.KIND and name.owner in self.federation.pins:
+            try:
+                lobby = self._objects(name.round, 0)
+                abandoning.take(lobby, self._round(name.round), name.owner, self.federation.numbers)
+            except PolicyError as error:
+                _log.warning("site %s, round %d: %s", name.owner, name.round, error.what)
         elif name.attempt == 0 and name.name == "DONE":
             self._round(name.round).done = True
             self._over(name.round, self._objects(name.round, 0).get("DONE"))
@@ -185,6 +175,12 @@ class FederationRounds:
                 self._metrics.count("rounds_done_total", 1, self._label)
                 _log.info("round %d is done over %s, attempt %d", round_.number, list(u3), number)
                 return None
+        abandoned = abandoning.ended(round_, self.federation.threshold)
+        if abandoned is not None:
+            self._objects(round_.number, 0).put("DONE", abandoned)
+            self._metrics.count("rounds_done_total", 1, self._label)
+            _log.info("round %d is done without a sum: given up by %s", round_.number, sorted(round_.abandoned))
+            return None
         left = self._tidy(round_)
         if left is not None:
             return left
@@ -198,7 +194,8 @@ class FederationRounds:
         """The next attempt, if the policy says so."""
         settings = self.federation.cohort
         any_base = settings.staleness > 0
-        group = largest_group({u: fields for u, (fields, _) in round_.ready.items()}, any_base=any_base)
+        ready = {u: of for u, of in round_.ready.items() if u not in round_.abandoned}
+        group = largest_group({u: fields for u, (fields, _) in ready.items()}, any_base=any_base)
         if group is None:
             return None
         opened = opened_set(round_.attempts.values())
@@ -207,7 +204,7 @@ class FederationRounds:
             frozenset(self.federation.pins),
             self.federation.threshold,
             fields.everyone,
-            {u: since for u, (_, since) in round_.ready.items()},
+            {u: since for u, (_, since) in ready.items()},
             fitting,
             self.alive(now) if round_.last else None,
             frozenset(opened.u3 or ()) if opened else None,

@@ -51,7 +51,7 @@ def check_write(rounds: FederationRounds, name: ObjectName, length: int, tree: b
         raise Problem("forbidden", f"there is no object {name.name} in a round")
     elif name.attempt == 0:
         _check_ready(rounds, name)
-        if tree is not None:
+        if tree is not None and name.kind == "READY":
             rounds.make_room(name, length, tree)
     elif not rounds.has(name):  # a site that starts again repeats what it sent; the bytes are compared
         _check_message(rounds.rounds.get(name.round), name, length)
@@ -102,8 +102,15 @@ def _check_ready(rounds: FederationRounds, name: ObjectName) -> None:
         if name.round not in rounds.rounds:
             raise Problem("forbidden", f"nobody is ready for round {name.round}")
         return
+    if name.kind == labels.SIGN_ABANDON:
+        round_ = rounds.rounds.get(name.round)
+        if round_ is None or not round_.ready:
+            raise Problem("forbidden", f"nobody is ready for round {name.round}")
+        if round_.done and not rounds.has(name):
+            raise Problem("too-late", f"round {name.round} is done")
+        return
     if name.kind != "READY":
-        raise Problem("forbidden", f"a site writes READY or LEAVE in the lobby, not {name.kind}")
+        raise Problem("forbidden", f"a site writes READY, LEAVE or ABANDON in the lobby, not {name.kind}")
     mine = [r for r in rounds.rounds.values() if name.owner in r.ready and not r.done and r.number != name.round]
     if len(mine) >= MAX_OPEN_ROUNDS:
         raise Problem("quota", f"site {name.owner} is ready in {len(mine)} rounds that are not done")

@@ -20,6 +20,7 @@ class Round:
     number: int
     ready: dict[int, tuple[Ready, float]] = field(default_factory=dict)  # well-formed READY, and when it came
     left: set[int] = field(default_factory=set)  # said that they leave, and were not heard of in this round since
+    abandoned: dict[int, bytes] = field(default_factory=dict)  # the next state [32] of who does without the sum
     attempts: dict[int, RoundMachine] = field(default_factory=dict)  # by number, rising
     announced: set[int] = field(default_factory=set)  # attempts whose A… is in the lobby
     everyone: dict[int, bool] = field(default_factory=dict)  # attempts: what the group said that made M0

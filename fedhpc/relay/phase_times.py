@@ -52,7 +52,7 @@ class PhaseTimes:
     def look(self, round_: Round, threshold: int, now: float) -> None:
         """See which phase a round is in. To be called after every change; `now` in seconds of any clock."""
         times = self._rounds.get(round_.number)
-        if not round_.ready or (round_.done and (times is None or not times.phase)):
+        if not (round_.ready or round_.done) or (round_.done and (times is None or not times.phase)):
             return  # not begun, or done when the relay started
         phase = "" if round_.done else round_.look(now, threshold)[0]
         if times is None:

@@ -172,6 +172,11 @@ class RoundMachine:
                 return messages.read_result(parse_canon(body), self._sites, "").u3
         return None
 
+    def states(self) -> dict[int, bytes]:
+        """The next state that each M6 names, by its sender."""
+        there = self.there(labels.SIGN_RESULT)
+        return {u: messages.read_result(parse_canon(self._results[u]), self._sites, "").state for u in there}
+
     def _senders(self, name: str) -> list[int]:
         prefix = name + "/"
         return sorted(int(n[len(prefix) :]) for n in self._objects.names() if n.startswith(prefix))

@@ -30,6 +30,8 @@ KEY_STATE = b"state"
 KEY_ROUNDING = b"rounding"
 KEY_LEDGER = b"ledger"
 KEY_LEDGER_BLOCKS = b"ledger-blocks"
+KEY_LEDGER_VALUE = b"ledger-value"
+KEY_LEDGER_DATA = b"ledger-data"
 KEY_OUTBOX = b"outbox"
 KEY_SALT = b"salt"
 KEY_BLIND = b"blind"
@@ -59,6 +61,15 @@ SALT = "salt"
 PURPOSE_TRAIN = "train"
 PURPOSE_WEIGHTS = "weights"
 PURPOSE_START = "start"
+
+# Classes of sums in a ledger; any other is a statistic's own name
+CLASS_TRAIN = "train"
+CLASS_WEIGHTS = "weights"
+CLASS_STANDARDISE = "standardise"
+CLASS_MEASURED = "measured"
+CLASS_SCALE = "scale"
+CLASS_START = "start"
+CLASS_UNNAMED = "unnamed"
 
 # Nonces of Seal: the number of the message that carries the box; a channel key seals one box per number
 SEAL_SHARES = 2

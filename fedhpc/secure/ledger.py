@@ -1,7 +1,8 @@
-"""The round ledger: what a site has put into which sum, for ever (docs/protocol.md section 5).
+"""The round ledger: what a site has put into which sum of one federation, for ever (docs/protocol.md section 5).
 
 Two sums of a site's number that differ in one other site are that site's number. So a round has one vector and opens
-over one set, and an input belongs to one round. The rules are here; the file is federation/journal.py.
+over one set, and an input belongs to one round. These four rules are here; what holds over all federations of an
+institution is in home_ledger.py, the file in federation/ledger_file.py.
 
 A round's entry only ever gains: first the vector (before M3), then the set (before M5), then the next state (before M6
 or ABANDON). Where all is known at once, as in the `mpi` exchange, one entry holds it all.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,22 +34,32 @@ GENESIS = bytes(32)  # the hash before the first entry
 NO_SET: tuple[int, ...] = ()  # the round was begun; no set was opened with this site's shares
 NO_VECTOR = bytes(32)  # τ sites signed a result without this site: its input is free again, the round is closed to it
 NO_STATE = b""
+UNKNOWN = b""  # a configuration, value or store that the entry does not say
+ZERO_VALUE = bytes(32)  # the value of a vector of zeros, which shows nobody's numbers
 
-_FIELDS = ["cohort", "fingerprint", "input", "purpose", "round"]
+_FIELDS = {"cohort", "fingerprint", "input", "purpose", "round"}
+_DIGESTS = ("state", "config", "value", "data")
+_MORE = {"category", "config", "data", "everyone", "state", "value"}
 
 
 @dataclass(frozen=True, repr=False)
 class LedgerKeys:
-    """The two keys of a site's fingerprints: one key for two algorithms would need a proof of its own."""
+    """The keys of a site's fingerprints: one key for two algorithms would need a proof of its own."""
 
-    blocks: bytes  # of the GMAC [32]
-    whole: bytes  # of the HMAC [32]
+    blocks: bytes  # of the GMAC, the same for every federation [32]
+    whole: bytes  # of the HMAC over an encoded vector, for one federation alone [32]
+    value: bytes  # of the HMAC over a vector's numbers, the same for every federation [32]
 
 
-def ledger_keys(config: bytes, identity: bytes, number: int) -> LedgerKeys:
-    """The keys of site `number`, from its private Ed25519 key `identity` [32] and the configuration's hash [32]."""
+def ledger_keys(config: bytes, home: bytes, number: int) -> LedgerKeys:
+    """The keys of site `number`, from the key of its ledger's `home` [32] and the configuration's hash [32].
+
+    The home's key outlives the keys that a site signs with, so a rotation does not hide that numbers are the same.
+    """
     return LedgerKeys(
-        derive(config, identity, labels.KEY_LEDGER_BLOCKS, number), derive(config, identity, labels.KEY_LEDGER, number)
+        derive(bytes(32), home, labels.KEY_LEDGER_BLOCKS),
+        derive(config, home, labels.KEY_LEDGER, number),
+        derive(bytes(32), home, labels.KEY_LEDGER_VALUE),
     )
 
 
@@ -58,14 +69,20 @@ def fingerprint_blocks(key: bytes, buffer: NDArray[np.uint8], start: int, stop: 
     `start` is a multiple of the block size. The nonce is the block's number. Tags never leave the process: with a
     repeated nonce they would betray the GMAC key, so `fingerprint` keeps only an HMAC of them.
     """
-    tags = []
-    for at in range(start, stop, FINGERPRINT_BLOCK_BYTES):
-        nonce = (at // FINGERPRINT_BLOCK_BYTES).to_bytes(12, "little")
-        mac = Cipher(algorithms.AES(key), modes.GCM(nonce)).encryptor()
-        mac.authenticate_additional_data(buffer[at : min(at + FINGERPRINT_BLOCK_BYTES, stop)].data)
-        mac.finalize()
-        tags.append(mac.tag)
-    return b"".join(tags)
+    blocks = range(start, stop, FINGERPRINT_BLOCK_BYTES)
+    ends = (min(at + FINGERPRINT_BLOCK_BYTES, stop) for at in blocks)
+    return b"".join(
+        fingerprint_block(key, at // FINGERPRINT_BLOCK_BYTES, buffer[at:end])
+        for at, end in zip(blocks, ends, strict=True)
+    )
+
+
+def fingerprint_block(key: bytes, number: int, block: NDArray[np.uint8]) -> bytes:
+    """The GMAC tag of one block [16]."""
+    mac = Cipher(algorithms.AES(key), modes.GCM(number.to_bytes(12, "little"))).encryptor()
+    mac.authenticate_additional_data(block.data)
+    mac.finalize()
+    return mac.tag
 
 
 def fingerprint(key: bytes, layout: bytes, factors: bytes, nbytes: int, tags: Iterable[bytes]) -> bytes:
@@ -74,6 +91,29 @@ def fingerprint(key: bytes, layout: bytes, factors: bytes, nbytes: int, tags: It
     for tag in tags:
         mac.update(tag)
     return mac.digest()
+
+
+def value_fingerprint(key: bytes, header: bytes, tags: Iterable[bytes]) -> bytes:
+    """What rule 5 remembers of a vector: HMAC over names, shapes and kinds (`header`) and its blocks' tags [32]."""
+    mac = hmac.new(key, u64(len(header)) + header, hashlib.sha256)
+    for tag in tags:
+        mac.update(tag)
+    return mac.digest()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the ledger remembers of a vector, besides the round that it is in."""
+
+    fingerprint: bytes  # of the vector as it is encoded: layout, factors and all [32]
+    category: str = ""  # the class of the sum; empty where rule 5 is not kept, since nothing is hidden
+    value: bytes = UNKNOWN  # of the numbers alone [32], ZERO_VALUE for zeros
+    everyone: bool = False  # the sum opens over the whole roster, or not at all
+    data: bytes = UNKNOWN  # of training: what is known of the site's store
+
+    def on(self, entry: LedgerEntry) -> LedgerEntry:
+        """`entry` with what it does not say by itself."""
+        return replace(entry, category=self.category, value=self.value, everyone=self.everyone, data=self.data)
 
 
 @dataclass(frozen=True)
@@ -86,11 +126,18 @@ class LedgerEntry:
     fingerprint: bytes  # of the vector [32]
     cohort: tuple[int, ...]  # site numbers, rising; NO_SET before M5
     state: bytes = NO_STATE  # the next state this site signed for the round [32], or NO_STATE
+    config: bytes = UNKNOWN  # the federation [32]
+    category: str = ""  # as in Mark, like the next three
+    value: bytes = UNKNOWN
+    everyone: bool = False
+    data: bytes = UNKNOWN
 
     def as_json(self) -> dict[str, Any]:
-        """The entry as it is stored and hashed."""
-        signed = {"state": self.state.hex()} if self.state else {}
-        return signed | {
+        """The entry as it is stored and hashed; what it does not say is absent."""
+        said: dict[str, Any] = {name: digest.hex() for name in _DIGESTS if (digest := getattr(self, name))}
+        said |= {"category": self.category} if self.category else {}
+        said |= {"everyone": 1} if self.everyone else {}
+        return said | {
             "cohort": list(self.cohort),
             "fingerprint": self.fingerprint.hex(),
             "input": self.input.hex(),
@@ -101,18 +148,24 @@ class LedgerEntry:
 
 def entry_from_json(value: Any) -> LedgerEntry:
     """The entry in `value`. Raises ValueError for any other form."""
-    if not isinstance(value, dict) or sorted(value) not in (_FIELDS, [*_FIELDS, "state"]):
+    if not isinstance(value, dict) or not _FIELDS <= value.keys() <= _FIELDS | _MORE:
         raise ValueError("not a ledger entry")
     cohort = value["cohort"]
     if not isinstance(cohort, list) or any(type(u) is not int for u in cohort):
         raise ValueError("a ledger entry's cohort is not a list of site numbers")
     if type(value["round"]) is not int or type(value["purpose"]) is not str:
         raise ValueError("a ledger entry's round or purpose has the wrong type")
-    digests = bytes.fromhex(str(value["input"])), bytes.fromhex(str(value["fingerprint"]))
-    state = bytes.fromhex(str(value.get("state", "")))
-    if any(len(d) != 32 for d in digests) or len(state) not in (0, 32):
-        raise ValueError("a ledger entry's hash does not have 32 bytes")
-    entry = LedgerEntry(value["round"], value["purpose"], *digests, tuple(cohort), state)
+    digests = {name: bytes.fromhex(str(value.get(name, ""))) for name in ("input", "fingerprint", *_DIGESTS)}
+    if any(len(d) != (64 if name == "data" else 32) for name, d in digests.items() if d or name in _FIELDS):
+        raise ValueError("a ledger entry's hash does not have its length")
+    entry = LedgerEntry(
+        value["round"],
+        value["purpose"],
+        cohort=tuple(cohort),
+        category=str(value.get("category", "")),
+        everyone=value.get("everyone") == 1,
+        **digests,
+    )
     if entry.as_json() != value:
         raise ValueError("a ledger entry's hash is not in lower-case hex")
     return entry
@@ -141,6 +194,10 @@ class RoundLedger:
         entry = self._by_input.get(input_)
         return None if entry is None else entry.round_
 
+    def entries(self) -> list[LedgerEntry]:
+        """What is known of each round, rising."""
+        return [self._by_round[r] for r in sorted(self._by_round)]
+
     def entry_of(self, round_: int) -> LedgerEntry | None:
         """What is known of `round_`: its vector, its set and its state, each once it was admitted."""
         return self._by_round.get(round_)
@@ -168,8 +225,7 @@ class RoundLedger:
         known = self._by_round.get(entry.round_)
         merged = entry
         if known is not None and entry.fingerprint != NO_VECTOR:
-            cohort, state = entry.cohort or known.cohort, entry.state or known.state
-            merged = LedgerEntry(known.round_, known.purpose, known.input, known.fingerprint, cohort, state)
+            merged = replace(known, cohort=entry.cohort or known.cohort, state=entry.state or known.state)
         self._by_round[entry.round_] = merged
         if merged.fingerprint != NO_VECTOR:
             self._by_input[entry.input] = merged
@@ -182,7 +238,7 @@ class RoundLedger:
         if known.input != entry.input:
             raise PolicyError(
                 f"round {entry.round_} belongs to '{known.purpose}'; it cannot be used for '{entry.purpose}'",
-                "continue from the checkpoints of this run, or start a new one in another directory",
+                "continue from the checkpoints of this run; a second run is `fedhpc federation next --again`",
             )
         # τ results over a set leave too few sites for any other, so even one that this site answered over is released;
         # only a result that it signed itself stands against it.
@@ -196,7 +252,8 @@ class RoundLedger:
             raise PolicyError(
                 f"round {entry.round_} ('{entry.purpose}') was begun with another vector; the two sums would differ by "
                 "this site's data",
-                "training must repeat exactly (seeds, threads, device, data); otherwise start another run directory",
+                "training must repeat exactly (seeds, threads, device, data); a second run of the federation is its "
+                "next epoch: `fedhpc federation next --again`",
             )
         if not released and known.cohort and entry.cohort and known.cohort != entry.cohort:
             raise PolicyError(

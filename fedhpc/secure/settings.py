@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from fedhpc.errors import ConfigError
 from fedhpc.secure.thresholds import Thresholds, check_degree, choose_thresholds
+
+_CLASS = re.compile(r"[ !#-\[\]-~]{1,210}")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class SecureSettings:
     accept_two_sites: bool = False
     """Two sites can compute each other's values from the sum; set this only if both know and accept it."""
     accept_difference: tuple[str, ...] = ()
-    """Classes of sums whose difference to those over an earlier roster all sites accept to show."""
+    """Classes of sums that may be opened over this roster although they were opened over another one, which shows the
+    numbers of the sites in between: train, weights, standardise, measured, unnamed, or a statistic's name."""
 
     def __post_init__(self) -> None:
         if self.lane_bits in (8, 16):
@@ -42,6 +46,11 @@ class SecureSettings:
             raise ConfigError(f"secure.lane_bits = {self.lane_bits}", "lanes have 32 or 64 bits")
         if self.bound is not None and not (math.isfinite(self.bound) and self.bound > 0):
             raise ConfigError(f"secure.bound = {self.bound}", "it must be a positive number")
+        strange = [name for name in self.accept_difference if not _CLASS.fullmatch(name)]
+        if strange or len(set(self.accept_difference)) < len(self.accept_difference):
+            raise ConfigError(
+                f"secure.accept_difference = {list(self.accept_difference)}", "a list of different classes of sums"
+            )
         if self.degree < 0:
             raise ConfigError(f"secure.degree = {self.degree}", "0 for all, or an even number")
 

@@ -4,7 +4,7 @@
       schema_version, sha256      root attributes
       index                       JSON: numbers, hashes, and name, dtype, shape of every array in order
       tensors/000000 …            the arrays, contiguous; names may hold any character, so they are in `index`
-      outer/000000 …   private/000000 …
+      outer/000000 …   private/000000 …   pending/000000 …
 
 `sha256` is over index and the bytes of all arrays in that order. It finds damage; it is no signature.
 """
@@ -36,7 +36,7 @@ LARGEST_JSON = 64 << 20
 _NAME = re.compile(r"round-(\d{6,12})\.h5")
 _STALE_NAME = r"round-\d{6,12}\.h5"
 _DOMAIN = b"fedhpc checkpoint v%d\0"
-_GROUPS = ("tensors", "outer", "private")
+_GROUPS = ("tensors", "outer", "private", "pending")
 _DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64", "complex64", "complex128"),
@@ -84,6 +84,7 @@ class Hdf5Checkpoints:
                 "sums": checkpoint.sums,
                 "config": checkpoint.config.hex(),
                 "ledger": checkpoint.ledger.hex(),
+                "whole": checkpoint.whole,
                 "blind": checkpoint.blind.hex(),
                 **{group: [_entry(name, array) for name, array in groups[group].items()] for group in _GROUPS},
             }
@@ -214,7 +215,7 @@ def _read(path: Path) -> Checkpoint:
         groups: dict[str, dict[str, NDArray[Any]]] = {}
         for group in _GROUPS:
             groups[group] = {}
-            for number, entry in enumerate(index[group]):
+            for number, entry in enumerate(index.get(group, [])):
                 array = _read_array(file, f"{group}/{number:06d}", entry["dtype"], tuple(entry["shape"]))
                 _hash(digest, array.reshape(-1).view(np.uint8))
                 groups[group][entry["name"]] = array
@@ -225,6 +226,7 @@ def _read(path: Path) -> Checkpoint:
             sums=int(index["sums"]),
             config=bytes.fromhex(index["config"]),
             ledger=bytes.fromhex(index["ledger"]),
+            whole=index.get("whole") is True,
             blind=bytes.fromhex(index["blind"]) if version == SCHEMA_VERSION else b"",
             **cast(Any, groups),
         )

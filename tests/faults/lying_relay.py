@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from harness import ledger_entries
 from numpy.typing import NDArray
 
 import fedhpc
@@ -33,7 +34,7 @@ from fedhpc.relay.server import RelayServer
 from fedhpc.relay.settings import read_settings
 from fedhpc.relay.store import Attempt, Store, Stored
 from fedhpc.secure.thresholds import choose_thresholds
-from fedhpc.secure.transcript import canon, parse_canon, tree
+from fedhpc.secure.transcript import canon, tree
 
 PATIENCE_S = 60.0  # for one message; a test that waits longer has failed
 
@@ -253,9 +254,7 @@ class Stage:
 
     def ledger(self, u: int) -> list[dict[str, Any]]:
         """The entries of a site's ledger, as they were added."""
-        path = self.runs / self.enrolled.sites[u - 1] / "ledger.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        return [parse_canon(line)["entry"] for line in lines]
+        return ledger_entries(self.enrolled.site_file(self.enrolled.sites[u - 1]).parent / "ledger" / "ledger.jsonl")
 
     def sets(self, u: int, round_: int = 1) -> set[tuple[int, ...]]:
         """The sets that site `u` has bound itself to in a round."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import PATIENCE
+from harness import PATIENCE, ledger_entries
 from nursery import Child, Nursery
 from relayed_site import PLAN
 
@@ -230,8 +230,7 @@ class World:
         return any(part.stat().st_size for part in parts)
 
     def ledger(self, number: int) -> list[dict[str, Any]]:
-        path = self.run / NAMES[number - 1] / "ledger.jsonl"
-        return [json.loads(line)["entry"] for line in path.read_text().splitlines()] if path.exists() else []
+        return ledger_entries(self.site_file(number).parent / "ledger" / "ledger.jsonl")
 
     def texts(self) -> str:
         """All logs, for a test that fails."""

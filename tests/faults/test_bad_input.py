@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from harness import FEDHPC, Completed, Site, call, edit, mpirun, start, until, write_federation, write_rows
+from harness import FEDHPC, Completed, Site, call, edit, ledger_of, mpirun, start, until, write_federation, write_rows
 
 pytestmark = pytest.mark.faults
 
@@ -54,7 +54,7 @@ def run_three(federation: Path, *, ranks: int = 3) -> Completed:
         ("federation.toml", "rounds = 2", "rounds = ", ["federation.toml", "line 3"]),
         ("sites/aa.toml", "ranks =", "rank =", ["site: unknown key 'rank'", "did you mean 'ranks'?"]),
         ("sites/aa.toml", "threads =", "thread =", ["compute: unknown key 'thread'", "did you mean 'threads'?"]),
-        ("sites/aa.toml", "path =", "paths =", ["data: unknown key 'paths'", "did you mean 'path'?"]),
+        ("sites/aa.toml", "path = '../data", "paths = '../data", ["data: unknown key 'paths'", "did you mean 'path'?"]),
         ("sites/aa.toml", "[compute]", "[exchange]\nrails = 0\n[compute]", ["exchange.rails = 0"]),
         ("sites/aa.toml", "[compute]", "[exchange]\nchunk_bytes = 5000\n[compute]", ["exchange.chunk_bytes = 5000"]),
         ("sites/aa.toml", "name = 'aa'", "name = 'ab'", ["site 'ab' is not in the roster", "lists aa"]),
@@ -244,12 +244,13 @@ def test_a_key_that_others_can_read(tmp_path: Path) -> None:
 
 def test_two_runs_in_one_directory(tmp_path: Path) -> None:
     federation = one_site(tmp_path, rounds=100_000)
-    ledger = tmp_path / "run" / "aa" / "ledger.jsonl"
     with start([*FEDHPC, "run", federation, "--sites", tmp_path / "sites"]) as first:
         until(lambda: (tmp_path / "run" / "aa" / "checkpoints" / "round-000003.h5").exists(), 60, "round 3")
-        run_alone(federation).refused(74, f"another run is using {ledger.parent}", "--out")
+        run_alone(federation).refused(74, f"another run is using {tmp_path / 'run' / 'aa'}", "federation next --again")
+        run_alone(federation, "--out", tmp_path / "other").refused(74, "another run is using")
         assert first.process.poll() is None, "the first run goes on"
-    with ledger.open("rb") as file:
+    lock = next((ledger_of(tmp_path, "aa").parent / "runs").glob("*.lock"))
+    with lock.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed run leaves no lock
 
 
@@ -316,15 +317,15 @@ def test_an_altered_ledger(tmp_path: Path) -> None:
     # Sums alone make and read the ledger; `fedhpc run` does in the same place.
     words = [SUM_SCRIPT, federation, "sites", tmp_path / "sites", "plain"]
     mpirun(3, words, timeout=60).ok()
-    ledger = tmp_path / "run" / "bb" / "ledger.jsonl"
+    ledger = ledger_of(tmp_path, "bb")
     whole = ledger.read_bytes()
     mpirun(3, words, timeout=60).ok()
     assert ledger.read_bytes().startswith(whole), "a ledger only grows"
     lines = ledger.read_bytes().splitlines(keepends=True)
-    changed = [lines[0].replace(b'"purpose":"', b'"purpose":"x'), *lines[1:]]
+    changed = [lines[0], lines[1].replace(b'"purpose":"', b'"purpose":"x'), *lines[2:]]
     assert changed != lines
-    stolen = (tmp_path / "run" / "aa" / "ledger.jsonl").read_bytes().splitlines(keepends=True)[2:3]
-    for number, fault in ((1, changed), (2, [lines[0], *lines[2:]]), (3, [*lines[:2], *stolen, *lines[3:]])):
+    stolen = ledger_of(tmp_path, "aa").read_bytes().splitlines(keepends=True)[2:3]
+    for number, fault in ((2, changed), (2, [lines[0], *lines[2:]]), (3, [*lines[:2], *stolen, *lines[3:]])):
         ledger.write_bytes(b"".join(fault))
         done = mpirun(3, words, timeout=60)
         done.refused(77, f"bb/ledger.jsonl, line {number}: ", "the ledger was altered")

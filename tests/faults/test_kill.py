@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Site, mpi_words, mpirun, start, until, write_federation
+from harness import Site, ledger_entries, ledger_of, mpi_words, mpirun, start, until, write_federation
 
 from fedhpc.ops.enrolment.next_epoch import Beginning
 from fedhpc.ops.enrolment.rehearsal import Rehearsal
@@ -132,7 +132,7 @@ def test_killed_around_the_sum_that_begins_an_epoch(tmp_path: Path, next_epoch: 
 def test_killed_at_random_times_again_and_again(tmp_path: Path, unbroken: str) -> None:
     """Start, kill, start, kill, …: each start gets a few sums further, and is killed somewhere in the next one."""
     words, draw = prepare(tmp_path), random.Random(20260101)
-    ledger = tmp_path / "run" / "bbb" / "ledger.jsonl"
+    ledger = ledger_of(tmp_path, "bbb")
 
     def lines() -> int:
         return ledger.read_bytes().count(b"\n") if ledger.exists() else 0
@@ -155,7 +155,7 @@ def test_torn_line_at_the_end_of_a_ledger(tmp_path: Path, unbroken: str) -> None
     with start(mpi_words(3, [*words, "bbb admit-after 9"]), cwd=tmp_path) as job:
         until((tmp_path / "frozen").exists, 60, "the freeze")
         job.kill()
-    ledger = tmp_path / "run" / "bbb" / "ledger.jsonl"
+    ledger = ledger_of(tmp_path, "bbb")
     ledger.write_bytes(ledger.read_bytes()[:-50])
     done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path).ok()
     assert final(done.out)[0] == unbroken
@@ -175,8 +175,7 @@ def check_ledgers(directory: Path) -> None:
     """Every site has the same rounds with the same purposes, each once, whatever happened in between."""
     told = []
     for site in ("aa", "bbb", "cccc"):
-        lines = (directory / "run" / site / "ledger.jsonl").read_text().splitlines()
-        entries = [json.loads(line)["entry"] for line in lines]
+        entries = ledger_entries(ledger_of(directory, site))
         told.append([(e["round"], e["purpose"], e["input"]) for e in entries])
         assert [e["round"] for e in entries] == list(range(1, len(entries) + 1))
     assert told[0] == told[1] == told[2]

@@ -434,10 +434,11 @@ def test_two_processes_for_one_site(place: Place) -> None:
         place.exchange(f'url = "https://127.0.0.1:{port}"')
         place.exchange("patience_s = 60.0")
         with start(place.words()) as first:
-            ledger = place.home.parent / "run" / "aa" / "ledger.jsonl"
-            until(lambda: ledger.exists() and first.process.poll() is None, 60, "the first run")
-            until(lambda: is_locked(ledger), 60, "the first run's lock")
-            place.run().refused(74, f"another run is using {ledger.parent}")
+            runs = place.home / "ledger" / "runs"
+            until(lambda: any(map(is_locked, runs.glob("*.lock"))), 60, "the first run's lock")
+            place.run().refused(
+                74, f"another run is using {place.home.parent / 'run' / 'aa'}", "federation next --again"
+            )
             assert first.process.poll() is None, "the first run goes on"
 
 

@@ -36,6 +36,8 @@ from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES, pin_of, pin_of_der, read
 from fedhpc.federation.agreement import read_agreement, read_site
 from fedhpc.federation.catching_up import Attendant
 from fedhpc.federation.journal import FileJournal
+from fedhpc.federation.ledger_file import LEDGER_FILE, LedgerFile
+from fedhpc.federation.ledger_home import LedgerHome
 from fedhpc.federation.patience import late_sites
 from fedhpc.ops.enrolment.fingerprints import read_asked
 from fedhpc.ops.enrolment.invitations import Invitations
@@ -53,6 +55,7 @@ from fedhpc.secure.attempt_file import from_private
 from fedhpc.secure.catchup import Federation, Giver, Taker
 from fedhpc.secure.enrolment import MAX_REQUEST_BYTES, read_request, sign_request, split_token
 from fedhpc.secure.epochs import Configuration, approve, check_signed
+from fedhpc.secure.home_ledger import KnownFederation
 from fedhpc.secure.keys import AttemptKey
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.results import RoundResults, abandon
@@ -459,14 +462,15 @@ def _from_file(name: str, read: Callable[[Path], Any]) -> Callable[[bytes], Any]
 
 
 def _files() -> list[Target]:
-    journal = _folder() / "ledger.jsonl"
-    filled = FileJournal(journal)
+    home = _folder()
+    known = KnownFederation(key_of("config"), "test", 0, 1, 1, ("a", "b", "c"), tuple(map(key_of, "abc")))
+    filled = FileJournal(LedgerHome(home), known, home)
     for u3 in ((), (1, 2, 3)):
         filled.admit(LedgerEntry(1, "train", key_of("input"), key_of("print"), u3))
     filled.close()
 
     def ledger(path: Path) -> None:
-        FileJournal(path).close()
+        LedgerFile(path).close()
 
     # tomllib keeps five containers for a table, and a file is read into a buffer of its longest size.
     toml: dict[str, Any] = {"least": MAX_CONFIG_BYTES + (1 << 20), "factor": 1200}
@@ -477,7 +481,7 @@ def _files() -> list[Target]:
         Target("relay.toml", _from_file("relay.toml", read_settings), [RELAY.encode()], **toml),
         Target("roster.toml", _from_file("roster.toml", read_roster), [ROSTER.encode()], **toml),
         Target("tokens.toml", _from_file("tokens.toml", read_tokens), [f'a-1 = "{"0" * 64}"\n'.encode()], **toml),
-        Target("ledger", _from_file("ledger.jsonl", ledger), [journal.read_bytes()]),
+        Target("ledger", _from_file("ledger.jsonl", ledger), [(home / LEDGER_FILE).read_bytes()]),
     ]
 
 

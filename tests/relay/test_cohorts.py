@@ -5,7 +5,6 @@ The schedule is fixed by gates (tiny_site.py), so the model after each round is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import Job, start, until
+from harness import Job, ledger_entries, start, until
 from tiny_federations import ENVIRONMENT, Gates, Tiny, relay_of, results, words
 from tiny_site import SHAPES, kind_of, update_of
 
@@ -110,7 +109,7 @@ class Run:
         return Hdf5Checkpoints(self.folder(site) / "checkpoints").load(rounds).tensors
 
     def ledger(self, site: str) -> list[dict[str, Any]]:
-        return [json.loads(line)["entry"] for line in (self.folder(site) / "ledger.jsonl").read_text().splitlines()]
+        return ledger_entries(self._tiny.made[self._name].site_file(site).parent / "ledger" / "ledger.jsonl")
 
 
 @contextmanager

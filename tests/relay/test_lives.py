@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import itertools
+import json
 import os
 import random
 import signal
@@ -19,7 +20,6 @@ from harness import edit, until
 from lives import SITES, STEPS, Lives, Run, final_hash
 
 from fedhpc.errors import PolicyError
-from fedhpc.federation.identity import read_identity
 from fedhpc.federation.interfaces import LocalResult, LocalWork
 from fedhpc.federation.outbox import FileOutbox, outbox_key
 from fedhpc.mpi.collectives import SerialGroup
@@ -236,14 +236,16 @@ def test_a_site_leaves_for_itself_only(lives: Lives) -> None:
 def test_a_job_waits_for_the_end_of_the_one_before(modelled: Run, tmp_path: Path) -> None:
     """The lock of the ledger: 74 at once, or after the job before has gone where Slurm says that there was one."""
     run = modelled.copy(tmp_path / "run")
-    ledger = run.site("aa") / "ledger.jsonl"
-    with ledger.open("a") as held:
+    config = hashlib.sha256(run.enrolled.federation.read_bytes()).hexdigest()
+    lock = run.enrolled.site_file("aa").parent / "ledger" / "runs" / f"{config}.lock"
+    lock.write_text(json.dumps({"run": str(run.site("aa")), "site": "aa"}))
+    with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         run.job("aa", "train").refused(74, "another run is using", str(run.site("aa")))
         for env in ({"SLURM_RESTART_COUNT": "1"}, {"SLURM_JOB_DEPENDENCY": "afterany:7"}):
             fcntl.flock(held, fcntl.LOCK_EX)
             with run.start("aa", "train", env, cold=True) as job:
-                until(lambda pid=job.process.pid: has_open(pid, ledger), 60, "the job is at the lock")
+                until(lambda pid=job.process.pid: has_open(pid, lock), 60, "the job is at the lock")
                 fcntl.flock(held, fcntl.LOCK_UN)
                 done = job.finish(60)
             assert done.code == 75, done.text
@@ -290,14 +292,18 @@ def test_the_outbox_of_another_federation_or_site(modelled: Run, tmp_path: Path)
     config = hashlib.sha256(run.enrolled.federation.read_bytes()).digest()
     work = LocalWork(bytes(32), 1, LocalResult(1, 1, 0.5, 0.1), {}, {"w": np.zeros(3, np.float32)}, {})
     for of, number in ((config, 2), (b"another federation".ljust(32), 1)):
-        identity = read_identity(run.lives.base.folder / "sites" / SITES[number - 1] / "sign.key")
-        key = outbox_key(ledger_keys(of, identity, number).whole, of)
+        key = outbox_key(ledger_keys(of, home_key(run, SITES[number - 1]), number).whole, of)
         FileOutbox(outbox, of, key, SerialGroup()).keep(work)
         for stage in STAGES:
             run.job("aa", stage).refused(65, "local.work is damaged, or of another site or federation", "remove it")
-    key = outbox_key(ledger_keys(config, read_identity(run.lives.base.folder / "sites/aa/sign.key"), 1).whole, config)
+    key = outbox_key(ledger_keys(config, home_key(run, "aa"), 1).whole, config)
     FileOutbox(outbox, config, key, SerialGroup()).keep(work)  # its own, from a model that nobody has: trained anew
     assert run.stage_job("aa", "train").code == 75
+
+
+def home_key(run: Run, site: str) -> bytes:
+    """The key of a site's ledger."""
+    return (run.enrolled.site_file(site).parent / "ledger" / "ledger.key").read_bytes()
 
 
 def test_an_outbox_that_cannot_be_written(modelled: Run, tmp_path: Path) -> None:

@@ -5,13 +5,16 @@
 A CASE has `name`, `federation`, `run`, and `site` (a file) or `sites` (a directory: all of them, in one MPI job);
 `what` is "train" (default) or the name of a function of user_scripts.py. For "train": `shapes` of the model by name,
 and `gates`, a folder: before it trains round r the site writes SITE.r there and waits for SITE.r.go or SITE.go; while
-there is SITE.hold, it writes SITE.held and does not measure. Rank 0 prints one JSON object per case, and what the loop
-notes.
+there is SITE.hold, it writes SITE.held and does not measure. `dies`: [PURPOSE, WHEN]: the site kills itself in the sum
+of that purpose, WHEN it is asked ("open") or it has sent M3 or M5. Rank 0 prints one JSON object per case, and what the
+loop notes.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -21,9 +24,11 @@ from typing import Any
 import numpy as np
 import user_scripts
 
+from fedhpc.exchange.https import RelayExchange
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
 from fedhpc.federation.join import join_with_files
+from fedhpc.federation.relayed_sum import RelayedSums
 from fedhpc.federation.rounds import run_rounds
 from fedhpc.mpi.world import abort_job, describe_failure
 from fedhpc.train.checkpoint import Hdf5Checkpoints
@@ -110,8 +115,8 @@ class Reporter:
         self.records: list[dict[str, Any]] = []
 
     def round_done(self, record: Mapping[str, Any]) -> None:
-        kept = ("round", "metrics", "state")
-        self.records.append({name: record[name] for name in kept})
+        kept = ("round", "metrics", "state", "no_metrics", "again")
+        self.records.append({name: record[name] for name in kept if name in record})
 
     def note(self, text: str) -> None:
         if self.leads:
@@ -136,6 +141,7 @@ def train(fed: Federation, case: Mapping[str, Any], directory: Path) -> dict[str
     return {
         "sha256": outcome.model.sha256(),
         "state": outcome.model.state.hex(),
+        "blind": outcome.model.blind.hex(),
         "rounds": outcome.model.rounds,
         "started_at": outcome.started_at,
         "trained": model.trained,
@@ -145,8 +151,30 @@ def train(fed: Federation, case: Mapping[str, Any], directory: Path) -> dict[str
     }
 
 
+def die(purpose: str, when: str) -> None:
+    """Be killed where a case says so."""
+    asked: list[str] = []
+    real_open, real_put = RelayedSums.open, RelayExchange.put
+
+    def open_(sums: RelayedSums, vector: Any, plan: Any, **more: Any) -> Any:
+        asked[:] = [plan.purpose]
+        if (plan.purpose, "open") == (purpose, when):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real_open(sums, vector, plan, **more)
+
+    def put(exchange: RelayExchange, round_: int, attempt: int, kind: str, data: bytes, **more: Any) -> None:
+        real_put(exchange, round_, attempt, kind, data, **more)
+        if asked == [purpose] and kind == when:
+            time.sleep(1.0)  # the vector goes beside M3
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    RelayedSums.open, RelayExchange.put = open_, put  # type: ignore[method-assign, assignment]
+
+
 def main(cases: list[dict[str, Any]]) -> None:
     for case in cases:
+        if "dies" in case:
+            die(*case["dies"])
         where = {name: Path(case[name]) if name in case else None for name in ("sites", "site", "run")}
         joined = join_with_files(Path(case["federation"]), **where)  # type: ignore[arg-type]
         with joined.federation as fed:

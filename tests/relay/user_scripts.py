@@ -93,6 +93,17 @@ def expected_sums(sites: int) -> dict[str, Any]:
     return found
 
 
+def small(fed: Federation) -> dict[str, Any]:
+    """Numbers that a guesser would find soon; with S, the salt of each sum, which only the sites know."""
+    me, found = fed.party.number, {}
+    found["patients"] = int(fed.sum({"n": np.array(200 + 31 * me)}, name="patients")["n"])
+    salts = {"patients": fed.last_salt.hex()}
+    found["W"] = fed.total_weight(20 + 7 * me, "weights of age")
+    salts["W"] = fed.last_salt.hex()
+    scaled = fed.sum({"x": np.array(3.0 * me)}, name="without a bound")
+    return found | {"quantum": scaled.quantum["x"], "salts": salts}
+
+
 def sync(fed: Federation) -> dict[str, Any]:
     """A loop of the user's own in PyTorch, with momentum, a buffer and a double."""
     import torch
@@ -112,3 +123,26 @@ def sync(fed: Federation) -> dict[str, Any]:
         optimizer.step()
         together.step()
     return {"sha256": together.model_sha256, "round": fed.round_, "state": fed.state.hex()}
+
+
+def skipping(fed: Federation) -> dict[str, Any]:
+    """A sum that may be skipped, and one that is waited for."""
+    first = fed.sum({"n": fed.party.number}, name="may be skipped", everyone=True, skip=True)
+    second = fed.sum({"n": fed.party.number}, name="is waited for", everyone=True)
+    return {"first": None if first is None else int(first["n"]), "second": int(second["n"]), "round": fed.round_}
+
+
+def patients(fed: Federation) -> dict[str, Any]:
+    """The same sum twice."""
+    totals = [int(fed.sum({"n": fed.party.number}, name="patients")["n"]) for _ in range(2)]
+    return {"total": totals[0], "again": totals[1]}
+
+
+def other_patients(fed: Federation) -> dict[str, Any]:
+    """Another number under the name that `patients` has summed."""
+    return {"total": int(fed.sum({"n": 7 * fed.party.number}, name="patients")["n"])}
+
+
+def nothing(fed: Federation) -> dict[str, Any]:
+    """Join, and leave."""
+    return {"sites": fed.sites}

@@ -86,8 +86,8 @@ def test_a_run_directory_belongs_to_one_job(idle: Clusters, made: SlurmFederatio
     """The ledger is locked: a second job of the site ends with 74. A second one of the same name has nothing to do."""
     site, alpha = made.sites[0], idle.alpha
     job = str(made.submit(site)["job"])
-    ledger = made.run / site / "ledger.jsonl"
-    made.until(lambda: ledger.exists() and locked(ledger), "a run", 60)
+    runs = made.enrolled.site_file(site).parent / "ledger" / "runs"
+    made.until(lambda: any(locked(path) for path in runs.glob("*.lock")), "a run", 60)
 
     script = next((made.run / site / "jobs").glob("*.sbatch"))
     same = alpha.run("sbatch", "--parsable", script).strip()

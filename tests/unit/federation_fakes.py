@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,15 +20,17 @@ from fedhpc.errors import InterruptedRun
 from fedhpc.federation.agreement import PROTOCOL_NAME, Agreement, read_agreement
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import CheckpointStore
-from fedhpc.federation.journal import MemoryJournal
+from fedhpc.federation.journal import FileJournal, MemoryJournal
 from fedhpc.federation.layout import Vector
+from fedhpc.federation.ledger_home import LedgerHome
 from fedhpc.federation.own_vector import codec_of, share
 from fedhpc.federation.party import Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
 from fedhpc.mpi.collectives import SerialGroup
+from fedhpc.secure.home_ledger import KnownFederation
 from fedhpc.secure.keys import identity_public
 from fedhpc.secure.ledger import ledger_keys
-from fedhpc.secure.ring import lanes_of
+from fedhpc.secure.ring import Layout, lanes_of
 from fedhpc.secure.salt import salt_key
 from fedhpc.secure.transcript import tree
 
@@ -55,6 +58,20 @@ def party_of(agreement: Agreement, number: int) -> Party:
     return Party(agreement, number, group, agreement.members(), None, keys, MemoryJournal(), salts)
 
 
+def known(name: str = "test", sites: int = 3, number: int = 1, colluders: int = 1) -> KnownFederation:
+    """A federation of sites s1, s2, … as a ledger knows it; the same sites in each."""
+    numbers = range(1, sites + 1)
+    return KnownFederation(
+        key_of("config", name), name, 0, number, colluders,
+        tuple(f"s{u}" for u in numbers), tuple(key_of("site", u) for u in numbers),
+    )  # fmt: skip
+
+
+def journal_in(folder: Path, federation: KnownFederation | None = None, **more: Any) -> FileJournal:
+    """The ledger of one federation in the home `folder`."""
+    return FileJournal(LedgerHome(folder), federation or known(), folder / "run", **more)
+
+
 class Meeting:
     """N sites whose sums are over those that are not lost in that round."""
 
@@ -66,8 +83,10 @@ class Meeting:
         self.lost: dict[int, set[int]] = {}  # masked sum -> sites
         self.plans: list[SumPlan] = []  # of site 1
         self.parts: dict[int, Vector] = {}
+        self.opened: dict[int, tuple[str, tuple[int, ...]]] = {}  # masked sum -> what it is, and whose vectors
         self.layouts: dict[int, bytes] = {}  # their hashes in M0
         self.barrier = threading.Barrier(sites, timeout=WAIT_S)
+        self.noted: Callable[[SumPlan, Layout], None] = lambda plan, layout: None  # of site 1
         self.interrupt = ("", 0)  # all sites leave in their n-th "open" or "settle", from 0
         self.calls: dict[tuple[str, int], int] = {}
 
@@ -108,6 +127,7 @@ class FakeSums:
         meeting, me = self._meeting, self._party.number
         if me == 1:
             meeting.plans.append(plan)
+            meeting.noted(plan, vector.layout)
         share(self._party, vector, plan)
         layout, codec = vector.layout, codec_of(self._party, plan)
         pieces = layout.pieces(0, layout.nbytes)
@@ -120,6 +140,7 @@ class FakeSums:
         meeting.parts[me], meeting.layouts[me] = mine, layout.hash_under(plan.layout_key)
         meeting.barrier.wait()
         members = tuple(u for u in meeting.numbers if u not in meeting.lost.get(plan.round_, ()))
+        meeting.opened[plan.round_] = plan.purpose, members
         assert len({meeting.layouts[u] for u in members}) == 1, "the sites sum different layouts"
         vector.buffer[:] = 0
         for u in members:
@@ -127,6 +148,9 @@ class FakeSums:
                 lanes = lanes_of(vector.buffer, piece.start, piece.stop, piece.tensor.bits)
                 np.add(lanes, lanes_of(meeting.parts[u].buffer, piece.start, piece.stop, piece.tensor.bits), out=lanes)
         meeting.barrier.wait()  # nobody's part is replaced while another one reads it
+        if plan.everyone and len(members) < len(meeting.numbers):
+            vector.buffer[:] = kept
+            raise RoundOverError(plan.round_, f"round {plan.round_} needs everyone")
         if me not in members:
             vector.buffer[:] = kept
             raise RoundOverError(plan.round_, f"round {plan.round_} ended without site {self._party.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 import stat
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from federation_fakes import journal_in, known
 from protocol_fakes import World
 from secure_fakes import key_of
 
@@ -28,7 +30,7 @@ def attempt(site: int = 1) -> AttemptSecrets:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> FileJournal:
-    return FileJournal(tmp_path / "ledger.jsonl")
+    return journal_in(tmp_path / "home")
 
 
 @pytest.fixture
@@ -295,7 +297,7 @@ def test_the_ledger_is_the_sites_own(files: AttemptFiles, journal: FileJournal) 
     files.disk(3).allows(entry)
     assert len(journal.ledger) == 0
     files.disk(3).admit(entry)
-    assert journal.ledger.entry_of(3) == entry
+    assert journal.ledger.entry_of(3) == dataclasses.replace(entry, config=known().config)
     other = LedgerEntry(3, "train", key_of("i"), key_of("other"), NO_SET)
     for refused in (files.disk(3).allows, files.disk(3).admit):
         with pytest.raises(PolicyError, match="another vector"):

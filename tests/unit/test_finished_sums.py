@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from secure_fakes import key_of
 
-from fedhpc.errors import StorageError
-from fedhpc.federation.finished_sums import FinishedSums
+from fedhpc.errors import PolicyError, StorageError
+from fedhpc.federation.finished_sums import NONE_FINISHED, FinishedSums, Reached
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.federation.pipeline import Stages
@@ -21,6 +21,7 @@ from fedhpc.secure.ring import Layout, Tensor
 
 LAYOUT = Layout([Tensor("x", "float64", (3,), 20), Tensor("n", "int64", (2,))], salted=True)
 PLAN = SumPlan(5, "mean age", NO_BASE, key_of("state"))
+MARK = key_of("fingerprint")
 
 
 def full(layout: Layout = LAYOUT) -> Vector:
@@ -30,9 +31,12 @@ def full(layout: Layout = LAYOUT) -> Vector:
     return vector
 
 
+SALT = full().salt.tobytes()
+
+
 def keep(finished: FinishedSums, plan: SumPlan = PLAN, members: tuple[int, ...] = (1, 2, 4)) -> None:
     opened = Opened(plan, key_of("tree"), Stages(), 0, 0, members, full().salt.tobytes())
-    finished.keep(plan, LAYOUT, opened, full())
+    finished.keep(plan, opened, full(), MARK)
 
 
 @pytest.fixture
@@ -41,34 +45,58 @@ def finished(tmp_path: Path) -> FinishedSums:
 
 
 def test_the_same_question_gets_the_same_answer_after_a_restart(tmp_path: Path, finished: FinishedSums) -> None:
-    assert finished.find(PLAN, Vector(LAYOUT)) is None
+    assert finished.find(PLAN, Vector(LAYOUT), MARK) is None
     keep(finished)
     path = tmp_path / "sums" / "round-5.sum"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     vector = Vector(LAYOUT)
     vector.buffer[:] = 255
-    assert FinishedSums(tmp_path / "sums").find(PLAN, vector) == (key_of("tree"), (1, 2, 4))
+    assert FinishedSums(tmp_path / "sums").find(PLAN, vector, MARK) == (key_of("tree"), (1, 2, 4))
     assert vector.buffer.tobytes() == full().buffer.tobytes()
     assert vector.salt.tolist() == [1 << 57, 0, 3, 4, 5]  # what is made of S is made again
 
 
+@pytest.mark.parametrize("changes", [{"purpose": "mean weight"}, {"base": key_of("a state")}, {"round_": 6}])
+def test_another_question_is_not_answered(finished: FinishedSums, changes: dict[str, object]) -> None:
+    keep(finished)
+    vector = Vector(LAYOUT)
+    vector.buffer[:] = 3
+    assert finished.find(dataclasses.replace(PLAN, **changes), vector, MARK) is None  # type: ignore[arg-type]
+    assert (vector.buffer == 3).all()  # the site's own values are still there to be summed
+
+
 @pytest.mark.parametrize(
-    ("changes", "layout"),
+    ("mark", "layout"),
     [
-        ({"purpose": "mean weight"}, LAYOUT),
-        ({"round_": 6}, LAYOUT),
-        ({}, Layout([Tensor("x", "float64", (3,), 21), Tensor("n", "int64", (2,))], salted=True)),
-        ({}, Layout([Tensor("y", "float64", (3,), 20), Tensor("n", "int64", (2,))], salted=True)),
-        ({}, Layout([Tensor("x", "float64", (3, 1), 20), Tensor("n", "int64", (2,))], salted=True)),
+        (key_of("another fingerprint"), LAYOUT),
+        (MARK, Layout([Tensor("x", "float64", (3,), 21), Tensor("n", "int64", (2,))], salted=True)),
+        (MARK, Layout([Tensor("y", "float64", (3,), 20), Tensor("n", "int64", (2,))], salted=True)),
+        (MARK, Layout([Tensor("x", "float64", (3, 1), 20), Tensor("n", "int64", (2,))], salted=True)),
     ],
 )
-def test_another_question_is_not_answered(finished: FinishedSums, changes: dict[str, object], layout: Layout) -> None:
+def test_a_second_different_sum_under_an_old_name_is_refused(
+    finished: FinishedSums, mark: bytes, layout: Layout
+) -> None:
     keep(finished)
     vector = Vector(layout)
     vector.buffer[:] = 3
-    assert finished.find(dataclasses.replace(PLAN, **changes), vector) is None  # type: ignore[arg-type]
-    assert (vector.buffer == 3).all()  # the site's own values are still there to be summed
+    with pytest.raises(PolicyError, match="'mean age' was summed in round 5 already, with other numbers") as refused:
+        finished.find(PLAN, vector, mark)
+    assert refused.value.exit_code == 77
+    assert (vector.buffer == 3).all()  # the old total is not shown as the answer to another question
+
+
+def test_a_sum_that_was_skipped_stays_skipped(tmp_path: Path, finished: FinishedSums) -> None:
+    assert not finished.is_skipped(PLAN)
+    finished.keep_skipped(PLAN)
+    again = FinishedSums(tmp_path / "sums")
+    assert again.is_skipped(PLAN)
+    assert not again.is_skipped(dataclasses.replace(PLAN, purpose="mean weight"))
+    assert again.last().round_ == 5
+    assert again.find(PLAN, Vector(LAYOUT), MARK) is None
+    again.erase_until(5)
+    assert (again.last().round_, again.is_skipped(PLAN)) == (5, False)
 
 
 def flip(back: int) -> Callable[[bytes], bytes]:
@@ -107,7 +135,7 @@ def test_damage_is_refused(tmp_path: Path, finished: FinishedSums, damage: Calla
     path = tmp_path / "sums" / "round-5.sum"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(StorageError, match=r"finished sum of round 5 in .* is damaged") as refused:
-        finished.find(PLAN, Vector(LAYOUT))
+        finished.find(PLAN, Vector(LAYOUT), MARK)
     assert refused.value.hint
 
 
@@ -115,11 +143,39 @@ def test_sums_go_up_to_a_round_and_proofs_stay(finished: FinishedSums) -> None:
     for round_ in (1, 2, 10, 11):
         keep(finished, dataclasses.replace(PLAN, round_=round_))
     finished.keep_proof(2, (b"a", b"b"))
-    assert finished.last_round() == 11
+    assert finished.last().round_ == 11
     finished.erase_until(10)
-    left = [r for r in (1, 2, 10, 11) if finished.find(dataclasses.replace(PLAN, round_=r), Vector(LAYOUT))]
+    left = [r for r in (1, 2, 10, 11) if finished.find(dataclasses.replace(PLAN, round_=r), Vector(LAYOUT), MARK)]
     assert left == [11]
     assert finished.proof(2) == (b"a", b"b")
+
+
+def test_it_is_known_up_to_where_sums_are_gone(tmp_path: Path, finished: FinishedSums) -> None:
+    """A program that starts again counts from there; what a kill left behind is below it, and goes the next time."""
+    assert (finished.first(), finished.last()) == (NONE_FINISHED, NONE_FINISHED)
+    for round_ in (1, 2, 3):
+        keep(finished, dataclasses.replace(PLAN, round_=round_))
+    finished.erase_until(2, b"salt of two")
+    again = FinishedSums(tmp_path / "sums")
+    assert (again.first(), again.last()) == (Reached(2, b"salt of two"), Reached(3, SALT))
+    keep(again, dataclasses.replace(PLAN, round_=1))
+    again.erase_until(3, SALT)
+    assert again.first() == again.last() == Reached(3, SALT)
+    again.erase_until(2)  # an older checkpoint was resumed from: nothing comes back
+    assert again.first() == Reached(3, SALT)
+    assert os.listdir(tmp_path / "sums") == ["until"]
+    (tmp_path / "sums" / "until").write_text("soon")
+    with pytest.raises(StorageError, match="until is damaged"):
+        again.first()
+
+
+def test_a_training_sum_is_given_to_the_update_from_the_same_state(finished: FinishedSums) -> None:
+    plan = SumPlan(5, "train", key_of("base"), key_of("state"))
+    keep(finished, plan)
+    vector = Vector(LAYOUT)
+    assert finished.find(dataclasses.replace(plan, base=key_of("another base")), vector, MARK) is None
+    assert finished.find(plan, vector, MARK) == (key_of("tree"), (1, 2, 4))
+    assert vector.buffer.tobytes() == full().buffer.tobytes()
 
 
 def test_the_proofs_of_the_newest_models_are_kept(tmp_path: Path, finished: FinishedSums) -> None:
@@ -136,7 +192,7 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path, finished: 
     (tmp_path / "sums" / ".round-6.sum.0123456789abcdef").write_bytes(bytes(1000))
     again = FinishedSums(tmp_path / "sums")
     assert os.listdir(tmp_path / "sums") == ["round-5.sum"]
-    assert again.last_round() == 5
+    assert again.last().round_ == 5
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:

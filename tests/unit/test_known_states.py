@@ -80,14 +80,14 @@ def test_without_staleness_only_the_present_model_counts() -> None:
 
 @pytest.mark.parametrize(
     ("bound", "weights", "oldest"),
-    [(8.0, "uniform", 5), (None, "uniform", 2), (8.0, "samples", 4), (None, "samples", 1)],
+    [(8.0, "uniform", 7), (None, "uniform", 4), (8.0, "samples", 6), (None, "samples", 3)],
 )
 def test_its_own_chain_reaches_as_far_as_staleness(bound: float | None, weights: str, oldest: int) -> None:
-    """Two training rounds back, each of one masked sum or of two; W was summed once besides."""
+    """Two training rounds back, each with what was measured, and maybe with its scale; W was summed once besides."""
     states = known(Relay(), 2, bound, weights)
-    for round_ in range(1, 8):
+    for round_ in range(1, 13):
         states.reached(round_, state(round_))
-    assert states.bases(plan(8)) == {state(r) for r in range(oldest, 8)}
+    assert states.bases(plan(13)) == {state(r) for r in range(oldest, 13)}
 
 
 def test_an_own_older_base_is_named_besides() -> None:
@@ -107,14 +107,28 @@ def test_sums_without_a_base_know_no_other() -> None:
 
 def test_a_state_that_enough_sites_signed_is_found_and_no_older_one() -> None:
     relay = Relay()
-    for round_ in range(1, 8):
+    for round_ in range(1, 13):
         relay.end(round_)
     states = known(relay)  # of a site that reached none of them itself
-    assert states.look_up(plan(8), frozenset({state(6)})) == {state(6)}
-    assert relay.asked == [7, 6], "no longer than needed"
-    assert states.look_up(plan(8), frozenset({state(5), key_of("never")})) == {state(5)}
-    assert states.look_up(plan(8), frozenset({state(4)})) == frozenset()
-    assert min(relay.asked) == 5, "rounds that no update may begin from are not looked at"
+    assert states.look_up(plan(13), frozenset({state(11)})) == {state(11)}
+    assert relay.asked == [12, 11], "no longer than needed"
+    assert states.look_up(plan(13), frozenset({state(7), key_of("never")})) == {state(7)}
+    assert states.look_up(plan(13), frozenset({state(6)})) == frozenset()
+    assert min(relay.asked) == 7, "rounds that no update may begin from are not looked at"
+
+
+@pytest.mark.parametrize(("without", "holders", "found"), [((1, 2, 3), (), 1), ((2, 4), (1,), 1), ((2,), (1,), 0)])
+def test_a_state_is_known_of_a_round_whose_sum_some_sites_did_without(
+    without: tuple[int, ...], holders: tuple[int, ...], found: int
+) -> None:
+    """M6 of those that hold the sum and ABANDON of the others count together, and two of them are too few."""
+    relay = Relay()
+    relay.end(7, holders)
+    relay.objects[relay.name(7, 0, "DONE")] = canon({"attempt": 2, "u3": []})
+    for u in without:
+        message = sign_message(WORLD.identities[u], "ABANDON", u, key_of("before"), {"state": state(7).hex()})
+        relay.objects[relay.name(7, 0, f"ABANDON/{u}")] = message
+    assert known(relay).look_up(plan(8), frozenset({state(7)})) == ({state(7)} if found else frozenset())
 
 
 def test_a_state_that_too_few_or_others_signed_is_none() -> None:

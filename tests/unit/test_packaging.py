@@ -21,7 +21,7 @@ from harness import ROOT, call
 import fedhpc
 from fedhpc.cli import cli
 from fedhpc.cohort.settings import CohortSettings
-from fedhpc.federation import agreement
+from fedhpc.federation import agreement, roster
 from fedhpc.federation.strategy import StrategySettings
 from fedhpc.ops.life.settings import LifeSettings
 from fedhpc.ops.run import DataSection
@@ -49,7 +49,7 @@ TASK_LOADER = PACKAGE / "train" / "tasks" / "loader.py"  # runs a task whose has
 SECTIONS = {
     "[federation]": agreement.FederationSection,
     "[start]": agreement.StartSettings,
-    "[[site]]": agreement.RosterEntry,
+    "[[site]]": roster.RosterEntry,
     "[relay]": agreement.RelaySection,
     "[cohort]": CohortSettings,
     "[secure]": SecureSettings,
@@ -63,6 +63,7 @@ SECTIONS = {
     "[data]": DataSection,
     "[compute]": ComputeSettings,
     "[exchange]": agreement.ExchangeSection,
+    "[ledger]": agreement.LedgerSection,
     "[life]": LifeSettings,
     "[slurm]": SlurmSettings,
     "relay.toml [relay]": relay_settings.RelaySettings,

@@ -60,7 +60,7 @@ def trained(federation: Federation, rounds: int = 2) -> GlobalModel:
     for round_ in range(rounds):
         change = tensors_of(10 * round_ + federation.party.number)
         local = {n: t - (change[n] * 2.0**-7).astype(t.dtype) for n, t in model.tensors.items()}
-        model.exchange(local, 10 * federation.party.number, {"n": np.array(1)})
+        model.exchange(local, 10 * federation.party.number)
     return model
 
 
@@ -100,7 +100,7 @@ def test_a_state_moves_to_another_site_and_to_a_checkpoint_and_back(tmp_path: Pa
         assert model.state == states[0]
         assert [t.dtype.name for t in model.tensors.values()] == ["float32", "float64", "float32", "float32"]
         local = {n: t - np.ones_like(t) for n, t in model.tensors.items()}
-        model.exchange(local, 10 * federation.party.number, {"n": np.array(1)})
+        model.exchange(local, 10 * federation.party.number)
         return model.sha256(), model.state, joined(model.arrays())
 
     found = meeting.run(work)

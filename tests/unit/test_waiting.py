@@ -136,7 +136,8 @@ def lobby(exchange: RelayExchange, deadline_s: float = 1000.0) -> Lobby:
     agreement = SimpleNamespace(cohort=SimpleNamespace(deadline_s=deadline_s), names=("aa", "bb", "cc"))
     party = SimpleNamespace(agreement=agreement, name="bb")
     plan = SimpleNamespace(round_=3, purpose="train")
-    return Lobby(cast(Any, party), exchange, cast(Any, plan), cast(Any, None))
+    never = SimpleNamespace(allowed=False, deadline=math.inf, look=lambda watch: None)
+    return Lobby(cast(Any, party), exchange, cast(Any, plan), cast(Any, None), cast(Any, never))
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 0.05])

@@ -20,7 +20,8 @@ from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, FedhpcError, PolicyError, StorageError
 from fedhpc.exchange.http_link import parse_url
 from fedhpc.exchange.pins import pin_of, read_certificate, require_private
-from fedhpc.federation.agreement import check_name, read_agreement
+from fedhpc.federation.agreement import read_agreement
+from fedhpc.federation.roster import check_name
 from fedhpc.files import write_whole
 from fedhpc.ops.enrolment.draft import Draft, new_draft
 from fedhpc.ops.enrolment.fingerprints import Asked, read_asked

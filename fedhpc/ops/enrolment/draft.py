@@ -14,7 +14,8 @@ from typing import Any
 
 from fedhpc.config import parse_toml, read_bytes
 from fedhpc.errors import ConfigError
-from fedhpc.federation.agreement import PROTOCOL_NAME, Agreement, RosterEntry, read_agreement
+from fedhpc.federation.agreement import PROTOCOL_NAME, Agreement, read_agreement
+from fedhpc.federation.roster import RosterEntry
 from fedhpc.ops.enrolment.federation_text import MARK, drop_value, set_value, toml
 
 _DRAFT = """\
@@ -174,7 +175,8 @@ def new_draft(name: str, relay_pin: str, rounds: int, seed: int, sites: Sequence
 
 def identity(entry: Mapping[str, Any]) -> str:
     """The identity of a roster's entry with keys. Raises ConfigError for keys that are none."""
-    return RosterEntry(str(entry["name"]), str(entry["sign"]), first_sign=str(entry.get("first_sign", ""))).identity
+    site = RosterEntry(str(entry["name"]), str(entry["sign"]), first_sign=str(entry.get("first_sign", "")))
+    return site.identity.hex()
 
 
 def _start(table: Mapping[str, str | list[str]]) -> str:

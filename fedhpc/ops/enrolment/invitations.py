@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedhpc.config import parse_toml, read_bytes, read_section
 from fedhpc.errors import ConfigError, PolicyError
-from fedhpc.federation.agreement import check_name
+from fedhpc.federation.roster import check_name
 from fedhpc.files import write_whole
 from fedhpc.secure.enrolment import access_hash, new_token, split_token
 

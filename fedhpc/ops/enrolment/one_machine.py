@@ -102,7 +102,8 @@ def enrol(
     write_whole(relay, text.replace('# admin = "127.0.0.1:9443"', 'admin = "127.0.0.1:0"', 1).encode())
     candidates = []
     for site, data in sites.items():
-        made = SiteFolder.new(folder / "sites" / site, site, relay=url, relay_pin=pin, data=str(data.absolute()))
+        data_path = str(data.absolute())
+        made = SiteFolder.new(folder / "sites" / site, site, relay=url, relay_pin=pin, data=data_path, ledger="ledger")
         candidates.append(coordinator.candidate(made.request(None)[0], mailed=True))
     coordinator.admit(candidates, _DAYS)
     enrolled = Enrolled(folder, url, port, tuple(sites))

@@ -28,9 +28,10 @@ from fedhpc.errors import ConfigError, PolicyError, StorageError
 from fedhpc.exchange.http_link import parse_url, proxy_from_environment
 from fedhpc.exchange.mailbox import RelayMailbox
 from fedhpc.exchange.pins import pin_of, pin_of_key, read_certificate, read_pem, require_private
-from fedhpc.federation.agreement import SiteFile, check_name, read_site
+from fedhpc.federation.agreement import SiteFile, read_site
 from fedhpc.federation.approvals import Approvals
 from fedhpc.federation.identity import read_identity
+from fedhpc.federation.roster import check_name
 from fedhpc.files import write_whole
 from fedhpc.ops.enrolment.fingerprints import fingerprint
 from fedhpc.relay.certificates import new_key, new_request, write_private
@@ -110,8 +111,11 @@ class SiteFolder:
         return cls(file.parent, site)
 
     @classmethod
-    def new(cls, path: Path, name: str, *, relay: str, relay_pin: str, data: str) -> SiteFolder:
-        """Make the folder with fresh keys. Raises ConfigError if it holds a site already; nothing is overwritten."""
+    def new(cls, path: Path, name: str, *, relay: str, relay_pin: str, data: str, ledger: str = "") -> SiteFolder:
+        """Make the folder with fresh keys. `ledger`: the home of its ledger, for a rehearsal.
+
+        Raises ConfigError if it holds a site already; nothing is overwritten.
+        """
         check_name(name, "--name")
         if relay:
             parse_url(relay, "https", "--relay")
@@ -135,6 +139,8 @@ class SiteFolder:
         if relay_pin:
             write_whole(path / "relay.pin", relay_pin.encode() + b"\n")
         text = _SITE.format(name=name, url=relay or "https://relay.example:8443", data=data)
+        if ledger:
+            text = text.replace("[exchange]\n", f'[ledger]\npath = "{ledger}"\n\n[exchange]\n', 1)
         write_whole(path / "site.toml", text.encode(), mode=0o600)
         return cls.open(path)
 

@@ -1,0 +1,104 @@
+"""Choosing scales by a masked count of sites per exponent; a count that honest sites cannot have made ends the epoch.
+
+The count is open to a false mark: −1 in the highest bin makes it miss the site with the largest value, a mark in the
+last bin would round everybody's update to zero. Whoever does that twice learns twice, so a site counts on only in the
+next epoch, which has a public bound. Nobody is blamed, and no size is told: both would say who holds the largest value.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.errors import PolicyError
+from fedhpc.federation.layout import Vector
+from fedhpc.federation.party import Party
+from fedhpc.federation.scales import Scales, exponent_counts, exponent_scales, lost_to_rounding
+from fedhpc.files import write_whole
+from fedhpc.secure import labels
+from fedhpc.secure.ring import Tensor
+
+if TYPE_CHECKING:
+    from fedhpc.federation.federation import Federation
+
+_log = logging.getLogger("fedhpc.federation")
+_FILE = "counts.stopped"
+_HINT = "no site is known to be at fault; start the next epoch with a public bound: [secure] bound in federation.toml"
+
+
+def choose_scales(
+    federation: Federation, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str, *, everyone: bool = False
+) -> Scales:
+    """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
+
+    `everyone`: as the sum that it is for. One that went on without a site would be waited for by that sum for ever.
+
+    The values of the site's rank 0 count. The sites learn how many of them have each exponent, and nothing else.
+    Raises PolicyError for counts that honest sites cannot have made; then this epoch never counts again.
+    """
+    party, sites = federation.party, len(federation.sites)
+    if not arrays or sites == 1:
+        return Scales(dict.fromkeys(arrays, 0))
+    refuse_another_count(party)
+    seen = arrays if party.leads else {n: np.empty(0, a.dtype) for n, a in arrays.items()}
+    marks = exponent_counts(seen, factor, federation.site)
+    vector = Vector(federation.layout([Tensor(n, "int64", m.shape) for n, m in marks.items()]))
+    vector.fill(marks)
+    opened = federation.add(vector, purpose, everyone=everyone, category=labels.CLASS_SCALE)
+    assert opened is not None
+    check_counts(party, vector.views(), marks, len(opened.members))
+    bits = {n: 8 * a.itemsize for n, a in arrays.items()}
+    found = exponent_scales(vector.views(), bits, sites)
+    lost: list[str] = []
+    if party.leads and party.agreement.secure.rounding != "stochastic":
+        lost = lost_to_rounding(marks, found, bits)
+    for name in lost:
+        _log.warning("'%s': all values of this site are rounded to zero, others hold so much larger ones", name)
+    return Scales(found, opened.salt, lost)
+
+
+def refuse_another_count(party: Party) -> None:
+    """Raise PolicyError, on every rank of the site, if a count of this epoch was stopped here before."""
+    stopped = b"."
+    if party.leads and party.directory is not None and _kept(party.directory) == party.agreement.hash.hex():
+        stopped = b"!"
+    if party.site.broadcast_bytes(stopped if party.leads else None) == b"!":
+        raise PolicyError("a count of exponents of this epoch was stopped before, and none follows it", _HINT)
+
+
+def check_counts(
+    party: Party, totals: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any]], marked: int
+) -> None:
+    """Stop, on every rank of the site, unless `totals` can be marks of `marked` sites, with `own` of the leader in it.
+
+    int64 [bins] by name. Raises PolicyError.
+    """
+    wrong = [name for name, counts in totals.items() if not _possible(counts, own[name], marked)]
+    stop(party, wrong if party.leads else (), "the counts of exponents are not those of honest sites")
+
+
+def stop(party: Party, wrong: Iterable[str], what: str) -> None:
+    """Raise PolicyError with `what`, on every rank of the site, if the leader finds any tensor `wrong`; for good."""
+    word = b"!" if any(True for _ in wrong) else b"."
+    if party.leads and word == b"!" and party.directory is not None:
+        write_whole(party.directory / _FILE, party.agreement.hash.hex().encode(), mode=0o600)
+    if party.site.broadcast_bytes(word if party.leads else None) == b"!":
+        raise PolicyError(what, _HINT)
+
+
+def _possible(counts: NDArray[Any], own: NDArray[Any], marked: int) -> bool:
+    inside = int(counts.min()) >= 0 and int(counts.max()) <= marked
+    # Summed as Python integers: lanes could be made to wrap around.
+    return inside and sum(counts.tolist()) == marked and bool((counts[own > 0] >= 1).all())
+
+
+def _kept(directory: Path) -> str:
+    try:
+        return (directory / _FILE).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return ""
