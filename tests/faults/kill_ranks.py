@@ -159,7 +159,7 @@ with fed:
     store = Hdf5Checkpoints(joined.site_directory / "checkpoints")
     agreement, number = fed.party.agreement, fed.party.number
     keep_agreement(joined.site_directory.parent, agreement)
-    previous = partial(find_previous, agreement, number, joined.site_directory, None, iter(()))
+    previous = partial(find_previous, agreement, number, joined.site_directory, None)
     outcome = run_rounds(fed, model, store, Quiet(), prepare=prepare, previous=previous)
     if joined.first:
         print(f"final {outcome.model.sha256()} after {outcome.started_at}")
