@@ -290,7 +290,7 @@ class Federation:
         None, with `skip`, if the round ended without a sum here: the sites skipped it, or this site was away.
         """
         self._refuse_closed()
-        round_ = self._round_of(purpose)
+        round_ = round_of(self, purpose)
         following = self._state_after(round_, self.tensors_tree)
         how = {"everyone": everyone, "skip": skip, "following": following, "category": category}
         plan = self._plan(round_, purpose, NO_BASE, factors or {}, scales, **how)
@@ -308,13 +308,7 @@ class Federation:
         return opened
 
     def begin_training_sum(
-        self,
-        vector: Vector,
-        factors: dict[str, float],
-        base: bytes,
-        scales: Scales = PUBLIC,
-        *,
-        checkpointed: bool = False,
+        self, vector: Vector, factors: dict[str, float], base: bytes, scales: Scales, *, checkpointed: bool = False
     ) -> Opened:
         """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
 
@@ -341,10 +335,3 @@ class Federation:
     def _refuse_closed(self) -> None:
         if self._closed:  # told on every rank: only the leader has a ledger to miss
             raise ConfigError("the federation is closed", "sum inside its `with` block, or join again")
-
-    def _round_of(self, purpose: str) -> int:
-        """The next round, or the round that this statistic has had before: then it must be the same vector again."""
-        round_, done = round_of(self.party, purpose, self.round_, self.finished.round_)
-        if done != self.round_:
-            self.round_, self.last_salt = self.finished
-        return round_
