@@ -20,6 +20,7 @@ _COMMANDS = {
     "At a site": {
         "data": ("fedhpc.cli.data", "data", "Make, check and split a site's data store."),
         "run": ("fedhpc.cli.run", "run", "Train, or go on; started under mpirun or srun."),
+        "status": ("fedhpc.cli.status", "status", "Show how far a run is, and the hash of its model."),
         "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
         "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
         "spool": ("fedhpc.cli.spool", "spool", "Carry messages for nodes without a route to the relay."),

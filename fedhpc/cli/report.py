@@ -32,5 +32,5 @@ def export(run: Path, file: Path, force: bool) -> None:
     done = export_model(run, file, force=force)
     click.echo(
         f"{done['file']}: round {done['round']}, {done['tensors']} tensors, {done['parameters']} parameters, "
-        f"{done['bytes']} bytes, from the checkpoint of {done['site']}"
+        f"{done['bytes']} bytes, from the checkpoint of {done['site']}\nmodel_sha256 {done['model_sha256']}"
     )

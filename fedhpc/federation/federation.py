@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
+from fedhpc.federation.finished_sums import NONE_FINISHED
 from fedhpc.federation.going_on import round_of
 from fedhpc.federation.layout import Vector, check_text, sum_kind
 from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan, class_of
@@ -42,7 +43,7 @@ class Federation:
         self.sums = sums
         self.round_ = 0
         """Masked sums finished: the protocol's round number."""
-        self.finished = 0
+        self.finished = NONE_FINISHED
         """The last sum that an earlier process of this site finished, over a relay."""
         self.tensors_tree = tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
@@ -105,9 +106,8 @@ class Federation:
     def forget(self) -> None:
         """Drop what is kept to repeat the sums so far. Call it after your script has saved what it needs of them.
 
-        Over a relay every finished sum stays on the site's disk until then, so that a script that is killed gets them
-        all again from the first one on. Afterwards it must start from what it saved. Every rank calls it, at all sites
-        after the same sum; over mpi it does nothing. Raises StorageError.
+        Over a relay a script that is killed gets all finished sums again until then, from the site's disk; afterwards
+        it must start from what it saved. Every rank of every site calls it after the same sum; over mpi it is nothing.
         """
         self._refuse_closed()
         self.party.site.barrier()  # every rank has saved
@@ -165,8 +165,7 @@ class Federation:
         """
         everyone = name is None if everyone is None else everyone
         one = not isinstance(arrays, Mapping)
-        given = {"value": arrays} if one else arrays
-        sums = self._combine(given, 1.0, bound, name, everyone=everyone, skip=skip)
+        sums = self._combine({"value": arrays} if one else arrays, 1.0, bound, name, everyone=everyone, skip=skip)
         return sums["value"] if one and sums is not None else sums
 
     @overload
@@ -245,17 +244,13 @@ class Federation:
         average: bool = False,
         skip: bool = False,
     ) -> Sums | None:
-        """Σ factor · array over the sites, by name. `average`: an equal mean, over those sites that are in the sum.
-
-        None if it was skipped.
-        """
+        """Σ factor · array by name; None if it was skipped. `average`: an equal mean over the sites in the sum."""
         values = {n: np.asarray(a, order="C") for n, a in arrays.items()}
         for key in values:
             check_text(key, "the name of an array")
         kinds = {n: sum_kind(n, a) for n, a in values.items()}
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
-        category = class_of(name or None)
         purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
         floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
         if skip and (not everyone or (floats and bound is None)):
@@ -271,7 +266,7 @@ class Federation:
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
         factors = dict.fromkeys(floats, factor)
-        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=class_of(name))
         return None if opened is None else Sums.of(vector, opened, self.sites, average=average)
 
     def layout(self, tensors: Sequence[Tensor]) -> Layout:
@@ -295,7 +290,7 @@ class Federation:
         None, with `skip`, if the round ended without a sum here: the sites skipped it, or this site was away.
         """
         self._refuse_closed()
-        round_ = self._round_of(purpose)
+        round_ = round_of(self, purpose)
         following = self._state_after(round_, self.tensors_tree)
         how = {"everyone": everyone, "skip": skip, "following": following, "category": category}
         plan = self._plan(round_, purpose, NO_BASE, factors or {}, scales, **how)
@@ -340,8 +335,3 @@ class Federation:
     def _refuse_closed(self) -> None:
         if self._closed:  # told on every rank: only the leader has a ledger to miss
             raise ConfigError("the federation is closed", "sum inside its `with` block, or join again")
-
-    def _round_of(self, purpose: str) -> int:
-        """The next round, or the round that this statistic has had before: then it must be the same vector again."""
-        round_, self.round_ = round_of(self.party, purpose, self.round_, self.finished)
-        return round_

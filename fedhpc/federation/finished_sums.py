@@ -4,7 +4,7 @@ Other sites cannot repeat a sum for one that was killed after it, since they hav
 given again to the same question: statistics, and training sums where no checkpoint will hold their model (scripts).
 All of it was opened to every site in the sum; nothing here is secret to them.
 
-`until` says up to which sum nothing is kept any more: there a script that starts again begins to count.
+`until` says up to which sum nothing is kept any more, and S of that sum: there a script that starts again begins.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.layout import Vector
-from fedhpc.federation.party import Opened, SumPlan
+from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.files import private_folder, write_whole
 from fedhpc.secure.transcript import canon, parse_canon
 
@@ -27,6 +29,16 @@ _PROOF = re.compile(r"round-(\d+)\.proof")
 _UNTIL = "until"
 _HEAD_BYTES = 64 << 10
 _PROOFS = 3  # of the newest models
+
+
+class Reached(NamedTuple):
+    """A sum that this site has finished."""
+
+    round_: int  # 0: none
+    salt: bytes  # its S [40]; empty where there is none
+
+
+NONE_FINISHED = Reached(0, b"")
 
 
 class FinishedSums:
@@ -41,21 +53,30 @@ class FinishedSums:
         except OSError as error:
             raise StorageError(f"cannot use {folder}: {error.strerror}") from None
 
-    def first_round(self) -> int:
-        """The round up to which nothing is kept: a program without a checkpoint goes on from there."""
+    def first(self) -> Reached:
+        """Up to where nothing is kept: a program without a checkpoint goes on from there."""
         try:
-            return int((self._folder / _UNTIL).read_text("ascii"))
+            value = parse_canon((self._folder / _UNTIL).read_bytes())
+            return Reached(int(value["round"]), bytes.fromhex(value["salt"]))
         except FileNotFoundError:
-            return 0
-        except (OSError, ValueError) as error:
+            return NONE_FINISHED
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise StorageError(
                 f"{self._folder / _UNTIL} is damaged: {error}",
                 "restore the run directory from a backup that is not older than its ledger",
             ) from None
 
-    def last_round(self) -> int:
-        """The newest round whose sum is kept or was skipped, or was until it was erased; 0 if there was none."""
-        return max((number for number, _ in self._files(_SUM)), default=self.first_round())
+    def last(self) -> Reached:
+        """The newest sum that is kept or was skipped, or was until it was erased; and the newest S that counts."""
+        first, newest = self.first(), max((number for number, _ in self._files(_SUM)), default=0)
+        if newest <= first.round_:
+            return first
+        for round_ in sorted((n for n, path in self._files(_SUM) if path.suffix == ".sum"), reverse=True):
+            with self._opened(round_) as file:
+                salt = bytes.fromhex(_head(file)["salt"])
+            if salt and round_ > first.round_:
+                return Reached(newest, salt)
+        return Reached(newest, first.salt)
 
     def keep(self, plan: SumPlan, opened: Opened, vector: Vector, mark: bytes) -> None:
         """Keep a decoded sum until `erase_until`. `mark`: the fingerprint of this site's own vector."""
@@ -66,6 +87,7 @@ class FinishedSums:
             "mark": mark.hex(),
             "members": list(opened.members),
             "purpose": plan.purpose,
+            "salt": "" if plan.skip else opened.salt.hex(),  # some sites may hold a sum that others skipped
             "tree": opened.sum_tree.hex(),
         }
         whole = head | {"sha256": _digest(head, data)}
@@ -74,15 +96,17 @@ class FinishedSums:
     def find(self, plan: SumPlan, vector: Vector, mark: bytes) -> tuple[bytes, tuple[int, ...]] | None:
         """(Tree(X), sites in the sum) if this very sum was opened in this round; `vector` then holds it.
 
-        `mark`: the fingerprint of `vector`. Raises PolicyError if it was summed with another one.
+        `mark`: the fingerprint of `vector`. Raises PolicyError if a statistic was summed with another one. An update is
+        not compared: it was summed for good, and what was trained anew from the same state need not repeat it here.
         """
         try:
-            with open(self._folder / f"round-{plan.round_}.sum", "rb") as file:
-                head = parse_canon(file.readline(_HEAD_BYTES).rstrip(b"\n"))
+            with self._opened(plan.round_) as file:
+                head = _head(file)
                 said = head.pop("sha256")
                 if (head["base"], head["purpose"]) != (plan.base.hex(), plan.purpose):
                     return None
-                if head["layout"] != vector.layout.hash.hex() or not hmac.compare_digest(head["mark"], mark.hex()):
+                same = plan.base != NO_BASE or hmac.compare_digest(head["mark"], mark.hex())
+                if head["layout"] != vector.layout.hash.hex() or not same:
                     raise PolicyError(
                         f"'{plan.purpose}' was summed in round {plan.round_} already, with other numbers of this site",
                         "give a new statistic a new name; the same numbers give the sum that is kept",
@@ -93,11 +117,6 @@ class FinishedSums:
                 return bytes.fromhex(head["tree"]), tuple(head["members"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise StorageError(
-                f"the finished sum of round {plan.round_} in {self._folder} is damaged: {error}",
-                "restore the run directory from a backup that is not older than its ledger",
-            ) from None
 
     def keep_skipped(self, plan: SumPlan) -> None:
         """Remember that this site went on without a statistic's sum: another answer later would find it alone."""
@@ -125,19 +144,38 @@ class FinishedSums:
         except OSError:
             return ()
 
-    def erase_until(self, round_: int) -> None:
-        """Remove the sums of all rounds up to `round_`, after it is written down that this was meant."""
-        if round_ > self.first_round():
-            self._write(_UNTIL, b"%d" % round_)
+    def erase_until(self, round_: int, salt: bytes = b"") -> None:
+        """Remove the sums up to `round_`, whose S is `salt`, after it is written down that this is meant."""
+        if round_ > self.first().round_:
+            self._write(_UNTIL, canon({"round": round_, "salt": salt.hex()}))
         for number, path in self._files(_SUM):
             if number <= round_:
                 path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _opened(self, round_: int) -> Iterator[BufferedReader]:
+        """The file of a sum. Raises FileNotFoundError, and StorageError for what is found wrong while it is open."""
+        try:
+            with open(self._folder / f"round-{round_}.sum", "rb") as file:
+                yield file
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise StorageError(
+                f"the finished sum of round {round_} in {self._folder} is damaged: {error}",
+                "restore the run directory from a backup that is not older than its ledger",
+            ) from None
 
     def _files(self, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
         return [(int(m[1]), path) for path in self._folder.iterdir() if (m := pattern.fullmatch(path.name))]
 
     def _write(self, name: str, *data: bytes | memoryview) -> None:
         write_whole(self._folder / name, *data, mode=0o600)
+
+
+def _head(file: BufferedReader) -> dict[str, Any]:
+    head: dict[str, Any] = parse_canon(file.readline(_HEAD_BYTES).rstrip(b"\n"))
+    return head
 
 
 def _digest(head: Mapping[str, Any], data: memoryview) -> str:

@@ -23,6 +23,7 @@ from fedhpc.federation.agreement import (
     read_site_directory,
 )
 from fedhpc.federation.federation import Federation
+from fedhpc.federation.finished_sums import Reached
 from fedhpc.federation.identity import read_identity
 from fedhpc.federation.interfaces import Life
 from fedhpc.federation.join_relay import open_relayed_sums
@@ -34,6 +35,7 @@ from fedhpc.federation.nothing import Endless
 from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import Pipeline
 from fedhpc.federation.run_folder import make_run_folder
+from fedhpc.federation.run_place import run_place
 from fedhpc.federation.unconnected import Unconnected
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.collectives import Group
@@ -41,7 +43,7 @@ from fedhpc.mpi.world import Place, World
 from fedhpc.secure.keys import KEY_BYTES, identity_public
 from fedhpc.secure.ledger import LedgerKeys, ledger_keys
 from fedhpc.secure.salt import salt_key
-from fedhpc.secure.transcript import u64
+from fedhpc.secure.transcript import canon, parse_canon
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def join_with_files(
         mine = files[0]
         number = agreement.number_of(mine.site.name)
     name = agreement.names[number - 1]
-    directory = mine.path(mine.site.directory) if mine.site.directory else (run or federation.parent / "run") / name
+    directory = mine.path(mine.site.directory) if mine.site.directory else run_place(federation, agreement, run) / name
     if _kind(world.group, mine) in ("https", "spool"):
         alone = sites is None
         place = (
@@ -147,10 +149,12 @@ def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Fe
     sums = open_relayed_sums(party, mine, directory, life)
     federation = Federation(party, sums)
     # A program that starts again asks its sums again from here on, and gets those that are finished.
-    kept = None if sums.lead is None else sums.lead.finished
-    rounds = party.site.broadcast_bytes(None if kept is None else u64(kept.first_round()) + u64(kept.last_round()))
-    federation.round_ = int.from_bytes(rounds[:8], "little")
-    federation.finished = int.from_bytes(rounds[8:], "little")
+    kept = b""
+    if sums.lead is not None:
+        kept = canon([[r.round_, r.salt.hex()] for r in (sums.lead.finished.first(), sums.lead.finished.last())])
+    first, last = parse_canon(party.site.broadcast_bytes(kept or None))
+    federation.round_, federation.last_salt = int(first[0]), bytes.fromhex(first[1])
+    federation.finished = Reached(int(last[0]), bytes.fromhex(last[1]))
     return federation
 
 

@@ -67,6 +67,7 @@ def report_measured(
             "again": True,
             "sites": federation.sites,
             "state": federation.state.hex(),
+            "model_sha256": model.sha256() if federation.party.leads else None,
         }
     )
 
@@ -98,7 +99,7 @@ def final_metrics(
             **found.as_record(),
             "sites": federation.sites,
             "state": federation.state.hex(),
-            "model_sha256": model.sha256(),
+            "model_sha256": model.sha256() if federation.party.leads else None,
         }
     )
     return dict(found.metrics)

@@ -60,7 +60,7 @@ class RelayedSums:
         self._round: RelayedRound | None = None  # at the leader, of the sum that is open
         self._attendant: Attendant | None = None
         self._turns = (0, 0)  # of the last sum, at the leader
-        self._uncovered = 0  # a settled round whose checkpoint is still to be written
+        self._uncovered, self._salt = 0, b""  # a settled round whose checkpoint is not written yet; S of the last sum
         self._hides = party.agreement.secure.mode != "off"
 
     def of(self, party: Party) -> RelayedSums:
@@ -117,16 +117,18 @@ class RelayedSums:
         if party.leads:
             assert self.lead is not None
             self.lead.states.reached(opened.plan.round_, state)
-            self._erase_keys(opened.plan)
+            self._erase_keys(opened.plan, opened.salt)
         word = party.site.await_bytes(Order.DONE if party.leads else None)
         if word[:1] == Order.OVER and not party.leads:
             raise RoundOverError(opened.plan.round_, word[1:].decode())
         end_if_stopped(word)
         opened.stages.agree += _lap(begun)
 
-    def _erase_keys(self, plan: SumPlan) -> None:
+    def _erase_keys(self, plan: SumPlan, salt: bytes = b"") -> None:
         """The round is settled: its keys go once the result is durable here, in `sums/` or by a checkpoint."""
         assert self.lead is not None
+        if not plan.skip:  # some sites may hold a sum that others skipped
+            self._salt = salt
         if plan.checkpointed:
             self._uncovered = plan.round_
         elif not self._uncovered:
@@ -195,7 +197,7 @@ class RelayedSums:
         """See MaskedSums.keep_until."""
         assert self.lead is not None
         self.lead.files.erase_until(sums)
-        self.lead.finished.erase_until(sums)
+        self.lead.finished.erase_until(sums, self._salt)
         self._uncovered = 0
 
     def hear(self, word: str) -> str:

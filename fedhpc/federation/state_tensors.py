@@ -7,6 +7,7 @@ in the state that τ sites sign, so a site that was away can take all of them fr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,17 @@ from fedhpc.secure.transcript import TREE_BLOCK_BYTES, joined_block_digests, tre
 TOTAL_WEIGHT = "total_weight"
 
 Arrays = list[NDArray[Any]]
+
+
+def model_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of all tensors' raw little-endian bytes in their order, in hex: THE hash of a model, equal at all sites.
+
+    It covers what is exported, not the state around it, and is never sent: whoever guesses a small model could check.
+    """
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def state_arrays(

@@ -10,7 +10,8 @@ updates, and the model goes on from the result.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,6 +60,7 @@ class Sync:
         self._keep = keep_optimizer_state
         self._count = 0
         self._site = federation.party.site
+        self._federation = federation
         self._global = GlobalModel(
             federation,
             self._tensors(),
@@ -80,6 +82,36 @@ class Sync:
         self._load(self._global.tensors)
         if self._optimizer is not None and not self._keep:
             self._optimizer.state.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a script that starts again needs beside its own state: for torch.save, or as NumPy arrays by name.
+
+        The global model after the last exchange, the strategy's state, the weights' sum, and how many sums are done.
+        """
+        model = self._global
+        arrays = {f"model/{n}": a for n, a in model.tensors.items()} | {
+            f"outer/{n}": a for n, a in model.saved_outer().items()
+        }
+        import torch
+
+        saved: dict[str, Any] = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        saved |= {"blind": torch.from_numpy(np.frombuffer(model.blind, np.uint8).copy())}
+        return saved | {"rounds": model.rounds, "sums": self._federation.round_, "steps": self._count}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave; the model gets its global values. Every rank calls it.
+
+        Call it before any sum that came after. Raises DataError if it belongs to another model or strategy.
+        """
+
+        def arrays(group: str) -> Tensors:
+            prefix = group + "/"
+            return {n.removeprefix(prefix): np.array(a) for n, a in saved.items() if n.startswith(prefix)}
+
+        self._federation.round_ = self._global.reached = int(saved["sums"])
+        self._global.restore(arrays("model"), arrays("outer"), int(saved["rounds"]), np.array(saved["blind"]).tobytes())
+        self._count = int(saved["steps"])
+        self._load(self._global.tensors)
 
     @property
     def model_sha256(self) -> str:

@@ -16,7 +16,9 @@ import numpy as np
 
 from fedhpc.errors import ConfigError, DataError, InternalError, StorageError
 from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
+from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.ops.report import FEDERATION_FILE, Run, is_run
+from fedhpc.ops.start_file import LAYOUT, SHA256
 from fedhpc.ops.telemetry import METRICS_FILE, read_metrics
 
 CHECKPOINTS = "checkpoints"
@@ -25,10 +27,10 @@ CHECKPOINTS = "checkpoints"
 def export_model(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
     """Write the newest valid checkpoint over the sites in the run directory `run` to the safetensors file `out`.
 
-    Gives {"file", "site" (whose checkpoint), "round", "tensors" and "parameters" (counts), "bytes" (file size),
-    "metadata" {str: str} (what is in the file's header)}. Raises ConfigError if `run` is no run directory, holds no
-    checkpoint, or `out` exists and not `force`; DataError if no checkpoint is valid, if it belongs to another
-    federation.toml, or if the sites disagree on the model; StorageError if `out` cannot be written.
+    Gives {"file", "site" (whose checkpoint), "round", "model_sha256", "tensors" and "parameters" (counts), "bytes"
+    (file size), "metadata" {str: str} (what is in the file's header)}. Raises ConfigError if `run` is no run
+    directory, holds no checkpoint, or `out` exists and not `force`; DataError if no checkpoint is valid, if it belongs
+    to another federation.toml, or if the sites disagree on the model; StorageError if `out` cannot be written.
     """
     if not run.is_dir() or not is_run(run):
         raise ConfigError(
@@ -44,12 +46,13 @@ def export_model(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]
             f"the checkpoint of {site} belongs to another federation than {run / FEDERATION_FILE}",
             f"it says {checkpoint.config.hex()}, the file has {told.config_sha256}",
         )
-    metadata = _metadata(told, checkpoint)
+    metadata = _metadata(told, site, checkpoint)
     _write(out, checkpoint, metadata)
     return {
         "file": str(out),
         "site": site,
         "round": checkpoint.round_,
+        "model_sha256": metadata["model_sha256"],
         "tensors": len(checkpoint.tensors),
         "parameters": sum(t.size for t in checkpoint.tensors.values()),
         "bytes": out.stat().st_size,
@@ -87,13 +90,14 @@ def _newest(run: Path) -> tuple[str, Checkpoint]:
     raise ConfigError(f"{run} has no checkpoint", where)
 
 
-def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
+def _metadata(run: Run, site: str, checkpoint: Checkpoint) -> dict[str, str]:
     """Where the model comes from, as the text a safetensors header can hold."""
-    states = run.states(checkpoint.round_)
-    if len(set(states.values())) > 1:
+    model = model_sha256(checkpoint.tensors)
+    models = {**run.models(checkpoint.round_), f"the checkpoint of {site}": model}
+    if len(set(models.values())) > 1:
         raise DataError(
             f"the sites disagree on the model after round {checkpoint.round_}",
-            "; ".join(f"{site} has {state[:16]}" for site, state in states.items()),
+            "; ".join(f"{who} has {found[:16]}" for who, found in models.items()),
         )
     took_part: set[str] = set()
     for record in run.public:
@@ -107,9 +111,10 @@ def _metadata(run: Run, checkpoint: Checkpoint) -> dict[str, str]:
         "config_sha256": checkpoint.config.hex(),
         "federation": run.setting("name") or "",
         "fedhpc_version": ours,
+        LAYOUT: json.dumps(list(checkpoint.tensors)),  # the hash is over the tensors' bytes in this order
+        SHA256: model,
         "round": str(checkpoint.round_),
         "sites": json.dumps(sorted(took_part)) if took_part else "",
-        "state": next(iter(states.values()), ""),
     }
     return {key: value for key, value in metadata.items() if value}
 

@@ -67,13 +67,13 @@ class Run:
                 return str(place[key])
         return None
 
-    def states(self, round_: int) -> dict[str, str]:
-        """{site: hex hash of the global model after `round_`}, of the sites that recorded one."""
+    def models(self, round_: int) -> dict[str, str]:
+        """{site: model_sha256 after `round_`}, of the sites that recorded one."""
         return {
-            site: record["state"]
+            site: record["model_sha256"]
             for site, records in self.sites.items()
             for record in records
-            if record["round"] == round_ and isinstance(record.get("state"), str)
+            if record["round"] == round_ and isinstance(record.get("model_sha256"), str)
         }
 
 

@@ -74,7 +74,7 @@ def _facts(run: Run) -> str:
     took_part = [r["sites"] for r in public if isinstance(r.get("sites"), list)]
     rows.append(("Sites in the last round", _names(took_part[-1] if took_part else None)))
     rows.append(("Records from", _names(list(run.sites))))
-    rows.append(("Model after the last round", _state(run)))
+    rows.append(_model(run))
     metrics = [f"{escape(n)} {_digits(v)}" for n, v in sorted(table(last, "metrics").items())]
     if metrics:
         model = "Final metrics" if is_final(last) else f"Metrics after {finished_rounds(last)} rounds"
@@ -112,16 +112,16 @@ def _sum(records: Iterable[Record], keys: tuple[str, ...]) -> float | None:
     return sum(values) if values else None
 
 
-def _state(run: Run) -> str:
-    """The hash of the newest model, and whether the sites that recorded one agree on it."""
-    newest = max((r["round"] for r in run.public if isinstance(r.get("state"), str)), default=None)
+def _model(run: Run) -> tuple[str, str]:
+    """The newest model's round and hash, and whether the sites that recorded one agree on it."""
+    newest = max((r["round"] for r in run.public if isinstance(r.get("model_sha256"), str)), default=None)
     if newest is None:
-        return "no hash recorded"
-    states = run.states(newest)
-    if len(set(states.values())) == 1:
-        return f"<code>{escape(next(iter(states.values())))}</code>"
-    each = "<br>".join(f"{escape(site)} <code>{escape(state)}</code>" for site, state in states.items())
-    return f'<span class="warn">the sites disagree</span><br>{each}'
+        return "Model", "no hash recorded"
+    models, label = run.models(newest), f"model_sha256 after round {newest}"
+    if len(set(models.values())) == 1:
+        return label, f"<code>{escape(next(iter(models.values())))}</code>"
+    each = "<br>".join(f"{escape(site)} <code>{escape(model)}</code>" for site, model in models.items())
+    return label, f'<span class="warn">the sites disagree</span><br>{each}'
 
 
 def _figure(figure: Drawn) -> str:

@@ -15,7 +15,8 @@ RUN/<site>/metrics.jsonl holds one record per finished round, written by the sit
 | `seconds` | {part: float} for the parts in `PARTS`, and `total` |
 | `bytes_up`, `bytes_down` | int, at this site |
 | `sites` | names of the sites that took part |
-| `state` | hex: hash of the global model after the round |
+| `model_sha256` | hex: SHA-256 of the global model after the round, the hash that all commands show |
+| `state` | hex: hash of all that the sites share after the round; what they sign, and nothing to compare models by |
 
 Other keys are kept. It is strict JSON: what is not a finite number is null.
 """

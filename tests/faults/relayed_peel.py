@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,19 @@ from numpy.typing import NDArray
 
 from fedhpc.federation.layout import Vector
 from fedhpc.secure import labels
+from fedhpc.secure.attempt_file import unsealed
 from fedhpc.secure.keys import AttemptKey, derive
 from fedhpc.secure.masks import Masks
 from fedhpc.secure.opening import edge_key
 from fedhpc.secure.ring import Codec, Layout, Tensor, lanes_of, scale_for
+from fedhpc.secure.transcript import parse_canon
 
 SECRETS = ("chan", "mask", "self", "group", "own_a", "own_b")
 
 
 def attempt_file(path: Path) -> dict[str, Any]:
-    """An attempt file as it lies on a site's disk."""
-    return dict(json.loads(path.read_text()))
+    """What a site's attempt file holds, opened with its key from beside it."""
+    return dict(parse_canon(unsealed(path.with_suffix(".key").read_bytes(), path.read_bytes())))
 
 
 def layout_of(values: Mapping[str, NDArray[Any]], bound: float, sites: int) -> Layout:

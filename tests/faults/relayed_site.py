@@ -2,7 +2,8 @@
 
     relayed_site.main([FEDERATION, SITE_FILE, RUN, JOB, POINT, SEED])
 
-JOB is `sums` (PLAN below, each result a line of JSON) or `rounds` (the main loop with a small NumPy model). POINT is
+JOB is `sums` (PLAN below, each result a line of JSON), `rounds` (the main loop with a small NumPy model), `script` or
+`forgetful` (a user's own loop with `fed.sync`, the latter saves and forgets after its second exchange). POINT is
 "" or `STEP WHEN ROUND`, where the process freezes (freeze.py):
 
     READY, M1 … M6  before (nothing of it is on this site's disk), saved (not sent yet), after (the relay has it)
@@ -11,7 +12,8 @@ JOB is `sums` (PLAN below, each result a line of JSON) or `rounds` (the main loo
     Y               half (of the sum was fetched)
     keep, proof, save     before, after; save also half (written under its temporary name)
 
-SEED -1 gives this site another vector than the one it had.
+SEED -1 gives this site another vector than the one it had. FEDHPC_TEST_LEAVE `KIND ROUND`: once the relay has that
+message the site is told to leave at once. FEDHPC_TEST_UMASK: its umask.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import freeze
 import numpy as np
 
 from fedhpc.data import hdf5
-from fedhpc.errors import FedhpcError
+from fedhpc.errors import FedhpcError, InterruptedRun
 from fedhpc.exchange import http_link
 from fedhpc.exchange.https import RelayExchange
 from fedhpc.federation.attempt_files import AttemptDisk
@@ -212,6 +214,47 @@ def do_rounds(federation: Federation, directory: Path) -> None:
         say(final=outcome.model.sha256(), started_at=outcome.started_at)
 
 
+def do_script(federation: Federation, saved: Path, *, forgets: bool) -> None:
+    """Sums and a loop of one's own; training is the same whenever it is repeated."""
+    import torch
+
+    number = federation.party.number
+    with federation:
+        if not saved.exists():
+            say(patients=int(federation.sum(10 * number, name="patients")), unnamed=int(federation.sum(number)))
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        sync = federation.sync(model, every=1, weight=10 * number)
+        done = 0
+        if saved.exists():
+            kept = torch.load(saved, weights_only=True)
+            done = kept["steps"]
+            sync.load_state_dict(kept["sync"])
+        for step in range(done, 4):
+            with torch.no_grad():
+                for i, values in enumerate(model.parameters()):
+                    draw = np.random.default_rng([number, step, i]).standard_normal(values.shape)
+                    values += torch.from_numpy(draw.astype(np.float32))
+            assert sync.step()
+            say(step=step, state=federation.state.hex(), model=sync.model_sha256, round=federation.round_)
+            if forgets and step == 1:
+                torch.save({"steps": step + 1, "sync": sync.state_dict()}, saved)
+                federation.forget()
+        say(after=int(federation.sum(number**2, name="after")), final=sync.model_sha256)
+
+
+def leave_at(kind: str, round_: int) -> None:
+    """Told to leave, without time for anything more, as soon as the relay has this site's message."""
+    real = RelayExchange.put
+
+    def put(self: RelayExchange, r: int, attempt: int, name: str, data: bytes, *, to: int = 0) -> None:
+        real(self, r, attempt, name, data, to=to)
+        if (r, name) == (round_, kind):
+            raise InterruptedRun("left while it waited for other sites: the test says so")
+
+    RelayExchange.put = put  # type: ignore[method-assign]
+
+
 def main(words: Sequence[str]) -> int:
     federation, site_file, run, job, point, seed = words
     freeze.shift_clock(http_link)
@@ -220,10 +263,18 @@ def main(words: Sequence[str]) -> int:
     if point:
         step, when, round_ = point.split()
         place_fault(step, when, int(round_))
+    if os.environ.get("FEDHPC_TEST_UMASK"):
+        os.umask(int(os.environ["FEDHPC_TEST_UMASK"], 8))
     try:
         joined = join_with_files(Path(federation), sites=None, site=Path(site_file), run=Path(run))
+        if os.environ.get("FEDHPC_TEST_LEAVE"):
+            kind, number = os.environ["FEDHPC_TEST_LEAVE"].split()
+            leave_at(kind, int(number))
         if job == "sums":
             do_sums(joined.federation, int(seed))
+        elif job in ("script", "forgetful"):
+            saved = Path(run).with_name(f"saved-{joined.federation.site}.pt")
+            do_script(joined.federation, saved, forgets=job == "forgetful")
         else:
             do_rounds(joined.federation, joined.site_directory / "checkpoints")
     except FedhpcError as error:

@@ -170,6 +170,20 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.
     fails("run-clock", site, "Read-only file system", code=74)
 
 
+def test_a_run_that_others_can_look_into(tmp_path: Path) -> None:
+    """Of an older version, or loosened since."""
+    site = subject(tmp_path)
+    assert site.directory is not None
+    site.directory.mkdir(parents=True)
+    for folder in (site.directory.parent, site.directory):
+        folder.chmod(0o700)
+    passes("run-files", site, "renames whole files")
+    site.directory.chmod(0o750)
+    warns("run-files", site, f"others can look into {site.directory} (mode 0750)")
+    site.directory.parent.chmod(0o755)
+    warns("run-files", site, f"others can look into {site.directory.parent} (mode 0755)")
+
+
 def test_a_file_system_whose_renames_are_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "replace", lambda old, new: new.write_bytes(old.read_bytes()[:100]))
     fails("run-files", subject(tmp_path), "does not read back", code=74)
@@ -428,11 +442,17 @@ def test_a_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     object.__setattr__(exchange, "spool", tmp_path / "spool")
     fails("spool", made, "is not there", code=64)
     (tmp_path / "spool").mkdir()
+    for mode, words in ((0o777, "everybody can write"), (0o2777, "everybody"), (0o770, "does not hand its group on")):
+        (tmp_path / "spool").chmod(mode)
+        warns("spool", made, words)
+    (tmp_path / "spool").chmod(0o700)
     warns("spool", made, "no carrier was here yet")
     beat = tmp_path / "spool" / made.agreement.hash.hex() / "1" / "in" / "carrier.json"
     beat.parent.mkdir(parents=True)
     beat.write_text("{}")
-    passes("spool", made, "carrier here")
+    passes("spool", made, "this account's only; carrier here")
+    (tmp_path / "spool").chmod(0o2770)
+    passes("spool", made, "its group's; carrier here")
     for text, words in (('{"trouble": "403\\u001b[2J"}', "in trouble: 403"), ("nonsense", "no note of a carrier")):
         beat.write_text(text)
         warns("spool", made, words)

@@ -13,7 +13,7 @@ import pytest
 from secure_fakes import key_of
 
 from fedhpc.errors import PolicyError, StorageError
-from fedhpc.federation.finished_sums import FinishedSums
+from fedhpc.federation.finished_sums import NONE_FINISHED, FinishedSums, Reached
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.federation.pipeline import Stages
@@ -29,6 +29,9 @@ def full(layout: Layout = LAYOUT) -> Vector:
     vector.salt[:] = [1 << 57, 0, 3, 4, 5]
     vector.fill({"x": np.array([1.5, -2.0, 0.25]), "n": np.array([7, -9])})
     return vector
+
+
+SALT = full().salt.tobytes()
 
 
 def keep(finished: FinishedSums, plan: SumPlan = PLAN, members: tuple[int, ...] = (1, 2, 4)) -> None:
@@ -54,7 +57,7 @@ def test_the_same_question_gets_the_same_answer_after_a_restart(tmp_path: Path, 
     assert vector.salt.tolist() == [1 << 57, 0, 3, 4, 5]  # what is made of S is made again
 
 
-@pytest.mark.parametrize("changes", [{"purpose": "mean weight"}, {"round_": 6}])
+@pytest.mark.parametrize("changes", [{"purpose": "mean weight"}, {"base": key_of("a state")}, {"round_": 6}])
 def test_another_question_is_not_answered(finished: FinishedSums, changes: dict[str, object]) -> None:
     keep(finished)
     vector = Vector(LAYOUT)
@@ -90,10 +93,10 @@ def test_a_sum_that_was_skipped_stays_skipped(tmp_path: Path, finished: Finished
     again = FinishedSums(tmp_path / "sums")
     assert again.is_skipped(PLAN)
     assert not again.is_skipped(dataclasses.replace(PLAN, purpose="mean weight"))
-    assert again.last_round() == 5
+    assert again.last().round_ == 5
     assert again.find(PLAN, Vector(LAYOUT), MARK) is None
     again.erase_until(5)
-    assert (again.last_round(), again.is_skipped(PLAN)) == (5, False)
+    assert (again.last().round_, again.is_skipped(PLAN)) == (5, False)
 
 
 def flip(back: int) -> Callable[[bytes], bytes]:
@@ -140,11 +143,41 @@ def test_sums_go_up_to_a_round_and_proofs_stay(finished: FinishedSums) -> None:
     for round_ in (1, 2, 10, 11):
         keep(finished, dataclasses.replace(PLAN, round_=round_))
     finished.keep_proof(2, (b"a", b"b"))
-    assert finished.last_round() == 11
+    assert finished.last().round_ == 11
     finished.erase_until(10)
     left = [r for r in (1, 2, 10, 11) if finished.find(dataclasses.replace(PLAN, round_=r), Vector(LAYOUT), MARK)]
     assert left == [11]
     assert finished.proof(2) == (b"a", b"b")
+
+
+def test_it_is_known_up_to_where_sums_are_gone(tmp_path: Path, finished: FinishedSums) -> None:
+    """A program that starts again counts from there; what a kill left behind is below it, and goes the next time."""
+    assert (finished.first(), finished.last()) == (NONE_FINISHED, NONE_FINISHED)
+    for round_ in (1, 2, 3):
+        keep(finished, dataclasses.replace(PLAN, round_=round_))
+    finished.erase_until(2, b"salt of two")
+    again = FinishedSums(tmp_path / "sums")
+    assert (again.first(), again.last()) == (Reached(2, b"salt of two"), Reached(3, SALT))
+    keep(again, dataclasses.replace(PLAN, round_=1))
+    again.erase_until(3, SALT)
+    assert again.first() == again.last() == Reached(3, SALT)
+    again.erase_until(2)  # an older checkpoint was resumed from: nothing comes back
+    assert again.first() == Reached(3, SALT)
+    assert os.listdir(tmp_path / "sums") == ["until"]
+    (tmp_path / "sums" / "until").write_text("soon")
+    with pytest.raises(StorageError, match="until is damaged"):
+        again.first()
+
+
+def test_a_training_sum_is_given_to_the_update_from_the_same_state(finished: FinishedSums) -> None:
+    plan = SumPlan(5, "train", key_of("base"), key_of("state"))
+    keep(finished, plan)
+    vector = Vector(LAYOUT)
+    assert finished.find(dataclasses.replace(plan, base=key_of("another base")), vector, MARK) is None
+    for mark in (MARK, key_of("trained anew, to other numbers")):
+        vector.buffer[:] = 3
+        assert finished.find(plan, vector, mark) == (key_of("tree"), (1, 2, 4))
+        assert vector.buffer.tobytes() == full().buffer.tobytes()
 
 
 def test_the_proofs_of_the_newest_models_are_kept(tmp_path: Path, finished: FinishedSums) -> None:
@@ -161,7 +194,7 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path, finished: 
     (tmp_path / "sums" / ".round-6.sum.0123456789abcdef").write_bytes(bytes(1000))
     again = FinishedSums(tmp_path / "sums")
     assert os.listdir(tmp_path / "sums") == ["round-5.sum"]
-    assert again.last_round() == 5
+    assert again.last().round_ == 5
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import fedhpc.ops.export as export_module
 from fedhpc.cli.report import export
 from fedhpc.errors import ConfigError, DataError, StorageError
 from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.ops.export import export_model
 
 CONFIG = b'name = "Herz \xc3\xa9 \\"x\\""\n'
@@ -54,7 +55,8 @@ def _store(monkeypatch):
     monkeypatch.setattr(export_module, "_store", Store)
 
 
-def make(path: Path, sites: dict[str, list[int]], states: dict[str, str] | None = None) -> Path:
+def make(path: Path, sites: dict[str, list[int]], models: dict[str, str] | None = None) -> Path:
+    """`models`: what each site's records say of every model; "" for the truth."""
     path.mkdir()
     (path / "federation.toml").write_bytes(CONFIG)
     for site, rounds in sites.items():
@@ -62,8 +64,11 @@ def make(path: Path, sites: dict[str, list[int]], states: dict[str, str] | None 
         folder.mkdir(parents=True)
         for n in rounds:
             (folder / f"round-{n:06}.h5").write_text(SHA.hex())
-        if states:
-            rows = [{"round": n, "rounds": 9, "sites": ["b", "a"], "state": states[site] + str(n)} for n in rounds]
+        if models:
+            rows = [
+                {"round": n, "rounds": 9, "sites": ["b", "a"], "model_sha256": models[site] or model_sha256(tensors(n))}
+                for n in rounds
+            ]
             (path / site / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return path
 
@@ -74,7 +79,7 @@ def metadata(file: Path) -> dict[str, str]:
 
 
 def test_the_newest_checkpoint_of_all_sites_is_written(tmp_path):
-    run = make(tmp_path / "run", {"a": [1, 2], "b": [2, 3]}, {"a": "ff", "b": "ff"})
+    run = make(tmp_path / "run", {"a": [1, 2], "b": [2, 3]}, {"a": "", "b": ""})
     done = export_model(run, tmp_path / "model.safetensors")
     found = load_file(tmp_path / "model.safetensors")
     assert sorted(found) == sorted(tensors(3))
@@ -93,9 +98,10 @@ def test_the_newest_checkpoint_of_all_sites_is_written(tmp_path):
         "federation": 'Herz é "x"',
         "config_sha256": SHA.hex(),
         "round": "3",
-        "state": "ff3",
+        "model_sha256": model_sha256(tensors(3)),
         "sites": '["a", "b"]',
         "fedhpc_version": ours,
+        "layout": '["layer.weight", "scale", "empty"]',
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "run"]
     (tmp_path / "plain").touch()
@@ -111,7 +117,7 @@ import test_ops_export as t
 t.export_module._store = t.Store
 t.export_model(Path({str(tmp_path / "run")!r}), Path(sys.argv[1]))
 """
-    make(tmp_path / "run", {"a": [1]}, {"a": "ff"})
+    make(tmp_path / "run", {"a": [1]}, {"a": ""})
     digests = set()
     for i in range(3):  # the hash tables of safetensors are seeded once per process
         subprocess.run([sys.executable, "-c", program, str(tmp_path / f"{i}.st")], check=True, timeout=120)
@@ -124,7 +130,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_another(tmp_path):
     (run / "a" / "checkpoints" / "round-000003.h5").write_text("damaged")
     done = export_model(run, tmp_path / "m")
     assert (done["round"], done["site"]) == (2, "b")
-    assert "state" not in done["metadata"]
+    assert done["metadata"]["model_sha256"] == done["model_sha256"] == model_sha256(tensors(2))
     assert "sites" not in done["metadata"]
 
 
@@ -160,11 +166,17 @@ def test_a_missing_directory_is_a_storage_error(tmp_path):
 
 
 def test_sites_that_disagree_are_refused(tmp_path):
-    run = make(tmp_path / "run", {"a": [1], "b": [1]}, {"a": "aa", "b": "bb"})
+    run = make(tmp_path / "run", {"a": [1], "b": [1]}, {"a": "", "b": "bb"})
     with pytest.raises(DataError, match="the sites disagree on the model after round 1") as raised:
         export_model(run, tmp_path / "m")
-    assert "a has aa1" in raised.value.hint
+    assert f"a has {model_sha256(tensors(1))[:16]}; b has bb; the checkpoint of a has" in raised.value.hint
     assert not (tmp_path / "m").exists()
+
+
+def test_a_checkpoint_that_is_not_the_model_that_was_recorded_is_refused(tmp_path):
+    run = make(tmp_path / "run", {"a": [1]}, {"a": "aa"})
+    with pytest.raises(DataError, match="the sites disagree on the model after round 1"):
+        export_model(run, tmp_path / "m")
 
 
 def test_a_checkpoint_of_another_federation_is_refused(tmp_path):

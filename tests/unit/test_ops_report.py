@@ -33,7 +33,7 @@ def record(n: int, rounds: int = 3, **changes) -> dict:
         "bytes_up": 4_000_000,
         "bytes_down": 3_000_000,
         "sites": ["a", "b"],
-        "state": f"{n:064x}",
+        "model_sha256": f"{n:064x}",
         **changes,
     }
 
@@ -157,7 +157,7 @@ def test_a_user_s_matplotlib_settings_change_nothing(full, tmp_path):
         [{"round": 1}],
         [record(1, metrics={}, seconds={}, sites=[], bytes_up=None, bytes_down=None, train_loss=None)],
         [record(n, metrics={"loss": None, "auc": None}) for n in (1, 2)],
-        [record(1, metrics="x", seconds=[1], sites="a", bytes_up="2", time=3, state=None, rounds="many")],
+        [record(1, metrics="x", seconds=[1], sites="a", bytes_up="2", time=3, model_sha256=None, rounds="many")],
         [record(1, metrics={"_hidden": 0.5, "$\\frac{$": 7.0, "$\\sqrt{$": 0.5, "x" * 300: -1.0, "": 2.0})],
         [
             record(n, metrics={f"m{i}": i + n / 7 for i in range(20)} | {f"s{i}": i / 20 for i in range(20)})
@@ -191,9 +191,9 @@ def test_a_run_that_has_not_finished_says_so(tmp_path):
 
 
 def test_sites_that_disagree_are_named(tmp_path):
-    run = make(tmp_path / "run", {"a": [record(1, state="aa")], "b": [record(1, state="bb")]})
+    run = make(tmp_path / "run", {"a": [record(1, model_sha256="aa")], "b": [record(1, model_sha256="bb")]})
     text = " ".join("".join(page_of(run).text).split())
-    assert "the sites disagree" in text
+    assert "model_sha256 after round 1the sites disagree" in text
     assert "a aa" in text
     assert "b bb" in text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -147,6 +148,13 @@ def spool(subject: Subject) -> Finding:
         return fail(
             f"the spool {folder}: {trouble}", "it must be on a file system that renames", StorageError.exit_code
         )
+    mode = folder.stat().st_mode
+    if mode & stat.S_IWOTH:
+        fix = f"chmod o-rwx {folder}; for a carrier under another account: chgrp GROUP {folder}; chmod 2770 {folder}"
+        return warn(f"everybody can write into the spool {folder} (mode {mode & 0o7777:04o})", fix)
+    if mode & stat.S_IWGRP and not mode & stat.S_ISGID:
+        fix = f"chmod 2770 {folder}, or chmod 700 {folder} where site and carrier are one account"
+        return warn(f"the group can write into the spool {folder}, which does not hand its group on", fix)
     if agreement is None:
         return skipped(f"{folder} takes files; without federation.toml the carrier's place is not known")
     beat = folder / agreement.hash.hex() / str(agreement.number_of(site.site.name)) / "in" / "carrier.json"
@@ -169,7 +177,8 @@ def carrier(folder: Path, beat: Path) -> Finding:
         return warn(f"the carrier was last here {span(age)} ago", fix)
     if trouble:
         return warn(f"the carrier, here {span(age)} ago, is in trouble: {printable(trouble)[:200]}", fix)
-    return ok(f"{folder}, carrier here {span(age)} ago")
+    whose = "its group's" if folder.stat().st_mode & stat.S_IWGRP else "this account's only"
+    return ok(f"{folder}, {whose}; carrier here {span(age)} ago")
 
 
 def _step(subject: Subject, step: str, fix: str) -> Finding:

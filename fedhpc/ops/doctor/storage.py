@@ -87,7 +87,7 @@ def left_of_quota(text: str) -> int | None:
 
 
 def semantics(subject: Subject) -> Finding:
-    """Whole files or none: create, fsync, rename, link, read back."""
+    """Whole files or none: create, fsync, rename, link, read back; and folders that are their owner's only."""
     if subject.directory is None:
         return skipped(_NO_RUN)
     folder = nearest(subject.directory)
@@ -97,6 +97,10 @@ def semantics(subject: Subject) -> Finding:
         return fail(f"{folder}: {error.strerror}", "the run directory must be writable, with space left", _CODE)
     if trouble:
         return fail(f"{folder}: {trouble}", "choose another --out: a parallel or a local file system", _CODE)
+    for own in (subject.run, subject.directory):
+        if own is not None and own.is_dir() and own.stat().st_mode & 0o077:
+            what = f"others can look into {own} (mode {own.stat().st_mode & 0o777:04o}): losses and numbers of rows"
+            return warn(what, f"chmod 700 {own}")
     return ok(f"{folder} renames whole files and keeps them")
 
 

@@ -20,6 +20,7 @@ class Finished:
 
     config: str  # SHA-256 of federation.toml, hex
     model_sha256: str
+    round: int  # training rounds done
     metrics: Mapping[str, float | None]
 
 
@@ -51,7 +52,7 @@ def finished(site_directory: Path, config: bytes) -> Finished | None:
     try:
         with open(site_directory / FINISHED_FILE, "rb") as file:
             value = json.loads(file.read(_MOST_BYTES))
-        found = Finished(str(value["config"]), str(value["model_sha256"]), dict(value["metrics"]))
+        found = Finished(str(value["config"]), str(value["model_sha256"]), int(value["round"]), dict(value["metrics"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if found.config == config.hex() else None
