@@ -131,9 +131,7 @@ def run_joined(joined: Joined, *, before: Before = Before(), verbose: bool = Fal
                 outcome = run_rounds(fed, trainer, store, reporter, outbox=outbox, life=life)
             else:
                 prepare = preparation(fed, trainer, joined.site_file, before)
-                previous = partial(
-                    find_previous, fed.party.agreement, fed.party.number, directory, before.run, iter(())
-                )
+                previous = partial(_previous, fed, joined.site_file, directory, before.run)
                 outcome = train(
                     fed, trainer, store, reporter, outbox=outbox, life=life, prepare=prepare, previous=previous
                 )
@@ -174,6 +172,13 @@ def preparation(fed: Federation, trainer: TorchTrainer, files: SiteFile, before:
     if not agreed:
         return _standardisation(fed, trainer)
     return partial(_load, fed, trainer, before.model or (None if named is None else files.path(named)), agreed)
+
+
+def _previous(fed: Federation, files: SiteFile, directory: Path, given: Path | None) -> Taken | None:
+    """At the leader: what the site has of the epochs before; its ledger remembers where they ran."""
+    agreement, home = fed.party.agreement, home_of(files)
+    remembered = [home.run_of(bytes.fromhex(config)) for config in agreement.start.epochs]
+    return find_previous(agreement, fed.party.number, directory, given, [p for p in remembered if p is not None])
 
 
 def _load(fed: Federation, trainer: TorchTrainer, file: Path | None, agreed: str) -> None:
