@@ -21,7 +21,7 @@ MAX_CONFIG_BYTES = 4 << 20
 
 # Tables that only one kind of file has; a roster of [[site]] and [relay] stand in two.
 _TELLS = {
-    **dict.fromkeys(("federation", "cohort", "secure", "strategy", "task", "train"), "a federation.toml"),
+    **dict.fromkeys(("federation", "start", "cohort", "secure", "strategy", "task", "train"), "a federation.toml"),
     **dict.fromkeys(("data", "compute", "exchange"), "a site file"),
     "limits": "a relay.toml",
 }
@@ -78,20 +78,21 @@ def read_section(cls: type[Section], table: object, where: str) -> Section:
     """An instance of the frozen dataclass `cls` from a TOML table.
 
     Types are checked against the annotations: str, int, float (an int is taken too), bool, Path, Literal,
-    tuple[T, ...], dict[str, T], unions of these. Raises ConfigError for an unknown or missing key or a wrong type.
+    tuple[T, ...], dict[str, T], unions of these. A field `from_` is the key `from`, which Python keeps for itself.
+    Raises ConfigError for an unknown or missing key or a wrong type.
     """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where} must be a table", f"write it as [{where}]")
     assert dataclasses.is_dataclass(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    fields = {f.name.removesuffix("_"): f for f in dataclasses.fields(cls) if f.init}
     refuse_unknown(table, fields, where)
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in table:
-            values[name] = _typed(table[name], hints[name], f"{where}.{name}")
+            values[field.name] = _typed(table[name], hints[field.name], f"{where}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}: '{name}' is missing", f"it has the type {_spell(hints[name])}")
+            raise ConfigError(f"{where}: '{name}' is missing", f"it has the type {_spell(hints[field.name])}")
     return typing.cast(Section, cls(**values))
 
 

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from fedhpc.ops.enrolment.coordinator import Candidate, Granted
 
 _DIR = click.Path(path_type=Path)
+_ACCEPT = click.option(
+    "--accept-difference",
+    "accept",
+    multiple=True,
+    metavar="CLASS",
+    help="All sites accept by signing what sums of this class show by their difference to those over the old roster: "
+    "train, weights, standardise, measured, or a statistic's name. May be repeated.",
+)
 
 
 @click.group("federation", cls=OrderedGroup)
@@ -82,7 +90,10 @@ def invite(directory: Path, site: str) -> None:
 )
 @click.option("--yes", is_flag=True, help="Admit without asking; fingerprints are not compared.")
 @click.option("--renew", is_flag=True, help="Only renew certificates that end soon; asks nothing, for cron.")
-def admit(directory: Path, requests: tuple[Path, ...], days: float, yes: bool, renew: bool) -> None:
+@_ACCEPT
+def admit(
+    directory: Path, requests: tuple[Path, ...], days: float, yes: bool, renew: bool, accept: tuple[str, ...]
+) -> None:
     """Admit sites: put their keys into the roster and issue their certificates.
 
     Takes the given requests, or all that came through the relay. A site whose keys stand in the roster already just
@@ -110,7 +121,7 @@ def admit(directory: Path, requests: tuple[Path, ...], days: float, yes: bool, r
         else:
             declined = True
     if taken:
-        granted = coordinator.admit(taken, days)
+        granted = coordinator.admit(taken, days, accept=accept)
         for candidate in taken:
             click.echo(f"admitted {candidate.asked.name}: {directory / 'certificates' / candidate.asked.name}.pem")
         _told(directory, granted)
@@ -133,16 +144,19 @@ def _confirmed(candidate: Candidate, *, yes: bool) -> bool:
     return yes or click.confirm("  is this what its engineer reads out?", default=False)
 
 
-def _told(directory: Path, granted: Granted) -> None:
+def _told(directory: Path, granted: Granted, *, enrolled: bool = True) -> None:
     """Where the federation stands, and what comes next."""
     if granted.new_epoch:
         click.echo(f"federation.toml is now epoch {granted.epoch}; the one before is in {directory / 'epochs'}")
+    for note in granted.notes:
+        click.echo(f"  {note}")
     if granted.waiting:
         click.echo(f"waiting for {', '.join(granted.waiting)}")
     elif granted.problem:
         click.echo(f"federation.toml cannot be used yet: {granted.problem}")
     else:
         click.echo(f"federation.toml, epoch {granted.epoch}, sha256 {granted.hash}")
+    if not granted.waiting and not granted.problem and enrolled:
         click.echo("send it to all sites; each runs `fedhpc site approve`, the relay `fedhpc relay admit`")
 
 
@@ -150,27 +164,96 @@ def _told(directory: Path, granted: Granted) -> None:
 @click.argument("directory", metavar="DIR", type=_DIR)
 @click.argument("site")
 @click.option("--reinvite", is_flag=True, help="Only its keys are lost: it keeps its place and gets a new token.")
-def revoke(directory: Path, site: str, reinvite: bool) -> None:
+@_ACCEPT
+def revoke(directory: Path, site: str, reinvite: bool, accept: tuple[str, ...]) -> None:
     """End SITE's access at once. Its keys never get a certificate again.
 
     The running relay refuses its key as soon as it has read the roster again. The site leaves the roster, which all
-    others approve as the next epoch; with --reinvite it is admitted again with new keys first.
+    others approve as the next epoch; it goes on from the newest model. With --reinvite the site is admitted again with
+    new keys first.
     """
-    from fedhpc.ops.enrolment.coordinator import Coordinator
+    from fedhpc.errors import ConfigError
+    from fedhpc.ops.enrolment.rehearsal import Rehearsal, open_folder
 
-    lost, granted, token = Coordinator(directory).revoke(site, reinvite=reinvite)
+    folder = open_folder(directory)
+    if isinstance(folder, Rehearsal):
+        if reinvite:
+            raise ConfigError(
+                f"{directory} has no enrolment, so nobody is invited", "give the site another key by hand"
+            )
+        granted = folder.leave(site, accept)
+        click.echo(f"{site} is out of the roster; its site file is sites/{site}.toml.left")
+        _told(directory, granted, enrolled=False)
+        return
+    lost, changed, token = folder.revoke(site, reinvite=reinvite, accept=accept)
     click.echo(f"revoked {site}: its key is out of {len(lost)} federations in relay/roster.toml")
-    if granted is None:
+    if changed is None:
         click.echo(f"{site}  token {token}  for its new keys")
     else:
-        _told(directory, granted)
+        _told(directory, changed)
 
 
-@federation.command("next", short_help="Begin the next epoch, before a signed file is changed.")
+@federation.command("next", short_help="Begin the next epoch: go on, or run again.")
 @click.argument("directory", metavar="DIR", type=_DIR)
-def next_(directory: Path) -> None:
-    """Begin the next epoch: run this before you change a federation.toml that sites have approved."""
-    from fedhpc.ops.enrolment.coordinator import Coordinator
+@click.option("--rounds", type=click.IntRange(1), help="Training rounds of the next epoch.  [default: as before]")
+@click.option(
+    "--from-model",
+    "model",
+    type=_DIR,
+    metavar="FILE",
+    help="Begin from this safetensors file, which every site is given; its SHA-256 is agreed on.",
+)
+@click.option("--public", is_flag=True, help="The file of --from-model is public and no federation made it.")
+@click.option("--again", is_flag=True, help="Begin anew with another seed and the same sites; nothing is asked.")
+@click.option("--from-scratch", is_flag=True, help="Begin anew with another seed, although the sites have changed.")
+@_ACCEPT
+def next_(
+    directory: Path,
+    rounds: int | None,
+    model: Path | None,
+    public: bool,
+    again: bool,
+    from_scratch: bool,
+    accept: tuple[str, ...],
+) -> None:
+    """Begin the next epoch of the federation in DIR. It goes on from the newest model, with a new seed.
 
-    granted = Coordinator(directory).next_epoch()
-    click.echo(f"federation.toml is now epoch {granted.epoch}; change it, then all sites approve it")
+    Run this before you change a federation.toml that sites have approved, and to train further or once more. DIR is
+    the coordinator's folder, or one that `fedhpc new` wrote.
+    """
+    from fedhpc.errors import ConfigError
+    from fedhpc.ops.enrolment.next_epoch import Beginning
+    from fedhpc.ops.enrolment.rehearsal import Rehearsal, open_folder
+
+    if (model is not None) + again + from_scratch > 1:
+        raise ConfigError("--from-model, --again and --from-scratch exclude each other", "give one of them, or none")
+    if public and model is None:
+        raise ConfigError("--public belongs to --from-model", "it says that no federation made that file")
+    folder = open_folder(directory)
+    beginning = Beginning("again" if again else "scratch" if from_scratch else "previous", "", rounds, accept)
+    if model is not None:
+        beginning = Beginning("model", _agreed(folder.federation, model, public=public), rounds, accept)
+    granted = folder.next_epoch(beginning)
+    click.echo(f"federation.toml is now epoch {granted.epoch}, {_BEGINS[beginning.kind]}")
+    for note in granted.notes:
+        click.echo(f"  {note}")
+    if isinstance(folder, Rehearsal):
+        click.echo("change it if you like, then run it as before")
+    else:
+        click.echo("change it if you like, then all sites approve it")
+
+
+_BEGINS = {
+    "previous": "which goes on from the newest model",
+    "model": "which begins from the model in the file",
+    "again": "which begins anew",
+    "scratch": "which begins anew",
+}
+
+
+def _agreed(federation: Path, model: Path, *, public: bool) -> str:
+    """The SHA-256 of the model that the next epoch begins from."""
+    from fedhpc.config import parse_toml, read_bytes
+    from fedhpc.ops.start_file import agreed_sha256
+
+    return agreed_sha256(model, parse_toml(read_bytes(federation), str(federation)).get("task", {}), public=public)

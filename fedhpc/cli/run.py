@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="train: the next round's local work, into the outbox; exchange: what is in the outbox.",
 )
+@click.option(
+    "--from-model", type=click.Path(path_type=Path), metavar="FILE", help="The model that [start] model names."
+)
+@click.option(
+    "--previous",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Run directory of the epoch before, if it is not found.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
 @click.option("--verbose", is_flag=True, help="More about what is done.")
 def run(
@@ -37,6 +46,8 @@ def run(
     site: Path | None,
     out: Path | None,
     stage: Stage,
+    from_model: Path | None,
+    previous: Path | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -61,7 +72,7 @@ def run(
     told.listen()
     from fedhpc.mpi.world import is_first
     from fedhpc.ops.life.open import finished_before
-    from fedhpc.ops.run import result_json, run_federation
+    from fedhpc.ops.run import Before, result_json, run_federation
     from fedhpc.ops.slurm.exit_file import leave_exit_code
 
     if site is not None and site.is_dir():
@@ -77,7 +88,10 @@ def run(
                     click.echo(json.dumps(vars(done), sort_keys=True))
             return
     try:
-        ran = run_federation(federation, sites=sites, site=site, out=out, stage=stage, told=told, verbose=verbose)
+        before = Before(from_model, previous)
+        ran = run_federation(
+            federation, sites=sites, site=site, out=out, stage=stage, before=before, told=told, verbose=verbose
+        )
     except InterruptedRun as stopped:
         if not stopped.agreed:
             raise

@@ -17,6 +17,7 @@ from fedhpc.cohort.settings import CohortSettings
 from fedhpc.config import parse_toml, read_bytes, read_section, refuse_other_file
 from fedhpc.errors import ConfigError
 from fedhpc.federation.roster import RosterEntry, check_name, read_roster
+from fedhpc.federation.start_settings import StartSettings
 from fedhpc.federation.strategy import StrategySettings
 from fedhpc.secure import labels
 from fedhpc.secure.keys import public_identity
@@ -24,7 +25,7 @@ from fedhpc.secure.pairwise import Member
 from fedhpc.secure.settings import SecureSettings
 
 PROTOCOL_NAME = labels.PROTOCOL.decode("ascii")
-AGREED_SECTIONS = ("federation", "site", "relay", "cohort", "secure", "strategy", "task", "train")
+AGREED_SECTIONS = ("federation", "start", "site", "relay", "cohort", "secure", "strategy", "task", "train")
 SITE_SECTIONS = ("site", "data", "compute", "exchange", "ledger", "life", "slurm")
 
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -79,6 +80,7 @@ class Agreement:
     strategy: StrategySettings
     task: Mapping[str, Any]  # read by train/
     train: Mapping[str, Any]  # read by train/
+    start: StartSettings = field(default_factory=StartSettings)
 
     @property
     def hash(self) -> bytes:
@@ -212,7 +214,9 @@ def read_agreement(source: bytes, where: str) -> Agreement:
         strategy=read_section(StrategySettings, table.get("strategy", {}), "strategy"),
         task=_table(table, "task"),
         train=_table(table, "train"),
+        start=read_section(StartSettings, _table(table, "start"), "start"),
     )
+    agreement.start.check(agreement.federation.previous, [entry.identity.hex() for entry in roster])
     agreement.secure.thresholds(len(roster))  # refuses a roster that is too small, before anything starts
     if agreement.strategy.weights == "declared" and not all(r.samples > 0 for r in roster):
         raise ConfigError('strategy.weights = "declared" needs samples = … at every [[site]]')

@@ -165,8 +165,7 @@ class Federation:
         """
         everyone = name is None if everyone is None else everyone
         one = not isinstance(arrays, Mapping)
-        given = {"value": arrays} if one else arrays
-        sums = self._combine(given, 1.0, bound, name, everyone=everyone, skip=skip)
+        sums = self._combine({"value": arrays} if one else arrays, 1.0, bound, name, everyone=everyone, skip=skip)
         return sums["value"] if one and sums is not None else sums
 
     @overload
@@ -245,17 +244,13 @@ class Federation:
         average: bool = False,
         skip: bool = False,
     ) -> Sums | None:
-        """Σ factor · array over the sites, by name. `average`: an equal mean, over those sites that are in the sum.
-
-        None if it was skipped.
-        """
+        """Σ factor · array by name; None if it was skipped. `average`: an equal mean over the sites in the sum."""
         values = {n: np.asarray(a, order="C") for n, a in arrays.items()}
         for key in values:
             check_text(key, "the name of an array")
         kinds = {n: sum_kind(n, a) for n, a in values.items()}
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
-        category = class_of(name or None)
         purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
         floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
         if skip and (not everyone or (floats and bound is None)):
@@ -271,7 +266,7 @@ class Federation:
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
         factors = dict.fromkeys(floats, factor)
-        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=class_of(name))
         return None if opened is None else Sums.of(vector, opened, self.sites, average=average)
 
     def layout(self, tensors: Sequence[Tensor]) -> Layout:
@@ -313,13 +308,7 @@ class Federation:
         return opened
 
     def begin_training_sum(
-        self,
-        vector: Vector,
-        factors: dict[str, float],
-        base: bytes,
-        scales: Scales = PUBLIC,
-        *,
-        checkpointed: bool = False,
+        self, vector: Vector, factors: dict[str, float], base: bytes, scales: Scales, *, checkpointed: bool = False
     ) -> Opened:
         """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
 

@@ -17,7 +17,14 @@ from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.scale_choice import choose_scales, stop
 from fedhpc.federation.scales import Scales, refuse_beyond
-from fedhpc.federation.state_tensors import TOTAL_WEIGHT, Arrays, fill_arrays, model_sha256, state_arrays, tensors_tree
+from fedhpc.federation.state_tensors import (
+    TOTAL_WEIGHT,
+    Arrays,
+    fill_arrays,
+    model_sha256,
+    state_arrays,
+    tensors_tree,
+)
 from fedhpc.federation.strategy import FedAvg, make_strategy
 from fedhpc.federation.sums import rescaled
 from fedhpc.secure import labels
@@ -104,6 +111,14 @@ class GlobalModel:
         self._total_weight, self.rounds, self.blind = weight or None, rounds, blind
         self._federation.tensors_tree = self._tree(self.tensors)
 
+    def go_on_from(self, tensors: Tensors, total_weight: float | None, salt: bytes) -> bytes:
+        """Begin with the model and W of an earlier epoch, as the sum `start` gave them; the Tree of that state [32].
+
+        `salt`: S of that sum [40]. A site that left the federation knows the model, but not what follows from S.
+        """
+        self.tensors, self._total_weight, self.blind = tensors, total_weight, blind_after(NO_BLIND, salt)
+        return self._tree(tensors)
+
     def _tree(self, tensors: Tensors) -> bytes:
         arrays = state_arrays(tensors, self.outer, self._total_weight, self.rounds, self.blind)
         return tensors_tree(self._federation.party.site, arrays)
@@ -189,7 +204,7 @@ class GlobalModel:
         return None if opened is None else {n: vector.view(_MEASURED + n).copy() for n in measured}
 
     def sha256(self) -> str:
-        """The model's hash (state_tensors.model_sha256): what people compare a model by. It stays at the sites."""
+        """As `model_sha256`. It stays at the sites."""
         return model_sha256(self.tensors)
 
     def _update_vector(self, base: Tensors, local: Tensors, share: float) -> tuple[Vector, Scales]:

@@ -35,6 +35,7 @@ from fedhpc.federation.nothing import Endless
 from fedhpc.federation.party import Party
 from fedhpc.federation.pipeline import Pipeline
 from fedhpc.federation.run_folder import make_run_folder
+from fedhpc.federation.run_place import run_place
 from fedhpc.federation.unconnected import Unconnected
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.collectives import Group
@@ -108,7 +109,7 @@ def join_with_files(
         mine = files[0]
         number = agreement.number_of(mine.site.name)
     name = agreement.names[number - 1]
-    directory = mine.path(mine.site.directory) if mine.site.directory else (run or federation.parent / "run") / name
+    directory = mine.path(mine.site.directory) if mine.site.directory else run_place(federation, agreement, run) / name
     if _kind(world.group, mine) in ("https", "spool"):
         alone = sites is None
         place = (

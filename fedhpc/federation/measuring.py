@@ -67,6 +67,7 @@ def report_measured(
             "again": True,
             "sites": federation.sites,
             "state": federation.state.hex(),
+            "model_sha256": model.sha256() if federation.party.leads else None,
         }
     )
 

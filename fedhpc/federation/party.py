@@ -28,8 +28,8 @@ _STANDARDISE = "standardise."
 
 
 def class_of(name: str | None) -> str:
-    """The ledger's class of a statistic that is called `name`; None: it has no name."""
-    if name is None:
+    """The ledger's class of a statistic that is called `name`; None or empty: it has no name."""
+    if not name:
         return labels.CLASS_UNNAMED
     if name == labels.PURPOSE_WEIGHTS or name.startswith(("weights of ", "weights ")):
         return labels.CLASS_WEIGHTS

@@ -33,9 +33,9 @@ def wait_telling(
 
 def late_sites(exchange: RelayExchange, names: Sequence[str], round_: int) -> str:
     """Whom the relay waits for in a round, in words. `names`: of the sites, in roster order."""
-    for entry in objects_of(exchange.standing(), "rounds"):
+    for entry in objects_of(exchange.standing(), "sums"):
         late = entry.get("late")
-        if entry.get("round") == round_ and isinstance(late, list):
+        if entry.get("sum") == round_ and isinstance(late, list):
             named = [name for u, name in enumerate(names, start=1) if u in late]
             return f"the relay waits for site {', '.join(named)}" if named else "the relay waits for no site"
     return "the relay knows nothing of it"

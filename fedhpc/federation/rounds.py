@@ -29,6 +29,7 @@ from fedhpc.federation.local_round import LocalRounds
 from fedhpc.federation.measuring import final_metrics, nothing_measured, purpose_after, report_measured, sum_measured
 from fedhpc.federation.nothing import Endless, NoOutbox
 from fedhpc.federation.party import RoundOverError
+from fedhpc.federation.start import Taken, refuse_other_model, take_over
 from fedhpc.federation.state_tensors import total_bytes
 
 Clock = Callable[[], float]
@@ -54,11 +55,13 @@ def run_rounds(
     outbox: Outbox | None = None,
     life: Life | None = None,
     prepare: Callable[[], None] = lambda: None,
+    previous: Callable[[], Taken | None] = lambda: None,
     clock: Clock = time.perf_counter,
 ) -> Outcome:
     """Train the federation's agreed number of rounds.
 
     `prepare` runs once before the first round of a fresh run, for statistics that become part of the first model.
+    `previous` gives what an epoch that goes on takes over, at leaders of sites that have it.
     `outbox` keeps local work between jobs; `life` says how long this one lasts and what it does. Raises InterruptedRun,
     on every rank and after all that is needed was kept, where the next job is to go on.
     """
@@ -66,7 +69,7 @@ def run_rounds(
     outbox = outbox or NoOutbox()
     local_rounds = LocalRounds(federation.party.site, trainer, outbox, life)
     rounds = federation.party.agreement.federation.rounds
-    model, done, pending = _begin(federation, trainer, store, reporter, prepare, outbox, life)
+    model, done, pending = _begin(federation, trainer, store, reporter, prepare, previous, outbox, life)
     if federation.party.leads:
         federation.sums.attend(store)
     if pending is not None and life.stage != "train":  # the last job ended before it was summed, or just after
@@ -156,6 +159,7 @@ def _begin(
     store: CheckpointStore,
     reporter: Reporter,
     prepare: Callable[[], None],
+    previous: Callable[[], Taken | None],
     outbox: Outbox,
     life: Life,
 ) -> tuple[GlobalModel, int, Tensors | None]:
@@ -168,6 +172,8 @@ def _begin(
         raise InterruptedRun(
             "there is no model to train yet", "the first exchange makes it: `fedhpc run --stage exchange`", agreed=True
         )
+    if newest is None and federation.party.agreement.start.from_ is not None:
+        return *_go_on(federation, trainer, store, reporter, previous), None
     if newest is None:
         federation.round_ = 0
         missed: RoundOverError | None = None
@@ -202,6 +208,29 @@ def _begin(
     return model, newest, checkpoint.pending if checkpoint.whole else None
 
 
+def _go_on(
+    federation: Federation,
+    trainer: Trainer,
+    store: CheckpointStore,
+    reporter: Reporter,
+    previous: Callable[[], Taken | None],
+) -> tuple[GlobalModel, int]:
+    """The model of an epoch before this one, by the sum `start`; it is the first checkpoint of this epoch."""
+    federation.round_ = 0
+    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False, checkpointed=True)
+    own = previous() if federation.party.leads else None
+    try:
+        take_over(federation, model, own)
+    except RoundOverError as over:
+        _take_later(federation, reporter, model, over)
+        if not model.rounds:
+            refuse_other_model(federation, model, own)
+    _save(federation, trainer, store, model, model.rounds)
+    federation.take_spent()
+    reporter.note("goes on from the model of an epoch before")
+    return model, model.rounds
+
+
 def _may_sum(federation: Federation, model: GlobalModel, base: Base) -> bool:
     """Whether an update from `base` still counts: not too old, in no round that may have been opened, nor after all."""
     if base.rounds == model.rounds:
@@ -222,24 +251,30 @@ def _catch_up(
     over: RoundOverError,
     own: tuple[int, Tensors] | None = None,
 ) -> None:
-    """Go on from a state that other sites have reached meanwhile. Raises PeersError if nobody gives it.
+    """Go on from a state that other sites have reached meanwhile, and keep it. Raises PeersError if nobody gives it.
 
     `own`: what this site has measured, and of the model after how many rounds.
     """
-    reporter.note(f"{over.what}; asking the others for their model")
-    before = model.rounds
-    caught = federation.sums.catch_up(model.state, model.reached, total_bytes(model.arrays()))
-    model.take_over(caught.data)
-    federation.round_ = model.reached = caught.round_
-    reporter.note(f"caught up: from {before} to {model.rounds} rounds")
+    whole = _take_later(federation, reporter, model, over)
     pending: Tensors | None = None
-    if caught.whole and own is not None:
+    if whole and own is not None:
         # Its vector was in that sum, so the others ask it for its measurement too. It has another model's, unless it
         # missed the end of one round only; then it counts no rows.
         pending = own[1] if own[0] == model.rounds - 1 else nothing_measured(own[1])
     _save(federation, trainer, store, model, model.rounds, pending)
     if pending is not None:
         report_measured(federation, trainer, reporter, model, pending)
+
+
+def _take_later(federation: Federation, reporter: Reporter, model: GlobalModel, over: RoundOverError) -> bool:
+    """Take the later state; whether its training sum was over all sites."""
+    reporter.note(f"{over.what}; asking the others for their model")
+    before = model.rounds
+    caught = federation.sums.catch_up(model.state, model.reached, total_bytes(model.arrays()))
+    model.take_over(caught.data)
+    federation.round_ = model.reached = caught.round_
+    reporter.note(f"caught up: from {before} to {model.rounds} rounds")
+    return caught.whole
 
 
 def _newest_common_round(federation: Federation, store: CheckpointStore) -> int | None:

@@ -18,6 +18,7 @@ from fedhpc.errors import ConfigError, DataError, InternalError, StorageError
 from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
 from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.ops.report import FEDERATION_FILE, Run, is_run
+from fedhpc.ops.start_file import LAYOUT, SHA256
 from fedhpc.ops.telemetry import METRICS_FILE, read_metrics
 
 CHECKPOINTS = "checkpoints"
@@ -110,10 +111,10 @@ def _metadata(run: Run, site: str, checkpoint: Checkpoint) -> dict[str, str]:
         "config_sha256": checkpoint.config.hex(),
         "federation": run.setting("name") or "",
         "fedhpc_version": ours,
+        LAYOUT: json.dumps(list(checkpoint.tensors)),  # the hash is over the tensors' bytes in this order
+        SHA256: model,
         "round": str(checkpoint.round_),
         "sites": json.dumps(sorted(took_part)) if took_part else "",
-        "model_sha256": model,
-        "order": json.dumps(list(checkpoint.tensors)),  # the hash is over the tensors' bytes in this order
     }
     return {key: value for key, value in metadata.items() if value}
 

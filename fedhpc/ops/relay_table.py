@@ -61,9 +61,9 @@ def _of_federation(federation: dict[str, Any], width: int) -> Iterator[Renderabl
     yield _line(
         Text(f"federation {name}{printable(federation['config'])[:16]}", "bold"),
         f": {federation['sites']} sites, threshold {federation['threshold']}, {printable(federation['policy'])}; "
-        + (f"round {federation['done']} is done" if federation["done"] else "no round is done yet"),
+        + (f"sum {federation['done']} is done" if federation["done"] else "no sum is done yet"),
     )
-    for open_round in federation["rounds"]:
+    for open_round in federation["sums"]:
         yield from _open_round(open_round)
     if "name" in federation:  # a site's view; the admin port says them all at the top
         for notice in notices_of_rounds(federation):
@@ -78,7 +78,7 @@ def _of_federation(federation: dict[str, Any], width: int) -> Iterator[Renderabl
 def _open_round(open_round: dict[str, Any]) -> Iterator[Text]:
     attempt = f", attempt {open_round['attempt']}" if open_round["attempt"] else ""
     yield _line(
-        f"round {open_round['round']} ({printable(open_round['purpose'])}{attempt}): "
+        f"sum {open_round['sum']} ({printable(open_round['purpose'])}{attempt}): "
         f"{PHASES[open_round['phase']]} for {span(open_round['since_s'])}",
         "" if open_round["limit_s"] is None else f" of at most {span(open_round['limit_s'])}",
         f", {size(open_round['bytes'])} each",
@@ -113,7 +113,7 @@ def _members(federation: dict[str, Any]) -> Table:
 
 
 def _state(site: int, federation: dict[str, Any]) -> Text:
-    rounds = federation["rounds"]
+    rounds = federation["sums"]
     words = []
     if any(report["site"] == site for report in federation["bad_vectors"]):
         words.append(Text("bad vector", "red"))
@@ -129,7 +129,7 @@ def _state(site: int, federation: dict[str, Any]) -> Text:
 
 
 def _times(rounds: list[dict[str, Any]], *, all_phases: bool) -> Table:
-    table = Table("round", "what", "sites", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table("sum", "what", "sites", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("took", justify="right")
     for name in PHASES.values() if all_phases else ():
         table.add_column(name, justify="right")
@@ -142,7 +142,7 @@ def _times(rounds: list[dict[str, Any]], *, all_phases: bool) -> Table:
         split = [f"{PHASES[longest]} {took(seconds[longest])}"]
         if all_phases:
             split = [took(seconds[phase]) if phase in seconds else "-" for phase in PHASES]
-        cells = [str(times["round"]), printable(times["purpose"]), done, took(sum(seconds.values())), *split]
+        cells = [str(times["sum"]), printable(times["purpose"]), done, took(sum(seconds.values())), *split]
         table.add_row(*map(Text, cells))
     return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,16 +16,24 @@ from fedhpc.federation.agreement import SiteFile
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import CheckpointStore, Life, Outbox, Reporter, Stage
 from fedhpc.federation.join import Joined, join_with_files
+from fedhpc.federation.journal import FileJournal
+from fedhpc.federation.ledger_home import home_of
 from fedhpc.federation.outbox import FileOutbox
 from fedhpc.federation.rounds import Outcome, run_rounds
+from fedhpc.federation.start import Taken
+from fedhpc.mpi.arrays import from_leader
 from fedhpc.ops.features import compare_stores
+from fedhpc.ops.ledger.stores import remember_home, store_mark
 from fedhpc.ops.life.history import Finished, keep_finished
 from fedhpc.ops.life.job_end import ledger_wait_s
 from fedhpc.ops.life.open import open_life, open_outbox
 from fedhpc.ops.life.told import Told
 from fedhpc.ops.logs import rank_logs
+from fedhpc.ops.previous import CHECKPOINTS, find_previous
 from fedhpc.ops.rundir import keep_agreement
+from fedhpc.ops.start_file import read_start_file
 from fedhpc.ops.telemetry import Telemetry
+from fedhpc.secure.ledger import UNKNOWN
 from fedhpc.train.checkpoint import Hdf5Checkpoints
 from fedhpc.train.recorded import RecordedTrainer
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
@@ -36,7 +45,7 @@ if TYPE_CHECKING:
 # mistakes in the files are found before.
 
 
-CHECKPOINTS = "checkpoints"
+_NEXT_MODEL = "the coordinator agrees on it: `fedhpc federation next DIR --from-model FILE`"
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,16 @@ class DataSection:
     """The site's store, relative to the site file."""
     task_source: Path | None = None
     """The file of a task of the federation's own, for [task] name = "module"."""
+    start_model: Path | None = None
+    """The model that the federation begins from, for [start] model; a safetensors file."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """Where people say that the model lies from which an epoch begins."""
+
+    model: Path | None = None  # the file of [start] model
+    run: Path | None = None  # the run directory of an epoch before this one
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,7 @@ def run_federation(
     site: Path | None,
     out: Path | None,
     stage: Stage = "all",
+    before: Before = Before(),
     told: Told | None = None,
     verbose: bool = False,
 ) -> Ran:
@@ -84,15 +104,16 @@ def run_federation(
         ledger_wait_s=ledger_wait_s(),
     )
     with joined.federation:
-        return run_joined(joined, verbose=verbose)
+        return run_joined(joined, before=before, verbose=verbose)
 
 
-def run_joined(joined: Joined, *, verbose: bool = False) -> Ran:
+def run_joined(joined: Joined, *, before: Before = Before(), verbose: bool = False) -> Ran:
     """Train a joined federation in its run directory: checkpoints, metrics and logs are kept there."""
     fed, directory, life = joined.federation, joined.site_directory, joined.life
     with rank_logs(directory, site=fed.site, rank=fed.rank, show=joined.first, verbose=verbose):
         if fed.party.leads:
             keep_agreement(directory.parent, fed.party.agreement)
+            fed.data = mark_data(fed, joined.site_file)
         outbox = open_outbox(fed.party, directory)
         with (
             _open_trainer(fed, joined.site_file, directory, outbox, life.stage) as trainer,
@@ -109,7 +130,11 @@ def run_joined(joined: Joined, *, verbose: bool = False) -> Ran:
             if isinstance(trainer, RecordedTrainer):
                 outcome = run_rounds(fed, trainer, store, reporter, outbox=outbox, life=life)
             else:
-                outcome = train(fed, trainer, store, reporter, outbox=outbox, life=life)
+                prepare = preparation(fed, trainer, joined.site_file, before)
+                previous = partial(_previous, fed, joined.site_file, directory, before.run)
+                outcome = train(
+                    fed, trainer, store, reporter, outbox=outbox, life=life, prepare=prepare, previous=previous
+                )
         sha256 = outcome.model.sha256()
         if fed.party.leads:
             config = fed.party.agreement.hash.hex()
@@ -125,15 +150,53 @@ def train(
     *,
     outbox: Outbox | None = None,
     life: Life | None = None,
+    prepare: Callable[[], None] | None = None,
+    previous: Callable[[], Taken | None] = lambda: None,
 ) -> Outcome:
-    """Compare the sites' features, standardise where agreed, and run all rounds."""
+    """Compare the sites' features, prepare the first model (absent: standardise where agreed), and run all rounds."""
     if life is None or life.stage != "train":
         compare_stores(fed, getattr(getattr(trainer.dataset.opened, "store", None), "feature_set", None))
+    prepare = prepare or _standardisation(fed, trainer)
+    return run_rounds(fed, trainer, store, reporter, outbox=outbox, life=life, prepare=prepare, previous=previous)
+
+
+def preparation(fed: Federation, trainer: TorchTrainer, files: SiteFile, before: Before) -> Callable[[], None]:
+    """What is done before the first round of a fresh run: load the model that was agreed on, or standardise.
+
+    Raises ConfigError where a model is given and none is agreed on, later where it is the other way round.
+    """
+    agreed = fed.party.agreement.start.model
+    named = read_section(DataSection, files.data, "data").start_model
+    if before.model is not None and not agreed:
+        raise ConfigError("--from-model is given, and federation.toml has no [start] model", _NEXT_MODEL)
+    if not agreed:
+        return _standardisation(fed, trainer)
+    return partial(_load, fed, trainer, before.model or (None if named is None else files.path(named)), agreed)
+
+
+def _previous(fed: Federation, files: SiteFile, directory: Path, given: Path | None) -> Taken | None:
+    """At the leader: what the site has of the epochs before; its ledger remembers where they ran."""
+    agreement, home = fed.party.agreement, home_of(files)
+    remembered = [home.run_of(bytes.fromhex(config)) for config in agreement.start.epochs]
+    return find_previous(agreement, fed.party.number, directory, given, [p for p in remembered if p is not None])
+
+
+def _load(fed: Federation, trainer: TorchTrainer, file: Path | None, agreed: str) -> None:
+    """The leader reads, the ranks of the site get it. A run that goes on from a checkpoint needs no file."""
+    if file is None:
+        raise ConfigError(
+            f"site {fed.site}: the federation begins from a model that every site is given as a file",
+            f"`fedhpc run --from-model FILE`, or start_model in [data] of the site file; its SHA-256 is {agreed}",
+        )
+    tensors = read_start_file(file).fit(trainer.tensors(), agreed, fed.site) if fed.party.leads else {}
+    trainer.load(from_leader(fed.party.site, tensors))
+
+
+def _standardisation(fed: Federation, trainer: TorchTrainer) -> Callable[[], None]:
     from fedhpc.train.standardise import standardise
 
     settings = read_section(TaskSettings, fed.party.agreement.task, "task")
-    prepare = partial(standardise, partial(fed.sum, everyone=True), trainer) if settings.standardise else _nothing
-    return run_rounds(fed, trainer, store, reporter, outbox=outbox, life=life, prepare=prepare)
+    return partial(standardise, partial(fed.sum, everyone=True), trainer) if settings.standardise else _nothing
 
 
 def _open_trainer(
@@ -175,6 +238,20 @@ def open_site_trainer(fed: Federation, files: SiteFile) -> TorchTrainer:
         seed=agreement.federation.seed,
         proximal=agreement.strategy.proximal,
     )
+
+
+def mark_data(fed: Federation, files: SiteFile) -> bytes:
+    """What the ledger knows this site's data by [64]; unknown where the site file names none. Leaders only.
+
+    Sites of one job belong to one operator who tries things out; others keep to one ledger for a store.
+    """
+    path, journal = files.data.get("path"), fed.party.journal
+    if not isinstance(path, str) or not isinstance(journal, FileJournal):
+        return UNKNOWN
+    store = files.path(Path(path))
+    if files.exchange.kind != "mpi":
+        remember_home(home_of(files), store)
+    return store_mark(journal.key, store)
 
 
 def _nothing() -> None:

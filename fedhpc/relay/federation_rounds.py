@@ -172,7 +172,7 @@ class FederationRounds:
             if u3 is not None:
                 done = canon({"attempt": number, "u3": list(u3)})
                 self._objects(round_.number, 0).put("DONE", done)
-                self._metrics.count("rounds_done_total", 1, self._label)
+                self._metrics.count("sums_done_total", 1, self._label)
                 _log.info("round %d is done over %s, attempt %d", round_.number, list(u3), number)
                 return None
         abandoned = abandoning.ended(round_, self.federation.threshold)

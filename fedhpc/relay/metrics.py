@@ -24,11 +24,11 @@ _HELP = {
     "request_seconds_total": "Time spent in requests, long polls included",
     "attempts_total": "Attempts proposed",
     "attempts_given_up_total": "Attempts given up",
-    "rounds_done_total": "Rounds that were done",
+    "sums_done_total": "Masked sums that were done",
     "bad_vectors_total": "Vectors that were not the ones their site had signed",
     "phase_duration_seconds": "How long the finished phases of attempts took",
     "phase_age_seconds": "How long an open round has been in its present phase",
-    "last_round_done": "Number of the last round that is done",
+    "last_sum_done": "Number of the last masked sum that is done",
     "late_sites": "Sites whose message an open round waits for",
     "open_catchups": "Sites that wait for the present model",
     "site_last_heard_seconds": "Seconds since a site was heard of",
@@ -44,7 +44,7 @@ _HELP = {
     "peak_resident_memory_bytes": "Largest memory of the relay",
 }
 _METHODS = {"GET", "HEAD", "PUT"}
-_OF_A_FEDERATION = ("attempts_total", "attempts_given_up_total", "rounds_done_total", "bad_vectors_total")
+_OF_A_FEDERATION = ("attempts_total", "attempts_given_up_total", "sums_done_total", "bad_vectors_total")
 _ALONE = (
     "connections_refused_total",
     "connections_evicted_total",

@@ -70,7 +70,7 @@ def _of_relay(snapshot: dict[str, Any]) -> Iterator[Notice]:
     disk = snapshot["disk"]
     free = max(0, disk["free_bytes"] - disk["reserve_bytes"])
     promised = sum(max(0, f["quota"]["bytes"] - f["stored"]["bytes"]) for f in snapshot["federations"])
-    largest = max((r["bytes"] for f in snapshot["federations"] for r in f["rounds"]), default=0)
+    largest = max((r["bytes"] for f in snapshot["federations"] for r in f["sums"]), default=0)
     if free <= largest:
         hint = "Uploads are refused (507) until there is room. Make the disk larger, or drop a federation."
         yield Notice("bad", "", f"The disk of the store is full: {size(free)} can be used.", hint)
@@ -84,16 +84,16 @@ def _of_relay(snapshot: dict[str, Any]) -> Iterator[Notice]:
 def _of_rounds(federation: dict[str, Any]) -> Iterator[Notice]:
     where = federation["config"][:16]
     for bad in federation["bad_vectors"]:
-        which = f"round {bad['round']}, attempt {bad['attempt']}"
+        which = f"sum {bad['sum']}, attempt {bad['attempt']}"
         text = f"Site {bad['site']} uploaded another vector than it signed ({which})."
         hint = "Its memory, disk or transfer is damaged, or it is dishonest; or this disk is damaged. Tell the site."
         yield Notice("bad", where, text, hint)
     heard = {member["site"]: member["seen_s"] for member in federation["members"]}
-    whys = {times["round"]: times["why"] for times in federation["times"] if not times["done"]}
-    for open_round in federation["rounds"]:
+    whys = {times["sum"]: times["why"] for times in federation["times"] if not times["done"]}
+    for open_round in federation["sums"]:
         yield from _of_round(where, open_round, heard)
-        if whys.get(open_round["round"]):
-            text = f"Round {open_round['round']} gave an attempt up ({whys[open_round['round']]})."
+        if whys.get(open_round["sum"]):
+            text = f"Sum {open_round['sum']} gave an attempt up ({whys[open_round['sum']]})."
             yield Notice("warn", where, text, "Another attempt follows by itself.")
     for need in federation["needs"]:
         if not need["asked"]:
@@ -106,7 +106,7 @@ def _of_round(where: str, open_round: dict[str, Any], heard: dict[int, float | N
         return
     collecting, one = open_round["phase"] == "ready", len(open_round["late"]) == 1
     since = span(open_round["since_s"])
-    text = f"Round {open_round['round']} waits for {sites(open_round['late'])}, for {since}"
+    text = f"Sum {open_round['sum']} waits for {sites(open_round['late'])}, for {since}"
     silent = [u for u in open_round["late"] if (at := heard.get(u)) is None or at > _LATE_S]
     who = "it" if one else sites(silent)
     away = f"; {who} {'has' if len(silent) == 1 else 'have'} not been heard of lately" if silent else ""
@@ -114,7 +114,7 @@ def _of_round(where: str, open_round: dict[str, Any], heard: dict[int, float | N
     hint = "Sites train before they are ready." if collecting else "The phase has no deadline."
     if limit is not None:
         left = max(0.0, limit - open_round["since_s"])
-        hint = f"The round goes on without, or begins anew, in {span(left)}."
+        hint = f"The sum goes on without, or begins anew, in {span(left)}."
     yield Notice("note" if collecting else "warn", where, f"{text} ({PHASES[open_round['phase']]}){away}.", hint)
 
 

@@ -30,7 +30,7 @@ class Times:
         if self.phase:
             seconds[self.phase] = seconds.get(self.phase, 0.0) + now - self.since
         return {
-            "round": self.number,
+            "sum": self.number,
             "purpose": self.purpose,
             "attempts": self.attempts,
             "done": not self.phase,

@@ -81,7 +81,7 @@ def snapshot(server: RelayServer, since: Since) -> dict[str, Any]:
 def _federation(
     server: RelayServer, federation: Federation, used: dict[int | None, dict[str, int]], now: datetime.datetime
 ) -> dict[str, Any]:
-    standing: dict[str, Any] = {"done": 0, "rounds": [], "seen_s": {}, "needs": [], "bad_vectors": [], "times": []}
+    standing: dict[str, Any] = {"done": 0, "sums": [], "seen_s": {}, "needs": [], "bad_vectors": [], "times": []}
     if server.rounds is not None:
         with contextlib.suppress(Problem):  # admitted a moment ago, or just dropped
             standing |= server.rounds.standing(federation.config, KEPT)
@@ -134,11 +134,11 @@ def _gauges_of(federation: dict[str, Any]) -> dict[tuple[str, str], float]:
     label = f'federation="{federation["config"][:16]}"'
     values: dict[tuple[str, str], float] = {
         ("quota_bytes", label): federation["quota"]["bytes"],
-        ("last_round_done", label): federation["done"],
+        ("last_sum_done", label): federation["done"],
         ("open_catchups", label): len(federation["needs"]),
-        ("late_sites", label): len({u for open_round in federation["rounds"] for u in open_round["late"]}),
+        ("late_sites", label): len({u for open_round in federation["sums"] for u in open_round["late"]}),
     }
-    for open_round in federation["rounds"]:
+    for open_round in federation["sums"]:
         where = "phase_age_seconds", f'{label},phase="{open_round["phase"]}"'
         values[where] = max(values.get(where, 0.0), open_round["since_s"])
     owners = [(str(member["site"]), member) for member in federation["members"]]

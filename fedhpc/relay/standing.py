@@ -1,4 +1,8 @@
-"""Where a federation stands, as JSON: hints for sites and people (docs/relay-rounds.md). Numbers only, no names."""
+"""Where a federation stands, as JSON: hints for sites and people (docs/relay-rounds.md). Numbers only, no names.
+
+What the protocol calls a round is one masked sum, and is called `sum` here: people count rounds of training, of
+one sum or several each. How many of those are done only sites know (`fedhpc status`), as only they know the model.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,12 @@ def standing(rounds: FederationRounds, now: float, past: int = PAST) -> dict[str
     federation = rounds.federation
     return {
         "done": rounds.done,
-        "rounds": [_round(rounds, r, now) for _, r in sorted(rounds.rounds.items()) if r.ready and not r.done],
+        "sums": [_round(rounds, r, now) for _, r in sorted(rounds.rounds.items()) if r.ready and not r.done],
         "seen_s": {str(u): round(now - at, 3) for u, at in sorted(rounds.seen.items())},
         "needs": [need.as_json() for _, need in sorted(rounds.catchups.needs.items())],
         "sites": len(federation.pins),
         "threshold": federation.threshold,
-        "bad_vectors": [{"round": r, "attempt": a, "site": u} for r, a, u in rounds.bad_vectors],
+        "bad_vectors": [{"sum": r, "attempt": a, "site": u} for r, a, u in rounds.bad_vectors],
         "times": rounds.times.as_json(now, past),
     }
 
@@ -39,7 +43,7 @@ def _round(rounds: FederationRounds, round_: Round, now: float) -> dict[str, Any
         expected, there = awaited(machine, phase)
         purpose, nbytes, members = machine.proposed.purpose, machine.nbytes, machine.members
     return {
-        "round": round_.number,
+        "sum": round_.number,
         "attempt": round_.last,
         "phase": phase,
         "ready": sorted(round_.ready),

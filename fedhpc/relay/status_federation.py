@@ -17,7 +17,7 @@ def federation_section(federation: dict[str, Any]) -> Html:
     done, policy = federation["done"], federation["policy"]
     about = (
         f"{federation['sites']} sites, threshold {federation['threshold']}, policy {policy}. "
-        f"{'No round is done yet.' if done == 0 else f'Round {done} is the last that is done.'}"
+        f"{'No sum is done yet.' if done == 0 else f'Sum {done} is the last that is done.'}"
     )
     if federation["revoked"]:
         about += f" The key of {sites(federation['revoked'])} is revoked."
@@ -25,8 +25,8 @@ def federation_section(federation: dict[str, Any]) -> Html:
         "section",
         element("h2", "Federation ", element("code", name, title=federation["config"]), id=f"f{name}"),
         element("p", about),
-        *(_open_round(open_round) for open_round in federation["rounds"]),
-        *([] if federation["rounds"] else [element("p", "No site is ready for a further round.", class_="soft")]),
+        *(_open_round(open_round) for open_round in federation["sums"]),
+        *([] if federation["sums"] else [element("p", "No site is ready for a further sum.", class_="soft")]),
         _members(federation),
         _needs(federation),
         _times(federation),
@@ -50,7 +50,7 @@ def _open_round(open_round: dict[str, Any]) -> Html:
         facts.append(("Who takes part", "; ".join(steps)))
     facts.append(("Each vector", size(open_round["bytes"])))
     rows = [joined(element("dt", name), element("dd", value)) for name, value in facts]
-    title = joined(f"Round {open_round['round']}, ", element("em", open_round["purpose"]), attempt)
+    title = joined(f"Sum {open_round['sum']}, ", element("em", open_round["purpose"]), attempt)
     return element("div", element("strong", title), element("dl", *rows), class_="round")
 
 
@@ -93,14 +93,14 @@ def _states(site: int, federation: dict[str, Any]) -> list[str]:
     states: list[str] = []
     if any(report["site"] == site for report in federation["bad_vectors"]):
         states.append(element("span", "bad vector", class_="late"))
-    awaited = [open_round for open_round in federation["rounds"] if site in open_round["late"]]
+    awaited = [open_round for open_round in federation["sums"] if site in open_round["late"]]
     if any(map(is_late, awaited)):
         states.append(element("span", "late", class_="late"))
     elif awaited:
         states.append("awaited")
     if any(need["site"] == site for need in federation["needs"]):
         states.append("catches up")
-    if any(site in open_round["ready"] for open_round in federation["rounds"]):
+    if any(site in open_round["ready"] for open_round in federation["sums"]):
         states.append("ready")
     return states
 
@@ -132,7 +132,7 @@ def _times(federation: dict[str, Any]) -> Html:
     if not shown:
         return joined()
     heads = [
-        element("th", "Round", scope="col"),
+        element("th", "Sum", scope="col"),
         element("th", "What", scope="col"),
         element("th", "Result", scope="col", class_="spare"),
         element("th", "Took", scope="col", class_="number"),
@@ -140,7 +140,7 @@ def _times(federation: dict[str, Any]) -> Html:
         *(element("th", name, scope="col", class_="number spare") for name in PHASES.values()),
     ]
     legend = [element("li", _swatch(phase), name) for phase, name in PHASES.items()]
-    table = _table(f"The last {len(shown)} rounds since the relay started", heads, [_time_row(t) for t in shown])
+    table = _table(f"The last {len(shown)} sums since the relay started", heads, [_time_row(t) for t in shown])
     return joined(table, element("ul", *legend, class_="legend", aria_label="Colours of the phases"))
 
 
@@ -152,7 +152,7 @@ def _time_row(times: dict[str, Any]) -> Html:
         result += f", {times['attempts']} attempts"
     return element(
         "tr",
-        element("th", str(times["round"]), scope="row"),
+        element("th", str(times["sum"]), scope="row"),
         element("td", times["purpose"], class_="text"),
         element("td", result, title=times["why"] or None, class_="spare"),
         element("td", took(total), class_="number"),

@@ -60,6 +60,7 @@ SALT = "salt"
 # Purposes of a masked sum, as they stand in M0 and in H("input", …)
 PURPOSE_TRAIN = "train"
 PURPOSE_WEIGHTS = "weights"
+PURPOSE_START = "start"
 
 # Classes of sums in a ledger; any other is a statistic's own name
 CLASS_TRAIN = "train"

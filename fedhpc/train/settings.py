@@ -143,6 +143,16 @@ class ComputeSettings:
         _require(self.workers >= 0, "compute.workers", self.workers, "0 or more")
 
 
+def depends_on_seed(task: TaskSettings, train: TrainSettings, rows: int = 0) -> bool:
+    """Whether a site's first update from scratch differs with the seed; `rows`: of the smallest site, 0 if not known.
+
+    Either the first model is drawn from it, or the first batch is. Of a task of the user's own nothing is known of the
+    model, so only batches count; a batch of all rows is the same in whatever order.
+    """
+    drawn = task.name in ("mlp", "cnn")  # logistic begins with zeros
+    return drawn or (train.batch_size > 0 and not 0 < rows <= train.batch_size)
+
+
 def _require(holds: bool, key: str, value: object, rule: str) -> None:
     if not holds:
         raise ConfigError(f"{key} = {value} is out of range", f"it must be {rule}")

@@ -58,4 +58,4 @@ def test_all_places_say_the_same_of_the_heart_example(tmp_path: Path) -> None:
     assert (header["model_sha256"], header["round"]) == (known, "2")
     assert "state" not in header
     tensors = load_file(fed / "model.safetensors")
-    assert model_sha256({name: tensors[name] for name in json.loads(header["order"])}) == known
+    assert model_sha256({name: tensors[name] for name in json.loads(header["layout"])}) == known

@@ -271,7 +271,7 @@ class Run:
 
     def ready(self) -> list[int]:
         """The sites that the relay knows to be ready, in the round that is not done."""
-        rounds = self.exchange("aa").standing(quiet=True)["rounds"]
+        rounds = self.exchange("aa").standing(quiet=True)["sums"]
         return list(rounds[0]["ready"]) if rounds else []
 
 

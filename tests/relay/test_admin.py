@@ -76,13 +76,13 @@ def test_the_page_follows_a_round(running: Relay) -> None:
     assert {name: headers[name] for name in HEADERS} == HEADERS
     assert "http-equiv" in html
     words = re.sub(r"<[^>]*>", " ", html)
-    assert re.search(r"Round 1,\s+train.*collecting for", words, re.S)
+    assert re.search(r"Sum 1,\s+train.*collecting for", words, re.S)
     assert re.search(r"Waits for\s+site 4", words)
     assert "http-equiv" not in fetch(running, "/?paused")[2]
     sites.ready(4)
     sites.play()
     words = re.sub(r"<[^>]*>", " ", fetch(running, "/")[2])
-    assert "Round 1 is the last that is done." in words
+    assert "Sum 1 is the last that is done." in words
     assert "4 sites" in words
     for secret in (CONFIG, *(s.pin().hex() for s in running.world.sites.values())):
         assert secret not in words
@@ -96,8 +96,8 @@ def test_status_json_and_metrics_tell_what_happened(running: Relay) -> None:
     running.client(3).put(sites.name(0, "READY/3").__class__(CONFIG, 2, 0, "READY/3"), _ready())
     found = status(running)
     assert (found["kind"], found["done"], found["connections"]["most"]) == ("fedhpc-relay", 1, 512)
-    assert found["rounds"][0]["late"] == [1, 2, 4]
-    assert [(t["round"], t["done"], t["sites"]) for t in found["times"]] == [(1, True, [1, 2, 3, 4]), (2, False, [])]
+    assert found["sums"][0]["late"] == [1, 2, 4]
+    assert [(t["sum"], t["done"], t["sites"]) for t in found["times"]] == [(1, True, [1, 2, 3, 4]), (2, False, [])]
     assert set(found["times"][0]["seconds"]) == {"ready", "keys", "shares", "masked", "sum", "answers", "results"}
     assert found["share"] == {"bytes": 2 << 30, "objects": 250}
     assert found["stored"]["bytes"] == found["relay_bytes"] + sum(m["bytes"] for m in found["members"])
@@ -109,7 +109,7 @@ def test_status_json_and_metrics_tell_what_happened(running: Relay) -> None:
     assert read["received_bytes"].samples[0].value >= 4 * MIB
     counts = {s.labels["phase"]: s.value for s in read["phase_duration_seconds"].samples if s.name.endswith("_count")}
     assert counts == dict.fromkeys(found["times"][0]["seconds"], 1)
-    assert {s.labels["federation"] for s in read["last_round_done"].samples} == {CONFIG[:16], OTHER_CONFIG[:16]}
+    assert {s.labels["federation"] for s in read["last_sum_done"].samples} == {CONFIG[:16], OTHER_CONFIG[:16]}
 
 
 def _ready() -> bytes:
@@ -170,7 +170,7 @@ def test_the_command_shows_what_the_admin_port_says(running: Relay) -> None:
     sites.play()
     code, out, err = command("--admin", f"127.0.0.1:{running.admin}")
     assert (code, err) == (0, "")
-    assert re.search(rf"federation {CONFIG[:16]}: 4 sites, threshold 3, sync; round 1 is done", out)
+    assert re.search(rf"federation {CONFIG[:16]}: 4 sites, threshold 3, sync; sum 1 is done", out)
     assert re.search(r"(?m)^1 +train +4 ", out)
     code, out, _ = command("--admin", f"127.0.0.1:{running.admin}", "--json")
     assert code == 0
@@ -243,7 +243,7 @@ def test_a_site_sees_its_federation_by_names(enrolled: Enrolled) -> None:
     code, out, err = command("--site", enrolled.site_file("bb"), enrolled.federation)
     assert (code, err) == (0, "")
     assert "federation heart " in out
-    assert "4 sites, threshold 3, quorum; no round is done yet" in out
+    assert "4 sites, threshold 3, quorum; no sum is done yet" in out
     assert re.search(r"(?m)^2 bb +not yet +- *$", out)
     assert "stored" not in out, "that is the operator's"
 

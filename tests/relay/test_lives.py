@@ -206,7 +206,7 @@ def test_kill_9_in_an_exchange_and_in_training(lives: Lives, rehearsal: str) -> 
     assert (run.site("aa") / "outbox" / "local.work").read_bytes() == kept
     with run.start("bb", "exchange") as bb, run.start("cc", "exchange") as cc:
         # aa is ready, as far as the relay knows: the attempt begins without it, and waits for its keys
-        until(lambda: run.exchange("bb").standing(quiet=True)["rounds"][0]["attempt"] == 1, 60, "an attempt")
+        until(lambda: run.exchange("bb").standing(quiet=True)["sums"][0]["attempt"] == 1, 60, "an attempt")
         with run.start("aa", "exchange") as aa:
             assert [job.finish(120).code for job in (aa, bb, cc)] == [75, 75, 75]
     done = run.all_until_done(("train", "exchange"))
@@ -218,7 +218,7 @@ def test_a_site_leaves_for_itself_only(lives: Lives) -> None:
     run.at_once("exchange", "train")
     with run.start("aa", "exchange") as aa:
         until(lambda: run.ready() == [1], 60, "aa is ready")
-        round_ = run.exchange("aa").standing(quiet=True)["rounds"][0]["round"]
+        round_ = run.exchange("aa").standing(quiet=True)["sums"][0]["sum"]
         bb = run.exchange("bb")
         with pytest.raises(PolicyError, match="forbidden"):
             bb.client.put(bb.name(round_, 0, "LEAVE/1"), b"{}")

@@ -62,9 +62,9 @@ def test_a_round_with_long_polls_in_lobby_and_attempt(start: Callable[..., Relay
     standing = sites.standing()
     assert (standing["sites"], standing["threshold"], standing["done"]) == (4, 3, 0)
     assert (
-        standing["rounds"][0].items()
+        standing["sums"][0].items()
         >= {
-            "round": 1,
+            "sum": 1,
             "attempt": 0,
             "phase": "ready",
             "ready": [1, 2, 3],
@@ -84,7 +84,7 @@ def test_a_round_with_long_polls_in_lobby_and_attempt(start: Callable[..., Relay
     assert json.loads(sites.get(0, "A1")) == {}
     assert json.loads(sites.get(1, "M0"))["cohort"] == [[u, STATE.hex()] for u in (1, 2, 3, 4)]
     sites.agree(1, sites.numbers)
-    assert sites.standing()["rounds"][0]["phase"] == "masked"
+    assert sites.standing()["sums"][0]["phase"] == "masked"
     vectors = {u: noise(16 * MIB + 20, u) for u in sites.numbers}
     sites.upload(1, sites.numbers, vectors)
     sites.get(1, "M4r")
@@ -96,10 +96,10 @@ def test_a_round_with_long_polls_in_lobby_and_attempt(start: Callable[..., Relay
     sites.finish(1, sites.numbers)
     assert json.loads(sites.get(0, "DONE")) == {"attempt": 1, "u3": [1, 2, 3, 4]}
     until(lambda: sites.standing()["done"] == 1)
-    assert sites.standing()["rounds"] == []
+    assert sites.standing()["sums"] == []
     folder = relay.folder / "store" / CONFIG / "1" / "1"
     until(lambda: not list(folder.glob("M3v*")))
-    assert 'fedhpc_relay_rounds_done_total{federation="' in relay.metrics()
+    assert 'fedhpc_relay_sums_done_total{federation="' in relay.metrics()
 
 
 def test_lost_sites_deadlines_and_what_comes_too_late(start: Callable[..., Relay]) -> None:
@@ -167,7 +167,7 @@ def test_a_killed_relay_goes_on_with_the_round(start: Callable[..., Relay], mome
     if moment == "masked":
         kill()
     m2 = sites.machines[4]
-    assert sites.standing()["rounds"][0]["late"] == [4]
+    assert sites.standing()["sums"][0]["late"] == [4]
     m2.receive_shares(sites.read(1, "M2", sites.numbers))
     sites.upload(1, [4], vectors)
     sites.finish(1, sites.numbers)
@@ -232,7 +232,7 @@ def test_adding_vectors_takes_little_memory_and_holds_up_nobody(start: Callable[
     other = json.loads(
         relay.ask(f"GET /v1/federations/{OTHER_CONFIG} HTTP/1.1\nhost: r", who="outsider")[1].split("\r\n\r\n")[1]
     )
-    assert other["rounds"] == []
+    assert other["sums"] == []
     sites.get(1, "M4r")
     assert relay.peak_bytes() < size
     y = bytearray(size)

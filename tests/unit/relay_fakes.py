@@ -91,7 +91,7 @@ class Relay:
         return self.coordinator.standing(config)
 
     def only_round(self) -> dict[str, Any]:
-        (found,) = self.status()["rounds"]
+        (found,) = self.status()["sums"]
         return dict(found)
 
 

@@ -25,7 +25,7 @@ EMPTY: dict[str, Any] = {
     "federations": [],
 }
 ROUND: dict[str, Any] = {
-    "round": 8,
+    "sum": 8,
     "attempt": 1,
     "phase": "masked",
     "ready": [1, 2, 3, 4],
@@ -42,12 +42,12 @@ ROUND: dict[str, Any] = {
 FEDERATION: dict[str, Any] = {
     "config": "ab" * 32,
     "done": 7,
-    "rounds": [ROUND],
+    "sums": [ROUND],
     "needs": [],
     "bad_vectors": [],
     "times": [
         {
-            "round": 7,
+            "sum": 7,
             "purpose": "weights",
             "attempts": 1,
             "done": True,

@@ -103,11 +103,11 @@ def pem_of(der: bytes, what: str) -> bytes:
     return b"-----BEGIN %s-----\n%s-----END %s-----\n" % (what.encode(), base64.encodebytes(der), what.encode())
 
 
-@pytest.mark.parametrize("said", [7, None, "rounds", {"round": 8}, [7, None, [8]]])
+@pytest.mark.parametrize("said", [7, None, "sums", {"sum": 8}, [7, None, [8]]])
 def test_hints_of_another_form_are_no_hints(said: Any) -> None:
-    assert objects_of({"rounds": said}, "rounds") == []
-    assert objects_of({"rounds": [{"round": 8}, 7]}, "rounds") == [{"round": 8}]
-    assert objects_of({}, "rounds") == []
+    assert objects_of({"sums": said}, "sums") == []
+    assert objects_of({"sums": [{"sum": 8}, 7]}, "sums") == [{"sum": 8}]
+    assert objects_of({}, "sums") == []
 
 
 def test_requests_for_help_that_name_nobody() -> None:

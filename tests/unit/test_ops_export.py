@@ -99,9 +99,9 @@ def test_the_newest_checkpoint_of_all_sites_is_written(tmp_path):
         "config_sha256": SHA.hex(),
         "round": "3",
         "model_sha256": model_sha256(tensors(3)),
-        "order": '["layer.weight", "scale", "empty"]',
         "sites": '["a", "b"]',
         "fedhpc_version": ours,
+        "layout": '["layer.weight", "scale", "empty"]',
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "run"]
     (tmp_path / "plain").touch()

@@ -48,6 +48,7 @@ TASK_LOADER = PACKAGE / "train" / "tasks" / "loader.py"  # runs a task whose has
 
 SECTIONS = {
     "[federation]": agreement.FederationSection,
+    "[start]": agreement.StartSettings,
     "[[site]]": roster.RosterEntry,
     "[relay]": agreement.RelaySection,
     "[cohort]": CohortSettings,
@@ -162,7 +163,8 @@ def documented() -> dict[str, list[list[str]]]:
 def test_the_configuration_page_has_every_key_with_type_and_default(heading: str) -> None:
     section = SECTIONS[heading]
     hints = typing.get_type_hints(section)
-    expected = [[f"`{f.name}`", spell_type(hints[f.name]), spell_default(f)] for f in dataclasses.fields(section)]
+    keys = dataclasses.fields(section)
+    expected = [[f"`{f.name.removesuffix('_')}`", spell_type(hints[f.name]), spell_default(f)] for f in keys]
     rows = documented()[heading]
     assert [row[:3] for row in rows] == expected
     assert all(len(row) == 4 for row in rows)

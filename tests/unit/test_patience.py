@@ -27,9 +27,9 @@ class Clock:
 @pytest.mark.parametrize(
     ("standing", "told"),
     [
-        ({"rounds": [{"round": 7, "late": [1]}, {"round": 8, "late": [1, 3]}]}, "the relay waits for site aa, cc"),
-        ({"rounds": [{"round": 8, "late": []}]}, "the relay waits for no site"),
-        ({"rounds": [{"round": 7, "late": [1]}]}, "the relay knows nothing of it"),
+        ({"sums": [{"sum": 7, "late": [1]}, {"sum": 8, "late": [1, 3]}]}, "the relay waits for site aa, cc"),
+        ({"sums": [{"sum": 8, "late": []}]}, "the relay waits for no site"),
+        ({"sums": [{"sum": 7, "late": [1]}]}, "the relay knows nothing of it"),
         ({"rounds": "none"}, "the relay knows nothing of it"),
     ],
 )

@@ -165,8 +165,8 @@ def test_it_says_nothing_about_other_rounds_and_federations(tmp_path: Path) -> N
         all_ready(relay, 1, 2, 3, config=config)
     all_ready(relay, 1, 2, round_=2)
     leave(relay, 1)
-    assert [r["ready"] for r in relay.status()["rounds"]] == [[2, 3], [1, 2]]
-    assert relay.status(OTHER)["rounds"][0]["ready"] == [1, 2, 3]
+    assert [r["ready"] for r in relay.status()["sums"]] == [[2, 3], [1, 2]]
+    assert relay.status(OTHER)["sums"][0]["ready"] == [1, 2, 3]
 
 
 # --- the gate
@@ -205,7 +205,7 @@ def test_a_round_that_is_over_is_not_left(tmp_path: Path) -> None:
     assert relay.status()["done"] == 4
     assert refused(relay, "1/0/LEAVE/1") == "round-over"
     leave(relay, 1, round_=4)
-    assert relay.status()["rounds"] == []
+    assert relay.status()["sums"] == []
     assert relay.get("4/0/DONE")["u3"] == [1, 2, 3, 4]
 
 

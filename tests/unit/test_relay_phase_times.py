@@ -50,7 +50,7 @@ def test_each_phase_has_its_seconds(tmp_path: Path) -> None:
     relay.now += 100.0
     assert times(relay) == [
         {
-            "round": 1,
+            "sum": 1,
             "purpose": "train",
             "attempts": 1,
             "done": True,
@@ -115,10 +115,10 @@ def test_a_restart_forgets_rounds_that_were_done_and_a_new_roster_does_not(tmp_p
 
     relay.coordinator.update(Roster({f.config: f for f in relay.federations}))
     relay.settle()
-    assert [t["round"] for t in times(relay)] == [1, 2]
+    assert [t["sum"] for t in times(relay)] == [1, 2]
     relay.restart()
     relay.settle()
-    assert [(t["round"], t["done"]) for t in times(relay)] == [(2, False)]
+    assert [(t["sum"], t["done"]) for t in times(relay)] == [(2, False)]
 
 
 def test_only_the_last_rounds_are_kept() -> None:
@@ -131,8 +131,8 @@ def test_only_the_last_rounds_are_kept() -> None:
         round_.done = True
         phases.look(round_, 3, 10.0 * number + 1)
         phases.look(round_, 3, 10.0 * number + 2)
-    assert [t["round"] for t in phases.as_json(0.0)] == list(range(4, KEPT + 4))
-    assert [t["round"] for t in phases.as_json(0.0, 2)] == [KEPT + 2, KEPT + 3]
+    assert [t["sum"] for t in phases.as_json(0.0)] == list(range(4, KEPT + 4))
+    assert [t["sum"] for t in phases.as_json(0.0, 2)] == [KEPT + 2, KEPT + 3]
     assert told == [("ready", 1.0)] * (KEPT + 3)
 
 
@@ -151,7 +151,7 @@ def test_metrics_are_what_prometheus_reads() -> None:
     metrics.count_request("EVIL\n", 404, 0.5)
     for seconds in (0.01, 0.05, 3.0, 1e9):
         metrics.observe_phase(label, "keys", seconds)
-    found = snapshot(rounds__0__since_s=61.0)
+    found = snapshot(sums__0__since_s=61.0)
     text = metrics.text(gauges(found))
     assert text.endswith("\n")
     read = families(text)
@@ -171,7 +171,7 @@ def test_metrics_are_what_prometheus_reads() -> None:
     assert values["build_info", ("version", "1.2")] == 1
     assert values["late_sites", mine] == 1
     assert values["phase_age_seconds", mine, ("phase", "masked")] == 61
-    assert values["last_round_done", mine] == 7
+    assert values["last_sum_done", mine] == 7
     assert values["site_last_heard_seconds", mine, ("site", "4")] == 0.3
     assert values["stored_bytes", mine, ("owner", "2")] == 10**6
     assert values["stored_bytes", mine, ("owner", "relay")] == 10**6

@@ -44,7 +44,7 @@ def test_a_round_from_ready_to_done(tmp_path: Path) -> None:
     relay.settle()
     assert relay.get("1/0/DONE") == {"attempt": 1, "u3": [1, 2, 3, 4]}
     assert relay.status()["done"] == 1
-    assert relay.status()["rounds"] == []
+    assert relay.status()["sums"] == []
     assert not [n for n in relay.names() if "M3v" in n]
 
 
@@ -56,9 +56,9 @@ def test_the_status_says_in_every_phase_who_is_late(tmp_path: Path) -> None:
     relay.now += 2.5
     assert relay.status() == {
         "done": 0,
-        "rounds": [
+        "sums": [
             {
-                "round": 1,
+                "sum": 1,
                 "attempt": 1,
                 "phase": "keys",
                 "ready": [1, 2, 3, 4],
@@ -80,7 +80,7 @@ def test_the_status_says_in_every_phase_who_is_late(tmp_path: Path) -> None:
         "bad_vectors": [],
         "times": [
             {
-                "round": 1,
+                "sum": 1,
                 "purpose": "train",
                 "attempts": 1,
                 "done": False,
@@ -105,7 +105,7 @@ def test_the_status_says_in_every_phase_who_is_late(tmp_path: Path) -> None:
             assert relay.only_round()["late"] == [3, 4]
             hand.send(name, 3, 4)
     relay.settle()
-    assert relay.status()["rounds"] == []
+    assert relay.status()["sums"] == []
 
 
 # --- deadlines
@@ -440,7 +440,7 @@ def test_a_failed_attempt_with_a_sum_names_the_site_whose_vector_differs(
     spoil(relay, "1/1/M3v.2")
     relay.later(241)
     assert "1/1/NEXT" in relay.names()
-    assert relay.status()["bad_vectors"] == [{"round": 1, "attempt": 1, "site": 2}]
+    assert relay.status()["bad_vectors"] == [{"sum": 1, "attempt": 1, "site": 2}]
     assert "site 2 signed another vector" in caplog.text
     assert not [n for n in relay.names() if "M3v" in n or n.endswith("Y")]
 
@@ -519,10 +519,10 @@ def test_a_round_may_begin_before_an_older_one_is_done(tmp_path: Path) -> None:
     relay = Relay(tmp_path)
     all_ready(relay, 1, 2, 3, 4, round_=5)
     all_ready(relay, 1, 2, 3, 4, round_=6)
-    assert [r["round"] for r in relay.status()["rounds"]] == [5, 6]
+    assert [r["sum"] for r in relay.status()["sums"]] == [5, 6]
     Hand(relay, 6).play(1, 2, 3, 4)
     assert relay.status()["done"] == 6
-    assert [r["round"] for r in relay.status()["rounds"]] == [5]
+    assert [r["sum"] for r in relay.status()["sums"]] == [5]
     Hand(relay, 5).play(1, 2, 3, 4)
     assert relay.status()["done"] == 6
 
@@ -532,7 +532,7 @@ def test_two_federations_have_nothing_to_do_with_each_other(tmp_path: Path) -> N
     all_ready(relay, 1, 2, 3)
     relay.hear([2], OTHER)
     assert relay.names(OTHER) == set()
-    assert relay.status(OTHER)["rounds"] == []
+    assert relay.status(OTHER)["sums"] == []
     assert list(relay.status(OTHER)["seen_s"]) == ["2"]
     all_ready(relay, 1, 2, 3, 4, config=OTHER)
     Hand(relay).play(1, 2, 3)

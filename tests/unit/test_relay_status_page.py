@@ -59,8 +59,8 @@ def test_it_says_where_the_round_stands_and_who_is_awaited() -> None:
     words = Reader(shown(snapshot())).words
     for said in (
         "abababababababab",
-        "4 sites, threshold 3, policy sync. Round 7 is the last that is done.",
-        "Round 8, train, attempt 1",
+        "4 sites, threshold 3, policy sync. Sum 7 is the last that is done.",
+        "Sum 8, train, attempt 1",
         "masked upload for 12 s; at most 1 h",
         "Waits forsite 2",
         "cohort 1-4; U1 1-4; U2 1-4",
@@ -95,10 +95,10 @@ def test_it_loads_itself_again_unless_paused() -> None:
     assert ("a", {"href": "/"}) in paused.tags
 
 
-@pytest.mark.parametrize("path", ["rounds__0__purpose", "times__0__purpose", "times__0__why"])
+@pytest.mark.parametrize("path", ["sums__0__purpose", "times__0__purpose", "times__0__why"])
 def test_what_sites_say_is_text(path: str) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=y>' \" &amp;"
-    html = shown(snapshot(**{path: evil, "times__0__done": False, "rounds__0__round": 7}))
+    html = shown(snapshot(**{path: evil, "times__0__done": False, "sums__0__sum": 7}))
     reader = Reader(html)
     assert {tag for tag, _ in reader.tags}.isdisjoint({"script", "img", "iframe", "form", "link", "object"})
     assert not [a for _, a in reader.tags if any(key.startswith("on") or key == "style" for key in a)]
@@ -121,9 +121,9 @@ def test_bars_are_as_long_as_the_phases() -> None:
 
 
 def test_the_table_of_rounds_is_short_and_begins_with_the_newest() -> None:
-    rounds = [FEDERATION["times"][0] | {"round": r} for r in range(1, 51)]
+    rounds = [FEDERATION["times"][0] | {"sum": r} for r in range(1, 51)]
     words = Reader(shown(snapshot(times=rounds, done=50))).words
-    assert f"The last {SHOWN} rounds" in words
+    assert f"The last {SHOWN} sums" in words
     assert "31weights" in words
     assert "30weights" not in words
     assert words.index("50weights") < words.index("49weights")
@@ -184,27 +184,27 @@ NEEDED = [
     (relay(disk={"free_bytes": 1 << 26, "reserve_bytes": 1 << 26}), "bad", "The disk of the store is full"),
     (relay(stopping=True), "note", "stopping"),
     (snapshot(quota__bytes=10**13), "note", "The quotas promise"),
-    (snapshot(rounds__0__bytes=2 * 10**12), "bad", "The disk of the store is full"),
+    (snapshot(sums__0__bytes=2 * 10**12), "bad", "The disk of the store is full"),
     (
-        snapshot(bad_vectors=[{"round": 5, "attempt": 2, "site": 3}]),
+        snapshot(bad_vectors=[{"sum": 5, "attempt": 2, "site": 3}]),
         "bad",
         "Site 3 uploaded another vector than it sig",
     ),
-    (snapshot(rounds__0__since_s=61.0), "warn", "Round 8 waits for site 2, for 1 min 1 s (masked upload)."),
+    (snapshot(sums__0__since_s=61.0), "warn", "Sum 8 waits for site 2, for 1 min 1 s (masked upload)."),
     (
-        snapshot(rounds__0__since_s=61.0, rounds__0__late=[2, 3], members__1__seen_s=None),
+        snapshot(sums__0__since_s=61.0, sums__0__late=[2, 3], members__1__seen_s=None),
         "warn",
         "waits for sites 2, 3, for 1 min 1 s (masked upload); site 2 has not been heard of lately.",
     ),
     (
-        snapshot(rounds__0__phase="ready", rounds__0__limit_s=None, rounds__0__since_s=3601.0, members__1__seen_s=99.0),
+        snapshot(sums__0__phase="ready", sums__0__limit_s=None, sums__0__since_s=3601.0, members__1__seen_s=99.0),
         "note",
         "waits for site 2, for 1 h (collecting); it has not been heard of lately.",
     ),
     (
-        snapshot(times__0__why="keys: 2 of 4 sites in time, not 1, 2", times__0__done=False, times__0__round=8),
+        snapshot(times__0__why="keys: 2 of 4 sites in time, not 1, 2", times__0__done=False, times__0__sum=8),
         "warn",
-        "Round 8 gave an attempt up (keys: 2 of 4 sites in time, not 1, 2).",
+        "Sum 8 gave an attempt up (keys: 2 of 4 sites in time, not 1, 2).",
     ),
     (snapshot(needs=[{"site": 4, "attempt": 9, "asked": 0}]), "warn", "Site 4 asks for the present model, and no"),
     (snapshot(members__2__bytes=900_000_000), "warn", "Site 3 stores 900 MB of 1.0 GB that it may."),
@@ -226,9 +226,9 @@ def test_what_needs_attention_is_said_once_with_a_hint(found: dict[str, Any], le
     "found",
     [
         relay(certificates=[EMPTY["certificates"][0] | {"left_s": 15 * DAY}]),
-        snapshot(rounds__0__since_s=59.0),
-        snapshot(rounds__0__phase="ready", rounds__0__limit_s=None, rounds__0__since_s=3000.0),
-        snapshot(rounds__0__since_s=4000.0, rounds__0__late=[]),
+        snapshot(sums__0__since_s=59.0),
+        snapshot(sums__0__phase="ready", sums__0__limit_s=None, sums__0__since_s=3000.0),
+        snapshot(sums__0__since_s=4000.0, sums__0__late=[]),
         snapshot(times__0__why="keys: 2 of 4 sites in time", times__0__attempts=2),
         snapshot(needs=[{"site": 4, "attempt": 9, "asked": 1}]),
         snapshot(members__2__bytes=790_000_000, members__0__certificate_left_s=None),
@@ -239,7 +239,7 @@ def test_what_is_usual_is_not_told(found: dict[str, Any]) -> None:
 
 
 def test_the_worst_comes_first_and_late_is_marked() -> None:
-    found = snapshot(rounds__0__since_s=61.0, bad_vectors=[{"round": 5, "attempt": 2, "site": 3}])
+    found = snapshot(sums__0__since_s=61.0, bad_vectors=[{"sum": 5, "attempt": 2, "site": 3}])
     assert [notice.level for notice in notices(found)] == ["bad", "warn"]
     html = shown(found)
     assert html.count('class="late">late<') == 1
@@ -261,7 +261,7 @@ def printed(found: dict[str, Any], width: int) -> str:
 
 @pytest.mark.parametrize("width", [80, 130])
 def test_the_terminal_says_the_same(width: int) -> None:
-    text = printed(snapshot(rounds__0__since_s=61.0, rounds__0__purpose="[red]\x1b[31mtrain"), width)
+    text = printed(snapshot(sums__0__since_s=61.0, sums__0__purpose="[red]\x1b[31mtrain"), width)
     for said in ("fedhpc relay 1.2, running, up for 6 min", "federation abababababababab: 4 sites", "waits for site 2"):
         assert said in text
     assert "[red]\N{REPLACEMENT CHARACTER}[31mtrain" in text, "no markup, no control characters"
@@ -272,7 +272,7 @@ def test_the_terminal_says_the_same(width: int) -> None:
 def test_the_terminal_refuses_what_is_no_status() -> None:
     from fedhpc.errors import PeersError
 
-    for broken in ({"kind": "fedhpc-relay"}, snapshot(members=[{"site": 1}]), snapshot(rounds=[7])):
+    for broken in ({"kind": "fedhpc-relay"}, snapshot(members=[{"site": 1}]), snapshot(sums=[7])):
         with pytest.raises(PeersError, match="cannot be read"):
             render(json.loads(json.dumps(broken | {"notices": []})), 80)
 

@@ -144,7 +144,7 @@ def lobby(exchange: RelayExchange, deadline_s: float = 1000.0) -> Lobby:
 def test_a_job_that_waited_as_long_as_it_may_is_submitted_again(
     exchange: RelayExchange, client: Client, wait_s: float
 ) -> None:
-    client.standing = {"rounds": [{"round": 3, "late": [1, 3]}]}
+    client.standing = {"sums": [{"sum": 3, "late": [1, 3]}]}
     exchange.interrupts = Interrupts(wait_s=wait_s)
     why = left(lambda: lobby(exchange).next_attempt(0))
     assert why == "round 3 did not begin within 0 s: the relay waits for site aa, cc"

@@ -11,6 +11,7 @@ from typing import Literal
 from fedhpc.config import read_bytes, read_section
 from fedhpc.errors import ConfigError
 from fedhpc.federation.agreement import Agreement, SiteFile, read_agreement, read_site
+from fedhpc.federation.run_place import run_place
 from fedhpc.ops.doctor.commands import find
 from fedhpc.ops.doctor.libmpi import Library, library_of
 from fedhpc.ops.doctor.route import Route, way
@@ -127,7 +128,7 @@ def open_subject(
         agreement = read_agreement(read_bytes(federation), str(federation))
         assert site is not None
         agreement.number_of(site.site.name)
-        out = out or federation.parent / "run"
+        out = run_place(federation, agreement, out)
     given = {} if site is None else dict(site.slurm)
     given |= {"profile": profile} if profile else {}
     named = given.get("profile", "generic")

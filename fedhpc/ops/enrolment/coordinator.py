@@ -11,7 +11,6 @@ DIR/relay/                 everything that a relay needs; may lie on another mac
 from __future__ import annotations
 
 import datetime
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from fedhpc.files import write_whole
 from fedhpc.ops.enrolment.draft import Draft, new_draft
 from fedhpc.ops.enrolment.fingerprints import Asked, read_asked
 from fedhpc.ops.enrolment.invitations import Invitations
+from fedhpc.ops.enrolment.next_epoch import Beginning, Epochs, following
 from fedhpc.relay.certificates import Issued, issue, issue_new, new_authority
 from fedhpc.relay.roster_file import drop_pin
 from fedhpc.secure.enrolment import MAX_REQUEST_BYTES, UNPROVED
@@ -70,6 +70,7 @@ class Granted:
     hash: str  # of federation.toml as it is now, hex
     new_epoch: bool
     problem: str  # why it cannot be used as it is; empty if it can
+    notes: tuple[str, ...] = ()  # what a new epoch changed and what sites will be asked
 
 
 class Coordinator:
@@ -81,6 +82,7 @@ class Coordinator:
         self.federation = folder / "federation.toml"
         self.relay = folder / "relay"
         self._invitations = Invitations.read(folder / "invitations.toml", self.relay / "tokens.toml")
+        self._epochs = Epochs(folder / "epochs")
 
     @classmethod
     def new(
@@ -161,10 +163,11 @@ class Coordinator:
                 raise PolicyError(f"site {name} asks with a key of site {other}", "every site makes its own keys")
         return Candidate(asked, kind, proved)
 
-    def admit(self, candidates: Sequence[Candidate], days: float) -> Granted:
+    def admit(self, candidates: Sequence[Candidate], days: float, *, accept: Sequence[str] = ()) -> Granted:
         """Write the roster with the candidates in it, then their certificates. All or, if a check fails, nothing.
 
-        Raises ConfigError (the file that would come out is not usable), PolicyError, StorageError.
+        `accept`: as in `Beginning`, where it is a new epoch. Raises ConfigError (the file that would come out is not
+        usable), PolicyError, StorageError.
         """
         draft = Draft.read(read_bytes(self.federation))
         entries = draft.roster
@@ -175,7 +178,7 @@ class Coordinator:
                 "sign": asked.sign,
                 "tls": asked.tls,
             }
-        granted = self._write_roster(draft, entries)
+        granted = self._write_roster(draft, entries, accept)
         authority = self._authority()
         for candidate in candidates:
             certificate = issue(authority, candidate.asked.csr, days)
@@ -191,11 +194,12 @@ class Coordinator:
         self._invitations.save()
         return token
 
-    def revoke(self, name: str, *, reinvite: bool) -> tuple[list[str], Granted | None, str]:
+    def revoke(self, name: str, *, reinvite: bool, accept: Sequence[str] = ()) -> tuple[list[str], Granted | None, str]:
         """End a site's access: its key leaves the relay's roster at once and never gets a certificate again.
 
         With `reinvite` the site keeps its place until it is admitted with new keys, and gets a token; else it leaves
-        the roster, which is a new epoch. Gives (federations at the relay that had the key, the new roster, the token).
+        the roster, which is a new epoch (`accept`: as in `Beginning`). Gives (federations at the relay that had the
+        key, the new roster, the token).
         """
         draft = Draft.read(read_bytes(self.federation))
         entries = draft.roster
@@ -213,19 +217,24 @@ class Coordinator:
         self._invitations.forget(name)
         self._invitations.save()
         entries.pop(name, None)
-        return lost, self._write_roster(draft, entries, checked=False), ""
+        return lost, self._write_roster(draft, entries, accept, checked=False), ""
 
-    def next_epoch(self) -> Granted:
-        """Keep federation.toml as it is, and begin the next epoch, in which it may be changed."""
+    def next_epoch(self, beginning: Beginning = Beginning()) -> Granted:  # noqa: B008 - frozen
+        """Keep federation.toml as it is, and begin the next epoch, in which it may be changed.
+
+        Raises ConfigError, PolicyError as `following`.
+        """
         draft = Draft.read(read_bytes(self.federation))
-        self._keep(draft)
-        following = draft.next_epoch()
-        write_whole(self.federation, following.source)
-        return self._granted(following, new_epoch=True)
+        after = following(draft, self._epochs.sources(), draft.roster, beginning)
+        self._epochs.keep(draft)
+        write_whole(self.federation, after.draft.source)
+        return self._granted(after.draft, new_epoch=True, notes=after.notes)
 
     # --- the roster
 
-    def _write_roster(self, draft: Draft, entries: Mapping[str, Mapping[str, Any]], *, checked: bool = True) -> Granted:
+    def _write_roster(
+        self, draft: Draft, entries: Mapping[str, Mapping[str, Any]], accept: Sequence[str], *, checked: bool = True
+    ) -> Granted:
         invitations = self._invitations
         new_epoch = invitations.signed
         # Until the first roster is complete it names the sites that are missing, so nobody can sign it by mistake.
@@ -233,32 +242,29 @@ class Coordinator:
         order = [entries.get(name, {"name": name}) for name in invited]
         changed = draft.with_roster(order)
         complete = all("sign" in entry for entry in order)
+        notes: tuple[str, ...] = ()
         if changed.source == draft.source:
             new_epoch = False
         elif new_epoch:
-            changed = draft.next_epoch().with_roster(order)
-            self._keep(draft)
+            roster = {str(entry["name"]): entry for entry in order}
+            after = following(draft, self._epochs.sources(), roster, Beginning(accept=tuple(accept)))
+            changed, notes = after.draft, after.notes
+            self._epochs.keep(draft)
         if complete and checked:
             read_agreement(changed.source, str(self.federation))
         write_whole(self.federation, changed.source)
         if complete and not invitations.signed:
             invitations.signed = True
             invitations.save()
-        return self._granted(changed, new_epoch=new_epoch)
+        return self._granted(changed, new_epoch=new_epoch, notes=notes)
 
-    def _keep(self, draft: Draft) -> None:
-        """A site that has not approved this epoch needs it before the next one."""
-        path = self.folder / "epochs" / f"{draft.epoch}.toml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, draft.source)
-
-    def _granted(self, draft: Draft, *, new_epoch: bool) -> Granted:
+    def _granted(self, draft: Draft, *, new_epoch: bool, notes: tuple[str, ...] = ()) -> Granted:
         problem = ""
         try:
             read_agreement(draft.source, str(self.federation))
         except FedhpcError as error:
             problem = error.what
-        return Granted(self._waiting(draft), draft.epoch, hashlib.sha256(draft.source).hexdigest(), new_epoch, problem)
+        return Granted(self._waiting(draft), draft.epoch, draft.hash, new_epoch, problem, notes)
 
     def _waiting(self, draft: Draft) -> tuple[str, ...]:
         return tuple(name for name in self._invitations.invited if "sign" not in draft.roster.get(name, {}))

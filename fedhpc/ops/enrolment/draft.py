@@ -1,13 +1,12 @@
 """The text of a federation.toml that is still being agreed on: its first form, its roster, its next epoch.
 
-People write above the roster's line, with comments of their own; `fedhpc federation` writes below it. Two numbers above
-are kept by the program too: epoch and previous.
+People write above the roster's line, with comments of their own; `fedhpc federation` writes below it: [start] and the
+roster. Above it the program keeps epoch, previous and seed, and changes what a command of it is for.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 from fedhpc.config import parse_toml, read_bytes
 from fedhpc.errors import ConfigError
 from fedhpc.federation.agreement import PROTOCOL_NAME, Agreement, read_agreement
-
-MARK = "# ---- The roster. Everything below this line is written by `fedhpc federation`; a site's place is its number."
+from fedhpc.federation.roster import RosterEntry
+from fedhpc.ops.enrolment.federation_text import MARK, drop_value, set_value, toml
 
 _DRAFT = """\
 # What all sites of {name} agree on. Its SHA-256 is in every mask and every site signs it: not one byte may differ.
@@ -61,12 +60,17 @@ local_steps = 2
 """
 
 
+_BELOW = {"site", "start"}
+
+
 @dataclass(frozen=True)
 class Draft:
     """A federation.toml as it stands, complete or not."""
 
     source: bytes
     table: Mapping[str, Any]
+    given: bytes = b""
+    """As the file was before `adopt` gave it lines that it lacked; empty: as `source`."""
 
     @classmethod
     def read(cls, source: bytes) -> Draft:
@@ -77,6 +81,19 @@ class Draft:
                 "federation.toml has lost its [federation] section or the roster's line", f"put back: {MARK}"
             )
         return cls(source, table)
+
+    @classmethod
+    def adopt(cls, source: bytes) -> Draft:
+        """The text of a federation without a coordinator, whose roster may stand at its end without the line."""
+        table, text = parse_toml(source, "federation.toml"), source.decode("utf-8")
+        head, found, roster = text.partition("\n[[site]]")
+        if MARK not in text and found and set(parse_toml(f"{found}{roster}".encode(), "federation.toml")) <= _BELOW:
+            text = f"{head}\n{MARK}\n{found}{roster}"
+        section = table.get("federation", {})
+        for key, value in (("previous", ""), ("epoch", 0)):
+            if isinstance(section, Mapping) and key not in section:
+                text = set_value(text, "federation", key, value)
+        return cls(text.encode(), cls.read(text.encode()).table, source)
 
     @property
     def roster(self) -> dict[str, dict[str, Any]]:
@@ -98,26 +115,51 @@ class Draft:
             raise ConfigError("federation.epoch is not a whole number")
         return epoch
 
-    def with_roster(self, entries: Sequence[Mapping[str, Any]]) -> Draft:
-        """The same text with another roster. Values beyond name and keys, such as `samples`, are kept."""
-        head = self.source.decode("utf-8").partition(MARK)[0] + MARK + "\n"
-        return Draft.read((head + "".join(_entry(entry) for entry in entries)).encode())
+    @property
+    def identities(self) -> dict[str, str]:
+        """Name -> identity of those sites whose keys are there, in order."""
+        return {name: identity(entry) for name, entry in self.roster.items() if "sign" in entry}
+
+    @property
+    def file(self) -> bytes:
+        """The bytes of the file that was read."""
+        return self.given or self.source
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the file, hex."""
+        return hashlib.sha256(self.file).hexdigest()
+
+    def with_roster(
+        self, entries: Sequence[Mapping[str, Any]], start: Mapping[str, str | list[str]] | None = None
+    ) -> Draft:
+        """The same text with another roster, and with `start` as [start]; None leaves that as it is.
+
+        Values of a site beyond name and keys, such as `samples`, are kept.
+        """
+        table = self.table.get("start", {}) if start is None else start
+        below = [_start(table)] if table else []
+        below += [_entry(entry) for entry in entries]
+        return Draft.read((self.source.decode("utf-8").partition(MARK)[0] + MARK + "\n" + "".join(below)).encode())
+
+    def with_value(self, section: str, key: str, value: str | int | list[str], comment: str = "") -> Draft:
+        """The same text with another value of one key."""
+        return Draft.read(set_value(self.source.decode("utf-8"), section, key, value, comment).encode())
+
+    def without_value(self, section: str, key: str) -> Draft:
+        """The same text without the line of a key."""
+        return Draft.read(drop_value(self.source.decode("utf-8"), section, key).encode())
 
     def next_epoch(self) -> Draft:
         """The same text as the epoch after this one, which it names by its hash."""
-        following = self.epoch + 1
-        text = self.source.decode("utf-8")
-        for key, value in (("epoch", str(following)), ("previous", f'"{hashlib.sha256(self.source).hexdigest()}"')):
-            pattern = rf'(?m)^{key}[ \t]*=[ \t]*(?:"[0-9a-f]*"|[0-9]+)'
-            text = re.sub(pattern, f"{key} = {value}", text, count=1)
-        changed = Draft.read(text.encode())
-        section = changed.table["federation"]
-        if (section.get("epoch"), section.get("previous")) != (following, hashlib.sha256(self.source).hexdigest()):
+        section = self.table["federation"]
+        if not {"epoch", "previous"} <= set(section):
             raise ConfigError(
                 "federation.toml has lost its lines epoch and previous",
                 f"put back under [federation]: epoch = {self.epoch}",
             )
-        return changed
+        following = self.with_value("federation", "epoch", self.epoch + 1)
+        return following.with_value("federation", "previous", self.hash)
 
 
 def read_complete(path: Path) -> Agreement:
@@ -129,6 +171,18 @@ def new_draft(name: str, relay_pin: str, rounds: int, seed: int, sites: Sequence
     """The first federation.toml, whose roster names the sites without their keys."""
     text = _DRAFT.format(name=name, protocol=PROTOCOL_NAME, relay=relay_pin, rounds=rounds, seed=seed, mark=MARK)
     return Draft.read(text.encode()).with_roster([{"name": site} for site in sites]).source
+
+
+def identity(entry: Mapping[str, Any]) -> str:
+    """The identity of a roster's entry with keys. Raises ConfigError for keys that are none."""
+    site = RosterEntry(str(entry["name"]), str(entry["sign"]), first_sign=str(entry.get("first_sign", "")))
+    return site.identity.hex()
+
+
+def _start(table: Mapping[str, str | list[str]]) -> str:
+    return "\n[start]                      # what this epoch begins from\n" + "".join(
+        f"{key} = {toml(value)}\n" for key, value in table.items()
+    )
 
 
 def _entry(entry: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from fedhpc.errors import PeersError
 from fedhpc.files import write_whole
 from fedhpc.ops.enrolment.approve import review
 from fedhpc.ops.enrolment.coordinator import Coordinator
-from fedhpc.ops.enrolment.draft import MARK
+from fedhpc.ops.enrolment.federation_text import MARK
 from fedhpc.ops.enrolment.relay import BYTES, OBJECTS, admit
 from fedhpc.ops.enrolment.site import SiteFolder
 

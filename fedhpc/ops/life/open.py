@@ -10,6 +10,7 @@ from fedhpc.federation.agreement import SiteFile, read_agreement, read_site
 from fedhpc.federation.interfaces import Stage
 from fedhpc.federation.outbox import FileOutbox, outbox_key
 from fedhpc.federation.party import Party
+from fedhpc.federation.run_place import run_place
 from fedhpc.mpi.world import Place
 from fedhpc.ops.life.history import Finished, finished, round_seconds
 from fedhpc.ops.life.job_end import job_end
@@ -53,4 +54,4 @@ def finished_before(federation: Path, site: Path, run: Path | None, stage: Stage
     if stage == "all" and settings.kind == "inline":
         return None
     directory = mine.path(mine.site.directory) if mine.site.directory else None
-    return finished(directory or (run or federation.parent / "run") / mine.site.name, agreement.hash)
+    return finished(directory or run_place(federation, agreement, run) / mine.site.name, agreement.hash)

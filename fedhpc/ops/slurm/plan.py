@@ -12,6 +12,7 @@ from fedhpc.config import read_bytes, read_section
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.federation.agreement import Agreement, SiteFile, read_agreement, read_site
 from fedhpc.federation.run_folder import FEDERATION_FILE, make_run_folder
+from fedhpc.federation.run_place import run_place
 from fedhpc.files import private_folder
 from fedhpc.ops.life.settings import LifeSettings
 from fedhpc.ops.slurm.profile import Profile, read_profile
@@ -77,7 +78,7 @@ def make_plan(site: Path, *, profile: str | None, federation: Path | None, out: 
     named = given.get("profile", "generic")
     known = read_profile(named if isinstance(named, str) else str(named))
     settings = overlay(known.slurm, given)
-    run = Path(os.path.abspath(out if out is not None else federation_path.parent / "run"))
+    run = Path(os.path.abspath(run_place(federation_path, agreement, out)))
     own = site_file.site.directory
     return Plan(
         site_path=site_path,

@@ -1,0 +1,116 @@
+"""A model as a safetensors file that an epoch begins from: `fedhpc federation next --from-model`, and the run after it.
+
+Read with safetensors only, which holds numbers and no code. What counts is the SHA-256 over the tensors, in the order
+of the model's layout; a file of `fedhpc export` says that order in its header.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedhpc.config import read_section
+from fedhpc.errors import ConfigError, DataError, PolicyError
+from fedhpc.federation.interfaces import Tensors
+from fedhpc.federation.state_tensors import model_sha256
+
+LAYOUT, SHA256 = "layout", "model_sha256"  # in the header of an exported file
+GUESSABLE = 16  # numbers; a model with fewer could be found from its hash, by trying
+
+_ABSENT = "`fedhpc export RUN model.safetensors` writes such a file"
+
+
+@dataclass(frozen=True)
+class StartFile:
+    """The tensors of a file, by name, and what its header says of them."""
+
+    path: Path
+    tensors: Tensors = field(repr=False)
+    layout: tuple[str, ...]  # names in the order of the model; empty if the header has none
+    sha256: str  # as the header says; empty if it does not
+
+    def ordered(self, names: Iterable[str]) -> Tensors:
+        """The tensors in the order of `names`. Raises DataError if the file has other ones."""
+        wanted = list(names)
+        other = sorted(set(wanted) ^ set(self.tensors))
+        if other:
+            which = "lacks" if other[0] in wanted else "also has"
+            raise DataError(f"{self.path} holds another model: it {which} the tensor {other[0]}", _ABSENT)
+        return {name: self.tensors[name] for name in wanted}
+
+    def fit(self, built: Tensors, sha256: str, site: str) -> Tensors:
+        """The tensors, if they fit the model `built` and are those of the `sha256` that all sites agreed on.
+
+        Raises DataError for other names, shapes or dtypes, PolicyError for another hash.
+        """
+        tensors = self.ordered(built)
+        for name, tensor in tensors.items():
+            found, wanted = (f"{t.dtype} {list(t.shape)}" for t in (tensor, built[name]))
+            if found != wanted:
+                raise DataError(f"{self.path}: {name} is {found}, in this federation's task it is {wanted}", _ABSENT)
+        found = model_sha256(tensors)
+        if found != sha256:
+            raise PolicyError(
+                f"site {site}: {self.path} is not the model that the federation begins from: its SHA-256 is {found}",
+                f"start.model in federation.toml is {sha256}; ask the coordinator for the file",
+            )
+        return tensors
+
+
+def read_start_file(path: Path) -> StartFile:
+    """Raises ConfigError if there is no such file, DataError if it is no safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ConfigError(f"cannot read {path}: no such file", _ABSENT)
+    try:
+        with safe_open(path, "numpy") as file:
+            said: Mapping[str, str] = file.metadata() or {}
+            tensors = {str(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        layout = json.loads(said.get(LAYOUT, "[]"))
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is no safetensors file with float32 or float64 tensors: {what}", _ABSENT) from None
+    if not isinstance(layout, list) or not all(isinstance(name, str) for name in layout):
+        raise DataError(f"{path}: the layout in its header is no list of names", _ABSENT)
+    return StartFile(path, tensors, tuple(layout), str(said.get(SHA256, "")))
+
+
+def agreed_sha256(path: Path, task: Mapping[str, Any], *, public: bool) -> str:
+    """What `start.model` says for the file at `path`. `task`: the federation's [task]. `public`: no federation made it.
+
+    Raises ConfigError for a model that could be guessed from its hash, or whose order is not known; DataError for a
+    file that is damaged.
+    """
+    file = read_start_file(path)
+    numbers = sum(tensor.size for tensor in file.tensors.values())
+    if numbers < GUESSABLE and not public:
+        raise ConfigError(
+            f"{path} holds {numbers} numbers: the hash of so small a model gives it away to whoever can try them all",
+            "`fedhpc federation next` without a file goes on from the federation's newest model; "
+            "--public if no federation made this one",
+        )
+    found = model_sha256(file.ordered(file.layout or _layout_of(task, path)))
+    if file.sha256 and found != file.sha256:
+        raise DataError(
+            f"{path} is damaged: its tensors have the SHA-256 {found}, its header says {file.sha256}", _ABSENT
+        )
+    return found
+
+
+def _layout_of(task: Mapping[str, Any], path: Path) -> list[str]:
+    """The order of the tensors in the model of a built-in task."""
+    from fedhpc.train.settings import TaskSettings
+    from fedhpc.train.state import split_state
+    from fedhpc.train.tasks.loader import load_task
+
+    settings = read_section(TaskSettings, task, "task")
+    if settings.name == "module":
+        raise ConfigError(
+            f"{path} does not say in which order the model has its tensors",
+            f'add "{LAYOUT}" to its metadata, a JSON list of their names in the order of state_dict()',
+        )
+    return list(split_state(load_task(settings).model(settings.options, 0))[0])
