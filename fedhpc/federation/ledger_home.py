@@ -179,7 +179,7 @@ class RunLock:
                 "give each site a home of its own: [ledger] path",
             )
         hint = "wait for it to end; a second run beside it is the next epoch: `fedhpc federation next --again`"
-        lock(self._file, Path(where), time.monotonic() + wait_s, "another run is using", hint)
+        lock(self._file, path, time.monotonic() + wait_s, f"another run is using {where}", hint)
 
     def close(self) -> None:
         """Let others run it. Safe to call twice."""
