@@ -115,8 +115,19 @@ def certificate(directory: Path, file: Path) -> None:
 @click.argument("file", metavar="FEDERATION.TOML", type=_PATH)
 @click.option("--site", "site_file", type=_PATH, required=True, help="This site's site.toml, or its folder.")
 @click.option("--yes", is_flag=True, help="Sign without asking.")
-def approve(file: Path, site_file: Path, yes: bool) -> None:
-    """Read FEDERATION.TOML and sign it for this site. Nothing runs before all sites have signed the same file."""
+@click.option(
+    "--accept-difference",
+    "accepted",
+    metavar="CLASS",
+    multiple=True,
+    help="Accept what sums of this class show together with earlier ones over other sites.",
+)
+def approve(file: Path, site_file: Path, yes: bool, accepted: tuple[str, ...]) -> None:
+    """Read FEDERATION.TOML and sign it for this site. Nothing runs before all sites have signed the same file.
+
+    Where this site's ledger has sums over other sites, whose numbers the new ones would show is said, and refused
+    unless the file and --accept-difference name their classes.
+    """
     from fedhpc.errors import PolicyError
     from fedhpc.ops.enrolment.approve import review
     from fedhpc.ops.enrolment.site import SiteFolder
@@ -125,11 +136,12 @@ def approve(file: Path, site_file: Path, yes: bool) -> None:
     found = review(file, folder)
     for line in found.lines():
         click.echo(line)
+    found.refuse_differences(accepted)
     if found.done:
         click.echo(f"{folder.name} has approved it already")
     elif not yes and not click.confirm(f"does {folder.name} sign this?"):
         raise PolicyError("not approved: nothing was signed")
-    found.sign(folder)
+    found.sign(folder, accepted)
     if not found.done:
         click.echo(f"approved by {folder.name}: {folder.approvals.folder}")
 
@@ -145,3 +157,45 @@ def rotate(directory: Path) -> None:
     click.echo(f"new keys in {directory}; the old ones are {' and '.join(path.name for path in old)}")
     click.echo(f"  fingerprint {folder.keys().fingerprint}")
     click.echo("next: `fedhpc site request` with a new token; all sites approve the roster that follows")
+
+
+@site.group("ledger", cls=OrderedGroup, short_help="What this institution has summed, over all its federations.")
+def ledger() -> None:
+    """What this institution has put into which sums, over all its federations. No numbers are in it."""
+
+
+_SITE_FILE = click.option("--site", "site_file", type=_PATH, help="The site's site.toml, or its folder.")
+
+
+@ledger.command("show", short_help="Rounds, classes of sums, and what was refused.")
+@_SITE_FILE
+@click.option("--json", "as_json", is_flag=True, help="All of it, as JSON: entries, classes, refused.")
+def ledger_show(site_file: Path | None, as_json: bool) -> None:
+    """Show the ledger of a site, or the only one of this user."""
+    import json
+
+    from fedhpc.ops.ledger.show import find_home, ledger_json, ledger_lines
+
+    found = ledger_json(find_home(site_file))
+    for line in [json.dumps(found, sort_keys=True)] if as_json else ledger_lines(found):
+        click.echo(line)
+
+
+@ledger.command("adopt", short_help="Take over the ledger of a run of fedhpc 0.1.0.")
+@click.argument("run", metavar="RUN", type=_PATH)
+@_SITE_FILE
+@click.option("--federation", type=_PATH, metavar="FEDERATION.TOML", help="What it ran with; else the copy in RUN.")
+def ledger_adopt(run: Path, site_file: Path | None, federation: Path | None) -> None:
+    """Take over RUN/SITE/ledger.jsonl of fedhpc 0.1.0 into the ledger of each SITE, or of the site given.
+
+    What was summed then counts from now on. A second time changes nothing.
+    """
+    from fedhpc.ops.ledger.adopt import adopt, sites_of
+    from fedhpc.ops.ledger.show import home_for
+
+    for folder in sites_of(run):
+        home = home_for(folder.name, site_file)
+        if home is None:
+            continue
+        done = adopt(home, folder, federation)
+        click.echo(f"{done.site}: {done.entries} lines of {folder}, {done.new} new in {done.home}")

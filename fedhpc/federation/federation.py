@@ -155,15 +155,16 @@ class Federation:
         `bound`: the largest absolute value a site's float may have, the same at all sites. Without it, a first masked
         sum counts the sites per exponent of each array's largest value, and nothing else about it.
         `name`: what is summed; a second, different sum under the same name is refused (PolicyError).
-        `everyone`: all sites of the roster must be in it, by default if it has no name: the same numbers over two sets
-        of sites show those of the site that one set lacks. A named sum through a relay may otherwise lack up to N − τ
-        sites that were lost meanwhile; `.sites` names those in it. Within one MPI job nobody can be lacking.
+        `everyone`: all sites of the roster must be in it, by default if it has no name or may be skipped: the same
+        numbers over two sets of sites show those of the site that one set lacks. A named sum through a relay may
+        otherwise lack up to N − τ sites that were lost meanwhile; `.sites` names those in it. Within one MPI job nobody
+        can be lacking.
         `skip`, the same at all sites, for sums over everyone: None on every rank if the sum is not there
         `[cohort] upload_s` after this site was ready and τ sites do without it. Then some sites may hold the sum
         nevertheless, so nothing that sites do in common may hang on whether it came. Floats need `bound` then.
         Raises DataError for NaN, infinity and values beyond the bound or ±(2^63 − 1)/N; nothing is clipped or sent.
         """
-        everyone = name is None if everyone is None else everyone
+        everyone = (name is None or skip) if everyone is None else everyone
         one = not isinstance(arrays, Mapping)
         sums = self._combine({"value": arrays} if one else arrays, 1.0, bound, name, everyone=everyone, skip=skip)
         return sums["value"] if one and sums is not None else sums
@@ -251,7 +252,6 @@ class Federation:
         kinds = {n: sum_kind(n, a) for n, a in values.items()}
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
-        category = class_of(name or None)
         purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
         floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
         if skip and (not everyone or (floats and bound is None)):
@@ -267,7 +267,7 @@ class Federation:
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
         factors = dict.fromkeys(floats, factor)
-        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=class_of(name))
         return None if opened is None else Sums.of(vector, opened, self.sites, average=average)
 
     def layout(self, tensors: Sequence[Tensor]) -> Layout:
@@ -291,7 +291,7 @@ class Federation:
         None, with `skip`, if the round ended without a sum here: the sites skipped it, or this site was away.
         """
         self._refuse_closed()
-        round_ = self._round_of(purpose)
+        round_ = round_of(self, purpose)
         following = self._state_after(round_, self.tensors_tree)
         how = {"everyone": everyone, "skip": skip, "following": following, "category": category}
         plan = self._plan(round_, purpose, NO_BASE, factors or {}, scales, **how)
@@ -309,13 +309,7 @@ class Federation:
         return opened
 
     def begin_training_sum(
-        self,
-        vector: Vector,
-        factors: dict[str, float],
-        base: bytes,
-        scales: Scales = PUBLIC,
-        *,
-        checkpointed: bool = False,
+        self, vector: Vector, factors: dict[str, float], base: bytes, scales: Scales, *, checkpointed: bool = False
     ) -> Opened:
         """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
 
@@ -342,10 +336,3 @@ class Federation:
     def _refuse_closed(self) -> None:
         if self._closed:  # told on every rank: only the leader has a ledger to miss
             raise ConfigError("the federation is closed", "sum inside its `with` block, or join again")
-
-    def _round_of(self, purpose: str) -> int:
-        """The next round, or the round that this statistic has had before: then it must be the same vector again."""
-        round_, done = round_of(self.party, purpose, self.round_, self.finished.round_)
-        if done != self.round_:
-            self.round_, self.last_salt = self.finished
-        return round_

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.layout import Vector
-from fedhpc.federation.party import Opened, SumPlan
+from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.files import private_folder, write_whole
 from fedhpc.secure.transcript import canon, parse_canon
 
@@ -96,7 +96,8 @@ class FinishedSums:
     def find(self, plan: SumPlan, vector: Vector, mark: bytes) -> tuple[bytes, tuple[int, ...]] | None:
         """(Tree(X), sites in the sum) if this very sum was opened in this round; `vector` then holds it.
 
-        `mark`: the fingerprint of `vector`. Raises PolicyError if it was summed with another one.
+        `mark`: the fingerprint of `vector`. Raises PolicyError if a statistic was summed with another one. An update is
+        not compared: it was summed for good, and what was trained anew from the same state need not repeat it here.
         """
         try:
             with self._opened(plan.round_) as file:
@@ -104,7 +105,8 @@ class FinishedSums:
                 said = head.pop("sha256")
                 if (head["base"], head["purpose"]) != (plan.base.hex(), plan.purpose):
                     return None
-                if head["layout"] != vector.layout.hash.hex() or not hmac.compare_digest(head["mark"], mark.hex()):
+                same = plan.base != NO_BASE or hmac.compare_digest(head["mark"], mark.hex())
+                if head["layout"] != vector.layout.hash.hex() or not same:
                     raise PolicyError(
                         f"'{plan.purpose}' was summed in round {plan.round_} already, with other numbers of this site",
                         "give a new statistic a new name; the same numbers give the sum that is kept",

@@ -6,26 +6,34 @@ given to it from the site's disk (finished_sums.py), and it goes on where it was
 
 from __future__ import annotations
 
-from fedhpc.federation.party import NO_BASE, Party
+from typing import TYPE_CHECKING
+
+from fedhpc.federation.party import NO_BASE
 from fedhpc.secure.transcript import input_hash, u64
 
+if TYPE_CHECKING:
+    from fedhpc.federation.federation import Federation
 
-def round_of(party: Party, purpose: str, done: int, finished: int) -> tuple[int, int]:
-    """(round of a statistic, sums done before it): the next round, or the one that this statistic has had before.
 
-    Then it must be the same vector again. `done`: sums finished so far. `finished`: the last one that an earlier
-    process finished, over a relay. A program that does not ask for those again goes on after them. Every rank calls.
+def round_of(federation: Federation, purpose: str) -> int:
+    """The next round, or the round that this statistic has had before: then it must be the same vector again.
+
+    A program that starts again and does not ask for what it has finished goes on after it: `federation` is then where
+    the last of those sums led to. Every rank calls.
     """
-    if not party.masked and not finished:
-        return done + 1, done
+    party, done, finished = federation.party, federation.round_, federation.finished
+    if not party.masked and not finished.round_:
+        return done + 1
     found = b""
     if party.leads:
         before = 0
         if party.journal is not None:
             ledger = party.journal.ledger
             before = ledger.round_of(input_hash(purpose, NO_BASE)) or 0
-            if not before and done < finished and ledger.entry_of(done + 1) is not None:
-                done = finished
+            if not before and done < finished.round_ and ledger.entry_of(done + 1) is not None:
+                done = finished.round_
         found = u64(before or done + 1) + u64(done)
     found = party.site.broadcast_bytes(found if party.leads else None)
-    return int.from_bytes(found[:8], "little"), int.from_bytes(found[8:], "little")
+    if int.from_bytes(found[8:], "little") != federation.round_:
+        federation.round_, federation.last_salt = finished
+    return int.from_bytes(found[:8], "little")

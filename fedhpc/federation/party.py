@@ -28,8 +28,8 @@ _STANDARDISE = "standardise."
 
 
 def class_of(name: str | None) -> str:
-    """The ledger's class of a statistic that is called `name`; None: it has no name."""
-    if name is None:
+    """The ledger's class of a statistic that is called `name`; None or empty: it has no name."""
+    if not name:
         return labels.CLASS_UNNAMED
     if name == labels.PURPOSE_WEIGHTS or name.startswith(("weights of ", "weights ")):
         return labels.CLASS_WEIGHTS
@@ -50,7 +50,7 @@ class Party:
     ledger_keys: LedgerKeys | None = field(repr=False)  # on every rank of a masked site
     journal: Journal | None  # leaders only
     salt_key: bytes | None = field(repr=False)  # k_salt [32], on every rank of a masked site
-    directory: Path | None = None  # the site's run directory; leaders only
+    memory: Path | None = None  # beside the institution's ledger: what must outlive a run directory; leaders only
 
     @property
     def name(self) -> str:

@@ -217,7 +217,7 @@ def _go_on(
 ) -> tuple[GlobalModel, int]:
     """The model of an epoch before this one, by the sum `start`; it is the first checkpoint of this epoch."""
     federation.round_ = 0
-    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False)
+    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False, checkpointed=True)
     own = previous() if federation.party.leads else None
     try:
         take_over(federation, model, own)

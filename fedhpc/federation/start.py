@@ -52,7 +52,15 @@ def take_over(federation: Federation, model: GlobalModel, own: Taken | None) -> 
         if party.agreement.start.giver(roster) == party.number:
             vector.fill(mine)
     state = federation.state
-    plan = SumPlan(federation.round_ + 1, labels.PURPOSE_START, state, state, everyone=True)
+    plan = SumPlan(
+        round_=federation.round_ + 1,
+        purpose=labels.PURPOSE_START,
+        base=state,
+        state=state,
+        everyone=True,
+        checkpointed=True,
+        category=labels.CLASS_START,
+    )
     opened = federation.sums.open(vector, plan)
     given = vector.views()
     _refuse_other(federation, bool(mine) and any(np.any(mine[name] != given[name]) for name in mine))

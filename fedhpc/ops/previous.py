@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedhpc.config import parse_toml, read_bytes
@@ -20,16 +20,18 @@ CHECKPOINTS = "checkpoints"
 
 
 def find_previous(
-    agreement: Agreement, number: int, directory: Path, given: Path | None, remembered: Iterator[tuple[bytes, Path]]
+    agreement: Agreement, number: int, directory: Path, given: Path | None, remembered: Sequence[Path] = ()
 ) -> Taken | None:
     """What site `number` has of the epochs that [start] names; None for a site that is new and has nothing.
 
     `directory`: of this run, beside which older ones are looked for. `given`: the run directory that somebody named.
-    `remembered`: (config, run directory of this site) that the site's ledger knows. Raises ConfigError for a named
+    `remembered`: this site's part of run directories, as its ledger knows them. Raises ConfigError for a named
     directory of another federation, DataError if the site should have a model and has none.
     """
     site = agreement.roster[number - 1]
-    places = [given / site.name, given] if given is not None else [p for _, p in remembered] + _beside(directory)
+    places = (
+        [given / site.name, given] if given is not None else [*remembered, *_beside(directory, agreement.start.epochs)]
+    )
     newest: dict[str, tuple[Path, Checkpoint]] = {}
     for place in places:
         found = _newest(place)
@@ -52,10 +54,11 @@ def find_previous(
     return None
 
 
-def _beside(directory: Path) -> list[Path]:
-    """This site's folders in the run directories that lie beside the one of this run."""
+def _beside(directory: Path, epochs: Sequence[str]) -> list[Path]:
+    """This site's folders in those run directories beside the one of this run that are of these epochs."""
     run = directory.absolute().parent
-    return [other / directory.name for other in sorted(run.parent.iterdir()) if other != run and other.is_dir()]
+    copies = [path for path in sorted(run.parent.glob(f"*/{FEDERATION_FILE}")) if path.parent != run]
+    return [p.parent / directory.name for p in copies if hashlib.sha256(read_bytes(p)).hexdigest() in epochs]
 
 
 def _newest(directory: Path) -> Checkpoint | None:

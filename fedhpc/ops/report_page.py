@@ -79,6 +79,10 @@ def _facts(run: Run) -> str:
     if metrics:
         model = "Final metrics" if is_final(last) else f"Metrics after {finished_rounds(last)} rounds"
         rows.append((model, ", ".join(metrics)))
+    without = [r for r in public if isinstance(r.get("no_metrics"), str)]
+    if without:
+        why = escape("; ".join(sorted({str(r["no_metrics"]) for r in without})))
+        rows.append(("Without metrics", f"{len(without)} of {len(public)} records: {why}"))
     rows.append(("Masks", escape(run.setting("mode") or "not stated in federation.toml")))
     rows.append(("federation.toml", f"SHA-256 <code>{run.config_sha256}</code>" if run.config else "not there"))
     times = [r["time"] for r in public if isinstance(r.get("time"), str)]

@@ -16,11 +16,14 @@ from fedhpc.federation.agreement import SiteFile
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import CheckpointStore, Life, Outbox, Reporter, Stage
 from fedhpc.federation.join import Joined, join_with_files
+from fedhpc.federation.journal import FileJournal
+from fedhpc.federation.ledger_home import home_of
 from fedhpc.federation.outbox import FileOutbox
 from fedhpc.federation.rounds import Outcome, run_rounds
 from fedhpc.federation.start import Taken
 from fedhpc.mpi.arrays import from_leader
 from fedhpc.ops.features import compare_stores
+from fedhpc.ops.ledger.stores import remember_home, store_mark
 from fedhpc.ops.life.history import Finished, keep_finished
 from fedhpc.ops.life.job_end import ledger_wait_s
 from fedhpc.ops.life.open import open_life, open_outbox
@@ -30,6 +33,7 @@ from fedhpc.ops.previous import CHECKPOINTS, find_previous
 from fedhpc.ops.rundir import keep_agreement
 from fedhpc.ops.start_file import read_start_file
 from fedhpc.ops.telemetry import Telemetry
+from fedhpc.secure.ledger import UNKNOWN
 from fedhpc.train.checkpoint import Hdf5Checkpoints
 from fedhpc.train.recorded import RecordedTrainer
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
@@ -109,6 +113,7 @@ def run_joined(joined: Joined, *, before: Before = Before(), verbose: bool = Fal
     with rank_logs(directory, site=fed.site, rank=fed.rank, show=joined.first, verbose=verbose):
         if fed.party.leads:
             keep_agreement(directory.parent, fed.party.agreement)
+            fed.data = mark_data(fed, joined.site_file)
         outbox = open_outbox(fed.party, directory)
         with (
             _open_trainer(fed, joined.site_file, directory, outbox, life.stage) as trainer,
@@ -126,9 +131,7 @@ def run_joined(joined: Joined, *, before: Before = Before(), verbose: bool = Fal
                 outcome = run_rounds(fed, trainer, store, reporter, outbox=outbox, life=life)
             else:
                 prepare = preparation(fed, trainer, joined.site_file, before)
-                previous = partial(
-                    find_previous, fed.party.agreement, fed.party.number, directory, before.run, iter(())
-                )
+                previous = partial(_previous, fed, joined.site_file, directory, before.run)
                 outcome = train(
                     fed, trainer, store, reporter, outbox=outbox, life=life, prepare=prepare, previous=previous
                 )
@@ -169,6 +172,13 @@ def preparation(fed: Federation, trainer: TorchTrainer, files: SiteFile, before:
     if not agreed:
         return _standardisation(fed, trainer)
     return partial(_load, fed, trainer, before.model or (None if named is None else files.path(named)), agreed)
+
+
+def _previous(fed: Federation, files: SiteFile, directory: Path, given: Path | None) -> Taken | None:
+    """At the leader: what the site has of the epochs before; its ledger remembers where they ran."""
+    agreement, home = fed.party.agreement, home_of(files)
+    remembered = [home.run_of(bytes.fromhex(config)) for config in agreement.start.epochs]
+    return find_previous(agreement, fed.party.number, directory, given, [p for p in remembered if p is not None])
 
 
 def _load(fed: Federation, trainer: TorchTrainer, file: Path | None, agreed: str) -> None:
@@ -228,6 +238,20 @@ def open_site_trainer(fed: Federation, files: SiteFile) -> TorchTrainer:
         seed=agreement.federation.seed,
         proximal=agreement.strategy.proximal,
     )
+
+
+def mark_data(fed: Federation, files: SiteFile) -> bytes:
+    """What the ledger knows this site's data by [64]; unknown where the site file names none. Leaders only.
+
+    Sites of one job belong to one operator who tries things out; others keep to one ledger for a store.
+    """
+    path, journal = files.data.get("path"), fed.party.journal
+    if not isinstance(path, str) or not isinstance(journal, FileJournal):
+        return UNKNOWN
+    store = files.path(Path(path))
+    if files.exchange.kind != "mpi":
+        remember_home(home_of(files), store)
+    return store_mark(journal.key, store)
 
 
 def _nothing() -> None:

@@ -7,8 +7,10 @@ RUN/<site>/metrics.jsonl holds one record per finished round, written by the sit
 | `version` | 1 |
 | `round`, `rounds` | int: this round (from 1) and how many are planned |
 | `time`, `site` | ISO 8601 in UTC; the writing site |
-| `metrics` | {name: float or null}: public metrics of the global model at the start of the round |
+| `metrics` | {name: float or null}: public metrics of the global model at the start of the round, or {} |
+| `no_metrics` | why metrics are {}: not all sites were in the round, or in the sum of what they had measured |
 | `final` | true in the one record whose metrics are those of the final model |
+| `again` | true where a later job summed a round's metrics once more: other keys are those of the record before |
 | `train_loss`, `samples` | this site's own: they never leave the site |
 | `seconds` | {part: float} for the parts in `PARTS`, and `total` |
 | `bytes_up`, `bytes_down` | int, at this site |
@@ -151,6 +153,8 @@ def round_line(record: Mapping[str, Any]) -> str:
     planned = str(record.get("rounds", "?"))
     words = [f"{name} {record.get('round', '?')!s:>{len(planned)}}/{planned}"]
     words += [f"{m} {_short(metrics[m])}" for m in SHOWN_METRICS if m in metrics]
+    if record.get("no_metrics"):
+        words.append(f"no metrics: {record['no_metrics']}")
     total = number(seconds.get("total"))
     if total is not None:
         words.append(f"{_three_digits(total)} s")
@@ -209,9 +213,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, rounds rising, each round once.
 
     A record of round r takes the place of all earlier ones of round r and later: the run was resumed from an
-    older checkpoint, and they tell of a future that was given up. A record that is `final` comes after the
-    round of the same number. A torn last line (a kill, or a writer at work) is passed over. Raises StorageError
-    if the file cannot be read, DataError for any other line that is not a record.
+    older checkpoint, and they tell of a future that was given up. A record that is `again` keeps what the one of the
+    same round before it says besides. A record that is `final` comes after the round of the same number. A torn last
+    line (a kill, or a writer at work) is passed over. Raises StorageError if the file cannot be read, DataError for
+    any other line that is not a record.
     """
     try:
         data = path.read_bytes()
@@ -223,7 +228,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         record = _parse(line, f"{path}, line {count}")
         key = (record["round"], record.get("final") is True)
         while kept and kept[-1][0] >= key:
-            kept.pop()
+            before, older = kept.pop()
+            if before == key and record.get("again") is True:
+                record = {name: older[name] for name in older if name != "no_metrics"} | record
         kept.append((key, record))
     return [record for _, record in kept]
 

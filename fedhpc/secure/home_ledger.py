@@ -143,8 +143,11 @@ class HomeLedger:
             return
         if merged.value not in (UNKNOWN, ZERO_VALUE):
             self._by_value.setdefault(merged.value, set()).add(at)
-        if merged.category:
-            self._by_class.setdefault(merged.category, {}).setdefault(entry.config, set()).add(merged.data)
+        # Version 1 had what sites measure in each training sum; its entries know no value.
+        measured = merged.category == labels.CLASS_TRAIN and merged.value == UNKNOWN
+        for category in (merged.category, labels.CLASS_MEASURED if measured else ""):
+            if category:
+                self._by_class.setdefault(category, {}).setdefault(entry.config, set()).add(merged.data)
 
     def check(self, entry: LedgerEntry, accepted: Iterable[str] = ()) -> bool:
         """As RoundLedger.check, and the fifth rule; `accepted`: classes that the signed configuration accepts."""

@@ -57,10 +57,15 @@ def ledger_keys(config: bytes, home: bytes, number: int) -> LedgerKeys:
     The home's key outlives the keys that a site signs with, so a rotation does not hide that numbers are the same.
     """
     return LedgerKeys(
-        derive(bytes(32), home, labels.KEY_LEDGER_BLOCKS),
+        home_key(home, labels.KEY_LEDGER_BLOCKS),
         derive(config, home, labels.KEY_LEDGER, number),
-        derive(bytes(32), home, labels.KEY_LEDGER_VALUE),
+        home_key(home, labels.KEY_LEDGER_VALUE),
     )
+
+
+def home_key(home: bytes, name: bytes) -> bytes:
+    """A key of the whole ledger [32]. It outlives versions of the protocol, so their label is not in it."""
+    return hmac.new(home, b"fedhpc ledger\0" + name, hashlib.sha256).digest()
 
 
 def fingerprint_blocks(key: bytes, buffer: NDArray[np.uint8], start: int, stop: int) -> bytes:

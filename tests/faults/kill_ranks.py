@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from fedhpc.federation.join import join_with_files
 from fedhpc.federation.journal import FileJournal
 from fedhpc.federation.masked_sum import MpiSums
 from fedhpc.federation.rounds import run_rounds
+from fedhpc.ops.previous import find_previous
+from fedhpc.ops.rundir import keep_agreement
 from fedhpc.secure.masks import Masks
 from fedhpc.train.checkpoint import Hdf5Checkpoints
 
@@ -154,6 +157,9 @@ def prepare() -> None:
 
 with fed:
     store = Hdf5Checkpoints(joined.site_directory / "checkpoints")
-    outcome = run_rounds(fed, model, store, Quiet(), prepare=prepare)
+    agreement, number = fed.party.agreement, fed.party.number
+    keep_agreement(joined.site_directory.parent, agreement)
+    previous = partial(find_previous, agreement, number, joined.site_directory, None)
+    outcome = run_rounds(fed, model, store, Quiet(), prepare=prepare, previous=previous)
     if joined.first:
         print(f"final {outcome.model.sha256()} after {outcome.started_at}")

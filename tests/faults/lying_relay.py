@@ -7,6 +7,7 @@ sets are closed, and what each site is shown. Nothing at the sites is replaced, 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -233,6 +234,8 @@ class Stage:
 
     def __init__(self, enrolled: Enrolled, folder: Path) -> None:
         self.enrolled, self.runs = enrolled, folder / "runs"
+        for site in enrolled.sites:  # each attack is the first that these sites meet
+            shutil.rmtree(self._home(site), ignore_errors=True)
         self.relay = HostileRelay(enrolled, folder)
         self.relay.gone = lambda: bool(self.sites) and not any(s.alive for s in self.sites.values())
         self.sites: dict[int, SiteThread] = {}
@@ -254,7 +257,10 @@ class Stage:
 
     def ledger(self, u: int) -> list[dict[str, Any]]:
         """The entries of a site's ledger, as they were added."""
-        return ledger_entries(self.enrolled.site_file(self.enrolled.sites[u - 1]).parent / "ledger" / "ledger.jsonl")
+        return ledger_entries(self._home(self.enrolled.sites[u - 1]) / "ledger.jsonl")
+
+    def _home(self, site: str) -> Path:
+        return self.enrolled.site_file(site).parent / "ledger"
 
     def sets(self, u: int, round_: int = 1) -> set[tuple[int, ...]]:
         """The sets that site `u` has bound itself to in a round."""

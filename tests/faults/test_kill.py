@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 from harness import Site, ledger_entries, ledger_of, mpi_words, mpirun, start, until, write_federation
+
+from fedhpc.ops.enrolment.next_epoch import Beginning
+from fedhpc.ops.enrolment.rehearsal import Rehearsal
 
 SCRIPT = Path(__file__).with_name("kill_ranks.py")
 ROUNDS = 4
@@ -84,6 +88,45 @@ def test_killed_at(
     if resumes_at is not None:
         assert started == resumes_at
     check_ledgers(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def next_epoch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that is done, and the next epoch begun; the hash with which that ends if nothing breaks it."""
+    directory = tmp_path_factory.mktemp("epochs") / "a"
+    words = prepare(directory)
+    mpirun(3, [*words, ""], timeout=60, cwd=directory).ok()
+    Rehearsal(directory).next_epoch(Beginning())
+    unbroken = shutil.copytree(directory, directory.with_name("unbroken"))
+    done = mpirun(3, [SCRIPT, unbroken / "federation.toml", unbroken / "sites", ""], timeout=60, cwd=unbroken).ok()
+    assert "goes on from the model" in done.out
+    return directory, final(done.out)[0]
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        # the sum `start`: its line in the ledger, half of it sent, before its results; then its checkpoint
+        "aa admit-before 1",
+        "bbb admit-after 1",
+        "aa sum 1",
+        "cccc sum 1",
+        "bbb settle 1",
+        "aa save-before 0",
+        "cccc save-half 0",
+        "bbb save-after 0",
+    ],
+)
+def test_killed_around_the_sum_that_begins_an_epoch(tmp_path: Path, next_epoch: tuple[Path, str], point: str) -> None:
+    directory = shutil.copytree(next_epoch[0], tmp_path / "a")
+    words = [SCRIPT, directory / "federation.toml", directory / "sites"]
+    with start(mpi_words(3, [*words, point]), cwd=directory) as job:
+        frozen = directory / "frozen"
+        until(lambda: frozen.exists() or job.process.poll() is not None, 60, f"the freeze at {point}")
+        assert frozen.exists(), job.finish(1).text
+        job.kill()
+    done = mpirun(3, [*words, ""], timeout=60, cwd=directory).ok()
+    assert final(done.out)[0] == next_epoch[1]
 
 
 def test_killed_at_random_times_again_and_again(tmp_path: Path, unbroken: str) -> None:

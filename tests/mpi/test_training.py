@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,6 +109,25 @@ def test_uneven_ranks(tmp_path: Path) -> None:
     assert 0 < found["uneven"][2]["accuracy"] <= 1
     size = sum(t.nbytes for t in np.load(tmp_path / "two rails" / "final.npz").values())
     assert size > 1 << 20, "the vector must split over the rails"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("umask", [0o000, 0o077], ids=oct)
+def test_what_a_run_writes_is_its_owners_only(tmp_path: Path, umask: int) -> None:
+    """Losses and numbers of rows too; with a log of every rank."""
+    sites = {"aa": Site(rows=24, ranks=2), "bb": Site(rows=40), "cc": Site(rows=33)}
+    write_federation(tmp_path / "modes", sites=sites, task=MLP, rounds=1)
+    before = os.umask(umask)
+    try:
+        words = [RANKS_SCRIPT, tmp_path / "modes"]
+        mpirun(4, words, timeout=100, env={"FEDHPC_LOG_RANKS": "all"}).ok()
+    finally:
+        os.umask(before)
+    run = tmp_path / "modes" / "run"
+    assert {"metrics.jsonl", "log.rank-1.jsonl", "round-000001.h5"} <= {p.name for p in run.rglob("*")}
+    for path in (run, *run.rglob("*")):
+        mode = path.stat().st_mode & 0o7777
+        assert mode == (0o700 if path.is_dir() else 0o600), f"{path}: {mode:o}"
 
 
 PLAIN = """

@@ -67,17 +67,46 @@ def spool(tmp_path: Path) -> Path:
 # --- the same bits
 
 
-@pytest.mark.parametrize(("name", "sites"), [("one", SITES[:1]), ("two", SITES[1:]), ("all", SITES)])
+@contextlib.contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def check_modes(folder: Path, directories: int, files: int) -> None:
+    found = list(folder.rglob("*"))
+    assert len(found) > 10
+    for path in found:
+        mode = path.stat().st_mode & 0o7777
+        assert mode == (directories if path.is_dir() else files), f"{path}: {mode:o}"
+
+
+@pytest.mark.parametrize(
+    ("name", "sites", "mask", "directories", "files"),
+    [
+        ("one", SITES[:1], 0o000, 0o700, 0o600),
+        ("two", SITES[1:], 0o077, 0o2770, 0o660),
+        ("all", SITES, 0, 0o700, 0o600),
+    ],
+)
 def test_the_same_model_as_over_https(
-    name: str, sites: tuple[str, ...], tiny: Tiny, reference: str, spool: Path
+    name: str, sites: tuple[str, ...], mask: int, directories: int, files: int, tiny: Tiny, reference: str, spool: Path
 ) -> None:
+    """And both halves, and the runs, are for those whom the spool's directory names, whatever the umask."""
     use_spool(tiny, name, sites, spool)
+    spool.chmod(directories)
     for site in sites:
         folder = carrier_file(tiny.made[name].site_file(site)).parent
         assert [p.name for p in folder.iterdir()] == ["site.toml"], "the carrier has no key that signs"
         assert "url" not in tiny.made[name].site_file(site).read_text(), "and the site no way to the relay"
-    with carriers(tiny, name, sites):
+    with umask(mask), carriers(tiny, name, sites):
         assert one_hash(run_sites(cases(tiny, name))) == reference
+    check_modes(spool, directories, files)
+    for of in cases(tiny, name).values():
+        check_modes(Path(of[0]["run"]), 0o700, 0o600)
 
 
 @pytest.mark.mpi

@@ -174,8 +174,10 @@ def test_a_training_sum_is_given_to_the_update_from_the_same_state(finished: Fin
     keep(finished, plan)
     vector = Vector(LAYOUT)
     assert finished.find(dataclasses.replace(plan, base=key_of("another base")), vector, MARK) is None
-    assert finished.find(plan, vector, MARK) == (key_of("tree"), (1, 2, 4))
-    assert vector.buffer.tobytes() == full().buffer.tobytes()
+    for mark in (MARK, key_of("trained anew, to other numbers")):
+        vector.buffer[:] = 3
+        assert finished.find(plan, vector, mark) == (key_of("tree"), (1, 2, 4))
+        assert vector.buffer.tobytes() == full().buffer.tobytes()
 
 
 def test_the_proofs_of_the_newest_models_are_kept(tmp_path: Path, finished: FinishedSums) -> None:

@@ -118,6 +118,13 @@ def test_the_facts_are_told(full):
     assert "disagree" not in text
 
 
+def test_rounds_without_metrics_say_why(tmp_path):
+    rows = [record(1), record(2, metrics={}, no_metrics="not all sites were in this round's sum"), record(3)]
+    text = " ".join(" ".join(page_of(make(tmp_path / "run", {"a": rows})).text).split())
+    assert "Without metrics 1 of 3 records: not all sites were in this round's sum" in text
+    assert "Without metrics" not in " ".join(page_of(make(tmp_path / "whole", {"a": rows[:1]})).text)
+
+
 def test_the_figures_are_png_files_beside_the_page(full):
     files = sorted(p.name for p in (full / "report").iterdir())
     assert files == ["bytes.png", "loss.png", "metrics.png", "report.html", "time.png"]

@@ -122,6 +122,19 @@ def test_rounds_that_are_redone_appear_once(tmp_path):
     assert [(r["round"], r["job"]) for r in read_metrics(path)] == [(1, 1), (2, 2), (3, 2)]
 
 
+def test_metrics_that_a_later_job_summed_again_join_the_rounds_record(tmp_path):
+    """It was killed after its checkpoint: the record is there or not, and the next job says the metrics once more."""
+    lost = {"round": 2, "metrics": {}, "no_metrics": "not all sites were there to sum them", "again": True}
+    told = {"round": 1, "metrics": {"loss": 0.5}, "again": True}
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(lines({"round": 1, "train_loss": 0.25, **RECORD}, told, lost))
+    first, second = read_metrics(path)
+    assert (first["metrics"], first["train_loss"], first["seconds"]) == ({"loss": 0.5}, 0.4, RECORD["seconds"])
+    assert second["metrics"] == {}
+    assert second["no_metrics"] == "not all sites were there to sum them"
+    assert round_line({"rounds": 3, **second}) == "round 2/3  no metrics: not all sites were there to sum them"
+
+
 def test_the_final_record_stands_beside_the_last_round(tmp_path):
     path = tmp_path / "m"
     path.write_bytes(lines({"round": 2}, {"round": 2, "final": True}, {"round": 2, "final": True, "again": 1}))

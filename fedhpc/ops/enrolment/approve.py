@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedhpc.config import parse_toml
 from fedhpc.errors import ConfigError, PolicyError
-from fedhpc.federation.agreement import Agreement
+from fedhpc.federation.agreement import Agreement, SiteFile
 from fedhpc.federation.approvals import configuration, difference
+from fedhpc.federation.ledger_home import home_of, known_federation
 from fedhpc.ops.enrolment.draft import read_complete
 from fedhpc.ops.enrolment.fingerprints import fingerprint
 from fedhpc.ops.enrolment.site import SiteFolder, SiteKeys
+from fedhpc.ops.ledger.stores import store_mark
+from fedhpc.secure import labels
 from fedhpc.secure.epochs import check_follows
+from fedhpc.secure.home_ledger import Difference
+from fedhpc.secure.ledger import UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Review:
     keys: SiteKeys
     changes: str  # since the one this site approved last; empty for the first
     done: bool  # approved already
+    shown: tuple[Difference, ...] = ()  # what sums of this roster would show together with those in the ledger
 
     def lines(self) -> list[str]:
         """What is signed, for a terminal."""
@@ -55,11 +61,30 @@ class Review:
             f"task: {_table(a.task)}",
             f"train: {_table(a.train)}",
         ]
-        return [*lines, f"changed since the last approval: {self.changes}"] if self.changes else lines
+        lines += [f"changed since the last approval: {self.changes}"] if self.changes else []
+        return lines + [f"sums of the class '{d.category}' were opened {d.words()}" for d in self.shown]
 
-    def sign(self, folder: SiteFolder) -> bytes:
-        """Sign and keep it [message]."""
+    def sign(self, folder: SiteFolder, accepted: Collection[str] = ()) -> bytes:
+        """Sign and keep it [message]. `accepted`: classes whose differences this site's operator accepts.
+
+        Raises PolicyError where the ledger has sums that would show something which is not accepted.
+        """
+        self.refuse_differences(accepted)
         return folder.approvals.approve(self.keys.identity, self.number, self.agreement)
+
+    def refuse_differences(self, accepted: Collection[str]) -> None:
+        """Raise PolicyError unless the file and this site's operator accept all that would be shown."""
+        in_file = self.agreement.secure.accept_difference
+        missing = [d for d in self.shown if d.category not in in_file]
+        unsaid = [d for d in self.shown if d.category not in accepted]
+        for found, how in (
+            (missing, "the coordinator says so in the next epoch: `fedhpc federation next"),
+            (unsaid, "this site's operator says so: `fedhpc site approve"),
+        ):
+            if found:
+                flags = " ".join(f"--accept-difference {d.category}" for d in found)
+                told = "; ".join(f"'{d.category}' was opened {d.words()}" for d in found)
+                raise PolicyError(f"not approved: {told}", f"nothing was signed; if that is accepted, {how} {flags}`")
 
 
 def review(path: Path, folder: SiteFolder) -> Review:
@@ -96,7 +121,29 @@ def review(path: Path, folder: SiteFolder) -> Review:
         hint = "the coordinator runs `fedhpc federation next` before changing a file that sites have approved"
         raise PolicyError(f"{error.what}; {hashes}", hint if following.epoch == present.epoch else error.hint) from None
     done = present == following
-    return Review(agreement, number, keys, "" if done else changes, done)
+    shown = () if done else differences(agreement, number, folder.file)
+    return Review(agreement, number, keys, "" if done else changes, done, shown)
+
+
+def differences(agreement: Agreement, number: int, file: SiteFile) -> tuple[Difference, ...]:
+    """What the sums of this configuration would show together with those in this site's ledger, class by class.
+
+    Of statistics with a name of their own, and without, the ledger asks when they are summed.
+    """
+    home = home_of(file)
+    known = home.look()
+    if not known.federations or agreement.secure.thresholds(len(agreement.roster)) is None:
+        return ()
+    opens = [labels.CLASS_TRAIN]
+    opens += [labels.CLASS_WEIGHTS] if agreement.strategy.weights == "samples" else []
+    fresh = agreement.start.from_ is None and not agreement.start.model
+    opens += [labels.CLASS_STANDARDISE] if fresh and agreement.task.get("standardise") is True else []
+    opens += [labels.CLASS_MEASURED] if "name" in agreement.task else []
+    path = file.data.get("path")
+    data = store_mark(home.key(), file.path(Path(path))) if isinstance(path, str) else UNKNOWN
+    federation = known_federation(agreement, number)
+    found = (known.difference(federation, name, data if name == labels.CLASS_TRAIN else UNKNOWN) for name in opens)
+    return tuple(difference for difference in found if difference is not None)
 
 
 def _table(table: Mapping[str, Any]) -> str:
