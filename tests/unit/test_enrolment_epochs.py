@@ -44,7 +44,7 @@ def digest(source: bytes) -> str:
 
 
 def identities(agreement: Agreement) -> tuple[str, ...]:
-    return tuple(entry.identity for entry in agreement.roster)
+    return tuple(entry.identity.hex() for entry in agreement.roster)
 
 
 def join(enrolment: Enrolment, name: str) -> None:

@@ -131,7 +131,10 @@ class World:
         return [json.loads(line) for line in text.splitlines()]
 
     def copy(self, folder: Path) -> World:
+        """Its ledgers do not remember the runs that it has copies of."""
         shutil.copytree(self.folder, folder)
+        for runs in (folder / "sites").glob("*/ledger/runs"):
+            shutil.rmtree(runs)
         return World(folder, self.accept)
 
 
