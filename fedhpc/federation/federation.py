@@ -155,15 +155,16 @@ class Federation:
         `bound`: the largest absolute value a site's float may have, the same at all sites. Without it, a first masked
         sum counts the sites per exponent of each array's largest value, and nothing else about it.
         `name`: what is summed; a second, different sum under the same name is refused (PolicyError).
-        `everyone`: all sites of the roster must be in it, by default if it has no name: the same numbers over two sets
-        of sites show those of the site that one set lacks. A named sum through a relay may otherwise lack up to N − τ
-        sites that were lost meanwhile; `.sites` names those in it. Within one MPI job nobody can be lacking.
+        `everyone`: all sites of the roster must be in it, by default if it has no name or may be skipped: the same
+        numbers over two sets of sites show those of the site that one set lacks. A named sum through a relay may
+        otherwise lack up to N − τ sites that were lost meanwhile; `.sites` names those in it. Within one MPI job nobody
+        can be lacking.
         `skip`, the same at all sites, for sums over everyone: None on every rank if the sum is not there
         `[cohort] upload_s` after this site was ready and τ sites do without it. Then some sites may hold the sum
         nevertheless, so nothing that sites do in common may hang on whether it came. Floats need `bound` then.
         Raises DataError for NaN, infinity and values beyond the bound or ±(2^63 − 1)/N; nothing is clipped or sent.
         """
-        everyone = name is None if everyone is None else everyone
+        everyone = (name is None or skip) if everyone is None else everyone
         one = not isinstance(arrays, Mapping)
         sums = self._combine({"value": arrays} if one else arrays, 1.0, bound, name, everyone=everyone, skip=skip)
         return sums["value"] if one and sums is not None else sums

@@ -239,7 +239,7 @@ def _party(
         identity=None if identity is None else Ed25519PrivateKey.from_private_bytes(identity),
         ledger_keys=keys,
         journal=journal,
-        directory=directory if place.site.rank == 0 else None,
+        memory=home_of(mine).runs if place.site.rank == 0 else None,
         salt_key=salts,
     )
 

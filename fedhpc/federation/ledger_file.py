@@ -66,7 +66,13 @@ class LedgerFile:
     def locked(self, *, alone: bool = True) -> Iterator[None]:
         """Keep other processes out, with all that they have added taken in. Raises StorageError, PolicyError."""
         self._refuse_failed()
-        lock(self._file, self.path, time.monotonic() + _LOCKED_S, "another run does not let go of", alone=alone)
+        lock(
+            self._file,
+            self.path,
+            time.monotonic() + _LOCKED_S,
+            f"another run does not let go of {self.path}",
+            alone=alone,
+        )
         try:
             self._take_in(cut=alone)
             yield
@@ -161,7 +167,7 @@ def take_in(known: HomeLedger, record: Record) -> None:
 
 
 def lock(file: int, path: Path, deadline: float, held: str, hint: str = "", *, alone: bool = True) -> None:
-    """Lock an open file, or raise StorageError: another process `held` it too long, or there are no locks."""
+    """Lock an open file, or raise StorageError: another process holds it (`held` says so), or there are no locks."""
     kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
     while True:
         try:
@@ -170,7 +176,7 @@ def lock(file: int, path: Path, deadline: float, held: str, hint: str = "", *, a
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise StorageError(f"{path} cannot be locked: {error.strerror}", NO_LOCKS) from None
         if time.monotonic() >= deadline:
-            raise StorageError(f"{held} {path}", hint or "wait for it to end")
+            raise StorageError(held, hint or "wait for it to end")
         time.sleep(min(_LOOK_S, max(0.0, deadline - time.monotonic())))
 
 

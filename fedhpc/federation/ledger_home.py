@@ -3,6 +3,7 @@
 HOME/ledger.jsonl       what was summed (ledger_file.py)
 HOME/ledger.key         the key of its fingerprints [32], mode 0600, made once and kept when a site's keys change
 HOME/runs/CONFIG.lock   held by the run of that configuration; names its run directory, also when it has ended
+HOME/runs/CONFIG.stopped   this configuration never counts exponents again (scale_choice.py)
 """
 
 from __future__ import annotations
@@ -68,6 +69,11 @@ class LedgerHome:
     def ledger(self) -> Path:
         """The ledger's file."""
         return self.folder / LEDGER_FILE
+
+    @property
+    def runs(self) -> Path:
+        """What is known of single configurations."""
+        return self.folder / "runs"
 
     def look(self) -> HomeLedger:
         """What the ledger says, without holding it; nothing where there is none. Raises StorageError, PolicyError."""
@@ -138,11 +144,11 @@ class LedgerHome:
 
     def running(self) -> dict[str, str]:
         """Configuration (hex) -> run directory, of all runs that the home has seen."""
-        files = sorted((self.folder / "runs").glob("*.lock"))
+        files = sorted(self.runs.glob("*.lock"))
         return {file.stem: _read(file).get("run", "") for file in files}
 
     def _lock_file(self, config: bytes) -> Path:
-        return self.folder / "runs" / f"{config.hex()}.lock"
+        return self.runs / f"{config.hex()}.lock"
 
 
 class RunLock:
@@ -173,7 +179,7 @@ class RunLock:
                 "give each site a home of its own: [ledger] path",
             )
         hint = "wait for it to end; a second run beside it is the next epoch: `fedhpc federation next --again`"
-        lock(self._file, Path(where), time.monotonic() + wait_s, "another run is using", hint)
+        lock(self._file, path, time.monotonic() + wait_s, f"another run is using {where}", hint)
 
     def close(self) -> None:
         """Let others run it. Safe to call twice."""

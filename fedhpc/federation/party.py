@@ -50,7 +50,7 @@ class Party:
     ledger_keys: LedgerKeys | None = field(repr=False)  # on every rank of a masked site
     journal: Journal | None  # leaders only
     salt_key: bytes | None = field(repr=False)  # k_salt [32], on every rank of a masked site
-    directory: Path | None = None  # the site's run directory; leaders only
+    memory: Path | None = None  # beside the institution's ledger: what must outlive a run directory; leaders only
 
     @property
     def name(self) -> str:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from fedhpc.federation.federation import Federation
 
 _log = logging.getLogger("fedhpc.federation")
-_FILE = "counts.stopped"
 _HINT = "no site is known to be at fault; start the next epoch with a public bound: [secure] bound in federation.toml"
 
 
@@ -65,7 +64,7 @@ def choose_scales(
 def refuse_another_count(party: Party) -> None:
     """Raise PolicyError, on every rank of the site, if a count of this epoch was stopped here before."""
     stopped = b"."
-    if party.leads and party.directory is not None and _kept(party.directory) == party.agreement.hash.hex():
+    if party.leads and party.memory is not None and _stopped(party, party.memory).exists():
         stopped = b"!"
     if party.site.broadcast_bytes(stopped if party.leads else None) == b"!":
         raise PolicyError("a count of exponents of this epoch was stopped before, and none follows it", _HINT)
@@ -85,8 +84,8 @@ def check_counts(
 def stop(party: Party, wrong: Iterable[str], what: str) -> None:
     """Raise PolicyError with `what`, on every rank of the site, if the leader finds any tensor `wrong`; for good."""
     word = b"!" if any(True for _ in wrong) else b"."
-    if party.leads and word == b"!" and party.directory is not None:
-        write_whole(party.directory / _FILE, party.agreement.hash.hex().encode(), mode=0o600)
+    if party.leads and word == b"!" and party.memory is not None:
+        write_whole(_stopped(party, party.memory), what.encode(), mode=0o600)
     if party.site.broadcast_bytes(word if party.leads else None) == b"!":
         raise PolicyError(what, _HINT)
 
@@ -97,8 +96,6 @@ def _possible(counts: NDArray[Any], own: NDArray[Any], marked: int) -> bool:
     return inside and sum(counts.tolist()) == marked and bool((counts[own > 0] >= 1).all())
 
 
-def _kept(directory: Path) -> str:
-    try:
-        return (directory / _FILE).read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return ""
+def _stopped(party: Party, memory: Path) -> Path:
+    """The file that says so for good, also for a run in another directory."""
+    return memory / f"{party.agreement.hash.hex()}.stopped"

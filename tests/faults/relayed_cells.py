@@ -106,7 +106,7 @@ def training(cell: Cell, world: World) -> str:
     """A site of the main loop, killed and started again: the final model is that of a run without faults."""
     world.start_relay()
     sites = world.start_sites((u for u in world.numbers if u != cell.victim), "rounds")
-    die(cell, world, "rounds", 6 if cell.point.split()[0] in ("proof", "M3v", "M5", "M6", "Y") else 2)
+    die(cell, world, "rounds", 7 if cell.point.split()[0] in ("proof", "M3v", "M5", "M6", "Y") else 2)
     sites[cell.victim] = world.start_site(cell.victim, "rounds")
     world.finish(sites)
     assert world.final() == world.unbroken()

@@ -27,13 +27,12 @@ def attempt_file(path: Path) -> dict[str, Any]:
 
 
 def layout_of(values: Mapping[str, NDArray[Any]], bound: float, sites: int) -> Layout:
-    return Layout(
-        [Tensor(n, a.dtype.name, a.shape, scale_for(bound, 8 * a.itemsize, sites)) for n, a in values.items()]
-    )
+    tensors = [Tensor(n, a.dtype.name, a.shape, scale_for(bound, 8 * a.itemsize, sites)) for n, a in values.items()]
+    return Layout(tensors, salted=True)
 
 
 def encoded(values: Mapping[str, NDArray[Any]], layout: Layout, sites: int) -> bytes:
-    """The lanes of a site's values before masks."""
+    """The lanes of a site's values before masks, without salt."""
     vector = Vector(layout)
     vector.fill(values)
     codec = Codec(sites, "")

@@ -126,9 +126,9 @@ def leaving(world: World, job: str, at: str) -> None:
 def test_a_clean_leave_after_the_vector_has_left_keeps_its_keys(theatre: Theatre) -> None:
     with theatre.world(TRAINING, "leave after") as world:
         world.start_relay()
-        leaving(world, "rounds", "M3 6")
+        leaving(world, "rounds", "M3 7")
         for u in world.numbers:
-            assert attempts(world, u) == ["round-6.attempt", "round-6.key"]
+            assert attempts(world, u) == ["round-7.attempt", "round-7.key"]
         world.finish(world.start_sites(world.numbers, "rounds"))
         assert world.final() == theatre.unbroken()
         assert not any(attempts(world, u) for u in world.numbers)
@@ -138,9 +138,9 @@ def test_a_clean_leave_before_the_vector_has_left_erases_its_keys(theatre: Theat
     """The next job makes new ones, in the next attempt."""
     with theatre.world(TRAINING, "leave before") as world:
         world.start_relay()
-        leaving(world, "rounds", "M1 6")
+        leaving(world, "rounds", "M1 7")
         assert not any(attempts(world, u) for u in world.numbers)
-        assert not [name for name in world.objects(6) if "M3" in name]
+        assert not [name for name in world.objects(7) if "M3" in name]
         world.finish(world.start_sites(world.numbers, "rounds"))
         assert world.final() == theatre.unbroken()
         assert not any(attempts(world, u) for u in world.numbers)

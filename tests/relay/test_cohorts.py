@@ -146,7 +146,11 @@ def test_a_killed_site_comes_back_to_a_quorum(tiny: Tiny) -> None:
             assert found[site]["sha256"] == found["aa"]["sha256"]
             assert_equal(run.model(site, 6), model)
         assert found["dd"]["started_at"] == 2
-        assert [record["round"] for record in found["dd"]["records"]] == [5, 6, 6]  # the last is the final metrics
+        # The metrics of the round that its checkpoint was written in are said again; the last are the final ones.
+        assert [record["round"] for record in found["dd"]["records"]] == [2, 5, 6, 6]
+        again, told = found["dd"]["records"][0], found["aa"]["records"][1]
+        assert (again["again"], again["metrics"], again["state"]) == (True, told["metrics"], told["state"])
+        assert [bool(r["metrics"]) for r in found["aa"]["records"]] == [True, True, False, False, True, True, True]
 
 
 def test_older_updates_are_discounted_and_summed_once(tiny: Tiny) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -12,11 +13,17 @@ from pathlib import Path
 
 import pytest
 from doctor_fakes import complains, fails, found, passes, says, skips, slurm, subject, warns
+from federation_fakes import journal_in, known
 from harness import edit
+from secure_fakes import key_of
 
+from fedhpc.federation.agreement import ExchangeSection
+from fedhpc.federation.ledger_home import LedgerHome, home_of
 from fedhpc.ops.doctor import file_system, node, storage
 from fedhpc.ops.doctor.file_system import Mount, mount_of
 from fedhpc.ops.doctor.subject import Subject, open_subject
+from fedhpc.ops.ledger.stores import remember_home
+from fedhpc.secure.ledger import LedgerEntry
 
 IN_JOB = {"SLURM_JOB_ID": "7"}
 
@@ -220,9 +227,55 @@ def test_a_lock_that_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("option", ["localflock", "nolock", "local_lock=flock", "local_lock=all"])
 def test_locks_of_one_node_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
     monkeypatch.setattr(storage, "_mount", lambda path: Mount("/s", "lustre", frozenset({"rw", option})))
-    warns("run-locks", subject(tmp_path), option, "one node only")
+    fails("run-locks", subject(tmp_path), option, "one node only", "[ledger] path", code=74)
     monkeypatch.setattr(storage, "_mount", lambda path: Mount("/s", "lustre", frozenset({"rw", "flock"})))
     passes("run-locks", subject(tmp_path))
+
+
+def test_the_ledger(tmp_path: Path) -> None:
+    site = subject(tmp_path)
+    assert site.site is not None
+    home = home_of(site.site)
+    passes("ledger", site, "no sum yet")
+    journal = journal_in(home.folder)
+    journal.admit(LedgerEntry(1, "train", key_of("i"), key_of("f"), (1, 2, 3)))
+    passes("ledger", site, "1 configurations, 1 rounds")
+    home.ledger.chmod(0o644)
+    fails("ledger", site, "can be read by others", code=74)
+    home.ledger.chmod(0o600)
+    key, whole = home.folder / "ledger.key", home.ledger.read_bytes()
+    home.ledger.write_bytes(whole.replace(b'"train"', b'"drain"'))
+    fails("ledger", site, "line 2: the chain of hashes is broken", code=77)
+    home.ledger.write_bytes(whole)
+    kept = key.read_bytes()
+    key.unlink()
+    fails("ledger", site, "ledger.key is missing", code=77)
+    key.write_bytes(kept)
+    home.ledger.unlink()
+    fails("ledger", site, "missing beside its key", code=77)
+    key.unlink()
+    checkpoint(site, 1)
+    fails("ledger", site, "the run has checkpoints", "[ledger] path", code=77)
+    skips("ledger", open_subject(None, {}), "no site file")
+
+
+def test_two_homes_for_one_store(tmp_path: Path) -> None:
+    site = subject(tmp_path)
+    skips("ledger-homes", site, "rehearsal")
+    assert site.site is not None
+    relayed = dataclasses.replace(
+        site, site=dataclasses.replace(site.site, exchange=ExchangeSection("spool", spool=Path("spool")))
+    )
+    store = tmp_path / "data" / "aa.h5"
+    store.parent.mkdir(exist_ok=True)
+    store.touch()
+    passes("ledger-homes", relayed)
+    for number, folder in enumerate([home_of(site.site).folder, tmp_path / "other"]):
+        journal_in(folder, known(str(number))).close()
+        remember_home(LedgerHome(folder), store)
+    fails("ledger-homes", relayed, "two ledgers", str(tmp_path / "other"), "[ledger] path", code=77)
+    (tmp_path / "other" / "ledger.jsonl").unlink()
+    passes("ledger-homes", relayed)
 
 
 @pytest.mark.parametrize(("ahead", "words"), [(60.0, "1 min ahead of"), (-7.0, "7 s behind")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedhpc.ops.doctor import gpus, keys, mpi, node, relay, slurm, software, storage, walltime
+from fedhpc.ops.doctor import gpus, keys, ledger, mpi, node, relay, slurm, software, storage, walltime
 from fedhpc.ops.doctor.check import Check
 
 CHECKS: tuple[Check, ...] = (
@@ -12,6 +12,7 @@ CHECKS: tuple[Check, ...] = (
     *slurm.CHECKS,
     *walltime.CHECKS,
     *keys.CHECKS,
+    *ledger.CHECKS,
     *relay.CHECKS,
     *storage.CHECKS,
     *node.CHECKS,

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from fedhpc.errors import DataError, StorageError
+from fedhpc.federation.ledger_home import home_of
 from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.ops.doctor.commands import call, find
 from fedhpc.ops.doctor.file_system import Mount, clock_offset, exercise, lock_holds, mount_of, nearest
@@ -96,7 +97,7 @@ def semantics(subject: Subject) -> Finding:
     except OSError as error:
         return fail(f"{folder}: {error.strerror}", "the run directory must be writable, with space left", _CODE)
     if trouble:
-        return fail(f"{folder}: {trouble}", "choose another --out: a parallel or a local file system", _CODE)
+        return fail(f"{folder}: {trouble}", "give an --out on a parallel or a local file system", _CODE)
     for own in (subject.run, subject.directory):
         if own is not None and own.is_dir() and own.stat().st_mode & 0o077:
             what = f"others can look into {own} (mode {own.stat().st_mode & 0o777:04o}): losses and numbers of rows"
@@ -105,11 +106,11 @@ def semantics(subject: Subject) -> Finding:
 
 
 def locks(subject: Subject) -> Finding:
-    """The ledger's lock holds, also between nodes as far as the mount says."""
-    if subject.directory is None:
-        return skipped(_NO_RUN)
-    folder = nearest(subject.directory)
-    fix = "use a file system with flock (Lustre: mounted with -o flock), by another --out"
+    """The ledger's locks hold, also between nodes as far as the mount says."""
+    if subject.site is None:
+        return skipped("the ledger's home is not known")
+    folder = nearest(home_of(subject.site).folder)
+    fix = "use a file system with flock (Lustre: mounted with -o flock), by [ledger] path"
     try:
         trouble = lock_holds(folder)
     except OSError as error:
@@ -118,10 +119,7 @@ def locks(subject: Subject) -> Finding:
         return fail(f"{folder}: {trouble}", fix, _CODE)
     alone = locks_of_one_node(_mount(folder))
     if alone:
-        return warn(
-            f"{folder} is mounted with {alone}: locks hold on one node only",
-            "never run two jobs of this site at once, or use another --out",
-        )
+        return fail(f"{folder} is mounted with {alone}: locks hold on one node only", fix, _CODE)
     return ok(f"{folder} keeps locks")
 
 
@@ -198,7 +196,7 @@ CHECKS = (
     Check("data", GROUP, "training reads it in every round", data),
     Check("run-space", GROUP, "a full disk ends the run at its next checkpoint", space),
     Check("run-files", GROUP, "checkpoints and spool need renames that are whole and last", semantics),
-    Check("run-locks", GROUP, "the ledger's lock keeps a requeued job from running beside its predecessor", locks),
+    Check("run-locks", GROUP, "the ledger's locks keep two jobs from summing the same at once", locks),
     Check("run-clock", GROUP, "ages of files are read off the file server's clock", file_clock),
     Check("run-shared", GROUP, "the next job runs on another node and goes on from these files", shared),
     Check("tmpdir", GROUP, "MPI and PyTorch put sockets and libraries there", temporary_directory),

@@ -136,7 +136,8 @@ def differences(agreement: Agreement, number: int, file: SiteFile) -> tuple[Diff
         return ()
     opens = [labels.CLASS_TRAIN]
     opens += [labels.CLASS_WEIGHTS] if agreement.strategy.weights == "samples" else []
-    opens += [labels.CLASS_STANDARDISE] if agreement.task.get("standardise") is True else []
+    fresh = agreement.start.from_ is None and not agreement.start.model
+    opens += [labels.CLASS_STANDARDISE] if fresh and agreement.task.get("standardise") is True else []
     opens += [labels.CLASS_MEASURED] if "name" in agreement.task else []
     path = file.data.get("path")
     data = store_mark(home.key(), file.path(Path(path))) if isinstance(path, str) else UNKNOWN

@@ -173,11 +173,12 @@ class Coordinator:
         entries = draft.roster
         for candidate in candidates:
             asked = candidate.asked
-            entries[asked.name] = entries.get(asked.name, {}) | {
-                "name": asked.name,
-                "sign": asked.sign,
-                "tls": asked.tls,
-            }
+            before = entries.get(asked.name, {})
+            entries[asked.name] = before | {"name": asked.name, "sign": asked.sign, "tls": asked.tls}
+            # Ledgers know a site by its first key, so that new keys do not make it another site.
+            first = before.get("first_sign") or before.get("sign", asked.sign)
+            if first != asked.sign:
+                entries[asked.name]["first_sign"] = first
         granted = self._write_roster(draft, entries, accept)
         authority = self._authority()
         for candidate in candidates:
