@@ -95,7 +95,7 @@ class World:
         """Every site of the roster signs, and the relay lets it in."""
         for name in self.agreement.names:
             folder = self.site(name)
-            review(self.federation, folder).sign(folder)
+            review(self.federation, folder).sign(folder, self.accept)
         relay = self.coordinator.relay / "relay.toml"
         admit(self.federation, relay, quota_bytes=BYTES, objects=OBJECTS)
 
