@@ -156,8 +156,8 @@ def _tell_classes(after: Draft, beginning: Beginning, epoch: int, notes: list[st
     if open_:
         notes.append(
             f"another roster than in epoch {epoch}: sums of the class {', '.join(open_)} show what differs. A "
-            "site that was in both refuses them until that is accepted: `--accept-difference CLASS` here, and for each site "
-            "in `fedhpc site approve`"
+            "site that was in both refuses them until that is accepted: `--accept-difference CLASS` here, and by each "
+            "site in `fedhpc site approve`"
         )
 
 
