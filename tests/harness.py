@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -251,6 +252,28 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+# --- files of older versions
+
+
+def without_blind(path: Path) -> None:
+    """Make a checkpoint one of fedhpc 0.1.0: schema 1, no blind, its digest as it was made then."""
+    import h5py
+
+    with h5py.File(path, "r+") as file:
+        index = json.loads(bytes(file["index"][:]))
+        old = {n: index[n] for n in ("round", "sums", "config", "ledger", "tensors", "outer", "private")}
+        text = json.dumps(old, separators=(",", ":")).encode()
+        digest = hashlib.sha256(b"fedhpc checkpoint v1\0" + len(text).to_bytes(8, "little") + text)
+        for group in ("tensors", "outer", "private"):
+            for number in range(len(old[group])):
+                data = np.asarray(file[f"{group}/{number:06d}"]).tobytes()
+                digest.update(len(data).to_bytes(8, "little") + data)
+        del file["index"]
+        file.create_dataset("index", data=np.frombuffer(text, np.uint8))
+        file.attrs["schema_version"] = np.int64(1)
+        file.attrs.create("sha256", digest.hexdigest().encode(), dtype=h5py.string_dtype("utf-8", 64))
 
 
 # --- small federations

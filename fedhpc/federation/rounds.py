@@ -33,6 +33,10 @@ from fedhpc.federation.start import Taken, refuse_other_model, take_over
 from fedhpc.federation.state_tensors import total_bytes
 
 Clock = Callable[[], float]
+OLD_RUN_HINT = (
+    "`fedhpc site ledger adopt RUN` keeps what this site has summed, and `fedhpc federation next --from-model` begins "
+    "an epoch from the model in a directory of its own"
+)
 
 
 @dataclass(frozen=True)
@@ -293,8 +297,7 @@ def _refuse_without_blind(checkpoint: Checkpoint) -> None:
     if not checkpoint.blind:
         raise PolicyError(
             "the run directory is of fedhpc 0.1.0 (fedhpc-secagg/1): its model's hash could be guessed by the relay",
-            "`fedhpc site ledger adopt RUN` keeps what this site has summed, and `fedhpc federation next --from-model` "
-            "begins an epoch from the model",
+            OLD_RUN_HINT,
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.agreement import Agreement
+from fedhpc.federation.rounds import OLD_RUN_HINT
 from fedhpc.federation.run_folder import FEDERATION_FILE
 from fedhpc.files import write_new
 
@@ -29,11 +30,22 @@ def keep_agreement(run: Path, agreement: Agreement) -> None:
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}", "check space and permissions") from None
     if kept != agreement.source:
+        if _is_of_0_1_0(kept):
+            raise PolicyError(f"{run} is a run directory of fedhpc 0.1.0 (fedhpc-secagg/1)", OLD_RUN_HINT)
         raise PolicyError(
             f"{run} holds another federation: its file has SHA-256 {hashlib.sha256(kept).hexdigest()[:16]}…, "
             f"yours {agreement.hash.hex()[:16]}… ({_difference(kept, agreement.source)})",
             "a changed agreement is a new federation: give it a run directory of its own with --out",
         )
+
+
+def _is_of_0_1_0(source: bytes) -> bool:
+    """Whether federation.toml names no protocol."""
+    try:
+        section = tomllib.loads(source.decode()).get("federation", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(section, dict) and "protocol" not in section
 
 
 def _difference(old: bytes, new: bytes) -> str:

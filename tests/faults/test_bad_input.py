@@ -14,7 +14,20 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from harness import FEDHPC, Completed, Site, call, edit, ledger_of, mpirun, start, until, write_federation, write_rows
+from harness import (
+    FEDHPC,
+    Completed,
+    Site,
+    call,
+    edit,
+    ledger_of,
+    mpirun,
+    start,
+    until,
+    without_blind,
+    write_federation,
+    write_rows,
+)
 
 pytestmark = pytest.mark.faults
 
@@ -52,6 +65,9 @@ def run_three(federation: Path, *, ranks: int = 3) -> Completed:
         ("federation.toml", "features = 4", "feature = 4", ["unknown key 'feature'", "did you mean 'features'?"]),
         ("federation.toml", "rounds = 2", "rounds = 0", ["federation.rounds = 0"]),
         ("federation.toml", "rounds = 2", "rounds = ", ["federation.toml", "line 3"]),
+        ("federation.toml", "protocol = 'fedhpc-secagg/2'", "", ["names no protocol", "older", "federation next"]),
+        ("federation.toml", "secagg/2", "secagg/1", ["asks for the protocol 'fedhpc-secagg/1'", "federation next"]),
+        ("federation.toml", "secagg/2", "secagg/3", ["this build speaks fedhpc-secagg/2", "one version of fedhpc"]),
         ("sites/aa.toml", "ranks =", "rank =", ["site: unknown key 'rank'", "did you mean 'ranks'?"]),
         ("sites/aa.toml", "threads =", "thread =", ["compute: unknown key 'thread'", "did you mean 'threads'?"]),
         ("sites/aa.toml", "path = '../data", "paths = '../data", ["data: unknown key 'paths'", "did you mean 'path'?"]),
@@ -284,7 +300,7 @@ def test_a_full_disk_during_a_checkpoint(tmp_path: Path) -> None:
 def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
     federation = one_site(tmp_path)
     (tmp_path / "file").write_text("")
-    run_alone(federation, "--out", tmp_path / "file" / "run").refused(74, "file/run/aa")
+    run_alone(federation, "--out", tmp_path / "file" / "run").refused(74, "cannot make", "file/run")
 
 
 # --- policy, 77
@@ -301,6 +317,20 @@ def test_another_federation_in_the_same_run_directory(tmp_path: Path) -> None:
     edit(federation, "seed = 0", "seed = 1")
     run_alone(federation).refused(77, "holds another federation", "they differ in [federation]", "--out")
     run_alone(federation, "--out", tmp_path / "other").ok()
+
+
+def test_a_run_directory_of_0_1_0(tmp_path: Path) -> None:
+    """Its federation.toml names no protocol; its checkpoints, if somebody exchanges the file, hold no blind."""
+    federation = one_site(tmp_path)
+    ways_out = ("fedhpc site ledger adopt", "fedhpc federation next --from-model")
+    run_alone(federation).ok()
+    kept = tmp_path / "run" / "federation.toml"
+    kept.write_text("".join(line for line in federation.read_text().splitlines(True) if "protocol" not in line))
+    run_alone(federation).refused(77, "run directory of fedhpc 0.1.0", *ways_out)
+    kept.write_bytes(federation.read_bytes())
+    for path in (tmp_path / "run" / "aa" / "checkpoints").iterdir():
+        without_blind(path)
+    run_alone(federation).refused(77, "fedhpc 0.1.0", *ways_out)
 
 
 @pytest.mark.mpi
