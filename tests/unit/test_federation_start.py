@@ -170,6 +170,8 @@ def test_lanes_hold_any_bytes_and_leave_room_for_all_sites(array: Any, weight: f
     for lanes in packed.values():
         assert lanes.dtype == np.dtype("<i8")
         assert not lanes.size or 0 <= int(lanes.min()) <= int(lanes.max()) < 1 << 56 <= ((1 << 63) - 1) // sites
+    raw = array.tobytes()  # as docs/protocol.md says it
+    assert packed["model/x"].tolist() == [int.from_bytes(raw[i : i + 7], "little") for i in range(0, len(raw), 7)]
     back = _unpacked(packed["model/x"], array)
     assert (back.shape, back.dtype, back.tobytes()) == (array.shape, array.dtype, array.tobytes())
     assert (float(_unpacked(packed["total_weight"], np.zeros(1))[0]) or None) == weight
