@@ -27,6 +27,7 @@ from fedhpc.federation.party import Party
 from fedhpc.federation.patience import wait_telling
 from fedhpc.federation.relayed_sum import Lead, RelayedSums
 from fedhpc.federation.relayed_work import Order, end_if_stopped
+from fedhpc.federation.run_folder import bind_run_folder
 from fedhpc.files import write_whole
 from fedhpc.secure.epochs import check_signed
 from fedhpc.secure.thresholds import Thresholds, choose_thresholds
@@ -61,6 +62,7 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life)
             _prove_configuration(party, exchange, mine, signatures)
         except InterruptedRun as stopped:
             word = Order.STOP + stopped.what.encode()
+        bind_run_folder(directory, agreement.hash)
         files = AttemptFiles(directory / "attempts", party.journal)
         thresholds = thresholds_of(agreement)
         states = KnownStates(party, exchange, thresholds)

@@ -1,4 +1,4 @@
-"""RUN and RUN/SITE: folders of their owner's only, whatever the umask and whoever made them.
+"""RUN and RUN/SITE: folders of their owner's only, whatever the umask and whoever made them, and of one configuration.
 
 What a site measures, its losses and its numbers of rows are in them; on clusters the group is often the whole project.
 """
@@ -9,10 +9,11 @@ import logging
 import os
 from pathlib import Path
 
-from fedhpc.errors import StorageError
-from fedhpc.files import hint_for, private_folder, tighten
+from fedhpc.errors import PolicyError, StorageError
+from fedhpc.files import hint_for, private_folder, tighten, write_new
 
 FEDERATION_FILE = "federation.toml"
+_CONFIGURATION = "configuration"  # SHA-256 of federation.toml, in hex
 _log = logging.getLogger("fedhpc.federation")
 
 
@@ -35,6 +36,26 @@ def make_run_folder(directory: Path, federation: Path, *, placed: bool) -> None:
     except OSError as error:
         raise StorageError(f"cannot use {run}: {error.strerror}", hint_for(error)) from None
     private_folder(directory)
+
+
+def bind_run_folder(directory: Path, config: bytes) -> None:
+    """RUN/SITE belongs to the configuration of hash `config` [32] from now on: rounds of two have the same numbers.
+
+    Then its lock in the ledger's home also keeps a second process out of attempts/ and sums/.
+    Raises PolicyError if it is another configuration's, StorageError.
+    """
+    path = directory / _CONFIGURATION
+    try:
+        if not path.exists():
+            write_new(path, config.hex().encode() + b"\n", mode=0o600)
+        kept = path.read_text("ascii").strip()
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot use {path}: {error}", "check space and permissions") from None
+    if kept != config.hex():
+        raise PolicyError(
+            f"{directory} holds a run of another federation.toml: SHA-256 {kept[:16]}…, yours {config.hex()[:16]}…",
+            "a changed agreement is another federation: give it a run directory of its own (--out, join(run=…))",
+        )
 
 
 def _is_run(run: Path, federation: Path) -> bool:

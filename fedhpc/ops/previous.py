@@ -29,14 +29,16 @@ def find_previous(
     directory of another federation, DataError if the site should have a model and has none.
     """
     site = agreement.roster[number - 1]
-    places = (
-        [given / site.name, given] if given is not None else [*remembered, *_beside(directory, agreement.start.epochs)]
-    )
+    places = [*remembered, *_beside(directory, agreement.start.epochs)]
+    if given is not None:
+        places = [given / site.name, given]
     newest: dict[str, tuple[Path, Checkpoint]] = {}
     for place in places:
         found = _newest(place)
         if found is not None:
-            newest.setdefault(found.config.hex(), (place, found))
+            _, other = newest.get(found.config.hex(), (place, None))
+            if other is None or other.round_ < found.round_:  # two runs of one epoch: as far as either has come
+                newest[found.config.hex()] = place, found
     for config in agreement.start.epochs:
         if config in newest:
             place, checkpoint = newest[config]

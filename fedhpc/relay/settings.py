@@ -42,7 +42,7 @@ class Limits:
 
     connections: int = 512
     connections_per_site: int = 64
-    connections_without_certificate: int = 64  # or still in their handshake; from addresses of which nothing is known
+    connections_without_certificate: int = 48  # or still in their handshake; from addresses of which nothing is known
     connections_per_address: int = 32  # of those
     connections_reserved: int = 64  # the same, for addresses from which a known key came in the last day
     handshake_s: float = 10.0

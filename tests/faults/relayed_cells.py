@@ -31,6 +31,7 @@ LOST_POINTS = (
 TRAINING_POINTS = (
     *("proof before", "proof after", "save before", "save half", "save after"),
     *("M3v half", "M5 saved", "M6 saved", "Y half"),
+    *("keep before", "keep after"),  # of what was measured, after the checkpoint
 )
 OWN = ("M0", "A1", "U1", "U2", "Y", "M4r", "DONE")
 RELAY_POINTS = (
@@ -106,7 +107,9 @@ def training(cell: Cell, world: World) -> str:
     """A site of the main loop, killed and started again: the final model is that of a run without faults."""
     world.start_relay()
     sites = world.start_sites((u for u in world.numbers if u != cell.victim), "rounds")
-    die(cell, world, "rounds", 7 if cell.point.split()[0] in ("proof", "M3v", "M5", "M6", "Y") else 2)
+    # Sums 1 to 3 are start, W and a scale; then train, measured, scale (6), train (7), measured (8) and so on.
+    step = cell.point.split()[0]
+    die(cell, world, "rounds", {"save": 2, "keep": 8}.get(step, 7))
     sites[cell.victim] = world.start_site(cell.victim, "rounds")
     world.finish(sites)
     assert world.final() == world.unbroken()

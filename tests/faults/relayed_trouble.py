@@ -227,8 +227,8 @@ def away_for_rounds(cell: Cell, world: World) -> str:
     """A site dies, is away for rounds that the others train, and catches up: one final hash for all."""
     world.start_relay()
     sites = world.start_sites((u for u in world.numbers if u != cell.victim), "rounds")
-    die(cell, world, "rounds", 7)
-    world.until(lambda: "0/DONE" in world.objects(11), "rounds without it")
+    die(cell, world, "rounds", 7)  # the second update
+    world.until(lambda: "0/DONE" in world.objects(10), "rounds without it")
     sites[cell.victim] = world.start_site(cell.victim, "rounds")
     world.finish(sites)
     world.final()

@@ -34,6 +34,6 @@ def test_cell(cell: Cell, begun: Theatre) -> None:
 
 def test_the_matrix_is_whole(request: pytest.FixtureRequest) -> None:
     """As many cells were played as were generated; a cell that silently falls out is noticed."""
-    assert len({cell.name for cell in ALL}) == len(ALL) == 125
+    assert len({cell.name for cell in ALL}) == len(ALL) == 127
     asked = [i for i in request.session.items if "cell" in getattr(getattr(i, "callspec", None), "params", {})]
     assert sum(CELLS.values()) == len(asked)

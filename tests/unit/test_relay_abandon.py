@@ -38,7 +38,7 @@ def test_sites_in_the_lobby_do_without_the_one_that_does_not_come(tmp_path: Path
     abandon(relay, 3)
     assert relay.get("1/0/DONE") == {"attempt": 0, "u3": []}
     assert relay.status()["done"] == 1
-    assert relay.status()["rounds"] == []
+    assert relay.status()["sums"] == []
     (times,) = relay.status()["times"]
     assert (times["done"], times["sites"]) == (True, [])
     everyone(relay, 4)

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from secure_fakes import key_of
 
-from fedhpc.errors import StorageError
-from fedhpc.federation.run_folder import make_run_folder
+from fedhpc.errors import PolicyError, StorageError
+from fedhpc.federation.run_folder import bind_run_folder, make_run_folder
 from fedhpc.files import private_folder, write_whole
 from fedhpc.ops.logs import JsonLines
 
@@ -79,6 +80,20 @@ def test_an_empty_folder_becomes_a_run(tmp_path: Path) -> None:
     run.chmod(0o755)
     make_run_folder(run / "aa", tmp_path / "federation.toml", placed=False)
     assert mode(run) == 0o700
+
+
+def test_it_is_of_one_configuration(tmp_path: Path) -> None:
+    """Attempt files and sums have the numbers of rounds: another federation's would be taken for one's own."""
+    make_run_folder(tmp_path / "run" / "aa", tmp_path / "federation.toml", placed=False)
+    for _ in range(2):
+        bind_run_folder(tmp_path / "run" / "aa", key_of("one"))
+    assert mode(tmp_path / "run" / "aa" / "configuration") == 0o600
+    with pytest.raises(PolicyError, match=r"holds a run of another federation\.toml") as refused:
+        bind_run_folder(tmp_path / "run" / "aa", key_of("two"))
+    assert "a run directory of its own" in refused.value.hint
+    (tmp_path / "run" / "aa" / "configuration").write_bytes(b"\xff")
+    with pytest.raises(StorageError, match="configuration"):
+        bind_run_folder(tmp_path / "run" / "aa", key_of("one"))
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

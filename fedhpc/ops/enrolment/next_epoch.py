@@ -155,8 +155,9 @@ def _tell_classes(after: Draft, beginning: Beginning, epoch: int, notes: list[st
     open_ = [name for name in asked if name not in after.table.get("secure", {}).get("accept_difference", [])]
     if open_:
         notes.append(
-            f"another roster than in epoch {epoch}: a site that was in both is asked once about {', '.join(open_)}; "
-            "with `--accept-difference CLASS` here all accept by signing"
+            f"another roster than in epoch {epoch}: sums of the class {', '.join(open_)} show what differs. A "
+            "site that was in both refuses them until that is accepted: `--accept-difference CLASS` here, and by each "
+            "site in `fedhpc site approve`"
         )
 
 

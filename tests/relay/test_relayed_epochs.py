@@ -95,7 +95,7 @@ class World:
         """Every site of the roster signs, and the relay lets it in."""
         for name in self.agreement.names:
             folder = self.site(name)
-            review(self.federation, folder).sign(folder)
+            review(self.federation, folder).sign(folder, self.accept)
         relay = self.coordinator.relay / "relay.toml"
         admit(self.federation, relay, quota_bytes=BYTES, objects=OBJECTS)
 
@@ -131,7 +131,10 @@ class World:
         return [json.loads(line) for line in text.splitlines()]
 
     def copy(self, folder: Path) -> World:
+        """Its ledgers do not remember the runs that it has copies of."""
         shutil.copytree(self.folder, folder)
+        for runs in (folder / "sites").glob("*/ledger/runs"):
+            shutil.rmtree(runs)
         return World(folder, self.accept)
 
 

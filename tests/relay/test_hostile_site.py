@@ -1,0 +1,96 @@
+"""One enrolled site against a running relay: the others' round ends all the same (unit/test_relay_hostile_site.py)."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from relay_process import CONFIG, Relay, World, noise, until
+from round_sites import Sites
+
+from fedhpc.errors import FedhpcError
+from fedhpc.exchange.http_client import RelayClient
+from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.http_retry import Patience
+from fedhpc.relay.ready import MAX_TENSORS
+
+COHORT = 'policy = "buffered"\nanswer_s = 2.0\nupload_s = 4.0\n'
+HOSTILE, HONEST = 4, [1, 2, 3]
+
+
+@pytest.fixture
+def sites(world: World, tmp_path: Path) -> Iterator[Sites]:
+    """Four sites and a relay that runs rounds."""
+    relay = Relay(world, tmp_path, roster=f'{world.roster()}\n["{CONFIG}".cohort]\n{COHORT}').start()
+    yield Sites(relay)
+    relay.stop()
+
+
+def ends_without_it(sites: Sites, attempt: int) -> None:
+    """The honest sites upload and open their sum; the fourth sends nothing any more."""
+    sites.upload(attempt, HONEST, {u: noise(80, u) for u in HONEST})
+    assert json.loads(sites.get(attempt, "M4r"))["u3"] == HONEST
+    sites.finish(attempt, HONEST)
+    assert json.loads(sites.get(0, "DONE")) == {"attempt": attempt, "u3": HONEST}
+
+
+def test_a_site_that_says_everyone_and_keeps_its_vector_back(sites: Sites) -> None:
+    sites.ready(HOSTILE, everyone=1)
+    sites.ready(*HONEST)
+    until(lambda: sites.standing()["sums"][0]["attempt"] == 1)
+    proposed = [u for u, _ in json.loads(sites.get(1, "M0"))["cohort"]]
+    assert HOSTILE in proposed
+    sites.agree(1, proposed)
+    ends_without_it(sites, 1)
+
+
+def test_an_answer_without_signatures_binds_the_relay_to_no_set(sites: Sites) -> None:
+    sites.ready(1, 2, HOSTILE)
+    sites.agree(1, [1, 2, HOSTILE])
+    sites.upload(1, [1, 2, HOSTILE], {u: noise(80, u) for u in (1, 2, HOSTILE)})
+    assert json.loads(sites.get(1, "M4r"))["u3"] == [1, 2, HOSTILE]
+    sites.send(1, "M5", {HOSTILE: b"garbage"})
+    sites.ready(3)  # it comes a moment late
+    sites.get(1, "NEXT")
+    proposed = [u for u, _ in json.loads(sites.get(2, "M0"))["cohort"]]
+    assert set(HONEST) <= set(proposed)
+    sites.agree(2, proposed)
+    ends_without_it(sites, 2)
+
+
+def test_a_site_that_is_ready_with_all_that_the_relay_takes(sites: Sites) -> None:
+    """On eight connections, again and again, as long as the others' round lasts."""
+    with pytest.raises(RelayProblem, match="too-large"):
+        sites.ready(HOSTILE, tensors=[[32, 1]] * (1 << 16))
+    stop, slowed = threading.Event(), threading.Event()
+    relay = sites.relay
+
+    def flood(number: int) -> None:
+        client = RelayClient(relay.world.access(relay.port, f"site{HOSTILE}"), 1, Patience(0.0, 0.01, 0.01))
+        mine = Sites(relay)
+        mine.clients[HOSTILE] = client
+        count = 0
+        while not stop.is_set():
+            count += 1
+            try:
+                mine.ready(HOSTILE, tensors=[[32, 1]] * MAX_TENSORS, purpose=f"p{number}-{count}")
+            except FedhpcError as error:  # also where it has met another of its own, and when the round is over
+                if "too-often" in error.what:
+                    slowed.set()
+
+    floods = [threading.Thread(target=flood, args=(n,), daemon=True) for n in range(8)]
+    for thread in floods:
+        thread.start()
+    try:
+        assert slowed.wait(60)
+        sites.ready(*HONEST)
+        proposed = [u for u, _ in json.loads(sites.get(1, "M0"))["cohort"]]
+        sites.agree(1, [u for u in proposed if u in HONEST])
+        ends_without_it(sites, 1)
+    finally:
+        stop.set()
+        for thread in floods:
+            thread.join(60)
