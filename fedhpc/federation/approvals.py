@@ -24,6 +24,7 @@ from fedhpc.secure.epochs import Configuration, approve
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_SHOWN = 8
+_FOLLOWS = ("start.epochs", "start.sites")  # written with federation.previous; long, and nobody reads hashes in a row
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def difference(before: bytes, after: bytes) -> str:
     """Which fields of two configurations differ, with both values: `train.lr (0.5, now 0.1)`; sites by name."""
     old, new = (_flat(parse_toml(source, "federation.toml")) for source in (before, after))
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    names = [name for name in names if name not in _FOLLOWS] or names
     if not names:
         return "comments or spacing only" if before != after else "nothing"
     shown = [f"{name} ({old.get(name, 'absent')}, now {new.get(name, 'absent')})" for name in names[:_MOST_SHOWN]]

@@ -264,6 +264,8 @@ class RelayedSums:
             self.lead.finished.keep_skipped(plan)
             self._erase_keys(plan)
             self.lead.states.reached(plan.round_, plan.following)
+        if plan.round_ <= self.lead.finished.first().round_:
+            over.hint = "it was kept until a checkpoint or `fed.forget()`: start from what was saved then"
         self._order(Order.OVER + over.what.encode())
         raise over
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from fedhpc.errors import PolicyError
@@ -56,7 +57,7 @@ class KnownFederation:
         """Who this site is in it [32]."""
         return self.identities[self.number - 1]
 
-    @property
+    @cached_property
     def roster(self) -> frozenset[bytes]:
         """All other sites."""
         return frozenset(self.identities) - {self.own}
@@ -183,6 +184,10 @@ class HomeLedger:
 
     def _ask(self, federation: KnownFederation, entry: LedgerEntry, accepted: Iterable[str]) -> None:
         """5b, before anything of the vector leaves."""
+        if entry.data in self._by_class.get(entry.category, {}).get(entry.config, set()) and (
+            entry.category == labels.CLASS_TRAIN or entry.category in ALWAYS_ASKED
+        ):
+            return  # this roster was asked about when the class was first opened here
         if entry.category == labels.CLASS_TRAIN or (entry.everyone and entry.category in ALWAYS_ASKED):
             found = self.difference(federation, entry.category, entry.data)
         elif entry.everyone:

@@ -27,8 +27,10 @@ def isolated(opened: Collection[frozenset[bytes]], new: frozenset[bytes], at_mos
     and are `at_most` many, or none at all while this site's own numbers stay. What the sets opened before isolate by
     themselves does not count: that is known. Raises UnclearError.
     """
+    if new in opened:
+        return None
     sets = _linked(set(opened) | {new}, new)
-    if len(sets) < 2 or new in opened:
+    if len(sets) < 2:
         return None
     if len(sets) > MOST_SETS:
         raise UnclearError

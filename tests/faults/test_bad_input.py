@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -359,3 +360,47 @@ def test_an_altered_ledger(tmp_path: Path) -> None:
         ledger.write_bytes(b"".join(fault))
         done = mpirun(3, words, timeout=60)
         done.refused(77, f"bb/ledger.jsonl, line {number}: ", "the ledger was altered")
+
+
+@pytest.mark.mpi
+def test_a_ledger_that_is_missing_or_older_than_a_checkpoint(tmp_path: Path) -> None:
+    federation = write_federation(tmp_path, 3, rounds=1)
+    run_three(federation).ok()
+    home, kept = ledger_of(tmp_path, "bb").parent, tmp_path / "kept"
+    home.rename(kept)
+    run_three(federation).refused(
+        77, "the ledger of site bb ends at round 0, its checkpoint is from round", "[ledger] path"
+    )
+    shutil.rmtree(home)
+    shutil.copytree(kept, home)
+    ledger = home / "ledger.jsonl"
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:2]))  # from a backup: a whole chain
+    run_three(federation).refused(77, "the ledger of site bb ends at round 1", "must not sum again")
+    (home / "ledger.key").write_bytes(b"another key")
+    run_three(federation).refused(77, "ledger.key, is missing or damaged", "put it back")
+    ledger.unlink()
+    run_three(federation).refused(77, "ledger.jsonl is missing, and its key is there")
+    shutil.rmtree(home)
+    kept.rename(home)
+    run_three(federation).ok()
+
+
+def test_a_run_directory_of_the_first_version(tmp_path: Path) -> None:
+    federation = one_site(tmp_path)
+    old = tmp_path / "run" / "aa" / "ledger.jsonl"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    done = run_alone(federation)
+    done.refused(77, "is a run directory of fedhpc 0.1.0", f"fedhpc site ledger adopt {tmp_path / 'run'}")
+    assert "fedhpc federation next --from-model" in done.err
+
+
+@pytest.mark.mpi
+def test_two_sites_with_one_home(tmp_path: Path) -> None:
+    federation = write_federation(tmp_path, 3, stores=False)
+    for name in ("aa", "bb"):
+        edit(tmp_path / "sites" / f"{name}.toml", f"path = '../ledger/{name}'", "path = '../ledger/all'")
+    words = [SUM_SCRIPT, federation, "sites", tmp_path / "sites", "plain"]
+    done = mpirun(3, words, timeout=60)
+    assert done.code in (64, 74), done.text
+    assert "the ledger's home" in done.err or "another run is using" in done.err

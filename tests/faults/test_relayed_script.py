@@ -93,6 +93,10 @@ def test_a_script_that_forgot_goes_on_from_what_it_saved(theatre: Theatre, unbro
             assert kept(world, u) == sorted(f"round-{r}.sum" for r in range(8, LAST + 1))
         assert world.final() == unbroken
         check_ledgers(world)
+        (world.folder / "saved-bb.pt").unlink()  # it asks for what it forgot
+        again = world.start_site(2, "forgetful")
+        assert again.wait(60) == 69, world.texts()
+        assert "start from what was saved" in again.text()
 
 
 def freeze_all(world: World, job: str, point: str) -> None:

@@ -232,7 +232,10 @@ class Run:
         """A site file whose store and task are not there."""
         path = self.enrolled.site_file(name)
         other = path.with_name("site-without-data.toml")
-        other.write_text(re.sub(r'(?m)^(path|task_source) = ".*"', r'\1 = "/nowhere/at-all"', path.read_text()))
+        head, mark, rest = path.read_text().partition("[data]\n")
+        data, *others = re.split(r"(?m)^(?=\[)", rest)  # [ledger] has a path too
+        data = re.sub(r'(?m)^(path|task_source) = ".*"', r'\1 = "/nowhere/at-all"', data)
+        other.write_text(head + mark + data + "".join(others))
         assert other.read_text().count("/nowhere") == 2
         return other
 

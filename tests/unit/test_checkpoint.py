@@ -9,8 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from fedhpc.errors import DataError, InternalError, StorageError
+from fedhpc.errors import DataError, InternalError, PolicyError, StorageError
 from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
+from fedhpc.federation.rounds import _refuse_without_blind
 from fedhpc.train.checkpoint import Hdf5Checkpoints
 
 
@@ -204,6 +205,25 @@ def test_crafted_files_are_refused_before_anything_is_allocated(tmp_path, messag
         CRAFTED[message](file)
     with pytest.raises(DataError, match=message):
         store.load(1)
+
+
+def test_one_of_the_version_before_is_read_and_has_no_blind(tmp_path):
+    """Its model may still be exported; the main loop refuses to go on from it."""
+    from harness import without_blind  # not where a process of its own imports this file
+
+    store = Hdf5Checkpoints(tmp_path)
+    store.save(a_checkpoint())
+    without_blind(store.path(1))
+    old = Hdf5Checkpoints(tmp_path)
+    assert old.rounds() == [1]
+    loaded = old.load(1)
+    assert loaded.blind == b""
+    assert same(dataclasses.replace(loaded, blind=a_checkpoint().blind), a_checkpoint())
+    with pytest.raises(PolicyError, match=r"0\.1\.0") as refused:
+        _refuse_without_blind(loaded)
+    assert "fedhpc site ledger adopt" in refused.value.hint
+    assert "fedhpc federation next --from-model" in refused.value.hint
+    _refuse_without_blind(a_checkpoint())
 
 
 def test_arrays_of_objects_are_refused_at_once(tmp_path):

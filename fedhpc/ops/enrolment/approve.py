@@ -12,6 +12,7 @@ from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.federation.agreement import Agreement, SiteFile
 from fedhpc.federation.approvals import configuration, difference
 from fedhpc.federation.ledger_home import home_of, known_federation
+from fedhpc.federation.start_settings import StartSettings
 from fedhpc.ops.enrolment.draft import read_complete
 from fedhpc.ops.enrolment.fingerprints import fingerprint
 from fedhpc.ops.enrolment.site import SiteFolder, SiteKeys
@@ -55,6 +56,8 @@ class Review:
                 f"  t = {t}, τ = {tau}, d = {d}: a sum opens when {tau} of the {n} sites answer, so {d} may be lost;",
                 f"  {t} may pool what they know, with the relay too, and see only sums over at least {tau - t} others",
             ]
+        if a.start.from_ or a.start.model:
+            lines.append(f"begins from: {_begins(a.start)}")
         lines += [
             f"cohort: {_table({'policy': a.cohort.policy} | dict(written.get('cohort', {})))}",
             f"strategy: {_table(written.get('strategy', {}))}",
@@ -144,6 +147,12 @@ def differences(agreement: Agreement, number: int, file: SiteFile) -> tuple[Diff
     federation = known_federation(agreement, number)
     found = (known.difference(federation, name, data if name == labels.CLASS_TRAIN else UNKNOWN) for name in opens)
     return tuple(difference for difference in found if difference is not None)
+
+
+def _begins(start: StartSettings) -> str:
+    if start.model:
+        return f"a model that every site is given as a file; the SHA-256 of its tensors is {start.model}"
+    return "the newest model of the epochs before, which all sites learn in the first sum"
 
 
 def _table(table: Mapping[str, Any]) -> str:

@@ -155,9 +155,9 @@ def _tell_classes(after: Draft, beginning: Beginning, epoch: int, notes: list[st
     open_ = [name for name in asked if name not in after.table.get("secure", {}).get("accept_difference", [])]
     if open_:
         notes.append(
-            f"another roster than in epoch {epoch}: sums of the class {', '.join(open_)} show what differs. A site "
-            "that was in both refuses them until that is accepted: `--accept-difference CLASS` here, and for each site "
-            "in `fedhpc site approve`"
+            f"another roster than in epoch {epoch}: sums of the class {', '.join(open_)} show what differs. A "
+            "site that was in both refuses them until that is accepted: `--accept-difference CLASS` here, and by each "
+            "site in `fedhpc site approve`"
         )
 
 
