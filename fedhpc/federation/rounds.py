@@ -299,14 +299,18 @@ def _refuse_without_blind(checkpoint: Checkpoint) -> None:
 
 
 def _require_ledger(federation: Federation, checkpoint: Checkpoint) -> None:
-    """Refuse to go on with a ledger that lacks rounds this site has summed: deleted, or put back from a backup."""
+    """Refuse to go on with a ledger that lacks rounds this site has summed: deleted, or put back from a backup.
+
+    Not every round of a checkpoint is in it: a site that was away took the result of some from the others.
+    """
     party = federation.party
     if not party.masked or party.journal is None:
         return
-    last = party.journal.ledger.last_round
-    if last < checkpoint.sums:
+    ledger = party.journal.ledger
+    if not ledger.holds(checkpoint.ledger):
         raise PolicyError(
-            f"the ledger of site {party.name} ends at round {last}, its checkpoint is from round {checkpoint.sums}",
+            f"the ledger of site {party.name} ends at round {ledger.last_round}, its checkpoint is from round "
+            f"{checkpoint.sums}, and lines between them are lost",
             "restore the ledger's home, or name it in [ledger] path; a site that cannot prove what it has summed must "
             "not sum again",
         )
