@@ -169,6 +169,17 @@ def test_it_is_known_up_to_where_sums_are_gone(tmp_path: Path, finished: Finishe
         again.first()
 
 
+def test_a_process_that_forgets_before_it_sums_keeps_the_salt_of_the_one_before(finished: FinishedSums) -> None:
+    """Without it the next first model would have a blind of zeros."""
+    keep(finished, dataclasses.replace(PLAN, round_=1))
+    keep(finished, dataclasses.replace(PLAN, round_=2, skip=True))
+    finished.erase_until(2)
+    assert finished.first() == Reached(2, SALT)
+    keep(finished, dataclasses.replace(PLAN, round_=3, skip=True))
+    finished.erase_until(3)
+    assert finished.first() == Reached(3, SALT)
+
+
 def test_a_training_sum_is_given_to_the_update_from_the_same_state(finished: FinishedSums) -> None:
     plan = SumPlan(5, "train", key_of("base"), key_of("state"))
     keep(finished, plan)
