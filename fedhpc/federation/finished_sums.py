@@ -22,6 +22,7 @@ from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.files import private_folder, write_whole
+from fedhpc.secure.ledger import RoundLedger
 from fedhpc.secure.transcript import canon, parse_canon
 
 _SUM = re.compile(r"round-(\d+)\.(?:sum|skipped)")
@@ -70,6 +71,19 @@ class FinishedSums:
         """The newest sum that is kept or was skipped, or was until it was erased; and the newest S that counts."""
         first, newest = self.first(), max((number for number, _ in self._files(_SUM)), default=0)
         return first if newest <= first.round_ else Reached(newest, self._salt_at(newest))
+
+    def refuse_lost_ledger(self, ledger: RoundLedger, site: str) -> None:
+        """Raise PolicyError if this site has finished sums that are not in its `ledger`: deleted, or an older copy."""
+        kept = [number for number, path in self._files(_SUM) if path.suffix == ".sum"]
+        first = self.first()
+        forgotten = [first.round_] if first.salt and not len(ledger) else []
+        lost = sorted([number for number in kept if ledger.entry_of(number) is None] + forgotten)
+        if lost:
+            raise PolicyError(
+                f"the ledger of site {site} does not have round {lost[0]}, and {self._folder} has its sum",
+                "restore the ledger's home, or name it in [ledger] path; a site that cannot prove what it has summed "
+                "must not sum again",
+            )
 
     def _salt_at(self, round_: int) -> bytes:
         """The newest S that counts, of the sums up to `round_`."""
