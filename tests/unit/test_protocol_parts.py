@@ -14,7 +14,7 @@ from secure_fakes import key_of
 
 from fedhpc.errors import PolicyError
 from fedhpc.relay.summing import sum_vectors, tree_of, vector_runs
-from fedhpc.secure.attempt_file import from_private
+from fedhpc.secure.attempt_file import from_private, sealed, unsealed
 from fedhpc.secure.masks import Keystream
 from fedhpc.secure.ring import Layout, Tensor
 from fedhpc.secure.sealing import seal, unseal
@@ -227,6 +227,23 @@ def test_a_damaged_attempt_file_is_refused_without_a_word_of_its_content(data: s
     except PolicyError as error:
         said = error.what
     assert said in ("", "the attempt file is damaged or of another version")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_sealed_version_opens_whole_and_with_its_key_only(data: st.DataObject) -> None:
+    private, key = data.draw(st.binary(max_size=100)), data.draw(st.binary(min_size=32, max_size=32))
+    good = sealed(key, private)
+    assert unsealed(key, good) == private
+    assert sealed(key, private) != good  # no key seals twice
+    at = data.draw(st.integers(0, len(good) - 1))
+    flipped = good[:at] + bytes([good[at] ^ (1 << data.draw(st.integers(0, 7)))]) + good[at + 1 :]
+    other = bytes([key[0] ^ 1]) + key[1:]
+    for bad, with_key in ((flipped, key), (good[:at], key), (good + b"0", key), (good, other), (good, bytes(32))):
+        if (bad, with_key) != (good, key):
+            with pytest.raises(PolicyError, match="damaged or of another version") as refused:
+                unsealed(with_key, bad)
+            assert refused.value.__suppress_context__
 
 
 SMALL_FILE = stored()
