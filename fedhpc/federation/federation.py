@@ -226,7 +226,8 @@ class Federation:
             raise DataError(f"site {self.site} has the weight {weight}", "weights are finite and at least 0")
         weights = {"weight": np.float64(weight)}
         # W over two sets that differ in one site would be that site's size, so it is always the sum over all.
-        found = self._combine(weights, 1.0, _WEIGHT_BOUND, name or f"weights {self.round_ + 1}", everyone=True)
+        name = name or f"weights {self.round_ + 1}"
+        found = self._combine(weights, 1.0, _WEIGHT_BOUND, name, everyone=True, category=labels.CLASS_WEIGHTS)
         assert found is not None
         return found
 
@@ -244,8 +245,12 @@ class Federation:
         everyone: bool = False,
         average: bool = False,
         skip: bool = False,
+        category: str = "",
     ) -> Sums | None:
-        """Σ factor · array by name; None if it was skipped. `average`: an equal mean over the sites in the sum."""
+        """Σ factor · array by name; None if it was skipped. `average`: an equal mean over the sites in the sum.
+
+        `category`: the ledger's class; empty: that of its name.
+        """
         values = {n: np.asarray(a, order="C") for n, a in arrays.items()}
         for key in values:
             check_text(key, "the name of an array")
@@ -267,7 +272,8 @@ class Federation:
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
         factors = dict.fromkeys(floats, factor)
-        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=class_of(name))
+        category = category or class_of(name)
+        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
         return None if opened is None else Sums.of(vector, opened, self.sites, average=average)
 
     def layout(self, tensors: Sequence[Tensor]) -> Layout:

@@ -22,6 +22,7 @@ from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.files import private_folder, write_whole
+from fedhpc.secure.ledger import RoundLedger
 from fedhpc.secure.transcript import canon, parse_canon
 
 _SUM = re.compile(r"round-(\d+)\.(?:sum|skipped)")
@@ -69,14 +70,31 @@ class FinishedSums:
     def last(self) -> Reached:
         """The newest sum that is kept or was skipped, or was until it was erased; and the newest S that counts."""
         first, newest = self.first(), max((number for number, _ in self._files(_SUM)), default=0)
-        if newest <= first.round_:
-            return first
-        for round_ in sorted((n for n, path in self._files(_SUM) if path.suffix == ".sum"), reverse=True):
-            with self._opened(round_) as file:
+        return first if newest <= first.round_ else Reached(newest, self._salt_at(newest))
+
+    def refuse_lost_ledger(self, ledger: RoundLedger, site: str) -> None:
+        """Raise PolicyError if this site has finished sums that are not in its `ledger`: deleted, or an older copy."""
+        kept = [number for number, path in self._files(_SUM) if path.suffix == ".sum"]
+        first = self.first()
+        forgotten = [first.round_] if first.salt and not len(ledger) else []
+        lost = sorted([number for number in kept if ledger.entry_of(number) is None] + forgotten)
+        if lost:
+            raise PolicyError(
+                f"the ledger of site {site} does not have round {lost[0]}, and {self._folder} has its sum",
+                "restore the ledger's home, or name it in [ledger] path; a site that cannot prove what it has summed "
+                "must not sum again",
+            )
+
+    def _salt_at(self, round_: int) -> bytes:
+        """The newest S that counts, of the sums up to `round_`."""
+        first = self.first()
+        kept = (n for n, path in self._files(_SUM) if path.suffix == ".sum" and first.round_ < n <= round_)
+        for number in sorted(kept, reverse=True):
+            with self._opened(number) as file:
                 salt = bytes.fromhex(_head(file)["salt"])
-            if salt and round_ > first.round_:
-                return Reached(newest, salt)
-        return Reached(newest, first.salt)
+            if salt:
+                return salt
+        return first.salt
 
     def keep(self, plan: SumPlan, opened: Opened, vector: Vector, mark: bytes) -> None:
         """Keep a decoded sum until `erase_until`. `mark`: the fingerprint of this site's own vector."""
@@ -145,9 +163,12 @@ class FinishedSums:
             return ()
 
     def erase_until(self, round_: int, salt: bytes = b"") -> None:
-        """Remove the sums up to `round_`, whose S is `salt`, after it is written down that this is meant."""
+        """Remove the sums up to `round_`, whose S is `salt`, after it is written down that this is meant.
+
+        Without `salt`, where this process summed nothing, S is that of the newest one that is kept.
+        """
         if round_ > self.first().round_:
-            self._write(_UNTIL, canon({"round": round_, "salt": salt.hex()}))
+            self._write(_UNTIL, canon({"round": round_, "salt": (salt or self._salt_at(round_)).hex()}))
         for number, path in self._files(_SUM):
             if number <= round_:
                 path.unlink(missing_ok=True)

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fedhpc.errors import InterruptedRun
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.global_model import GlobalModel
@@ -46,11 +44,6 @@ def sum_measured(model: GlobalModel, trainer: Trainer, measured: Tensors | None,
 def purpose_after(rounds: int) -> str:
     """What the sum of the measurements of training round `rounds` is called."""
     return f"measured after round {rounds}"
-
-
-def nothing_measured(measured: Tensors) -> Tensors:
-    """The sums over no rows, with the names and shapes of `measured`."""
-    return {name: np.zeros_like(array) for name, array in measured.items()}
 
 
 def report_measured(

@@ -26,7 +26,7 @@ from fedhpc.federation.interfaces import (
     Trainer,
 )
 from fedhpc.federation.local_round import LocalRounds
-from fedhpc.federation.measuring import final_metrics, nothing_measured, purpose_after, report_measured, sum_measured
+from fedhpc.federation.measuring import final_metrics, purpose_after, report_measured, sum_measured
 from fedhpc.federation.nothing import Endless, NoOutbox
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.start import Taken, refuse_other_model, take_over
@@ -102,7 +102,7 @@ def run_rounds(
                 try:
                     whole = model.exchange(local.tensors, local.result.samples, base)
                 except RoundOverError as over:
-                    _catch_up(federation, trainer, store, reporter, model, over, (base.rounds, local.measured))
+                    _catch_up(federation, trainer, store, reporter, model, over, local.measured)
         except InterruptedRun as interrupted:
             if interrupted.agreed and model.state == work_state:  # not, if it has caught up meanwhile
                 local_rounds.keep(done + 1, work_state, local)
@@ -253,18 +253,15 @@ def _catch_up(
     reporter: Reporter,
     model: GlobalModel,
     over: RoundOverError,
-    own: tuple[int, Tensors] | None = None,
+    measured: Tensors | None = None,
 ) -> None:
     """Go on from a state that other sites have reached meanwhile, and keep it. Raises PeersError if nobody gives it.
 
-    `own`: what this site has measured, and of the model after how many rounds.
+    `measured`: by this site, of the model that its update began from.
     """
-    whole = _take_later(federation, reporter, model, over)
-    pending: Tensors | None = None
-    if whole and own is not None:
-        # Its vector was in that sum, so the others ask it for its measurement too. It has another model's, unless it
-        # missed the end of one round only; then it counts no rows.
-        pending = own[1] if own[0] == model.rounds - 1 else nothing_measured(own[1])
+    # If its vector was in that sum, the others ask it for its measurement too. It may be of an older model, as that of
+    # any late update; without its rows this sum would differ from the ones beside it by exactly their number.
+    pending = measured if _take_later(federation, reporter, model, over) else None
     _save(federation, trainer, store, model, model.rounds, pending)
     if pending is not None:
         report_measured(federation, trainer, reporter, model, pending)
@@ -302,14 +299,18 @@ def _refuse_without_blind(checkpoint: Checkpoint) -> None:
 
 
 def _require_ledger(federation: Federation, checkpoint: Checkpoint) -> None:
-    """Refuse to go on with a ledger that lacks rounds this site has summed: deleted, or put back from a backup."""
+    """Refuse to go on with a ledger that lacks rounds this site has summed: deleted, or put back from a backup.
+
+    Not every round of a checkpoint is in it: a site that was away took the result of some from the others.
+    """
     party = federation.party
     if not party.masked or party.journal is None:
         return
-    last = party.journal.ledger.last_round
-    if last < checkpoint.sums:
+    ledger = party.journal.ledger
+    if not ledger.holds(checkpoint.ledger):
         raise PolicyError(
-            f"the ledger of site {party.name} ends at round {last}, its checkpoint is from round {checkpoint.sums}",
+            f"the ledger of site {party.name} ends at round {ledger.last_round}, its checkpoint is from round "
+            f"{checkpoint.sums}, and lines between them are lost",
             "restore the ledger's home, or name it in [ledger] path; a site that cannot prove what it has summed must "
             "not sum again",
         )

@@ -188,12 +188,11 @@ class HomeLedger:
             entry.category == labels.CLASS_TRAIN or entry.category in ALWAYS_ASKED
         ):
             return  # this roster was asked about when the class was first opened here
+        found: Difference | None = None
         if entry.category == labels.CLASS_TRAIN or (entry.everyone and entry.category in ALWAYS_ASKED):
             found = self.difference(federation, entry.category, entry.data)
-        elif entry.everyone:
+        if found is None and entry.everyone:  # the same numbers may have had another class
             found = self._between(entry.category, self._opened(entry), federation, federation.roster)
-        else:
-            return
         if found is not None and entry.category not in accepted:
             raise PolicyError(
                 f"sums of the class '{entry.category}' were opened {found.words()} ('{entry.purpose}', round "

@@ -183,6 +183,7 @@ class RoundLedger:
         self._by_round: dict[int, LedgerEntry] = {}
         self._by_input: dict[bytes, LedgerEntry] = {}
         self.head = GENESIS
+        self._heads = {GENESIS}
         for entry in entries:
             self.add(entry)
 
@@ -193,6 +194,10 @@ class RoundLedger:
 
     def __len__(self) -> int:
         return len(self._by_round)
+
+    def holds(self, head: bytes) -> bool:
+        """Whether everything that led to `head` [32] is in it."""
+        return head in self._heads
 
     def round_of(self, input_: bytes) -> int | None:
         """The round that `input_` belongs to, if it has one."""
@@ -237,6 +242,7 @@ class RoundLedger:
         elif self._by_input.get(entry.input) == known:
             self._by_input.pop(entry.input, None)
         self.head = chain(self.head, entry)
+        self._heads.add(self.head)
 
     def _gains(self, known: LedgerEntry, entry: LedgerEntry) -> bool:
         """Whether `entry` adds a set, a state or the release of the input to what is `known` of its round."""

@@ -13,14 +13,20 @@ from fedhpc.federation.rounds import _require_ledger
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 
 
-def federation(rounds: int, *, masked: bool = True) -> Any:
-    entries = [LedgerEntry(r, f"sum {r}", bytes([r] * 32), bytes(32), (1, 2, 3)) for r in range(1, rounds + 1)]
-    journal = SimpleNamespace(ledger=RoundLedger(entries))
+def ledger(rounds: int, *more: int) -> RoundLedger:
+    numbers = [*range(1, rounds + 1), *more]
+    return RoundLedger([LedgerEntry(r, f"sum {r}", bytes([r] * 32), bytes(32), (1, 2, 3)) for r in numbers])
+
+
+def federation(rounds: int, *more: int, masked: bool = True) -> Any:
+    journal = SimpleNamespace(ledger=ledger(rounds, *more))
     return SimpleNamespace(party=SimpleNamespace(name="bern", masked=masked, journal=journal))
 
 
-def checkpoint(sums: int) -> Checkpoint:
-    return Checkpoint(round_=1, sums=sums, config=bytes(32), tensors={})
+def checkpoint(sums: int, summed: int | None = None) -> Checkpoint:
+    """After `sums` masked sums; in the first `summed` of them this site was."""
+    head = ledger(sums if summed is None else summed).head
+    return Checkpoint(round_=1, sums=sums, config=bytes(32), tensors={}, ledger=head)
 
 
 def test_a_ledger_that_lost_its_end_is_refused() -> None:
@@ -29,9 +35,19 @@ def test_a_ledger_that_lost_its_end_is_refused() -> None:
     assert refused.value.exit_code == 77
     with pytest.raises(PolicyError, match="ends at round 0"):
         _require_ledger(federation(0), checkpoint(1))
+    with pytest.raises(PolicyError, match="lines between them are lost"):
+        _require_ledger(federation(4, 6), checkpoint(5))
 
 
 def test_a_ledger_at_or_past_the_checkpoint_goes_on() -> None:
     _require_ledger(federation(5), checkpoint(5))
     _require_ledger(federation(7), checkpoint(5))  # killed after sums, before the next checkpoint
     _require_ledger(federation(0, masked=False), checkpoint(5))  # nothing is hidden, so no ledger is kept
+
+
+def test_a_site_that_caught_up_and_was_stopped_before_its_next_sum_goes_on() -> None:
+    """Sums 4 to 9 were the others': this site took their result, and nothing of them stands in its ledger."""
+    _require_ledger(federation(3), checkpoint(9, summed=3))
+    with pytest.raises(PolicyError, match="ends at round 2, its checkpoint is from round 9"):
+        _require_ledger(federation(2), checkpoint(9, summed=3))
+    _require_ledger(federation(0), checkpoint(9, summed=0))

@@ -17,6 +17,7 @@ from fedhpc.federation.finished_sums import NONE_FINISHED, FinishedSums, Reached
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.federation.pipeline import Stages
+from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 from fedhpc.secure.ring import Layout, Tensor
 
 LAYOUT = Layout([Tensor("x", "float64", (3,), 20), Tensor("n", "int64", (2,))], salted=True)
@@ -167,6 +168,39 @@ def test_it_is_known_up_to_where_sums_are_gone(tmp_path: Path, finished: Finishe
     (tmp_path / "sums" / "until").write_text("soon")
     with pytest.raises(StorageError, match="until is damaged"):
         again.first()
+
+
+def test_a_process_that_forgets_before_it_sums_keeps_the_salt_of_the_one_before(finished: FinishedSums) -> None:
+    """Without it the next first model would have a blind of zeros."""
+    keep(finished, dataclasses.replace(PLAN, round_=1))
+    keep(finished, dataclasses.replace(PLAN, round_=2, skip=True))
+    finished.erase_until(2)
+    assert finished.first() == Reached(2, SALT)
+    keep(finished, dataclasses.replace(PLAN, round_=3, skip=True))
+    finished.erase_until(3)
+    assert finished.first() == Reached(3, SALT)
+
+
+def test_a_ledger_that_lost_what_was_finished_is_refused(finished: FinishedSums) -> None:
+    """A script has no checkpoint that would tell."""
+
+    def ledger(*rounds: int) -> RoundLedger:
+        return RoundLedger([LedgerEntry(r, f"sum {r}", key_of(r), key_of("print"), (1, 2, 4)) for r in rounds])
+
+    finished.refuse_lost_ledger(ledger(), "bern")
+    finished.keep_skipped(dataclasses.replace(PLAN, round_=1))  # it was away, and put nothing into that sum
+    finished.refuse_lost_ledger(ledger(), "bern")
+    for round_ in (2, 3):
+        keep(finished, dataclasses.replace(PLAN, round_=round_))
+    finished.refuse_lost_ledger(ledger(2, 3, 4), "bern")
+    for less, lost in ((ledger(), 2), (ledger(2), 3)):
+        with pytest.raises(PolicyError, match=f"ledger of site bern does not have round {lost}") as refused:
+            finished.refuse_lost_ledger(less, "bern")
+        assert refused.value.exit_code == 77
+    finished.erase_until(3, SALT)
+    finished.refuse_lost_ledger(ledger(2, 3), "bern")
+    with pytest.raises(PolicyError, match="does not have round 3"):
+        finished.refuse_lost_ledger(ledger(), "bern")
 
 
 def test_a_training_sum_is_given_to_the_update_from_the_same_state(finished: FinishedSums) -> None:

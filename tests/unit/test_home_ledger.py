@@ -202,6 +202,16 @@ def test_names_and_unnamed_are_asked_on_equal_numbers() -> None:
     site.joins(federation("two", "abc"), "rows").admit(sum_of(1, "rows", (1, 2, 3), value=SAME, everyone=True))
 
 
+@pytest.mark.parametrize("category", ["weights", "standardise", "measured"])
+def test_the_same_numbers_under_another_class_are_asked_about_too(category: str) -> None:
+    """The rows were summed as a statistic of four sites; as W of three they would show those of the fourth."""
+    site = Site()
+    site.joins(federation("one", "abcd")).admit(sum_of(1, "patients", value=SAME, everyone=True))
+    weights = sum_of(1, category, (1, 2, 3), value=SAME, everyone=True, category=category)
+    refused(site.joins(federation("two", "abc")), weights, f"--accept-difference '{category}'", "those of d")
+    site.joins(federation("two", "abc"), category).admit(weights)
+
+
 # --- honest daily work
 
 

@@ -124,6 +124,20 @@ def test_a_name_says_that_a_sum_is_asked_once_only_so_it_may_lack_sites() -> Non
     assert meeting.run(work)[1] == ["s1", "s2", "s3"]
 
 
+def test_every_sum_of_weights_is_of_their_class_whatever_its_name() -> None:
+    """The class is asked about over another roster also where a few rows have come or gone since."""
+    meeting = Meeting(4)
+
+    def work(federation: Federation) -> None:
+        federation.total_weight(7.0, "patients")
+        federation.weight_share(7.0, "cases")
+        federation.mean(np.array([1.0]), weight=3.0, bound=1.0, name="age")
+        federation.total_weight(7.0)
+
+    meeting.run(work)
+    assert [plan.category for plan in meeting.plans] == ["weights", "weights", "weights", "age", "weights"]
+
+
 # --- skip=True
 
 
