@@ -218,5 +218,5 @@ CHECKS = (
     Check("relay-federation", GROUP, "the relay serves only federations that its operator let in", federation),
     Check("clock", GROUP, "certificates, deadlines and the end of the job are read off this clock", clock),
     Check("certificates", GROUP, "a certificate that ends during the run ends the run", certificates),
-    Check("spool", GROUP, "what nobody carries never arrives", spool),
+    Check("spool", GROUP, "what nobody carries never arrives; everybody could send other bytes", spool),
 )

@@ -195,7 +195,12 @@ def _temporary(subject: Subject) -> list[Path]:
 CHECKS = (
     Check("data", GROUP, "training reads it in every round", data),
     Check("run-space", GROUP, "a full disk ends the run at its next checkpoint", space),
-    Check("run-files", GROUP, "checkpoints and spool need renames that are whole and last", semantics),
+    Check(
+        "run-files",
+        GROUP,
+        "checkpoints and spool need renames that are whole and last; losses and numbers of rows stay at the site",
+        semantics,
+    ),
     Check("run-locks", GROUP, "the ledger's locks keep two jobs from summing the same at once", locks),
     Check("run-clock", GROUP, "ages of files are read off the file server's clock", file_clock),
     Check("run-shared", GROUP, "the next job runs on another node and goes on from these files", shared),
