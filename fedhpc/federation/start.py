@@ -83,7 +83,8 @@ def _refuse_other(federation: Federation, other: bool) -> None:
         roster = [entry.identity.hex() for entry in party.agreement.roster]
         giver = party.agreement.names[party.agreement.start.giver(roster) - 1]
         raise PolicyError(
-            f"the epoch goes on from another model than site {party.name} has of the epoch before: that of site {giver}",
+            f"the epoch goes on from another model than site {party.name} has of the epoch before: that of site "
+            f"{giver}",
             "run the old epoch to its end at this site first, then this one; if it was at its end, ask the other "
             f"sites: where site {giver} differs from all of them, they go on without it by `fedhpc federation revoke`",
         )
