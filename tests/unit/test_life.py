@@ -318,7 +318,7 @@ def test_only_the_end_of_long_metrics_is_read(tmp_path: Path) -> None:
 def test_a_finished_site_says_so(tmp_path: Path) -> None:
     config = b"c" * 32
     assert finished(tmp_path, config) is None
-    done = Finished(config.hex(), "ab" * 32, {"auc": 0.5, "none": None})
+    done = Finished(config.hex(), "ab" * 32, 20, {"auc": 0.5, "none": None})
     keep_finished(tmp_path, done)
     assert finished(tmp_path, config) == done
     assert finished(tmp_path, b"d" * 32) is None  # another federation.toml
