@@ -26,6 +26,7 @@ EXEMPT = frozenset(
     {labels.CLASS_SCALE, labels.CLASS_START}
 )  # which site has what is not in them, or everybody knows it
 ALWAYS_ASKED = frozenset({labels.CLASS_WEIGHTS, labels.CLASS_STANDARDISE, labels.CLASS_MEASURED})
+_HOLD_ROWS = frozenset({labels.CLASS_WEIGHTS, labels.CLASS_STANDARDISE})  # the same number of rows is in both
 _MOST_NAMES = 8
 
 
@@ -175,7 +176,8 @@ class HomeLedger:
         """What a sum of a class that is always asked about would show: `train` (of `data`) and ALWAYS_ASKED."""
         past = [
             self.federations[config]
-            for config, stores in self._by_class.get(category, {}).items()
+            for alike in (_HOLD_ROWS if category in _HOLD_ROWS else {category})
+            for config, stores in self._by_class.get(alike, {}).items()
             if category != labels.CLASS_TRAIN or any(_same(data, store) for store in stores)
         ]
         return self._between(category, [(f, f.roster) for f in past], federation, federation.roster)

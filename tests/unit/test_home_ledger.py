@@ -212,6 +212,19 @@ def test_the_same_numbers_under_another_class_are_asked_about_too(category: str)
     site.joins(federation("two", "abc"), category).admit(weights)
 
 
+@pytest.mark.parametrize(("first", "then"), [("weights", "standardise"), ("standardise", "weights")])
+def test_the_number_of_rows_is_in_two_classes(first: str, then: str) -> None:
+    """W over four sites and the rows of a standardisation over three would show those of the fourth."""
+    site = Site()
+    site.joins(federation("one", "abcd")).admit(sum_of(1, first, everyone=True, category=first))
+    second = sum_of(1, then, (1, 2, 3), everyone=True, category=then)
+    refused(site.joins(federation("two", "abc")), second, f"--accept-difference '{then}'", "those of d")
+    site.joins(federation("two", "abc"), then).admit(second)
+    same = site.joins(federation("same", "abcd"))
+    same.admit(sum_of(1, then, everyone=True, category=then))
+    same.admit(sum_of(2, first, everyone=True, category=first))
+
+
 # --- honest daily work
 
 
