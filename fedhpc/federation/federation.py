@@ -192,9 +192,8 @@ class Federation:
         """
         given = arrays if isinstance(arrays, Mapping) else {"value": arrays}
         share = 1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
-        floats = {n: as_float(np.asarray(a)) for n, a in given.items()}
         everyone = weight is not None or name is None
-        means = self._combine(floats, share, bound, name, everyone=everyone, average=weight is None)
+        means = self._combine(given, share, bound, name, everyone=everyone, average=weight is None, floats_only=True)
         assert means is not None
         return means if isinstance(arrays, Mapping) else means["value"]
 
@@ -246,14 +245,19 @@ class Federation:
         average: bool = False,
         skip: bool = False,
         category: str = "",
+        floats_only: bool = False,
     ) -> Sums | None:
         """Σ factor · array by name; None if it was skipped. `average`: an equal mean over the sites in the sum.
 
-        `category`: the ledger's class; empty: that of its name.
+        `category`: the ledger's class; empty: that of its name. `floats_only`: integers go as float64.
         """
         values = {n: np.asarray(a, order="C") for n, a in arrays.items()}
         for key in values:
             check_text(key, "the name of an array")
+        sources: dict[str, str] = {}
+        if floats_only:  # the ledger knows them as the integers that they are
+            sources = {n: "int64" for n, a in values.items() if a.dtype.kind in "iub"}
+            values = {n: as_float(a) for n, a in values.items()}
         kinds = {n: sum_kind(n, a) for n, a in values.items()}
         if bound is not None and not (math.isfinite(bound) and bound > 0):
             raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
@@ -271,6 +275,7 @@ class Federation:
         layout = self.layout([Tensor(n, kinds[n], values[n].shape, scales.by_name.get(n, 0)) for n in values])
         vector = Vector(layout)
         vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
+        vector.sources = sources
         factors = dict.fromkeys(floats, factor)
         category = category or class_of(name)
         opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)

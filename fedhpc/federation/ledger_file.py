@@ -51,7 +51,7 @@ class LedgerFile:
             with self.locked(alone=make):
                 pass
             if make:
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
         except FileNotFoundError:
             if make:
                 raise
@@ -195,7 +195,7 @@ def _read_from(file: int, start: int, stop: int) -> bytes:
     return b"".join(parts)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make the name of a new file durable; a ledger that a power cut unlinks would allow every round once more."""
     handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, PolicyError, StorageError
 from fedhpc.federation.agreement import Agreement, SiteFile
-from fedhpc.federation.ledger_file import LEDGER_FILE, LedgerFile, lock
+from fedhpc.federation.ledger_file import LEDGER_FILE, LedgerFile, lock, sync_directory
 from fedhpc.secure.home_ledger import HomeLedger, KnownFederation
 
 KEY_FILE = "ledger.key"
@@ -126,6 +126,7 @@ class LedgerHome:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+            sync_directory(self.folder)
         except OSError as error:
             raise StorageError(f"cannot use the ledger's key {path}: {error.strerror}") from None
         return key

@@ -48,7 +48,7 @@ class Skip:
     def abandon(self, mark: Mark) -> Settled:
         """Sign ABANDON, and wait until τ sites stand behind the next state. `mark`: of the vector.
 
-        Raises TooLateError if the others have gone on long since, PeersError if too few sites do without the sum.
+        Raises TooLateError if the others have gone on, PeersError if too few sites do without the sum.
         """
         plan, party = self._plan, self._party
         assert party.identity is not None
@@ -90,10 +90,14 @@ class Skip:
                 settled = results.settled()
             if settled is not None:
                 return settled
-            if there and "DONE" not in watch:
+            if "DONE" in watch:
+                # One of those whom the relay counted signed nothing that holds. The next state is known all the same,
+                # and a relay could always say that the round is over.
+                raise TooLateError("round-over", "the others do without its sum")
+            if there:
                 continue
             what = f"round {self._plan.round_}: too few sites do without the sum '{self._plan.purpose}'"
-            if not there and wait_s is not None:
+            if wait_s is not None:
                 raise InterruptedRun(what)
             raise PeersError(what, "start this site again when the others are there")
 

@@ -78,11 +78,15 @@ def refuse_other_model(federation: Federation, model: GlobalModel, own: Taken | 
 
 def _refuse_other(federation: Federation, other: bool) -> None:
     """Raise on every rank of the site if its leader has found a difference."""
-    site = federation.party.site
-    if site.broadcast_bytes((b"\1" if other else b"\0") if federation.party.leads else None) == b"\1":
+    party = federation.party
+    if party.site.broadcast_bytes((b"\1" if other else b"\0") if party.leads else None) == b"\1":
+        roster = [entry.identity.hex() for entry in party.agreement.roster]
+        giver = party.agreement.names[party.agreement.start.giver(roster) - 1]
         raise PolicyError(
-            f"the epoch goes on from another model than site {federation.party.name} has of the epoch before",
-            "run the old epoch to its end at this site first, then this one; if it was at its end, ask the other sites",
+            f"the epoch goes on from another model than site {party.name} has of the epoch before: that of site "
+            f"{giver}",
+            "run the old epoch to its end at this site first, then this one; if it was at its end, ask the other "
+            f"sites: where site {giver} differs from all of them, they go on without it by `fedhpc federation revoke`",
         )
 
 

@@ -102,6 +102,20 @@ def test_the_file_and_the_operator_must_both_accept(enrolled: Enrolment) -> None
     review(enrolled.federation, enrolled.sites["bb"]).sign(enrolled.sites["bb"])
 
 
+def test_what_the_file_accepts_by_name_is_told_to_the_operator_too(enrolled: Enrolment) -> None:
+    """The ledger would let it pass when it is summed, and nobody at this site would have been asked."""
+    run(enrolled, "aa", "patients")
+    without_dd(enrolled, "patients", "rows")
+    shown = review(enrolled.federation, enrolled.sites["aa"])
+    assert [(d.category, d.shown) for d in shown.shown] == [("patients", ("dd",))]
+    with pytest.raises(PolicyError, match="'patients' was opened over bb, cc, dd before") as caught:
+        shown.sign(enrolled.sites["aa"])
+    assert "fedhpc site approve --accept-difference patients" in caught.value.hint
+    shown.sign(enrolled.sites["aa"], ("patients",))
+    for name in ("bb", "cc"):  # they were in no such sum
+        review(enrolled.federation, enrolled.sites[name]).sign(enrolled.sites[name])
+
+
 def test_other_data_are_not_the_same_training(enrolled: Enrolment) -> None:
     site = enrolled.sites["aa"]
     store = site.path / "data.h5"

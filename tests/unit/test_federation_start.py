@@ -114,6 +114,9 @@ def test_an_old_site_with_another_copy_refuses(other: str) -> None:
     assert (told[1], told[2]) == (None, None)
     assert isinstance(told[3], PolicyError)
     assert "run the old epoch to its end" in told[3].hint
+    # A giver that is behind, or lies, is refused by all others; they learn which site it is, and how to go on.
+    assert told[3].what.endswith("that of site s1")
+    assert "fedhpc federation revoke" in told[3].hint
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from secure_fakes import key_of
 from fedhpc.errors import ConfigError, FedhpcError, PolicyError, StorageError
 from fedhpc.federation.agreement import read_site
 from fedhpc.federation.ledger_file import LedgerFile
-from fedhpc.federation.ledger_home import LedgerHome, home_of
+from fedhpc.federation.ledger_home import KEY_FILE, LedgerHome, home_of
 from fedhpc.secure.ledger import LedgerEntry, ledger_keys
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +123,22 @@ def test_the_key_is_made_once_and_belongs_to_its_ledger(tmp_path: Path) -> None:
         home.key()
     path.chmod(0o600)
     assert home.key() == kept
+
+
+def test_the_name_of_a_new_key_is_on_disk_before_anything_is_summed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that a power cut unlinks would leave a ledger that nobody can use any more."""
+    synced: list[tuple[Path, bool]] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        synced.append((Path(os.readlink(f"/proc/self/fd/{handle}")), (tmp_path / KEY_FILE).exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    LedgerHome(tmp_path).key()
+    assert (tmp_path, True) in synced
 
 
 def test_a_key_whose_writer_was_killed_before_anything_was_summed(tmp_path: Path) -> None:

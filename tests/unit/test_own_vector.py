@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation_fakes import agreement_of, party_of
+from federation_fakes import FakeSums, Meeting, agreement_of, party_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedhpc.federation.federation import Federation
 from fedhpc.federation.layout import Vector
-from fedhpc.federation.own_vector import inspect, source_tags
-from fedhpc.federation.party import NO_BASE, SumPlan
+from fedhpc.federation.own_vector import inspect, share, source_tags
+from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.secure.ledger import FINGERPRINT_BLOCK_BYTES, UNKNOWN, ZERO_VALUE, Mark, ledger_keys
 from fedhpc.secure.ring import Layout, Tensor
 
@@ -52,6 +53,33 @@ def test_lanes_scale_share_and_round_do_not_count() -> None:
     # What a repeat is known by has layout and factors in it, as before.
     assert first.fingerprint == others[2].fingerprint
     assert len({first.fingerprint, others[0].fingerprint, others[1].fingerprint, others[6].fingerprint}) == 4
+
+
+class Noting(FakeSums):
+    """Notes by what the ledger would know each sum of site 1."""
+
+    values: dict[str, bytes]
+
+    def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
+        if self._party.number == 1:
+            share(self._party, vector, plan)
+            self.values[plan.purpose] = inspect(self._party, vector, plan, (0, vector.layout.nbytes)).value
+        return super().open(vector, plan, digest=digest)
+
+
+@pytest.mark.parametrize("numbers", [np.array([104, -7]), np.array([1.5, 0.25]), np.array([True, False])])
+def test_a_sum_a_mean_and_a_weighted_mean_of_the_same_array_are_the_same_numbers(numbers: Any) -> None:
+    meeting, values = Meeting(3), {}  # type: ignore[var-annotated]
+
+    def work(federation: Federation) -> None:
+        mine = Federation(federation.party, type("Noted", (Noting,), {"values": values})(meeting, federation.party))
+        mine.sum({"n": numbers}, name="sum", bound=200.0)
+        mine.mean({"n": numbers}, name="mean", bound=200.0)
+        mine.mean({"n": numbers}, weight=3 * federation.party.number, name="weighted", bound=200.0)
+        mine.mean({"n": numbers + 1}, name="other", bound=200.0)
+
+    meeting.run(work)
+    assert values["sum"] == values["mean"] == values["weighted"] != values["other"]
 
 
 def test_another_federation_knows_them_again() -> None:

@@ -19,7 +19,7 @@ from fedhpc.ops.enrolment.site import SiteFolder, SiteKeys
 from fedhpc.ops.ledger.stores import store_mark
 from fedhpc.secure import labels
 from fedhpc.secure.epochs import check_follows
-from fedhpc.secure.home_ledger import Difference
+from fedhpc.secure.home_ledger import ALWAYS_ASKED, Difference
 from fedhpc.secure.ledger import UNKNOWN
 
 
@@ -131,7 +131,8 @@ def review(path: Path, folder: SiteFolder) -> Review:
 def differences(agreement: Agreement, number: int, file: SiteFile) -> tuple[Difference, ...]:
     """What the sums of this configuration would show together with those in this site's ledger, class by class.
 
-    Of statistics with a name of their own, and without, the ledger asks when they are summed.
+    Of statistics with a name of their own, and without, the ledger asks when they are summed; here of those that the
+    file accepts beforehand, so that this site's operator does too.
     """
     home = home_of(file)
     known = home.look()
@@ -142,6 +143,8 @@ def differences(agreement: Agreement, number: int, file: SiteFile) -> tuple[Diff
     fresh = agreement.start.from_ is None and not agreement.start.model
     opens += [labels.CLASS_STANDARDISE] if fresh and agreement.task.get("standardise") is True else []
     opens += [labels.CLASS_MEASURED] if "name" in agreement.task else []
+    own = {labels.CLASS_TRAIN, *ALWAYS_ASKED}
+    opens += [name for name in agreement.secure.accept_difference if name not in own]
     path = file.data.get("path")
     data = store_mark(home.key(), file.path(Path(path))) if isinstance(path, str) else UNKNOWN
     federation = known_federation(agreement, number)
