@@ -27,13 +27,19 @@ partition = "cpu"
 """
 
 
-def in_one_job(made: SlurmFederation) -> Path:
-    """A folder with a file of every site, all in one job: one rank each. The first one's says how to submit it."""
-    folder = made.folder / "together"
+def in_one_job(made: SlurmFederation, shape: str) -> Path:
+    """A folder with a file of every site, all in one job: one rank each. The first one's says how to submit it.
+
+    Each rehearsal has ledgers of its own: an institution's lets one run of a federation sum at a time.
+    """
+    folder = made.folder / f"sites-{shape}"
     folder.mkdir()
     for site in made.sites:
         section = {"name": site, "ranks": 1, "key": str(made.enrolled.site_file(site).with_name("sign.key"))}
-        write_toml(folder / f"{site}.toml", {"site": section, "data": {"path": str(made.stores[site])}})
+        ledger = {"path": str(folder / "ledger" / site)}
+        write_toml(
+            folder / f"{site}.toml", {"site": section, "data": {"path": str(made.stores[site])}, "ledger": ledger}
+        )
     with (folder / f"{made.sites[0]}.toml").open("a") as file:
         file.write(SLURM.format(nodes=2, tasks=2))
     return folder
@@ -47,13 +53,14 @@ def final(run: Path, site: str) -> str:
 def test_all_sites_in_one_job_and_several_federations_in_an_array(idle: Clusters, tmp_path: Path) -> None:
     """Two ranks on each of two nodes: by one program, by a program for each site, and once more for another seed."""
     made = SlurmFederation(idle, tmp_path / "heart")
-    alpha, folder = idle.alpha, in_one_job(made)
-    first = folder / f"{made.sites[0]}.toml"
+    alpha = idle.alpha
     other = made.folder / "other.toml"
     other.write_text(made.enrolled.federation.read_text())
     edit(other, "\nseed = 0", "\nseed = 1")
 
     def submit(shape: str, out: Path, *federations: Path) -> str:
+        folder = in_one_job(made, shape)
+        first = folder / f"{made.sites[0]}.toml"
         options = [word for path in federations for word in ("--federation", path)]
         words = ["python", "-m", "fedhpc", "submit", first, "--shape", shape, "--sites", folder, "--out", out, *options]
         said = json.loads(alpha.run(*words, "--json", timeout=120).splitlines()[-1])

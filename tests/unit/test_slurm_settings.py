@@ -256,7 +256,7 @@ def test_a_detached_job_does_not_wait_so_waiting_does_not_count(tmp_path: Path) 
 def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
     site = write_site(tmp_path / "fed")
     (tmp_path / "fed" / "run").write_text("a file")
-    with pytest.raises(StorageError, match="cannot use .*run: Not a directory"):
+    with pytest.raises(StorageError, match=r"cannot use .*run: Not a directory"):
         check(plan_of(site))
 
 
