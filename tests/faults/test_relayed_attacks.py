@@ -71,7 +71,10 @@ def withheld_messages_cost_an_attempt(world: World) -> None:
 
 
 def a_changed_vector_on_retry(world: World) -> None:
-    """A site that was killed after its vector had gone comes back with other numbers: its own ledger stops it."""
+    """A site that was killed after its vector had gone comes back with other numbers: its own files stop it.
+
+    At the first sum, of which it kept the result with what it had put in; without that the ledger would, at the round.
+    """
     world.start_relay()
     sites = world.start_sites([1, 3, 4])
     dying = world.start_site(2, "sums", f"vector after {ROUND}")
@@ -80,7 +83,7 @@ def a_changed_vector_on_retry(world: World) -> None:
     again = world.start_site(2, seed=1)
     assert again.wait(WAIT_S) == 77, world.texts()
     assert "PolicyError: " in again.text()
-    assert "was begun with another vector" in again.text()
+    assert "was summed in round 1 already, with other numbers of this site" in again.text()
     world.finish(sites)
     check_sums(world, [1, 3, 4])
     released_nothing(world, (2,), "M3")

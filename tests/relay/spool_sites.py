@@ -97,7 +97,10 @@ class Copier:
                 return
 
     def once(self) -> None:
-        files = [p for p in self.source.rglob("*") if not p.name.startswith(".")] if self.source.exists() else []
+        try:
+            files = [p for p in self.source.rglob("*") if not p.name.startswith(".")] if self.source.exists() else []
+        except FileNotFoundError:
+            return  # a folder went while it was listed: next time
         self.draw.shuffle(files)
         here = set()
         for path in files:

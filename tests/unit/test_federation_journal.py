@@ -82,8 +82,8 @@ def test_durable_before_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "write", lambda fd, data: (calls.append("write"), real_write(fd, data))[1])
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), real_fsync(fd))[1])
     journal = opened(path)
-    # The directory, so that the file's name survives too; the key; and the line that names the federation.
-    assert calls == ["fsync", "write", "fsync", "write", "fsync"]
+    # The directory, so that the file's name survives too; the key and its name; and the line that names the federation.
+    assert calls == ["fsync", "write", "fsync", "fsync", "write", "fsync"]
     calls.clear()
     journal.admit(entry(1))
     assert calls == ["write", "fsync"]
