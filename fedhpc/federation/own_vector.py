@@ -27,6 +27,7 @@ from fedhpc.secure.salt import salt_words
 from fedhpc.secure.transcript import canon, input_hash, u64
 
 _TAGS_AT = 32 + 1 + 8  # after the layout's hash, whether there are numbers, and how many bytes of tags follow
+_FIRST = 256  # values, which nearly always tell already that a vector is not zero
 
 
 def share(party: Party, vector: Vector, plan: SumPlan) -> None:
@@ -110,7 +111,8 @@ def _has_numbers(vector: Vector, part: tuple[int, int]) -> bool:
     end = min(part[1], vector.layout.payload_bytes)
     for start in range(part[0], end, FINGERPRINT_BLOCK_BYTES):
         for piece in vector.layout.pieces(start, min(start + FINGERPRINT_BLOCK_BYTES, end)):
-            if vector.buffer[piece.start : piece.stop].view(piece.tensor.kind).any():
+            values = vector.buffer[piece.start : piece.stop].view(piece.tensor.kind)
+            if values[:_FIRST].any() or values.any():
                 return True
     return False
 
