@@ -73,6 +73,18 @@ def hint_for(error: OSError) -> str:
     return hints.get(error.errno or 0, "check space and permissions")
 
 
+def sync_directory(directory: Path) -> None:
+    """Make new names, renames and removals in `directory` durable. Raises OSError."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that order renames themselves
+            raise
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def _temporary(path: Path, data: Iterable[bytes | memoryview], mode: int) -> Iterator[Path]:
     """`data` on disk under another name, which is gone afterwards; then the folder's own entry is on disk too."""
@@ -88,8 +100,4 @@ def _temporary(path: Path, data: Iterable[bytes | memoryview], mode: int) -> Ite
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_directory(path.parent)

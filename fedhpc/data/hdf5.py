@@ -26,6 +26,7 @@ import h5py
 import numpy as np
 
 from fedhpc.errors import DataError, StorageError
+from fedhpc.files import sync_directory
 
 # All that h5py raises for a damaged file, depending on which of its structures is hit.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, EOFError)
@@ -134,18 +135,6 @@ def new_file(path: Path, mode: int = 0o600) -> Iterator[h5py.File]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    finally:
-        os.close(fd)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames and removals in `directory` durable. Raises OSError."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that order renames themselves
-            raise
     finally:
         os.close(fd)
 

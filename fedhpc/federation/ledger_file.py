@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.errors import PolicyError, StorageError
+from fedhpc.files import sync_directory
 from fedhpc.secure.home_ledger import HomeLedger, federation_from_json
 from fedhpc.secure.ledger import GENESIS, chain, entry_from_json
 from fedhpc.secure.transcript import canon, parse_canon
@@ -193,12 +194,3 @@ def _read_from(file: int, start: int, stop: int) -> bytes:
         parts.append(part)
         start += len(part)
     return b"".join(parts)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the name of a new file durable; a ledger that a power cut unlinks would allow every round once more."""
-    handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, PolicyError, StorageError
 from fedhpc.federation.agreement import Agreement, SiteFile
-from fedhpc.federation.ledger_file import LEDGER_FILE, LedgerFile, lock, sync_directory
+from fedhpc.federation.ledger_file import LEDGER_FILE, LedgerFile, lock
+from fedhpc.files import sync_directory
 from fedhpc.secure.home_ledger import HomeLedger, KnownFederation
 
 KEY_FILE = "ledger.key"
