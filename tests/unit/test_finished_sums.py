@@ -235,3 +235,11 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=str(tmp_path / "file")):
         FinishedSums(tmp_path / "file")
+
+
+def test_a_sum_that_others_may_have_skipped_gives_no_salt(finished: FinishedSums) -> None:
+    """What is made of S must be the same at all sites, and some of them do not hold such a sum."""
+    keep(finished, dataclasses.replace(PLAN, round_=5))
+    other = Opened(dataclasses.replace(PLAN, round_=6, skip=True), key_of("tree"), Stages(), 0, 0, (1, 2), bytes(40))
+    finished.keep(other.plan, other, full(), MARK)
+    assert finished.last() == Reached(6, SALT)
