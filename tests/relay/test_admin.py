@@ -94,6 +94,8 @@ def test_status_json_and_metrics_tell_what_happened(running: Relay) -> None:
     sites.ready()
     sites.play()
     running.client(3).put(sites.name(0, "READY/3").__class__(CONFIG, 2, 0, "READY/3"), _ready())
+    # The answer to a put does not wait until the relay's rounds have looked at what came.
+    until(lambda: len(status(running)["times"]) == 2)
     found = status(running)
     assert (found["kind"], found["done"], found["connections"]["most"]) == ("fedhpc-relay", 1, 512)
     assert found["sums"][0]["late"] == [1, 2, 4]
