@@ -119,6 +119,16 @@ def test_sigterm_drains(new_relay: Callable[..., Relay]) -> None:
     assert relay.client(2).get(what) == data
 
 
+def _deafen() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])
+
+
+def test_it_hears_signals_whatever_started_it(new_relay: Callable[..., Relay]) -> None:
+    relay = new_relay(before=_deafen)
+    assert relay.stop(signal.SIGTERM) == 0
+
+
 def test_a_full_disk_is_a_clean_507(new_relay: Callable[..., Relay]) -> None:
     # A file-size limit is met by the kernel at the same place as a full disk (EFBIG instead of ENOSPC).
     relay = new_relay(before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3 * MIB, 3 * MIB)))
