@@ -18,7 +18,7 @@ LARGEST_CODING = 1 << 16
 _DOMAIN = "fedhpc feature set v1"  # never the hash of another kind of document
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Feature:
     """One feature: its name, its unit (empty: none), and how its number came from the source."""
 
