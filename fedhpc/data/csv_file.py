@@ -50,9 +50,13 @@ class CsvFile:
 
     def rows(self) -> Iterator[list[str]]:
         """The stripped cells of each row after the header, as many as it has. Raises DataError."""
+        named = bool(self._source.header)
         while (record := self._next()) is not None:
             if not record:
                 continue  # an empty line
+            if named and [visible(text) for text in record] == [visible(name) for name in self._source.header]:
+                raise self.wrong("it is the header", "remove header = … from [source]: the file has one")
+            named = False
             if len(record) != self._width:
                 hint = "is a quote missing, or a number written with the delimiter as its decimal comma?"
                 raise self.wrong(f"{len(record)} fields, but the header has {self._width}", hint)

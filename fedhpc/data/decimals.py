@@ -21,8 +21,8 @@ _SMALLEST = float(np.finfo(np.float32).smallest_normal)  # below it, digits are 
 _LONGEST = 64
 _HINT = "docs/data.md says what a column may hold"
 _FEWER_DIGITS = (
-    "write it in the file in a larger unit, or counted from a nearer start (days, not seconds or YYYYMMDD); or set "
-    "rounding = 'allow' for this column if its last digits do not matter"
+    "write it in a larger unit, or counted from a nearer start (days, not seconds or YYYYMMDD), in the file; if its "
+    "last digits do not matter, type = 'number' and rounding = 'allow' for this column"
 )
 
 # Python's float() also takes "nan", "infinity" and "1_000", none of which a data file should mean.
@@ -96,7 +96,7 @@ class Decimals:
         if math.isinf(value) or abs(exact) > largest:
             raise CellError(
                 f"it is larger than {largest}, the largest whole number held exactly",
-                "use a larger unit, or type = 'number' if last digits do not matter, or leave the column out",
+                _FEWER_DIGITS if largest == LARGEST_EXACT else "labels are classes or counts; is this an identifier?",
             )
         whole = int(exact)
         if exact != whole or (not value and _has_digits(plain)):

@@ -7,6 +7,7 @@ the order of the file.
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from fedhpc.data.store import write_store
 from fedhpc.errors import DataError, StorageError
 
 _MOST_NAMES = 5000  # to look for the nearest among
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")  # in a header: it may be the first person's row, and is not shown
 
 
 @dataclass(frozen=True)
@@ -206,11 +208,14 @@ class _Reader:
     def _nearest(self, name: str, header: Sequence[str]) -> str:
         near = difflib.get_close_matches(name, header[:_MOST_NAMES], n=1)
         guess = f"did you mean '{near[0]}'? " if near else ""
-        other = next((mark for mark in ";\t,| " if len(header) == 1 and mark in header[0]), "")
+        other = next((mark for mark in ";|, " if len(header) == 1 and mark in header[0]), "")
         if other:
-            guess = f"does {other!r} separate its columns? Then set delimiter in [source]. "
+            named = "a blank or tab" if other == " " else repr(other)
+            guess = f"does {named} separate its columns? Then set delimiter in [source]. "
         if name == self.recipe.source.id:
             guess += f"Without identifiers: id = '{ROW_NUMBER}'. "
+        if any(_NUMBER.fullmatch(word) for name in header[:_MOST_NAMES] for word in re.split(r"[;,\t| ]", name)):
+            return f'{guess}if its first line is a row, not a header, name the columns: header = ["…"] in [source]'
         shown = ", ".join(header[:20]) + (" …" if len(header) > 20 else "")
         return f"{guess}it has: {shown}"
 
