@@ -138,10 +138,11 @@ def packed():
     ("start", "message"),
     [
         (packed(), "Excel workbook"),
-        (gzip.compress(TEXT.encode()), "gzip"),
+        (gzip.compress(TEXT.encode(), mtime=0), "gzip"),
         (b"PAR1xxxx", "Parquet"),
         (b"\x89HDF\r\n", "HDF5"),
     ],
+    ids=["workbook", "gzip", "parquet", "hdf5"],
 )
 def test_files_that_are_no_text(tmp_path, start, message):
     refused(tmp_path, message, start)
