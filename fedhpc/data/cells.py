@@ -5,6 +5,7 @@ Messages never repeat the cell, because it is somebody's data: they say what was
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 from fedhpc.data.decimals import LARGEST_LABEL, CellError, Decimals
@@ -15,6 +16,7 @@ from fedhpc.errors import ConfigError
 Values = tuple[float, ...]
 Reader = Callable[[str], Values | None]
 LabelReader = Callable[[str], float | None]
+_MOST_REMEMBERED = 256
 
 
 def decimals_of(source: Source) -> Decimals:
@@ -117,6 +119,7 @@ def _with_missing(
                 "take it out of missing_markers ([source] has defaults), or write that value otherwise",
             )
 
+    @functools.lru_cache(_MOST_REMEMBERED)  # a column has few different levels, codes and grades
     def reader(text: str) -> Values | None:
         if missing.get(text):
             return None
