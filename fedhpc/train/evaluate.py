@@ -24,16 +24,16 @@ def auc(positive: Counts, negative: Counts) -> float | None:
     Scores in the same bin are ties and count half (the Mann-Whitney statistic), so the value is exact for scores
     rounded to bins. None where a class has no rows.
     """
-    pos, neg = [int(c) for c in positive], [int(c) for c in negative]
+    # Python's numbers: pairs of rows overflow int64 from three billion rows on
+    pos, neg = np.asarray(positive).tolist(), np.asarray(negative).tolist()
     total = sum(pos) * sum(neg)
     if not total:
         return None
-    # Python integers: pairs of rows overflow int64 from three billion rows on
     below, doubled = 0, 0
     for p, q in zip(pos, neg, strict=True):
         doubled += p * (2 * below + q)
         below += q
-    return doubled / (2 * total)
+    return float(doubled / (2 * total))
 
 
 def auc_half_width(positive: Counts, negative: Counts, ties: int | None = None) -> float | None:
@@ -41,10 +41,10 @@ def auc_half_width(positive: Counts, negative: Counts, ties: int | None = None) 
 
     `ties` is a bin whose rows are known to have equal scores. None where a class has no rows.
     """
-    pos, neg = [int(c) for c in positive], [int(c) for c in negative]
+    pos, neg = np.asarray(positive).tolist(), np.asarray(negative).tolist()
     total = sum(pos) * sum(neg)
     unknown = sum(p * q for i, (p, q) in enumerate(zip(pos, neg, strict=True)) if i != ties)
-    return unknown / (2 * total) if total else None
+    return float(unknown / (2 * total)) if total else None
 
 
 def average_precision(positive: Counts, negative: Counts, ties: int | None = None) -> tuple[float, float] | None:
