@@ -33,12 +33,12 @@ _log = logging.getLogger("fedhpc.train")
 def standardise(sum_function: Callable[..., Sums], trainer: TorchTrainer) -> None:
     """Set the buffers feature_mean and feature_scale of `trainer.model` to the federation's mean and deviation.
 
-    `sum_function(arrays, name=…, bound=…, per_element=True)` adds `arrays` over all sites, with a scale for each element.
-    It is called twice, on every rank, with equal arrays on all ranks of a site: `n` int64 [] and `sum` float64 [*shape];
-    then, with c the mean as the model's buffer holds it, `shift` and `squares` float64 [*shape], the sums of x - c and
-    of (x - c)^2. Both cover the training rows only; what is held out stays unseen.
+    `sum_function(arrays, name=…, bound=…, per_element=True)` adds `arrays` over all sites, each element on a grid of
+    its own. It is called twice, on every rank, with equal arrays on all ranks of a site: `n` int64 [] and `sum` float64
+    [*shape]; then, with c the mean as the model's buffer holds it, `shift` and `squares` float64 [*shape], the sums of
+    x - c and of (x - c)^2. Both cover the training rows only; what is held out stays unseen.
 
-    A feature gets the scale 1 if no row of any site differs from c, or if what differs is the rounding of float64. Where
+    A feature gets the scale 1 if no row of any site differs from c, or by no more than the rounding of float64. Where
     the buffer holds the mean more coarsely than the feature varies, people are told its name, and its values are kept
     within 1 of 0. Raises ConfigError for a model without the two buffers; DataError, on every rank of the site, for
     features that are not finite, and on every rank of all sites where a deviation cannot be told from 0.
@@ -83,7 +83,7 @@ def standardise(sum_function: Callable[..., Sums], trainer: TorchTrainer) -> Non
     lost = np.where(square == 0, quantum > 0, square < _FEW_DIGITS)  # of what varies, and so is no constant
     _refuse(trainer, lost, "the deviation is too small to be told from 0", "a smaller")
     variance = square - offset**2
-    # A constant that float32 cannot hold has equal offsets in all rows; what is left then is the rounding of these sums.
+    # A constant that the buffer cannot hold is as far from c in all rows; the rest is the rounding of these sums.
     varies = variance > (rows + 4) * 2.0**-52 * square
     deviation = np.sqrt(np.where(varies, variance, 0.0))
     mean = centre + offset
