@@ -76,8 +76,9 @@ def _refuse_more_than_numbers(name: str, given: Any) -> None:
 
 
 def _has(given: Any, word: str) -> bool:
-    """Looked up in the type: an instance may compute what it is asked for."""
-    return hasattr(type(given), word)
+    """Whether its type has such a property; a list's index() is none."""
+    found = getattr(type(given), word, None)
+    return found is not None and not callable(found)
 
 
 def _is_tensor(given: Any) -> bool:

@@ -57,7 +57,7 @@ def weighted_sum(
         # A scale of its own could be skipped by some sites and not by others, which then ask for different sums.
         raise ConfigError("skip=True is for a sum over everyone, of integers or with bound=", "give bound= alone")
     fine = {n: floats[n] for n in with_own_scales(floats, bound, per_element)}
-    rest = {n: a for n, a in floats.items() if n not in fine}
+    rest = {n: a for n, a in floats.items() if a.size and n not in fine}
     if federation.party.leads:  # the leader's values count
         if bound is not None:
             refuse_beyond(floats, bound, federation.site)

@@ -256,6 +256,7 @@ class Codec:
             self._round(double, piece.lane_number + at)
             np.copyto(lanes[at : at + per_tile], double, casting="unsafe")
 
+    @np.errstate(over="ignore")  # whoever asked for the sum looks whether it is finite
     def decode(self, buffer: NDArray[np.uint8], piece: Piece) -> None:
         """Turn the summed lanes of `piece` into values, in place: float64(X)·2^−s, rounded once to the kind.
 
