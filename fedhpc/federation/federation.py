@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
@@ -56,6 +57,7 @@ class Federation:
         self.warned: set[tuple[str | None, str]] = set()
         """(name, array) of sums whose rounding people were told of."""
         self._closed = False
+        self._refused = False  # the last sum, for what this site was to put into it
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +79,7 @@ class Federation:
         A site that sums while another one leaves gets a PeersError instead of waiting for ever.
         """
         if not self._closed and self.party.leads:
-            self.sums.leave()
+            self.sums.leave(refused=self._refused)
         self._release()
 
     def _release(self) -> None:
@@ -173,10 +175,11 @@ class Federation:
         """
         everyone = (name is None or skip) if everyone is None else everyone
         one = not isinstance(arrays, Mapping)
-        sums = weighted_sum(
-            self, {"value": arrays} if one else arrays, 1.0, bound=bound, name=name, per_element=per_element,
-            everyone=everyone, skip=skip,
-        )  # fmt: skip
+        with self._input():
+            sums = weighted_sum(
+                self, {"value": arrays} if one else arrays, 1.0, bound=bound, name=name, per_element=per_element,
+                everyone=everyone, skip=skip,
+            )  # fmt: skip
         return sums["value"] if one and sums is not None else sums
 
     @overload
@@ -204,10 +207,11 @@ class Federation:
         given = arrays if isinstance(arrays, Mapping) else {"value": arrays}
         share = 1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
         everyone = weight is not None or name is None
-        means = weighted_sum(
-            self, given, share, bound=bound, name=name, per_element=per_element, everyone=everyone,
-            average=weight is None, floats_only=True,
-        )  # fmt: skip
+        with self._input():
+            means = weighted_sum(
+                self, given, share, bound=bound, name=name, per_element=per_element, everyone=everyone,
+                average=weight is None, floats_only=True,
+            )  # fmt: skip
         assert means is not None
         return means if isinstance(arrays, Mapping) else means["value"]
 
@@ -233,6 +237,16 @@ class Federation:
     def total_weight(self, weight: float, name: str | None = None) -> float:
         """W, the sum of every site's private `weight`."""
         return float(self._sum_of_weights(weight, name)["weight"])
+
+    @contextmanager
+    def _input(self) -> Iterator[None]:
+        """Remembers whether the last sum ended with this site's own numbers: others must not wait in vain for why."""
+        try:
+            yield
+            self._refused = False
+        except DataError:
+            self._refused = True
+            raise
 
     def _sum_of_weights(self, weight: float, name: str | None) -> Sums:
         if not (math.isfinite(weight) and 0 <= weight <= _WEIGHT_BOUND):

@@ -177,8 +177,11 @@ class MaskedSums(Protocol):
         """Everything up to sum `sums` is durable elsewhere: what served to repeat it may go. Leaders only."""
         ...
 
-    def leave(self) -> None:
-        """Say that this site sums nothing more, so that a site that still does need not wait. Leaders only."""
+    def leave(self, *, refused: bool = False) -> None:
+        """Say that this site sums nothing more, so that a site that still does need not wait. Leaders only.
+
+        `refused`: the last sum of this site ended with its own input, which others are told without more.
+        """
         ...
 
     def hear(self, word: str) -> str:
