@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedhpc.federation.layout import Vector
 from fedhpc.secure import labels
 from fedhpc.secure.elements import NO_VALUE, exponents_of
-from fedhpc.secure.largest import NONE, largest, marks
+from fedhpc.secure.largest import NONE, largest, marks, marks_stream
 from fedhpc.secure.ring import Tensor
 
 if TYPE_CHECKING:
@@ -78,12 +78,13 @@ def choose_element_scales(
         tensors = [Tensor(n, "int64", (high - low, ranges[n].bins)) for n, (low, high) in part.items()]
         vector = Vector(federation.layout(tensors))
         if party.leads:
-            for index, (name, (low, high)) in enumerate(part.items()):
-                values = arrays[name].reshape(-1)[low:high]
-                levels = ranges[name].levels(exponents_of(values, factor))
-                own = what if not index else f"{what} {index}"  # a stream of its own for each array
-                key = party.salt_key if party.masked else None
-                vector.fill({name: marks(levels, ranges[name].bins, sites, key, party.number, own)})
+            hides = party.masked and party.salt_key is not None
+            stream = marks_stream(party.salt_key or b"", party.number, what) if hides else None
+            lane = 0
+            for name, (low, high) in part.items():
+                levels = ranges[name].levels(exponents_of(arrays[name].reshape(-1)[low:high], factor))
+                vector.fill({name: marks(levels, ranges[name].bins, sites, stream, lane)})
+                lane += levels.size * ranges[name].bins
         opened = federation.add(vector, what, everyone=everyone, category=labels.CLASS_SCALE)
         assert opened is not None
         salt = opened.salt

@@ -21,21 +21,26 @@ _MARK = (1 << _MARK_BITS) - 1
 NONE = -1  # the level of a value of 0
 
 
-def marks(
-    levels: NDArray[np.int64], bins: int, sites: int, key: bytes | None, number: int, purpose: str
-) -> NDArray[np.int64]:
-    """The cells of site `number` for its private `levels` [n], each NONE or 0 … bins − 1: int64 [n, bins].
+def marks_stream(key: bytes, number: int, purpose: str) -> Keystream:
+    """The random words of site `number` for one sum, from its k_salt [32]: the same whenever the round is repeated."""
+    salt = hash_parts(labels.HASH_LARGEST, purpose.encode("ascii"))
+    return Keystream(derive(salt, key, labels.KEY_LARGEST, number))
 
-    `key`: k_salt [32]; the same purpose gives the same cells, as a repeated round must. None where nothing is hidden:
-    plain ones. `sites` of the roster: the sum of so many cells stays within a lane.
+
+def marks(
+    levels: NDArray[np.int64], bins: int, sites: int, stream: Keystream | None, lane: int = 0
+) -> NDArray[np.int64]:
+    """The cells of a site for its private `levels` [n], each NONE or 0 … bins − 1: int64 [n, bins].
+
+    `stream`: None where nothing is hidden, for plain ones. `lane`: the first cell's number in the vector. `sites` of
+    the roster: the sum of so many cells stays within a lane.
     """
     reached = np.arange(bins) <= levels[:, None]
-    if key is None:
+    if stream is None:
         return reached.astype(np.int64)
     nbytes = 8 * levels.size * bins
-    salt = hash_parts(labels.HASH_LARGEST, purpose.encode("ascii"))
-    stream = Keystream(derive(salt, key, labels.KEY_LARGEST, number))
-    words = stream.read(0, nbytes, np.empty(nbytes + SLACK_BYTES, np.uint8)).view("<u8").reshape(levels.size, bins)
+    read = stream.read(8 * lane, nbytes, np.empty(nbytes + SLACK_BYTES, np.uint8))
+    words = read.view("<u8").reshape(levels.size, bins)
     np.bitwise_and(words, np.uint64((1 << _room(sites)) - 1), out=words)
     words[reached & (words & np.uint64(_MARK) == 0)] |= np.uint64(1)  # one mark alone is never 0
     np.bitwise_and(words, ~np.uint64(_MARK), out=words, where=~reached)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
+import second
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from secure_fakes import key_of
 
-from fedhpc.secure.largest import NONE, largest, marks
+from fedhpc.secure.largest import NONE, largest, marks, marks_stream
+from fedhpc.secure.masks import Keystream
 from fedhpc.secure.ring import lane_bound
 
 BINS = 12
@@ -19,9 +22,24 @@ BINS = 12
 def cells(levels: list[list[int]], *, sites: int = 0, purpose: str = "p", masked: bool = True) -> list[np.ndarray]:
     """Of sites 1, 2, … with `levels` each."""
     return [
-        marks(np.array(own), BINS, sites or len(levels), key_of("salt", u) if masked else None, u, purpose)
+        marks(
+            np.array(own), BINS, sites or len(levels), marks_stream(key_of("salt", u), u, purpose) if masked else None
+        )
         for u, own in enumerate(levels, 1)
     ]
+
+
+@pytest.mark.parametrize("sites", [3, 100])
+def test_the_cells_are_those_of_the_specification(sites: int) -> None:
+    """Cell by cell, by the second implementation's own streams; in a vector whose first lanes are another array's."""
+    key, u, first, levels = key_of("salt", 2), 2, 35, [3, NONE, BINS - 1]
+    found = marks(np.array(levels), BINS, sites, marks_stream(key, u, "scale of age"), first)
+    stream = second.kdf(second.h("largest", b"scale of age"), key, "largest", u)
+    room = 1 << math.floor(math.log2((2**63 - 1) // sites))
+    for i, level in enumerate(levels):
+        for b in range(BINS):
+            r = int.from_bytes(second.prg(stream, 8 * (first + i * BINS + b), 8), "little") % room
+            assert found[i, b] == (r - r % 2**32 if b > level else r + (r % 2**32 == 0))
 
 
 LEVELS = st.integers(1, 6).flatmap(
@@ -38,7 +56,7 @@ def test_the_sum_of_the_cells_gives_the_largest_level(levels: list[list[int]], m
 
 def test_the_cells_of_100_sites_stay_within_their_lanes() -> None:
     for sites in (2, 3, 7, 100):
-        found = marks(np.full(500, BINS - 1), BINS, sites, key_of("salt", 1), 1, "p")
+        found = marks(np.full(500, BINS - 1), BINS, sites, marks_stream(key_of("salt", 1), 1, "p"))
         assert found.dtype == np.int64
         assert 0 < found.min() <= found.max() <= lane_bound(64, sites)
 
@@ -49,19 +67,14 @@ def test_a_repeated_round_has_the_same_cells_and_another_one_has_not() -> None:
     assert not (one == other).any()
 
 
-def test_one_mark_alone_is_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_mark_alone_is_never_zero() -> None:
     """Also where the stream gives 0."""
-    import fedhpc.secure.largest as module
 
-    class Zeros:
-        def __init__(self, key: bytes) -> None:
-            pass
-
+    class Zeros(Keystream):
         def read(self, offset: int, count: int, scratch: np.ndarray) -> np.ndarray:
             return np.zeros(count, np.uint8)
 
-    monkeypatch.setattr(module, "Keystream", Zeros)
-    assert largest(marks(np.array([4, NONE]), BINS, 3, bytes(32), 1, "p")).tolist() == [4, NONE]
+    assert largest(marks(np.array([4, NONE]), BINS, 3, Zeros(bytes(32)))).tolist() == [4, NONE]
 
 
 def test_how_many_sites_reach_a_level_is_not_told() -> None:
