@@ -74,9 +74,9 @@ class MpiSums:
     def keep_until(self, sums: int) -> None:
         """See MaskedSums.keep_until: nothing is kept; a killed job repeats its sums."""
 
-    def leave(self) -> None:
+    def leave(self, *, refused: bool = False) -> None:
         """See MaskedSums.leave."""
-        self._exchange.leave()
+        self._exchange.leave(refused=refused)
 
     def hear(self, word: str) -> str:
         """See MaskedSums.hear: the leaders ask each other."""

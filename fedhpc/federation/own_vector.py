@@ -59,7 +59,7 @@ def codec_of(party: Party, plan: SumPlan) -> Codec:
     if party.agreement.secure.rounding == "stochastic":
         input_ = input_hash(plan.purpose, plan.base)
         rounding = derive(input_, party.agreement.hash, labels.KEY_ROUNDING, party.number)
-    return Codec(len(party.members), party.name, plan.factors, rounding)
+    return Codec(len(party.members), party.name, plan.factors, rounding, plan.exponents)
 
 
 def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) -> Mark:
@@ -80,6 +80,7 @@ def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) 
     ends = [_TAGS_AT + int.from_bytes(m[33:_TAGS_AT], "little") for m in gathered]
     tags_of = [m[_TAGS_AT:end] for m, end in zip(gathered, ends, strict=True)]
     factors = canon({name: value.hex() for name, value in plan.factors.items()})
+    factors += b"".join(plan.exponents[t.name].tobytes() for t in layout.named if t.name in plan.exponents)
     mark = fingerprint(keys.whole, layout.hash, factors, layout.payload_bytes, tags_of)
     if not party.masked:
         return Mark(mark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
@@ -77,6 +78,9 @@ class SumPlan:
     base: bytes  # the state the vector starts from [32]; NO_BASE for a statistic
     state: bytes  # the state before this round [32]
     factors: dict[str, float] = field(default_factory=dict)  # w_u / W by tensor; 1 where absent
+    exponents: Mapping[str, NDArray[np.int32]] = field(
+        default_factory=dict
+    )  # by tensor, where each element has its own
     replicated: bool = False  # every rank of the site already holds the site's vector
     everyone: bool = False  # all sites of the roster must be in the sum
     skip: bool = False  # this site does without the sum rather than wait for long (`[cohort] upload_s`)
@@ -173,8 +177,11 @@ class MaskedSums(Protocol):
         """Everything up to sum `sums` is durable elsewhere: what served to repeat it may go. Leaders only."""
         ...
 
-    def leave(self) -> None:
-        """Say that this site sums nothing more, so that a site that still does need not wait. Leaders only."""
+    def leave(self, *, refused: bool = False) -> None:
+        """Say that this site sums nothing more, so that a site that still does need not wait. Leaders only.
+
+        `refused`: the last sum of this site ended with its own input, which others are told without more.
+        """
         ...
 
     def hear(self, word: str) -> str:

@@ -204,7 +204,7 @@ class RelayedSums:
         """See MaskedSums.hear: the ranks of this site; the others are in jobs of their own."""
         return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
 
-    def leave(self) -> None:
+    def leave(self, *, refused: bool = False) -> None:
         """See MaskedSums.leave: nobody waits for a site that is not ready. Keys that open nothing end with the job."""
         if self.lead is not None:
             self.lead.files.erase_unsent()

@@ -57,7 +57,7 @@ class Unconnected:
         """See MaskedSums.hear."""
         return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
 
-    def leave(self) -> None:
+    def leave(self, *, refused: bool = False) -> None:
         """See MaskedSums.leave."""
 
 

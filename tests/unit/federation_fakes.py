@@ -185,5 +185,5 @@ class FakeSums:
     def is_free(self, base: bytes) -> bool:
         return True
 
-    def leave(self) -> None:
+    def leave(self, *, refused: bool = False) -> None:
         """Nobody waits."""
