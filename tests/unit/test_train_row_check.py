@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,10 @@ from train_fakes import Net, make_task, make_trainer, rows
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.train.row_check import check_rows
-from fedhpc.train.settings import TrainSettings
+from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
+from fedhpc.train.site import open_trainer
 from fedhpc.train.tasks import cnn, logistic, mlp
+from fedhpc.train.trainer import TorchTrainer
 
 SGD = TrainSettings(optimizer="sgd", lr=0.01, batch_size=8, local_steps=3)
 
@@ -397,6 +402,38 @@ def test_batch_norm_is_refused_where_the_settings_leave_it_one_row(batch_size: i
     check(model=Net(), settings=dataclasses.replace(settings, batch_size=8))
     if batch_size > 1:
         check(model=Net(), settings=settings, n=10 + batch_size - 1)  # so few rows are no fault of the settings
+
+
+def test_the_documented_survival_task(tmp_path: Path) -> None:
+    """docs/tasks.md: it says that it is coupled, and is refused where it does not say so; it learns."""
+    document = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    (source,) = re.findall(r"(?ms)^```python\n(# survival\.py.*?)^```$", document)
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((120, 3)).astype(np.float32)
+    time = draw.exponential(np.exp(-x @ [1.0, -0.5, 0.0])).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=x, y=np.stack([time, (time < 2).astype(np.float32)], 1))
+
+    def opened(text: str, **settings: Any) -> TorchTrainer:
+        (tmp_path / "task.py").write_text(text)
+        task = TaskSettings("module", hashlib.sha256(text.encode()).hexdigest(), options={"inputs": 3})
+        train = TrainSettings(lr=0.3, batch_size=32, local_epochs=5, **settings)
+        return open_trainer(
+            task, train, ComputeSettings(device="cpu"), data=tmp_path / "a.npz", source=tmp_path / "task.py",
+            group=SerialGroup("site a"), site="a", seed=0,
+        )  # fmt: skip
+
+    with opened(source) as trainer:
+        before = trainer.summarise(trainer.measure())
+        trainer.train(1, trainer.tensors())
+        after = trainer.summarise(trainer.measure())
+    assert before["concordance"] < after["concordance"]  # type: ignore[operator]
+    assert after["concordance"] > 0.6  # type: ignore[operator]
+    silent = source.replace('rows = "coupled"', "")
+    assert silent != source
+    with pytest.raises(ConfigError, match=r"site a: loss\(\) of task .*task.py is not the mean over rows"):
+        opened(silent)
+    with pytest.raises(ConfigError, match="accumulation = 2 would take a batch apart"):
+        opened(source, accumulation=2)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class Told:
         """Install the handlers, as early as possible: until then either signal kills. In the main thread."""
         for number in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(number, self.hear)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR2, signal.SIGTERM))  # a launcher may block them
 
     def ignore(self) -> None:
         """From now on no signal counts: this process ends anyway, and being killed at its exit would spoil its code."""
