@@ -9,7 +9,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-NAMES = ("mpirun", "mpiexec", "prterun", "orterun", "mpiexec.hydra", "prte", "prun")
+# As the kernel knows it -> as people start it.
+NAMES = {
+    "mpirun": "mpirun",
+    "prterun": "mpirun",
+    "orterun": "mpirun",
+    "mpiexec": "mpiexec",
+    "mpiexec.hydra": "mpiexec",
+    "prun": "prun",
+}
 _MOST = 12  # wrappers between the launcher and a rank: shells, containers
 
 
@@ -48,5 +56,5 @@ def _search(process: int, steps: int) -> tuple[int, str] | None:
         except (OSError, ValueError, IndexError):
             return None
         if name in NAMES:
-            return process, name
+            return process, NAMES[name]
     return None
