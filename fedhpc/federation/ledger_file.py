@@ -24,6 +24,10 @@ from fedhpc.secure.transcript import canon, parse_canon
 
 LEDGER_FILE = "ledger.jsonl"
 NO_LOCKS = "the ledger's home must be on a file system with flock (Lustre: mounted with -o flock): [ledger] path"
+LOST_LEDGER_HINT = (
+    "put the ledger's home back, or name it in [ledger] path; if it is lost for good, this site sums again in the next "
+    "epoch only: the coordinator runs `fedhpc federation next`"
+)
 _MAX_LINE_BYTES = 64 << 10
 _LOOK_S = 0.005  # between two looks at a lock that another run holds for one gain
 _LOCKED_S = 120.0
