@@ -132,11 +132,12 @@ def take(
     state: bytes,
     round_: int,
     deadline_s: float,
-    meanwhile: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], bool] = lambda: False,
 ) -> tuple[CaughtUp, NDArray[np.uint8]]:
     """A later state than `state` [32] of `round_`, from whichever site gives one; its bytes [known.nbytes].
 
-    `meanwhile` is called now and then while it is waited for. Raises PeersError if none comes within `deadline_s`.
+    `meanwhile` is called now and then while it is waited for, and says whether it must be asked for again.
+    Raises PeersError if none comes within `deadline_s`.
     """
     deadline = time.monotonic() + deadline_s
     while (left := deadline - time.monotonic()) > 0:
@@ -163,11 +164,12 @@ def take(
     )
 
 
-def _await_state(watch: Watch, me: int, end: float, meanwhile: Callable[[], None]) -> None:
-    """Until a site gives its model, at the latest until `end` (time.monotonic)."""
+def _await_state(watch: Watch, me: int, end: float, meanwhile: Callable[[], bool]) -> None:
+    """Until a site gives its model or `meanwhile` says so, at the latest until `end` (time.monotonic)."""
     told = time.monotonic() + _TELL_S
     while True:
-        meanwhile()
+        if meanwhile():
+            return
         until = min(end, time.monotonic() + _LOOK_S)
         if watch.wait(lambda w: bool(_givers(w, me)), until, until=(labels.SIGN_STATE, 1)) or time.monotonic() >= end:
             return

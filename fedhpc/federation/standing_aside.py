@@ -7,10 +7,11 @@ be: of a training round it may lack the scales. So it is ready with values that 
 
 from __future__ import annotations
 
+import contextlib
 import time
 
-from fedhpc.errors import FedhpcError
-from fedhpc.exchange.https import RelayExchange, objects_of
+from fedhpc.errors import PolicyError
+from fedhpc.exchange.https import RelayExchange, TooLateError, objects_of
 from fedhpc.federation.party import Party
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import canon
@@ -39,9 +40,12 @@ class StandingAside:
         self._told: dict[int, int] = {}  # round -> how often it was ready there for nothing
         self._left: set[tuple[int, int, bool]] = set()  # round, attempt, whether that had begun
 
-    def look(self) -> None:
-        """Leave rounds that wait for this site; where it must be ready first, be so. The relay's words are hints."""
-        me = self._exchange.me
+    def look(self) -> bool:
+        """Leave rounds that wait for this site; where it must be ready first, be so. The relay's words are hints.
+
+        Whether it was ready somewhere: the relay forgets the NEED of a site that is, so it must ask again.
+        """
+        me, told = self._exchange.me, False
         for entry in objects_of(self._exchange.standing(), "sums"):
             number, attempt, phase = entry.get("sum"), entry.get("attempt"), entry.get("phase")
             ready, cohort, late = (_list(entry.get(key)) for key in ("ready", "cohort", "late"))
@@ -54,10 +58,11 @@ class StandingAside:
                     self._exchange.leave(number)
             elif self._waits and phase == "ready" and late == [me] and self._may_tell(number):
                 self._told[number] = self._told.get(number, 0) + 1
-                try:
+                self._begun = time.monotonic()
+                with contextlib.suppress(PolicyError, TooLateError):  # the round has ended: the next look tells
                     self._exchange.put(number, 0, "READY", _NOBODYS)
-                except FedhpcError:  # the round has ended, or it came too often: the next look tells
-                    continue
+                    told = True
+        return told
 
     def _may_tell(self, number: int) -> bool:
         return time.monotonic() - self._begun >= _FIRST_S and self._told.get(number, 0) < _MOST

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from nursery import Child
-from relayed_world import PATIENT, Kind, World, check_ledgers
+from relayed_world import PATIENT, WAIT_S, Kind, World, check_ledgers
 from theatre import Theatre
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
