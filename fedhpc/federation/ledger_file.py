@@ -130,7 +130,7 @@ class LedgerFile:
             self._failed = True
             raise PolicyError(
                 f"the ledger {self.path} was replaced or cut while a run used it",
-                "put the newest one back; a site that cannot prove what it has summed must not sum again",
+                LOST_LEDGER_HINT,
             )
         if status.st_size == self._read_bytes:
             return
@@ -153,7 +153,7 @@ class LedgerFile:
                 self._failed = True
                 raise PolicyError(
                     f"{self.path}, line {self._lines}: {error}",
-                    "the ledger was altered; a site that cannot prove what it has summed must not sum again",
+                    f"the ledger was altered; {LOST_LEDGER_HINT}",
                 ) from None
         self._read_bytes += whole
 

@@ -71,3 +71,36 @@ def test_training_that_does_not_repeat_is_told_where_nobody_can_go_on(theatre: T
         assert "with other numbers" in again.text() or "begun with another vector" in again.text()
         assert "`fedhpc federation next`" in again.text()
         check_ledgers(world)
+
+
+def test_with_the_ledger_lost_too_the_next_epoch_is_told(theatre: Theatre) -> None:
+    """Also when it is started again: its own first start must not look like an old one."""
+    with theatre.world(FOUR, "both lost") as world:
+        world.start_relay()
+        world.start_sites([1, 3, 4], "steady")
+        dying = world.start_site(2, "steady", "M3v half 7")
+        world.await_frozen("bb", dying)
+        dying.kill()
+        shutil.rmtree(world.run / "bb")
+        shutil.rmtree(world.site_file(2).parent / "ledger")
+        for _ in range(2):
+            again = world.start_site(2, "steady")
+            assert again.wait(WAIT_S) == 77, world.texts()
+            assert "its ledger knows nothing of it" in again.text()
+            assert "`fedhpc federation next`" in again.text()
+        assert world.ledger(2) == []
+
+
+@pytest.mark.parametrize(("point", "words"), [("M3 after 1", "is of a vector in it"), ("keep after 2", "has its sum")])
+def test_a_lost_ledger_beside_its_run_directory_is_told(theatre: Theatre, point: str, words: str) -> None:
+    with theatre.world(FOUR, f"ledger lost {point}") as world:
+        world.start_relay()
+        world.start_sites([1, 3, 4], "steady")
+        dying = world.start_site(2, "steady", point)
+        world.await_frozen("bb", dying)
+        dying.kill()
+        shutil.rmtree(world.site_file(2).parent / "ledger")
+        again = world.start_site(2, "steady")
+        assert again.wait(WAIT_S) == 77, world.texts()
+        assert words in again.text(), world.texts()
+        assert "`fedhpc federation next`" in again.text()
