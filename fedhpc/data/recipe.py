@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Literal
 
 from fedhpc.config import parse_toml, read_bytes, read_section, refuse_unknown
 from fedhpc.data.column_lists import fitting, read_list
+from fedhpc.data.decimals import LARGEST_LABEL
 from fedhpc.data.schema import Feature, FeatureSet, Label
 from fedhpc.errors import ConfigError
 
@@ -138,6 +141,8 @@ class LabelColumn:
                 raise ConfigError("label: range = [smallest, largest], and not with classes", "such as range = [0, 4]")
             if self.above is not None and not low <= self.above < high:
                 raise ConfigError("label: above is not inside range, so all labels would be the same", "change one")
+        if any(abs(number) > LARGEST_LABEL for number in self.classes.values()):
+            raise ConfigError(f"label: a class is larger than {LARGEST_LABEL}", "number classes from 0")
         if self.rounding != "refuse" and self.type != "number":
             raise ConfigError("label: rounding belongs to type = 'number'", "remove it")
         if self.above is not None and (self.classes or not math.isfinite(self.above)):
@@ -214,8 +219,11 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in the TOML file `path`, with the lists of columns beside it. Raises ConfigError."""
-    table = parse_toml(read_bytes(path, LARGEST_RECIPE_BYTES), str(path))
+    """The recipe in the TOML file `path`, in NFC, with the lists of columns beside it. Raises ConfigError."""
+    data = read_bytes(path, LARGEST_RECIPE_BYTES)
+    with contextlib.suppress(UnicodeDecodeError):  # which `parse_toml` tells
+        data = unicodedata.normalize("NFC", data.decode()).encode()
+    table = parse_toml(data, str(path))
     refuse_unknown(table, ("source", "feature", "label", "move"), str(path))
     for name in ("source", "feature", "label"):
         if name not in table:
