@@ -87,7 +87,7 @@ class _Reader:
     def read(self, out: Path, site: str) -> Ingested:
         """Read all rows, and write those that are kept to the store `out`."""
         header = self.csv.header()
-        columns = self.recipe.for_header(header)
+        columns = self.recipe.for_header(header, self.where)
         feature_set = self.recipe.feature_set(columns)
         place = self._places(header, [column.column for column in columns])
         reader = RowReader(columns, [place[column.column] for column in columns], self.recipe.source)

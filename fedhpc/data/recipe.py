@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from fedhpc.config import parse_toml, read_bytes, read_section, refuse_unknown
 from fedhpc.data.column_lists import fitting, read_list
 from fedhpc.data.decimals import LARGEST_LABEL
 from fedhpc.data.schema import Feature, FeatureSet, Label
+from fedhpc.data.spelling import visible
 from fedhpc.errors import ConfigError
 
 MISSING_MARKERS = ("", "NA", "NaN", "nan", "N/A", "null", "?")
@@ -190,9 +191,12 @@ class Recipe:
             if column in named:
                 raise ConfigError(f"column '{column}' is the {what} and a feature", "remove that [[feature]]")
 
-    def for_header(self, header: Sequence[str]) -> tuple[Column, ...]:
-        """The features with each pattern replaced by the columns of `header` that fit it. Raises DataError."""
-        taken = set(self.columns())
+    def for_header(self, header: Sequence[str], where: Iterable[str] = ()) -> tuple[Column, ...]:
+        """The features with each pattern replaced by the columns of `header` that fit it. Raises DataError.
+
+        `where`: columns that pick rows without the recipe's saying so, which are no features.
+        """
+        taken = {visible(name) for name in (*self.columns(), *where)}
         columns: list[Column] = []
         for feature in self.features:
             if feature.pattern:
