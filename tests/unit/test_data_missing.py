@@ -99,6 +99,16 @@ def test_fractions_compare_as_the_store_holds_them():
     assert read("99999999.0") is None
 
 
+def test_a_number_of_two_readings_is_no_code():
+    """9.000 is 9 or 9000 in a file with semicolons; with decimal = "." it is 9."""
+    column, markers = Column(column="a", type="number"), ("9",)
+    with pytest.raises(ValueError, match="a fraction, or thousands"):
+        column_reader(column, Source("id", missing_markers=markers, delimiter=";"))("9.000")
+    with pytest.raises(ValueError, match="a fraction, or thousands"):
+        label_reader(LabelColumn("y", above=0), Source("id", delimiter=";"))("150.000")
+    assert column_reader(column, Source("id", missing_markers=markers, delimiter=";", decimal="."))("9.000") is None
+
+
 @pytest.mark.parametrize("marker", ["1e308", "-1.7976931348623157e+308", "1e-300"])
 def test_codes_that_float32_does_not_hold_are_codes_too(marker):
     read = column_reader(Column(column="a", type="number"), Source("id", missing_markers=(marker,)))
@@ -197,6 +207,7 @@ def test_a_column_has_codes_of_its_own_beside_the_common_ones(tmp_path):
         ("range = [1, 2]", "range = [2, 3]", "above is not inside range"),
         ("range = [1, 2]", "range = [2, 1]", "smallest, largest"),
         ("range = [1, 2]", "range = [1]", "smallest, largest"),
+        ("above = 1\nrange = [1, 2]", "classes = { a = 9007199254740993 }", "a class is larger than 9007199254740992"),
     ],
 )
 def test_recipes_that_contradict_themselves_are_refused(tmp_path, old, new, message):
@@ -284,13 +295,14 @@ TEXTS = WRITTEN | st.sampled_from(["", "NA", "-9", "-9.0", "0", "99", "x", "nan"
     st.sampled_from(["number", "integer"]),
     st.sampled_from([None, ".", ","]),
     st.sampled_from([",", ";"]),
+    st.sampled_from([{}, {"0": "7", "x": "99"}]),
 )
-def test_many_cells_at_once_are_read_as_one_by_one(texts, type_, decimal, delimiter):
+def test_many_cells_at_once_are_read_as_one_by_one(texts, type_, decimal, delimiter, aliases):
     from fedhpc.data.rows import RowReader
 
     source = Source("id", missing_markers=("", "NA", "-9", "5"), decimal=decimal, delimiter=delimiter)
     columns = [
-        Column(column=f"c{i}", type=type_, missing="drop", missing_markers=("99",) if i % 2 else ())
+        Column(column=f"c{i}", type=type_, missing="drop", missing_markers=("99",) * (i % 2), aliases=aliases)
         for i in range(len(texts))
     ]
 
