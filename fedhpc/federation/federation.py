@@ -279,17 +279,18 @@ class Federation:
         *,
         everyone: bool = False,
         skip: bool = False,
+        absent: bool = False,
         category: str = "",
     ) -> Opened | None:
         """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is.
 
-        `category`: the ledger's class of it; empty: its purpose.
+        `category`: the ledger's class of it; empty: its purpose. `absent`: see SumPlan.
         None, with `skip`, if the round ended without a sum here: the sites skipped it, or this site was away.
         """
         self._refuse_closed()
         round_ = round_of(self, purpose)
         following = self._state_after(round_, self.tensors_tree)
-        how = {"everyone": everyone, "skip": skip, "following": following, "category": category}
+        how = {"everyone": everyone, "skip": skip, "absent": absent, "following": following, "category": category}
         plan = self._plan(round_, purpose, NO_BASE, factors or {}, scales, exponents=scales.exponents, **how)
         salt = self.last_salt
         try:

@@ -71,7 +71,7 @@ class MpiSums:
         """See MaskedSums.is_free."""
         return True
 
-    def keep_until(self, sums: int) -> None:
+    def keep_until(self, sums: int, *, given: bool = True) -> None:
         """See MaskedSums.keep_until: nothing is kept; a killed job repeats its sums."""
 
     def leave(self, *, refused: bool = False) -> None:

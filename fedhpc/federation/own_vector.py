@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedhpc.errors import DataError, InternalError
+from fedhpc.errors import DataError, InternalError, PolicyError
 from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.party import Party, SumPlan
 from fedhpc.secure import labels
 from fedhpc.secure.keys import derive
 from fedhpc.secure.ledger import (
     FINGERPRINT_BLOCK_BYTES,
+    NO_SET,
     ZERO_VALUE,
+    LedgerEntry,
     LedgerKeys,
     Mark,
+    OtherVectorError,
     fingerprint,
     fingerprint_block,
     fingerprint_blocks,
@@ -143,6 +146,21 @@ def source_tags(vector: Vector, keys: LedgerKeys, rank: int, ranks: int) -> byte
             block[piece.start - start : piece.stop - start] = values.astype(piece.tensor.kind).view(np.uint8)
         tags.append(fingerprint_block(keys.blocks, start // FINGERPRINT_BLOCK_BYTES, block))
     return b"".join(tags)
+
+
+def refuse_other_vector(party: Party, plan: SumPlan, mark: Mark) -> None:
+    """OtherVectorError if this site put a vector other than that of `mark` into the round: told before it is ready.
+
+    Whatever else the ledger forbids is told when it is asked for the round's line. Leaders only.
+    """
+    assert party.journal is not None
+    input_ = input_hash(plan.purpose, plan.base)
+    try:
+        party.journal.ledger.check(LedgerEntry(plan.round_, plan.purpose, input_, mark.fingerprint, NO_SET))
+    except OtherVectorError:
+        raise
+    except PolicyError:
+        return
 
 
 def refuse_other_layouts(party: Party, messages: list[bytes]) -> None:

@@ -50,7 +50,7 @@ class Unconnected:
         """See MaskedSums.is_free: an exchange finds out."""
         return True
 
-    def keep_until(self, sums: int) -> None:
+    def keep_until(self, sums: int, *, given: bool = True) -> None:
         """See MaskedSums.keep_until: whoever sums keeps and erases."""
 
     def hear(self, word: str) -> str:

@@ -179,7 +179,7 @@ class FakeSums:
     def attend(self, store: CheckpointStore) -> None:
         """Nobody is away."""
 
-    def keep_until(self, sums: int) -> None:
+    def keep_until(self, sums: int, *, given: bool = True) -> None:
         """Nothing is kept."""
 
     def is_free(self, base: bytes) -> bool:
