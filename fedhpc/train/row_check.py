@@ -75,6 +75,7 @@ def _look(
     labels: NDArray[Any] | None,
     standardise: bool,
 ) -> None:
+    labels = None if labels is None or np.ndim(labels) != 1 else np.asarray(labels)
     rows = trainer.train_rows[permutation(trainer.train_rows.size, seed, trainer.site, 0)]
     chosen = _of_all_classes(rows, labels)[:ROWS] if labels is not None else rows[:ROWS]
     n = chosen.size
@@ -169,9 +170,7 @@ def _compare_loss(task: Task, loss: _Loss, whole: Any, parts: list[tuple[int, An
         difference = abs(float(draws.mean()))
         within += _DEVIATIONS * float(draws.std(ddof=1)) / math.sqrt(DRAWS)
     if difference > within:
-        raise _coupled_loss(
-            task, "is not the mean over rows: whole, a batch gives another value than its parts on average"
-        )
+        raise _coupled_loss(task, "is not the mean over rows: a batch gives another value than its parts on average")
 
 
 def _compare_sums(

@@ -90,7 +90,7 @@ def main(out: Path) -> None:
     # Refused with the same words on every rank and on one; also with accumulation, and where nothing is reached.
     for settings in (SGD, dataclasses.replace(ADAMW, accumulation=3)):
         expected = refused(alone, settings)
-        assert expected.startswith("site a: step 1 (round 1): no gradient for experts."), expected
+        assert expected.startswith("site a: step 1 (round 1) leaves parameters without a gradient: experts."), expected
         assert "auxiliary.weight" in expected
         assert same(group, refused(group, settings)) == expected
     detached = {"loss": lambda model, batch: loss(model, batch).detach()}
@@ -160,7 +160,7 @@ def main(out: Path) -> None:
         words = "no error"
     except ConfigError as error:
         words = error.what
-    assert words.startswith("site a: no gradient for experts."), words
+    assert words.startswith("site a: backward() leaves parameters without a gradient: experts."), words
     assert ("experts.1.weight" in words) == (group.rank != 1)
     backend.close()
 
