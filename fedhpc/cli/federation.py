@@ -47,7 +47,13 @@ def federation() -> None:
 )
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Training rounds.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of model and data order.")
-def new(directory: Path, name: str, url: str, sites: str, rounds: int, seed: int) -> None:
+@click.option(
+    "--accept-two-sites",
+    "two",
+    is_flag=True,
+    help="For two sites that trust each other: each learns the other's numbers.",
+)
+def new(directory: Path, name: str, url: str, sites: str, rounds: int, seed: int, two: bool) -> None:
     """Begin a federation in DIR: a draft of federation.toml, an enrolment authority and everything for a relay.
 
     Prints a one-time token for each site. Give each its own over a channel that both trust, together with the relay's
@@ -56,7 +62,7 @@ def new(directory: Path, name: str, url: str, sites: str, rounds: int, seed: int
     from fedhpc.ops.enrolment.coordinator import Coordinator
 
     names = [part.strip() for part in sites.split(",")]
-    _, pin, tokens = Coordinator.new(directory, name, url, names, rounds=rounds, seed=seed)
+    _, pin, tokens = Coordinator.new(directory, name, url, names, rounds=rounds, seed=seed, accept_two_sites=two)
     click.echo(f"wrote {directory}: federation.toml to be agreed on, authority.key to keep, relay/ for the relay")
     click.echo("give each site its line; tokens are shown once and work once:")
     for site, token in tokens.items():

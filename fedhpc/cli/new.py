@@ -18,7 +18,13 @@ import click
 )
 @click.option("--ranks", type=click.IntRange(1), default=2, show_default=True, help="Ranks of each site.")
 @click.option("--rounds", type=click.IntRange(1), help="Training rounds.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of the rows held out; with digits also of who has which images, the first model and the order of the data.",
+)
 def new(directory: Path, example: str, ranks: int, rounds: int | None, seed: int) -> None:
     """Write a working federation of four sites into DIRECTORY, with data.
 

@@ -76,6 +76,7 @@ def run(
     from fedhpc.ops.life.open import finished_before
     from fedhpc.ops.run import Before, result_json, run_federation
     from fedhpc.ops.slurm.exit_file import leave_exit_code
+    from fedhpc.ops.telemetry import metric_words, nothing_held_out
 
     if launched() and is_first():
         last_words.listen(told)
@@ -115,8 +116,9 @@ def run(
     if not ran.first:
         return
     outcome = ran.outcome
-    shown = ", ".join(f"{n} {'-' if v is None else f'{v:.4f}'}" for n, v in outcome.metrics.items())
-    click.echo(f"final model: round {outcome.model.rounds}, {shown}")
+    measured = metric_words(outcome.metrics)
+    words = ["no held-out rows"] if nothing_held_out(outcome.metrics) else measured.values()
+    click.echo(", ".join([f"final model: round {outcome.model.rounds}", *words]))
     click.echo(f"sha256 {ran.model_sha256}")
     click.echo(f"run directory {ran.directory}")
     if as_json:

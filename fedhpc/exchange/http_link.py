@@ -24,7 +24,7 @@ from typing import Any
 
 from fedhpc.errors import ConfigError, FedhpcError, PeersError, PolicyError
 from fedhpc.exchange.http_traffic import Traffic
-from fedhpc.exchange.pins import pin_of, read_der, require_private, same_pin
+from fedhpc.exchange.pins import load_pair, pin_of, read_der, require_private, same_pin
 from fedhpc.exchange.tls_read import read_available, readable
 
 _CLOCK_SKEW = datetime.timedelta(minutes=5)
@@ -46,6 +46,8 @@ class RelayAccess:
     proxy: str = ""
     connect_s: float = 15.0
     stall_s: float = 60.0
+    keys_hint: str = "`fedhpc site request DIR --wait` fetches the certificate of the key that the site has"
+    """What to do about a key or certificate that cannot be used."""
 
     def __post_init__(self) -> None:
         parse_url(self.url, "https", "the relay's address")
@@ -75,8 +77,15 @@ def parse_url(url: str, scheme: str, what: str) -> urllib.parse.SplitResult:
     except ValueError:
         good = False
     if not good or parts.path.strip("/") or parts.query:
-        raise ConfigError(f"{what} is not {scheme}://host:port", f"given: {parts.scheme}://{parts.hostname}")
+        raise ConfigError(f"{what} is not {scheme}://host:port", f"given: {without_password(url)}")
     return parts
+
+
+def without_password(url: str) -> str:
+    """An address as a message may show it: whole, but without user and password."""
+    head, mark, rest = url.partition("://")
+    host, slash, path = (rest if mark else head).partition("/")
+    return f"{head + mark if mark else ''}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def proxy_from_environment(url: str) -> str:
@@ -92,15 +101,12 @@ def proxy_from_environment(url: str) -> str:
 
 def site_context(access: RelayAccess) -> ssl.SSLContext:
     """TLS 1.3 with the site's certificate. The relay is judged by its pin, after the handshake and before any byte."""
-    require_private(access.key)
+    require_private(access.key, access.keys_hint)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    try:
-        context.load_cert_chain(access.certificate, access.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"certificate {access.certificate} and key {access.key} do not fit: {error}") from None
+    load_pair(context, access.certificate, access.key, access.keys_hint)
     return context
 
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from fedhpc.errors import ConfigError, StorageError
-from fedhpc.exchange.pins import pin_of, read_certificate, read_der
+from fedhpc.exchange.pins import load_pair, pin_of, read_certificate, read_der
 from fedhpc.relay.census import Census, Ticket
 from fedhpc.relay.connection import Connection, Hangup
 from fedhpc.relay.coordinator import Coordinator
@@ -282,10 +282,12 @@ def tls_context(settings: RelaySettings) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0
     context.verify_mode = ssl.CERT_OPTIONAL
-    try:
-        context.load_cert_chain(settings.certificate, settings.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"certificate and key of the relay do not fit: {error}") from None
+    load_pair(
+        context,
+        settings.certificate,
+        settings.key,
+        "put back the pair that `fedhpc federation new` wrote, both files: the sites know the relay by this key",
+    )
     for authority in settings.client_authorities:
         try:
             context.load_verify_locations(authority)

@@ -48,6 +48,7 @@ def fail(tmp_path: Path, case: str, rank: int, guarded: bool) -> Completed:
         ("keyboard interrupt", 2, PLAIN, 130, ["KeyboardInterrupt", "at: site bb, rank 1"]),
         ("fedhpc error", 1, GUARDED, 65, ["error: tensor 'value' of site bb holds NaN", "hint: ", "at: site bb"]),
         ("a shorter loop", 2, PLAIN, 69, ["site bb has left the federation", "hint: every site makes the same calls"]),
+        ("a refused input", 1, PLAIN, 69, ["site bb refused what it was to put into a sum", "hint: its own output"]),
         ("torch's own hook", 2, PLAIN, 70, ["the fault under torch's hook", "at: site bb, rank 1"]),
     ],
 )  # fmt: skip
@@ -58,6 +59,7 @@ def test_one_rank_fails(
     assert done.code == code if code is not None else done.code != 0, done.text
     for word in words:
         assert word in done.err, done.text
+    assert "4711" not in done.text
 
 
 TASK = """

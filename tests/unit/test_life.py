@@ -65,6 +65,7 @@ def test_a_run_at_its_exit_is_not_killed_by_a_signal() -> None:
         for number in before:
             assert signal.getsignal(number) is signal.SIG_IGN  # a handler of Python's would be gone in its last moments
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -99,6 +100,7 @@ def test_a_signal_is_heard() -> None:
     told = Told()
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM)}
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])  # as a launcher may have left it
         told.listen()
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGUSR2)

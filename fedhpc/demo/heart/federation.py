@@ -19,7 +19,7 @@ TASK = """\
 name = "logistic"
 standardise = true           # with the federation's own mean and variance, masked sums themselves
 held_out = 0.2
-split_seed = {split_seed}
+split_seed = {split_seed}               # another number is another split; `seed` above changes only last bits here
 options = {{ features = 13 }}"""
 
 TRAIN = """\

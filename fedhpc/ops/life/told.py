@@ -32,6 +32,7 @@ class Told:
         """Install the handlers, as early as possible: until then each of the signals kills. In the main thread."""
         for number in _STOP:
             signal.signal(number, self.hear)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)  # a launcher may block them
 
     def ignore(self) -> None:
         """From now on no signal counts: this process ends anyway, and being killed at its exit would spoil its code."""
