@@ -24,8 +24,7 @@ from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.identity import lost_keys_hint
 from fedhpc.federation.interfaces import Life
 from fedhpc.federation.known_states import KnownStates
-from fedhpc.federation.ledger_file import LOST_LEDGER_HINT
-from fedhpc.federation.party import Party
+from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.federation.patience import wait_telling
 from fedhpc.federation.relayed_sum import Lead, RelayedSums
 from fedhpc.federation.relayed_work import Order, end_if_stopped
@@ -185,7 +184,10 @@ def refuse_forgotten_sums(party: Party, exchange: RelayExchange) -> None:
     if standing.get("done") or any(isinstance(of, list) and party.number in of for of in named):
         what = f"site {party.name} took part in this federation before, and its ledger knows nothing of it"
         journal.refuse_lost(what)
-        raise PolicyError(what, LOST_LEDGER_HINT)
+        lost = "if both are lost, this site sums again in the next epoch only"
+        raise PolicyError(
+            what, f"put ledger or run directory back, or name them ([ledger] path, --out); {lost}: {GIVEN_EPOCH}"
+        )
 
 
 def _publish(exchange: RelayExchange, own: bytes, agreement: Agreement) -> None:

@@ -272,6 +272,11 @@ class RelayedSums:
             self.lead.finished.keep_skipped(plan)
             self._erase_keys(plan)
             self.lead.states.reached(plan.round_, plan.following)
+        if self._attendant is None:  # a program of the user's own: the main loop catches up
+            over.hint = (
+                "a script takes no later model from the others: where it cannot do without this sum, all sites begin "
+                "anew in the next epoch: `fedhpc federation next --again`"
+            )
         if plan.round_ <= self.lead.finished.first().round_:
             over.hint = "it was kept until a checkpoint or `fed.forget()`: start from what was saved then"
         self._order(Order.OVER + over.what.encode())
