@@ -18,7 +18,7 @@ from fedhpc.exchange.carrier_listing import ListedAttempt
 from fedhpc.exchange.carrier_notes import Put, SiteNotes, Watched, Wish
 from fedhpc.exchange.carrier_tasks import Tasks, is_refusal
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES, UNSHARED
 from fedhpc.exchange.spool_files import MOST_NOTE_BYTES, PUTS, SpoolFolder, names_in, read_file, remove, write_file
 from fedhpc.exchange.spool_notes import PutNote, Refusal, read_note

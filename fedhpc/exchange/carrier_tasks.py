@@ -12,7 +12,7 @@ from collections import defaultdict
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES, UNSHARED, ObjectName, block_count
 from fedhpc.exchange.spool import MOST_MESSAGE_BYTES
 from fedhpc.exchange.spool_files import (

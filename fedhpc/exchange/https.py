@@ -16,8 +16,8 @@ from functools import partial
 from typing import Any
 
 from fedhpc.errors import FedhpcError, InterruptedRun, PeersError
-from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_listing import Entry
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.exchange.transport import Transport
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, InterruptedRun, PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess, proxy_from_environment
+from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience, Retry
 from fedhpc.exchange.https import Interrupts, RelayExchange
 from fedhpc.exchange.pins import pin_of, read_certificate
+from fedhpc.exchange.proxies import proxy_for
 from fedhpc.exchange.spool import SpoolClient
 from fedhpc.exchange.spool_files import SpoolFolder
 from fedhpc.exchange.transport import Transport
@@ -125,7 +126,7 @@ def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAcce
             f"{mine.site.name}",
             "use the certificate of the key that `fedhpc site init` made, or have the roster changed",
         )
-    proxy = proxy_from_environment(section.url) if section.proxy is None else section.proxy
+    proxy = proxy_for(section.url, section.proxy)
     return RelayAccess(section.url, bytes.fromhex(agreement.relay.tls), certificate, mine.path(section.key), proxy)
 
 
