@@ -73,7 +73,7 @@ wheel: setup
 # than two cores: many of them wait.
 SIDE_BY_SIDE := 3
 test: lint tools
-	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --no-loadscope-reorder --timeout 900 --durations 20
+	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --no-loadscope-reorder --timeout 1800 --durations 20
 
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/measure.py

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from fedhpc.errors import FedhpcError
     from fedhpc.federation.federation import Federation
     from fedhpc.federation.join import join
-    from fedhpc.train.backends import site_backend
+    from fedhpc.train.own_loop import site_backend
 
 _HOMES = {
     "Federation": "fedhpc.federation.federation",
     "FedhpcError": "fedhpc.errors",
     "join": "fedhpc.federation.join",
-    "site_backend": "fedhpc.train.backends",
+    "site_backend": "fedhpc.train.own_loop",
 }
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,11 +30,11 @@ _TELLS = {
 Section = TypeVar("Section")
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a configuration file of at most 4 MiB. Raises ConfigError if it cannot be read."""
+def read_bytes(path: Path, largest: int = MAX_CONFIG_BYTES) -> bytes:
+    """The bytes of a configuration file of at most `largest` (4 MiB). Raises ConfigError if it cannot be read."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
+            data = file.read(largest + 1)
     except OSError as error:
         if path.is_dir():
             inside = ", ".join(str(p) for p in sorted(path.glob("*.toml"))[:4])
@@ -41,8 +42,8 @@ def read_bytes(path: Path) -> bytes:
         else:
             hint = "" if path.is_absolute() else f"relative paths start at {Path.cwd()}"
         raise ConfigError(f"cannot read {path}: {error.strerror}", hint) from None
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes", "is this the right file?")
+    if len(data) > largest:
+        raise ConfigError(f"{path} is larger than {largest} bytes", "is this the right file?")
     return data
 
 
@@ -66,7 +67,7 @@ def refuse_other_file(table: Mapping[str, Any], known: Iterable[str], where: str
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
     """Raises ConfigError for the first key of `given` that is not in `known`, with the nearest valid name."""
-    names = list(known)
+    names = dict.fromkeys(known)
     for key in given:
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
@@ -83,17 +84,22 @@ def read_section(cls: type[Section], table: object, where: str) -> Section:
     """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where} must be a table", f"write it as [{where}]")
-    assert dataclasses.is_dataclass(cls)
-    fields = {f.name.removesuffix("_"): f for f in dataclasses.fields(cls) if f.init}
+    fields, hints = _fields_of(typing.cast(Hashable, cls))
     refuse_unknown(table, fields, where)
-    hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name in table:
             values[field.name] = _typed(table[name], hints[field.name], f"{where}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}: '{name}' is missing", f"it has the type {_spell(hints[field.name])}")
-    return typing.cast(Section, cls(**values))
+    return cls(**values)
+
+
+@functools.cache  # a recipe may have a table for each of 60,000 columns
+def _fields_of(cls: Any) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    """The keys of the dataclass `cls`, and the types of its fields."""
+    fields = {f.name.removesuffix("_"): f for f in dataclasses.fields(cls) if f.init}
+    return fields, typing.get_type_hints(cls)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

@@ -7,6 +7,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import surroundings
+
+surroundings.settle()
 
 # With FEDHPC_NO_SKIP=1 (`make test`, CI) every one of these that was asked for must run tests, and none may be skipped.
 # In this order: those that take long and mostly wait begin first, where tests run side by side.

@@ -32,7 +32,7 @@ from fedhpc.secure.keys import identity_public
 ROOT = Path(__file__).parents[1]
 FEDHPC = [sys.executable, "-m", "fedhpc"]
 # A wait that ends in a failure is as many times as long where tests run side by side.
-PATIENCE = 3 if "PYTEST_XDIST_WORKER" in os.environ else 1
+PATIENCE = 10 if "PYTEST_XDIST_WORKER" in os.environ else 2
 
 
 # --- processes

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import signal
 import sys
 
 import click
@@ -68,24 +70,40 @@ def cli() -> None:
     """
 
 
+def _hear_signals() -> None:
+    """Have this process, and those that it starts and ends, hear what a batch system or a user sends them.
+
+    A wrapper may have started it with signals blocked, or SIGTERM ignored, and children inherit both. SIGINT and SIGHUP
+    that are ignored stay so: that is how a background job and nohup are meant.
+    """
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    heard = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+
+
 def main() -> None:
     """Run the command line; every failure becomes a message and an exit code, and under MPI ends the whole job."""
     from fedhpc.errors import InterruptedRun
-    from fedhpc.mpi.world import abort_job, describe_failure
+    from fedhpc.mpi.world import abort_job, describe_failure, tell_failure
     from fedhpc.ops.slurm.exit_file import leave_exit_code
 
+    _hear_signals()
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        tell_failure(shown.getvalue().rstrip("\n"))
         sys.exit(64)
     except click.Abort:
         abort_job(130)
         sys.exit(130)
     except Exception as error:
         text, code = describe_failure(error)
-        sys.stderr.write(text + "\n")
-        leave_exit_code(code, untrained=isinstance(error, InterruptedRun) and error.untrained)
+        stopped = isinstance(error, InterruptedRun)
+        if not text or tell_failure(text, "stopped" if stopped else "failed"):
+            leave_exit_code(code, untrained=isinstance(error, InterruptedRun) and error.untrained)
         abort_job(code)
         sys.exit(code)
     code = code if isinstance(code, int) else 0

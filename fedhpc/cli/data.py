@@ -11,6 +11,7 @@ from fedhpc.cli.ordered import OrderedGroup
 from fedhpc.errors import ConfigError, DataError
 
 _FILE = click.Path(path_type=Path)
+_MOST_SHOWN = 100  # features, one on a line
 
 
 @click.group("data", cls=OrderedGroup)
@@ -60,6 +61,8 @@ def ingest(csv_file: Path, recipe_file: Path, site: str, out: Path, key_file: Pa
         click.echo(f"  {done.rows_elsewhere} rows left out by where")
     for column, count in done.dropped.items():
         click.echo(f"  {count} rows dropped because '{column}' is missing")
+    for warning in done.warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 @data.command("check")
@@ -96,11 +99,16 @@ def check(files: tuple[Path, ...], values: bool, as_json: bool) -> None:
 
 
 def _show(fact: dict[str, Any]) -> None:
-    click.echo(f"{fact['path']}: site {fact['site']}, {fact['n']} rows, {len(fact['features'])} features")
-    for feature in fact["features"]:
+    features = fact["features"]
+    click.echo(f"{fact['path']}: site {fact['site']}, {fact['n']} rows, {len(features)} features")
+    if fact["row_ids_from"]:
+        click.echo(f"  no identifiers: each row is named by its {fact['row_ids_from']} in the source")
+    for feature in features[:_MOST_SHOWN]:
         span = f"  {feature['min']:g} … {feature['max']:g}" if "min" in feature else ""
         unit = f" [{feature['unit']}]" if feature["unit"] else ""
         click.echo(f"  {feature['name']}{unit}: {feature['coding']}, missing {feature['missing']}{span}")
+    if len(features) > _MOST_SHOWN:
+        click.echo(f"  … and {len(features) - _MOST_SHOWN} more features, which --json shows")
     click.echo(f"  label {fact['label']['name']}: {fact['label']['coding']}")
     for name in ("feature_sha256", "source_sha256", "licence", "citation", "creator", "created"):
         if fact[name]:

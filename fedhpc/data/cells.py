@@ -1,102 +1,156 @@
-"""From the text of one CSV cell to the numbers of one row. Pure: text in, floats out, ValueError says what is wrong.
+"""From the text of one CSV cell to the numbers of one row. Pure: text in, floats out, CellError says what is wrong.
 
 Messages never repeat the cell, because it is somebody's data: they say what was expected there.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-import re
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 
-import numpy as np
-
-from fedhpc.data.recipe import Column, LabelColumn
+from fedhpc.data.decimals import LARGEST_LABEL, CellError, Decimals
+from fedhpc.data.lookup import Lookup, are_numbers
+from fedhpc.data.recipe import Column, LabelColumn, Source
 from fedhpc.errors import ConfigError
 
-# Python's float() also takes "nan", "infinity" and "1_000", none of which a data file should mean.
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_LARGEST_EXACT = 1 << 24  # beyond this, float32 skips whole numbers
-_LARGEST_LABEL = 1 << 53  # labels pass through float64
-_LONGEST_NUMBER = 64
-
-Reader = Callable[[str], tuple[float, ...]]
+Values = tuple[float, ...]
+Reader = Callable[[str], Values | None]
+LabelReader = Callable[[str], float | None]
+_MOST_REMEMBERED = 256
 
 
-def number(text: str) -> float:
-    """A decimal number. Raises ValueError for anything else, also for values float32 cannot hold."""
-    if len(text) > _LONGEST_NUMBER or not _NUMBER.fullmatch(text):
-        raise ValueError("it is not a number (write it like -12.5 or 1e3, with a point and no units)")
-    value = float(text)
-    if abs(value) > float(np.finfo(np.float32).max):
-        raise ValueError("it is too large for float32 (choose a larger unit)")
-    return value
+def decimals_of(source: Source) -> Decimals:
+    """How the file of `source` writes its numbers."""
+    return Decimals(source.decimal or ".", said=source.decimal is not None, semicolons=source.delimiter == ";")
 
 
-def integer(text: str, largest: int = _LARGEST_EXACT) -> int:
-    """A whole number of at most `largest`, also written as 63.0. Raises ValueError for anything else."""
-    value = number(text)
-    if value != math.floor(value):
-        raise ValueError("it is not a whole number (or the type should be 'number')")
-    if abs(value) > largest:
-        raise ValueError(f"it is larger than {largest}, the largest whole number held exactly")
-    return int(value)
+def column_reader(column: Column, source: Source) -> Reader:
+    """What turns a stripped cell of `column` into its features' values, or None if it is missing.
+
+    Raises ConfigError if a value is given a meaning and is a code for missing too.
+    """
+    decimals = decimals_of(source)
+    numeric = column.type in ("number", "integer")
+    table: dict[str, Values] = {}
+    if column.type == "boolean":
+        table = {column.true: (1.0,), column.false: (0.0,)}
+        numeric = are_numbers(table, decimals)
+    elif column.type == "category":
+        table = _codings(column)
+    spelled = decimals if numeric else None
+    known = Lookup(table, spelled, case=column.type != "boolean")
+    read: Callable[[str], Values] = known.known
+    if column.type == "number":
+        read = lambda text: (decimals.number(text, column.rounding),)  # noqa: E731
+    elif column.type == "integer":
+        read = lambda text: (float(decimals.integer(text)),)  # noqa: E731
+    markers = (*source.missing_markers, *column.missing_markers)
+    return _with_missing(read, markers, column.aliases, table, spelled, f"feature '{column.column}'")
 
 
-def column_reader(column: Column) -> Reader:
-    """What turns a cell of `column`, not missing and stripped, into its features' values."""
-    read = _plain_reader(column)
-    return lambda text: read(column.aliases.get(text, text))
+def numeric_codes(column: Column, source: Source) -> list[float]:
+    """The numbers that mean something else in a column of numbers: codes for missing, and what has an alias."""
+    texts = dict.fromkeys((*source.missing_markers, *column.missing_markers, *column.aliases), True)
+    return list(Lookup(texts, decimals_of(source), float32=True).numbers)
 
 
-def fill_values(column: Column) -> tuple[float, ...] | None:
+def fill_values(column: Column, source: Source) -> Values | None:
     """The features' values where the column is missing, if its policy is to fill. Raises ConfigError."""
-    if column.fill is None:
-        return None
     value = column.fill
+    if value is None:
+        return None
     if isinstance(value, bool):
         value = column.true if value else column.false
     try:
-        return column_reader(column)(str(value))
-    except ValueError as error:
-        raise ConfigError(f"feature '{column.column}': fill cannot be used: {error}", "see docs/data.md") from None
+        if isinstance(value, float):  # TOML writes a point, whatever the file does
+            plain = Decimals()
+            text = repr(value)
+            if column.type == "number":
+                return (plain.number(text, column.rounding),)
+            if column.type == "integer":
+                return (float(plain.integer(text)),)
+            value = text.removesuffix(".0")
+        filled = column_reader(column, source)(value)
+    except CellError as error:
+        raise ConfigError(f"feature '{column.column}': fill cannot be used: {error}", error.hint) from None
+    if filled is None:
+        raise ConfigError(f"feature '{column.column}': fill is a code for missing itself", "fill with a value")
+    return filled
 
 
-def label_reader(column: LabelColumn) -> Callable[[str], float]:
-    """What turns a cell of the label's column, not missing and stripped, into the label."""
-    read: Callable[[str], float] = number
+def label_reader(column: LabelColumn, source: Source) -> LabelReader:
+    """What turns a stripped cell of the label's column into the label, or None if it is missing. Raises ConfigError."""
+    decimals = decimals_of(source)
+    table: dict[str, Values] = {text: (float(number),) for text, number in column.classes.items()}
+    numeric = not table or are_numbers(table, decimals)
+    spelled = decimals if numeric else None
+    known = Lookup(table, spelled)
+    read: Callable[[str], Values] = known.known
     if column.above is not None:
-        limit = column.above
-        read = lambda text: float(number(text) > limit)  # noqa: E731
-    elif column.classes:
-        classes = column.classes
-        read = lambda text: float(classes[_known(text, classes)])  # noqa: E731
-    elif column.type == "integer":
-        read = lambda text: float(integer(text, _LARGEST_LABEL))  # noqa: E731
-    return lambda text: read(column.aliases.get(text, text))
+        above = column.above
+        read = lambda text: (float(_within(decimals.measured(text), column) > above),)  # noqa: E731
+    elif not table and column.type == "integer":
+        read = lambda text: (_within(float(decimals.integer(text, LARGEST_LABEL)), column),)  # noqa: E731
+    elif not table:
+        read = lambda text: (_within(decimals.number(text, column.rounding), column),)  # noqa: E731
+    markers = (*source.missing_markers, *column.missing_markers)
+    float32 = column.type == "number"
+    reader = _with_missing(read, markers, column.aliases, table, spelled, "label", float32=float32)
+    return lambda text: None if (values := reader(text)) is None else values[0]
 
 
-def _plain_reader(column: Column) -> Reader:
-    if column.type == "number":
-        return lambda text: (number(text),)
-    if column.type == "integer":
-        return lambda text: (float(integer(text)),)
-    if column.type == "boolean":
-        values = {column.true.casefold(): (1.0,), column.false.casefold(): (0.0,)}
-        return lambda text: values[_known(text.casefold(), values)]
+def _with_missing(
+    read: Callable[[str], Values],
+    markers: tuple[str, ...],
+    aliases: dict[str, str],
+    table: dict[str, Values],
+    spelled: Decimals | None,
+    where: str,
+    *,
+    float32: bool = True,
+) -> Reader:
+    """`read` after missing codes and aliases. An alias may lead to a code for missing."""
+    missing = Lookup(dict.fromkeys(markers, True), spelled, float32=float32)
+    renamed = Lookup(aliases, spelled, float32=float32)
+    for text in table:
+        if missing.get(text):
+            raise ConfigError(
+                f"{where}: {text!r} is a value and a missing marker",
+                "take it out of missing_markers ([source] has defaults), or write that value otherwise",
+            )
+
+    @functools.lru_cache(_MOST_REMEMBERED)  # a column has few different levels, codes and grades
+    def reader(text: str) -> Values | None:
+        if missing.get(text):
+            return None
+        other = renamed.get(text)
+        if other is None:
+            return read(text)
+        return None if missing.get(other) else read(other)
+
+    return reader
+
+
+def _within(value: float, column: LabelColumn) -> float:
+    """`value` if the recipe lets it occur. Raises CellError."""
+    if column.range:
+        low, high = column.range
+        if not low <= value <= high:
+            raise CellError(
+                f"it is outside the label's range, {low:g} to {high:g}",
+                "a code for missing goes into missing_markers of [label]; else widen the range",
+            )
+    elif column.above is not None and value < column.above:
+        raise CellError(
+            f"it is smaller than above = {column.above:g}, and the recipe does not say that such values occur",
+            "a code for missing goes into missing_markers of [label]; else give range = [smallest, largest] there",
+        )
+    return value
+
+
+def _codings(column: Column) -> dict[str, Values]:
+    """What each level of a category becomes."""
     if column.coding == "ordinal":
-        ordinals = {level: (float(i),) for i, level in enumerate(column.levels)}
-        return lambda text: ordinals[_known(text, ordinals)]
+        return {level: (float(i),) for i, level in enumerate(column.levels)}
     first = 1 if column.coding == "dummy" else 0
-    vectors = {level: tuple(float(level == other) for other in column.levels[first:]) for level in column.levels}
-    return lambda text: vectors[_known(text, vectors)]
-
-
-def _known(text: str, levels: Mapping[str, object]) -> str:
-    if text not in levels:
-        names = list(levels)
-        near = difflib.get_close_matches(text[:256], names, n=1)
-        guess = f"; nearest: '{near[0]}'" if near else ""
-        raise ValueError(f"it is not one of {', '.join(repr(name) for name in names[:20])}{guess}")
-    return text
+    return {level: tuple(float(level == other) for other in column.levels[first:]) for level in column.levels}

@@ -1,30 +1,33 @@
 """From a CSV file and a recipe to a site store. Reads line by line; every refusal names the line and the column.
 
-Memory: 4 bytes for each value kept and about 300 for each row. Rows keep the order of the file.
+Memory: 300 bytes for each row, and 256 MiB of their values; beyond that they wait in a file beside the store. Rows keep
+the order of the file.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
-import hashlib
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedhpc.data import cells, rowkey
-from fedhpc.data.recipe import Column, Recipe
+from fedhpc.data.csv_file import CsvFile
+from fedhpc.data.decimals import CellError
+from fedhpc.data.kept_rows import KeptRows
+from fedhpc.data.recipe import ROW_NUMBER, Recipe
+from fedhpc.data.rows import RowReader
+from fedhpc.data.schema import FeatureSet
+from fedhpc.data.spelling import visible
 from fedhpc.data.store import write_store
 from fedhpc.errors import DataError, StorageError
 
-LONGEST_RECORD_BYTES = 16 << 20  # one row of the CSV, with all its lines
-LONGEST_FIELD = 1 << 16  # characters of one cell
-_BLOCK_ROWS = 4096
+_MOST_NAMES = 5000  # to look for the nearest among
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")  # in a header: it may be the first person's row, and is not shown
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Ingested:
     rows_elsewhere: int  # left out by `where`
     dropped: dict[str, int]  # rows left out because this column was missing, by column (the first one counts)
     rows_kept: int
+    warnings: tuple[str, ...]  # what the recipe leaves open
 
 
 def ingest_csv(
@@ -54,47 +58,25 @@ def ingest_csv(
     """
     if len(key) != rowkey.KEY_BYTES:
         raise ValueError(f"the row-id key has {len(key)} bytes, not {rowkey.KEY_BYTES}")
-    feature_set = recipe.feature_set()
     try:
-        with csv_path.open("rb") as file:
-            reader = _Reader(csv_path, file, recipe, {**recipe.source.where, **(where or {})}, key)
-            blocks = reader.read()
+        file = csv_path.open("rb")
     except FileNotFoundError:
         raise DataError(f"{csv_path} does not exist", "check the path") from None
     except OSError as error:
         raise StorageError(f"cannot read {csv_path}: {error.strerror}", "check the path and permissions") from None
-    if not reader.labels:
-        raise DataError(
-            f"{csv_path}: no row is left of {reader.rows_read}",
-            f"{reader.rows_elsewhere} left out by where, {sum(reader.dropped.values())} for missing values",
-        )
-    write_store(
-        out,
-        site=site,
-        feature_set=feature_set,
-        features=iter(blocks),
-        labels=np.array(reader.labels, np.float64).astype(feature_set.label.dtype),
-        row_ids=np.frombuffer(b"".join(reader.row_ids), np.uint8).reshape(-1, 32),
-        source_sha256=reader.sha256.hexdigest(),
-        licence=recipe.source.licence,
-        citation=recipe.source.citation,
-    )
-    return Ingested(out, reader.rows_read, reader.rows_elsewhere, dict(reader.dropped), len(reader.labels))
+    with file:
+        csv = CsvFile(csv_path, file, recipe.source)
+        return _Reader(csv, recipe, {**recipe.source.where, **(where or {})}, key).read(out, site)
 
 
 class _Reader:
     """One pass over one CSV file."""
 
-    def __init__(self, path: Path, file: BinaryIO, recipe: Recipe, where: Mapping[str, str], key: bytes) -> None:
-        self.path = path
-        self.file = file
+    def __init__(self, csv: CsvFile, recipe: Recipe, where: Mapping[str, str], key: bytes) -> None:
+        self.csv = csv
         self.recipe = recipe
-        self.where = where
+        self.where = {column: visible(value) for column, value in where.items()}
         self.key = key
-        self.markers = frozenset(recipe.source.missing_markers)
-        self.sha256 = hashlib.sha256()
-        self.line = 0  # of the file, counted from 1, as editors do
-        self.record_bytes = 0
         self.rows_read = 0
         self.rows_elsewhere = 0
         self.dropped: Counter[str] = Counter()
@@ -102,130 +84,150 @@ class _Reader:
         self.row_ids: list[bytes] = []
         self.lines_of_ids: dict[bytes, int] = {}
 
-    def read(self) -> list[NDArray[np.float32]]:
-        """The features of the rows kept, in blocks; labels and row ids are in this object."""
-        records = csv.reader(self._lines(), delimiter=self.recipe.source.delimiter, strict=True)
-        header = [name.strip() for name in self._next(records) or []]
-        place = self._places(header)
-        moves = {(move.id, move.column): move.value for move in self.recipe.moves}
-        moved: set[tuple[str, str]] = set()
-        columns = [(c, place[c.column], cells.column_reader(c), cells.fill_values(c)) for c in self.recipe.features]
-        label = cells.label_reader(self.recipe.label)
-        blocks: list[NDArray[np.float32]] = []
-        block: list[list[float]] = []
-        while (record := self._next(records)) is not None:
-            if not record:
-                continue  # an empty line
-            if len(record) != len(header):
-                raise self._wrong(f"{len(record)} fields, but the header has {len(header)}", "is a quote missing?")
-            if any(len(text) > LONGEST_FIELD for text in record):
-                raise self._wrong(f"a field is longer than {LONGEST_FIELD} characters", "is a quote missing?")
+    def read(self, out: Path, site: str) -> Ingested:
+        """Read all rows, and write those that are kept to the store `out`."""
+        header = self.csv.header()
+        columns = self.recipe.for_header(header, self.where)
+        feature_set = self.recipe.feature_set(columns)
+        place = self._places(header, [column.column for column in columns])
+        reader = RowReader(columns, [place[column.column] for column in columns], self.recipe.source)
+        kept = KeptRows(reader.width, out.parent)
+        try:
+            self._rows(place, reader, kept)
+            self._write(out, site, feature_set, kept)
+        finally:
+            kept.close()
+        counts = (self.rows_read, self.rows_elsewhere, dict(self.dropped), len(self.labels))
+        return Ingested(out, *counts, self._warnings())
+
+    def _rows(self, place: Mapping[str, int], reader: RowReader, kept: KeptRows) -> None:
+        moves: dict[str, dict[str, str]] = {}
+        for move in self.recipe.moves:
+            moves.setdefault(visible(move.id), {})[move.column] = move.value
+        unmoved = dict(moves)
+        label = cells.label_reader(self.recipe.label, self.recipe.source)
+        label_name = self.recipe.label.column
+        label_place = place[label_name]
+        for row in self.csv.rows():
             self.rows_read += 1
-            row = [text.strip() for text in record]
-            identifier = self._identifier(row[place[self.recipe.source.id]])
-            for column, index in place.items() if moves else ():
-                if (identifier, column) in moves:
-                    row[index] = moves[identifier, column]
-                    moved.add((identifier, column))
-            if any(row[place[column]] != value for column, value in self.where.items()):
+            identifier = self._identifier(row, place)
+            for column, value in moves.get(identifier, {}).items():
+                row[place[column]] = value
+                unmoved.pop(identifier, None)
+            if any(visible(row[place[column]]) != value for column, value in self.where.items()):
                 self.rows_elsewhere += 1
                 continue
-            values = self._values(row, columns, place[self.recipe.label.column], label)
-            if values is None:
+            try:
+                dropped = reader.read(row, kept.next_row())
+                if dropped is None:
+                    dropped = self._label(label, row[label_place])
+            except CellError as error:
+                raise self.csv.wrong(str(error), error.hint) from None
+            if dropped is not None:
+                self.dropped[dropped] += 1
                 continue
-            block.append(values[:-1])
-            self.labels.append(values[-1])
-            self.row_ids.append(rowkey.row_id(self.key, identifier))
-            if len(block) == _BLOCK_ROWS:
-                blocks.append(np.array(block, np.float32))
-                block = []
-        if block:
-            blocks.append(np.array(block, np.float32))
-        if unused := [f"id {i}, column {c}" for i, c in moves if (i, c) not in moved]:
-            raise DataError(f"{self.path}: [[move]] finds no row: {unused[0]}", "the file or the recipe has changed")
-        return blocks
+            kept.keep()
+            self.row_ids.append(self._row_id(identifier))
+        for number, move in enumerate(self.recipe.moves):
+            if visible(move.id) in unmoved:
+                what = f"{self.csv.path}: move[{number}] (column '{move.column}') finds no row with its id"
+                raise DataError(what, "the file or the recipe has changed")
 
-    def _values(
-        self,
-        row: Sequence[str],
-        columns: Sequence[tuple[Column, int, cells.Reader, tuple[float, ...] | None]],
-        label_index: int,
-        label: Callable[[str], float],
-    ) -> list[float] | None:
-        """The features of a row and its label as last entry; None if the row is dropped."""
-        values: list[float] = []
-        for column, index, read, fill in columns:
-            if row[index] not in self.markers:
-                try:
-                    values += read(row[index])
-                except ValueError as error:
-                    raise self._wrong(f"column '{column.column}': {error}", "see the recipe") from None
-            elif fill is not None:
-                values += fill
-            elif column.missing == "drop":
-                self.dropped[column.column] += 1
-                return None
-            else:
-                hint = "set missing = 'drop' or 'fill' for this feature in the recipe"
-                raise self._wrong(f"column '{column.column}' is missing", hint)
-        name = self.recipe.label.column
-        if row[label_index] in self.markers:
-            if self.recipe.label.missing == "drop":
-                self.dropped[name] += 1
-                return None
-            raise self._wrong(f"label column '{name}' is missing", "set missing = 'drop' for the label in the recipe")
+    def _write(self, out: Path, site: str, feature_set: FeatureSet, kept: KeptRows) -> None:
+        if not self.labels:
+            raise DataError(
+                f"{self.csv.path}: no row is left of {self.rows_read}",
+                f"{self.rows_elsewhere} left out by where, {sum(self.dropped.values())} for missing values",
+            )
+        source = self.recipe.source
+        write_store(
+            out,
+            site=site,
+            feature_set=feature_set,
+            features=kept.blocks(),
+            labels=np.array(self.labels, np.float64).astype(feature_set.label.dtype),
+            row_ids=np.frombuffer(b"".join(self.row_ids), np.uint8).reshape(-1, 32),
+            source_sha256=self.csv.sha256.hexdigest(),
+            licence=source.licence,
+            citation=source.citation,
+            row_ids_from=ROW_NUMBER if source.numbers_rows else "",
+        )
+
+    def _label(self, read: cells.LabelReader, text: str) -> str | None:
+        """Keep the label in the cell `text`; the column's name if the row is to be dropped. Raises CellError."""
+        column = self.recipe.label
         try:
-            values.append(label(row[label_index]))
-        except ValueError as error:
-            raise self._wrong(f"label column '{name}': {error}", "see the recipe") from None
-        return values
+            value = read(text)
+        except CellError as error:
+            raise CellError(f"label column '{column.column}': {error}", error.hint) from None
+        if value is not None:
+            self.labels.append(value)
+            return None
+        if column.missing == "drop":
+            return column.column
+        raise CellError(
+            f"label column '{column.column}' is missing", "set missing = 'drop' for the label in the recipe"
+        )
 
-    def _identifier(self, identifier: str) -> str:
+    def _identifier(self, row: Sequence[str], place: Mapping[str, int]) -> str:
+        """What names this row in the recipe's moves, and once only in the file. Raises DataError."""
         column = self.recipe.source.id
+        if self.recipe.source.numbers_rows:
+            return str(self.rows_read)
+        identifier = visible(row[place[column]])
         if not identifier:
-            raise self._wrong(f"column '{column}' is empty", "every row needs an identifier")
-        digest = rowkey.row_id(self.key, identifier)
-        first = self.lines_of_ids.setdefault(digest, self.line)
-        if first != self.line:
-            hint = "identifiers must be unique: one row for one person"
-            raise self._wrong(f"column '{column}' repeats the identifier of line {first}", hint)
+            raise self.csv.wrong(f"column '{column}' is empty", "every row needs an identifier")
+        first = self.lines_of_ids.setdefault(self._row_id(identifier), self.csv.line)
+        if first != self.csv.line:
+            hint = "identifiers must be unique: one row for one person (invisible characters do not count)"
+            raise self.csv.wrong(f"column '{column}' repeats the identifier of line {first}", hint)
         return identifier
 
-    def _places(self, header: list[str]) -> dict[str, int]:
-        if not any(header):
-            raise DataError(f"{self.path} has no header", "the first line must name the columns")
-        for name, count in Counter(header).items():
-            if count > 1:
-                raise DataError(f"{self.path}: column '{name}' is there {count} times", "rename one of them")
-        wanted = dict.fromkeys([*self.recipe.columns(), *self.where])
-        for name in wanted:
-            if name not in header:
-                near = difflib.get_close_matches(name, header, n=1)
-                guess = f"did you mean '{near[0]}'? " if near else ""
-                shown = ", ".join(header[:20]) + (" …" if len(header) > 20 else "")
-                raise DataError(f"{self.path} has no column '{name}'", f"{guess}it has: {shown}")
-        return {name: header.index(name) for name in wanted}
+    def _row_id(self, identifier: str) -> bytes:
+        numbered = f"{ROW_NUMBER} {identifier}" if self.recipe.source.numbers_rows else identifier
+        return rowkey.row_id(self.key, numbered)
 
-    def _next(self, records: Iterator[list[str]]) -> list[str] | None:
-        self.record_bytes = 0
-        try:
-            return next(records, None)
-        except csv.Error as error:
-            raise self._wrong(f"it is not CSV: {error}", "check quotes, delimiter and line ends") from None
+    def _places(self, header: Sequence[str], features: Sequence[str]) -> dict[str, int]:
+        """Where each column that is needed stands in a row. Raises DataError."""
+        path = self.csv.path
+        if self.recipe.source.numbers_rows and ROW_NUMBER in header:
+            raise DataError(f"{path} has a column '{ROW_NUMBER}', which in id = … asks to number rows", "rename it")
+        first: dict[str, int] = {}
+        counts = Counter(header)
+        for index, name in enumerate(header):
+            first.setdefault(name, index)
+        place = {}
+        for name in dict.fromkeys([*self.recipe.columns(), *self.where, *features]):
+            spelled = visible(name)
+            if spelled not in first:
+                raise DataError(f"{path} has no column '{name}'", self._nearest(spelled, header))
+            if counts[spelled] > 1:
+                raise DataError(f"{path}: column '{name}' is there {counts[spelled]} times", "rename one of them")
+            place[name] = first[spelled]
+        return place
 
-    def _lines(self) -> Iterator[str]:
-        while data := self.file.readline(LONGEST_RECORD_BYTES + 1):
-            self.line += 1
-            self.record_bytes += len(data)
-            if self.record_bytes > LONGEST_RECORD_BYTES:
-                limit = f"{LONGEST_RECORD_BYTES >> 20} MiB"
-                raise self._wrong(f"a row is longer than {limit}", "is a quote missing, or is this no CSV?")
-            self.sha256.update(data)
-            try:
-                text = data.decode("utf-8-sig" if self.line == 1 else "utf-8")
-            except UnicodeDecodeError:
-                raise self._wrong("it is not UTF-8", "convert it: iconv -f latin1 -t utf-8 IN > OUT") from None
-            yield text
+    def _nearest(self, name: str, header: Sequence[str]) -> str:
+        near = difflib.get_close_matches(name, header[:_MOST_NAMES], n=1)
+        guess = f"did you mean '{near[0]}'? " if near else ""
+        other = next((mark for mark in ";|, " if len(header) == 1 and mark in header[0]), "")
+        if other:
+            named = "a blank or tab" if other == " " else repr(other)
+            guess = f"does {named} separate its columns? Then set delimiter in [source]. "
+        if name == self.recipe.source.id:
+            guess += f"Without identifiers: id = '{ROW_NUMBER}'. "
+        if any(_NUMBER.fullmatch(word) for name in header[:_MOST_NAMES] for word in re.split(r"[;,\t| ]", name)):
+            return f'{guess}if its first line is a row, not a header, name the columns: header = ["…"] in [source]'
+        shown = ", ".join(header[:20]) + (" …" if len(header) > 20 else "")
+        return f"{guess}it has: {shown}"
 
-    def _wrong(self, what: str, hint: str) -> DataError:
-        return DataError(f"{self.path}, line {self.line}: {what}", hint)
+    def _warnings(self) -> tuple[str, ...]:
+        label = self.recipe.label
+        told = []
+        if label.above is not None and not label.range:
+            told.append(
+                f"label '{label.column}' has no range: a code such as 9 or 99 would count as above {label.above:g}; "
+                "give range = [smallest, largest]"
+            )
+        if self.recipe.source.numbers_rows:
+            told.append("rows are numbered: a person who is there twice is not found out")
+        return tuple(told)

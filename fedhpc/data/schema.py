@@ -15,10 +15,11 @@ from fedhpc.errors import DataError
 
 LARGEST_NAME = 256  # characters of a feature's name or unit
 LARGEST_CODING = 1 << 16
+_MOST_LINES = 20
 _DOMAIN = "fedhpc feature set v1"  # never the hash of another kind of document
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Feature:
     """One feature: its name, its unit (empty: none), and how its number came from the source."""
 
@@ -99,17 +100,22 @@ class FeatureSet:
 
 
 def compare_features(mine: FeatureSet, theirs: FeatureSet) -> list[str]:
-    """One line for each difference between two feature sets; empty if and only if their hashes are equal."""
+    """One line for each difference between two feature sets; empty if and only if their hashes are equal.
+
+    Of more than 20 lines of a kind the rest is counted.
+    """
     lines = []
     here, there = ({f.name: f for f in side.features} for side in (mine, theirs))
-    lines += [f"'{name}' is only in the first" for name in here if name not in there]
-    lines += [f"'{name}' is only in the second" for name in there if name not in here]
+    lines += _some([f"'{name}' is only in the first" for name in here if name not in there])
+    lines += _some([f"'{name}' is only in the second" for name in there if name not in here])
+    changed = []
     for name in here:
         if name in there:
             for part in ("unit", "coding"):
                 first, second = getattr(here[name], part), getattr(there[name], part)
                 if first != second:
-                    lines.append(f"'{name}': {part} {_quote(first)} in the first, {_quote(second)} in the second")
+                    changed.append(f"'{name}': {part} {_quote(first)} in the first, {_quote(second)} in the second")
+    lines += _some(changed)
     if set(here) == set(there):
         for index, (first, second) in enumerate(zip(mine.names, theirs.names, strict=True)):
             if first != second:
@@ -144,6 +150,11 @@ def parse_label(text: str) -> Label:
     except (ValueError, TypeError, RecursionError):
         pass
     raise DataError("attribute 'label' is not the JSON of a label", "make the file again")
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = len(lines) - _MOST_LINES
+    return lines if more <= 0 else [*lines[:_MOST_LINES], f"and {more} more like this"]
 
 
 def _quote(text: str) -> str:

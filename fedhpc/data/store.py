@@ -50,14 +50,15 @@ def write_store(
     creator: str = "fedhpc",
     citation: str = "",
     created: str = "",
+    row_ids_from: str = "",
     compression: str | None = None,
 ) -> None:
     """Write a site store to `path`, atomically and durably, readable by its owner only.
 
     `features` [n, *row_shape] float32 is one array or an iterable of blocks of rows; `labels` [n] has the dtype of
-    `feature_set.label`; `row_ids` [n, 32] uint8. `created` is an ISO date (default: today, UTC). `compression` is
-    None, "gzip" or "lzf". Raises DataError for lengths that differ or values that are not finite, StorageError for
-    I/O.
+    `feature_set.label`; `row_ids` [n, 32] uint8. `created` is an ISO date (default: today, UTC). `row_ids_from` says
+    what row ids were made from, where not from the identifiers of persons. `compression` is None, "gzip" or "lzf".
+    Raises DataError for lengths that differ or values that are not finite, StorageError for I/O.
     """
     n = len(labels)
     if not _SITE.fullmatch(site):
@@ -75,6 +76,10 @@ def write_store(
         "created": created or datetime.datetime.now(datetime.UTC).date().isoformat(),
         "citation": citation,
     }
+    if row_ids_from:
+        facts["row_ids_from"] = row_ids_from
+    for name, array in (("labels", labels), ("row_ids", row_ids)):
+        _refuse_masked(name, array)
     hdf5.remove_stale(path.parent, re.escape(path.name))
     with hdf5.new_file(path) as file:
         _write_attributes(file, site, n, feature_set, facts)
@@ -91,6 +96,7 @@ def write_store(
                     f"features are {block.dtype} {block.shape} after row {done}",
                     f"expected float32 {(n - done, *feature_set.row_shape)}",
                 )
+            _refuse_masked("features", block)
             _refuse_not_finite(block, feature_set.features, f"site {site}")
             target[done : done + len(block)] = block
             done += len(block)
@@ -167,6 +173,7 @@ class SiteStore:
             if n == 0 and not allow_empty:
                 raise DataError(f"{path} holds no rows", "a site needs at least one row to take part")
             facts = {name: hdf5.get_text(file, name, LARGEST_TEXT) for name in _FACTS}
+            facts["row_ids_from"] = hdf5.get_text(file, "row_ids_from", 64) if "row_ids_from" in file.attrs else ""
             site = hdf5.get_text(file, "site", 64)
             if not _SITE.fullmatch(site):
                 raise DataError(f"{path}: site name {site!r} cannot be used", "make the file again")
@@ -293,6 +300,11 @@ def _read_feature_set(file: h5py.File, path: Path, row_shape: tuple[int, ...]) -
             "the attributes were changed by hand; ingest the source again",
         )
     return feature_set
+
+
+def _refuse_masked(name: str, array: NDArray[Any]) -> None:
+    if isinstance(array, np.ma.MaskedArray):  # it would be written without its mask
+        raise DataError(f"{name} are a masked array", "fill it or leave those rows out; a store has no missing values")
 
 
 def _scan(path: Path, features: h5py.Dataset, labels: h5py.Dataset, feature_set: FeatureSet) -> None:

@@ -26,7 +26,7 @@ from fedhpc.exchange.addresses import parse_url, place_of, tls_name
 from fedhpc.exchange.certificate_times import COMPARE_CLOCKS, begins_later, has_ended
 from fedhpc.exchange.http_traffic import Traffic
 from fedhpc.exchange.link_problems import MOST_JSON_BYTES, LinkDown, RelayProblem, printable, refusal
-from fedhpc.exchange.pins import pin_of, read_der, require_private, same_pin
+from fedhpc.exchange.pins import load_pair, pin_of, read_der, require_private, same_pin
 from fedhpc.exchange.proxies import ask_for_tunnel
 from fedhpc.exchange.tls_read import read_available, readable
 
@@ -42,6 +42,8 @@ class RelayAccess:
     proxy: str = field(default="", repr=False)  # it may hold a password
     connect_s: float = 15.0
     stall_s: float = 60.0
+    keys_hint: str = "`fedhpc site request DIR --wait` fetches the certificate of the key that the site has"
+    """What to do about a key or certificate that cannot be used."""
 
     def __post_init__(self) -> None:
         parse_url(self.url, "https", "the relay's address")
@@ -58,15 +60,12 @@ class RelayAccess:
 
 def site_context(access: RelayAccess) -> ssl.SSLContext:
     """TLS 1.3 with the site's certificate. The relay is judged by its pin, after the handshake and before any byte."""
-    require_private(access.key)
+    require_private(access.key, access.keys_hint)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    try:
-        context.load_cert_chain(access.certificate, access.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"certificate {access.certificate} and key {access.key} do not fit: {error}") from None
+    load_pair(context, access.certificate, access.key, access.keys_hint)
     return context
 
 

@@ -71,12 +71,12 @@ class MpiSums:
         """See MaskedSums.is_free."""
         return True
 
-    def keep_until(self, sums: int) -> None:
+    def keep_until(self, sums: int, *, given: bool = True) -> None:
         """See MaskedSums.keep_until: nothing is kept; a killed job repeats its sums."""
 
-    def leave(self) -> None:
+    def leave(self, *, refused: bool = False) -> None:
         """See MaskedSums.leave."""
-        self._exchange.leave()
+        self._exchange.leave(refused=refused)
 
     def hear(self, word: str) -> str:
         """See MaskedSums.hear: the leaders ask each other."""

@@ -16,7 +16,8 @@ from typing import Any
 from fedhpc.errors import ConfigError
 from fedhpc.ops.logs import printable
 from fedhpc.ops.report import Run, finished_rounds, is_final, mean_by_round
-from fedhpc.ops.telemetry import PARTS, number, table
+from fedhpc.ops.telemetry import PARTS, TOLD_FROM, is_half_width, number, table
+from fedhpc.train.evaluate import HALF_WIDTH
 
 INDIGO, CYAN, TEAL, GREEN, OLIVE = "#332288", "#88CCEE", "#44AA99", "#117733", "#999933"
 SAND, ROSE, WINE, PURPLE, GREY = "#DDCC77", "#CC6677", "#882255", "#AA4499", "#BBBBBB"
@@ -102,21 +103,28 @@ def _loss(run: Run) -> Drawn | None:
 
 
 def _metrics(run: Run) -> Drawn | None:
-    curves = {n: c for n, c in _public(run).items() if not _is_loss(n)}
-    scores = {n: c for n, c in curves.items() if all(0 <= y <= 1 for y in c[1])}
-    others = {n: c for n, c in curves.items() if n not in scores}
+    public = _public(run)
+    curves = {n: c for n, c in public.items() if not (_is_loss(n) or is_half_width(n, public))}
+    # A slope over the small scores of the first rounds is so large that nothing else could be seen.
+    calibration = {n for n in curves if n.startswith("calibration_")}
+    scores = {n: c for n, c in curves.items() if n not in calibration and all(0 <= y <= 1 for y in c[1])}
+    others = {n: c for n, c in curves.items() if n not in calibration and n not in scores}
     panels = [("score (0 to 1)", scores)] if scores else []
     panels += [(_name(n), {n: c}) for n, c in list(others.items())[: MAX_CURVES // 2]]
     if not panels:
         return None
     figure, all_axes = _empty(len(panels))
+    shaded = False
     for axes, (label, shown) in zip(all_axes if len(panels) > 1 else [all_axes], panels, strict=True):
         _draw(axes, shown)
+        shaded = _shade(axes, shown, public) or shaded
         _label(axes, "finished rounds", label)
         if shown is scores:
             _legend(axes)
     caption = "Metrics of the global model on held-out rows of all sites, by the number of finished rounds."
-    if len(scores) > MAX_CURVES or len(others) > MAX_CURVES // 2:
+    if shaded:
+        caption += " Shaded: what the bins of the scores leave open."
+    if calibration or len(scores) > MAX_CURVES or len(others) > MAX_CURVES // 2:
         caption += " Some metrics are in the table only."
     return Drawn("metrics.png", "Metrics", caption, _png(figure))
 
@@ -210,6 +218,18 @@ def _draw(axes: Any, curves: Mapping[str, Curve], first: int = 0, dashed: bool =
     for i, (name, (x, y)) in enumerate(list(curves.items())[:MAX_CURVES], first):
         style = {"color": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)] if len(x) <= 40 else ""}
         axes.plot(x, y, label=_name(name, 36), linestyle="--" if dashed else "-", **style)
+
+
+def _shade(axes: Any, curves: Mapping[str, Curve], public: Mapping[str, Curve]) -> bool:
+    """Shade the intervals around curves that have one worth telling; whether there is any."""
+    shaded = False
+    for i, (name, (x, y)) in enumerate(list(curves.items())[:MAX_CURVES]):
+        at, half = public.get(name + HALF_WIDTH, ([], []))
+        if at == x and max(half) > TOLD_FROM:
+            low, high = ([v + sign * h for v, h in zip(y, half, strict=True)] for sign in (-1, 1))
+            axes.fill_between(x, low, high, color=LINES[i % len(LINES)], alpha=0.15, linewidth=0)
+            shaded = True
+    return shaded
 
 
 def _bar(axes: Any, base: Mapping[int, float], values: Mapping[int, float], colour: str, label: str) -> None:

@@ -7,12 +7,12 @@ the page forbids the browser to fetch anything. Every text that comes from a fil
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from fedhpc.ops.report import Record, Run, finished_rounds, is_final
-from fedhpc.ops.telemetry import number, table
+from fedhpc.ops.telemetry import is_half_width, nothing_held_out, number, table, within
 
 if TYPE_CHECKING:
     from fedhpc.ops.report_figures import Drawn
@@ -75,10 +75,13 @@ def _facts(run: Run) -> str:
     rows.append(("Sites in the last round", _names(took_part[-1] if took_part else None)))
     rows.append(("Records from", _names(list(run.sites))))
     rows.append(_model(run))
-    metrics = [f"{escape(n)} {_digits(v)}" for n, v in sorted(table(last, "metrics").items())]
-    if metrics:
+    metrics = table(last, "metrics")
+    if nothing_held_out(metrics):
+        rows.append(("Held-out rows", "none at any site; there is each site's own training loss"))
+    elif metrics:
         model = "Final metrics" if is_final(last) else f"Metrics after {finished_rounds(last)} rounds"
-        rows.append((model, ", ".join(metrics)))
+        names = [n for n in sorted(metrics) if not is_half_width(n, metrics)]
+        rows.append((model, ", ".join(f"{escape(n)} {_cell(metrics, n)}" for n in names)))
     without = [r for r in public if isinstance(r.get("no_metrics"), str)]
     if without:
         why = escape("; ".join(sorted({str(r["no_metrics"]) for r in without})))
@@ -135,8 +138,10 @@ def _figure(figure: Drawn) -> str:
 
 def _rounds(run: Run) -> str:
     """Every public number of every round as a table."""
-    names = sorted({name for record in run.public for name in table(record, "metrics")})
-    head = ["round", *names, "seconds", "MB sent", "MB received", "sites"]
+    every = [table(record, "metrics") for record in run.public]
+    names = sorted({n for m in every if not nothing_held_out(m) for n in m if not is_half_width(n, m)})
+    own = [] if names else ["training loss"]
+    head = ["round", *names, *own, "seconds", "MB sent", "MB received", "sites"]
     lines = []
     for record in run.public:
         metrics, seconds = table(record, "metrics"), table(record, "seconds")
@@ -144,7 +149,8 @@ def _rounds(run: Run) -> str:
         sites = record.get("sites")
         cells = [
             "final" if is_final(record) else str(record["round"]),
-            *(_digits(metrics.get(name)) for name in names),
+            *(_cell(metrics, name) for name in names),
+            *(_digits(record.get("train_loss")) for _ in own),
             _digits(seconds.get("total")),
             _digits(None if up is None else up / 1e6),
             _digits(None if down is None else down / 1e6),
@@ -155,7 +161,8 @@ def _rounds(run: Run) -> str:
     return (
         "<details><summary>All rounds</summary>"
         '<p class="soft">Metrics are those of the global model at the start of a round; the row "final" has those '
-        f"of the finished model. Seconds and bytes are those of one site: {escape(next(iter(run.sites)))}, "
+        f"of the finished model. {'Training loss, seconds' if own else 'Seconds'} and bytes are those of one site: "
+        f"{escape(next(iter(run.sites)))}, "
         "or the next one that has the round.</p>"
         f'<div class="wide"><table class="rounds"><thead><tr>{heading}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div></details>"
@@ -173,6 +180,11 @@ def _names(value: object) -> str:
     if not isinstance(value, list) or not value:
         return "not recorded"
     return f"{len(value)}: " + ", ".join(escape(str(v)) for v in value)
+
+
+def _cell(metrics: Mapping[str, Any], name: str) -> str:
+    """A metric, with the interval around it where that is wide."""
+    return _digits(metrics.get(name)) + within(metrics, name)
 
 
 def _digits(value: Any) -> str:

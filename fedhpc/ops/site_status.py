@@ -18,7 +18,7 @@ from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.ops.life.history import finished
 from fedhpc.ops.logs import printable
 from fedhpc.ops.report import FEDERATION_FILE, Record, Run, is_run
-from fedhpc.ops.telemetry import METRICS_FILE, SHOWN_METRICS, number, read_metrics, table
+from fedhpc.ops.telemetry import METRICS_FILE, number, read_metrics, result_words, table
 
 KIND = "fedhpc-run"
 CHECKPOINTS, ATTEMPTS = "checkpoints", "attempts"
@@ -94,6 +94,7 @@ def _site(folder: Path, told: Run) -> dict[str, Any]:
         "rounds": rounds if type(rounds) is int else _planned(told),
         "model_sha256": model,
         "metrics": table(last, "metrics"),
+        "train_loss": next((x for r in reversed(records) if (x := number(r.get("train_loss"))) is not None), None),
         "finished": told.config is not None and finished(folder, bytes.fromhex(told.config_sha256 or "")) is not None,
         "pending_sums": pending,
     }
@@ -153,10 +154,7 @@ def status_text(found: dict[str, Any]) -> str:
 
 def _line(site: dict[str, Any], width: int, *, with_hash: bool) -> str:
     words = [f"{printable(site['site']):{width}}", f"round {site['round']}"]
-    for name in SHOWN_METRICS:
-        value = number(site["metrics"].get(name))
-        if name in site["metrics"]:
-            words.append(f"{name} {'n/a' if value is None else f'{value:.4f}'}")
+    words += result_words(site["metrics"], site["train_loss"])
     if site["finished"]:
         words.append("finished")
     if site["pending_sums"]:

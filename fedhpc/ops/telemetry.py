@@ -8,6 +8,7 @@ RUN/<site>/metrics.jsonl holds one record per finished round, written by the sit
 | `round`, `rounds` | int: this round (from 1) and how many are planned |
 | `time`, `site` | ISO 8601 in UTC; the writing site |
 | `metrics` | {name: float or null}: public metrics of the global model at the start of the round, or {} |
+| | all null: no site has held-out rows. `NAME_half_width`: how far NAME can be from what the scores themselves give |
 | `no_metrics` | why metrics are {}: not all sites were in the round, or in the sum of what they had measured |
 | `final` | true in the one record whose metrics are those of the final model |
 | `again` | true where a later job summed a round's metrics once more: other keys are those of the record before |
@@ -37,12 +38,14 @@ import numpy as np
 
 from fedhpc.errors import DataError, StorageError
 from fedhpc.ops.logs import REDACTED, JsonLines, current_round, printable
+from fedhpc.train.evaluate import HALF_WIDTH
 
 VERSION = 1
 METRICS_FILE = "metrics.jsonl"
 PARTS = ("train", "encode", "masks", "wire", "decode", "agree", "ledger", "checkpoint", "evaluate")
 
 SHOWN_METRICS = ("loss", "accuracy", "auc")
+TOLD_FROM = 0.001  # a half-width that is no larger is not shown
 _CLEAR_LINE = "\r\x1b[2K"
 _log = logging.getLogger(__name__)
 
@@ -152,7 +155,7 @@ def round_line(record: Mapping[str, Any]) -> str:
     name = "final" if record.get("final") is True else "round"
     planned = str(record.get("rounds", "?"))
     words = [f"{name} {record.get('round', '?')!s:>{len(planned)}}/{planned}"]
-    words += [f"{m} {_short(metrics[m])}" for m in SHOWN_METRICS if m in metrics]
+    words += result_words(metrics, record.get("train_loss"))
     if record.get("no_metrics"):
         words.append(f"no metrics: {record['no_metrics']}")
     total = number(seconds.get("total"))
@@ -168,7 +171,43 @@ def round_line(record: Mapping[str, Any]) -> str:
     return printable("  ".join(w for w in words if w))
 
 
-def _short(value: object) -> str:
+def result_words(metrics: Mapping[str, Any], train_loss: object) -> list[str]:
+    """A line's metrics as words; the site's own training loss where no site has held-out rows."""
+    if not nothing_held_out(metrics):
+        words = metric_words(metrics)
+        return [words[name] for name in SHOWN_METRICS if name in words]
+    return [f"training loss {short(train_loss)}" if number(train_loss) is not None else "no held-out rows"]
+
+
+def nothing_held_out(metrics: Mapping[str, Any]) -> bool:
+    """Whether no site had rows to measure on: there is no number in `metrics`, which are not empty."""
+    return bool(metrics) and all(number(value) is None for value in metrics.values())
+
+
+def metric_words(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """By metric "name value", with its half-width where that is above 0.001: "auc 0.7436 ± 0.0042"."""
+    names = [m for m in metrics if not is_half_width(m, metrics)]
+    return {m: f"{m} {short(metrics[m])}{within(metrics, m)}" for m in names}
+
+
+def is_half_width(name: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether `name` says how exact another one of `metrics` is."""
+    return name.endswith(HALF_WIDTH) and name.removesuffix(HALF_WIDTH) in metrics
+
+
+def within(metrics: Mapping[str, Any], name: str) -> str:
+    """ " ± half-width" of a metric in four digits, "" where it is small or not known.
+
+    It is rounded up, so that it holds for the rounded value too.
+    """
+    middle, half = number(metrics.get(name)), number(metrics.get(name + HALF_WIDTH))
+    if middle is None or half is None or half <= TOLD_FROM:
+        return ""
+    return f" ± {math.ceil(1e4 * (half + abs(middle - round(middle, 4)))) / 1e4:.4f}"
+
+
+def short(value: object) -> str:
+    """A number in four digits, "n/a" for what is none."""
     finite = number(value)
     return "n/a" if finite is None else f"{finite:.4f}" if abs(finite) < 1000 else f"{finite:.4g}"
 

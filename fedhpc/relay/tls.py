@@ -10,7 +10,7 @@ import time
 
 from fedhpc.errors import ConfigError
 from fedhpc.exchange.certificate_times import COMPARE_CLOCKS, begins_later, utc
-from fedhpc.exchange.pins import read_certificate
+from fedhpc.exchange.pins import load_pair, read_certificate
 from fedhpc.relay.settings import RelaySettings
 
 _LINGER_S = 2.0  # for a peer whose handshake failed
@@ -34,10 +34,12 @@ def tls_context(settings: RelaySettings) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0
     context.verify_mode = ssl.CERT_OPTIONAL
-    try:
-        context.load_cert_chain(settings.certificate, settings.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"certificate and key of the relay do not fit: {error}") from None
+    load_pair(
+        context,
+        settings.certificate,
+        settings.key,
+        "put back the pair that `fedhpc federation new` wrote, both files: the sites know the relay by this key",
+    )
     for authority in settings.client_authorities:
         try:
             context.load_verify_locations(authority)

@@ -13,9 +13,10 @@ import json
 import os
 import socket
 import weakref
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -23,9 +24,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from fedhpc.errors import ConfigError, PeersError
-from fedhpc.federation.federation import Federation
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.settings import ComputeSettings
+from fedhpc.train.unused import Reach, trained, without_gradient
 
 # A rank that dies ends the whole MPI job within seconds (python -m mpi4py); this is for a rank that hangs.
 PEER_TIMEOUT = datetime.timedelta(minutes=5)
@@ -45,6 +46,10 @@ class Backend(Protocol):
 
     def averaging(self, wrapped: torch.nn.Module, now: bool) -> AbstractContextManager[None]:
         """Around a forward and backward pass: average at its end if `now`, else only accumulate."""
+        ...
+
+    def unreached(self, wrapped: torch.nn.Module) -> list[str]:
+        """Names of parameters that no pass of this rank has reached, after one that averaged."""
         ...
 
     def close(self) -> None:
@@ -67,6 +72,10 @@ class SerialBackend:
     def averaging(self, wrapped: torch.nn.Module, now: bool) -> AbstractContextManager[None]:
         """Nothing."""
         return nullcontext()
+
+    def unreached(self, wrapped: torch.nn.Module) -> list[str]:
+        """Those without a gradient."""
+        return without_gradient(trained(wrapped))
 
     def close(self) -> None:
         """Nothing to leave."""
@@ -92,7 +101,9 @@ class DdpBackend:
         dist.init_process_group(
             transport, store=self._store, rank=group.rank, world_size=group.size, timeout=PEER_TIMEOUT
         )
-        self._wrapped: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        # Of the models behind DDP, while anybody holds them.
+        self.reach: weakref.WeakKeyDictionary[torch.nn.Module, Reach] = weakref.WeakKeyDictionary()
+        self._unreached: list[str] = []
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """`model` behind DDP. Running statistics are not sent around: the trainer takes the leader's."""
@@ -103,15 +114,23 @@ class DdpBackend:
         if self.device.type == "cuda":
             options["device_ids"] = [self.device.index]
         wrapped = DistributedDataParallel(model, **options)
-        self._wrapped.add(wrapped)
+        self.reach[wrapped] = Reach(wrapped)
         return wrapped
 
-    def averaging(self, wrapped: torch.nn.Module, now: bool) -> AbstractContextManager[None]:
-        """DDP's `no_sync` unless `now`."""
-        if now:
-            return nullcontext()
+    @contextmanager
+    def averaging(self, wrapped: torch.nn.Module, now: bool) -> Iterator[None]:
+        """DDP's `no_sync` unless `now`; then whatever the pass does not reach gets zeros."""
         assert isinstance(wrapped, DistributedDataParallel)
-        return wrapped.no_sync()
+        reach = self.reach[wrapped]
+        reach.begin()
+        with nullcontext() if now else wrapped.no_sync():
+            yield
+        if now:
+            self._unreached = reach.complete(wrapped)
+
+    def unreached(self, wrapped: torch.nn.Module) -> list[str]:
+        """What the last `averaging` that averaged has found; DDP gave zeros for it."""
+        return self._unreached
 
     def close(self) -> None:
         """Destroy the process group; the store lives as long as this object, because other ranks may lag.
@@ -121,22 +140,14 @@ class DdpBackend:
         # The end of a gloo group waits for its threads, which may want Python's lock. torch gives the lock up where
         # the group's last owner is Python, and not where it is a DDP module's reducer: collected later, or at the
         # interpreter's exit, that would wait for good (pytorch issue 56297). So the reducers go first.
-        wrapped = list(self._wrapped)  # whoever may hold them still
+        for reach in self.reach.values():
+            reach.close()
+        wrapped = list(self.reach)  # whoever may hold them still
         gone = [_drop(vars(model), name) for model in wrapped for name in ("logger", "reducer")]
         if not all(gone):  # a collection walks over all of torch, and takes a good part of a second
             gc.collect()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def site_backend(federation: Federation, *, device: Literal["auto", "cpu", "cuda"] = "auto") -> Backend:
-    """How the ranks of this rank's site train together in a loop of their own: `model = backend.wrap(model)`.
-
-    One rank trains by itself; several get a torch process group made from the site's communicator, and DDP. Give each
-    rank its share of the site's batch. Collective over the site; `backend.device` is where the model belongs. Raises
-    ConfigError if `device` is cuda and a rank has no GPU.
-    """
-    return open_backend(ComputeSettings(device=device), federation.party.site)
 
 
 def open_backend(compute: ComputeSettings, group: Group) -> Backend:

@@ -1,7 +1,9 @@
 """Which rows form which step: the same on every rank count, and after every restart.
 
 An epoch is a permutation of the site's training rows; a batch is a contiguous run of it, the last one of an epoch
-may be short. Each rank works on a contiguous share of the batch. The position is two integers: (epoch, offset).
+may be short. A last row of an epoch that would be alone joins the batch before it: batch norm and losses over pairs
+have no meaning for one row, and how many rows a site has must not end a federation. Each rank works on a contiguous
+share of the batch. The position is two integers: (epoch, offset).
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Piece:
     gradient over the site's whole batch, exactly also for uneven shares: weight = rows * ranks / rows of the batch.
     A rank without a share passes a row of the batch with weight 0. A piece of one row passes it twice, which leaves
     its mean as it is: batch norm refuses one row, and a batch that one rank can train on must not stop several.
+    Where batches of one row are what was asked for, they stay so.
     """
 
     rows: Rows
@@ -56,15 +59,19 @@ class Piece:
     last: bool  # of its step on this rank: the backend averages gradients here
 
 
-def pieces(batch: Rows, rank: int, size: int, accumulation: int) -> list[Piece]:
-    """What `rank` works on for one step over the site's `batch` [m]; at least one piece, the last marked."""
+def pieces(batch: Rows, rank: int, size: int, accumulation: int, twice: bool = True) -> list[Piece]:
+    """What `rank` works on for one step over the site's `batch` [m]; at least one piece, the last marked.
+
+    `twice`: whether a row that is alone is passed twice.
+    """
+    times = 2 if twice else 1
     mine = share(batch, rank, size)
     if not mine.size:
-        return [Piece(np.repeat(batch[:1], 2), 0.0, 0.0, True)]
+        return [Piece(np.repeat(batch[:1], times), 0.0, 0.0, True)]
     parts = [rows for rows in (share(mine, i, accumulation) for i in range(accumulation)) if rows.size]
     return [
         Piece(
-            np.repeat(rows, 2) if rows.size == 1 < batch.size else rows,
+            np.repeat(rows, times) if rows.size == 1 else rows,
             rows.size * size / batch.size,
             rows.size / batch.size,
             i == len(parts) - 1,
@@ -82,18 +89,22 @@ class Batches:
             raise DataError(f"site {site} has no training rows", "it can take part in sums, not in training")
         self.rows = rows
         self.batch_size = min(batch_size or rows.size, rows.size)
-        self.steps_per_epoch = -(-rows.size // self.batch_size)
+        whole, rest = divmod(rows.size, self.batch_size)
+        self.steps_per_epoch = whole + (rest > 1)
         self.epoch = 0
         self.offset = 0
         self._seed, self._site = seed, site
         self._ordered: tuple[int, Rows] | None = None
 
     def next(self) -> Rows:
-        """The rows of the site's next batch, int64 [at most batch_size]."""
+        """The rows of the site's next batch, int64 [at most batch_size, or one more at an epoch's end]."""
         if self._ordered is None or self._ordered[0] != self.epoch:
             order = permutation(self.rows.size, self._seed, self._site, self.epoch)
             self._ordered = (self.epoch, self.rows[order])
-        batch = self._ordered[1][self.offset : self.offset + self.batch_size]
+        stop = self.offset + self.batch_size
+        if stop + 1 == self.rows.size and self.batch_size > 1:
+            stop += 1
+        batch = self._ordered[1][self.offset : stop]
         self.offset += batch.size
         if self.offset == self.rows.size:
             self.epoch, self.offset = self.epoch + 1, 0

@@ -83,6 +83,8 @@ class TrainSettings:
     precision: Literal["float32", "bf16"] = "float32"
     # Whether momenta live on in the next round (they belong to the site and never leave it).
     optimizer_state: Literal["keep", "reset"] = "keep"
+    # A parameter that no row of a step reaches: an error, or left as it is in that step.
+    unused_parameters: Literal["refuse", "allow"] = "refuse"
 
     def __post_init__(self) -> None:
         _require(math.isfinite(self.lr) and self.lr > 0, "train.lr", self.lr, "positive")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.mpi.collectives import Group
+from fedhpc.train.row_check import check_rows
 from fedhpc.train.rows import split_rows
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 from fedhpc.train.tasks.loader import TaskDataset, load_task
@@ -26,8 +27,8 @@ def open_trainer(
 ) -> TorchTrainer:
     """The trainer of `site` on its data at `data`; `source` is the file of a task of the user's own.
 
-    Collective over the site's ranks. Raises what load_task, the task and TorchTrainer raise, and DataError if the
-    store's features are not those of task.features_sha256.
+    Collective over the site's ranks. Raises what load_task, the task, TorchTrainer and check_rows raise, and DataError
+    if the store's features are not those of task.features_sha256.
     """
     loaded = load_task(task, source, site)
     dataset = TaskDataset(loaded, data, task.options)
@@ -48,4 +49,12 @@ def open_trainer(
     labels = opened.labels() if hasattr(opened, "labels") else None
     train_rows, held_out_rows = split_rows(len(opened), task.held_out, task.split_seed, site, labels)
     model = loaded.model(task.options, seed)
-    return TorchTrainer(loaded, model, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal)
+    trainer = TorchTrainer(
+        loaded, model, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal
+    )
+    try:
+        check_rows(loaded, trainer, train, seed=seed, labels=labels, standardise=task.standardise)
+    except BaseException:
+        trainer.close()
+        raise
+    return trainer

@@ -24,16 +24,18 @@ from fedhpc.mpi.collectives import Group
 from fedhpc.train import evaluate
 from fedhpc.train.backends import open_backend
 from fedhpc.train.batches import Batches, Rows, derive_key, pieces, share
-from fedhpc.train.loading import Reader, fetch, to_device
+from fedhpc.train.loading import Reader, to_device
+from fedhpc.train.measure import measured
 from fedhpc.train.optimise import build_optimizer, learning_rate, load_optimizer, optimizer_arrays
 from fedhpc.train.randomness import RankRandom, rank_seed
+from fedhpc.train.running import RunningStatistics
 from fedhpc.train.settings import ComputeSettings, TrainSettings
 from fedhpc.train.state import add_over_ranks, read_shared, split_state, to_array, to_tensor, write_shared
 from fedhpc.train.tasks.loader import Task
+from fedhpc.train.unused import UnusedParameters
 from fedhpc.train.within_round import WithinRound
 
 CHECK_STEPS = 64  # the loss is looked at this often: each look waits for the device and for all ranks
-MEASURE_ROWS = 1024  # held-out rows in one pass of a rank
 
 
 class TorchTrainer:
@@ -61,6 +63,7 @@ class TorchTrainer:
         self.model, self.site, self.group = model, site, group
         self.dataset, self.train_rows, self.held_out_rows = dataset, train_rows, held_out_rows
         self._task, self._settings, self._proximal, self._seed = task, settings, proximal, seed
+        task.require_layout(group.size, settings.accumulation)
         self._batches = Batches(train_rows, settings.batch_size, seed, site)
         if not any(p.requires_grad for p in model.parameters()):
             raise ConfigError(f"task {task.name}: the model has no parameter to train", "check model()")
@@ -70,6 +73,8 @@ class TorchTrainer:
         self.device = self._backend.device
         self.model.to(self.device)
         self._wrapped = self._backend.wrap(self.model)
+        self._running = RunningStatistics(self.model, group, site)
+        self._unused = UnusedParameters(self.model, group, site, allowed=settings.unused_parameters == "allow")
         self._optimizer = build_optimizer(self.model, settings)
         self._random = RankRandom(rank_seed(seed, site, group.rank), self.device)
         worker_seed = derive_key("fedhpc workers of v1", seed, site, group.rank)
@@ -87,7 +92,10 @@ class TorchTrainer:
         settings, group = self._settings, self.group
         steps = settings.local_steps or settings.local_epochs * self._batches.steps_per_epoch
         within = self._enter(round_, steps)
-        plan = [pieces(self._batches.next(), group.rank, group.size, settings.accumulation) for _ in range(steps)]
+        twice = settings.batch_size != 1 and self._task.rows == "independent"
+        plan = [
+            pieces(self._batches.next(), group.rank, group.size, settings.accumulation, twice) for _ in range(steps)
+        ]
         done, plan = plan[: within.steps], plan[within.steps :]
         first = self._step - within.steps + sum(map(len, done))
         batches = self._reader.read([piece.rows for step in plan for piece in step], first)
@@ -98,7 +106,8 @@ class TorchTrainer:
         losses = within.losses = torch.zeros(steps, dtype=torch.float64, device=self.device)
         self.model.train()
         with self._random.active():
-            for k, step in enumerate(plan, start=within.steps):
+            first_step = within.steps
+            for k, step in enumerate(plan, start=first_step):
                 # Step 3. The gradient of the mean loss over the site's whole batch.
                 self._optimizer.zero_grad(set_to_none=True)
                 for piece in step:
@@ -106,10 +115,12 @@ class TorchTrainer:
                     with self._backend.averaging(self._wrapped, now=piece.last):
                         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                             loss = self._task.loss(self._wrapped, batch)
-                        (loss * piece.weight).backward()  # type: ignore[no-untyped-call]
+                        if loss.requires_grad:
+                            (loss * piece.weight).backward()  # type: ignore[no-untyped-call]
                     if piece.part:
                         losses[k] += loss.detach().double() * piece.part
-                # Step 4. FedProx, clipping, learning rate, step.
+                # Step 4. What no row reaches; FedProx, clipping, learning rate, step.
+                self._unused.settle(self._backend.unreached(self._wrapped), self._step)
                 for parameter, target in pulled:
                     pull = (parameter.detach() - target) * self._proximal
                     parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
@@ -121,6 +132,8 @@ class TorchTrainer:
                 self._step += 1
                 # Step 5. Now and then, all ranks look at the loss together.
                 within.steps = k + 1
+                if k == first_step:
+                    self._unused.look(round_)
                 if (k + 1) % CHECK_STEPS == 0 or k + 1 == steps:
                     self._look(within)
                 # Step 6. Between steps the work may be kept, or stopped.
@@ -130,7 +143,7 @@ class TorchTrainer:
         whole = within.steps == steps
         if whole:
             self._within = None
-            self._settle_buffers()
+            self._running.settle()
         seconds = time.perf_counter() - started
         return LocalResult(self.train_rows.size, within.steps, within.loss / within.steps, seconds, whole=whole)
 
@@ -140,8 +153,7 @@ class TorchTrainer:
 
     def averaged(self) -> frozenset[str]:
         """See Trainer.averaged: the floating buffers."""
-        parameters = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
-        return frozenset(name for name in split_state(self.model)[0] if name not in parameters)
+        return self._running.names()
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """See Trainer.load. Raises DataError if names, shapes or dtypes differ."""
@@ -150,19 +162,10 @@ class TorchTrainer:
     def measure(self) -> Tensors:
         """See Trainer.measure: the task's sums over the held-out rows, each rank over its share."""
         mine = share(self.held_out_rows, self.group.rank, self.group.size)
-        sums: dict[str, NDArray[Any]] = {}
-        self.model.eval()
-        with torch.no_grad(), self._random.active():
-            # Without rows of its own a rank measures one training row, for names and shapes, and counts nothing.
-            for start in range(0, max(mine.size, 1), MEASURE_ROWS):
-                rows = mine[start : start + MEASURE_ROWS] if mine.size else self.train_rows[:1]
-                batch = to_device(fetch(self.dataset, rows), self.device)
-                for name, value in self._task.sums(self.model, batch).items():
-                    kind = np.float64 if value.is_floating_point() else np.int64
-                    array = value.detach().cpu().to(torch.float64 if kind is np.float64 else torch.int64).numpy()
-                    array = array.reshape(()) if name == "n" else array
-                    sums[name] = sums.get(name, np.zeros_like(array)) + (array if mine.size else 0 * array)
-        return add_over_ranks(self.group, {name: np.asarray(value) for name, value in sums.items()})
+        # Without rows of its own a rank measures training rows, for names and shapes, and counts nothing.
+        with self._random.active():
+            sums = measured(self._task, self.model, self.dataset, mine, self.train_rows, self.device)
+        return add_over_ranks(self.group, sums)
 
     def summarise(self, sums: Mapping[str, NDArray[Any]]) -> dict[str, float | None]:
         """See Trainer.summarise."""
@@ -181,7 +184,7 @@ class TorchTrainer:
         }
         if self._within is not None:
             self._look(self._within)
-            arrays |= self._within.arrays() | {"round:running": self._running_of_ranks()}
+            arrays |= self._within.arrays() | {"round:running": self._running.of_ranks()}
         if self._settings.optimizer_state == "keep" or self._within is not None:
             state = optimizer_arrays(self.model, self._optimizer)
             arrays |= {f"optimizer:{name}": array for name, array in state.items()}
@@ -202,7 +205,7 @@ class TorchTrainer:
         self._step = step
         self._within = WithinRound.from_arrays(arrays)
         if self._within is not None:
-            self._restore_running(arrays["round:running"])
+            self._running.restore(arrays["round:running"])
         states, rank = arrays["random"], self.group.rank
         if len(states) == self.group.size and self._random.fits(states[rank]):
             self._random.set_state(states[rank])
@@ -258,6 +261,7 @@ class TorchTrainer:
     def _look(self, within: WithinRound) -> None:
         """Add up the losses of the steps since the last look. Collective."""
         if within.losses is not None and within.steps > within.looked:
+            self._unused.look(within.round_)
             within.loss += self._check_losses(within.losses[within.looked : within.steps], within.round_)
             within.looked = within.steps
 
@@ -272,37 +276,6 @@ class TorchTrainer:
                 "look for values that are not finite in the features; else lower train.lr or set train.clip_norm",
             )
         return float(whole.sum())
-
-    def _running(self) -> dict[str, torch.Tensor]:
-        """The buffers that training changes on each rank by itself."""
-        shared = split_state(self.model)[0]
-        return {name: shared[name] for name in sorted(self.averaged())}
-
-    def _running_of_ranks(self) -> NDArray[np.uint8]:
-        """Each rank's running statistics, uint8 [ranks, bytes]."""
-        mine = b"".join(array.tobytes() for array in read_shared(self._running()).values())
-        return np.stack([np.frombuffer(b, dtype=np.uint8) for b in self.group.gather_bytes(mine)])
-
-    def _restore_running(self, saved: NDArray[np.uint8]) -> None:
-        """Each rank's own, if it was the same number of ranks; else all go on from the leader's, which are loaded."""
-        if len(saved) != self.group.size:
-            return
-        arrays, at, mine = read_shared(self._running()), 0, saved[self.group.rank]
-        if sum(array.nbytes for array in arrays.values()) != mine.size:
-            raise DataError(f"site {self.site}: the kept work is of another model", "remove the outbox")
-        for array in arrays.values():
-            array.reshape(-1).view(np.uint8)[:] = mine[at : at + array.nbytes]
-            at += array.nbytes
-        write_shared(self._running(), arrays)
-
-    def _settle_buffers(self) -> None:
-        """Running statistics saw each rank's own rows: the leader's become the site's."""
-        if self.group.size == 1:
-            return
-        arrays = read_shared(self._running())
-        for array in arrays.values():
-            self.group.broadcast(array)
-        write_shared(self._running(), arrays)
 
 
 def _configure(compute: ComputeSettings) -> None:

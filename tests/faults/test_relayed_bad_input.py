@@ -181,7 +181,7 @@ def test_a_key_that_is_not_the_rosters(place: Place) -> None:
     stranger = issue_new(place.authority, "aa")
     stranger.write(place.home, "tls")
     done = place.run().refused(77, f"tls.pem has the key {stranger.pin().hex()}, the roster says ", "for site aa")
-    assert "fedhpc site init" in done.err
+    assert f"`fedhpc site request {place.home} --wait`" in done.err
 
 
 def test_the_certificate_of_another_site(place: Place) -> None:
@@ -190,7 +190,8 @@ def test_the_certificate_of_another_site(place: Place) -> None:
     place.run().refused(77, "tls.pem has the key ", "the roster says ", "for site aa")
     shutil.copy(place.enrolled.site_file("aa").parent / "tls.pem", place.home / "tls.pem")
     shutil.copy(other / "tls.key", place.home / "tls.key")
-    place.run().refused(64, "tls.pem and key ", "do not fit")
+    done = place.run().refused(77, "tls.pem and the key ", "do not fit")
+    assert f"fedhpc site rotate {place.home}" in done.err
 
 
 def test_a_certificate_that_is_none(place: Place) -> None:
@@ -210,7 +211,15 @@ def test_a_key_that_others_can_read(place: Place, file: str, code: int, mode: in
 
 def test_a_key_that_is_missing(place: Place) -> None:
     (place.home / "tls.key").unlink()
-    place.run().refused(64, "cannot read the key file ", "tls.key: No such file")
+    place.run().refused(64, "cannot read the key file ", "tls.key: No such file", f"fedhpc site rotate {place.home}")
+
+
+def test_a_signing_key_that_is_missing_or_another(place: Place) -> None:
+    other = place.enrolled.site_file("bb").parent / "sign.key"
+    (place.home / "sign.key").write_bytes(other.read_bytes())
+    place.run().refused(77, "the key file of site aa has the public key ", f"fedhpc site rotate {place.home}")
+    (place.home / "sign.key").unlink()
+    place.run().refused(74, "cannot read the key file ", f"fedhpc site rotate {place.home}")
 
 
 # --- who has agreed to what
@@ -475,7 +484,6 @@ RELAY_FAULTS = [
     ("relay.toml", "listen = ", "listen = 8443 # ", ["relay.listen = 8443 has the wrong type"]),
     ("relay.toml", '["authority.pem"]', "[]", ["relay.client_authorities is empty"]),
     ("relay.toml", '["authority.pem"]', '["nowhere.pem"]', ["nowhere.pem"]),
-    ("relay.toml", '"relay.pem"', '"authority.pem"', ["do not fit"]),
     ("relay.toml", '"relay.pem"', '"roster.toml"', ["roster.toml"]),
     ("relay.toml", '"relay.key"', '"missing.key"', ["missing.key"]),
     ("relay.toml", "tokens = ", "# tokens = ", ["relay.tokens and relay.enrolment go together"]),
@@ -498,6 +506,14 @@ def test_mistakes_in_the_relays_files(
     edit(folder / "relay.toml", f'"127.0.0.1:{enrolled.port}"', '"127.0.0.1:0"')
     edit(folder / file, old, new)
     call([*FEDHPC, "relay", "serve", folder / "relay.toml"], timeout=60).refused(64, *words)
+
+
+def test_a_relays_key_of_another_pair(enrolled: Enrolled, tmp_path: Path) -> None:
+    folder = tmp_path / "relay"
+    shutil.copytree(enrolled.relay.parent, folder, ignore=shutil.ignore_patterns("store"))
+    edit(folder / "relay.toml", '"relay.pem"', '"authority.pem"')
+    done = call([*FEDHPC, "relay", "serve", folder / "relay.toml"], timeout=60)
+    done.refused(77, "do not fit", "put back the pair")
 
 
 def test_a_relays_key_that_others_can_read(enrolled: Enrolled, tmp_path: Path) -> None:

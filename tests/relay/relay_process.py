@@ -132,6 +132,11 @@ class Relay:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(text.split("VmHWM:")[1].split()[0]) << 10
 
+    def received_bytes(self) -> float:
+        """What it has received of objects since it started."""
+        rows = [row for row in self.metrics().splitlines() if row.startswith("fedhpc_relay_received_bytes_total")]
+        return float(rows[0].split(" ")[1]) if rows else 0.0
+
     def metrics(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=5) as answer:
             return str(answer.read().decode())

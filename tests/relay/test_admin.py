@@ -183,13 +183,7 @@ def test_the_command_shows_what_the_admin_port_says(running: Relay) -> None:
 def test_watching_goes_on_while_the_relay_is_away(running: Relay) -> None:
     line = [sys.executable, "-m", "fedhpc", "relay", "status", "--admin", f"127.0.0.1:{running.admin}", "--json"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def heed_interrupts() -> None:  # a shell's background job, and so all of its children, would ignore them
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(
-        [*line, "--watch"], stdout=subprocess.PIPE, text=True, env=env, preexec_fn=heed_interrupts
-    ) as watch:
+    with subprocess.Popen([*line, "--watch"], stdout=subprocess.PIPE, text=True, env=env) as watch:
         assert watch.stdout is not None
         assert json.loads(watch.stdout.readline())["kind"] == "fedhpc-relay"
         assert json.loads(watch.stdout.readline())["kind"] == "fedhpc-relay"

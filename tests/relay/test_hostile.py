@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relay_process import CONFIG, MIB, Relay, World, name, noise, read_answer, root
+from relay_process import CONFIG, MIB, PATIENCE, Relay, World, name, noise, read_answer, root, until
 
 from fedhpc.errors import PolicyError
 from fedhpc.exchange.http_client import RelayClient
@@ -48,9 +48,7 @@ def test_parts_in_any_order_twice_and_wrong(relay: Relay) -> None:
     with relay.raw() as sock:  # truncated: one block and a half of two, then gone
         head = put("30/0/V/1", f"content-range: bytes 0-{2 * MIB - 1}/{len(data)}", f"content-length: {2 * MIB}")
         sock.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + data[: MIB + MIB // 2])
-    deadline = time.monotonic() + 5
-    while relay.client(1).missing(name("V/1", round_=30)) != (len(data), [(MIB, 2 * MIB)]):
-        assert time.monotonic() < deadline
+    until(lambda: relay.client(1).missing(name("V/1", round_=30)) == (len(data), [(MIB, 2 * MIB)]))
     assert relay.ask(put("30/0/V/1", "content-range: bytes 0-1/x", "content-length: 2"), b"hi")[0] == 416
     assert part(MIB, 2 * MIB - 1) == 202
     assert relay.client(2).get(name("V/1", round_=30)) is None  # whole, but nobody has said its Tree
@@ -151,39 +149,36 @@ def test_quotas(new_relay: Callable[..., Relay], world: World) -> None:
 
 
 def test_slow_peers_are_cut_off(new_relay: Callable[..., Relay]) -> None:
-    relay = new_relay("handshake_s = 1.0\nhead_s = 1.0\nidle_s = 1.5\nstall_s = 1.0\nmin_bytes_per_s = 100000\n")
+    relay = new_relay("handshake_s = 2.0\nhead_s = 2.0\nidle_s = 2.5\nstall_s = 2.0\nmin_bytes_per_s = 100000\n")
 
-    def ends_within(sock: socket.socket, drip: bytes, seconds: float) -> float:
-        begin = time.monotonic()
+    def ends(sock: socket.socket, drip: bytes) -> None:
+        deadline = time.monotonic() + 10 * PATIENCE
         sock.settimeout(0.1)
-        while time.monotonic() - begin < seconds:
+        while time.monotonic() < deadline:
             try:
                 sock.sendall(drip)
-                if sock.recv(65536) == b"" and not drip:
-                    return time.monotonic() - begin
+                sock.recv(65536)
             except TimeoutError:
                 continue
             except OSError:
-                return time.monotonic() - begin
+                return
         raise AssertionError("the relay still waits")
 
     with socket.create_connection(("127.0.0.1", relay.port)) as plain:  # no handshake at all
-        plain.settimeout(5)
-        begin = time.monotonic()
+        plain.settimeout(5 * PATIENCE)
         assert plain.recv(10) == b""
-        assert time.monotonic() - begin < 3
     with relay.raw() as sock:  # a head, letter by letter
         sock.sendall(b"GET /v1/health HTTP/1.1\r\nx: ")
-        assert ends_within(sock, b"a", 6) < 5
+        ends(sock, b"a")
     with relay.raw() as sock:  # a body, drop by drop: each byte comes in time, but the pace is hopeless
         sock.sendall(put("33/0/V/1", "content-length: 900000").replace("\n", "\r\n").encode() + b"\r\n\r\n")
-        assert ends_within(sock, b"a", 8) < 7
+        ends(sock, b"a")
     with relay.raw() as sock:  # a body that stops
         sock.sendall(put("33/0/V/1", "content-length: 900000").replace("\n", "\r\n").encode() + b"\r\n\r\nabc")
         status, text = read_answer(sock)
         assert (status, "slow" in text) == (408, True)
     with relay.raw() as sock:  # idle
-        sock.settimeout(5)
+        sock.settimeout(5 * PATIENCE)
         assert sock.recv(10) == b""
     assert relay.client(1).health() == "ok"
 
@@ -201,21 +196,17 @@ def test_connection_caps(new_relay: Callable[..., Relay]) -> None:
             for stays in (newest, sock):
                 stays.sendall(b"GET /v1/health HTTP/1.1\r\nhost: r\r\n\r\n")
                 assert read_answer(stays)[0] == 200
-    deadline = time.monotonic() + 5
-    while relay.metrics().count("fedhpc_relay_connections 0") == 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: "fedhpc_relay_connections 0" in relay.metrics())
     assert relay.client(1).health() == "ok"
 
 
 def test_a_refused_upload_stops_early(new_relay: Callable[..., Relay]) -> None:
     relay = new_relay()
-    before = time.monotonic()
     with pytest.raises(PolicyError, match="403"):
         RelayClient(relay.world.access(relay.port), 1, Patience(5, 0.05, 0.2)).upload(name("V/2"), 200 * MIB).write(
             0, memoryview(bytearray(200 * MIB))
         )
-    assert time.monotonic() - before < 5
+    assert relay.received_bytes() < 50 * MIB, "most of it was not even sent"
 
 
 NEAR_HEADS = st.builds(lambda a, b: b"PUT /%s HTTP/1.1\r\n%s\r\n\r\n" % (a, b), st.binary(), st.binary(max_size=200))

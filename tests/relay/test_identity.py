@@ -131,8 +131,9 @@ def test_a_certificate_ends_also_on_an_open_connection(relay: Relay, world: Worl
 def test_swapped_certificate_and_key(relay: Relay, world: World) -> None:
     access = world.access(relay.port)
     mixed = RelayAccess(access.url, access.relay_pin, world.folder / "site1.pem", world.folder / "site2.key")
-    with pytest.raises(ConfigError, match="do not fit"):
+    with pytest.raises(PolicyError, match="do not fit") as told:
         RelayClient(mixed)
+    assert "fedhpc site request" in told.value.hint
     with pytest.raises(PolicyError, match="site 2 may not write"):  # site 2 in the place of site 1
         client(relay, "site2").put(name("M1/1", round_=24), b"x")
 

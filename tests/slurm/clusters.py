@@ -71,7 +71,10 @@ class Cluster:
         conf = slurm_conf(name, address(name, "control"), self.addresses, folder)
         (folder / "slurm.conf").write_text(conf)
         (folder / "gres.conf").write_text(GRES_CONF)
-        self.env = clean_environment() | {"SLURM_CONF": str(folder / "slurm.conf")}
+        # Each node sees a directory of its own as `local`. /tmp is all nodes', and their ranks have the same process
+        # numbers and, in another session's clusters, the same names: Open MPI's session folders there would collide.
+        temporary = {"TMPDIR": str(folder / "local")}
+        self.env = clean_environment() | {"SLURM_CONF": str(folder / "slurm.conf")} | temporary
         self._control = Place(f"{name}-control", binds, machine=True)
         router.join(self._control, name, "control")
         self.login = Place(f"{name}-login", binds)

@@ -50,7 +50,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf
 ReturnToService=2
 JobRequeue=1
 MinJobAge=3600
-KillWait=5
+KillWait=10
 InactiveLimit=0
 BatchStartTimeout=20
 CompleteWait=0

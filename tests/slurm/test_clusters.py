@@ -57,6 +57,16 @@ def test_ranks_on_two_nodes_sum(idle: Clusters, tmp_path: Path, name: str, libra
     assert all(line[4].startswith(library) for line in lines), "the other library was loaded"
 
 
+def test_a_node_s_temporary_files_are_its_own(idle: Clusters, tmp_path: Path) -> None:
+    for cluster in idle:
+        first, second = cluster.nodes
+        job = "mkdir $TMPDIR/session && echo made\n"
+        for node in (first, second):  # where it was one folder, the second could not make it
+            out = tmp_path / node
+            ended = cluster.wait(cluster.sbatch(f"#!/bin/bash\n{job}", "-w", node, "-o", out))
+            assert (ended.state, out.read_text()) == ("COMPLETED", "made\n")
+
+
 def test_the_clusters_do_not_know_each_other(idle: Clusters) -> None:
     job = idle.alpha.sbatch("#!/bin/bash\nsleep 60\n")
     idle.alpha.until_state(job, "RUNNING")

@@ -5,7 +5,8 @@ import hmac
 import numpy as np
 import pytest
 
-from fedhpc.data import cells, ingest
+from fedhpc.data import csv_file, kept_rows
+from fedhpc.data.decimals import Decimals
 from fedhpc.data.ingest import ingest_csv
 from fedhpc.data.recipe import read_recipe
 from fedhpc.data.store import SiteStore
@@ -155,7 +156,7 @@ CELLS = {
     "line 2: column 'crp': it is not a number": ("2.5", "inf"),
     "line 2: column 'crp': it is not a number ": ("2.5", "2.5 mg"),
     "line 2: column 'crp': it is too large": ("2.5", "1e39"),
-    "line 4: column 'sex': it is not one of 'male', 'female'": (",m,", ",x,"),
+    "line 4: column 'sex': it is not one of 'Male', 'Female'": (",m,", ",x,"),
     "line 4: column 'sex' is missing": (",m,", ",,"),
     "line 3: column 'id' is empty": ("p2", ""),
     "line 4: column 'id' repeats the identifier of line 2": ("p3", "p1"),
@@ -198,7 +199,7 @@ def test_files_that_are_not_text_tables_are_refused(tmp_path, monkeypatch):
     refused(tmp_path, "line 2: it is not UTF-8", "iconv", text=CSV_TEXT.replace("p1", "\xe9").encode("latin1"))
     refused(tmp_path, "has no header", text="")
     refused(tmp_path, "line 2: it is not CSV|a field is longer", text=CSV_TEXT.replace("former", "x" * 70_000))
-    monkeypatch.setattr(ingest, "LONGEST_RECORD_BYTES", 100)
+    monkeypatch.setattr(csv_file, "LONGEST_RECORD_BYTES", 100)
     refused(tmp_path, "line 2: a row is longer", text=CSV_TEXT.replace("former", "x" * 101))
     many_lines = CSV_TEXT.replace("former", '"' + "\n" * 120 + '"')
     refused(tmp_path, "a row is longer", text=many_lines)
@@ -211,7 +212,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_taken(tmp_path):
 
 def test_moves_that_find_no_row_are_refused(tmp_path):
     move = '[[move]]\nid = "p9"\ncolumn = "hospital"\nvalue = "B"\n'
-    refused(tmp_path, r"\[\[move\]\] finds no row: id p9", recipe=RECIPE_TEXT + move)
+    refused(tmp_path, r"move\[0\] \(column 'hospital'\) finds no row", recipe=RECIPE_TEXT + move)
 
 
 RECIPES = {
@@ -240,7 +241,7 @@ def test_recipes_that_make_no_sense_are_refused(tmp_path, message):
 
 
 def test_more_rows_than_a_block_keep_their_order(tmp_path):
-    n = 2 * ingest._BLOCK_ROWS + 3
+    n = 2 * kept_rows._BLOCK_ROWS + 3
     lines = "".join(f"p{i},{i},Male,never,1,0,A\n" for i in range(n))
     assert run(tmp_path, text=CSV_TEXT.splitlines()[0] + "\n" + lines).rows_kept == n
     with SiteStore.open(tmp_path / "out.h5") as store:
@@ -250,12 +251,12 @@ def test_more_rows_than_a_block_keep_their_order(tmp_path):
 @pytest.mark.parametrize("text", ["", "-", ".", "1e", "0x10", "1,5", "nan", "1 2", "١", "9" * 65])
 def test_what_is_no_number(text):
     with pytest.raises(ValueError, match="not a number"):
-        cells.number(text)
+        Decimals().number(text)
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", 1), ("-.5", -0.5), ("+2.", 2), ("1E-3", 0.001)])
 def test_what_is_a_number(text, value):
-    assert cells.number(text) == value
+    assert Decimals().number(text) == value
 
 
 # --- the heart demonstration ---------------------------------------------------------------------------------

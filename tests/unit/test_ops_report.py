@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 import struct
 from html.parser import HTMLParser
 from pathlib import Path
@@ -173,6 +174,41 @@ def test_poor_records_still_give_a_page(tmp_path, rows):
     page = page_of(run)
     assert "table" in page.tags
     assert page.tags.count("img") == len(list((run / "report").glob("*.png")))
+
+
+def cells_of(page: str) -> list[list[str]]:
+    """The table of all rounds, head first."""
+    rows = page[page.index('<table class="rounds">') :].split("<tr>")[1:]
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_without_held_out_rows_the_training_loss_has_the_column(tmp_path):
+    nothing = {"loss": None, "accuracy": None, "auc": None, "auc_half_width": None}
+    rows = [record(n, 2, metrics=nothing) for n in (1, 2)] + [
+        {"round": 2, "rounds": 2, "final": True, "metrics": nothing}
+    ]
+    page = write_report(make(tmp_path / "run", {"a": rows})).read_text()
+    head, *cells = cells_of(page)
+    assert head == ["round", "training loss", "seconds", "MB sent", "MB received", "sites"]
+    assert [row[:2] for row in cells] == [["1", "0.9"], ["2", "0.45"], ["final", "–"]]
+    assert "<th scope='row'>Held-out rows</th><td>none at any site" in page
+    assert "auc" not in page.replace("federation.toml", "")
+
+
+def test_half_widths_stand_beside_their_values_and_around_the_curves(tmp_path):
+    def metrics(n: int, half_width: float) -> dict:
+        return {"auc": 0.7 + n / 100, "auc_half_width": half_width, "calibration_slope": 40.0 / n, "loss": 1 / n}
+
+    wide = make(tmp_path / "wide", {"a": [record(n, metrics=metrics(n, 0.02)) for n in (1, 2, 3)]})
+    head, *cells = cells_of(write_report(wide).read_text())
+    assert head[1:4] == ["auc", "calibration_slope", "loss"]
+    assert cells[0][1:4] == ["0.71 ± 0.0200", "40", "1"]
+    text = " ".join("".join(page_of(wide).text).split())
+    assert "auc 0.73 ± 0.0200, calibration_slope 13.333, loss 0.33333" in text
+    assert "Shaded: what the bins of the scores leave open. Some metrics are in the table only." in text
+    small = make(tmp_path / "small", {"a": [record(n, metrics=metrics(n, 0.0005)) for n in (1, 2, 3)]})
+    assert cells_of(write_report(small).read_text())[1][1] == "0.71"
+    assert "Shaded" not in "".join(page_of(small).text)
 
 
 def test_many_rounds_and_sites_give_a_page(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 from fedhpc.errors import DataError, StorageError
 from fedhpc.ops.logs import current_round
-from fedhpc.ops.telemetry import Telemetry, read_metrics, round_line
+from fedhpc.ops.telemetry import Telemetry, metric_words, read_metrics, round_line
 
 RECORD = {
     "metrics": {"loss": 0.5, "accuracy": 0.75, "auc": None},
@@ -174,6 +174,35 @@ def test_the_line_of_a_round():
     )
     assert round_line({"round": 3, "rounds": 3, "final": True, "metrics": {"loss": 1}}) == "final 3/3  loss 1.0000"
     assert round_line({"round": 1, "metrics": [], "seconds": {"total": "x"}, "bytes_up": True}) == "round 1/?"
+
+
+def test_a_half_width_stands_behind_its_value_where_it_is_wide():
+    def shown(auc, half_width, **more):
+        return round_line({"round": 1, "metrics": {"loss": 0.5, "auc": auc, "auc_half_width": half_width, **more}})
+
+    assert shown(0.74364, 0.00421) == "round 1/?  loss 0.5000  auc 0.7436 ± 0.0043"
+    assert shown(0.7436, 0.001) == "round 1/?  loss 0.5000  auc 0.7436"
+    assert shown(0.5, 0.5, average_precision=0.1, average_precision_half_width=0.2).endswith("auc 0.5000 ± 0.5000")
+    assert shown(None, None).endswith("auc n/a")
+    assert shown(0.7, "wide").endswith("auc 0.7000")
+    words = metric_words({"a": 0.25, "a_half_width": 0.1, "b_half_width": 0.2})
+    assert words == {"a": "a 0.2500 ± 0.1000", "b_half_width": "b_half_width 0.2000"}
+
+
+@pytest.mark.parametrize("half_width", [0.0010001, 0.00421, 0.01999999, 0.1])
+def test_the_interval_that_is_shown_holds_the_one_that_is_proven(half_width):
+    for value in (0.74364, 0.74365, 0.74355001, 0.5):
+        middle, half = metric_words({"auc": value, "auc_half_width": half_width})["auc"][4:].split(" ± ")
+        assert float(middle) - float(half) <= value - half_width + 1e-12
+        assert float(middle) + float(half) >= value + half_width - 1e-12
+
+
+def test_without_held_out_rows_a_line_has_the_training_loss():
+    nothing = {"loss": None, "accuracy": None, "auc": None, "auc_half_width": None}
+    record = {"round": 1, "rounds": 2, "metrics": nothing}
+    assert round_line({**record, "train_loss": 0.61238}) == "round 1/2  training loss 0.6124"
+    assert round_line({**record, "final": True}) == "final 1/2  no held-out rows"
+    assert round_line({**record, "train_loss": 0.6, "metrics": {}}) == "round 1/2"
 
 
 def test_a_file_gets_one_line_per_round_and_no_escape_codes(tmp_path, capsys):

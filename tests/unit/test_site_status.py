@@ -70,6 +70,7 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
             "rounds": 9,
             "model_sha256": known(3),
             "metrics": {"loss": 1 / 3, "auc": None},
+            "train_loss": None,
             "finished": False,
             "pending_sums": [],
         },
@@ -79,6 +80,7 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
             "rounds": 9,
             "model_sha256": known(2),
             "metrics": {"loss": 0.5, "auc": None},
+            "train_loss": None,
             "finished": False,
             "pending_sums": [21, 23],
         },
@@ -89,6 +91,15 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
         "aa  round 3  loss 0.3333  auc n/a",
         "bb  round 2  loss 0.5000  auc n/a  in a sum: 21, 23",
     ]
+
+
+def test_without_held_out_rows_it_shows_the_training_loss(tmp_path: Path) -> None:
+    nothing = {"loss": None, "auc": None, "auc_half_width": None}
+    make(tmp_path, "aa", records=[1, 2], checkpoints=[2], metrics=nothing, train_loss=0.43)
+    make(tmp_path, "bb", records=[1, 2], checkpoints=[2], metrics=nothing)
+    found = status_of_run(tmp_path)
+    assert [(s["metrics"], s["train_loss"]) for s in found["sites"]] == [(nothing, 0.43), (nothing, None)]
+    assert status_text(found).splitlines()[2:] == ["aa  round 2  training loss 0.4300", "bb  round 2  no held-out rows"]
 
 
 def test_a_checkpoint_without_its_record_counts(tmp_path: Path) -> None:

@@ -88,3 +88,37 @@ def test_split_without_labels_or_without_held_out() -> None:
     assert split_rows(10, 0.3, 0, "a", np.linspace(0, 1, 10))[1].size == 3  # quantities: no two are equal
     assert [part.size for part in split_rows(1, 0.5, 0, "a")] == [1, 0]
     assert [part.size for part in split_rows(0, 0.5, 0, "a")] == [0, 0]
+
+
+@pytest.mark.parametrize("n", range(1, 14))
+@pytest.mark.parametrize("batch_size", range(6))
+def test_no_batch_is_one_row_where_more_are_asked_for(n: int, batch_size: int) -> None:
+    """Else batch norm ends a federation because of one site's number of rows; every position goes on as it did."""
+    batches = Batches(np.arange(n), batch_size, 0, "a")
+    positions, epoch = [], []
+    for _ in range(batches.steps_per_epoch):
+        positions.append((batches.epoch, batches.offset))
+        epoch.append(batches.next())
+    assert (batches.epoch, batches.offset) == (1, 0)
+    assert sorted(np.concatenate(epoch)) == list(range(n))
+    if batch_size == 1 or n == 1:
+        assert [b.size for b in epoch] == [1] * n
+    else:
+        assert all(1 < b.size <= batches.batch_size + 1 for b in epoch)
+        assert [b.size for b in epoch[:-1]] == [batches.batch_size] * (len(epoch) - 1)
+    for (at, offset), batch in zip(positions, epoch, strict=True):
+        again = Batches(np.arange(n), batch_size, 0, "a")
+        again.seek(at, offset)
+        np.testing.assert_array_equal(again.next(), batch)
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_a_row_that_is_alone_is_passed_twice_unless_one_was_asked_for(twice: bool) -> None:
+    for m in (1, 2, 3, 5):
+        for size in (1, 2, 3):
+            for accumulation in (1, 2, 4):
+                for rank in range(size):
+                    found = pieces(np.arange(m), rank, size, accumulation, twice)
+                    assert all((p.rows.size > 1) or not twice for p in found)
+                    if m <= size * accumulation and not twice:
+                        assert any(p.rows.size == 1 for p in found)

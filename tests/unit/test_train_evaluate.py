@@ -27,6 +27,7 @@ def test_auc_of_one_class_is_none_and_extremes_are_exact() -> None:
     assert auc(np.array([0, 3]), np.array([4, 0])) == 1.0
     assert auc(np.array([3, 0]), np.array([0, 4])) == 0.0
     assert auc(np.array([3]), np.array([4])) == 0.5
+    assert auc(np.array([0.25, 0.5]), np.array([0.5, 0.0])) == pytest.approx(5 / 6)  # counts that are weighted
     huge = np.array([2**40, 2**40])
     assert auc(huge, huge) == 0.5
 
@@ -36,6 +37,7 @@ def test_summarise() -> None:
         "n": np.int64(4), "loss": np.array(2.0), "accuracy": np.array([3]), "confusion": np.ones((2, 2)),
         "hist_positive": np.array([0, 2]), "hist_negative": np.array([2, 0]),
     }  # fmt: skip
-    assert summarise(sums) == {"loss": 0.5, "accuracy": 0.75, "auc": 1.0}
+    ranks = {"auc": 1.0, "auc_half_width": 0.0, "average_precision": 1.0, "average_precision_half_width": 0.0}
+    assert summarise(sums) == {"loss": 0.5, "accuracy": 0.75} | ranks
     empty = {name: np.zeros_like(value) for name, value in sums.items()}
-    assert summarise(empty) == {"loss": None, "accuracy": None, "auc": None}
+    assert summarise(empty) == dict.fromkeys(["loss", "accuracy", *ranks])

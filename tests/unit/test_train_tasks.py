@@ -19,6 +19,11 @@ from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 from fedhpc.train.site import open_trainer
 from fedhpc.train.tasks.loader import TaskDataset, load_task
 
+BINARY = {
+    "accuracy", "loss", "auc", "auc_half_width", "average_precision", "average_precision_half_width",
+    "calibration_ratio", "calibration_intercept", "calibration_slope",
+}  # fmt: skip
+
 SOURCE = """
 from dataclasses import dataclass
 import torch
@@ -114,7 +119,7 @@ def test_models_start_equal_and_leave_the_generator_alone() -> None:
 def test_options_are_checked() -> None:
     for name, options in [
         ("logistic", {}), ("logistic", {"features": 3, "bin": 4}), ("mlp", {"features": 0}),
-        ("mlp", {"features": 3, "dropout": 1.0}), ("cnn", {"channels": []}),
+        ("logistic", {"features": 3, "bins": 1}), ("mlp", {"features": 3, "dropout": 1.0}), ("cnn", {"channels": []}),
         ("cnn", {"side": 4, "channels": [1, 1, 1]}),
     ]:  # fmt: skip
         with pytest.raises(ConfigError, match=r"task\.options"):
@@ -154,8 +159,8 @@ def store(path: Path, x: np.ndarray, y: np.ndarray) -> FeatureSet:
 @pytest.mark.parametrize(
     ("name", "options", "classes", "shape", "names", "workers"),
     [
-        ("logistic", {"features": 4, "bins": 8}, 2, (4,), {"accuracy", "auc", "loss"}, 1),
-        ("mlp", {"features": 4, "hidden": [8]}, 2, (4,), {"accuracy", "auc", "loss"}, 0),
+        ("logistic", {"features": 4, "bins": 8}, 2, (4,), BINARY, 1),
+        ("mlp", {"features": 4, "hidden": [8]}, 2, (4,), BINARY, 0),
         ("mlp", {"features": 4, "hidden": [8], "classes": 3, "dropout": 0.1}, 3, (4,), {"accuracy", "loss"}, 0),
         ("cnn", {"classes": 3, "channels": [4]}, 3, (1, 8, 8), {"accuracy", "loss"}, 0),
     ],

@@ -7,6 +7,7 @@
 
 `loss` must reach parameters through `model(x)` only: the model it is given may be wrapped for several ranks.
 Of `sums`, every scalar is reported as its total / n, under its name; `hist_positive` and `hist_negative` [bins]
-give the AUC. Two more methods of a dataset are used where it has them: `rows(indices) -> (x, y)`, a whole batch at
-once, and `labels() -> ndarray [n]`, by which the split into training and held-out rows is stratified.
+give AUC and average precision, and with `hist_expected`, as from tables.binary_sums, calibration. Two more methods
+of a dataset are used where it has them: `rows(indices) -> (x, y)`, a whole batch at once, and `labels() -> ndarray
+[n]`, by which the split into training and held-out rows is stratified.
 """

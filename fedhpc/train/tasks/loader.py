@@ -23,10 +23,15 @@ from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
 from fedhpc.train.settings import TaskSettings
 
 FUNCTIONS = ("model", "dataset", "loss", "sums")
+ROWS = ("independent", "coupled")
+ONE_ROW = "Expected more than 1 value per channel when training"  # torch's words, of batch norm
 
 
 class Task:
-    """The four functions of a task, for one site. Errors inside them become ConfigError or DataError, chained."""
+    """The four functions of a task, for one site. Errors inside them become ConfigError or DataError, chained.
+
+    `rows` says what a row's loss depends on: "independent", on the row alone; "coupled", on all rows of the batch.
+    """
 
     def __init__(self, name: str, module: types.ModuleType, source: bytes | None, where: str, site: str) -> None:
         """`source`: the file's bytes if the task is not built in; `where`: its path, for messages."""
@@ -36,13 +41,29 @@ class Task:
                 f"task {where} lacks {', '.join(f + '()' for f in missing)}",
                 f"a task defines {', '.join(f + '()' for f in FUNCTIONS)}",
             )
+        self.rows = getattr(module, "rows", ROWS[0])
+        if not isinstance(self.rows, str):
+            self.rows = ROWS[0]  # a function or table of the task's own that is called so
+        if self.rows not in ROWS:
+            raise ConfigError(
+                f'task {where} says rows = "{self.rows}"', 'it must be "independent" or "coupled"; see docs/tasks.md'
+            )
         self.name, self.site = name, site
         self.built_in = source is None
-        self._module, self._source, self._where = module, source, where
+        self._module, self._source, self.where = module, source, where
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker of the DataLoader gets the task this way: the same bytes, run again.
-        return _rebuild, (self.name, self._source, self._where, self.site)
+        return _rebuild, (self.name, self._source, self.where, self.site)
+
+    def require_layout(self, ranks: int, accumulation: int) -> None:
+        """Raises ConfigError if the rows are coupled, and so many ranks or pieces would take a batch apart."""
+        if self.rows == "coupled" and (ranks > 1 or accumulation > 1):
+            many = f"{ranks} ranks" if ranks > 1 else f"train.accumulation = {accumulation}"
+            raise ConfigError(
+                f'site {self.site}: task {self.where} says rows = "coupled", and {many} would take a batch apart',
+                "its loss needs the whole batch in one pass: one rank for the site, train.accumulation = 1",
+            )
 
     def model(self, options: Mapping[str, Any], seed: int) -> torch.nn.Module:
         """The model, drawn with `seed` on the CPU: all sites start equal. Torch's own generator is left alone."""
@@ -50,7 +71,7 @@ class Task:
             torch.manual_seed(seed)
             model = self._module.model(dict(options))
         if not isinstance(model, torch.nn.Module):
-            raise ConfigError(f"model() of task {self._where} returned {type(model).__name__}, not a torch Module")
+            raise ConfigError(f"model() of task {self.where} returned {type(model).__name__}, not a torch Module")
         return model.cpu()
 
     def dataset(self, path: Path, options: Mapping[str, Any]) -> Any:
@@ -61,11 +82,11 @@ class Task:
         return dataset
 
     def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
-        """The mean loss over the rows of `batch`, a scalar that requires gradients."""
+        """The mean loss over the rows of `batch`, a scalar."""
         with self._blame("loss", DataError):
             loss = self._module.loss(model, batch)
         if not isinstance(loss, torch.Tensor) or loss.ndim:
-            raise ConfigError(f"loss() of task {self._where} must return one scalar tensor: the mean over the rows")
+            raise ConfigError(f"loss() of task {self.where} must return one scalar tensor: the mean over the rows")
         return loss
 
     def sums(self, model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
@@ -79,7 +100,7 @@ class Task:
             or sums["n"].numel() != 1
         ):
             raise ConfigError(
-                f"sums() of task {self._where} must return tensors by name, and among them the scalar 'n'",
+                f"sums() of task {self.where} must return tensors by name, and among them the scalar 'n'",
                 "n is the number of rows in the batch: torch.tensor(len(y))",
             )
         return sums
@@ -95,8 +116,10 @@ class Task:
             hint = "the traceback above shows the line"
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 hint = "the GPU's memory is full: a larger train.accumulation takes smaller pieces, with the same steps"
+            elif ONE_ROW in detail:
+                hint = "batch norm learns nothing from one row: give each pass two or more (train.batch_size)"
             raise kind(
-                f"site {self.site}: {function}() of task {self._where} failed: {type(error).__name__}: {detail}", hint
+                f"site {self.site}: {function}() of task {self.where} failed: {type(error).__name__}: {detail}", hint
             ) from error
 
 

@@ -1,6 +1,6 @@
 """Logistic regression on tables: two classes, one logit, linear in the features.
 
-Options: `features`, the number of columns; `bins` of the score histograms behind the AUC (1000).
+Options: `features`, the number of columns; `bins` of the histograms of logits behind the AUC (4000).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fedhpc.train.tasks.tables import Batch, StoreDataset, TableModel, binary_lo
 @dataclass(frozen=True)
 class _Options:
     features: int
-    bins: int = 1000
+    bins: int = 4000
 
     def __post_init__(self) -> None:
-        if self.features < 1 or self.bins < 1:
-            raise ConfigError("task.options.features and task.options.bins must be 1 or more")
+        if self.features < 1 or self.bins < 2:
+            raise ConfigError("task.options.features must be 1 or more, task.options.bins 2 or more")
 
 
 class LogisticModel(TableModel):
@@ -55,6 +55,6 @@ def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def sums(model: LogisticModel, batch: Batch) -> dict[str, torch.Tensor]:
-    """n, loss, accuracy, hist_positive, hist_negative."""
+    """n, loss, accuracy, hist_positive, hist_negative, hist_expected."""
     x, y = batch
     return binary_sums(model(x), y, model.bins)

@@ -1,7 +1,7 @@
 """A multi-layer perceptron on tables: one logit for two classes, or one per class.
 
 Options: `features`, the number of columns; `hidden` widths ([64, 64]); `classes` (2); `dropout` (0); `bins` of the
-score histograms behind the AUC (1000; two classes only).
+histograms of logits behind the AUC (4000; two classes only).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class _Options:
     hidden: tuple[int, ...] = (64, 64)
     classes: int = 2
     dropout: float = 0.0
-    bins: int = 1000
+    bins: int = 4000
 
     def __post_init__(self) -> None:
-        if min(self.features, self.bins, *self.hidden) < 1 or self.classes < 2:
-            raise ConfigError("task.options: sizes and bins must be 1 or more, and classes 2 or more")
+        if min(self.features, *self.hidden) < 1 or min(self.classes, self.bins) < 2:
+            raise ConfigError("task.options: sizes must be 1 or more, classes and bins 2 or more")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"task.options.dropout = {self.dropout} must be at least 0 and less than 1")
 
@@ -68,7 +68,7 @@ def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def sums(model: MlpModel, batch: Batch) -> dict[str, torch.Tensor]:
-    """n, loss, accuracy; for two classes also hist_positive and hist_negative."""
+    """n, loss, accuracy; for two classes also hist_positive, hist_negative, hist_expected."""
     x, y = batch
     logits = model(x)
     return binary_sums(logits, y, model.bins) if logits.shape[1] == 1 else class_sums(logits, y)

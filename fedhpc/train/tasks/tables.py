@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from fedhpc.data.store import SiteStore
 from fedhpc.errors import DataError
-from fedhpc.train.evaluate import NEGATIVE, POSITIVE
+from fedhpc.train.evaluate import EXPECTED, NEGATIVE, POSITIVE
+from fedhpc.train.score_bins import bin_count, bin_of
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -84,19 +85,21 @@ def binary_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def binary_sums(logits: torch.Tensor, y: torch.Tensor, bins: int) -> dict[str, torch.Tensor]:
     """n, loss, accuracy and the histograms of the scores, from logits [m, 1] and classes y [m] of 0 and 1.
 
-    The bins are fixed and public: `bins` equal parts of [0, 1] over the sigmoid of the logit.
+    The histograms count logits in `bins` fixed and public bins (score_bins; one more where `bins` is even). Raises
+    DataError for logits that are not finite.
     """
     logit, y = logits[:, 0].double(), y.long()
     if not bool(torch.isfinite(logit).all()):
         raise DataError("the model's score of a held-out row is not a finite number", "look for such features")
-    at = (torch.sigmoid(logit) * bins).long().clamp(max=bins - 1).cpu()
+    at = torch.from_numpy(bin_of(logit.detach().cpu().numpy(), bins))
     positive = (y == 1).cpu()
     return {
         "n": torch.tensor(y.numel()),
         "loss": functional.binary_cross_entropy_with_logits(logit, y.double(), reduction="sum"),
         "accuracy": ((logit > 0) == (y == 1)).sum(),
-        POSITIVE: torch.bincount(at[positive], minlength=bins),
-        NEGATIVE: torch.bincount(at[~positive], minlength=bins),
+        POSITIVE: torch.bincount(at[positive], minlength=bin_count(bins)),
+        NEGATIVE: torch.bincount(at[~positive], minlength=bin_count(bins)),
+        EXPECTED: torch.sigmoid(logit).sum(),
     }
 
 

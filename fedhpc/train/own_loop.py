@@ -1,0 +1,132 @@
+"""How a site's ranks average gradients in a training loop of the user's own.
+
+Such a loop calls `backward()` itself. What `fedhpc run` does between its passes happens at the end of each of them.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
+
+from fedhpc.errors import ConfigError
+from fedhpc.federation.federation import Federation
+from fedhpc.train.backends import Backend, DdpBackend, open_backend
+from fedhpc.train.settings import ComputeSettings
+from fedhpc.train.unused import Reach, refusal, trained, without_gradient
+
+UnusedParameters = Literal["refuse", "allow"]
+
+
+def site_backend(
+    federation: Federation,
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    unused_parameters: UnusedParameters = "refuse",
+) -> OwnLoopBackend:
+    """How the ranks of this rank's site train together in a loop of their own: `model = backend.wrap(model)`.
+
+    One rank trains by itself; several get a torch process group made from the site's communicator, and DDP. Give each
+    rank its share of the site's batch. Collective over the site; `backend.device` is where the model belongs. Raises
+    ConfigError if `device` is cuda and a rank has no GPU.
+
+    A `backward()` after which a parameter has no gradient from this rank's rows raises ConfigError with its name, on
+    one rank too. With `unused_parameters = "allow"` the average counts it as zero, and it stays None where no rank's
+    rows reach it.
+    """
+    if unused_parameters not in ("refuse", "allow"):
+        raise ConfigError(f"unused_parameters = {unused_parameters!r}", "it must be 'refuse' or 'allow'")
+    group = federation.party.site
+    return OwnLoopBackend(open_backend(ComputeSettings(device=device), group), group.label, unused_parameters)
+
+
+class OwnLoopBackend:
+    """One rank's part in a loop of the user's own. `device` is where the model belongs."""
+
+    def __init__(self, backend: Backend, label: str, unused_parameters: UnusedParameters) -> None:
+        self.name, self.device = backend.name, backend.device
+        self._backend, self._label, self._allowed = backend, label, unused_parameters == "allow"
+        self._watches: list[_Watch] = []
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        """What the loss is computed with: `model`, or `model` behind DDP."""
+        wrapped = self._backend.wrap(model)
+        reach = self._backend.reach[wrapped] if isinstance(self._backend, DdpBackend) else None
+        if reach is not None or not self._allowed:
+            self._watches.append(_Watch(wrapped, reach, self._label, self._allowed, self.device))
+        return wrapped
+
+    def averaging(self, wrapped: torch.nn.Module, now: bool) -> AbstractContextManager[None]:
+        """Around a forward and backward pass: average at its end if `now`, else only accumulate."""
+        return nullcontext() if now or not isinstance(wrapped, DistributedDataParallel) else wrapped.no_sync()
+
+    def close(self) -> None:
+        """Leave the process group. The wrapped models must not be used afterwards."""
+        for watch in self._watches:
+            watch.close()
+        self._watches.clear()
+        self._backend.close()
+
+
+class _Watch:
+    """Looks at the end of each backward pass through a wrapped model for parameters that it left out."""
+
+    def __init__(
+        self, wrapped: torch.nn.Module, reach: Reach | None, label: str, allowed: bool, device: torch.device
+    ) -> None:
+        """`reach`: of the model behind DDP; None on one rank."""
+        self._reach, self._label, self._allowed, self._device = reach, label, allowed, device
+        self._parameters = trained(wrapped) if reach is None else reach.parameters
+        self._pass = -1  # torch's number of the backward pass that is looked at
+        self._hook = wrapped.register_forward_hook(self._after_forward)
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self._hook.remove()
+
+    def _after_forward(self, wrapped: torch.nn.Module, _: Any, output: Any) -> None:
+        # DDP decides here whether the backward pass averages. A hook on the outputs is called in the pass itself,
+        # while those on parameters may be called in a pass within it (reentrant checkpoints).
+        averages = not isinstance(wrapped, DistributedDataParallel) or wrapped.require_backward_grad_sync
+        for tensor in pytree.tree_leaves(output):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                tensor.register_hook(partial(self._in_backward, wrapped, averages))  # type: ignore[no-untyped-call]
+
+    def _in_backward(self, wrapped: torch.nn.Module, averages: bool, _: torch.Tensor) -> None:
+        running = torch._C._current_graph_task_id()
+        if running != self._pass:
+            self._pass = running
+            _at_end_of_backward(partial(self._after_backward, wrapped, averages))
+
+    def _after_backward(self, wrapped: torch.nn.Module, averages: bool) -> None:
+        if self._reach is None:
+            left = without_gradient(self._parameters)
+        elif averages:
+            assert isinstance(wrapped, DistributedDataParallel)
+            left = self._reach.complete(wrapped)
+        else:
+            self._reach.begin()
+            return
+        if self._allowed:
+            _at_end_of_backward(partial(self._forget, left))  # after DDP's own end
+        elif left:
+            raise refusal(self._label, left, len(self._parameters), 'site_backend(fed, unused_parameters="allow")')
+
+    def _forget(self, left: list[str]) -> None:
+        """No gradient for what no rank reached, as on one rank."""
+        mine = [int(name in left) for name in self._parameters]
+        counts = torch.tensor(mine, dtype=torch.int32, device=self._device)
+        dist.all_reduce(counts)
+        for parameter, count in zip(self._parameters.values(), counts.tolist(), strict=True):
+            if count == dist.get_world_size():
+                parameter.grad = None
+
+
+def _at_end_of_backward(call: Any) -> None:
+    """`call` when the running backward pass ends. torch has no public name for it; its FSDP uses the same."""
+    torch.autograd.Variable._execution_engine.queue_callback(call)
