@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, InterruptedRun, PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess, proxy_from_environment
+from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience, Retry
 from fedhpc.exchange.https import Interrupts, RelayExchange, objects_of
 from fedhpc.exchange.pins import pin_of, read_certificate
+from fedhpc.exchange.proxies import proxy_for
 from fedhpc.exchange.spool import SpoolClient
 from fedhpc.exchange.spool_files import SpoolFolder
 from fedhpc.exchange.transport import Transport
@@ -130,7 +131,7 @@ def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAcce
             f"`fedhpc site request {mine.base} --wait` fetches the certificate of this site's own key; if that is not "
             f"the roster's: {lost_keys_hint(mine.base)}",
         )
-    proxy = proxy_from_environment(section.url) if section.proxy is None else section.proxy
+    proxy = proxy_for(section.url, section.proxy)
     pin, key, hint = bytes.fromhex(agreement.relay.tls), mine.path(section.key), lost_keys_hint(mine.base)
     return RelayAccess(section.url, pin, certificate, key, proxy, keys_hint=hint)
 

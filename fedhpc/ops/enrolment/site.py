@@ -25,9 +25,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError, StorageError
-from fedhpc.exchange.http_link import parse_url, proxy_from_environment
+from fedhpc.exchange.addresses import parse_url
 from fedhpc.exchange.mailbox import RelayMailbox
 from fedhpc.exchange.pins import pin_of, pin_of_key, read_certificate, read_pem, require_private
+from fedhpc.exchange.proxies import proxy_for
 from fedhpc.federation.agreement import SiteFile, read_site
 from fedhpc.federation.approvals import Approvals
 from fedhpc.federation.identity import lost_keys_hint, read_identity
@@ -227,7 +228,7 @@ class SiteFolder:
                 "the relay's pin is not known here, so it could be anybody",
                 f"put what the coordinator told into {self.path / 'relay.pin'}, 64 hex digits",
             )
-        proxy = proxy_from_environment(exchange.url) if exchange.proxy is None else exchange.proxy
+        proxy = proxy_for(exchange.url, exchange.proxy)
         return RelayMailbox(exchange.url, bytes.fromhex(pin), self.name, token.access, proxy, on_down)
 
     def certificate(self) -> bytes:
