@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,12 @@ _MOVED = 4  # counts that rounding may move, of a row from one bin to the next t
 _MOVED_GPU = 0.5  # the share of a histogram; its bins are finer than short floats
 _TINY = 1e-10
 
-_RESTING = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)
+_RESTING = (  # attention and recurrent layers have a dropout of their own
+    torch.nn.modules.batchnorm._BatchNorm,
+    torch.nn.modules.dropout._DropoutNd,
+    torch.nn.MultiheadAttention,
+    torch.nn.RNNBase,
+)
 
 
 def check_rows(
@@ -92,22 +97,23 @@ def _look(
         parts = [(span.size, to_device(fetch(trainer.dataset, chosen[span]), trainer.device)) for span in spans]
     if standardise:
         standardise_by(trainer.model, whole)
-    loss = next(_working_losses(task, trainer, settings, whole), None)
+    losses = [_working_loss(task, trainer, settings, whole, training) for training in (False, True)]
     for _ in range(2):
-        if loss is not None:
-            _compare_loss(task, loss, whole, parts)
+        for loss in losses:
+            if loss is not None:
+                _compare_loss(task, loss, whole, parts)
         _compare_sums(task, trainer.model, trainer.device, whole, parts)
         move_beside(trainer.model)
 
 
 @dataclass(frozen=True)
 class _Loss:
-    """A task's loss without training: batch norm keeps its statistics, dropout drops nothing."""
+    """A task's loss without a step: batch norm keeps its statistics, dropout drops nothing."""
 
     task: Task
     model: torch.nn.Module
     device: torch.device
-    training: bool  # else in evaluation; some models give their loss only in training
+    training: bool  # else in evaluation; some terms, and some models' losses, are there only in training
     gradients: bool  # some losses take gradients themselves
     bf16: bool  # some models need it
 
@@ -131,16 +137,19 @@ class _Loss:
         return _ALIKE_16_BITS if narrow else _alike(self.device)
 
 
-def _working_losses(task: Task, trainer: TorchTrainer, settings: TrainSettings, whole: Any) -> Iterator[_Loss]:
-    for training in (False, True):
-        for gradients in (False, True):
-            for bf16 in (False, True) if settings.precision == "bf16" else (False,):
-                loss = _Loss(task, trainer.model, trainer.device, training, gradients, bf16)
-                try:
-                    loss(whole)
-                except FedhpcError:
-                    continue  # if none works, training says what is wrong
-                yield loss
+def _working_loss(
+    task: Task, trainer: TorchTrainer, settings: TrainSettings, whole: Any, training: bool
+) -> _Loss | None:
+    """The loss in that mode; None if it has no value in it. If it has one in neither, training says what is wrong."""
+    for gradients in (False, True):
+        for bf16 in (False, True) if settings.precision == "bf16" else (False,):
+            loss = _Loss(task, trainer.model, trainer.device, training, gradients, bf16)
+            try:
+                loss(whole)
+            except FedhpcError:
+                continue
+            return loss
+    return None
 
 
 def _compare_loss(task: Task, loss: _Loss, whole: Any, parts: list[tuple[int, Any]]) -> None:

@@ -162,6 +162,28 @@ def test_a_loss_that_couples_rows_is_refused(name: str, kind: str) -> None:
     assert 'rows = "coupled"' in caught.value.hint
 
 
+def contrastive_in_training(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    score, y = scores(model, batch)
+    loss = functional.mse_loss(score, y)
+    if model.training:
+        loss = loss + torch.logsumexp(-(score[:, None] - score[None, :]).square(), 1).mean()
+    return loss
+
+
+class CentredInTraining(Zeros):
+    """A normaliser of one's own, which torch does not know as one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = super().forward(x)
+        return score - score.mean() if self.training else score
+
+
+@pytest.mark.parametrize(("loss", "model"), [(contrastive_in_training, Net(dropout=0.3)), (None, CentredInTraining())])
+def test_what_couples_rows_in_training_only_is_refused(loss: Any, model: torch.nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"loss\(\) of task fake is not the mean over rows"):
+        check(loss, model=model)
+
+
 @pytest.mark.parametrize("loss", [contrastive, hardest])
 def test_losses_of_embeddings_are_refused(loss: Any) -> None:
     with pytest.raises(ConfigError, match=r"loss\(\) of task fake"):
@@ -215,10 +237,28 @@ def only_in_training(model: torch.nn.Module, batch: Any) -> torch.Tensor:
     return functional.mse_loss(model(batch[0]), batch[1])
 
 
+class Recurrent(torch.nn.Module):
+    """Layers with a dropout of their own, and one that is a function; they drop in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = torch.nn.LSTM(1, 4, num_layers=2, dropout=0.5, batch_first=True)
+        self.look = torch.nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, batch_first=True)
+        self.last = torch.nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.look(self.read(x[:, :, None])[0])[:, -1]
+        return self.last(functional.dropout(hidden, 0.5, self.training)).squeeze(1)
+
+
 INDEPENDENT: dict[str, tuple[Any, Any, Any]] = {
     "plain": (None, Net(dropout=0.0, norm=False), None),
     "zeros": (None, Zeros(), None),
     "batch norm and dropout": (None, Net(dropout=0.5), None),
+    "recurrent": (None, Recurrent(), None),
+    "noise in training": (
+        lambda m, b: functional.mse_loss(m(b[0] + m.training * torch.randn_like(b[0])), b[1]), Net(), None,
+    ),
     "in training only": (only_in_training, Net(dropout=0.5), None),
     "gradient penalty": (penalised, Net(norm=False), None),
     "vae": (vae, Vae(), vae_sums),
