@@ -179,7 +179,10 @@ class _Reader:
             raise self.csv.wrong(f"column '{column}' is empty", "every row needs an identifier")
         first = self.lines_of_ids.setdefault(self._row_id(identifier), self.csv.line)
         if first != self.csv.line:
-            hint = "identifiers must be unique: one row for one person (invisible characters do not count)"
+            hint = (
+                "identifiers must be unique: one row for one person (invisible characters do not count); where two "
+                "columns name a person together, as FID and IID of PLINK do, write both into one column of the file"
+            )
             raise self.csv.wrong(f"column '{column}' repeats the identifier of line {first}", hint)
         return identifier
 

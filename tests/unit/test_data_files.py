@@ -242,6 +242,16 @@ def test_empty_rows_of_a_spreadsheet_are_nobody(tmp_path, empty):
     assert ingest(tmp_path, f"{TEXT}{empty}\n", recipe=numbered).rows_read == 2
 
 
+@pytest.mark.parametrize("age", ["1,250", "63,5", "63,000"])
+def test_a_comma_in_a_file_with_semicolons_is_said_to_be_a_comma(tmp_path, age):
+    """Also before three digits, where a point would have two readings."""
+    text = TEXT.replace(",", ";").replace("63", age)
+    for kind in ("integer", "number"):
+        recipe = RECIPE.replace('"integer"', f'"{kind}"')
+        hint = refused(tmp_path, "there is a comma in it", text, 'delimiter = ";"', recipe=recipe)
+        assert "decimal = ','" in hint
+
+
 # --- padding -------------------------------------------------------------------------------------------------
 
 FAM = "  f1   José   0  0  1   2\n  f1 b 0 0 2 1  \n\n\tf2\tc   0 0 0   -9\n"
