@@ -49,6 +49,11 @@ class RelayClient:
         """What this client has moved so far."""
         return self._links.traffic
 
+    @property
+    def met(self) -> bool:
+        """Whether the relay has proved its key to this client."""
+        return self._links.met.is_set()
+
     def health(self) -> str:
         """The relay's state: `ok` or `stopping`."""
 
