@@ -252,7 +252,7 @@ class Link:
         if early := begins_later(certificate, now):
             raise PolicyError(f"the relay's certificate {early}", COMPARE_CLOCKS)
         if late := has_ended(certificate, now):
-            raise PolicyError(f"the relay's certificate {late}", f"its operator renews it; {COMPARE_CLOCKS}, if not")
+            raise PolicyError(f"the relay's certificate {late}", f"its operator renews it; or {COMPARE_CLOCKS}")
 
     def _sock(self) -> ssl.SSLSocket:
         if self._http is None or not isinstance(self._http.sock, ssl.SSLSocket):
