@@ -104,7 +104,7 @@ def test_a_file_for_a_task_that_is_fixed(tmp_path: Path) -> None:
     wide = {name: tensor.astype(np.float64) for name, tensor in tensors().items()}
     with pytest.raises(DataError, match="is float64"):
         fitting_file(write(tmp_path / "c", wide), LOGISTIC)
-    with pytest.raises(DataError, match="it lacks the tensor network.bias"):
+    with pytest.raises(DataError, match=r"it lacks the tensor network\.bias"):
         fitting_file(write(tmp_path / "d", {n: t for n, t in tensors().items() if n != "network.bias"}), LOGISTIC)
     with pytest.raises(DataError, match="another model"):
         fitting_file(write(tmp_path / "a"), {"name": "cnn", "options": {"classes": 2, "side": 8, "channels": [2, 2]}})
