@@ -97,6 +97,7 @@ WORKS: dict[str, tuple[Any, Any, type]] = {
     "negated view": (torch.tensor([1 + 2j]).conj().imag, [-2], np.float32),
     "tensors in a list": ([with_grad.sum(), torch.tensor(1.0, dtype=torch.bfloat16)], [3, 1], np.float32),
     "arrays in a list": ([np.array([1.0, 2]), [3, 4]], [[1, 2], [3, 4]], np.float64),
+    "numbers of NumPy in a list": ([np.float32(0.5), np.float32(2)], [0.5, 2], np.float32),
     "nothing": ([], [], np.float64),
 }
 
