@@ -113,6 +113,12 @@ def test_both_kinds_with_sites_that_hold_zero_alone(kind: type, sites: int) -> N
     assert found.tolist() == column.tolist()
 
 
+@pytest.mark.parametrize("sites", [4, 9, 30])
+def test_large_numbers_that_cancel_leave_the_small_ones(sites: int) -> None:
+    values = [np.array([x]) for x in (1e16, -1e16, 1.0, 1.0, *[0.0] * (sites - 4))]
+    assert summed(values, sites)["x"][0] == 2.0
+
+
 def test_means_with_and_without_weights() -> None:
     x = np.array([1e300, 1e-300, -3.0, 0.0, 1e9])
 
