@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ from fedhpc.bench.sum_ranks import versions
 from fedhpc.bench.tls_pair import tls_pair_bytes_per_s
 from fedhpc.config import read_bytes
 from fedhpc.errors import InternalError
-from fedhpc.mpi.launch import RanksFailedError, launcher_command, launcher_environment
+from fedhpc.mpi.launch import launcher_command, launcher_environment
+from fedhpc.mpi.own_ranks import run_ranks
 from fedhpc.ops.enrolment.one_machine import Enrolled, enrol, running_relay
 
 _SECTIONS = """\
@@ -87,7 +86,7 @@ def _run_sites(
     off: Enrolled, masked: Enrolled, repeat: int, params: int, lane_bits: int, ranks: int
 ) -> list[dict[str, Any]]:
     environment, _ = launcher_environment()
-    processes = []
+    commands = []
     for name in off.sites:
         case = {
             "federations": {"off": str(off.federation), "masked": str(masked.federation)},
@@ -99,15 +98,8 @@ def _run_sites(
         words = [sys.executable, "-m", "fedhpc.bench.relayed_sum_site", json.dumps(case)]
         if ranks > 1:
             words = [*launcher_command(ranks), sys.executable, "-m", "mpi4py", *words[1:]]
-        processes.append(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True))
-    while any(p.poll() is None for p in processes) and not any(p.returncode for p in processes):
-        time.sleep(0.1)
-    failed = next((p.returncode for p in processes if p.returncode), 0)
-    if failed:
-        for process in processes:
-            process.terminate()
-        raise RanksFailedError(failed)
-    return [_last_object(p.stdout.read() if p.stdout else "") for p in processes]
+        commands.append(words)
+    return [_last_object(output) for output in run_ranks(commands, environment, keep_output=True)]
 
 
 def _last_object(text: str) -> dict[str, Any]:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any
 
 from fedhpc.errors import InternalError
-from fedhpc.mpi.launch import RanksFailedError, launcher_command, launcher_environment
+from fedhpc.mpi.launch import launcher_command, launcher_environment
+from fedhpc.mpi.own_ranks import run_ranks
 
 
-def run_ranks(module: str, ranks: int, case: dict[str, Any]) -> dict[str, Any]:
+def measure_ranks(module: str, ranks: int, case: dict[str, Any]) -> dict[str, Any]:
     """The result of `module` for `case`, run by `ranks` ranks on this machine. Raises RanksFailedError."""
     environment, note = launcher_environment()
     print(f"starting {ranks} ranks; {note}", file=sys.stderr)
     words = [*launcher_command(ranks), sys.executable, "-m", "mpi4py", "-m", module, json.dumps(case)]
-    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        sys.stderr.write(done.stdout)
-        raise RanksFailedError(done.returncode)
-    for line in reversed(done.stdout.splitlines()):
+    (output,) = run_ranks([words], environment, keep_output=True)
+    for line in reversed(output.splitlines()):
         if line.startswith("{"):
             result: dict[str, Any] = json.loads(line)
             return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import signal
 import sys
 
@@ -84,22 +85,25 @@ def _hear_signals() -> None:
 def main() -> None:
     """Run the command line; every failure becomes a message and an exit code, and under MPI ends the whole job."""
     from fedhpc.errors import InterruptedRun
-    from fedhpc.mpi.world import abort_job, describe_failure
+    from fedhpc.mpi.world import abort_job, describe_failure, tell_failure
     from fedhpc.ops.slurm.exit_file import leave_exit_code
 
     _hear_signals()
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        tell_failure(shown.getvalue().rstrip("\n"))
         sys.exit(64)
     except click.Abort:
         abort_job(130)
         sys.exit(130)
     except Exception as error:
         text, code = describe_failure(error)
-        sys.stderr.write(text + "\n")
-        leave_exit_code(code, untrained=isinstance(error, InterruptedRun) and error.untrained)
+        stopped = isinstance(error, InterruptedRun)
+        if not text or tell_failure(text, "stopped" if stopped else "failed"):
+            leave_exit_code(code, untrained=isinstance(error, InterruptedRun) and error.untrained)
         abort_job(code)
         sys.exit(code)
     code = code if isinstance(code, int) else 0

@@ -47,7 +47,7 @@ def sum_(
     """
     import json
 
-    from fedhpc.bench.start import run_ranks
+    from fedhpc.bench.start import measure_ranks
     from fedhpc.errors import ConfigError
 
     if rails != "auto" and not (rails.isdigit() and 1 <= int(rails) <= ranks_per_site):
@@ -78,7 +78,7 @@ def sum_(
         "overlap": overlap,
         "rails": rails if rails == "auto" else int(rails),
     }
-    result = run_ranks("fedhpc.bench.sum_ranks", sites * ranks_per_site, case)
+    result = measure_ranks("fedhpc.bench.sum_ranks", sites * ranks_per_site, case)
     click.echo(json.dumps(result) if as_json else _table(result))
 
 
@@ -90,9 +90,9 @@ def latency(sites: int, repeat: int, as_json: bool) -> None:
     """Time `fed.sum` of one number after joining, with the ledger in memory and on disk."""
     import json
 
-    from fedhpc.bench.start import run_ranks
+    from fedhpc.bench.start import measure_ranks
 
-    result = run_ranks("fedhpc.bench.latency_ranks", sites, {"sites": sites, "repeat": repeat})
+    result = measure_ranks("fedhpc.bench.latency_ranks", sites, {"sites": sites, "repeat": repeat})
     click.echo(json.dumps(result) if as_json else _table(result))
 
 

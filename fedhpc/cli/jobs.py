@@ -60,7 +60,8 @@ def list_(site: Path, federation: Path | None, out: Path | None, as_json: bool) 
     for one in shown:
         why = one.record.words if one.found is None else one.found.reason if one.state == "PENDING" else ""
         why = "" if why == "None" else why  # squeue's word until the scheduler has looked
-        rows.append((one.record.job or "-", one.state, one.record.stage, one.record.name, why))
+        job = f"{one.record.job};{one.record.cluster}" if one.record.cluster else one.record.job  # as sbatch writes it
+        rows.append((job if one.record.job else "-", one.state, one.record.stage, one.record.name, why))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
@@ -75,7 +76,8 @@ def cancel(site: Path, federation: Path | None, out: Path | None, name: str | No
     """Cancel the job NAME, or all jobs of this site that wait or run. A running one keeps a checkpoint first."""
     ended = _chains(site, federation, out).cancel(name=name, after=after)
     for record in ended:
-        click.echo(f"cancelled {record.name}, job {record.job}")
+        where = f" on cluster {record.cluster}" if record.cluster else ""
+        click.echo(f"cancelled {record.name}, job {record.job}{where}")
     if not ended:
         click.echo("nothing to cancel")
 

@@ -64,18 +64,22 @@ def run(
       fedhpc run federation.toml --site leiden/site.toml
 
     Told to stop by SIGUSR2 or SIGTERM, or shortly before the batch job's end, it keeps its work and exits with 75: the
-    same command goes on from there, to the same model.
+    same command goes on from there, to the same model. After SIGTERM or Ctrl-C mpirun leaves no time for that: the
+    round under way is lost then, and SIGUSR2 to mpirun keeps it.
     """
     from fedhpc.ops.life.told import Told
 
     told = Told()
     told.listen()
-    from fedhpc.mpi.world import is_first
+    from fedhpc.mpi.world import is_first, launched, tell_failure
+    from fedhpc.ops.life import last_words
     from fedhpc.ops.life.open import finished_before
     from fedhpc.ops.run import Before, result_json, run_federation
     from fedhpc.ops.slurm.exit_file import leave_exit_code
     from fedhpc.ops.telemetry import metric_words, nothing_held_out
 
+    if launched() and is_first():
+        last_words.listen(told)
     if site is not None and site.is_dir():
         site = site / "site.toml"
     if stage != "all" and site is None:
@@ -100,6 +104,13 @@ def run(
             click.echo(f"stopped: {stopped.what}\nhint: {stopped.hint}", err=True)
         leave_exit_code(stopped.exit_code, untrained=stopped.untrained)
         sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        tell_failure(
+            "interrupted: what was not kept is lost\n"
+            "hint: run it again: it goes on from what was kept last, to the same model; SIGUSR2 keeps a round's work",
+            "stopped",
+        )
+        raise
     finally:
         told.ignore()
     if not ran.first:

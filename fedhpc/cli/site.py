@@ -79,10 +79,15 @@ def request(directory: Path, token: str | None, wait: bool, mail: bool, seconds:
         click.echo("sent to the relay; once the coordinator has run `fedhpc federation admit`, fetch the certificate:")
         click.echo(f"  fedhpc site request {directory} --wait")
         return
-    click.echo("sent to the relay; waiting until the coordinator has run `fedhpc federation admit`")
+    until = f"at most {seconds:.0f} s; Ctrl-C ends it, and the same command goes on"
+    click.echo(f"sent to {mailbox.url}; waiting for the certificate, which comes once the coordinator has run")
+    click.echo(f"`fedhpc federation admit` and compared the fingerprint: {until}")
     pem = mailbox.certificate(known, seconds)
     if pem is None:
-        raise PeersError(f"no new certificate within {seconds:.0f} s", "run the same command again to go on waiting")
+        raise PeersError(
+            f"no new certificate within {seconds:.0f} s from {mailbox.url}",
+            "has the coordinator run `fedhpc federation admit`? the same command goes on waiting",
+        )
     click.echo(f"wrote {folder.certificate_path}, good until {folder.take_certificate(pem):%Y-%m-%d}")
 
 
@@ -154,7 +159,8 @@ def rotate(directory: Path) -> None:
 
     folder = SiteFolder.open(directory)
     old = folder.rotate()
-    click.echo(f"new keys in {directory}; the old ones are {' and '.join(path.name for path in old)}")
+    kept = f"; the old ones are {' and '.join(path.name for path in old)}" if old else ""
+    click.echo(f"new keys in {directory}{kept}")
     click.echo(f"  fingerprint {folder.keys().fingerprint}")
     click.echo("next: `fedhpc site request` with a new token; all sites approve the roster that follows")
 

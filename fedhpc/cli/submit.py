@@ -82,6 +82,8 @@ def submit(
     if shape == "hetjob" and str(plan.site_file.exchange.kind) != "spool":
         raise ConfigError("a heterogeneous job carries a spool", '[exchange] kind = "spool"')
     if dry_run:
+        if cluster := submitter.cluster():
+            click.echo(f"note: sbatch gets it with --clusters={cluster}", err=True)
         click.echo(submitter.script("00000000", 1, None), nl=False)
         return
     for note in () if successor else check(plan, one_site=shape in ("site", "hetjob")):
@@ -92,7 +94,8 @@ def submit(
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(record), sort_keys=True))
         else:
-            click.echo(f"submitted {record.name}, job {record.job}")
+            where = f" on cluster {record.cluster}" if record.cluster else ""
+            click.echo(f"submitted {record.name}, job {record.job}{where}")
     if not as_json and not successor:
         given = [("--federation", path) for path in federations[:1]] + ([("--out", out)] if out else [])
         words = ["fedhpc", "jobs", "list", str(site), *(word for name, path in given for word in (name, str(path)))]

@@ -5,7 +5,8 @@ Messages never repeat the cell, because it is somebody's data: they say what was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 
 from fedhpc.data.decimals import LARGEST_LABEL, CellError, Decimals
 from fedhpc.data.lookup import Lookup, are_numbers
@@ -15,6 +16,7 @@ from fedhpc.errors import ConfigError
 Values = tuple[float, ...]
 Reader = Callable[[str], Values | None]
 LabelReader = Callable[[str], float | None]
+_MOST_REMEMBERED = 256
 
 
 def decimals_of(source: Source) -> Decimals:
@@ -46,9 +48,9 @@ def column_reader(column: Column, source: Source) -> Reader:
     return _with_missing(read, markers, column.aliases, table, spelled, f"feature '{column.column}'")
 
 
-def numeric_codes(markers: Sequence[str], source: Source) -> list[float]:
-    """The numbers among the missing codes of a column of numbers with `markers` beside the source's."""
-    texts = dict.fromkeys((*source.missing_markers, *markers), True)
+def numeric_codes(column: Column, source: Source) -> list[float]:
+    """The numbers that mean something else in a column of numbers: codes for missing, and what has an alias."""
+    texts = dict.fromkeys((*source.missing_markers, *column.missing_markers, *column.aliases), True)
     return list(Lookup(texts, decimals_of(source), float32=True).numbers)
 
 
@@ -117,6 +119,7 @@ def _with_missing(
                 "take it out of missing_markers ([source] has defaults), or write that value otherwise",
             )
 
+    @functools.lru_cache(_MOST_REMEMBERED)  # a column has few different levels, codes and grades
     def reader(text: str) -> Values | None:
         if missing.get(text):
             return None

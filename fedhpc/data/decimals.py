@@ -48,19 +48,14 @@ class Decimals:
     semicolons: bool = False  # the file's delimiter is ';', so its country may write thousands with a point
 
     def value(self, text: str) -> float | None:
-        """The number that `text` spells; None if it is none, or float64 would hold 0 or infinity in its place."""
-        plain = self._with_point(text)
+        """The number that `text` spells; None if it is none or two, or float64 would hold 0 or infinity for it."""
+        plain = None if self._has_two_readings(text) else self._with_point(text)
         value = None if plain is None else float(plain)
         return None if value is None or math.isinf(value) or (not value and _has_digits(str(plain))) else value
 
     def number(self, text: str, rounding: Literal["refuse", "allow"] = "refuse") -> float:
         """The number, which float32 can hold; with `rounding` its last digits may go. Raises CellError."""
         plain = self._number(text)
-        if not self.said and self.semicolons and _THOUSANDS.fullmatch(text):
-            raise CellError(
-                "one point and three digits after it, in a file with semicolons: is it a fraction, or thousands?",
-                "in [source], decimal = '.' if the point is the decimal one; else take the points out of the file",
-            )
         value = float(plain)
         if abs(value) > _LARGEST:
             raise CellError("it is too large for float32", "choose a larger unit")
@@ -85,12 +80,12 @@ class Decimals:
 
     def integer(self, text: str, largest: int = LARGEST_EXACT) -> int:
         """A whole number of at most `largest`, also written as 63.0. Raises CellError."""
-        plain = self._number(text)
-        if not self.said and _THOUSANDS.fullmatch(text) and text.endswith("000"):
+        if not self.said and _THOUSANDS.fullmatch(text) and text.endswith(".000"):
             raise CellError(
-                f"a {'point' if self.mark == '.' else 'comma'} before three zeros: does it separate thousands?",
-                f"take it out of the file; or, in [source], decimal = '{self.mark}' if it is the decimal one",
+                "a point before three zeros: does it separate thousands?",
+                "take it out of the file; or, in [source], decimal = '.' if it is the decimal one",
             )
+        plain = self._number(text)
         value = float(plain)
         exact = Decimal(plain) if value and math.isfinite(value) else Decimal(0)  # Decimal has limits for exponents
         if math.isinf(value) or abs(exact) > largest:
@@ -104,6 +99,11 @@ class Decimals:
         return whole
 
     def _number(self, text: str) -> str:
+        if self._has_two_readings(text):
+            raise CellError(
+                "one point and three digits after it, in a file with semicolons: is it a fraction, or thousands?",
+                "in [source], decimal = '.' if the point is the decimal one; else take the points out of the file",
+            )
         plain = self._with_point(text)
         if plain is not None:
             return plain
@@ -118,6 +118,9 @@ class Decimals:
             raise CellError("it is not a number (points, commas or blanks in it)", "take out what separates thousands")
         example = "-12.5 or 1e3, with a point" if self.mark == "." else "-12,5 or 1e3, with a comma"
         raise CellError(f"it is not a number (write it like {example} and no units)")
+
+    def _has_two_readings(self, text: str) -> bool:
+        return self.semicolons and not self.said and _THOUSANDS.fullmatch(text) is not None
 
     def _with_point(self, text: str) -> str | None:
         if len(text) > _LONGEST:

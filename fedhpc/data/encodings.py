@@ -34,6 +34,8 @@ def foreign_line(line: bytes, path: Path, utf8_before: bool) -> tuple[str, str]:
     `utf8_before`: the file has had characters of UTF-8 beyond ASCII.
     """
     if utf8_before or _has_utf8(line):
+        if _is_cut(line):
+            return "the file ends within a character", "was it cut short? Copy it again"
         return (
             "it is not UTF-8, though other text of the file is",
             "the file was joined from two encodings: convert its parts before they are joined",
@@ -48,9 +50,8 @@ def foreign_line(line: bytes, path: Path, utf8_before: bool) -> tuple[str, str]:
                 "save it in UTF-8 where it was made; or find its encoding in `iconv -l` and convert it",
             )
         name = "cp1252"
-    told = "cp1252, Windows" if name == "cp1252" else "latin1"
-    where = "if it comes from western Europe or America"
-    return f"it is not UTF-8 (perhaps {told})", f"{_command(name, path)} {where}; look at the letters afterwards"
+    told = "cp1252, of Windows" if name == "cp1252" else "latin1"
+    return f"it is not UTF-8 (perhaps {told}: look at the letters once it is converted)", _command(name, path)
 
 
 def _command(name: str, path: Path) -> str:
@@ -73,6 +74,15 @@ def _wide_encoding(head: bytes) -> str | None:
         return "utf-32be"
     odd = [bool(head[start::2].count(0)) for start in range(2)]
     return {(True, False): "utf-16be", (False, True): "utf-16le"}.get((odd[0], odd[1]))
+
+
+def _is_cut(line: bytes) -> bool:
+    """Is a last character begun, and all before it right?"""
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return False
 
 
 def _has_utf8(line: bytes) -> bool:

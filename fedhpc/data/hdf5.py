@@ -257,7 +257,8 @@ def get_dataset(file: h5py.File, name: str, dtypes: Sequence[str]) -> h5py.Datas
             raise DataError(f"{where} has dtype {dtype}", f"it must be {' or '.join(dtypes)}")
         plan = dataset.id.get_create_plist()
         if dataset.is_virtual or dataset.external is not None:
-            raise DataError(f"{where} keeps its values in other files", "store the data in the file itself")
+            hint = "store the data in the file itself: a part that is missing would read as zeros"
+            raise DataError(f"{where} keeps its values in other files", hint)
         filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
         if any(code not in _FILTER_NAMES for code in filters):
             raise DataError(f"{where} uses a filter that is not allowed", f"use {', '.join(ALLOWED_FILTERS)}")

@@ -87,7 +87,7 @@ class _Reader:
     def read(self, out: Path, site: str) -> Ingested:
         """Read all rows, and write those that are kept to the store `out`."""
         header = self.csv.header()
-        columns = self.recipe.for_header(header)
+        columns = self.recipe.for_header(header, self.where)
         feature_set = self.recipe.feature_set(columns)
         place = self._places(header, [column.column for column in columns])
         reader = RowReader(columns, [place[column.column] for column in columns], self.recipe.source)
@@ -128,9 +128,10 @@ class _Reader:
                 continue
             kept.keep()
             self.row_ids.append(self._row_id(identifier))
-        for identifier, cells_moved in unmoved.items():
-            what = f"{self.csv.path}: [[move]] finds no row: id {identifier}, column {next(iter(cells_moved))}"
-            raise DataError(what, "the file or the recipe has changed")
+        for number, move in enumerate(self.recipe.moves):
+            if visible(move.id) in unmoved:
+                what = f"{self.csv.path}: move[{number}] (column '{move.column}') finds no row with its id"
+                raise DataError(what, "the file or the recipe has changed")
 
     def _write(self, out: Path, site: str, feature_set: FeatureSet, kept: KeptRows) -> None:
         if not self.labels:

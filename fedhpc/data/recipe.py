@@ -8,16 +8,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from fedhpc.config import parse_toml, read_bytes, read_section, refuse_unknown
 from fedhpc.data.column_lists import fitting, read_list
+from fedhpc.data.decimals import LARGEST_LABEL
 from fedhpc.data.schema import Feature, FeatureSet, Label
+from fedhpc.data.spelling import visible
 from fedhpc.errors import ConfigError
 
 MISSING_MARKERS = ("", "NA", "NaN", "nan", "N/A", "null", "?")
@@ -138,6 +142,8 @@ class LabelColumn:
                 raise ConfigError("label: range = [smallest, largest], and not with classes", "such as range = [0, 4]")
             if self.above is not None and not low <= self.above < high:
                 raise ConfigError("label: above is not inside range, so all labels would be the same", "change one")
+        if any(abs(number) > LARGEST_LABEL for number in self.classes.values()):
+            raise ConfigError(f"label: a class is larger than {LARGEST_LABEL}", "number classes from 0")
         if self.rounding != "refuse" and self.type != "number":
             raise ConfigError("label: rounding belongs to type = 'number'", "remove it")
         if self.above is not None and (self.classes or not math.isfinite(self.above)):
@@ -185,9 +191,12 @@ class Recipe:
             if column in named:
                 raise ConfigError(f"column '{column}' is the {what} and a feature", "remove that [[feature]]")
 
-    def for_header(self, header: Sequence[str]) -> tuple[Column, ...]:
-        """The features with each pattern replaced by the columns of `header` that fit it. Raises DataError."""
-        taken = set(self.columns())
+    def for_header(self, header: Sequence[str], where: Iterable[str] = ()) -> tuple[Column, ...]:
+        """The features with each pattern replaced by the columns of `header` that fit it. Raises DataError.
+
+        `where`: columns that pick rows without the recipe's saying so, which are no features.
+        """
+        taken = {visible(name) for name in (*self.columns(), *where)}
         columns: list[Column] = []
         for feature in self.features:
             if feature.pattern:
@@ -214,8 +223,11 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in the TOML file `path`, with the lists of columns beside it. Raises ConfigError."""
-    table = parse_toml(read_bytes(path, LARGEST_RECIPE_BYTES), str(path))
+    """The recipe in the TOML file `path`, in NFC, with the lists of columns beside it. Raises ConfigError."""
+    data = read_bytes(path, LARGEST_RECIPE_BYTES)
+    with contextlib.suppress(UnicodeDecodeError):  # which `parse_toml` tells
+        data = unicodedata.normalize("NFC", data.decode()).encode()
+    table = parse_toml(data, str(path))
     refuse_unknown(table, ("source", "feature", "label", "move"), str(path))
     for name in ("source", "feature", "label"):
         if name not in table:

@@ -44,15 +44,16 @@ class RowReader:
             "number": re.compile(guard + _FRACTION % re.escape(decimals.mark), re.ASCII).fullmatch,
             "integer": re.compile(_WHOLE, re.ASCII).fullmatch,
         }
-        self._quick = [i for i, column in enumerate(columns) if column.type in plain and not column.aliases]
-        self._slow = [i for i, column in enumerate(columns) if column.type not in plain or column.aliases]
+        self._quick = [i for i, column in enumerate(columns) if column.type in plain]
+        self._slow = [i for i, column in enumerate(columns) if column.type not in plain]
         self._quick_places = [places[i] for i in self._quick]
         self._quick_starts = self._starts[self._quick]
         self._matchers = [plain[columns[i].type] for i in self._quick]
-        codes = [cells.numeric_codes(column.missing_markers, source) for column in firsts]
+        codes = [cells.numeric_codes(column, source) for column in firsts]
         table = np.full((max(map(len, codes)), len(firsts)), np.nan, np.float32)
         for kind, mine in enumerate(codes):
-            table[: len(mine), kind] = mine
+            with np.errstate(over="ignore"):  # a code may be the largest float64
+                table[: len(mine), kind] = mine
         self._codes = table[:, [self._kinds[i] for i in self._quick]]  # [codes, quick columns]
 
     def read(self, row: Sequence[str], values: NDArray[np.float32]) -> str | None:

@@ -17,7 +17,7 @@ class NoExchange:
         """See Exchange.gather."""
         return [message]
 
-    def leave(self) -> None:
+    def leave(self, *, refused: bool = False) -> None:
         """Nobody is left behind."""
 
     def add(self, lanes: NDArray[Any]) -> None:

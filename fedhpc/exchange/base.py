@@ -17,8 +17,11 @@ class Exchange(Protocol):
         """Every site's message, in roster order. Called by leaders only."""
         ...
 
-    def leave(self) -> None:
-        """Say that this site exchanges nothing more, so that a site that still does learns it and does not wait."""
+    def leave(self, *, refused: bool = False) -> None:
+        """Say that this site exchanges nothing more, so that a site that still does learns it and does not wait.
+
+        `refused`: because it found its own input to be no numbers for a sum.
+        """
         ...
 
     def add(self, lanes: NDArray[Any]) -> None:

@@ -16,12 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 from fedhpc.errors import PolicyError
-from fedhpc.exchange.http_link import Link, RelayAccess, RelayProblem
+from fedhpc.exchange.http_link import Link, RelayAccess
 from fedhpc.exchange.http_listing import MOST_BYTES, Entry, listing_path, read_listing
 from fedhpc.exchange.http_ranges import Gaps, read_gaps
 from fedhpc.exchange.http_retry import Links, Patience, Retry
 from fedhpc.exchange.http_traffic import Traffic
 from fedhpc.exchange.http_transfer import TREE_HEADER, BlockWork, Incoming, Outgoing, declared_length, object_path
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName, block_count
 from fedhpc.secure.transcript import tree_root
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedhpc.errors import InternalError, PeersError
 from fedhpc.mpi.collectives import Group
 
-_STAYS, _LEAVES = b"\0", b"\1"  # first byte of a message
+_STAYS, _LEAVES, _REFUSED = b"\0", b"\1", b"\2"  # first byte of a message
 
 
 class MpiExchange:
@@ -30,7 +30,14 @@ class MpiExchange:
         if self._leaders is None:
             raise InternalError("only a site's leader exchanges messages")
         messages = self._leaders.gather_bytes(_STAYS + message)
-        left = [name for name, m in zip(self._names, messages, strict=True) if m[:1] == _LEAVES]
+        first = list(zip(self._names, [m[:1] for m in messages], strict=True))
+        refused = [name for name, word in first if word == _REFUSED]
+        if refused:
+            raise PeersError(
+                f"site {', '.join(refused)} refused what it was to put into a sum, and has left the federation",
+                "its own output says what was wrong with its input; nothing of this sum has left a site",
+            )
+        left = [name for name, word in first if word == _LEAVES]
         if left:
             raise PeersError(
                 f"site {', '.join(left)} has left the federation, and another site still sums",
@@ -38,10 +45,10 @@ class MpiExchange:
             )
         return [m[1:] for m in messages]
 
-    def leave(self) -> None:
+    def leave(self, *, refused: bool = False) -> None:
         """See Exchange.leave."""
         if self._leaders is not None:
-            self._leaders.gather_bytes(_LEAVES)
+            self._leaders.gather_bytes(_REFUSED if refused else _LEAVES)
 
     def add(self, lanes: NDArray[Any]) -> None:
         """See Exchange.add.

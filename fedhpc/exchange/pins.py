@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ssl
 import stat
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from fedhpc.errors import ConfigError
+from fedhpc.errors import ConfigError, PolicyError
 
 MAX_CERTIFICATE_BYTES = 64 << 10
 # What the `cryptography` package raises for certificates and requests of strangers; only the first is a ValueError.
@@ -75,11 +76,35 @@ def _with_key(certificate: x509.Certificate) -> x509.Certificate:
     return certificate
 
 
-def require_private(path: Path) -> None:
-    """Raises ConfigError unless `path` is a file that only its owner can read."""
+def load_pair(context: ssl.SSLContext, certificate: Path, key: Path, hint: str) -> None:
+    """Give `context` a certificate and its key. Raises PolicyError if they are not of one pair, with `hint`;
+    ConfigError if one of them cannot be read."""
+    try:
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH" or _other_kinds(certificate, key):
+            raise PolicyError(f"the certificate {certificate} and the key {key} do not fit", hint) from None
+        raise ConfigError(f"cannot use the certificate {certificate} with the key {key}: {error}", hint) from None
+    except OSError as error:
+        words = error.strerror or str(error)
+        raise ConfigError(f"cannot read {certificate} and {key}: {words}", hint) from None
+
+
+def _other_kinds(certificate: Path, key: Path) -> bool:
+    """Whether both can be read and are not of one pair: for keys of two kinds OpenSSL has other words."""
+    try:
+        public = load_pem_private_key(key.read_bytes(), None).public_key()
+        shown = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(shown).digest() != pin_of(read_certificate(certificate))
+    except (*UNREADABLE, OSError, ConfigError):
+        return False
+
+
+def require_private(path: Path, hint: str = "") -> None:
+    """Raises ConfigError unless `path` is a file that only its owner can read; `hint`: where there is none."""
     try:
         status = path.stat()
     except OSError as error:
-        raise ConfigError(f"cannot read the key file {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read the key file {path}: {error.strerror}", hint) from None
     if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
         raise ConfigError(f"others can read the key file {path}", f"run `chmod 600 {path}`")

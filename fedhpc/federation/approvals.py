@@ -21,6 +21,7 @@ from fedhpc.errors import ConfigError, PolicyError, StorageError
 from fedhpc.federation.agreement import Agreement, FederationSection
 from fedhpc.files import write_whole
 from fedhpc.secure.epochs import Configuration, approve
+from fedhpc.secure.transcript import parse_canon
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_SHOWN = 8
@@ -45,8 +46,14 @@ class Approvals:
             return None
         name = read_bytes(path).decode("ascii", "replace").strip()
         copy = self.folder / f"{name}.toml"
-        if not _HASH.fullmatch(name) or not copy.exists():
+        if not _HASH.fullmatch(name):
             raise StorageError(f"{path} names no approved configuration", "put the folder back from a backup")
+        if not copy.exists():
+            raise StorageError(
+                f"{copy} is lost: it is the federation.toml that this site approved last",
+                "put it back: any file with that SHA-256 is it; the coordinator has it, in epochs/ if a newer one "
+                "followed, and each site that ran it, as RUN/federation.toml",
+            )
         source = read_bytes(copy)
         if hashlib.sha256(source).hexdigest() != name:
             raise StorageError(f"{copy} was changed after it was approved", "put the folder back from a backup")
@@ -57,6 +64,7 @@ class Approvals:
 
         Raises PolicyError if the configuration does not follow the present one; StorageError.
         """
+        self.restore(agreement)
         following = configuration(agreement)
         signature = approve(identity, number, self.present(), following)
         name = following.hash.hex()
@@ -69,11 +77,19 @@ class Approvals:
         write_whole(self.folder / "present", name.encode() + b"\n")
         return signature
 
+    def restore(self, agreement: Agreement) -> None:
+        """Put the copy of the present configuration back, if it is lost and `agreement` is the same file."""
+        copy = self.folder / f"{agreement.hash.hex()}.toml"
+        path = self.folder / "present"
+        if path.exists() and not copy.exists() and read_bytes(path).strip() == agreement.hash.hex().encode():
+            write_whole(copy, agreement.source)
+
     def own(self, agreement: Agreement) -> bytes:
         """This site's signature over exactly this configuration [message].
 
         Raises PolicyError with both hashes and the fields that differ if another one is the newest approved here.
         """
+        self.restore(agreement)
         present, source = self.present(), self.present_source()
         if present is None or source is None:
             raise PolicyError(
@@ -93,7 +109,12 @@ class Approvals:
         path = self.folder / f"{present.hash.hex()}.json"
         if not path.exists():
             raise StorageError(f"{path} is missing", "run `fedhpc site approve` again")
-        return read_bytes(path)
+        signature = read_bytes(path)
+        try:
+            parse_canon(signature)
+        except ValueError:
+            raise StorageError(f"{path} is damaged", "run `fedhpc site approve` again") from None
+        return signature
 
 
 def configuration(agreement: Agreement) -> Configuration:

@@ -17,8 +17,9 @@ import os
 import re
 from pathlib import Path
 
-from fedhpc.errors import StorageError
+from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.journal import Journal
+from fedhpc.federation.ledger_file import LOST_LEDGER_HINT
 from fedhpc.files import hint_for, private_folder, write_whole
 from fedhpc.secure.attempt_file import AttemptSecrets, from_private, sealed, unsealed
 from fedhpc.secure.keys import KEY_BYTES
@@ -47,7 +48,22 @@ class AttemptFiles:
         if data is None or not _is_key(key):
             return None
         assert key is not None
-        return from_private(unsealed(key, data))
+        try:
+            return from_private(unsealed(key, data))
+        except PolicyError as error:
+            raise PolicyError(f"{path}: {error.what}", error.hint) from None
+
+    def refuse_lost_ledger(self, site: str) -> None:
+        """Raise PolicyError if this site has masked a vector for a round that is not in its ledger."""
+        ledger = self._journal.ledger
+        for number in self._rounds():
+            kept = self.load(number) if ledger.entry_of(number) is None else None
+            if kept is not None and kept.t2:
+                raise PolicyError(
+                    f"the ledger of site {site} does not have round {number}, and {self._path(number)} is of a vector "
+                    "in it",
+                    LOST_LEDGER_HINT,
+                )
 
     def disk(self, round_: int, mark: Mark | None = None, *, resumed: bool = False) -> AttemptDisk:
         """What an attempt of `round_` keeps durable. `resumed`: it goes on from what `load` gave.

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +24,7 @@ from fedhpc.exchange.https import RelayExchange, Watch, objects_of
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
-from fedhpc.federation.party import Party
+from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import BLOCK_BYTES, CaughtUp, Federation, Giver, Taker, release
@@ -31,6 +32,7 @@ from fedhpc.secure.transcript import joined_block_digests, parse_canon, tree_roo
 
 _log = logging.getLogger("fedhpc.federation")
 _LOOK_S = 2.0
+_TELL_S = 60.0
 _ASK_AGAIN_S = 300.0
 _LAST_S = 60.0  # for a model that is being given when the run ends
 _AT_ONCE = 4  # blocks on their way at the same time
@@ -130,9 +132,11 @@ def take(
     state: bytes,
     round_: int,
     deadline_s: float,
+    meanwhile: Callable[[], bool] = lambda: False,
 ) -> tuple[CaughtUp, NDArray[np.uint8]]:
     """A later state than `state` [32] of `round_`, from whichever site gives one; its bytes [known.nbytes].
 
+    `meanwhile` is called now and then while it is waited for, and says whether it must be asked for again.
     Raises PeersError if none comes within `deadline_s`.
     """
     deadline = time.monotonic() + deadline_s
@@ -141,8 +145,8 @@ def take(
         taker = Taker(known, exchange.me, identity, state, round_)
         exchange.put(0, number, labels.SIGN_NEED, taker.need)
         watch = exchange.watch(0, number)
-        until = min(left, _ASK_AGAIN_S)
-        watch.wait(lambda w: bool(_givers(w, exchange.me)), time.monotonic() + until, until=(labels.SIGN_STATE, 1))
+        end = time.monotonic() + min(left, _ASK_AGAIN_S)
+        _await_state(watch, exchange.me, end, meanwhile)
         for giver in _givers(watch, exchange.me):
             try:
                 taker.receive_state(giver, watch.body(f"{labels.SIGN_STATE}/{giver}/{exchange.me}"))
@@ -155,8 +159,24 @@ def take(
                 time.sleep(_LOOK_S)
     raise PeersError(
         f"no other site gave its model within {deadline_s:.0f} s",
-        "start this site again while the others run; they answer from their checkpoints",
+        "start this site again while the others run: they give their newest model; if they have finished, ask one of "
+        f"them for it (`fedhpc export`); if they all wait for this site, {GIVEN_EPOCH}, or with --again before there "
+        "is a model",
     )
+
+
+def _await_state(watch: Watch, me: int, end: float, meanwhile: Callable[[], bool]) -> None:
+    """Until a site gives its model or `meanwhile` says so, at the latest until `end` (time.monotonic)."""
+    told = time.monotonic() + _TELL_S
+    while True:
+        if meanwhile():
+            return
+        until = min(end, time.monotonic() + _LOOK_S)
+        if watch.wait(lambda w: bool(_givers(w, me)), until, until=(labels.SIGN_STATE, 1)) or time.monotonic() >= end:
+            return
+        if time.monotonic() >= told:
+            _log.warning("waiting: another site that runs must give its model, once it has a newer one than this site")
+            told = math.inf
 
 
 def release_input(party: Party, files: AttemptFiles, caught: CaughtUp) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
@@ -14,15 +15,15 @@ from numpy.typing import NDArray
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.finished_sums import NONE_FINISHED
 from fedhpc.federation.going_on import round_of
-from fedhpc.federation.layout import Vector, check_text, sum_kind
-from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan, class_of
-from fedhpc.federation.scale_choice import choose_scales
-from fedhpc.federation.scales import PUBLIC, Scales, refuse_beyond
-from fedhpc.federation.sums import MeanOptions, Spent, SumOptions, Sums, as_float
+from fedhpc.federation.layout import Vector
+from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan
+from fedhpc.federation.scales import PUBLIC, Scales
+from fedhpc.federation.sums import MeanOptions, Spent, SumOptions, Sums
+from fedhpc.federation.weighted_sum import weighted_sum
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
 from fedhpc.secure.ledger import UNKNOWN
-from fedhpc.secure.ring import Layout, Tensor, scale_for
+from fedhpc.secure.ring import Layout, Tensor
 from fedhpc.secure.salt import layout_key
 from fedhpc.secure.transcript import state_hash, tree
 
@@ -53,7 +54,10 @@ class Federation:
         """What the ledger may know of the store that is trained on [64]; unknown for a loop of the user's own."""
         self.spent = Spent()
         """Costs since `take_spent`."""
+        self.warned: set[tuple[str | None, str]] = set()
+        """(name, array) of sums whose rounding people were told of."""
         self._closed = False
+        self._refused = False  # the last sum, for what this site was to put into it
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +79,7 @@ class Federation:
         A site that sums while another one leaves gets a PeersError instead of waiting for ever.
         """
         if not self._closed and self.party.leads:
-            self.sums.leave()
+            self.sums.leave(refused=self._refused)
         self._release()
 
     def _release(self) -> None:
@@ -146,14 +150,20 @@ class Federation:
         bound: float | None = None,
         name: str | None = None,
         everyone: bool | None = None,
+        per_element: bool | None = None,
         skip: bool = False,
     ) -> Sums | NDArray[Any] | None:
         """The sum over all sites of each named array, on every rank of every site.
 
-        `arrays`: name -> array-like (integers, bool, float32, float64), or one array-like, which gives one array back.
-        Integers come back exact, as int64. Floats are rounded to a grid of 2^-s, given as `.quantum`.
-        `bound`: the largest absolute value a site's float may have, the same at all sites. Without it, a first masked
-        sum counts the sites per exponent of each array's largest value, and nothing else about it.
+        `arrays`: name -> array-like (integers, bool, floats), or one array-like, which gives one array back; tensors
+        on any device, 16-bit floats as float32. Masked arrays, and what has labels or units, are refused (DataError).
+        Integers come back exact, as int64. Floats are rounded to a grid, given as `.quantum`.
+        `bound`: the largest absolute value a site's float may have, the same at all sites. Without it masked sums
+        come first that show how large the largest value of any site is, to a power of 2^8 for each element, and
+        nothing else; beyond 4096 elements a call, one counts the sites per exponent of each larger array's largest.
+        `per_element`: True for a grid of each element's own, however many and also with a bound; False for one of each
+        array. With a bound it is one for each array by default. One of each element costs a lane of 8 bytes for every
+        power of 2^8 that it may have: 35 for float32, 263 for float64, at most 76 with a bound.
         `name`: what is summed; a second, different sum under the same name is refused (PolicyError).
         `everyone`: all sites of the roster must be in it, by default if it has no name or may be skipped: the same
         numbers over two sets of sites show those of the site that one set lacks. A named sum through a relay may
@@ -166,7 +176,11 @@ class Federation:
         """
         everyone = (name is None or skip) if everyone is None else everyone
         one = not isinstance(arrays, Mapping)
-        sums = self._combine({"value": arrays} if one else arrays, 1.0, bound, name, everyone=everyone, skip=skip)
+        with self._input():
+            sums = weighted_sum(
+                self, {"value": arrays} if one else arrays, 1.0, bound=bound, name=name, per_element=per_element,
+                everyone=everyone, skip=skip,
+            )  # fmt: skip
         return sums["value"] if one and sums is not None else sums
 
     @overload
@@ -182,6 +196,7 @@ class Federation:
         weight: float | None = None,
         bound: float | None = None,
         name: str | None = None,
+        per_element: bool | None = None,
     ) -> Sums | NDArray[Any]:
         """The mean over all sites of each named array, weighted by each site's private `weight` (absent: equally).
 
@@ -191,9 +206,15 @@ class Federation:
         `bound` is for the values before weighting. Otherwise as `sum`. Raises DataError if the weights add up to 0.
         """
         given = arrays if isinstance(arrays, Mapping) else {"value": arrays}
-        share = 1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
         everyone = weight is not None or name is None
-        means = self._combine(given, share, bound, name, everyone=everyone, average=weight is None, floats_only=True)
+        with self._input():
+            share = (
+                1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
+            )
+            means = weighted_sum(
+                self, given, share, bound=bound, name=name, per_element=per_element, everyone=everyone,
+                average=weight is None, floats_only=True,
+            )  # fmt: skip
         assert means is not None
         return means if isinstance(arrays, Mapping) else means["value"]
 
@@ -220,66 +241,30 @@ class Federation:
         """W, the sum of every site's private `weight`."""
         return float(self._sum_of_weights(weight, name)["weight"])
 
+    @contextmanager
+    def _input(self) -> Iterator[None]:
+        """Remembers whether the last sum ended with this site's own numbers: others must not wait in vain for why."""
+        try:
+            yield
+            self._refused = False
+        except DataError:
+            self._refused = True
+            raise
+
     def _sum_of_weights(self, weight: float, name: str | None) -> Sums:
         if not (math.isfinite(weight) and 0 <= weight <= _WEIGHT_BOUND):
             raise DataError(f"site {self.site} has the weight {weight}", "weights are finite and at least 0")
         weights = {"weight": np.float64(weight)}
         # W over two sets that differ in one site would be that site's size, so it is always the sum over all.
         name = name or f"weights {self.round_ + 1}"
-        found = self._combine(weights, 1.0, _WEIGHT_BOUND, name, everyone=True, category=labels.CLASS_WEIGHTS)
+        category = labels.CLASS_WEIGHTS
+        found = weighted_sum(self, weights, 1.0, bound=_WEIGHT_BOUND, name=name, everyone=True, category=category)
         assert found is not None
         return found
 
     def from_leader(self, number: float) -> float:
         """The `number` of this site's rank 0, on all its ranks."""
         return float(struct.unpack("<d", self.party.site.broadcast_bytes(struct.pack("<d", number)))[0])
-
-    def _combine(
-        self,
-        arrays: Mapping[str, Any],
-        factor: float,
-        bound: float | None,
-        name: str | None,
-        *,
-        everyone: bool = False,
-        average: bool = False,
-        skip: bool = False,
-        category: str = "",
-        floats_only: bool = False,
-    ) -> Sums | None:
-        """Σ factor · array by name; None if it was skipped. `average`: an equal mean over the sites in the sum.
-
-        `category`: the ledger's class; empty: that of its name. `floats_only`: integers go as float64.
-        """
-        values = {n: np.asarray(a, order="C") for n, a in arrays.items()}
-        for key in values:
-            check_text(key, "the name of an array")
-        sources: dict[str, str] = {}
-        if floats_only:  # the ledger knows them as the integers that they are
-            sources = {n: "int64" for n, a in values.items() if a.dtype.kind in "iub"}
-            values = {n: as_float(a) for n, a in values.items()}
-        kinds = {n: sum_kind(n, a) for n, a in values.items()}
-        if bound is not None and not (math.isfinite(bound) and bound > 0):
-            raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
-        purpose = check_text(name, "name") if name else f"sum {self.round_ + 1}"
-        floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
-        if skip and (not everyone or (floats and bound is None)):
-            # A scale of its own could be skipped by some sites and not by others, which then ask for different sums.
-            raise ConfigError("skip=True is for a sum over everyone, of integers or with bound=", "give bound=")
-        if bound is not None:
-            if self.party.leads:  # the leader's values count
-                refuse_beyond(floats, bound, self.site)
-            scales = Scales({n: scale_for(bound, 8 * a.itemsize, len(self.sites)) for n, a in floats.items()})
-        else:
-            scales = choose_scales(self, floats, factor, f"scale of {purpose}", everyone=everyone)
-        layout = self.layout([Tensor(n, kinds[n], values[n].shape, scales.by_name.get(n, 0)) for n in values])
-        vector = Vector(layout)
-        vector.fill({n: a.astype(kinds[n], copy=False) for n, a in values.items()})
-        vector.sources = sources
-        factors = dict.fromkeys(floats, factor)
-        category = category or class_of(name)
-        opened = self.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
-        return None if opened is None else Sums.of(vector, opened, self.sites, average=average)
 
     def layout(self, tensors: Sequence[Tensor]) -> Layout:
         """The layout of a vector of this federation."""
@@ -294,18 +279,19 @@ class Federation:
         *,
         everyone: bool = False,
         skip: bool = False,
+        absent: bool = False,
         category: str = "",
     ) -> Opened | None:
         """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is.
 
-        `category`: the ledger's class of it; empty: its purpose.
+        `category`: the ledger's class of it; empty: its purpose. `absent`: see SumPlan.
         None, with `skip`, if the round ended without a sum here: the sites skipped it, or this site was away.
         """
         self._refuse_closed()
         round_ = round_of(self, purpose)
         following = self._state_after(round_, self.tensors_tree)
-        how = {"everyone": everyone, "skip": skip, "following": following, "category": category}
-        plan = self._plan(round_, purpose, NO_BASE, factors or {}, scales, **how)
+        how = {"everyone": everyone, "skip": skip, "absent": absent, "following": following, "category": category}
+        plan = self._plan(round_, purpose, NO_BASE, factors or {}, scales, exponents=scales.exponents, **how)
         salt = self.last_salt
         try:
             opened = self.sums.open(vector, plan)

@@ -196,11 +196,14 @@ class GlobalModel:
     def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors | None:
         """The sum of `measured`, int64 and float64, over all sites; None if they went on without it.
 
+        Nothing measured: this site does without the sum, and so do the others then.
         Over fewer sites it would show, beside another such sum, the counts of those that one of the two lacks.
         """
         vector = Vector(self._federation.layout(self._measured_tensors(measured)))
         vector.fill({_MEASURED + n: a for n, a in measured.items()})
-        opened = self._federation.add(vector, name, everyone=True, skip=True, category=labels.CLASS_MEASURED)
+        opened = self._federation.add(
+            vector, name, everyone=True, skip=True, absent=not measured, category=labels.CLASS_MEASURED
+        )
         return None if opened is None else {n: vector.view(_MEASURED + n).copy() for n in measured}
 
     def sha256(self) -> str:

@@ -24,7 +24,7 @@ from fedhpc.federation.agreement import (
 )
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.finished_sums import Reached
-from fedhpc.federation.identity import read_identity
+from fedhpc.federation.identity import lost_keys_hint, read_identity
 from fedhpc.federation.interfaces import Life
 from fedhpc.federation.join_relay import open_relayed_sums
 from fedhpc.federation.journal import FileJournal, Journal
@@ -263,13 +263,16 @@ def _refuse_old_run(directory: Path) -> None:
 def _identity(agreement: Agreement, mine: SiteFile, number: int) -> bytes:
     if mine.site.key is None:
         raise ConfigError(f"site {mine.site.name} has no key", "[site] key = the file with its Ed25519 key")
-    identity = read_identity(mine.path(mine.site.key))
+    hint = "put the key back from a backup: its public half is in the roster"
+    if mine.exchange.kind != "mpi":
+        hint = lost_keys_hint(mine.base)
+    identity = read_identity(mine.path(mine.site.key), hint)
     public = identity_public(identity).hex()
     agreed = agreement.roster[number - 1].sign
     if public != agreed:
         raise PolicyError(
             f"the key file of site {mine.site.name} has the public key {public}, the roster says {agreed}",
-            "use the key that the site gave when the roster was made",
+            hint,
         )
     return identity
 

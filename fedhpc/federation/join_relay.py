@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, InterruptedRun, PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess, proxy_from_environment
+from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience, Retry
-from fedhpc.exchange.https import Interrupts, RelayExchange
+from fedhpc.exchange.https import Interrupts, RelayExchange, objects_of
 from fedhpc.exchange.pins import pin_of, read_certificate
+from fedhpc.exchange.proxies import proxy_for
 from fedhpc.exchange.spool import SpoolClient
 from fedhpc.exchange.spool_files import SpoolFolder
 from fedhpc.exchange.transport import Transport
@@ -21,9 +22,10 @@ from fedhpc.federation.agreement import Agreement, SiteFile
 from fedhpc.federation.approvals import Approvals, configuration
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.finished_sums import FinishedSums
+from fedhpc.federation.identity import lost_keys_hint
 from fedhpc.federation.interfaces import Life
 from fedhpc.federation.known_states import KnownStates
-from fedhpc.federation.party import Party
+from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.federation.patience import wait_telling
 from fedhpc.federation.relayed_sum import Lead, RelayedSums
 from fedhpc.federation.relayed_work import Order, end_if_stopped
@@ -66,8 +68,10 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life)
         files = AttemptFiles(directory / "attempts", party.journal)
         thresholds = thresholds_of(agreement)
         states = KnownStates(party, exchange, thresholds)
-        finished = FinishedSums(directory / "sums")
+        beside = None if party.memory is None else party.memory / f"{agreement.hash.hex()}.sums"
+        finished = FinishedSums(directory / "sums", beside)
         finished.refuse_lost_ledger(party.journal.ledger, party.name)
+        files.refuse_lost_ledger(party.name)
         lead = Lead(exchange, files, finished, thresholds, states)
     end_if_stopped(party.site.await_bytes(word if party.leads else None))
     return RelayedSums(party, client, rails, lead)
@@ -115,7 +119,8 @@ def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAcce
     if not certificate.exists():
         raise ConfigError(
             f"cannot read the certificate {certificate}: it is not there",
-            "`fedhpc site request DIR --wait` asks for one and fetches it once the coordinator has admitted this site",
+            f"`fedhpc site request {mine.base} --wait` asks for one and fetches it once the coordinator has admitted "
+            "this site",
         )
     agreed = agreement.roster[number - 1].tls
     shown = pin_of(read_certificate(certificate)).hex()
@@ -123,10 +128,12 @@ def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAcce
         raise PolicyError(
             f"the certificate {certificate} has the key {shown}, the roster says {agreed or 'none'} for site "
             f"{mine.site.name}",
-            "use the certificate of the key that `fedhpc site init` made, or have the roster changed",
+            f"`fedhpc site request {mine.base} --wait` fetches the certificate of this site's own key; if that is not "
+            f"the roster's: {lost_keys_hint(mine.base)}",
         )
-    proxy = proxy_from_environment(section.url) if section.proxy is None else section.proxy
-    return RelayAccess(section.url, bytes.fromhex(agreement.relay.tls), certificate, mine.path(section.key), proxy)
+    proxy = proxy_for(section.url, section.proxy)
+    pin, key, hint = bytes.fromhex(agreement.relay.tls), mine.path(section.key), lost_keys_hint(mine.base)
+    return RelayAccess(section.url, pin, certificate, key, proxy, keys_hint=hint)
 
 
 def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, kept: Path) -> None:
@@ -136,6 +143,7 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
     signatures = _read_kept(kept)
     everyone = {m.number for m in party.members}
     if set(signatures) != everyone or signatures.get(party.number) != own:
+        refuse_forgotten_sums(party, exchange)
         _publish(exchange, own, agreement)
         watch = exchange.watch(0, 0)
 
@@ -158,6 +166,29 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
         signatures = watch.messages(_TOPIC, sorted(everyone))
     check_signed(configuration(agreement), party.members, signatures)
     write_whole(kept, canon({str(u): message.hex() for u, message in signatures.items()}), mode=0o600)
+
+
+def refuse_forgotten_sums(party: Party, exchange: RelayExchange) -> None:
+    """Raise PolicyError if the relay knows this site from before, and neither its run directory nor its ledger does.
+
+    It may have put a vector into an open round; a second one could show the first. The relay's word is a hint: one that
+    says nothing leaves this as it was.
+    """
+    journal = party.journal
+    assert journal is not None
+    if len(journal.ledger) or not journal.fresh:
+        return
+    if exchange.client.get(exchange.name(0, 0, f"{_TOPIC}/{party.number}")) is None:
+        return
+    standing = exchange.standing()
+    named = [entry.get(key) for entry in objects_of(standing, "sums") for key in ("ready", "cohort")]
+    if standing.get("done") or any(isinstance(of, list) and party.number in of for of in named):
+        what = f"site {party.name} took part in this federation before, and its ledger knows nothing of it"
+        journal.refuse_lost(what)
+        lost = "if both are lost, this site sums again in the next epoch only"
+        raise PolicyError(
+            what, f"put ledger or run directory back, or name them ([ledger] path, --out); {lost}: {GIVEN_EPOCH}"
+        )
 
 
 def _publish(exchange: RelayExchange, own: bytes, agreement: Agreement) -> None:

@@ -16,11 +16,19 @@ from fedhpc.federation.ledger_home import LedgerHome
 from fedhpc.secure.home_ledger import HomeLedger, KnownFederation, refusal
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 
+_LOST = "lost ledger"  # in the place of a purpose, in the line that says so
+
 
 class Journal(Protocol):
     """Where a site's ledger lives."""
 
     ledger: RoundLedger
+    fresh: bool
+    """Whether the ledger knows nothing of this federation, or that it was lost: another may know more."""
+
+    def refuse_lost(self, what: str) -> None:
+        """Write down, for later starts, that the ledger of this federation is lost."""
+        ...
 
     def allows(self, entry: LedgerEntry) -> None:
         """Raise PolicyError if the ledger forbids `entry`; nothing is admitted."""
@@ -51,6 +59,10 @@ class MemoryJournal:
         if federation is not None:
             self._home.know(federation)
         self.ledger = self._home.of(self._config) if self._known else RoundLedger()
+        self.fresh = False
+
+    def refuse_lost(self, what: str) -> None:
+        """See Journal.refuse_lost; nothing is written."""
 
     def allows(self, entry: LedgerEntry) -> None:
         """See Journal.allows."""
@@ -100,6 +112,8 @@ class FileJournal:
             raise
         self.home = self._file.known
         self.ledger = self.home.of(federation.config)
+        lost = any((r.get("config"), r.get("purpose")) == (federation.config.hex(), _LOST) for r in self.home.refused)
+        self.fresh = lost or federation.config not in self.home.federations
         try:
             self._know()
         except BaseException:
@@ -118,6 +132,11 @@ class FileJournal:
                 return
             whole = dataclasses.replace(entry, config=self._federation.config)
             self._file.append({"entry": whole.as_json()}, lambda: self.home.add(whole))
+
+    def refuse_lost(self, what: str) -> None:
+        """See Journal.refuse_lost."""
+        with self._file.locked():
+            self._remember(LedgerEntry(0, _LOST, bytes(32), bytes(32), (), config=self._federation.config), what)
 
     def close(self) -> None:
         """Release the lock. Safe to call twice."""

@@ -24,6 +24,10 @@ from fedhpc.secure.transcript import canon, parse_canon
 
 LEDGER_FILE = "ledger.jsonl"
 NO_LOCKS = "the ledger's home must be on a file system with flock (Lustre: mounted with -o flock): [ledger] path"
+LOST_LEDGER_HINT = (
+    "put the ledger's home back, or name it in [ledger] path; if it is lost for good, this site sums again in the next "
+    "epoch only: the coordinator runs `fedhpc federation next`"
+)
 _MAX_LINE_BYTES = 64 << 10
 _LOOK_S = 0.005  # between two looks at a lock that another run holds for one gain
 _LOCKED_S = 120.0
@@ -126,7 +130,7 @@ class LedgerFile:
             self._failed = True
             raise PolicyError(
                 f"the ledger {self.path} was replaced or cut while a run used it",
-                "put the newest one back; a site that cannot prove what it has summed must not sum again",
+                LOST_LEDGER_HINT,
             )
         if status.st_size == self._read_bytes:
             return
@@ -149,7 +153,7 @@ class LedgerFile:
                 self._failed = True
                 raise PolicyError(
                     f"{self.path}, line {self._lines}: {error}",
-                    "the ledger was altered; a site that cannot prove what it has summed must not sum again",
+                    f"the ledger was altered; {LOST_LEDGER_HINT}",
                 ) from None
         self._read_bytes += whole
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, PolicyError, StorageError
 from fedhpc.federation.agreement import Agreement, SiteFile
-from fedhpc.federation.ledger_file import LEDGER_FILE, LedgerFile, lock
+from fedhpc.federation.ledger_file import LEDGER_FILE, LOST_LEDGER_HINT, LedgerFile, lock
 from fedhpc.files import sync_directory
 from fedhpc.secure.home_ledger import HomeLedger, KnownFederation
 
@@ -87,7 +87,7 @@ class LedgerHome:
         if (self.folder / KEY_FILE).exists() and not self.ledger.exists():
             raise PolicyError(
                 f"the ledger {self.ledger} is missing, and its key is there",
-                "put it back from a backup; a site that cannot prove what it has summed must not sum again",
+                LOST_LEDGER_HINT,
             )
         file = LedgerFile(self.ledger)
         try:
@@ -118,7 +118,7 @@ class LedgerHome:
             if not empty:
                 raise PolicyError(
                     f"the key of the ledger, {path}, is missing or damaged",
-                    "put it back from a backup: without it the ledger cannot tell what was summed before",
+                    f"without it the ledger cannot tell what was summed before: {LOST_LEDGER_HINT}",
                 )
             key = secrets.token_bytes(_KEY_BYTES)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

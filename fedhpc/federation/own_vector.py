@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedhpc.errors import DataError, InternalError
+from fedhpc.errors import DataError, InternalError, PolicyError
 from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.party import Party, SumPlan
 from fedhpc.secure import labels
 from fedhpc.secure.keys import derive
 from fedhpc.secure.ledger import (
     FINGERPRINT_BLOCK_BYTES,
+    NO_SET,
     ZERO_VALUE,
+    LedgerEntry,
     LedgerKeys,
     Mark,
+    OtherVectorError,
     fingerprint,
     fingerprint_block,
     fingerprint_blocks,
@@ -59,7 +62,7 @@ def codec_of(party: Party, plan: SumPlan) -> Codec:
     if party.agreement.secure.rounding == "stochastic":
         input_ = input_hash(plan.purpose, plan.base)
         rounding = derive(input_, party.agreement.hash, labels.KEY_ROUNDING, party.number)
-    return Codec(len(party.members), party.name, plan.factors, rounding)
+    return Codec(len(party.members), party.name, plan.factors, rounding, plan.exponents)
 
 
 def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) -> Mark:
@@ -80,6 +83,7 @@ def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) 
     ends = [_TAGS_AT + int.from_bytes(m[33:_TAGS_AT], "little") for m in gathered]
     tags_of = [m[_TAGS_AT:end] for m, end in zip(gathered, ends, strict=True)]
     factors = canon({name: value.hex() for name, value in plan.factors.items()})
+    factors += b"".join(plan.exponents[t.name].tobytes() for t in layout.named if t.name in plan.exponents)
     mark = fingerprint(keys.whole, layout.hash, factors, layout.payload_bytes, tags_of)
     if not party.masked:
         return Mark(mark)
@@ -142,6 +146,21 @@ def source_tags(vector: Vector, keys: LedgerKeys, rank: int, ranks: int) -> byte
             block[piece.start - start : piece.stop - start] = values.astype(piece.tensor.kind).view(np.uint8)
         tags.append(fingerprint_block(keys.blocks, start // FINGERPRINT_BLOCK_BYTES, block))
     return b"".join(tags)
+
+
+def refuse_other_vector(party: Party, plan: SumPlan, mark: Mark) -> None:
+    """OtherVectorError if this site put a vector other than that of `mark` into the round: told before it is ready.
+
+    Whatever else the ledger forbids is told when it is asked for the round's line. Leaders only.
+    """
+    assert party.journal is not None
+    input_ = input_hash(plan.purpose, plan.base)
+    try:
+        party.journal.ledger.check(LedgerEntry(plan.round_, plan.purpose, input_, mark.fingerprint, NO_SET))
+    except OtherVectorError:
+        raise
+    except PolicyError:
+        return
 
 
 def refuse_other_layouts(party: Party, messages: list[bytes]) -> None:

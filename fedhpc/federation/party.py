@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
@@ -22,6 +23,12 @@ from fedhpc.secure.ledger import UNKNOWN, LedgerKeys
 from fedhpc.secure.pairwise import Member
 
 NO_BASE = bytes(32)  # the base of a statistic
+NEXT_EPOCH = "the coordinator begins the next epoch, which goes on from the newest model: `fedhpc federation next`"
+GIVEN_EPOCH = (
+    "the coordinator begins the next epoch from a model in a file, which `fedhpc export` writes at a site that has "
+    "one: `fedhpc federation next --from-model FILE`"
+)
+"""What helps a site that has no model any more, and would have to give or compare one in an epoch that goes on."""
 
 _CLASSES = frozenset(value for name, value in vars(labels).items() if name.startswith("CLASS_"))
 _STANDARDISE = "standardise."
@@ -77,9 +84,13 @@ class SumPlan:
     base: bytes  # the state the vector starts from [32]; NO_BASE for a statistic
     state: bytes  # the state before this round [32]
     factors: dict[str, float] = field(default_factory=dict)  # w_u / W by tensor; 1 where absent
+    exponents: Mapping[str, NDArray[np.int32]] = field(
+        default_factory=dict
+    )  # by tensor, where each element has its own
     replicated: bool = False  # every rank of the site already holds the site's vector
     everyone: bool = False  # all sites of the roster must be in the sum
     skip: bool = False  # this site does without the sum rather than wait for long (`[cohort] upload_s`)
+    absent: bool = False  # with `skip`: this site has nothing to put in, and does without at once
     following: bytes = b""  # where it may be skipped: the next state, which is known beforehand [32]
     layout_key: bytes = field(default=b"", repr=False)  # of the layout's hash in M0 [32]; empty where scales are public
     checkpointed: bool = False  # its caller makes the result durable, and says so by keep_until; else the sum is kept
@@ -169,12 +180,18 @@ class MaskedSums(Protocol):
         """Whether an update that began from state `base` [32] may still be summed: it is in no earlier round."""
         ...
 
-    def keep_until(self, sums: int) -> None:
-        """Everything up to sum `sums` is durable elsewhere: what served to repeat it may go. Leaders only."""
+    def keep_until(self, sums: int, *, given: bool = True) -> None:
+        """Everything up to sum `sums` is durable elsewhere: what served to repeat it may go. Leaders only.
+
+        `given`: a site that loses its run directory is given it by others, or the caller keeps it in a safe place.
+        """
         ...
 
-    def leave(self) -> None:
-        """Say that this site sums nothing more, so that a site that still does need not wait. Leaders only."""
+    def leave(self, *, refused: bool = False) -> None:
+        """Say that this site sums nothing more, so that a site that still does need not wait. Leaders only.
+
+        `refused`: the last sum of this site ended with its own input, which others are told without more.
+        """
         ...
 
     def hear(self, word: str) -> str:

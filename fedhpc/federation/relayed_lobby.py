@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import NoReturn
 
 from fedhpc.errors import InterruptedRun, PeersError
-from fedhpc.exchange.https import RelayExchange, Watch
+from fedhpc.exchange.https import RelayExchange, TooLateError, Watch, too_late
 from fedhpc.federation.party import Party, RoundOverError, SumPlan
 from fedhpc.federation.patience import late_sites, wait_telling
 from fedhpc.federation.relayed_skip import KIND, Skip
 from fedhpc.secure.ring import Layout
 from fedhpc.secure.transcript import canon
+
+_LOOK_S = 1.0
 
 
 class Lobby:
@@ -38,6 +41,20 @@ class Lobby:
             "tensors": [list(shape) for shape in self._layout.shapes()],
         }
         self._exchange.put(plan.round_, 0, "READY", canon(body))
+
+    def come_back(self, attempt: int) -> None:
+        """After this site's keys of the open `attempt` are lost: it is ready for the next one, and not waited for now.
+
+        Returns once that attempt has ended, or the round; raises TooLateError like `be_ready`.
+        """
+        round_, exchange = self._plan.round_, self._exchange
+        exchange.leave(round_)
+        watch = exchange.watch(round_, attempt)
+        while not watch.wait(lambda w: "NEXT" in w, time.monotonic() + _LOOK_S):
+            if self._watch.wait(lambda w: _newest(w) > attempt or "DONE" in w, time.monotonic() + _LOOK_S):
+                return
+            self._skip.look(self._watch)
+        self.be_ready(ahead=False)
 
     def next_attempt(self, after: int) -> int:
         """The newest attempt of the round that was proposed after attempt `after`.
@@ -72,6 +89,18 @@ class Lobby:
 
     def _who_is_late(self) -> str:
         return late_sites(self._exchange, self._party.agreement.names, self._plan.round_)
+
+
+def explain_lost_sum(exchange: RelayExchange, round_: int, attempt: int) -> NoReturn:
+    """Raise TooLateError if the others have gone on long since, PeersError if the attempt was given up."""
+    with too_late():
+        done = exchange.client.get(exchange.name(round_, 0, "DONE"))
+    if done is not None:
+        raise TooLateError("round-over", "the relay keeps its sum no more")
+    raise PeersError(
+        f"round {round_}: the relay does not have the sum of attempt {attempt} any more",
+        "start this site again: it goes on with the next attempt over the same sites",
+    )
 
 
 def _newest(watch: Watch) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.https import RelayExchange, TooLateError, Watch, too_late
@@ -23,7 +23,7 @@ from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Party, RoundOverError, SumPlan
 from fedhpc.federation.patience import late_sites, wait_telling
-from fedhpc.federation.relayed_lobby import Lobby
+from fedhpc.federation.relayed_lobby import Lobby, explain_lost_sum
 from fedhpc.federation.relayed_skip import DoWithoutError, Skip
 from fedhpc.federation.relayed_work import Answer, Hide, Open, Upload, silent_without_keys
 from fedhpc.secure import labels, messages
@@ -82,6 +82,8 @@ class RelayedRound:
         """
         with self._ends_with_the_round():
             try:
+                if self._plan.absent:
+                    raise DoWithoutError
                 return self._run(hide, open_, states)
             except DoWithoutError:
                 self._skip.abandon(self.mark)
@@ -109,6 +111,8 @@ class RelayedRound:
                 if isinstance(left, TooLateError) and left.kind == "round-over":
                     raise
                 _log.info("round %d: attempt %d goes on without this site: %s", plan.round_, number, left)
+                if isinstance(left, TooLateError) and left.kind == "other-bytes":
+                    lobby.come_back(number)
             number = lobby.next_attempt(number)
 
     def settle(self, sum_tree: bytes, state: bytes) -> tuple[bytes, ...]:
@@ -245,24 +249,13 @@ class RelayedRound:
         exposed = self._exchange.turns - uploaded
         fetched = open_(number, opening.streams, opening.tag_key)
         if fetched is None:
-            self._explain_lost_sum(number)
+            explain_lost_sum(self._exchange, plan.round_, number)
         site.check_sum(fetched.hidden_tree, fetched.tag)
         for fault in site.faults:
             _log.warning("round %d: %s", plan.round_, fault)
         self._attempt, self._number, self._watch = site, number, watch
         turns = self._exchange.turns - self._turns_before + 2
         return Answer(fetched.plain_tree, u3, self._waited_s, turns, exposed)
-
-    def _explain_lost_sum(self, number: int) -> NoReturn:
-        """Raise TooLateError if the others have gone on long since, PeersError if the attempt was given up."""
-        with too_late():
-            done = self._client.get(self._exchange.name(self._plan.round_, 0, "DONE"))
-        if done is not None:
-            raise TooLateError("round-over", "the relay keeps its sum no more")
-        raise PeersError(
-            f"round {self._plan.round_}: the relay does not have the sum of attempt {number} any more",
-            "start this site again: it goes on with the next attempt over the same sites",
-        )
 
     def _set(self, watch: Watch, name: str, kind: str) -> dict[int, bytes]:
         """The messages of a set of the relay's. Raises _LeftOut if this site is not in it."""

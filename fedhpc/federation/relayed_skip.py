@@ -23,6 +23,7 @@ from fedhpc.secure.transcript import input_hash
 
 _log = logging.getLogger("fedhpc.federation")
 KIND = labels.SIGN_ABANDON
+_LOOK_S = 1.0
 
 
 class DoWithoutError(Exception):
@@ -48,10 +49,15 @@ class Skip:
     def abandon(self, mark: Mark) -> Settled:
         """Sign ABANDON, and wait until τ sites stand behind the next state. `mark`: of the vector.
 
+        A site that is absent may have put a vector into this round that it does not have any more: the ledger knows.
         Raises TooLateError if the others have gone on, PeersError if too few sites do without the sum.
         """
         plan, party = self._plan, self._party
         assert party.identity is not None
+        assert party.journal is not None
+        before = party.journal.ledger.entry_of(plan.round_)
+        if plan.absent and before is not None:
+            mark = Mark(before.fingerprint, before.category, before.value, before.everyone, before.data)
         input_ = input_hash(plan.purpose, NO_BASE)
         entry = LedgerEntry(plan.round_, plan.purpose, input_, mark.fingerprint, NO_SET)
         disk = self._files.disk(plan.round_, mark)
@@ -59,20 +65,37 @@ class Skip:
         _log.info("round %d (%s): this site does without the sum", plan.round_, plan.purpose)
         watch = self._exchange.watch(plan.round_, 0)
         watch.ahead("DONE")
-        try:
-            self._exchange.put(plan.round_, 0, KIND, mine)
-        except TooLateError as error:
-            if error.kind == "round-over":
-                raise
+        self._put(mine)
         return self._await(watch, mine)
+
+    def _put(self, mine: bytes) -> None:
+        """Once somebody is ready for the round: a site that is absent may be there first."""
+        end = time.monotonic() + self._wait_s()
+        while True:
+            try:
+                return self._exchange.put(self._plan.round_, 0, KIND, mine)
+            except TooLateError as error:
+                if error.kind == "round-over":
+                    raise
+                return
+            except PolicyError as error:
+                if not self._plan.absent or "forbidden" not in error.what or time.monotonic() > end:
+                    raise
+            why = self._exchange.interrupts.idle()
+            if why:
+                raise InterruptedRun(f"left while it waited for other sites: {why}")
+            time.sleep(_LOOK_S)
+
+    def _wait_s(self) -> float:
+        """How long to wait for others: as agreed, or as long as this job may."""
+        agreed_s, own_s = self._party.agreement.cohort.deadline_s, self._exchange.interrupts.wait_s
+        return agreed_s if own_s is None else min(agreed_s, own_s)
 
     def _await(self, watch: Watch, mine: bytes) -> Settled:
         results = RoundResults(self._party.members, self._thresholds, self._plan.state)
         results.receive(mine)
         taken = {self._party.number}
-        wait_s = self._exchange.interrupts.wait_s
-        agreed_s = self._party.agreement.cohort.deadline_s
-        deadline = time.monotonic() + (agreed_s if wait_s is None else min(agreed_s, wait_s))
+        deadline = time.monotonic() + self._wait_s()
         need = self._thresholds.threshold
 
         def seen(watch: Watch) -> bool:
@@ -97,7 +120,7 @@ class Skip:
             if there:
                 continue
             what = f"round {self._plan.round_}: too few sites do without the sum '{self._plan.purpose}'"
-            if wait_s is not None:
+            if self._exchange.interrupts.wait_s is not None:
                 raise InterruptedRun(what)
             raise PeersError(what, "start this site again when the others are there")
 

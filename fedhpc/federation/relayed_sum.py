@@ -7,7 +7,7 @@ fetch and open. Each rank moves its own part of the vector over its own connecti
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -23,15 +23,16 @@ from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.known_states import KnownStates
 from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.masked_sum import streams_to_bytes
-from fedhpc.federation.own_vector import codec_of, inspect, share
-from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
+from fedhpc.federation.own_vector import codec_of, inspect, refuse_other_vector, share
+from fedhpc.federation.party import NEXT_EPOCH, NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.pipeline import Stages
 from fedhpc.federation.relayed_parts import fetch_part, upload_part
 from fedhpc.federation.relayed_round import RelayedRound
 from fedhpc.federation.relayed_work import Answer, Order, SumFetch, SumResult, Upload, end_if_stopped
+from fedhpc.federation.standing_aside import StandingAside
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import Federation as Known
-from fedhpc.secure.ledger import Mark
+from fedhpc.secure.ledger import Mark, OtherVectorError
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import input_hash, tree_root, u64
 
@@ -166,7 +167,8 @@ class RelayedSums:
             deadline_s = self._party.agreement.cohort.deadline_s
             try:
                 known = self._known(nbytes)
-                caught, found = take(known, lead.exchange, self._party.identity, state, round_, deadline_s)
+                aside = StandingAside(self._party, lead.exchange, lead.thresholds)
+                caught, found = take(known, lead.exchange, self._party.identity, state, round_, deadline_s, aside.look)
             except InterruptedRun as stopped:
                 self._stop(stopped)
             lead.finished.keep_proof(caught.round_, caught.settled.proof)
@@ -193,18 +195,18 @@ class RelayedSums:
         assert self.lead is not None
         return Known(self._party.agreement.hash, self._party.members, self.lead.thresholds, nbytes)
 
-    def keep_until(self, sums: int) -> None:
-        """See MaskedSums.keep_until."""
+    def keep_until(self, sums: int, *, given: bool = True) -> None:
+        """See MaskedSums.keep_until. What no other site can give stays beside the ledger."""
         assert self.lead is not None
         self.lead.files.erase_until(sums)
-        self.lead.finished.erase_until(sums, self._salt)
+        self.lead.finished.erase_until(sums, self._salt, beside=given)
         self._uncovered = 0
 
     def hear(self, word: str) -> str:
         """See MaskedSums.hear: the ranks of this site; the others are in jobs of their own."""
         return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
 
-    def leave(self) -> None:
+    def leave(self, *, refused: bool = False) -> None:
         """See MaskedSums.leave: nobody waits for a site that is not ready. Keys that open nothing end with the job."""
         if self.lead is not None:
             self.lead.files.erase_unsent()
@@ -218,9 +220,15 @@ class RelayedSums:
         """Go through the round; the other ranks do what they are told."""
         party, lead = self._party, self.lead
         assert lead is not None
-        if plan.skip and lead.finished.is_skipped(plan):
+        if plan.skip and (lead.finished.is_skipped(plan) or (plan.absent and lead.finished.holds(plan))):
             self._end_without(plan, RoundOverError(plan.round_, f"the sites did without '{plan.purpose}'"))
-        kept = lead.finished.find(plan, hidden.vector, mark.fingerprint)
+        kept = None
+        try:
+            if not plan.absent:
+                kept = lead.finished.find(plan, hidden.vector, mark.fingerprint)
+                refuse_other_vector(party, plan, mark)
+        except OtherVectorError as other:
+            plan = self._sit_out(plan, other)
         if kept is not None:
             self._order(Order.KEPT)
             party.site.broadcast(hidden.vector.buffer)
@@ -264,10 +272,31 @@ class RelayedSums:
             self.lead.finished.keep_skipped(plan)
             self._erase_keys(plan)
             self.lead.states.reached(plan.round_, plan.following)
+        if self._attendant is None:  # a program of the user's own: the main loop catches up
+            over.hint = (
+                "a script takes no later model from the others: where it cannot do without this sum, all sites begin "
+                "anew in the next epoch: `fedhpc federation next --again`"
+            )
         if plan.round_ <= self.lead.finished.first().round_:
             over.hint = "it was kept until a checkpoint or `fed.forget()`: start from what was saved then"
         self._order(Order.OVER + over.what.encode())
         raise over
+
+    def _sit_out(self, plan: SumPlan, other: OtherVectorError) -> SumPlan:
+        """What this site put into the round it cannot put in again: the round goes on without it.
+
+        Gives the plan to do without the sum; raises RoundOverError where the others can end the round, so that this
+        site catches up then, and `other` where nobody can.
+        """
+        assert self.lead is not None
+        if plan.skip:
+            return replace(plan, absent=True)
+        if self._attendant is None:  # a program of the user's own: it would not catch up
+            raise other
+        if plan.everyone or self.lead.thresholds.threshold == len(self._party.members):
+            other.hint = f"the others cannot end the round without this site: {NEXT_EPOCH}"
+            raise other
+        self._end_without(plan, RoundOverError(plan.round_, f"{other.what}; this site sits the round out"))
 
     def _stop(self, stopped: InterruptedRun) -> NoReturn:
         """The leader leaves, and every rank of the site with it."""

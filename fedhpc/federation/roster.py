@@ -85,5 +85,5 @@ def check_name(name: str, where: str) -> None:
     """Refuse names that could not be a directory, a hostname part and canonical JSON at once. ConfigError."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{where} = {name!r}", "lower-case letters, digits, - and _, at most 63, starting with a letter"
+            f"{where} = {name!r}", "lower-case letters, digits, - and _, at most 63, starting with a letter or a digit"
         )

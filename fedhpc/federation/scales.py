@@ -29,6 +29,7 @@ class Scales:
     by_name: Mapping[str, int] = field(default_factory=dict)
     salt: bytes = field(default=b"", repr=False)  # S of the sum that they were chosen from [40]; empty: all may
     lost: Sequence[str] = ()  # at the leader: whose values here are not zero, and are all rounded to zero
+    exponents: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)  # of tensors whose elements have their own
 
 
 PUBLIC = Scales()
@@ -66,6 +67,12 @@ def refuse_beyond(arrays: Mapping[str, NDArray[Any]], bound: float, site: str) -
                 f"tensor '{name}' of site {site} holds a value beyond the bound {bound:g}",
                 "values are never clipped in silence: raise the bound, or leave it out to have the scale chosen",
             )
+
+
+def refuse_not_finite(arrays: Mapping[str, NDArray[Any]], site: str) -> None:
+    """Raise DataError that names tensor and site for NaN or infinity."""
+    for name, array in arrays.items():
+        _largest(name, array, site)
 
 
 def _largest(name: str, array: NDArray[Any], site: str) -> float:

@@ -53,6 +53,12 @@ class Sync:
                 'or set [strategy] weights = "uniform" in federation.toml',
             )
         self._model = _unwrapped(model)
+        parts = [name for name, tensor in self._shared().items() if type(tensor).__name__ == "DTensor"]
+        if parts:
+            raise ConfigError(
+                f"the model's {parts[0]} is a DTensor, of which each rank holds a part",
+                "sync takes models that every rank holds whole, such as those in DDP",
+            )
         self._optimizer = optimizer
         self._every = steps
         # A site is one party: its leader's weight counts, whatever share of the rows the other ranks hold.
@@ -108,11 +114,13 @@ class Sync:
 
         def arrays(group: str) -> Tensors:
             prefix = group + "/"
-            return {n.removeprefix(prefix): np.array(a) for n, a in saved.items() if n.startswith(prefix)}
+            return {n.removeprefix(prefix): np.asarray(a).copy() for n, a in saved.items() if n.startswith(prefix)}
 
         self._federation.round_ = self._global.reached = int(saved["sums"])
-        self._federation.last_salt = np.array(saved["salt"]).tobytes()  # a second model may begin from this one
-        self._global.restore(arrays("model"), arrays("outer"), int(saved["rounds"]), np.array(saved["blind"]).tobytes())
+        self._federation.last_salt = np.asarray(saved["salt"]).tobytes()  # a second model may begin from this one
+        self._global.restore(
+            arrays("model"), arrays("outer"), int(saved["rounds"]), np.asarray(saved["blind"]).tobytes()
+        )
         self._count = int(saved["steps"])
         self._load(self._global.tensors)
 

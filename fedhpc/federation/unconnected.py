@@ -50,14 +50,14 @@ class Unconnected:
         """See MaskedSums.is_free: an exchange finds out."""
         return True
 
-    def keep_until(self, sums: int) -> None:
+    def keep_until(self, sums: int, *, given: bool = True) -> None:
         """See MaskedSums.keep_until: whoever sums keeps and erases."""
 
     def hear(self, word: str) -> str:
         """See MaskedSums.hear."""
         return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
 
-    def leave(self) -> None:
+    def leave(self, *, refused: bool = False) -> None:
         """See MaskedSums.leave."""
 
 

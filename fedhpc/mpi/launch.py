@@ -12,17 +12,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedhpc.errors import ConfigError, FedhpcError
+from fedhpc.errors import ConfigError
 
 _ROOT_VARIABLES = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-
-
-class RanksFailedError(FedhpcError):
-    """The ranks ended with an error, which they have printed."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"the ranks ended with exit code {code}", "their message is above")
-        self.exit_code = code
 
 
 def find_launcher() -> Path:

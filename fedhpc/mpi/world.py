@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from fedhpc.errors import ConfigError, FedhpcError, InternalError
+from fedhpc.errors import ConfigError, FedhpcError, InternalError, InterruptedRun
+from fedhpc.mpi import above
 from fedhpc.mpi.collectives import Group, MpiGroup, SerialGroup
+from fedhpc.mpi.one_voice import Kind, OneVoice
 
 _LAUNCHER_COUNTS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMI_SIZE")
 _SLURM_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
@@ -53,6 +55,7 @@ class _Where:
 
 
 _where = _Where()
+_voice = OneVoice()
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
@@ -222,8 +225,30 @@ def abort_job(code: int) -> None:
     """End every rank of the job with this exit code. Returns where there is no job to end: the serial world."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if _where.comm is not None and _where.comm.Get_size() > 1:
-        _where.comm.Abort(code)
+    if _where.comm is None or _where.comm.Get_size() == 1:
+        return
+    if "PRTE_LAUNCHED" in os.environ and above.is_parent():
+        # Open MPI 5's mpirun ends the job for this alone, with this code. MPI_Abort would add a dozen lines of its own.
+        os._exit(code)
+    _where.comm.Abort(code)
+
+
+def tell_failure(text: str, kind: Kind = "failed") -> bool:
+    """Write `text`, unless another rank of the job has told why it ends before; whether it was written.
+
+    A silent rank is ended by the one that spoke; this returns only if that takes long, or before MPI is started.
+    """
+    alone = not launched() if _where.comm is None else _where.comm.Get_size() == 1
+    if not alone and not _voice.speaks(kind, in_mpi=_where.comm is not None):
+        if _where.comm is not None:
+            _voice.await_end()
+        return False
+    # torch.distributed wraps the hook and holds back what goes to sys.stderr until it returns, which it never does.
+    stream = sys.__stderr__ or sys.stderr
+    stream.write(text + "\n")
+    stream.flush()
+    _voice.linger()
+    return True
 
 
 def abort_on_exit(error: SystemExit) -> None:
@@ -231,7 +256,7 @@ def abort_on_exit(error: SystemExit) -> None:
     ranks would wait for ever."""
     if error.code in (None, 0) or _where.comm is None or _where.comm.Get_size() == 1:
         return
-    sys.stderr.write(f"error: sys.exit({error.code!r}) inside the federation\n  at: {_where.label}\n")
+    tell_failure(f"error: sys.exit({error.code!r}) inside the federation\n  at: {_where.label}")
     abort_job((error.code if isinstance(error.code, int) else 1) & 255 or 1)
 
 
@@ -249,9 +274,6 @@ def describe_failure(error: BaseException, traceback_: TracebackType | None = No
 
 def _abort_on_exception(kind: type[BaseException], error: BaseException, traceback_: TracebackType | None) -> None:
     text, code = describe_failure(error, traceback_)
-    # torch.distributed wraps this hook and holds back what goes to sys.stderr until it returns, which it never does.
-    stream = sys.__stderr__ or sys.stderr
-    stream.write(text + "\n")
-    stream.flush()
+    tell_failure(text, "stopped" if code == InterruptedRun.exit_code else "failed")
     abort_job(code)
     os._exit(code)

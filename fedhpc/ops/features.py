@@ -8,6 +8,9 @@ from fedhpc.data.schema import Feature, FeatureSet, Label, compare_features
 from fedhpc.errors import DataError
 from fedhpc.federation.federation import Federation
 
+LARGEST_TOLD_BYTES = 1 << 20  # some 30,000 columns; the relay takes 4 MiB
+_HASHED = b"sha256 "
+
 
 def compare_stores(federation: Federation, mine: FeatureSet | None) -> None:
     """Raise DataError that names the first site with other features, and the features. None: a store of one's own.
@@ -16,19 +19,27 @@ def compare_stores(federation: Federation, mine: FeatureSet | None) -> None:
     """
     if not federation.party.leads or len(federation.sites) == 1:
         return
-    described = b"" if mine is None else mine.canonical()
+    described = b"" if mine is None else describe(mine)
     for number, message in federation.sums.announce("FEATURES", described).items():
         if message == described:
             continue
         site = federation.sites[number - 1]
         what = "one of them has no feature list"
-        if mine is not None and message:
+        if _HASHED in (described[: len(_HASHED)], message[: len(_HASHED)]):
+            what = "there are too many to send; compare what `fedhpc data check` says of each store"
+        elif mine is not None and message:
             told = "; ".join(compare_features(mine, read_feature_set(message, site)))
             what = "".join(c if c.isprintable() else "?" for c in told)  # another site's words reach a terminal
         raise DataError(
             f"the stores of sites {federation.site} (first) and {site} (second) hold different features: {what}",
             "ingest both with the same recipe; names, units, codings and order must be equal",
         )
+
+
+def describe(mine: FeatureSet) -> bytes:
+    """What a site tells of its features: their canonical JSON, or its hash where it is longer than 1 MiB."""
+    canonical = mine.canonical()
+    return canonical if len(canonical) <= LARGEST_TOLD_BYTES else _HASHED + mine.sha256.encode()
 
 
 def read_feature_set(canonical: bytes, site: str) -> FeatureSet:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedhpc.errors import PolicyError, StorageError
 from fedhpc.federation.agreement import Agreement
-from fedhpc.federation.rounds import OLD_RUN_HINT
+from fedhpc.federation.beginning import OLD_RUN_HINT
 from fedhpc.federation.run_folder import FEDERATION_FILE
 from fedhpc.files import write_new
 

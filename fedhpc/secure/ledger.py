@@ -42,6 +42,10 @@ _DIGESTS = ("state", "config", "value", "data")
 _MORE = {"category", "config", "data", "everyone", "state", "value"}
 
 
+class OtherVectorError(PolicyError):
+    """This site put another vector into this round before: it can take no part in it with this one."""
+
+
 @dataclass(frozen=True, repr=False)
 class LedgerKeys:
     """The keys of a site's fingerprints: one key for two algorithms would need a proof of its own."""
@@ -260,7 +264,7 @@ class RoundLedger:
                 "catch up with the others and take part in a later round",
             )
         if not released and not hmac.compare_digest(known.fingerprint, entry.fingerprint):
-            raise PolicyError(
+            raise OtherVectorError(
                 f"round {entry.round_} ('{entry.purpose}') was begun with another vector; the two sums would differ by "
                 "this site's data",
                 "training must repeat exactly (seeds, threads, device, data); a second run of the federation is its "

@@ -11,7 +11,7 @@ import bisect
 import hashlib
 import hmac
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import DataError, PolicyError
 from fedhpc.secure import labels
+from fedhpc.secure.elements import scaled
 from fedhpc.secure.masks import SLACK_BYTES, TILE_BYTES, Keystream
 from fedhpc.secure.salt import SALT_LANES
 from fedhpc.secure.transcript import canon, hash_parts
@@ -183,14 +184,21 @@ class Codec:
 
     `weights`: w_u / W, what this site's floats are multiplied by (1.0 for a sum), by tensor name; 1.0 where absent.
     `rounding`: the key of the public rounding stream for stochastic rounding, or None for half-to-even.
+    `exponents`: by name, int32 [lanes], of tensors whose lane i is x_i · 2^−e_i times the tensor's scale.
     """
 
     def __init__(
-        self, sites: int, site: str, weights: dict[str, float] | None = None, rounding: bytes | None = None
+        self,
+        sites: int,
+        site: str,
+        weights: dict[str, float] | None = None,
+        rounding: bytes | None = None,
+        exponents: Mapping[str, NDArray[np.int32]] | None = None,
     ) -> None:
         self.sites = sites
         self.site = site
         self._weights = weights or {}
+        self._exponents = exponents or {}
         self._rounding = None if rounding is None else Keystream(rounding)
         lanes = TILE_BYTES // 8
         self._float64 = np.empty(lanes, dtype=np.float64)
@@ -209,15 +217,15 @@ class Codec:
             tile = values[at : at + per_tile]
             high, low = tile.max(), tile.min()
             if piece.tensor.kind == "int64":
-                largest: float = max(int(high), -int(low))
-                lane = largest
+                lane: float = max(int(high), -int(low))
             else:
                 if not (math.isfinite(high) and math.isfinite(low)):
                     self._refuse_not_finite(tile, piece)
-                # Multiplication and rounding are monotonic, so the extremes stand for all.
-                extreme = max(float(high), -float(low))
-                largest = extreme * self._weights.get(piece.tensor.name, 1.0)
-                lane = self._largest_lane(extreme * self._factor(piece.tensor))
+                if piece.tensor.name in self._exponents:
+                    lane = self._largest_lane(float(np.abs(self._elements(tile, piece, at)).max()))
+                else:
+                    # Multiplication and rounding are monotonic, so the extremes stand for all.
+                    lane = self._largest_lane(max(float(high), -float(low)) * self._factor(piece.tensor))
             if lane > bound:
                 self._refuse_too_large(piece.tensor, bound)
 
@@ -234,6 +242,11 @@ class Codec:
         per_tile = self._float64.size
         for at in range(0, values.size, per_tile):
             tile = values[at : at + per_tile]
+            if tensor.name in self._exponents:
+                double = self._elements(tile, piece, at)
+                self._round(double, piece.lane_number + at)
+                np.copyto(lanes[at : at + per_tile], double, casting="unsafe")
+                continue
             if fast:
                 single = np.multiply(tile, np.float32(factor), out=self._float32[: tile.size])
                 np.rint(single, out=single)
@@ -243,6 +256,7 @@ class Codec:
             self._round(double, piece.lane_number + at)
             np.copyto(lanes[at : at + per_tile], double, casting="unsafe")
 
+    @np.errstate(over="ignore")  # whoever asked for the sum looks whether it is finite
     def decode(self, buffer: NDArray[np.uint8], piece: Piece) -> None:
         """Turn the summed lanes of `piece` into values, in place: float64(X)·2^−s, rounded once to the kind.
 
@@ -270,8 +284,20 @@ class Codec:
                 continue
             double = self._float64[: tile.size]
             np.copyto(double, tile, casting="unsafe")
-            np.multiply(double, np.float64(quantum), out=double)
+            if tensor.name in self._exponents:
+                np.ldexp(double, -self._shift(piece, at, tile.size), out=double)
+            else:
+                np.multiply(double, np.float64(quantum), out=double)
             np.copyto(tile.view(tensor.kind), double, casting="same_kind")
+
+    def _shift(self, piece: Piece, at: int, count: int) -> NDArray[np.int32]:
+        """s − e of `count` elements, from the piece's element `at` on."""
+        first = piece.lane + at
+        return np.int32(piece.tensor.scale) - self._exponents[piece.tensor.name][first : first + count]
+
+    def _elements(self, tile: NDArray[Any], piece: Piece, at: int) -> NDArray[np.float64]:
+        """Lanes before rounding, where each element has a scale of its own."""
+        return scaled(tile, self._weights.get(piece.tensor.name, 1.0), self._shift(piece, at, tile.size))
 
     def _factor(self, tensor: Tensor) -> float:
         """w_u/W · 2^s; the power of two is exact."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,21 +18,30 @@ from fedhpc.train.loading import fetch
 from fedhpc.train.state import add_over_ranks
 from fedhpc.train.trainer import TorchTrainer
 
-SLICE_ROWS = 4096  # rows in memory at a time
+SLICE_VALUES = 1 << 21  # in memory at a time
+_MOST_ROWS = 2.0**40  # of a site; public
+_MOST_NAMES = 5
+_LEAST_SQUARE = 2.0**-1022  # of what differs at all: a square that is 0 for float64 is not that of a constant
+_FEW_DIGITS = 2.0**-900  # below, squares are near the smallest numbers of float64, and lose digits
 
 Sums = Mapping[str, NDArray[Any]]
+Floats = NDArray[np.float64]
+
+_log = logging.getLogger("fedhpc.train")
 
 
 def standardise(sum_function: Callable[..., Sums], trainer: TorchTrainer) -> None:
     """Set the buffers feature_mean and feature_scale of `trainer.model` to the federation's mean and deviation.
 
-    `sum_function(arrays, name=…)` adds `arrays` over all sites. It is called twice, on every rank, with equal
-    arrays on all ranks of a site: `n` int64 [] and `sum` float64 [*shape], then `squares` float64 [*shape], the
-    sum of (x - mean)^2. Both cover the training rows only; what is held out stays unseen.
+    `sum_function(arrays, name=…, bound=…, per_element=True)` adds `arrays` over all sites, each element on a grid of
+    its own. It is called twice, on every rank, with equal arrays on all ranks of a site: `n` int64 [] and `sum` float64
+    [*shape]; then, with c the mean as the model's buffer holds it, `shift` and `squares` float64 [*shape], the sums of
+    x - c and of (x - c)^2. Both cover the training rows only; what is held out stays unseen.
 
-    A feature that does not vary gets the scale 1. So does one whose deviation is below a millionth of its mean:
-    float32 holds no more digits, and the sums are rounded. Raises ConfigError for a model without the two buffers,
-    DataError, on every rank of the site, for features that are not finite.
+    A feature gets the scale 1 if no row of any site differs from c, or by no more than the rounding of float64. Where
+    the buffer holds the mean more coarsely than the feature varies, people are told its name, and its values are kept
+    within 1 of 0. Raises ConfigError for a model without the two buffers; DataError, on every rank of the site, for
+    features that are not finite, and on every rank of all sites where a deviation cannot be told from 0.
     """
     buffers = dict(trainer.model.named_buffers())
     try:
@@ -41,33 +52,64 @@ def standardise(sum_function: Callable[..., Sums], trainer: TorchTrainer) -> Non
             "register feature_mean and feature_scale in the model and use them in forward(), or set it to false",
         ) from None
     shape = tuple(mean_buffer.shape)
+    # The sums of numbers that the buffer can hold, so that fewer powers of two need be asked about.
+    largest = float(torch.finfo(mean_buffer.dtype).max)
+    bounds = [b if b < 1e300 else None for b in (largest * _MOST_ROWS, largest * largest * 4 * _MOST_ROWS)]
 
     local = np.zeros(shape)
     for x in _slices(trainer, shape):
         local += x.sum(axis=0)
-    local = _over_site(trainer, local)
+    (local,) = _over_site(trainer, bounds[0], local)
     n = np.array(trainer.train_rows.size, dtype=np.int64)
-    total = sum_function({"n": n, "sum": local}, name="standardise.mean")
+    total = sum_function({"n": n, "sum": local}, name="standardise.mean", bound=bounds[0], per_element=True)
     rows = int(np.asarray(total["n"]).item())
-    mean = np.asarray(total["sum"], dtype=np.float64).reshape(shape) / rows
+    mean = _floats(total["sum"], shape) / rows
 
-    squares = np.zeros(shape)
+    centre = _as_held(mean, mean_buffer)
+    _refuse(trainer, ~np.isfinite(centre), f"the mean is beyond {_kind(mean_buffer)}", "a larger")
+    shift, squares = np.zeros(shape), np.zeros(shape)
     for x in _slices(trainer, shape):
-        squares += ((x - mean) ** 2).sum(axis=0)
-    squares = _over_site(trainer, squares)
-    total = sum_function({"squares": squares}, name="standardise.variance")
-    deviation = np.sqrt(np.maximum(np.asarray(total["squares"], dtype=np.float64).reshape(shape), 0.0) / rows)
-    scale = np.where(deviation > 1e-6 * np.abs(mean), deviation, 1.0)
+        x -= centre
+        shift += x.sum(axis=0)
+        differs = x.any(axis=0)
+        with np.errstate(over="ignore"):  # then it is not finite, and refused
+            squares += np.maximum(np.square(x, out=x).sum(axis=0), np.where(differs, _LEAST_SQUARE, 0.0))
+    shift, squares = _over_site(trainer, bounds[1], shift, squares)
+    arrays = {"shift": shift, "squares": squares}
+    total = sum_function(arrays, name="standardise.variance", bound=bounds[1], per_element=True)
+    offset = _floats(total["shift"], shape) / rows
+    square = _floats(total["squares"], shape) / rows
+    quantum = np.broadcast_to(getattr(total, "quantum", {}).get("squares", 0.0), shape)
+    lost = np.where(square == 0, quantum > 0, square < _FEW_DIGITS)  # of what varies, and so is no constant
+    _refuse(trainer, lost, "the deviation is too small to be told from 0", "a smaller")
+    variance = square - offset**2
+    # A constant that the buffer cannot hold is as far from c in all rows; the rest is the rounding of these sums.
+    varies = variance > (rows + 4) * 2.0**-52 * square
+    deviation = np.sqrt(np.where(varies, variance, 0.0))
+    mean = centre + offset
+    apart = np.abs(mean - _as_held(mean, mean_buffer))
+    coarse = varies & (apart > deviation)
+    if coarse.any() and trainer.group.rank == 0:
+        _log.warning(
+            "%s: the deviation is smaller than what %s holds of the mean; subtract a constant from such features",
+            _names(trainer, coarse), _kind(mean_buffer),
+        )  # fmt: skip
+    scale = np.where(varies, np.maximum(deviation, np.where(coarse, apart, 0.0)), np.maximum(1.0, apart))
     with torch.no_grad():
         mean_buffer.copy_(torch.from_numpy(mean))
         scale_buffer.copy_(torch.from_numpy(scale))
 
 
-def _slices(trainer: TorchTrainer, shape: tuple[int, ...]) -> Iterator[NDArray[np.float64]]:
-    """This rank's share of the site's training rows, a slice at a time: float64 [m, *shape]."""
+def _slices(trainer: TorchTrainer, shape: tuple[int, ...]) -> Iterator[Floats]:
+    """This rank's share of the site's training rows, a slice at a time: float64 [m, *shape], the caller's own."""
     mine = share(trainer.train_rows, trainer.group.rank, trainer.group.size)
-    for start in range(0, mine.size, SLICE_ROWS):
-        x = np.asarray(fetch(trainer.dataset, mine[start : start + SLICE_ROWS])[0], dtype=np.float64)
+    step = max(1, SLICE_VALUES // max(1, math.prod(shape)))
+    for start in range(0, mine.size, step):
+        x = fetch(trainer.dataset, mine[start : start + step])[0]
+        if isinstance(x, torch.Tensor):
+            x = x.to("cpu", torch.float64, copy=True).numpy(force=True)
+        else:
+            x = np.array(x, dtype=np.float64)
         if x.shape[1:] != shape:
             raise DataError(
                 f"site {trainer.site}: a row has the shape {list(x.shape[1:])}, and feature_mean {list(shape)}",
@@ -76,14 +118,47 @@ def _slices(trainer: TorchTrainer, shape: tuple[int, ...]) -> Iterator[NDArray[n
         yield x
 
 
-def _over_site(trainer: TorchTrainer, local: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sum of `local` over the ranks of the site, checked on all of them."""
+def _over_site(trainer: TorchTrainer, bound: float | None, *local: Floats) -> list[Floats]:
+    """The sums of `local` over the ranks of the site, checked on all of them."""
     group: Group = trainer.group
-    whole = add_over_ranks(group, {"sum": local})["sum"]
-    wrong = int((~np.isfinite(whole)).sum())
-    if wrong:
+    whole = add_over_ranks(group, {str(i): array for i, array in enumerate(local)})
+    sums = [whole[str(i)] for i in range(len(local))]
+    wrong = np.zeros(local[0].shape, dtype=bool)
+    for array in sums:
+        wrong |= ~np.isfinite(array) if bound is None else ~(np.abs(array) <= bound)
+    if wrong.any():
         raise DataError(
-            f"site {trainer.site}: {wrong} of {whole.size} features hold values that are not finite",
+            f"site {trainer.site}: {int(wrong.sum())} of {wrong.size} features hold values that are not finite, or too "
+            "large for the model's buffers",
             "fill or drop missing values before ingesting them",
         )
-    return whole
+    return sums
+
+
+def _refuse(trainer: TorchTrainer, which: NDArray[np.bool_], why: str, unit: str) -> None:
+    """DataError for features, told by the sums of all sites, so at all of them."""
+    if which.any():
+        raise DataError(f"{_names(trainer, which)}: {why}", f"give such features in {unit} unit")
+
+
+def _floats(array: NDArray[Any], shape: tuple[int, ...]) -> Floats:
+    return np.asarray(array, dtype=np.float64).reshape(shape)
+
+
+def _as_held(values: Floats, buffer: torch.Tensor) -> Floats:
+    """`values` as the model's `buffer` holds them, in its dtype."""
+    return np.asarray(torch.from_numpy(values).to(buffer.dtype).double().numpy())
+
+
+def _kind(buffer: torch.Tensor) -> str:
+    return str(buffer.dtype).removeprefix("torch.")
+
+
+def _names(trainer: TorchTrainer, which: NDArray[np.bool_]) -> str:
+    """For people: the features that are meant, by name where the site's store knows them."""
+    features = getattr(getattr(getattr(trainer.dataset, "opened", None), "store", None), "feature_names", ())
+    places = np.flatnonzero(which)
+    known = len(features) == which.size
+    shown = [f"'{features[i]}'" if known else str(i) for i in places[:_MOST_NAMES]]
+    more = f" and {places.size - _MOST_NAMES} more" if places.size > _MOST_NAMES else ""
+    return f"feature{'s' if places.size > 1 else ''} {', '.join(shown)}{more}"

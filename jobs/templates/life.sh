@@ -1,5 +1,5 @@
 cancelled=0
-told=0
+told=0 # 1: the walltime is near; 2: by TERM
 step=
 interrupted=0
 forward=USR2
@@ -14,12 +14,13 @@ stop_ranks() {
   [[ -z $step ]] || kill -s "$forward" "$step" 2>/dev/null
 }
 on_usr1() {
-  told=1
+  ((told)) || told=1
   say "the walltime is near: the ranks are told to stop"
   stop_ranks
 }
 # TERM before the walltime is scancel or preemption, after which this job does not requeue itself.
 on_term() {
+  told=2
   if [[ -z $end ]] || (($(now) < end - 2)); then
     cancelled=1
     say "cancelled: the ranks are told to stop"
@@ -32,6 +33,9 @@ trap on_term TERM
 @@setup@@
 set -uo pipefail
 @@environment@@
+# Slurm's commands ask the cluster that this job runs on, whatever a module has set.
+unset SLURM_CLUSTERS SBATCH_CLUSTERS
+export FEDHPC_JOB_CLUSTER=${SLURM_CLUSTER_NAME:-}
 
 job_end() {
   local text

@@ -2,9 +2,10 @@
 
     relayed_site.main([FEDERATION, SITE_FILE, RUN, JOB, POINT, SEED])
 
-JOB is `sums` (PLAN below, each result a line of JSON), `rounds` (the main loop with a small NumPy model), `script` or
-`forgetful` (a user's own loop with `fed.sync`, the latter saves and forgets after its second exchange). POINT is
-"" or `STEP WHEN ROUND`, where the process freezes (freeze.py):
+JOB is `sums` (PLAN below, each result a line of JSON), `rounds` (the main loop with a small NumPy model), `steady` (the
+same, but training depends on the round alone and on nothing private), `script` or `forgetful` (a user's own loop with
+`fed.sync`, the latter saves and forgets after its second exchange). POINT is "" or `STEP WHEN ROUND`, where the process
+freezes (freeze.py):
 
     READY, M1 … M6  before (nothing of it is on this site's disk), saved (not sent yet), after (the relay has it)
     M3v             begin, half (of the blocks), commit (all sent, not yet made whole), after; M3 goes at the same time
@@ -75,8 +76,9 @@ PLAN: Sequence[tuple[str, Callable[[int, int], dict[str, Any]], float | None]] =
 class Model:
     """A Trainer: each site pulls the model towards a target of its own, with noise that restarts must repeat."""
 
-    def __init__(self, number: int) -> None:
-        self.number, self.steps = number, 0
+    def __init__(self, number: int, *, steady: bool = False) -> None:
+        """`steady`: what it trains depends on the model and the round alone, and on nothing private."""
+        self.number, self.steps, self.steady = number, 0, steady
         draw = np.random.default_rng(number)
         self.target = {n: draw.standard_normal(s).astype(np.float32) for n, s in SHAPES.items()}
         self.now: Tensors = {n: np.zeros(s, np.float32) for n, s in SHAPES.items()}
@@ -91,7 +93,7 @@ class Model:
         self.now = {n: t.copy() for n, t in tensors.items()}
 
     def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep = lambda: False) -> LocalResult:
-        self.steps += 1
+        self.steps = round_ if self.steady else self.steps + 1
         for i, (name, target) in enumerate(self.target.items()):
             noise = np.random.default_rng([self.number, self.steps, i]).standard_normal(target.shape)
             step = (target - self.now[name]) + noise.astype(np.float32)
@@ -200,11 +202,12 @@ def do_sums(federation: Federation, seed: int) -> None:
         for name, values, bound in PLAN:
             sums = federation.sum(values(number, seed), name=name, bound=bound)
             digest = {key: hashlib.sha256(value.tobytes()).hexdigest() for key, value in sums.items()}
-            say(sum=name, sites=sums.sites, quantum=sums.quantum, **digest)
+            quantum = {key: np.asarray(grid).tolist() for key, grid in sums.quantum.items()}
+            say(sum=name, sites=sums.sites, quantum=quantum, **digest)
 
 
-def do_rounds(federation: Federation, directory: Path) -> None:
-    model = Model(federation.party.number)
+def do_rounds(federation: Federation, directory: Path, *, steady: bool) -> None:
+    model = Model(federation.party.number, steady=steady)
 
     def prepare() -> None:
         model.now["bias"] = federation.mean({"bias": model.target["bias"]}, name="start", bound=BOUND)["bias"]
@@ -276,7 +279,7 @@ def main(words: Sequence[str]) -> int:
             saved = Path(run).with_name(f"saved-{joined.federation.site}.pt")
             do_script(joined.federation, saved, forgets=job == "forgetful")
         else:
-            do_rounds(joined.federation, joined.site_directory / "checkpoints")
+            do_rounds(joined.federation, joined.site_directory / "checkpoints", steady=job == "steady")
     except FedhpcError as error:
         print(f"error: {type(error).__name__}: {error.what}\n{error.hint}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -23,9 +23,10 @@ from harness import FEDHPC, ROOT, Completed, call, edit, mpi_words, start, until
 
 from fedhpc.errors import PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess, RelayProblem
+from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience
 from fedhpc.exchange.https import RelayExchange
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES
 from fedhpc.ops.enrolment.one_machine import Enrolled, enrol, running_relay
 from fedhpc.relay.certificates import Issued, issue, issue_new, new_authority, new_request
@@ -180,7 +181,7 @@ def test_a_key_that_is_not_the_rosters(place: Place) -> None:
     stranger = issue_new(place.authority, "aa")
     stranger.write(place.home, "tls")
     done = place.run().refused(77, f"tls.pem has the key {stranger.pin().hex()}, the roster says ", "for site aa")
-    assert "fedhpc site init" in done.err
+    assert f"`fedhpc site request {place.home} --wait`" in done.err
 
 
 def test_the_certificate_of_another_site(place: Place) -> None:
@@ -189,7 +190,8 @@ def test_the_certificate_of_another_site(place: Place) -> None:
     place.run().refused(77, "tls.pem has the key ", "the roster says ", "for site aa")
     shutil.copy(place.enrolled.site_file("aa").parent / "tls.pem", place.home / "tls.pem")
     shutil.copy(other / "tls.key", place.home / "tls.key")
-    place.run().refused(64, "tls.pem and key ", "do not fit")
+    done = place.run().refused(77, "tls.pem and the key ", "do not fit")
+    assert f"fedhpc site rotate {place.home}" in done.err
 
 
 def test_a_certificate_that_is_none(place: Place) -> None:
@@ -209,7 +211,15 @@ def test_a_key_that_others_can_read(place: Place, file: str, code: int, mode: in
 
 def test_a_key_that_is_missing(place: Place) -> None:
     (place.home / "tls.key").unlink()
-    place.run().refused(64, "cannot read the key file ", "tls.key: No such file")
+    place.run().refused(64, "cannot read the key file ", "tls.key: No such file", f"fedhpc site rotate {place.home}")
+
+
+def test_a_signing_key_that_is_missing_or_another(place: Place) -> None:
+    other = place.enrolled.site_file("bb").parent / "sign.key"
+    (place.home / "sign.key").write_bytes(other.read_bytes())
+    place.run().refused(77, "the key file of site aa has the public key ", f"fedhpc site rotate {place.home}")
+    (place.home / "sign.key").unlink()
+    place.run().refused(74, "cannot read the key file ", f"fedhpc site rotate {place.home}")
 
 
 # --- who has agreed to what
@@ -291,7 +301,7 @@ def test_a_relay_that_cannot_be_reached(place: Place) -> None:
     port = free_port()
     place.exchange(f'url = "https://127.0.0.1:{port}"')
     done = place.run().refused(69, f"the relay https://127.0.0.1:{port} cannot be reached: ", "refused", "for 2 s")
-    assert "waiting for the relay (" in done.err, done.text
+    assert f"waiting for the relay (127.0.0.1:{port}: Connection refused)" in done.err, done.text
     assert "next try in " in done.err
     assert "giving up in " in done.err
 
@@ -305,7 +315,8 @@ def test_a_relay_that_says_nothing(place: Place) -> None:
 def test_a_relay_that_speaks_no_tls(place: Place) -> None:
     with answering(lambda peer: peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
         place.exchange(f'url = "https://127.0.0.1:{port}"')
-        place.run().refused(69, f"the relay https://127.0.0.1:{port} cannot be reached: TLS: ")
+        done = place.run().refused(69, f"the relay https://127.0.0.1:{port} cannot be reached: TLS: ")
+        assert "waiting for the relay" not in done.err, "it ends at once"
 
 
 def test_a_relay_with_another_key(place: Place) -> None:
@@ -381,18 +392,26 @@ def proxy_that_says(words: bytes, more: bytes = b"") -> Callable[[socket.socket]
     ("answer", "words"),
     [
         (proxy_that_says(b"HTTP/1.1 403 Forbidden\r\n\r\n"), ["refused to connect to 127.0.0.1:", "403 Forbidden"]),
-        (proxy_that_says(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"), ["refused to connect", " 407 "]),
-        (proxy_that_says(b"\x1b[2J\x00rubbish\r\n\r\n"), ["refused to connect to 127.0.0.1:", "?[2J?rubbish"]),
-        (proxy_that_says(b"", b"x" * 65536), ["cannot be reached: the proxy closed the connection"]),
-        (proxy_that_says(b""), ["cannot be reached: the proxy closed the connection"]),
-        (proxy_that_says(b"HTTP/1.1 200 OK\r\n\r\nthis is no TLS"), ["cannot be reached: TLS: "]),
+        (
+            proxy_that_says(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"),
+            ["refused to connect", " 407 ", "http://user:password@host:port"],
+        ),
+        (
+            proxy_that_says(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n"),
+            ["waiting for the relay (127.0.0.1:", "cannot be reached: the proxy 127.0.0.1:", "503 ", "for 2 s"],
+        ),
+        (proxy_that_says(b"\x1b[2J\x00rubbish\r\n\r\n"), ["is no HTTP proxy", "?[2J?rubbish"]),
+        (proxy_that_says(b"", b"x" * 65536), ["is no HTTP proxy", "xxx"]),
+        (proxy_that_says(b""), ["cannot be reached: the proxy 127.0.0.1:", "it closed the connection", "for 2 s"]),
+        (proxy_that_says(b"HTTP/1.1 200 OK\r\n\r\nthis is no TLS"), ["cannot be reached: TLS: ", "speaks no TLS"]),
     ],
-    ids=["forbidden", "password", "rubbish", "endless", "silent", "no TLS behind it"],
+    ids=["forbidden", "password", "busy", "rubbish", "endless", "silent", "no TLS behind it"],
 )
 def test_a_proxy_that_does_not_connect(place: Place, answer: Callable[[socket.socket], None], words: list[str]) -> None:
     with answering(answer) as port:
         place.exchange(f'proxy = "http://127.0.0.1:{port}"')
         done = place.run().refused(69, *words)
+        assert ("for 2 s" in words) == ("waiting for the relay" in done.err), done.text
         assert "\x1b" not in done.err, "what a proxy sends does not reach the terminal as it is"
 
 
@@ -465,7 +484,6 @@ RELAY_FAULTS = [
     ("relay.toml", "listen = ", "listen = 8443 # ", ["relay.listen = 8443 has the wrong type"]),
     ("relay.toml", '["authority.pem"]', "[]", ["relay.client_authorities is empty"]),
     ("relay.toml", '["authority.pem"]', '["nowhere.pem"]', ["nowhere.pem"]),
-    ("relay.toml", '"relay.pem"', '"authority.pem"', ["do not fit"]),
     ("relay.toml", '"relay.pem"', '"roster.toml"', ["roster.toml"]),
     ("relay.toml", '"relay.key"', '"missing.key"', ["missing.key"]),
     ("relay.toml", "tokens = ", "# tokens = ", ["relay.tokens and relay.enrolment go together"]),
@@ -488,6 +506,14 @@ def test_mistakes_in_the_relays_files(
     edit(folder / "relay.toml", f'"127.0.0.1:{enrolled.port}"', '"127.0.0.1:0"')
     edit(folder / file, old, new)
     call([*FEDHPC, "relay", "serve", folder / "relay.toml"], timeout=60).refused(64, *words)
+
+
+def test_a_relays_key_of_another_pair(enrolled: Enrolled, tmp_path: Path) -> None:
+    folder = tmp_path / "relay"
+    shutil.copytree(enrolled.relay.parent, folder, ignore=shutil.ignore_patterns("store"))
+    edit(folder / "relay.toml", '"relay.pem"', '"authority.pem"')
+    done = call([*FEDHPC, "relay", "serve", folder / "relay.toml"], timeout=60)
+    done.refused(77, "do not fit", "put back the pair")
 
 
 def test_a_relays_key_that_others_can_read(enrolled: Enrolled, tmp_path: Path) -> None:

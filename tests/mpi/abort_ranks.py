@@ -5,6 +5,7 @@ abort_ranks.py FEDERATION SITES STAMP RANK CASE
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import fedhpc
+from fedhpc.errors import DataError
 from fedhpc.secure.masks import Masks
 
 federation, sites, stamp, rank, case = sys.argv[1:]
@@ -57,6 +59,12 @@ with fedhpc.join(federation, sites=sites) as fed:
     for step in range(10_000):
         if case == "a shorter loop" and fed.site == "bb" and step == 3:
             Path(stamp).write_text(str(time.time()))
+            break
+        if case == "a refused input" and fed.site == "bb" and step == 3:
+            Path(stamp).write_text(str(time.time()))
+            if fed.rank == 0:
+                with contextlib.suppress(DataError):
+                    fed.sum(np.array([np.nan, 4711.0]))
             break
         if here and step == 3:
             if case == "in the loop":

@@ -56,13 +56,24 @@ for kind in (np.float32, np.float64):
     assert got["x"].tolist()[1:] == [-12.0, 12.0, 0.0, 0.0]
     assert 0 < q <= 4.0 * N * 4 / 2 ** (31 if kind is np.float32 else 63)
 
-# Floats without: the same precision relative to the largest value, whatever its size, for each array its own grid.
-sizes = {"tiny": 1e-200, "one": 1.0, "huge": 1e300, "zero": 0.0}
-got = fed.sum({n: np.array([size * me, -size / 3]) for n, size in sizes.items()})
-for name, size in sizes.items():
-    assert got[name][0] == pytest.approx(6 * size, rel=1e-15, abs=1e-150), name  # 1e-200 is below the lowest grid
-    assert abs(got[name][1] + size) <= max(3 * got.quantum[name], 1e-15 * size), name
-assert got.quantum["one"] <= 3 * 16 / 2**63
+# Floats without: each element has its own grid, whatever the size of it and its neighbours.
+sizes = np.array([1e-200, 1.0, 1e300, 0.0, 5e-324, -1e9])
+got = fed.sum(
+    {"one": sizes * me, "apart": {0: sizes * 0, 1: sizes, 2: sizes * 0}[me - 1], "mixed": sizes * [0, 1, -2][me - 1]}
+)
+assert got["one"] == pytest.approx(6 * sizes, rel=1e-15, abs=0)
+assert got["apart"].tolist() == sizes.tolist()
+assert got["mixed"] == pytest.approx(-sizes, rel=1e-15, abs=0)
+assert got.quantum["one"].shape == sizes.shape
+assert got.quantum["one"][3] == 0.0
+assert 0 < got.quantum["one"][1] <= 2.0**-52
+# Beyond so many elements one for each array, unless it is asked for.
+big = np.concatenate([np.full(5000, 0.1 * me), [1e30]])
+coarse, fine = fed.sum({"big": big}), fed.sum({"big": big}, per_element=True)
+assert coarse["big"][0] == 0.0 < coarse.quantum["big"]
+assert fine["big"] == pytest.approx(np.concatenate([np.full(5000, 0.6), [3e30]]), rel=1e-15)
+bounded = fed.sum({"x": np.array([1e9, 1e-9 * me])}, bound=1e9, per_element=True)
+assert bounded["x"] == pytest.approx([3e9, 6e-9], rel=1e-15)
 small = fed.sum({"only one site has it": np.float32(1e18 if me == 2 else 0)})
 assert small["only one site has it"] == np.float32(1e18)
 assert fed.sum(np.zeros(0, np.float32)).shape == (0,)
@@ -104,7 +115,8 @@ assert first["x"].tobytes() == again["x"].tobytes()
 
 # What no site may send is refused by every site alike, before anything is sent; the federation goes on.
 refusals: list[tuple[type[FedhpcError], str, dict]] = [
-    (DataError, "dtype float16", {"arrays": np.float16(1)}),
+    (DataError, "dtype float128", {"arrays": np.longdouble(1)}),
+    (DataError, "masked array", {"arrays": np.ma.array([1.0, 99.0], mask=[False, True])}),
     (DataError, "dtype complex128", {"arrays": 1j}),
     (DataError, "dtype <U1", {"arrays": "x"}),
     (DataError, "dtype object", {"arrays": [2**70]}),

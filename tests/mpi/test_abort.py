@@ -48,6 +48,7 @@ def fail(tmp_path: Path, case: str, rank: int, guarded: bool) -> Completed:
         ("keyboard interrupt", 2, PLAIN, 130, ["KeyboardInterrupt", "at: site bb, rank 1"]),
         ("fedhpc error", 1, GUARDED, 65, ["error: tensor 'value' of site bb holds NaN", "hint: ", "at: site bb"]),
         ("a shorter loop", 2, PLAIN, 69, ["site bb has left the federation", "hint: every site makes the same calls"]),
+        ("a refused input", 1, PLAIN, 69, ["site bb refused what it was to put into a sum", "hint: its own output"]),
         ("torch's own hook", 2, PLAIN, 70, ["the fault under torch's hook", "at: site bb, rank 1"]),
     ],
 )  # fmt: skip
@@ -58,6 +59,7 @@ def test_one_rank_fails(
     assert done.code == code if code is not None else done.code != 0, done.text
     for word in words:
         assert word in done.err, done.text
+    assert "4711" not in done.text
 
 
 TASK = """
@@ -95,6 +97,53 @@ def test_a_task_fails_on_one_rank(
     assert done.code == code, done.text
     for word in words:
         assert word in done.err, done.text
+
+
+def spoil(folder: Path, case: str) -> None:
+    """What every rank, or the one of a site, will find wrong."""
+    if case in ("data of one site", "data of all sites"):
+        for store in sorted((folder / "data").glob("*.h5"))[: 1 if case == "data of one site" else None]:
+            store.unlink()
+    if case == "the same site files everywhere":
+        for site in (folder / "sites").glob("*.toml"):
+            site.write_text(site.read_text().replace("threads = 1", "threads = 1\ndevise = 'cpu'"))
+    if case == "a task that breaks on all ranks":
+        (folder / "task.py").write_text(TASK.format(top="import os, sys", loss="raise KeyError('the broken loss')"))
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("case", "code", "words"),
+    [
+        ("data of one site", 65, "at: site aa, rank 0"),
+        ("data of all sites", 65, "at: site "),
+        ("the same site files everywhere", 64, "unknown key 'devise'"),
+        ("a task that breaks on all ranks", 65, "the broken loss"),
+        ("usage", 64, "No such option"),
+        ("before MPI starts", 64, "--stage is for one site"),
+    ],
+)
+def test_one_error_is_told_once(tmp_path: Path, case: str, code: int, words: str) -> None:
+    """And what the launcher adds is one block at most: nothing of MPI_Abort."""
+    task: dict[str, object] | None = None
+    if case.startswith("a task"):
+        spoil(tmp_path, case)
+        digest = hashlib.sha256((tmp_path / "task.py").read_bytes()).hexdigest()
+        task = {"name": "module", "source_sha256": digest}
+    federation = write_federation(tmp_path, 3, task=task)
+    if task is not None:
+        for site in (tmp_path / "sites").glob("*.toml"):
+            site.write_text(site.read_text().replace("[data]\n", "[data]\ntask_source = '../task.py'\n"))
+    else:
+        spoil(tmp_path, case)
+    more = {"usage": ["--sitez"], "before MPI starts": ["--stage", "train"]}.get(case, [])
+    done = mpirun(3, ["-m", "fedhpc", "run", federation, "--sites", tmp_path / "sites", *more], timeout=60)
+    assert done.code == code, done.text
+    told = [line for line in done.err.splitlines() if line.lower().startswith("error: ")]
+    assert len(told) == 1, done.text
+    assert words in done.err, done.text
+    assert "MPI_ABORT" not in done.err
+    assert done.err.count("prterun ") <= 1, done.text
 
 
 # --- a world that is not the one the launcher promised

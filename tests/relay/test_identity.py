@@ -16,9 +16,11 @@ from relay_process import CONFIG, MIB, OTHER_CONFIG, SITES, Proxy, Relay, World,
 
 from fedhpc.errors import ConfigError, PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess, RelayProblem, proxy_from_environment
+from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.pins import pin_of, read_certificate, same_pin
+from fedhpc.exchange.proxies import proxy_from_environment
 from fedhpc.relay.certificates import Issued, issue, issue_new, new_authority, new_key, new_request
 
 QUICK = Patience(1.0, 0.05, 0.2)
@@ -129,8 +131,9 @@ def test_a_certificate_ends_also_on_an_open_connection(relay: Relay, world: Worl
 def test_swapped_certificate_and_key(relay: Relay, world: World) -> None:
     access = world.access(relay.port)
     mixed = RelayAccess(access.url, access.relay_pin, world.folder / "site1.pem", world.folder / "site2.key")
-    with pytest.raises(ConfigError, match="do not fit"):
+    with pytest.raises(PolicyError, match="do not fit") as told:
         RelayClient(mixed)
+    assert "fedhpc site request" in told.value.hint
     with pytest.raises(PolicyError, match="site 2 may not write"):  # site 2 in the place of site 1
         client(relay, "site2").put(name("M1/1", round_=24), b"x")
 

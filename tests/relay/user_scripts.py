@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ def sums(fed: Federation) -> dict[str, Any]:
     found = {f"sum {n}": digest(a) for n, a in fed.sum(mine, bound=1.0, name="all").items()}
     scaled = fed.sum({"x": mine["float32"] * 1000 * me}, name="without a bound")
     found["scaled"] = digest(scaled["x"])
-    found["quantum"] = scaled.quantum["x"]
+    found["quantum"] = scaled.quantum["x"].tolist()
     found["one int"] = int(fed.sum(me))
     found["one float"] = float(fed.sum(0.5 * me, bound=8.0))
     empty = fed.sum({"none": np.zeros(0)}, name="none")
@@ -79,9 +78,12 @@ def expected_sums(sites: int) -> dict[str, Any]:
             total = sum(v.astype(np.int64) for v in values)  # type: ignore[assignment]
         found[f"sum {name}"] = digest(np.asarray(total))
     scaled = [numbers["float32"] * np.float32(1000) * np.float32(u) for u, numbers in enumerate(of, 1)]
-    largest = max(float(np.abs(x).max()) for x in scaled)
-    scale = (((1 << 31) - 1) // sites).bit_length() - 1 - math.frexp(largest)[1]
-    found["scaled"], found["quantum"] = digest(on_grid(scaled, scale)), 2.0**-scale
+    # A scale for each element, in 64-bit lanes, by the power of 2^8 that the largest value reaches, down from 2^128.
+    exponents = np.frexp(np.abs(np.stack(scaled)).max(axis=0))[1]
+    shift = (((1 << 63) - 1) // sites).bit_length() - 1 - (128 - (128 - exponents) // 8 * 8)
+    lanes = np.sum([np.rint(np.ldexp(np.asarray(x, np.float64), shift)).astype(np.int64) for x in scaled], axis=0)
+    found["scaled"] = digest(np.ldexp(lanes.astype(np.float64), -shift).astype(np.float32))
+    found["quantum"] = np.ldexp(1.0, -shift).tolist()
     ones = range(1, sites + 1)
     found |= {
         "one int": sum(ones),

@@ -179,11 +179,11 @@ class FakeSums:
     def attend(self, store: CheckpointStore) -> None:
         """Nobody is away."""
 
-    def keep_until(self, sums: int) -> None:
+    def keep_until(self, sums: int, *, given: bool = True) -> None:
         """Nothing is kept."""
 
     def is_free(self, base: bytes) -> bool:
         return True
 
-    def leave(self) -> None:
+    def leave(self, *, refused: bool = False) -> None:
         """Nobody waits."""

@@ -25,6 +25,9 @@ import json, os, signal, sys, time
 here, name = os.environ["FAKES"], os.path.basename(sys.argv[0])
 with open(here + "/calls", "a") as file:
     file.write(json.dumps([name, *sys.argv[1:]]) + "\n")
+with open(here + "/seen", "a") as file:
+    kept = {{k: v for k, v in os.environ.items() if k.startswith(("SLURM_", "SBATCH_"))}}
+    file.write(json.dumps([name, kept]) + "\n")
 def take(what, default):
     # The first line of a file of answers, which is then gone; the last one stays.
     try:
@@ -39,6 +42,24 @@ def jobs():
         return json.load(open(here + "/jobs"))
     except FileNotFoundError:
         return []
+def asked(env=True):
+    # As Slurm's commands do: -M before SLURM_CLUSTERS, which sacct does not read; else this machine's own, HOME.
+    words = sys.argv[1:]
+    for i, word in enumerate(words):
+        if word in ("-M", "--clusters"):
+            name = words[i + 1]
+            del sys.argv[i + 1 : i + 3]
+            break
+        if word.startswith("--clusters="):
+            name = word.partition("=")[2]
+            del sys.argv[i + 1]
+            break
+    else:
+        name = os.environ.get("SLURM_CLUSTERS", "") if env else ""
+    known = os.environ.get("CLUSTERS", "home").split()
+    if name and name not in known:
+        sys.exit(f"{{sys.argv[0]}}: error: '{{name}}' can't be reached now, or it is an invalid entry for --cluster.")
+    return name or known[0]
 def keep(kept):
     json.dump(kept, open(here + "/jobs.new", "w"))
     os.replace(here + "/jobs.new", here + "/jobs")
@@ -54,7 +75,12 @@ if mode == "lost":
 if mode == "hang":
     time.sleep(600)
 text = open(sys.argv[-1]).read()
-new = {{"job": 100 + len(jobs()), "name": re.search("--job-name=(.*)", text)[1], "state": "PENDING"}}
+named = "-M" in sys.argv or bool(os.environ.get("SLURM_CLUSTERS"))
+where = asked()
+for other in re.findall("afterany:(.*)", text):
+    if not [j for j in jobs() if str(j["job"]) == other and j["cluster"] == where]:
+        sys.exit("sbatch: error: Batch job submission failed: Job dependency problem")
+new = {{"job": 100 + len(jobs()), "name": re.search("--job-name=(.*)", text)[1], "state": "PENDING", "cluster": where}}
 if mode == "gate":
     while not os.path.exists(here + "/go"):
         time.sleep(0.01)
@@ -65,29 +91,35 @@ if mode == "taken-killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if mode == "taken-lost":
     sys.exit("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
-print(f"{{new['job']}};cluster" if mode == "cluster" else new["job"])
+if mode == "banner":
+    print("Welcome to Slurm\nSubmitted batch job", new["job"], *(["on cluster", where] if named else []))
+else:
+    print(f"{{new['job']}};{{where}}" if named else new["job"])
 """
 
 _SQUEUE = r"""
 if take("squeue", "ok") != "ok":
     sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+where = asked()
 names = [w for w in sys.argv if w.startswith("--name=")][0][7:].split(",")
 for job in jobs():
-    if job["name"] in names and job["state"] != "GONE":
+    if job["name"] in names and job["state"] != "GONE" and job["cluster"] == where:
         print(f"{{job['job']}}|{{job['name']}}|{{job['state']}}|None")
 """
 
 _SACCT = r"""
 if take("sacct", "ok") != "ok":
     sys.exit("Slurm accounting storage is disabled")
+where = asked(env=False)
 names = [w for w in sys.argv if w.startswith("--name=")][0][7:].split(",")
 for job in jobs():
-    if job["name"] in names:
+    if job["name"] in names and job["cluster"] == where:
         print(f"{{job['job']}}|{{job['name']}}|CANCELLED by 0")
 """
 
 _SCANCEL = r"""
-keep([{{**j, "state": "CANCELLED"}} if str(j["job"]) in sys.argv else j for j in jobs()])
+where = asked()
+keep([{{**j, "state": "CANCELLED"}} if str(j["job"]) in sys.argv and j["cluster"] == where else j for j in jobs()])
 """
 
 
@@ -116,6 +148,12 @@ class Fakes:
         path = self.folder / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
         return [call[1:] for call in map(json.loads, lines) if call[0] == command]
+
+    def seen(self, command: str) -> list[dict[str, str]]:
+        """Slurm's variables as each call saw them."""
+        path = self.folder / "seen"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [call[1] for call in map(json.loads, lines) if call[0] == command]
 
     def jobs(self) -> list[dict[str, Any]]:
         path = self.folder / "jobs"

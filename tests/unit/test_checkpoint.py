@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fedhpc.errors import DataError, InternalError, PolicyError, StorageError
+from fedhpc.federation.beginning import _refuse_without_blind
 from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
-from fedhpc.federation.rounds import _refuse_without_blind
 from fedhpc.train.checkpoint import Hdf5Checkpoints
 
 

@@ -212,7 +212,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_taken(tmp_path):
 
 def test_moves_that_find_no_row_are_refused(tmp_path):
     move = '[[move]]\nid = "p9"\ncolumn = "hospital"\nvalue = "B"\n'
-    refused(tmp_path, r"\[\[move\]\] finds no row: id p9", recipe=RECIPE_TEXT + move)
+    refused(tmp_path, r"move\[0\] \(column 'hospital'\) finds no row", recipe=RECIPE_TEXT + move)
 
 
 RECIPES = {

@@ -120,6 +120,16 @@ def test_headers_levels_and_where_have_one_spelling(tmp_path, recipe):
             assert (done.rows_kept, done.rows_elsewhere) == (2, 0)
 
 
+def test_the_features_of_a_recipe_have_one_spelling(tmp_path):
+    assert NFD != RECIPE
+    hashes = set()
+    for recipe in (RECIPE, NFD):
+        ingest(tmp_path, ["1"], recipe)
+        with SiteStore.open(tmp_path / "out.h5") as store:
+            hashes.add(store.feature_sha256)
+    assert len(hashes) == 1
+
+
 def test_numbers_are_never_cleaned(tmp_path):
     """A soft hyphen may have been a minus."""
     (tmp_path / "recipe.toml").write_text(RECIPE)

@@ -165,6 +165,44 @@ def test_values_that_are_not_finite_are_refused_by_name(tmp_path, bad):
         make(tmp_path / "c.h5", feature_set=quantity, labels=np.array([1, 2, bad, 4, 5], np.float32))
 
 
+@pytest.mark.parametrize("name", ["features", "labels", "row_ids"])
+def test_masked_arrays_are_refused(tmp_path, name):
+    """HDF5 would get what is under the mask."""
+    whole = {"features": table(5), "labels": np.arange(5), "row_ids": np.zeros((5, 32), np.uint8)}[name]
+    masked = np.ma.masked_array(whole, mask=np.arange(whole.size).reshape(whole.shape) == 1)
+    with pytest.raises(DataError, match=f"{name} are a masked array"):
+        make(tmp_path / "a.h5", **{name: masked})
+    with pytest.raises(DataError, match=f"{name} are a masked array"):
+        make(tmp_path / "a.h5", **{name: [masked] if name == "features" else masked})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "wider"),
+    [
+        ("features", np.full((5, 2), 300.0)),
+        ("features", np.full((5, 2), 2**40)),
+        ("labels", np.full(5, 2**63, np.uint64)),
+        ("labels", np.zeros(5, np.int32)),
+        ("row_ids", np.full((5, 32), 300)),
+    ],
+)
+def test_nothing_is_narrowed_on_its_way_into_a_store(tmp_path, name, wider):
+    """HDF5 would saturate: 300 becomes 255."""
+    with pytest.raises(DataError, match=f"{name} are {wider.dtype}"):
+        make(tmp_path / "a.h5", **{name: wider})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_row_ids_were_made_from_is_said_where_it_is_no_identifier(tmp_path):
+    with SiteStore.open(make(tmp_path / "a.h5", row_ids_from="row number")) as store:
+        assert store.facts["row_ids_from"] == "row number"
+    with h5py.File(make(tmp_path / "b.h5"), "r") as file:
+        assert "row_ids_from" not in file.attrs  # stores of before have no such attribute
+    with SiteStore.open(tmp_path / "b.h5") as store:
+        assert store.facts["row_ids_from"] == ""
+
+
 def replace(file, name, **options):
     del file[name]
     file.create_dataset(name, **options)

@@ -20,12 +20,12 @@ LABEL = '[label]\ncolumn = "y"\n'
 BETA = '[[feature]]\npattern = "cg*"\ntype = "number"\nunit = "beta"\n'
 
 
-def ingest(directory, header, rows, features, out="out.h5"):
+def ingest(directory, header, rows, features, out="out.h5", **options):
     (directory / "recipe.toml").write_text(HEAD + features + LABEL)
     lines = [",".join(map(str, line)) for line in (header, *rows)]
     (directory / "data.csv").write_text("\n".join(lines))
     made = read_recipe(directory / "recipe.toml")
-    ingest_csv(directory / "data.csv", made, directory / out, site="a", key=bytes(32))
+    ingest_csv(directory / "data.csv", made, directory / out, site="a", key=bytes(32), **options)
     return SiteStore.open(directory / out)
 
 
@@ -57,6 +57,14 @@ def test_a_pattern_leaves_alone_what_the_recipe_names_elsewhere(tmp_path):
     with ingest(tmp_path, header, [[1, "b", 0.3, 7, 5, 0.1, 2, 9, 6]], features) as store:
         assert store.feature_names == ("two", "cg1", "cg3", "w", "x", "s9=a", "s9=b")
         assert store.features()[0].tolist() == [float(np.float32(v)) for v in (2, 0.1, 0.3, 6, 5, 0, 1)]
+
+
+def test_a_pattern_leaves_alone_what_picks_rows(tmp_path):
+    with ingest(
+        tmp_path, ["id", "cg1", "cg2", "y"], [[1, 0.5, 1, 1], [2, 0.25, 2, 0]], BETA, where={"cg2": "2"}
+    ) as store:
+        assert store.feature_names == ("cg1",)
+        assert store.features().tolist() == [[0.25]]
 
 
 def test_a_pattern_takes_policies_and_codes(tmp_path):

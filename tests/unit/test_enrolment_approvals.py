@@ -165,10 +165,31 @@ def test_a_damaged_folder_is_refused(enrolled: Enrolment) -> None:
     (approvals.folder / f"{present.hash.hex()}.json").unlink()
     with pytest.raises(StorageError, match=r"\.json is missing"):
         approvals.own(present)
-    for name in ("../" + present.hash.hex(), "ab" * 32, ""):
+    (approvals.folder / f"{present.hash.hex()}.json").write_bytes(b'{"body":')
+    with pytest.raises(StorageError, match=r"\.json is damaged"):
+        approvals.own(present)
+    for name, words in (("../" + present.hash.hex(), "names no"), ("ab" * 32, "abab.toml is lost"), ("", "names no")):
         (approvals.folder / "present").write_text(name)
-        with pytest.raises(StorageError, match="names no approved configuration"):
+        with pytest.raises(StorageError, match=words):
             approvals.present()
+
+
+def test_a_lost_copy_comes_from_the_same_file(enrolled: Enrolment) -> None:
+    """And from no other: what is asked for is told by its SHA-256."""
+    signature = approve(enrolled, "aa")
+    approvals, present = enrolled.sites["aa"].approvals, agreement(enrolled.federation)
+    copy = approvals.folder / f"{present.hash.hex()}.toml"
+    copy.unlink()
+    enrolled.edit("rounds = 5", "rounds = 9")
+    with pytest.raises(StorageError, match=f"{copy.name} is lost") as lost:
+        approvals.own(agreement(enrolled.federation))
+    assert "epochs/" in lost.value.hint
+    enrolled.edit("rounds = 9", "rounds = 5")
+    assert approvals.own(present) == signature
+    assert copy.read_bytes() == enrolled.federation.read_bytes()
+    copy.unlink()
+    assert approve(enrolled, "aa") == signature
+    assert copy.exists()
 
 
 def test_what_is_signed_is_shown(enrolled: Enrolment) -> None:

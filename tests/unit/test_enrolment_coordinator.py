@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 from enrolment_fakes import SITES, URL, Enrolment
 
+from fedhpc.config import parse_toml
 from fedhpc.errors import ConfigError, FedhpcError, PolicyError
 from fedhpc.exchange.pins import pin_of, read_certificate
 from fedhpc.federation.agreement import read_agreement
+from fedhpc.federation.roster import check_name
 from fedhpc.ops.enrolment.coordinator import Coordinator
 from fedhpc.ops.enrolment.draft import read_complete
 from fedhpc.ops.enrolment.relay import admit
+from fedhpc.relay import enrolment as mailbox
 from fedhpc.relay.settings import read_roster, read_settings
 from fedhpc.secure.enrolment import access_hash, split_token
 
@@ -63,6 +66,28 @@ def test_bad_names_are_refused_before_anything_is_written(
     with pytest.raises(ConfigError):
         Coordinator.new(tmp_path / "co", name, url, sites, rounds=1)
     assert not (tmp_path / "co").exists()
+
+
+def test_two_sites_are_refused_at_once(tmp_path: Path) -> None:
+    """And not only when both have made their keys; two that trust each other say so."""
+    with pytest.raises(PolicyError, match="two sites with masking on") as refused:
+        Coordinator.new(tmp_path / "co", "h", URL, ("a", "b"), rounds=1)
+    assert "--accept-two-sites" in refused.value.hint
+    assert not (tmp_path / "co").exists()
+    made, _, _ = Coordinator.new(tmp_path / "co", "h", URL, ("a", "b"), rounds=1, accept_two_sites=True)
+    assert parse_toml(made.federation.read_bytes(), "")["secure"]["accept_two_sites"] is True
+
+
+def test_names_are_what_the_hint_says(tmp_path: Path) -> None:
+    """One rule, at the coordinator and in the relay's mailbox."""
+    for name in ("3rd-hospital", "a", "0", "a_b-c9", "x" * 63):
+        check_name(name, "--name")
+        assert mailbox._NAME.fullmatch(name)
+    for name in ("-a", "_a", "A", "a.b", "", "x" * 64, "ä", "a b"):
+        with pytest.raises(ConfigError, match="--name") as refused:
+            check_name(name, "--name")
+        assert "starting with a letter or a digit" in refused.value.hint
+        assert not mailbox._NAME.fullmatch(name)
 
 
 def test_a_folder_that_is_not_empty_stays_as_it_is(new: Enrolment) -> None:

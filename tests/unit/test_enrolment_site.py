@@ -100,6 +100,20 @@ def test_rotation_keeps_the_old_keys_once_and_drops_what_belonged_to_them(enroll
     assert site.keys().sign == after.sign
 
 
+@pytest.mark.parametrize("lost", [("sign.key",), ("tls.key",), ("sign.key", "tls.key")])
+def test_lost_keys_are_told_and_made_anew(enrolled: Enrolment, lost: tuple[str, ...]) -> None:
+    site = enrolled.sites["aa"]
+    for name in lost:
+        (site.path / name).unlink()
+    with pytest.raises(FedhpcError, match=f"cannot read the key file .*{lost[0]}") as told:
+        site.keys()
+    for command in (f"`fedhpc site rotate {site.path}`", f"site request {site.path} --token", "federation invite"):
+        assert command in told.value.hint
+    kept = [path.name for path in site.rotate()]
+    assert kept == [f"{name}.old" for name in ("sign.key", "tls.key") if name not in lost]
+    assert len(site.keys().sign) == len(site.keys().tls) == 64
+
+
 def test_a_site_file_for_mpi_cannot_enrol(tmp_path: Path) -> None:
     (tmp_path / "site.toml").write_text('[site]\nname = "aa"\nkey = "k"\n')
     with pytest.raises(ConfigError, match="is not for a relay"):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fedhpc.errors import PolicyError
+from fedhpc.federation.beginning import _require_ledger
 from fedhpc.federation.interfaces import Checkpoint
-from fedhpc.federation.rounds import _require_ledger
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 
 

@@ -16,6 +16,7 @@ from fedhpc.errors import ConfigError
 from fedhpc.ops.life.history import Finished, finished, keep_finished, round_seconds
 from fedhpc.ops.life.job_end import job_end, ledger_wait_s
 from fedhpc.ops.life.job_life import JobLife, percentile_95
+from fedhpc.ops.life.last_words import last_words
 from fedhpc.ops.life.settings import LifeSettings
 from fedhpc.ops.life.told import Told
 
@@ -56,7 +57,7 @@ def test_usr2_stops_training_at_once_and_a_round_only_near_the_end(clock: Clock)
 
 
 def test_a_run_at_its_exit_is_not_killed_by_a_signal() -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM)}
     try:
         told = Told()
         told.listen()
@@ -97,17 +98,47 @@ def test_term_leaves_ten_seconds_also_after_usr2(clock: Clock) -> None:
 
 def test_a_signal_is_heard() -> None:
     told = Told()
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM)}
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])  # as a launcher may have left it
         told.listen()
+        os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGUSR2)
-        assert told.by == "SIGUSR2"
+        assert told.by == "SIGUSR1"
         os.kill(os.getpid(), signal.SIGTERM)
         assert told.by == "SIGTERM"
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# --- ended by mpirun
+
+
+def checkpoint(folder: Path, *rounds: int) -> Path:
+    for round_ in rounds:
+        path = folder / "checkpoints" / f"round-{round_:06d}.h5"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def test_last_words_say_where_the_run_goes_on(tmp_path: Path) -> None:
+    stopped, hint = last_words("mpirun", checkpoint(tmp_path, 0, 5, 6, 12)).splitlines()
+    assert stopped.startswith("stopped in the middle of round 13: mpirun leaves its ranks half a second")
+    assert hint.startswith("hint: run it again: it goes on after round 12, to the same model")
+    assert hint.endswith("SIGUSR2 to mpirun keeps the round's work")
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox" / "local.work").touch()
+    assert "it goes on from the work that was kept last" in last_words("mpirun", tmp_path)
+
+
+def test_last_words_before_there_is_a_model(tmp_path: Path) -> None:
+    for folder in (None, tmp_path, tmp_path / "none"):
+        words = last_words("mpiexec", folder)
+        assert words.startswith("stopped before its first round was done: mpiexec leaves")
+        assert "it goes on from the beginning" in words
+    assert "in the middle of round 1" in last_words("mpirun", checkpoint(tmp_path, 0))
 
 
 # --- the clock

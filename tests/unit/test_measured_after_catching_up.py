@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from federation_fakes import FakeSums, Meeting
 
-from fedhpc.federation import rounds
+from fedhpc.federation import later_state
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.global_model import GlobalModel
 from fedhpc.federation.interfaces import Checkpoint, Tensors
@@ -35,12 +35,12 @@ def test_it_counts_its_rows_however_late_its_update_was(monkeypatch: pytest.Monk
     model = GlobalModel(federation, {"w": np.zeros(3, np.float32)})
     summed: list[Tensors] = []
     saved: list[Checkpoint] = []
-    monkeypatch.setattr(rounds, "report_measured", lambda *args: summed.append(args[-1]))
+    monkeypatch.setattr(later_state, "report_measured", lambda *args: summed.append(args[-1]))
     trainer: Any = type("Trainer", (), {"private": lambda self: {}})()
     store: Any = type("Store", (), {"save": lambda self, checkpoint: saved.append(checkpoint)})()
     counts = {"n": np.array(26), "positives": np.array(19)}
     # Its update began from the model after three rounds, and was in the sum of the fifth.
-    rounds._catch_up(federation, trainer, store, Silence(), model, RoundOverError(10, "over"), counts)
+    later_state.catch_up(federation, trainer, store, Silence(), model, RoundOverError(10, "over"), counts)
     assert model.rounds == 5
     for tensors in (summed[0], saved[0].pending):
         assert {name: int(array) for name, array in tensors.items()} == {"n": 26, "positives": 19}

@@ -242,6 +242,39 @@ def test_a_failure_stands_against_the_signal(tmp_path: Path, node: Node) -> None
     assert requeues(node) == []
 
 
+@pytest.mark.parametrize("left", ["", "75"])
+@pytest.mark.parametrize("life", ["inline", "chained"])
+def test_mpirun_that_was_ended_reports_1_and_the_chain_goes_on(
+    tmp_path: Path, node: Node, life: str, left: str
+) -> None:
+    """Open MPI's mpirun ends its ranks half a second after TERM, and exits with 1 whatever they were about to say."""
+    leave = {"LEAVE": left} if left else {}
+    done = signalled(node, prepared(tmp_path, node, life=life), signal.SIGTERM, TOLD="1", **leave)
+    assert done.code == 75, done.text
+    assert node.calls("cancel") == [], "what waits in the queue goes on"
+    # At the walltime the job itself comes back.
+    end = {"SLURM_JOB_END_TIME": "1000000000", "TOLD": "1"}
+    (node.folder / "up").unlink()
+    assert signalled(node, prepared(tmp_path, node), signal.SIGTERM, **end, **leave).code == 0
+    assert len(requeues(node)) == 1
+
+
+def test_an_error_stands_against_the_end_of_mpirun(tmp_path: Path, node: Node) -> None:
+    done = signalled(node, prepared(tmp_path, node), signal.SIGTERM, TOLD="1", LEAVE="74")
+    assert done.code == 74, done.text
+    (node.folder / "up").unlink()
+    assert signalled(node, prepared(tmp_path, node), signal.SIGUSR1, TOLD="1").code == 1, "no launcher was ended here"
+
+
+def test_a_job_asks_its_own_cluster_whatever_a_module_says(tmp_path: Path, node: Node) -> None:
+    node.answer("run", 75)
+    asks = 'scontrol() { echo "asked ${SLURM_CLUSTERS-} ${SBATCH_CLUSTERS-} for $FEDHPC_JOB_CLUSTER"; }'
+    text = prepared(tmp_path, node, setup=["export SLURM_CLUSTERS=another SBATCH_CLUSTERS=another", asks])
+    done = ends(node, text, SLURM_CLUSTERS="login", SLURM_CLUSTER_NAME="here")
+    assert done.code == 0, done.text
+    assert "asked   for here" in done.out
+
+
 @pytest.mark.parametrize(("count", "code"), [("20", 0), ("21", 64)])
 def test_the_cap_on_requeues(tmp_path: Path, node: Node, count: str, code: int) -> None:
     node.answer("run", 75)

@@ -13,6 +13,7 @@ from slurm_fakes import PROFILES, plan_of, write_site
 
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.ops.slurm.exit_file import leave_exit_code
+from fedhpc.ops.slurm.extra import option_words
 from fedhpc.ops.slurm.plan import check, make_plan
 from fedhpc.ops.slurm.profile import profile_names, read_profile
 from fedhpc.ops.slurm.settings import exchange_settings, overlay, walltime_s
@@ -34,6 +35,146 @@ def test_walltimes(text: str, seconds: int) -> None:
 def test_what_is_no_walltime(text: str) -> None:
     with pytest.raises(ConfigError, match="no walltime"):
         walltime_s(text)
+
+
+SETS = {
+    "account": ("--account=x", "--account x", "-A x", "-Ax", "--acc=x"),
+    "partition": ("--partition=gpu", "-p gpu", "-pgpu", "-p  gpu", "--part gpu", '-p "gpu"'),
+    "cpus_per_task": ("--cpus-per-task=4", "-c 4", "-c4", "--cpus-per-t=4"),
+    "nodes": ("--nodes=2", "-N 2", "-N2", "--node=2"),
+    "nodes and tasks_per_node": ("--ntasks=2", "-n 2", "-n2"),
+    "tasks_per_node": ("--ntasks-per-node=2", "--ntasks-per-n=2", "--ntasks-per-node 2"),
+    "qos": ("--qos=long", "-q long", "-qlong"),
+    "constraint": ("--constraint=a", "-C a", "-Ca"),
+    "reservation": ("--reservation=a", "--reserv=a"),
+    "time": ("--time=00:05:00", "-t 5", "-t5", "--tim=5"),
+    "signal_s": ("--signal=USR1@60", "--sig USR1@60"),
+    "export": ("--export=NONE", "--exp=NONE"),
+    "memory": ("--mem=4G", "--mem 4G", '--mem "4G"', "--mem=0"),
+    "cluster": ("--clusters=a", "--clusters a", "-M a", "-Ma", "--cluster=a", "--clust=a"),
+}
+
+
+@pytest.mark.parametrize(("key", "option"), [(key, option) for key, options in SETS.items() for option in options])
+def test_what_a_key_sets_is_refused_in_extra_with_the_keys_name(key: str, option: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        overlay({}, {"extra": [option]})
+    assert "is set by fedhpc itself" in refused.value.what
+    assert re.search(rf"\[slurm\] {key}( =|$)", refused.value.hint), refused.value.hint
+
+
+OURS = (
+    *("--job-name=x", "-J x", "-Jx", "--job=x", "--output=x", "-o x", "-ox", "--error=x", "-e x", "--open-mode=append"),
+    *("--requeue", "--no-requeue", "--requ", "--dependency=afterok:1", "-d singleton", "--dep=singleton"),
+    *("--array=0-3", "-a 0-3", "-a0-3", "--begin=now", "-b now", "--chdir=/x", "-D /x", "--wrap=true", "--parsable"),
+    *("--wait", "-W", "--test-only", "--quiet", "-Q", "--help", "-h", "--usage", "--version", "-V"),
+)
+
+
+@pytest.mark.parametrize("option", OURS)
+def test_what_a_batch_script_decides_is_refused_in_extra(option: str) -> None:
+    with pytest.raises(ConfigError, match="is set by fedhpc itself"):
+        overlay({}, {"extra": [option]})
+
+
+OTHERS = (
+    *("--exclusive", "--exclusive=user", "--hint=nomultithread", "--nodelist=n1", "-w n1", "--nodefile=x", "-F x"),
+    *("--mem-bind=local", "--export-file=x", "--gres=nvme:1", "--gres-flags=enforce-binding", "--hold", "-H", "-k"),
+    *("--no-kill", "-koff", "--exclude=n2", "-x n2", "--switches=1", "--mail-type=END", "-L matlab", "--time-min=5"),
+    *("--comment=a b, c - d", '--comment "a b"', "-s", "--wait-all-nodes=1", "--cluster-constraint=x", "--bb=x"),
+    *("--mem-per-cpu=4G", "--mem-per-gpu=4G", "--gres=gpu:a100:2", "-G 2", "--gpus=2", "--gpus-per-task=1"),
+    *("--gpu-bind=none", "--cpus-per-gpu=2", "--my-plugin=x", "--threads-per-core=1", "--priority=1", "--nice"),
+)
+
+
+@pytest.mark.parametrize("option", OTHERS)
+def test_other_options_are_sbatchs_own_matter(option: str) -> None:
+    assert overlay({}, {"extra": [option]}).extra == (option,)
+
+
+CONTRADICTIONS = [
+    ({"memory": "16G"}, "--mem-per-cpu=4G"),
+    ({"memory": "16G"}, "--mem-per-cpu 4G"),
+    ({"memory": "16G"}, "--mem-per-c=4G"),
+    ({"memory": "16G"}, "--mem-per-gpu=4G"),
+    ({"memory": "0"}, "--mem-per-gpu=4G"),
+    ({"gpus_per_node": 4}, "--gres=gpu:2"),
+    ({"gpus_per_node": 4}, "--gres gpu:a100:2"),
+    ({"gpus_per_node": 4}, "--tres-per-node=gres/gpu:2"),
+    ({"gpus_per_node": 4}, "--gpus-per-node=2"),
+    ({"gpus_per_node": 4}, "--gpus=2"),
+    ({"gpus_per_node": 4}, "-G2"),
+    ({"gpus_per_node": 4}, "--gpus-per-t=1"),
+    ({"gpus_per_node": 4, "gpu_request": "gres"}, "--gres=nvme:1"),
+]
+
+
+@pytest.mark.parametrize(("keys", "option"), CONTRADICTIONS)
+@pytest.mark.parametrize("where", ["site file", "profile"])
+def test_options_that_contradict_a_key_are_refused(keys: dict[str, object], option: str, where: str) -> None:
+    """sbatch would refuse the job, or the last one would win, whichever of the two comes from the profile."""
+    profile, given = (keys, {"extra": [option]}) if where == "profile" else ({"extra": [option]}, keys)
+    with pytest.raises(ConfigError, match=f"contradicts .slurm. {next(iter(keys))}"):
+        overlay(profile, given)
+    off: dict[str, object] = {k: type(v)() for k, v in keys.items() if k != "gpu_request"}
+    assert overlay({"extra": [option], **keys}, off).extra == (option,), "the hint helps"
+
+
+def test_two_ways_to_ask_for_memory_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="contradict each other"):
+        overlay({"extra": ["--mem-per-cpu=1G"]}, {"extra": ["--mem-per-gpu=1G"]})
+
+
+def test_exchange_jobs_contradict_themselves_apart() -> None:
+    """They have `memory` only from [slurm.exchange], and the options of `extra` unless they have their own."""
+    given = {"extra": ["--mem-per-cpu=4G"], "exchange": {"memory": "8G"}}
+    with pytest.raises(ConfigError, match="contradicts"):
+        exchange_settings(overlay({}, given))
+    given["exchange"] = {"memory": "8G", "extra": []}
+    assert exchange_settings(overlay({}, given)).memory == "8G"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("--exclusive --mem=4G", "more than one option"),
+        ("--exclusive -p gpu", "more than one option"),
+        ("-s -p gpu", "more than one option"),
+        ("-sp gpu", "more than one option"),
+        ("-Hpgpu", "more than one option"),
+        ("-x n1 --mem=4G", "more than one option"),
+        ("--comment=a --mem=4G", "more than one option"),
+        ("--comment a b", "more than one option"),
+        ("--switches=1 --requeue", "more than one option"),
+        ("--no", "short for several"),
+        ("--mem-per=4G", "short for several"),
+        ('--"mem"=4G', "no option"),
+        ('"--mem=4G"', "no option"),
+        ("---mem=4G", "no option"),
+        ("--", "no option"),
+        ("-", "no option"),
+        ("", "no option"),
+        (" --mem=4G", "no option"),
+        ("#--mem=4G", "no option"),
+    ],
+)
+def test_an_entry_of_extra_is_one_option(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        overlay({}, {"extra": [text]})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("--exclusive", ["--exclusive"]),
+        ("--comment=a b", ["--comment=a b"]),
+        ('--comment "a b"', ["--comment", "a b"]),
+        ("-x n1", ["-x", "n1"]),
+        ("-xn1", ["-xn1"]),
+    ],
+)
+def test_options_as_words_of_a_command_line(text: str, words: list[str]) -> None:
+    assert option_words(text) == words
 
 
 @pytest.mark.parametrize(

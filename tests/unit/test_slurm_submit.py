@@ -39,12 +39,6 @@ def test_one_job(tmp_path: Path, fakes: Fakes) -> None:
     assert f"--job-name={record.name}\n" in Path(script).read_text()
 
 
-def test_a_cluster_beside_the_id_is_cut_off(tmp_path: Path, fakes: Fakes) -> None:
-    fakes.answers("sbatch", "cluster")
-    (record,) = chains(tmp_path, fakes).begin(1)
-    assert record.job == "100"
-
-
 def test_the_record_is_there_before_sbatch_is_called(tmp_path: Path, fakes: Fakes) -> None:
     fakes.answers("sbatch", "refuse")
     with pytest.raises(ConfigError) as refused:
@@ -270,8 +264,16 @@ def test_names_tell_what_they_are() -> None:
 
 
 def test_the_environment_of_another_job_stays_behind() -> None:
-    given = {"SBATCH_ACCOUNT": "x", "SLURM_CPUS_PER_TASK": "3", "FEDHPC_JOB_END": "1", "SRUN_X": "1", "PMIX_RANK": "0"}
-    kept = {"PATH": "/bin", "SLURM_CONF": "/etc/s", "FEDHPC_OTHER": "y"}
+    given = {
+        "SBATCH_ACCOUNT": "x",
+        "SLURM_MEM_PER_CPU": "1",
+        "SLURM_CPUS_PER_TASK": "3",
+        "FEDHPC_JOB_END": "1",
+        "SRUN_X": "1",
+        "PMIX_RANK": "0",
+    }
+    kept = {"PATH": "/bin", "SLURM_CONF": "/etc/s", "FEDHPC_OTHER": "y", "SLURM_CLUSTERS": "a", "SLURM_JWT": "t"}
+    kept |= {"SLURM_SACK_SOCKET": "/run/x"}
     assert clean(given | kept) == kept
 
 

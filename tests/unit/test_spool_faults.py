@@ -16,7 +16,7 @@ from spool_fakes import CONFIG, VECTOR, FakeClient, FakeRelay, carrying, halves,
 from fedhpc.errors import ConfigError, PeersError, StorageError
 from fedhpc.exchange.carrier import Carrier
 from fedhpc.exchange.carrier_lease import Lease
-from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.spool import SpoolClient
 from fedhpc.exchange.spool_files import PUTS, SpoolFolder, names_in, read_note_name, write_file
 from fedhpc.exchange.spool_notes import CarrierLife, PutNote, to_bytes

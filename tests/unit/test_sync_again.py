@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 from federation_fakes import Meeting
 
+from fedhpc.errors import ConfigError
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.global_model import GlobalModel
 from fedhpc.secure.salt import NO_BLIND
@@ -50,5 +53,19 @@ def test_a_second_model_after_a_restart_is_as_hidden_as_without_one() -> None:
 def test_one_site_alone_saves_and_loads() -> None:
     federation = Meeting(1, strategy={"weights": "uniform"}).federation(1)
     sync = federation.sync(torch.nn.Linear(1, 1), every=1, weight=1)
-    sync.load_state_dict(sync.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # tensors and NumPy do not agree on `copy`
+        sync.load_state_dict(sync.state_dict())
+        sync.load_state_dict({n: np.asarray(v) for n, v in sync.state_dict().items()})
     assert isinstance(sync._global, GlobalModel)
+
+
+def test_a_model_in_parts_is_refused() -> None:
+    class DTensor(torch.Tensor):  # type: ignore[misc, name-defined]
+        pass
+
+    model = torch.nn.Linear(1, 1)
+    model.register_buffer("part", torch.ones(2).as_subclass(DTensor))
+    federation = Meeting(1, strategy={"weights": "uniform"}).federation(1)
+    with pytest.raises(ConfigError, match="the model's part is a DTensor"):
+        federation.sync(model, every=1, weight=1)

@@ -27,6 +27,7 @@ def test_auc_of_one_class_is_none_and_extremes_are_exact() -> None:
     assert auc(np.array([0, 3]), np.array([4, 0])) == 1.0
     assert auc(np.array([3, 0]), np.array([0, 4])) == 0.0
     assert auc(np.array([3]), np.array([4])) == 0.5
+    assert auc(np.array([0.25, 0.5]), np.array([0.5, 0.0])) == pytest.approx(5 / 6)  # counts that are weighted
     huge = np.array([2**40, 2**40])
     assert auc(huge, huge) == 0.5
 

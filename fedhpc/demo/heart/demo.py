@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from fedhpc.demo.heart.hospitals import HOSPITALS
 from fedhpc.demo.heart.relayed import run_relayed
 from fedhpc.demo.heart.scores import RESULT_FILE
 from fedhpc.errors import ConfigError
-from fedhpc.mpi.launch import RanksFailedError, launcher_command, launcher_environment
+from fedhpc.mpi.launch import launcher_command, launcher_environment
+from fedhpc.mpi.own_ranks import run_ranks
 
 
 def run_demo(out: Path | None, *, seed: int, rounds: int, splits: int, exchange: str) -> dict[str, Any]:
@@ -37,9 +37,7 @@ def _run_in_one_job(directory: Path, *, seed: int, rounds: int, splits: int) -> 
     environment, note = launcher_environment()
     print(f"starting {ranks} ranks, {RANKS_PER_SITE} for each of {len(HOSPITALS)} sites; {note}", flush=True)
     module = ["-m", "mpi4py", "-m", "fedhpc.demo.heart.compare", str(directory), str(splits)]
-    done = subprocess.run([*launcher_command(ranks), sys.executable, *module], env=environment, check=False)
-    if done.returncode:
-        raise RanksFailedError(done.returncode)
+    run_ranks([[*launcher_command(ranks), sys.executable, *module]], environment)
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -6,9 +6,7 @@ Everything between them goes through `fedhpc relay serve`, another process: enro
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,8 @@ from fedhpc.demo.heart.hospitals import write_site_stores
 from fedhpc.demo.heart.scores import Costs, other_split, score_split, write_result
 from fedhpc.errors import InternalError
 from fedhpc.federation.agreement import read_agreement
-from fedhpc.mpi.launch import RanksFailedError, launcher_command, launcher_environment
+from fedhpc.mpi.launch import launcher_command, launcher_environment
+from fedhpc.mpi.own_ranks import run_ranks
 from fedhpc.ops.enrolment.one_machine import Enrolled, enrol, running_relay
 
 MODELS = "models"  # in the demo's directory: what each site ended with
@@ -61,33 +60,14 @@ def run_relayed(directory: Path, *, seed: int, rounds: int, splits: int, ranks: 
     print(f"starting a relay at {enrolled.url} and {sites} sites of {ranks} ranks, each apart; {note}", flush=True)
     with running_relay(enrolled.relay):
         module = ["-m", "mpi4py", "-m", "fedhpc.demo.heart.relayed_site", str(directory)]
-        processes = {
-            name: subprocess.Popen(
-                [*launcher_command(ranks), sys.executable, *module, name, str(splits)], env=environment
-            )
-            for name in enrolled.sites
-        }
-        _wait(processes)
+        start = [*launcher_command(ranks), sys.executable, *module]
+        run_ranks([[*start, name, str(splits)] for name in enrolled.sites], environment)
     _score(directory, enrolled, splits, ranks)
 
 
 def split_folder(directory: Path, k: int) -> Path:
     """Where the federation of the k-th split lies; the first is the demo's own."""
     return directory if k == 0 else directory / "splits" / str(k)
-
-
-def _wait(processes: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Until all have ended; one that fails ends the others, which would wait for it."""
-    failed = 0
-    while any(p.poll() is None for p in processes.values()):
-        failed = failed or next((p.returncode for p in processes.values() if p.returncode), 0)
-        if failed:
-            for process in processes.values():
-                process.terminate()
-        time.sleep(0.1)
-    failed = failed or next((p.returncode for p in processes.values() if p.returncode), 0)
-    if failed:
-        raise RanksFailedError(failed)
 
 
 def _score(directory: Path, enrolled: Enrolled, splits: int, ranks: int) -> None:

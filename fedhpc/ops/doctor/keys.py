@@ -13,7 +13,7 @@ from fedhpc.errors import ConfigError, FedhpcError, PolicyError
 from fedhpc.exchange.pins import pin_of, pin_of_key, read_certificate
 from fedhpc.federation.agreement import SiteFile
 from fedhpc.federation.approvals import Approvals
-from fedhpc.federation.identity import read_identity
+from fedhpc.federation.identity import lost_keys_hint, read_identity
 from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.ops.doctor.subject import Subject
 from fedhpc.secure.keys import identity_public
@@ -35,7 +35,7 @@ def private(subject: Subject) -> Finding:
         try:
             found = path.stat()
         except OSError as error:
-            return fail(f"{path}: {error.strerror}", "`fedhpc site init` makes keys; they are never copied", _CODE)
+            return fail(f"{path}: {error.strerror}", _fix(subject.site), _CODE)
         if not stat.S_ISREG(found.st_mode):
             return fail(f"{path} is no file", "name the key file", _CODE)
         if found.st_mode & 0o077:
@@ -73,22 +73,24 @@ def roster(subject: Subject) -> Finding:
     try:
         if site.site.key is not None:
             if identity_public(read_identity(site.path(site.site.key))).hex() != entry.sign:
-                return fail(f"{site.path(site.site.key)} is not the key of the roster", _ROSTER_FIX, _CODE)
+                return fail(f"{site.path(site.site.key)} is not the key of the roster", _fix(site), _CODE)
             matched.append("sign")
         if site.exchange.key is not None and site.exchange.certificate is not None:
             pin = _pin_of_private(site.path(site.exchange.key))
             if pin != entry.tls:
-                return fail(f"{site.path(site.exchange.key)} is not the TLS key of the roster", _ROSTER_FIX, _CODE)
+                return fail(f"{site.path(site.exchange.key)} is not the TLS key of the roster", _fix(site), _CODE)
             if pin_of(read_certificate(site.path(site.exchange.certificate))).hex() != pin:
                 path = site.path(site.exchange.certificate)
-                return fail(f"{path} is not for this TLS key", "`fedhpc site request SITE --wait`", _CODE)
+                return fail(f"{path} is not for this TLS key", f"`fedhpc site request {site.base} --wait`", _CODE)
             matched.append("tls")
     except FedhpcError as error:
-        return fail(error.what, error.hint or "`fedhpc site init` makes keys", _CODE)
+        return fail(error.what, error.hint or _fix(site), _CODE)
     return ok(f"the roster's: {', '.join(matched)}") if matched else skipped("the site file names no keys")
 
 
-_ROSTER_FIX = "use the keys that were enrolled, or enrol again: `fedhpc site rotate`"
+def _fix(site: SiteFile) -> str:
+    """What helps a site without the keys that were enrolled."""
+    return "put the key back from a backup" if site.exchange.kind == "mpi" else lost_keys_hint(site.base)
 
 
 def _pin_of_private(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedhpc.errors import PolicyError, StorageError
+from fedhpc.federation.ledger_file import LOST_LEDGER_HINT
 from fedhpc.federation.ledger_home import KEY_FILE, home_of
 from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.ops.doctor.subject import Subject
@@ -24,14 +25,14 @@ def ledger(subject: Subject) -> Finding:
     try:
         if not home.ledger.exists():
             if key.exists():
-                return fail(f"{home.ledger} is missing beside its key", "put it back from a backup", 77)
+                return fail(f"{home.ledger} is missing beside its key", LOST_LEDGER_HINT, 77)
             checkpoints = subject.directory is not None and any(subject.directory.glob("checkpoints/round-*.h5"))
             if checkpoints:
-                return fail(f"{home.folder} has no ledger, and the run has checkpoints", _RESTORE, 77)
+                return fail(f"{home.folder} has no ledger, and the run has checkpoints", LOST_LEDGER_HINT, 77)
             return ok(f"{home.folder}: no sum yet")
         known = home.look()
         if known.federations and not key.exists():
-            return fail(f"{key} is missing", "put it back from a backup: it tells what was summed before", 77)
+            return fail(f"{key} is missing", LOST_LEDGER_HINT, 77)
         loose = [path for path in (home.ledger, key) if path.exists() and path.stat().st_mode & 0o077]
     except PolicyError as error:
         return fail(error.what, error.hint, error.exit_code)
@@ -40,9 +41,6 @@ def ledger(subject: Subject) -> Finding:
     rounds = len(known.entries())
     refused = f", {len(known.refused)} refused" if known.refused else ""
     return ok(f"{home.folder}: {len(known.federations)} configurations, {rounds} rounds{refused}")
-
-
-_RESTORE = "restore the ledger's home, or name it in [ledger] path: it must not be older than a checkpoint"
 
 
 def homes(subject: Subject) -> Finding:

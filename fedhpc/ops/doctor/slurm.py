@@ -6,6 +6,7 @@ from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.ops.doctor.commands import find
 from fedhpc.ops.doctor.slurm_facts import Row, fields, major_minor, seconds_of, whole
 from fedhpc.ops.doctor.subject import Subject
+from fedhpc.ops.slurm.extra import option_words
 from fedhpc.ops.slurm.render import resources
 from fedhpc.ops.slurm.settings import walltime_s
 
@@ -29,9 +30,11 @@ def tools(subject: Subject) -> Finding:
     if not slurm.config:
         named = subject.environment.get("SLURM_CONF", "")
         where = f"SLURM_CONF is {named}" if named else "SLURM_CONF is not set"
+        where += f", cluster {slurm.cluster}" if slurm.cluster else ""
         what = f"the controller gives no answer ({where}): {slurm.answer.words}"
         if subject.submits and not subject.in_job:
-            return fail(what, "is this one of its nodes? `scontrol ping` tells who is asked")
+            hint = "is this one of its nodes? `scontrol ping` tells who is asked"
+            return fail(what, f"`sacctmgr show clusters` lists the clusters; {hint}" if slurm.cluster else hint)
         return warn(what, "it may be starting anew, or this is none of its nodes: `scontrol ping`")
     mine, its = slurm.call("sbatch", "--version").out.strip(), slurm.config.get("SLURM_VERSION", "")
     ours, theirs = major_minor(mine), major_minor(its)
@@ -119,7 +122,8 @@ def accepted(subject: Subject) -> Finding:
     reason = _no_answer(subject)
     if reason or not subject.submits:
         return skipped(reason or _NOT_ASKED)
-    options = [f"--{name}={value}" for name, value in resources(subject.asked)] + list(subject.asked.extra)
+    options = [f"--{name}={value}" for name, value in resources(subject.asked)]
+    options += [word for option in subject.asked.extra for word in option_words(option)]
     words = ["sbatch", "--test-only", *options, "--wrap", "true"]
     answer = subject.slurm.call(*words)
     if answer.code == 0:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from fedhpc.ops.doctor.commands import Output, call
+from fedhpc.ops.slurm.queue import at_cluster
 
 _SETTING = re.compile(r"^(\w[\w./-]*)\s*=\s?(.*)$")
 _FIELD = re.compile(r"(\w+)=(\S*)")
@@ -17,14 +18,17 @@ Row = dict[str, str]
 
 
 class SlurmFacts:
-    """Answers of Slurm's commands; each is asked once."""
+    """Answers of Slurm's commands, each asked once; of `cluster`, or of the one of this machine."""
 
-    def __init__(self, environment: Mapping[str, str], limit_s: float) -> None:
-        self.environment, self.limit_s = environment, limit_s
+    def __init__(self, environment: Mapping[str, str], limit_s: float, cluster: str = "") -> None:
+        self.environment, self.limit_s, self.cluster = environment, limit_s, cluster
 
-    def call(self, *words: str) -> Output:
-        """One of Slurm's commands."""
-        return call(words, self.environment, self.limit_s)
+    def call(self, command: str, *words: str) -> Output:
+        """One of Slurm's commands, asked as `fedhpc submit` would; srun as it is, since it may be within a job."""
+        if command == "srun":
+            return call([command, *words], self.environment, self.limit_s)
+        named, environment = at_cluster(self.cluster, self.environment)
+        return call([command, *named, *words], environment, self.limit_s)
 
     @cached_property
     def answer(self) -> Output:

@@ -19,6 +19,7 @@ from fedhpc.ops.doctor.slurm_facts import SlurmFacts
 from fedhpc.ops.life.settings import LifeSettings
 from fedhpc.ops.rundir import FEDERATION_FILE
 from fedhpc.ops.slurm.profile import Profile, read_profile
+from fedhpc.ops.slurm.queue import named_cluster
 from fedhpc.ops.slurm.settings import SlurmSettings, overlay
 from fedhpc.train.settings import ComputeSettings
 
@@ -63,8 +64,9 @@ class Subject:
 
     @cached_property
     def slurm(self) -> SlurmFacts:
-        """What Slurm says, each question asked once."""
-        return SlurmFacts(self.environment, 3.0 if self.quick else 20.0)
+        """What Slurm says, each question asked once. Raises ConfigError where no single cluster is named."""
+        cluster = "" if self.in_job else self.asked.cluster or named_cluster(self.environment)
+        return SlurmFacts(self.environment, 3.0 if self.quick else 20.0, cluster)
 
     @cached_property
     def library(self) -> Library:

@@ -112,6 +112,7 @@ def review(path: Path, folder: SiteFolder) -> Review:
             f"{path} has another key for the relay: {agreement.relay.tls}, the coordinator told this site {pin}",
             "ask by telephone; if the relay has a new key, write it into relay.pin",
         )
+    folder.approvals.restore(agreement)
     present, following = folder.approvals.present(), configuration(agreement)
     before = folder.approvals.present_source()
     changes = difference(before, agreement.source) if before is not None else ""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, FedhpcError, PolicyError, StorageError
-from fedhpc.exchange.http_link import parse_url
+from fedhpc.exchange.addresses import parse_url
 from fedhpc.exchange.pins import pin_of, read_certificate, require_private
 from fedhpc.federation.agreement import read_agreement
 from fedhpc.federation.roster import check_name
@@ -86,11 +86,22 @@ class Coordinator:
 
     @classmethod
     def new(
-        cls, folder: Path, name: str, relay_url: str, sites: Sequence[str], *, rounds: int, seed: int = 0
+        cls,
+        folder: Path,
+        name: str,
+        relay_url: str,
+        sites: Sequence[str],
+        *,
+        rounds: int,
+        seed: int = 0,
+        accept_two_sites: bool = False,
+        model: str = "",
     ) -> tuple[Coordinator, str, dict[str, str]]:
         """Begin a federation in a new folder; also the relay's pin and each site's token, which are shown once.
 
-        Raises ConfigError (names, URL, folder is not empty), StorageError.
+        `model`: SHA-256 of the model that it begins from, hex. `accept_two_sites`: for two that trust each other, since
+        each can compute the other's numbers. Raises ConfigError (names, URL, folder is not empty), PolicyError (two
+        sites), StorageError.
         """
         check_name(name, "--name")
         host = parse_url(relay_url, "https", "--relay")
@@ -98,6 +109,11 @@ class Coordinator:
             check_name(site, "--sites")
         if len(set(sites)) < len(sites) or len(sites) < 2:
             raise ConfigError("--sites needs at least two different names", "write them as a,b,c")
+        if len(sites) == 2 and not accept_two_sites:
+            raise PolicyError(
+                "two sites with masking on: from the sum each can compute the other's numbers",
+                "invite a third site, or say --accept-two-sites for two that trust each other",
+            )
         relay_folder = folder / "relay"
         try:
             if folder.exists() and any(folder.iterdir()):
@@ -116,7 +132,12 @@ class Coordinator:
         address = "127.0.0.1" if host.hostname in ("127.0.0.1", "localhost") else "0.0.0.0"  # noqa: S104
         write_whole(relay_folder / "relay.toml", _RELAY.format(name=name, address=address, port=host.port).encode())
         write_whole(relay_folder / "roster.toml", b"")
-        write_whole(folder / "federation.toml", new_draft(name, relay.pin().hex(), rounds, seed, sites))
+        draft = Draft.read(new_draft(name, relay.pin().hex(), rounds, seed, sites))
+        if len(sites) == 2:
+            draft = draft.with_value("secure", "accept_two_sites", True, "   # each can compute the other's numbers")
+        if model:
+            draft = draft.with_roster(list(draft.roster.values()), {"model": model})
+        write_whole(folder / "federation.toml", draft.source)
         invitations.save()
         return cls(folder), relay.pin().hex(), tokens
 

@@ -14,11 +14,11 @@ _VALUE = r'(?:"[^"\n]*"|\[[^\]]*\]|[^\s#]+)'
 
 
 def toml(value: str | int | tuple[str, ...] | list[str]) -> str:
-    """A value as TOML: text without quotes or backslashes, a whole number, a list of such text."""
+    """A value as TOML: text without quotes or backslashes, a whole number, true or false, a list of such text."""
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, int):
-        return str(value)
+        return str(value).lower()
     return "[" + ", ".join(toml(item) for item in value) + "]"
 
 

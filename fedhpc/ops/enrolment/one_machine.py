@@ -93,7 +93,9 @@ def enrol(
     """
     port = _free_port()
     url = f"https://127.0.0.1:{port}"
-    coordinator, pin, _ = Coordinator.new(folder / "coordinator", name, url, list(sites), rounds=rounds, seed=seed)
+    coordinator, pin, _ = Coordinator.new(
+        folder / "coordinator", name, url, list(sites), rounds=rounds, seed=seed, accept_two_sites=True
+    )
     text = read_bytes(coordinator.federation).decode()
     head, roster = text.partition("[cohort]")[0], text.partition(MARK)[2]
     write_whole(coordinator.federation, f"{head}{sections.strip()}\n\n{MARK}{roster}".encode())

@@ -25,12 +25,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError, StorageError
-from fedhpc.exchange.http_link import parse_url, proxy_from_environment
+from fedhpc.exchange.addresses import parse_url
 from fedhpc.exchange.mailbox import RelayMailbox
 from fedhpc.exchange.pins import pin_of, pin_of_key, read_certificate, read_pem, require_private
+from fedhpc.exchange.proxies import proxy_for
 from fedhpc.federation.agreement import SiteFile, read_site
 from fedhpc.federation.approvals import Approvals
-from fedhpc.federation.identity import read_identity
+from fedhpc.federation.identity import lost_keys_hint, read_identity
 from fedhpc.federation.roster import check_name
 from fedhpc.files import write_whole
 from fedhpc.ops.enrolment.fingerprints import fingerprint
@@ -182,8 +183,9 @@ class SiteFolder:
 
     def keys(self) -> SiteKeys:
         """Read both keys. Raises ConfigError or StorageError if one is missing or others can read it."""
-        identity = Ed25519PrivateKey.from_private_bytes(read_identity(self.sign_path))
-        require_private(self.tls_path)
+        hint = lost_keys_hint(self.path)
+        identity = Ed25519PrivateKey.from_private_bytes(read_identity(self.sign_path, hint))
+        require_private(self.tls_path, hint)
         return SiteKeys(self.name, identity, read_bytes(self.tls_path))
 
     def token(self) -> str:
@@ -226,7 +228,7 @@ class SiteFolder:
                 "the relay's pin is not known here, so it could be anybody",
                 f"put what the coordinator told into {self.path / 'relay.pin'}, 64 hex digits",
             )
-        proxy = proxy_from_environment(exchange.url) if exchange.proxy is None else exchange.proxy
+        proxy = proxy_for(exchange.url, exchange.proxy)
         return RelayMailbox(exchange.url, bytes.fromhex(pin), self.name, token.access, proxy, on_down)
 
     def certificate(self) -> bytes:
@@ -265,9 +267,12 @@ class SiteFolder:
         return certificate.not_valid_after_utc
 
     def rotate(self) -> list[Path]:
-        """Fresh keys in the place of the old ones, which are kept as *.old; the files kept. Raises ConfigError."""
-        self.keys()
-        old = [path.with_name(path.name + ".old") for path in (self.sign_path, self.tls_path)]
+        """Fresh keys in the place of the old ones, which are kept as *.old; the files kept. Raises ConfigError.
+
+        A key that is lost is not missed here.
+        """
+        pairs = [(path, path.with_name(path.name + ".old")) for path in (self.sign_path, self.tls_path)]
+        old = [kept for path, kept in pairs if path.exists()]
         for path in old:
             if path.exists():
                 raise ConfigError(f"{path} exists", "delete it or move it away when it is not needed any more")
@@ -276,8 +281,9 @@ class SiteFolder:
             for path in fresh:
                 path.unlink(missing_ok=True)
             _write_keys(*fresh)
-            for new, path, kept in zip(fresh, (self.sign_path, self.tls_path), old, strict=True):
-                os.link(path, kept)
+            for new, (path, kept) in zip(fresh, pairs, strict=True):
+                if kept in old:
+                    os.link(path, kept)
                 new.replace(path)
             (self.path / "token").unlink(missing_ok=True)  # the relay has bound it to the old keys
             if self.certificate_path.exists():

@@ -32,7 +32,7 @@ def _ask_slurm(job: str) -> float | None:
         answer = subprocess.run(
             ["squeue", "--noheader", "--jobs", job, "--format", "%e"],
             capture_output=True, text=True, timeout=_ASK_S, check=True, stdin=subprocess.DEVNULL,
-            env={**os.environ, "SLURM_TIME_FORMAT": "%s"},
+            env={k: v for k, v in os.environ.items() if k != "SLURM_CLUSTERS"} | {"SLURM_TIME_FORMAT": "%s"},
         ).stdout.strip()  # fmt: skip
         # A Slurm that ignores the format answers in local time, without a zone.
         return float(answer) if answer.isdigit() else datetime.fromisoformat(answer).timestamp()

@@ -26,6 +26,7 @@ def open_life(stage: Stage, told: Told, place: Place, site_file: SiteFile, site_
     """How long this rank may go on. The leader knows the job's end, and what it says holds for the site's ranks."""
     settings = read_section(LifeSettings, site_file.life, "life")
     leads = place.site.rank == 0
+    told.site_directory = site_directory
     return JobLife(settings, told, stage, job_end() if leads else None, round_seconds(site_directory) if leads else ())
 
 

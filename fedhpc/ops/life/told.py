@@ -1,7 +1,7 @@
 """Signals that tell this process to stop. Handlers only remember; ranks look at it at step boundaries.
 
-SIGUSR2 is what our batch scripts send some minutes before the end (NCCL catches SIGUSR1). SIGTERM comes with `scancel`
-and preemption, and leaves about half a minute.
+SIGUSR2 is what our batch scripts send some minutes before the end, and SIGUSR1 what other scripts send, though NCCL may
+catch it. SIGTERM comes with `scancel` and preemption, and leaves about half a minute; from mpirun half a second.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
+
+_STOP = (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM)
 
 
 class Told:
@@ -20,19 +23,24 @@ class Told:
         self.by = ""
         """The signal's name; "" while none came."""
         self.since = 0.0
+        self.ignored = False
+        """Whether no signal counts any more."""
+        self.site_directory: Path | None = None
+        """Where this rank's site keeps its checkpoints, once that is known."""
 
     def listen(self) -> None:
-        """Install the handlers, as early as possible: until then either signal kills. In the main thread."""
-        for number in (signal.SIGUSR2, signal.SIGTERM):
+        """Install the handlers, as early as possible: until then each of the signals kills. In the main thread."""
+        for number in _STOP:
             signal.signal(number, self.hear)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR2, signal.SIGTERM))  # a launcher may block them
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)  # a launcher may block them
 
     def ignore(self) -> None:
         """From now on no signal counts: this process ends anyway, and being killed at its exit would spoil its code."""
-        for number in (signal.SIGUSR2, signal.SIGTERM):
+        self.ignored = True
+        for number in _STOP:
             signal.signal(number, signal.SIG_IGN)
 
     def hear(self, number: int, frame: FrameType | None = None) -> None:
-        """A signal came. SIGTERM after SIGUSR2 is more urgent; the other way round nothing changes."""
+        """A signal came. SIGTERM after another is more urgent; the other way round nothing changes."""
         if not self.by or (number == signal.SIGTERM and self.by != "SIGTERM"):
             self.by, self.since = signal.Signals(number).name, self._clock()

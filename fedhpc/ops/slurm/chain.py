@@ -54,7 +54,7 @@ class Chains:
             assert one.found is not None
             raise ConfigError(
                 f"site {self.submitter.plan.site} already has the job {one.record.name} "
-                f"({one.found.job}, {one.state.lower()})",
+                f"({one.found.job}{_on(one.found.cluster)}, {one.state.lower()})",
                 "`fedhpc jobs list` shows it, `fedhpc jobs cancel` takes it out of the queue",
             )
 
@@ -93,11 +93,25 @@ class Chains:
     def shown(self) -> list[Shown]:
         """All records with their jobs' states. Raises PeersError if the queue cannot be asked."""
         records = self.submitter.records.all()
+        known: dict[str, Found] = {}
+        for cluster in dict.fromkeys(r.cluster for r in records if r.state != "refused"):
+            known |= self._ask(cluster, [r for r in records if r.cluster == cluster and r.state != "refused"])
+        named = self.submitter.plan.settings.cluster
+        # Jobs of version 0.1 may be in a cluster that their records do not name.
+        old = [r for r in records if not r.cluster and r.job and r.name not in known]
+        if named and old:
+            known |= self._ask(named, old)
+        return [Shown(r, known.get(r.name)) for r in records]
+
+    def _ask(self, cluster: str, records: list[Record]) -> dict[str, Found]:
         try:
-            found = self.submitter.queue.named([r.name for r in records])
+            return self.submitter.queue.named([r.name for r in records], cluster)
         except NoAnswerError as error:
-            raise PeersError(f"the queue cannot be asked: {error}", "try again later") from None
-        return [Shown(r, found.get(r.name)) for r in records]
+            gone = f"if {cluster} is gone for good, move its records out of {self.submitter.records.folder}"
+            raise PeersError(
+                f"the queue{_on(cluster)} cannot be asked: {error}",
+                f"try again later; {gone}" if cluster else "try again later",
+            ) from None
 
     def cancel(self, *, name: str | None = None, after: str | None = None) -> list[Record]:
         """Cancel one job, the later links of a chain, or all jobs of this site that wait or run; those cancelled.
@@ -112,7 +126,9 @@ class Chains:
                 if asked is not None and records.get(asked) is None:
                     raise ConfigError(f"no job {asked} was submitted from {records.folder}", "see `fedhpc jobs list`")
             ends = [s for s in self.shown() if s.alive and self._meant(s.record, name, after)]
-            self.submitter.queue.cancel([s.found.job for s in ends if s.found])
+            found = [s.found for s in ends if s.found]
+            for cluster in dict.fromkeys(f.cluster for f in found):
+                self.submitter.queue.cancel([f.job for f in found if f.cluster == cluster], cluster)
             return [records.put(dataclasses.replace(s.record, state="cancelled")) for s in ends]
 
     def _meant(self, record: Record, name: str | None, after: str | None) -> bool:
@@ -122,3 +138,7 @@ class Chains:
             before = self.submitter.records.get(after)
             return before is not None and record.chain == before.chain and record.link > before.link
         return True
+
+
+def _on(cluster: str) -> str:
+    return f" on cluster {cluster}" if cluster else ""

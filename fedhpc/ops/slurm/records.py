@@ -42,6 +42,8 @@ class Record:
     """The name of the link that it follows."""
     words: str = ""
     """What sbatch said, if it refused."""
+    cluster: str = ""
+    """Where the job was asked for, or is; empty: the cluster of the machine that asked."""
     time: str = ""
     """ISO 8601, UTC: when it was decided."""
 
@@ -102,6 +104,7 @@ class Records:
                 table = json.loads(file.read(_MOST_BYTES))
             if table.pop("version") != VERSION:
                 raise ValueError("another version")
+            table.setdefault("cluster", "")  # records of 0.1 have none
             types = {f.name: int if f.name == "link" else str for f in dataclasses.fields(Record)}
             if {k: type(v) for k, v in table.items()} != types or table["name"] != path.stem:
                 raise ValueError("other keys")

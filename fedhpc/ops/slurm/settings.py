@@ -9,15 +9,11 @@ from typing import Any, Literal
 
 from fedhpc.config import read_section, refuse_unknown
 from fedhpc.errors import ConfigError
+from fedhpc.ops.slurm.extra import check_extra
 
 _WALLTIME = re.compile(r"(?:(\d{1,3})-)?(\d{1,4}):([0-5]?\d):([0-5]?\d)")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# What the batch script decides itself; a second one in `extra` would undo it without a word.
-_OURS = (
-    *("job-name", "J", "output", "o", "error", "e", "signal", "requeue", "no-requeue", "open-mode", "dependency", "d"),
-    *("time", "t", "nodes", "N", "ntasks", "n", "ntasks-per-node", "array", "a", "begin", "b", "parsable", "wrap"),
-    *("wait", "W", "chdir", "D", "export", "test-only"),
-)
+_CLUSTER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -26,6 +22,8 @@ class SlurmSettings:
 
     profile: str = "generic"
     """Where the defaults of all other keys come from: a file of jobs/profiles, without .toml."""
+    cluster: str = ""
+    """The cluster that takes the jobs (sbatch --clusters); empty: SLURM_CLUSTERS, or the one of this machine."""
     account: str = ""
     partition: str = ""
     any_partition: bool = False
@@ -106,25 +104,35 @@ class SlurmSettings:
                 raise ConfigError(f"slurm.environment: {name!r} = {value!r}", "names as a shell takes them, no NUL")
         if any("\0" in line for line in self.setup):
             raise ConfigError("slurm.setup holds a NUL character")
-        for option in self.extra:
-            _check_extra(option)
+        if self.cluster:
+            check_cluster(self.cluster, "slurm.cluster")
+        check_extra(self.extra, memory=self.memory, gpus_per_node=self.gpus_per_node, gpu_request=self.gpu_request)
         refuse_unknown(
             self.exchange, [f.name for f in fields(self) if f.name not in _NOT_IN_EXCHANGE], "slurm.exchange"
         )
 
 
-_NOT_IN_EXCHANGE = ("exchange", "profile", "ahead", "nodes", "tasks_per_node", "gpus_per_node", "rank_wrapper")
+_NOT_IN_EXCHANGE = (
+    "exchange",
+    "profile",
+    "cluster",
+    "ahead",
+    "nodes",
+    "tasks_per_node",
+    "gpus_per_node",
+    "rank_wrapper",
+)
 
 
-def _check_extra(option: str) -> None:
-    name = re.split(r"[=\s]", option.lstrip("-"), maxsplit=1)[0]
-    if not option.startswith("-") or not option.isprintable() or not name:
-        raise ConfigError(f"slurm.extra: {option!r} is no option", 'write it as "--exclusive" or "--switches=1"')
-    short = option[1:2] if not option.startswith("--") else ""
-    if name in _OURS or (short and short in _OURS):
+def check_cluster(name: str, where: str) -> str:
+    """`name`, if it is one cluster's. Raises ConfigError for several, and for `all`."""
+    if not _CLUSTER.fullmatch(name) or name.casefold() == "all":
         raise ConfigError(
-            f"slurm.extra: {option!r} is set by fedhpc itself", "nodes, tasks and time have keys of their own"
+            f"{where} = {name!r} is not the name of one cluster",
+            'a job waits for the one before only within a cluster: [slurm] cluster = "NAME"; '
+            "`sacctmgr show clusters` lists them",
         )
+    return name
 
 
 def walltime_s(text: str) -> int:

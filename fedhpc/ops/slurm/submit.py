@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from fedhpc.errors import ConfigError, PeersError
 from fedhpc.files import write_whole
 from fedhpc.ops.slurm.plan import Plan, Stage
-from fedhpc.ops.slurm.queue import DoubtError, Found, NoAnswerError, Queue
+from fedhpc.ops.slurm.queue import DoubtError, Found, NoAnswerError, Queue, named_cluster
 from fedhpc.ops.slurm.records import Record, Records, job_name
 from fedhpc.ops.slurm.scripts import Shape, job_script
 
@@ -38,6 +38,10 @@ class Submitter:
     def records(self) -> Records:
         """The site's records."""
         return Records(self.plan.jobs)
+
+    def cluster(self) -> str:
+        """The cluster that a new chain goes to; empty: the one of this machine. ConfigError if it is not one."""
+        return self.plan.settings.cluster or named_cluster(self.queue.environment)
 
     def stage(self, link: int) -> Stage:
         """What link number `link` (from 1) does: `detached` exchanges and trains in turn.
@@ -85,42 +89,43 @@ class Submitter:
                 profile=self.plan.profile.name,
                 state="intended",
                 after=after.name if after else "",
+                cluster=self.cluster() if after is None else after.cluster,
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             )
         write_whole(script, text.encode(), mode=0o600)
         self.records.put(record)
         try:
-            job = self._until_known(record, looking=known)
+            job, cluster = self._until_known(record, looking=known)
         except ConfigError as error:
             self.records.put(dataclasses.replace(record, state="refused", words=error.what))
             raise
-        return self.records.put(dataclasses.replace(record, state="submitted", job=job, words=""))
+        return self.records.put(dataclasses.replace(record, state="submitted", job=job, cluster=cluster, words=""))
 
-    def _until_known(self, record: Record, *, looking: bool) -> str:
-        """Call sbatch until the job has an id; with `looking` an earlier call may have succeeded."""
+    def _until_known(self, record: Record, *, looking: bool) -> tuple[str, str]:
+        """Call sbatch until the job has an id and a cluster; with `looking` an earlier call may have succeeded."""
         words = ""
         script = self.plan.jobs / f"{record.name}.sbatch"
         for pause_s in (*PAUSES_S, None):
             try:
-                if looking and (found := self._find(record.name)) is not None:
-                    return found.job
-                return self.queue.submit(script)
+                if looking and (found := self._find(record)) is not None:
+                    return found.job, found.cluster
+                return self.queue.submit(script, record.cluster)
             except (DoubtError, NoAnswerError) as error:
                 words, looking = str(error), True
             if pause_s is not None:
                 self.pause(pause_s)
-        if (found := self._find_or_none(record.name)) is not None:
-            return found.job
+        if (found := self._find_or_none(record)) is not None:
+            return found.job, found.cluster
         raise PeersError(
             f"the queue did not say whether it took the job {record.name}: {words}",
             "the same command looks for the job before it submits again",
         )
 
-    def _find(self, name: str) -> Found | None:
-        return self.queue.named([name]).get(name)
+    def _find(self, record: Record) -> Found | None:
+        return self.queue.named([record.name], record.cluster).get(record.name)
 
-    def _find_or_none(self, name: str) -> Found | None:
+    def _find_or_none(self, record: Record) -> Found | None:
         try:
-            return self._find(name)
+            return self._find(record)
         except NoAnswerError:
             return None

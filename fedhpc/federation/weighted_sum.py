@@ -1,0 +1,104 @@
+"""Σ factor · array over the sites, array by array: what `fed.sum` and `fed.mean` have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from fedhpc.errors import ConfigError
+from fedhpc.federation.element_scales import ElementScales, choose_element_scales, with_own_scales
+from fedhpc.federation.given_arrays import given_arrays
+from fedhpc.federation.layout import Vector, check_text, sum_kind
+from fedhpc.federation.party import class_of
+from fedhpc.federation.precision import warn_of_coarse
+from fedhpc.federation.scale_choice import choose_scales
+from fedhpc.federation.scales import Scales, refuse_beyond, refuse_not_finite
+from fedhpc.federation.sums import Sums, as_float
+from fedhpc.secure.ring import Tensor, scale_for, scale_for_exponent
+
+if TYPE_CHECKING:
+    from fedhpc.federation.federation import Federation
+
+_Floats = Mapping[str, NDArray[Any]]
+
+
+def weighted_sum(
+    federation: Federation,
+    arrays: Mapping[str, Any],
+    factor: float,
+    *,
+    bound: float | None = None,
+    name: str | None = None,
+    per_element: bool | None = None,
+    everyone: bool = False,
+    average: bool = False,
+    skip: bool = False,
+    category: str = "",
+    floats_only: bool = False,
+) -> Sums | None:
+    """Σ factor · array by name; None if it was skipped. `average`: an equal mean over the sites in the sum.
+
+    `category`: the ledger's class; empty: that of its name. `floats_only`: integers go as float64.
+    """
+    values = given_arrays(arrays)
+    sources: dict[str, str] = {}
+    if floats_only:  # the ledger knows them as the integers that they are
+        sources = {n: "int64" for n, a in values.items() if a.dtype.kind in "iub"}
+        values = {n: as_float(a) for n, a in values.items()}
+    kinds = {n: sum_kind(n, a) for n, a in values.items()}
+    if bound is not None and not (math.isfinite(bound) and bound > 0):
+        raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
+    purpose = check_text(name, "name") if name else f"sum {federation.round_ + 1}"
+    floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
+    if skip and (not everyone or (floats and (bound is None or per_element))):
+        # A scale of its own could be skipped by some sites and not by others, which then ask for different sums.
+        raise ConfigError("skip=True is for a sum over everyone, of integers or with bound=", "give bound= alone")
+    fine = {n: floats[n] for n in with_own_scales(floats, bound, per_element)}
+    rest = {n: a for n, a in floats.items() if a.size and n not in fine}
+    if federation.party.leads:  # the leader's values count
+        if bound is not None:
+            refuse_beyond(floats, bound, federation.site)
+        else:
+            refuse_not_finite(floats, federation.site)
+    own = choose_element_scales(federation, fine, factor, purpose, bound=bound, everyone=everyone)
+    scales = _scales(federation, rest, bound, factor, purpose, own, everyone=everyone)
+    for n in own.exponents:  # 64-bit lanes, which have room for the size of a bin
+        if kinds[n] == "float32":
+            sources[n] = "float32"
+    lanes = {n: "float64" if n in own.exponents else kind for n, kind in kinds.items()}
+    layout = federation.layout([Tensor(n, lanes[n], values[n].shape, scales.by_name.get(n, 0)) for n in values])
+    vector = Vector(layout)
+    vector.fill({n: a.astype(lanes[n], copy=False) for n, a in values.items()})
+    vector.sources = sources
+    factors = dict.fromkeys(floats, factor)
+    category = category or class_of(name)
+    opened = federation.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+    if opened is None:
+        return None
+    sums = Sums.of(vector, opened, federation.sites, own, kinds, average=average)
+    if federation.party.leads and len(federation.sites) > 1:
+        warn_of_coarse(federation, name, {n: (a, factor) for n, a in floats.items()}, sums)
+    return sums
+
+
+def _scales(
+    federation: Federation,
+    rest: _Floats,
+    bound: float | None,
+    factor: float,
+    purpose: str,
+    own: ElementScales,
+    *,
+    everyone: bool,
+) -> Scales:
+    """Of all float arrays: one that is public where each element has its own, and one for each array of the `rest`."""
+    sites = len(federation.sites)
+    units = dict.fromkeys(own.exponents, scale_for_exponent(0, 64, sites))
+    if bound is not None:
+        chosen = Scales({n: scale_for(bound, 8 * a.itemsize, sites) for n, a in rest.items()})
+    else:
+        chosen = choose_scales(federation, rest, factor, f"scale of arrays of {purpose}", everyone=everyone)
+    return Scales({**chosen.by_name, **units}, chosen.salt or own.salt, chosen.lost, own.exponents)
