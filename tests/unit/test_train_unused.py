@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 from train_fakes import make_task, make_trainer
 
+import fedhpc
 from fedhpc.errors import ConfigError
+from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.train.backends import SerialBackend
 from fedhpc.train.own_loop import OwnLoopBackend
 from fedhpc.train.settings import TrainSettings
@@ -142,6 +145,17 @@ def test_a_loop_of_ones_own_on_one_rank() -> None:
     model = own_loop("allow").wrap(Branches())
     loss(model, (x, y)).backward()
     assert model.dead.weight.grad is None
+
+
+def test_the_ways_out_of_a_loop_of_ones_own() -> None:
+    federation: Any = types.SimpleNamespace(party=types.SimpleNamespace(site=SerialGroup("site a")))
+    x, y = torch.ones(3, 5), torch.ones(3)
+    with pytest.raises(ConfigError, match=r"site a: backward\(\) leaves parameters without a gradient: late\.weight"):
+        loss(fedhpc.site_backend(federation, device="cpu").wrap(Branches()), (x, y)).backward()
+    backend = fedhpc.site_backend(federation, device="cpu", unused_parameters="allow")
+    loss(backend.wrap(Branches()), (x, y)).backward()
+    with pytest.raises(ConfigError, match="'maybe'"):
+        fedhpc.site_backend(federation, unused_parameters="maybe")  # type: ignore[arg-type]
 
 
 def test_a_loop_of_ones_own_sees_through_reentrant_checkpoints() -> None:
