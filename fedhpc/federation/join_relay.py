@@ -143,8 +143,8 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
     signatures = _read_kept(kept)
     everyone = {m.number for m in party.members}
     if set(signatures) != everyone or signatures.get(party.number) != own:
-        refuse_forgotten_sums(party, exchange)
         _publish(exchange, own, agreement)
+        refuse_forgotten_sums(party, exchange)
         watch = exchange.watch(0, 0)
 
         def missing() -> str:
@@ -169,16 +169,14 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
 
 
 def refuse_forgotten_sums(party: Party, exchange: RelayExchange) -> None:
-    """Raise PolicyError if the relay knows this site from before, and neither its run directory nor its ledger does.
+    """Raise PolicyError if this site has summed before, and neither its run directory nor its ledger knows of it.
 
-    It may have put a vector into an open round; a second one could show the first. The relay's word is a hint: one that
-    says nothing leaves this as it was.
+    It may have put a vector into an open round; a second one could show the first. No sum is done before all sites have
+    started once. The relay's word is a hint: one that says nothing leaves this as it was.
     """
     journal = party.journal
     assert journal is not None
     if len(journal.ledger) or not journal.fresh:
-        return
-    if exchange.client.get(exchange.name(0, 0, f"{_TOPIC}/{party.number}")) is None:
         return
     standing = exchange.standing()
     named = [entry.get(key) for entry in objects_of(standing, "sums") for key in ("ready", "cohort")]
