@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedhpc.errors import ConfigError, InterruptedRun, PeersError, PolicyError
+from fedhpc.exchange.addresses import place_of
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience, Retry
@@ -58,7 +59,8 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life)
     word = b"."
     if party.leads:
         assert party.journal is not None
-        exchange = RelayExchange(client, agreement.hash, party.number)
+        place = place_of(mine.exchange.url) if mine.exchange.kind == "https" else ""
+        exchange = RelayExchange(client, agreement.hash, party.number, place)
         exchange.interrupts = Interrupts(life.leaves, life.must_leave, life.wait_s)
         try:
             _prove_configuration(party, exchange, mine, signatures)
@@ -153,7 +155,7 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
 
         wait_s = exchange.interrupts.wait_s
         deadline = time.monotonic() + min(agreement.cohort.deadline_s, math.inf if wait_s is None else wait_s)
-        words = "has not started with this federation.toml yet"
+        words = f"has not started with this federation.toml yet{exchange.at}"
         if not wait_telling(
             watch, lambda w: everyone <= set(w.sites(_TOPIC)), deadline, lambda: f"{missing()} {words}", first_s=_TELL_S
         ):
