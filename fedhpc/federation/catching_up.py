@@ -24,7 +24,7 @@ from fedhpc.exchange.https import RelayExchange, Watch, objects_of
 from fedhpc.federation.attempt_files import AttemptFiles
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
-from fedhpc.federation.party import NEXT_EPOCH, Party
+from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
 from fedhpc.secure import labels
 from fedhpc.secure.catchup import BLOCK_BYTES, CaughtUp, Federation, Giver, Taker, release
@@ -160,7 +160,8 @@ def take(
     raise PeersError(
         f"no other site gave its model within {deadline_s:.0f} s",
         "start this site again while the others run: they give their newest model; if they have finished, ask one of "
-        f"them for it (`fedhpc export`); if they all wait for this site, {NEXT_EPOCH}",
+        f"them for it (`fedhpc export`); if they all wait for this site, {GIVEN_EPOCH}, or with --again before there "
+        "is a model",
     )
 
 

@@ -26,8 +26,7 @@ from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.identity import lost_keys_hint
 from fedhpc.federation.interfaces import Life
 from fedhpc.federation.known_states import KnownStates
-from fedhpc.federation.ledger_file import LOST_LEDGER_HINT
-from fedhpc.federation.party import Party
+from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.federation.patience import wait_telling
 from fedhpc.federation.relayed_sum import Lead, RelayedSums
 from fedhpc.federation.relayed_work import Order, end_if_stopped
@@ -146,8 +145,8 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
     signatures = _read_kept(kept)
     everyone = {m.number for m in party.members}
     if set(signatures) != everyone or signatures.get(party.number) != own:
-        refuse_forgotten_sums(party, exchange)
         _publish(exchange, own, agreement)
+        refuse_forgotten_sums(party, exchange)
         watch = exchange.watch(0, 0)
 
         def missing() -> str:
@@ -172,23 +171,24 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
 
 
 def refuse_forgotten_sums(party: Party, exchange: RelayExchange) -> None:
-    """Raise PolicyError if the relay knows this site from before, and neither its run directory nor its ledger does.
+    """Raise PolicyError if this site has summed before, and neither its run directory nor its ledger knows of it.
 
-    It may have put a vector into an open round; a second one could show the first. The relay's word is a hint: one that
-    says nothing leaves this as it was.
+    It may have put a vector into an open round; a second one could show the first. No sum is done before all sites have
+    started once. The relay's word is a hint: one that says nothing leaves this as it was.
     """
     journal = party.journal
     assert journal is not None
     if len(journal.ledger) or not journal.fresh:
-        return
-    if exchange.client.get(exchange.name(0, 0, f"{_TOPIC}/{party.number}")) is None:
         return
     standing = exchange.standing()
     named = [entry.get(key) for entry in objects_of(standing, "sums") for key in ("ready", "cohort")]
     if standing.get("done") or any(isinstance(of, list) and party.number in of for of in named):
         what = f"site {party.name} took part in this federation before, and its ledger knows nothing of it"
         journal.refuse_lost(what)
-        raise PolicyError(what, LOST_LEDGER_HINT)
+        lost = "if both are lost, this site sums again in the next epoch only"
+        raise PolicyError(
+            what, f"put ledger or run directory back, or name them ([ledger] path, --out); {lost}: {GIVEN_EPOCH}"
+        )
 
 
 def _publish(exchange: RelayExchange, own: bytes, agreement: Agreement) -> None:
