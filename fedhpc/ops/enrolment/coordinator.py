@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, FedhpcError, PolicyError, StorageError
-from fedhpc.exchange.http_link import parse_url
+from fedhpc.exchange.addresses import parse_url
 from fedhpc.exchange.pins import pin_of, read_certificate, require_private
 from fedhpc.federation.agreement import read_agreement
 from fedhpc.federation.roster import check_name
