@@ -5,6 +5,8 @@ Such a loop calls `backward()` itself. What `fedhpc run` does between its passes
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -93,7 +95,7 @@ class _Watch:
         # DDP decides here whether the backward pass averages. A hook on the outputs is called in the pass itself,
         # while those on parameters may be called in a pass within it (reentrant checkpoints).
         averages = not isinstance(wrapped, DistributedDataParallel) or wrapped.require_backward_grad_sync
-        for tensor in pytree.tree_leaves(output):
+        for tensor in _leaves(output):
             if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
                 tensor.register_hook(partial(self._in_backward, wrapped, averages))  # type: ignore[no-untyped-call]
 
@@ -130,6 +132,14 @@ class _Watch:
         for parameter, count in zip(self._parameters.values(), counts.tolist(), strict=True):
             if count == dist.get_world_size():
                 parameter.grad = None
+
+
+def _leaves(output: Any) -> Iterator[Any]:
+    for leaf in pytree.tree_leaves(output):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _leaves(vars(leaf))
+        else:
+            yield leaf
 
 
 def _at_end_of_backward(call: Any) -> None:

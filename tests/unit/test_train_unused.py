@@ -158,6 +158,21 @@ def test_the_ways_out_of_a_loop_of_ones_own() -> None:
         fedhpc.site_backend(federation, unused_parameters="maybe")  # type: ignore[arg-type]
 
 
+def test_a_loop_of_ones_own_sees_outputs_of_any_form() -> None:
+    @dataclasses.dataclass
+    class Answer:
+        scores: dict[str, Any]
+
+    class Formed(Branches):
+        def forward(self, x: torch.Tensor) -> Any:
+            y, extra = super().forward(x)
+            return Answer({"y": [y], "more": (extra, None)})
+
+    model = own_loop("refuse").wrap(Formed())
+    with pytest.raises(ConfigError, match=r"late\.weight"):
+        model(torch.ones(3, 5)).scores["y"][0].sum().backward()
+
+
 def test_a_loop_of_ones_own_sees_through_reentrant_checkpoints() -> None:
     from torch.utils.checkpoint import checkpoint
 
