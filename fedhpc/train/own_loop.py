@@ -20,7 +20,7 @@ from fedhpc.errors import ConfigError
 from fedhpc.federation.federation import Federation
 from fedhpc.train.backends import Backend, DdpBackend, open_backend
 from fedhpc.train.settings import ComputeSettings
-from fedhpc.train.unused import Reach, refusal, trained, without_gradient
+from fedhpc.train.unused import Reach, refusal, without_gradient
 
 UnusedParameters = Literal["refuse", "allow"]
 
@@ -58,9 +58,10 @@ class OwnLoopBackend:
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """What the loss is computed with: `model`, or `model` behind DDP."""
         wrapped = self._backend.wrap(model)
-        reach = self._backend.reach[wrapped] if isinstance(self._backend, DdpBackend) else None
-        if reach is not None or not self._allowed:
-            self._watches.append(_Watch(wrapped, reach, self._label, self._allowed, self.device))
+        if isinstance(self._backend, DdpBackend):
+            self._watches.append(_Watch(wrapped, self._backend.reach[wrapped], self._label, self._allowed, self.device))
+        elif not self._allowed:
+            self._watches.append(_Watch(wrapped, Reach(wrapped), self._label, self._allowed, self.device))
         return wrapped
 
     def averaging(self, wrapped: torch.nn.Module, now: bool) -> AbstractContextManager[None]:
@@ -78,18 +79,16 @@ class OwnLoopBackend:
 class _Watch:
     """Looks at the end of each backward pass through a wrapped model for parameters that it left out."""
 
-    def __init__(
-        self, wrapped: torch.nn.Module, reach: Reach | None, label: str, allowed: bool, device: torch.device
-    ) -> None:
-        """`reach`: of the model behind DDP; None on one rank."""
+    def __init__(self, wrapped: torch.nn.Module, reach: Reach, label: str, allowed: bool, device: torch.device) -> None:
         self._reach, self._label, self._allowed, self._device = reach, label, allowed, device
-        self._parameters = trained(wrapped) if reach is None else reach.parameters
+        self._parameters = reach.parameters
         self._pass = -1  # torch's number of the backward pass that is looked at
         self._hook = wrapped.register_forward_hook(self._after_forward)
 
     def close(self) -> None:
         """Take the hooks off the model."""
         self._hook.remove()
+        self._reach.close()
 
     def _after_forward(self, wrapped: torch.nn.Module, _: Any, output: Any) -> None:
         # DDP decides here whether the backward pass averages. A hook on the outputs is called in the pass itself,
@@ -106,10 +105,12 @@ class _Watch:
             _at_end_of_backward(partial(self._after_backward, wrapped, averages))
 
     def _after_backward(self, wrapped: torch.nn.Module, averages: bool) -> None:
-        if self._reach is None:
+        if not self._reach.any():
+            return
+        if not isinstance(wrapped, DistributedDataParallel):
             left = without_gradient(self._parameters)
+            self._reach.begin()
         elif averages:
-            assert isinstance(wrapped, DistributedDataParallel)
             left = self._reach.complete(wrapped)
         else:
             self._reach.begin()

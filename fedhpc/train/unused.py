@@ -43,10 +43,10 @@ def refusal(where: str, names: Collection[str], of: int, way_out: str) -> Config
 
 
 class Reach:
-    """Which parameters of a model behind DDP this rank's backward passes reach."""
+    """Which parameters of a model, behind DDP or not, this rank's backward passes reach."""
 
-    def __init__(self, wrapped: DistributedDataParallel) -> None:
-        self.parameters = trained(wrapped.module)
+    def __init__(self, wrapped: torch.nn.Module) -> None:
+        self.parameters = trained(wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped)
         self._pass: set[str] = set()  # in this pass
         self._step: set[str] = set()  # since gradients were averaged
         self._zeros = False
@@ -60,6 +60,10 @@ class Reach:
     def begin(self) -> None:
         """Before a forward and backward pass."""
         self._pass.clear()
+
+    def any(self) -> bool:
+        """Whether the pass has given a gradient to any parameter; one for inputs alone (a gradient penalty) has not."""
+        return bool(self._pass)
 
     def complete(self, wrapped: DistributedDataParallel) -> list[str]:
         """After a pass that averages: zeros for what it left out, so that DDP goes on.

@@ -166,6 +166,14 @@ def main(out: Path) -> None:
         with backend.averaging(model, now=k == 2):
             (loss(model, (x[half], y[half])) / 2).backward()
     compare()
+    # A gradient within the loss gives none to parameters, and nothing is averaged at its end.
+    for one, part in ((model, mine), (plain, seen)):
+        one.zero_grad(set_to_none=True)
+        inputs = x[part].clone().requires_grad_(True)
+        value = one(inputs)[0]
+        (slope,) = torch.autograd.grad(value.sum(), inputs, create_graph=True)
+        (value.square().mean() + slope.square().mean()).backward()
+    compare()
     backend.close()
 
     backend = OwnLoopBackend(open_backend(ComputeSettings(device="cpu"), group), group.label, "refuse")

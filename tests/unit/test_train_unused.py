@@ -158,6 +158,17 @@ def test_the_ways_out_of_a_loop_of_ones_own() -> None:
         fedhpc.site_backend(federation, unused_parameters="maybe")  # type: ignore[arg-type]
 
 
+def test_a_gradient_penalty_in_a_loop_of_ones_own_is_no_step() -> None:
+    model = Branches(lambda call: True)
+    model.dead.requires_grad_(False)
+    model = own_loop("refuse").wrap(model)
+    x = torch.ones(3, 5, requires_grad=True)
+    y = model(x)[0]
+    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (y.mean() + slope.square().mean()).backward()
+    assert model.head.weight.grad is not None
+
+
 def test_a_loop_of_ones_own_sees_outputs_of_any_form() -> None:
     @dataclasses.dataclass
     class Answer:
