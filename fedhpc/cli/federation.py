@@ -22,6 +22,15 @@ _ACCEPT = click.option(
     "train, weights, standardise, measured, or a statistic's name. May be repeated.",
 )
 
+_FROM_MODEL = click.option(
+    "--from-model",
+    "model",
+    type=_DIR,
+    metavar="FILE",
+    help="Begin from this safetensors file, which every site is given; its SHA-256 is agreed on.",
+)
+_PUBLIC = click.option("--public", is_flag=True, help="The file of --from-model is public and no federation made it.")
+
 
 @click.group("federation", cls=OrderedGroup)
 def federation() -> None:
@@ -53,17 +62,39 @@ def federation() -> None:
     is_flag=True,
     help="For two sites that trust each other: each learns the other's numbers.",
 )
-def new(directory: Path, name: str, url: str, sites: str, rounds: int, seed: int, two: bool) -> None:
+@_FROM_MODEL
+@_PUBLIC
+def new(
+    directory: Path,
+    name: str,
+    url: str,
+    sites: str,
+    rounds: int,
+    seed: int,
+    two: bool,
+    model: Path | None,
+    public: bool,
+) -> None:
     """Begin a federation in DIR: a draft of federation.toml, an enrolment authority and everything for a relay.
 
     Prints a one-time token for each site. Give each its own over a channel that both trust, together with the relay's
     URL and pin: by telephone, or in person.
     """
+    from fedhpc.errors import ConfigError
     from fedhpc.ops.enrolment.coordinator import Coordinator
+    from fedhpc.ops.start_file import agreed_sha256
 
     names = [part.strip() for part in sites.split(",")]
-    _, pin, tokens = Coordinator.new(directory, name, url, names, rounds=rounds, seed=seed, accept_two_sites=two)
+    if public and model is None:
+        raise ConfigError("--public belongs to --from-model", _PUBLIC_HINT)
+    # The task is only agreed on later, so the file itself must say in which order its tensors are.
+    agreed = "" if model is None else agreed_sha256(model, {"name": "module"}, public=public)
+    _, pin, tokens = Coordinator.new(
+        directory, name, url, names, rounds=rounds, seed=seed, accept_two_sites=two, model=agreed
+    )
     click.echo(f"wrote {directory}: federation.toml to be agreed on, authority.key to keep, relay/ for the relay")
+    if model is not None:
+        click.echo(f"it begins from {model}: give every site the file too, for `fedhpc run --from-model`")
     click.echo("give each site its line; tokens are shown once and work once:")
     for site, token in tokens.items():
         click.echo(f"{site}  token {token}  relay {url}  relay pin {pin}")
@@ -202,14 +233,8 @@ def revoke(directory: Path, site: str, reinvite: bool, accept: tuple[str, ...]) 
 @federation.command("next", short_help="Begin the next epoch: go on, or run again.")
 @click.argument("directory", metavar="DIR", type=_DIR)
 @click.option("--rounds", type=click.IntRange(1), help="Training rounds of the next epoch.  [default: as before]")
-@click.option(
-    "--from-model",
-    "model",
-    type=_DIR,
-    metavar="FILE",
-    help="Begin from this safetensors file, which every site is given; its SHA-256 is agreed on.",
-)
-@click.option("--public", is_flag=True, help="The file of --from-model is public and no federation made it.")
+@_FROM_MODEL
+@_PUBLIC
 @click.option("--again", is_flag=True, help="Begin anew with another seed and the same sites; nothing is asked.")
 @click.option("--from-scratch", is_flag=True, help="Begin anew with another seed, although the sites have changed.")
 @_ACCEPT
@@ -234,7 +259,7 @@ def next_(
     if (model is not None) + again + from_scratch > 1:
         raise ConfigError("--from-model, --again and --from-scratch exclude each other", "give one of them, or none")
     if public and model is None:
-        raise ConfigError("--public belongs to --from-model", "it says that no federation made that file")
+        raise ConfigError("--public belongs to --from-model", _PUBLIC_HINT)
     folder = open_folder(directory)
     beginning = Beginning("again" if again else "scratch" if from_scratch else "previous", "", rounds, accept)
     if model is not None:
@@ -249,6 +274,7 @@ def next_(
         click.echo("change it if you like, then all sites approve it")
 
 
+_PUBLIC_HINT = "it says that no federation made that file"
 _BEGINS = {
     "previous": "which goes on from the newest model",
     "model": "which begins from the model in the file",

@@ -25,7 +25,14 @@ import click
     show_default=True,
     help="Of the rows held out; with digits also of who has which images, the first model and the order of the data.",
 )
-def new(directory: Path, example: str, ranks: int, rounds: int | None, seed: int) -> None:
+@click.option(
+    "--from-model",
+    "model",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Begin from the model in this safetensors file, of `fedhpc export` for one; a copy is put into DIRECTORY.",
+)
+def new(directory: Path, example: str, ranks: int, rounds: int | None, seed: int, model: Path | None) -> None:
     """Write a working federation of four sites into DIRECTORY, with data.
 
     Change its files step by step into your own: federation.toml is what all sites agree on, sites/NAME.toml what one
@@ -34,22 +41,28 @@ def new(directory: Path, example: str, ranks: int, rounds: int | None, seed: int
     import os
     import shlex
 
+    from fedhpc.config import parse_toml
     from fedhpc.demo.digits.federation import ROUNDS as DIGITS_ROUNDS
+    from fedhpc.demo.digits.federation import TASK as DIGITS_TASK
     from fedhpc.demo.digits.federation import write_digits_federation
     from fedhpc.demo.heart.federation import ROUNDS as HEART_ROUNDS
+    from fedhpc.demo.heart.federation import TASK as HEART_TASK
     from fedhpc.demo.heart.federation import write_heart_federation
     from fedhpc.errors import ConfigError, StorageError
+    from fedhpc.ops.start_file import fitting_file
 
     if (directory / "federation.toml").exists():
         raise ConfigError(f"{directory} holds a federation already", "choose another directory; nothing was changed")
+    task = HEART_TASK.format(split_seed=seed) if example == "heart" else DIGITS_TASK.format(seed=seed)
+    start = None if model is None else fitting_file(model, parse_toml(task.encode(), "the example's [task]"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot make {directory}: {error.strerror}", "choose another directory") from None
     if example == "heart":
-        write_heart_federation(directory, rounds=rounds or HEART_ROUNDS, seed=seed, ranks=ranks)
+        write_heart_federation(directory, rounds=rounds or HEART_ROUNDS, seed=seed, ranks=ranks, start=start)
     else:
-        write_digits_federation(directory, rounds=rounds or DIGITS_ROUNDS, seed=seed, ranks=ranks)
+        write_digits_federation(directory, rounds=rounds or DIGITS_ROUNDS, seed=seed, ranks=ranks, start=start)
     click.echo(f"wrote {directory}: federation.toml, sites/, keys/ and data/ of 4 sites")
     click.echo("train it with:")
     click.echo(

@@ -46,7 +46,7 @@ def carry(federation: Path, site: Path, directory: Path | None, watch: bool) -> 
 
     carrier = carrier_of(federation, site, directory, lambda text: click.echo(f"spool: {text}", err=True))
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: carrier.stopping.set())
+        signal.signal(number, lambda *_: carrier.stop())
     if watch:
         click.echo("spool: carrying")
         carrier.watch()

@@ -52,7 +52,8 @@ class RowReader:
         codes = [cells.numeric_codes(column, source) for column in firsts]
         table = np.full((max(map(len, codes)), len(firsts)), np.nan, np.float32)
         for kind, mine in enumerate(codes):
-            table[: len(mine), kind] = mine
+            with np.errstate(over="ignore"):  # a code may be the largest float64
+                table[: len(mine), kind] = mine
         self._codes = table[:, [self._kinds[i] for i in self._quick]]  # [codes, quick columns]
 
     def read(self, row: Sequence[str], values: NDArray[np.float32]) -> str | None:

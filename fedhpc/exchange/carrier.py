@@ -18,7 +18,7 @@ from fedhpc.exchange.carrier_listing import ListedAttempt
 from fedhpc.exchange.carrier_notes import Put, SiteNotes, Watched, Wish
 from fedhpc.exchange.carrier_tasks import Tasks, is_refusal
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.link_problems import NoWayError, RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES, UNSHARED
 from fedhpc.exchange.spool_files import MOST_NOTE_BYTES, PUTS, SpoolFolder, names_in, read_file, remove, write_file
 from fedhpc.exchange.spool_notes import PutNote, Refusal, read_note
@@ -28,6 +28,7 @@ _FIRST_S, _LONGEST_S = 0.02, 0.5  # between looks at the site's half
 _STANDING_S, _QUIET_STANDING_S = 2.0, 15.0
 _AGAIN_S = 3.0  # after something failed
 _CLEAR_S = 30.0
+_HEED_S = 0.1  # between looks whether a signal came
 _TELL_S = 60.0  # between two equal complaints
 _MESSAGES, _VECTORS = 8, 2  # carried at once
 
@@ -42,9 +43,10 @@ class Carrier:
         folder.require()
         self._folder, self._client, self._say = folder, client, say
         self.stopping = threading.Event()
+        self._stop_asked = False
         self._tasks, self._notes = Tasks(folder, client), SiteNotes(folder)
         self._lease = Lease(folder, self._moved)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # for what threads share: all containers below, and `carried`
         self._under_way: set[_Key] = set()
         self._done: set[_Key] = set()
         self._not_before: dict[_Key, float] = {}
@@ -106,12 +108,29 @@ class Carrier:
 
     # --- start and end
 
+    def stop(self) -> None:
+        """End in a moment; safe in a signal handler, which may take no lock: setting an Event takes one."""
+        self._stop_asked = True
+
+    def _heed_stop(self) -> None:
+        while not self.stopping.wait(_HEED_S):
+            if self._stop_asked:
+                self.stopping.set()
+
     def _begin(self, stale_s: float) -> None:
+        threading.Thread(target=self._heed_stop, name="stop", daemon=True).start()
+        try:
+            self._take_place(stale_s)
+        except BaseException:
+            self.stopping.set()
+            raise
+        threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True).start()
+
+    def _take_place(self, stale_s: float) -> None:
         for name in names_in(self._folder.spool):
             if len(name) == 64 and name != self._folder.config:
                 self._say(f"not carried: {name[:16]}… in {self._folder.spool} is of another federation.toml")
         self._lease.take(self._say, self.stopping, stale_s)
-        threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True).start()
 
     def _end(self) -> None:
         self.stopping.set()
@@ -128,7 +147,7 @@ class Carrier:
                 self._complain(error)
             except PeersError as error:
                 self._fail(error)
-        self._client.close()  # `stopping` may come from a signal's handler, which can take no locks
+        self._client.close()
 
     def _moved(self) -> int:
         """Grows with every answer of the relay, and with every block of a transfer."""
@@ -149,8 +168,15 @@ class Carrier:
             key = ("want", wish.note, "")
             asked.add(key)
             started.append(self._start(key, lambda wish=wish: self._fetch(wish), wish.want.length))  # type: ignore[misc]
-        self._done &= asked | {key for key in self._done if key[0] == "sum"}
+        self._forget_all_but(asked)
         return [future for future in started if future is not None]
+
+    def _forget_all_but(self, asked: set[_Key]) -> None:
+        """What no note asks for is not remembered; sums are, since they come unasked."""
+        with self._lock:
+            self._done = {key for key in self._done if key in asked or key[0] == "sum"}
+            now = time.monotonic()
+            self._not_before = {key: at for key, at in self._not_before.items() if at > now}
 
     def _start(self, key: _Key, act: Callable[[], bool], length: int) -> Future[None] | None:
         with self._lock:
@@ -162,12 +188,13 @@ class Carrier:
         def run() -> None:
             try:
                 if act():
-                    self._done.add(key)
+                    with self._lock:
+                        self._done.add(key)
                     self._trouble = ""
                 else:
-                    self._not_before[key] = time.monotonic() + _LONGEST_S
+                    self._pause(key, _LONGEST_S)
             except (PeersError, StorageError) as error:
-                self._not_before[key] = time.monotonic() + _AGAIN_S
+                self._pause(key, _AGAIN_S)
                 self._complain(error)
                 raise
             except BaseException as error:
@@ -179,17 +206,25 @@ class Carrier:
 
         return (self._vectors if length > BLOCK_BYTES else self._messages).submit(run)
 
+    def _pause(self, key: _Key, seconds: float) -> None:
+        with self._lock:
+            self._not_before[key] = time.monotonic() + seconds
+
+    def _count(self, moved: bool = True) -> None:
+        with self._lock:
+            self.carried += moved
+
     def _send(self, put: Put) -> bool:
         if Tasks.is_sent(self._folder, put.name, put.note):
             return True
         if not self._tasks.send(put.name, put.note):
             return False
-        self.carried += 1
+        self._count()
         return True
 
     def _fetch(self, wish: Wish) -> bool:
         self._tasks.fetch(wish.name, wish.note, wish.want)
-        self.carried += 1
+        self._count()
         return True
 
     # --- attempts
@@ -197,18 +232,18 @@ class Carrier:
     def _start_watchers(self) -> None:
         """A thread for each attempt that the site waits for."""
         asked = {(w.round, w.attempt): w for w in self._notes.watched()}
-        for place in set(self._watchers) - set(asked):
-            del self._watchers[place]  # its thread ends after this poll
-            self._listed.pop(place, None)
-        for place, watched in asked.items():
-            if self._watchers.get(place) != watched.trial:
-                self._watchers[place] = watched.trial
-                threading.Thread(target=self._keep_watching, args=(watched,), name="watch", daemon=True).start()
+        with self._lock:
+            new = [watched for place, watched in asked.items() if self._watchers.get(place) != watched.trial]
+            self._watchers = {place: watched.trial for place, watched in asked.items()}  # others end after this poll
+            self._listed = {place: listed for place, listed in self._listed.items() if place in asked}
+        for watched in new:
+            threading.Thread(target=self._keep_watching, args=(watched,), name="watch", daemon=True).start()
 
     def _keep_watching(self, watched: Watched) -> None:
         def still() -> bool:
-            place = watched.round, watched.attempt
-            return self._watchers.get(place) == watched.trial and not self.stopping.is_set()
+            with self._lock:
+                asked = self._watchers.get((watched.round, watched.attempt)) == watched.trial
+            return asked and not self.stopping.is_set()
 
         while still():
             if not self._notes.runs:  # the relay takes a poll for a sign that the site runs
@@ -228,9 +263,10 @@ class Carrier:
     def _bring(self, watched: Watched, wait_s: float, still: Callable[[], bool]) -> bool:
         """Bring what is new of an attempt, and its sum; False if the relay refuses to list it."""
         place = watched.round, watched.attempt
-        listed = self._listed.setdefault(place, ListedAttempt(self._folder, *place))
+        with self._lock:
+            listed = self._listed.setdefault(place, ListedAttempt(self._folder, *place))
         try:
-            self.carried += listed.bring(self._client, wait_s, still)
+            self._count(listed.bring(self._client, wait_s, still))
         except (RelayProblem, PolicyError) as error:
             if not is_refusal(error):
                 raise
@@ -289,6 +325,9 @@ class Carrier:
     def _complain(self, error: FedhpcError) -> None:
         """Tell people and, by the next sign of life, the site."""
         if self.stopping.is_set():
+            return
+        if isinstance(error, NoWayError) and not self._client.met:
+            self._fail(error)  # a wrong address, which is found out at the start, and not in the middle of days
             return
         now = time.monotonic()
         if error.what != self._trouble or now - self._told > _TELL_S:

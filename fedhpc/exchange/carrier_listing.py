@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_listing import Entry
@@ -16,13 +17,14 @@ MOST_ATTEMPT_BYTES = 1 << 30  # of messages of one attempt; a relay that sends m
 
 
 class ListedAttempt:
-    """One attempt as the site is shown it. For one thread."""
+    """One attempt as the site is shown it. Thread-safe: who watches anew may come before the last poll has ended."""
 
     def __init__(self, folder: SpoolFolder, round_: int, attempt: int) -> None:
         self._folder, self.round, self.attempt = folder, round_, attempt
         self._cursor = ""
         self._listing = Listing(secrets.token_hex(4), ())
         self._bytes = 0
+        self._lock = threading.Lock()  # never held while the relay is polled
 
     @property
     def objects(self) -> tuple[Listed, ...]:
@@ -35,10 +37,13 @@ class ListedAttempt:
         `still`: whether anybody wants it when the answer comes. Raises the relay's refusal, PeersError, StorageError;
         the next call then goes on where this one was.
         """
-        entries, cursor = client.listing(self._folder.config, self.round, self.attempt, self._cursor, wait_s)
-        again = cursor.partition(".")[0] != self._cursor.partition(".")[0]  # the relay was started anew
-        if not still():
-            return False
+        after = self._cursor
+        entries, cursor = client.listing(self._folder.config, self.round, self.attempt, after, wait_s)
+        again = cursor.partition(".")[0] != after.partition(".")[0]  # the relay was started anew
+        with self._lock:
+            return still() and self._take(client, entries, cursor, again=again)
+
+    def _take(self, client: RelayClient, entries: Iterable[Entry], cursor: str, *, again: bool) -> bool:
         before = () if again else self._listing.objects
         known = set(before)
         new: list[Listed] = []
@@ -66,7 +71,8 @@ class ListedAttempt:
 
     def refuse(self, trial: str, refusal: Refusal) -> None:
         """Show the site that the relay lists this attempt no more. Raises StorageError."""
-        self._show(Listing(self._listing.generation, self._listing.objects, trial, refusal))
+        with self._lock:
+            self._show(Listing(self._listing.generation, self._listing.objects, trial, refusal))
 
     def _store(self, client: RelayClient, entry: Entry) -> bool:
         """The message as a file; False if the relay has it no more."""

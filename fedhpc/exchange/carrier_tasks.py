@@ -8,11 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections import defaultdict
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES, UNSHARED, ObjectName, block_count
 from fedhpc.exchange.spool import MOST_MESSAGE_BYTES
 from fedhpc.exchange.spool_files import (
@@ -49,7 +48,8 @@ class Tasks:
 
     def __init__(self, folder: SpoolFolder, client: RelayClient) -> None:
         self._folder, self._client = folder, client
-        self._locks: defaultdict[ObjectName, threading.Lock] = defaultdict(threading.Lock)
+        self._lock = threading.Lock()
+        self._locks: dict[ObjectName, threading.Lock] = {}
         self._sums: dict[ObjectName, str] = {}  # Trees of those that this carrier has seen whole
 
     # --- to the relay
@@ -150,7 +150,7 @@ class Tasks:
 
         Raises PolicyError if the relay sends other bytes.
         """
-        with self._locks[name]:
+        with self._lock_of(name):
             path = self._folder.come(name)
             if self._has(name, length, root):
                 return True
@@ -174,6 +174,11 @@ class Tasks:
                 os.close(handle)
             self._sums[name] = root
             return True
+
+    def _lock_of(self, name: ObjectName) -> threading.Lock:
+        """One for each object: looking up an ObjectName runs Python, so two threads could make one each."""
+        with self._lock:
+            return self._locks.setdefault(name, threading.Lock())
 
     def _has(self, name: ObjectName, length: int, root: str) -> bool:
         """Whether the sum is there; one that an earlier carrier brought is hashed once."""

@@ -1,38 +1,34 @@
 """One connection from a site to the relay: TLS 1.3 with both keys pinned, through a proxy if there is one.
 
-The relay's name is irrelevant: its key must be the one in the signed configuration, so neither DNS nor a public
+The relay's name only finds it: its key must be the one in the signed configuration, so neither DNS nor a public
 authority is believed. OpenSSL still proves that the relay owns that key. http.client does the heads; bodies go from and
 to the caller's memory.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import datetime
 import http.client
 import json
-import os
 import socket
 import ssl
+import threading
 import time
-import urllib.parse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from fedhpc.errors import ConfigError, FedhpcError, PeersError, PolicyError
+from fedhpc.errors import ConfigError, FedhpcError, PolicyError
+from fedhpc.exchange import tls_words
+from fedhpc.exchange.addresses import parse_url, place_of, tls_name
+from fedhpc.exchange.certificate_times import COMPARE_CLOCKS, begins_later, has_ended
 from fedhpc.exchange.http_traffic import Traffic
+from fedhpc.exchange.link_problems import MOST_JSON_BYTES, LinkDown, NoWayError, RelayProblem, printable, refusal
 from fedhpc.exchange.pins import load_pair, pin_of, read_der, require_private, same_pin
+from fedhpc.exchange.proxies import ask_for_tunnel
 from fedhpc.exchange.tls_read import read_available, readable
-
-_CLOCK_SKEW = datetime.timedelta(minutes=5)
-_MOST_JSON_BYTES = 4 << 20
-_MOST_PROXY_HEAD_BYTES = 16 << 10
-_RETRY = {408, 429, 500, 502, 503, 504}
-_ROUND_KINDS = {"round-over", "too-late"}  # where the round stands; no rule was broken
-_CERTIFICATE_ALERTS = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "DECRYPT_ERROR")
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class RelayAccess:
     relay_pin: bytes  # [32] SPKI SHA-256
     certificate: Path
     key: Path
-    proxy: str = ""
+    proxy: str = field(default="", repr=False)  # it may hold a password
     connect_s: float = 15.0
     stall_s: float = 60.0
     keys_hint: str = "`fedhpc site request DIR --wait` fetches the certificate of the key that the site has"
@@ -56,47 +52,10 @@ class RelayAccess:
         if len(self.relay_pin) != 32:
             raise ConfigError("the relay's pin has 32 bytes")
 
-
-class LinkDown(Exception):  # noqa: N818 - what callers retry
-    """The connection failed or the relay is busy: try again."""
-
-
-class RelayProblem(PeersError):  # noqa: N818 - the name RFC 9457 uses
-    """The relay refused, with one of its problem documents. `kind` is the last part of its type."""
-
-    def __init__(self, status: int, kind: str, detail: str, hint: str = "") -> None:
-        super().__init__(f"the relay refused ({status} {kind}): {detail}", hint)
-        self.status, self.kind = status, kind
-
-
-def parse_url(url: str, scheme: str, what: str) -> urllib.parse.SplitResult:
-    """The parts of `scheme://host:port`. Raises ConfigError."""
-    parts = urllib.parse.urlsplit(url)
-    try:
-        good = parts.scheme == scheme and parts.hostname and (parts.port or 0) > 0
-    except ValueError:
-        good = False
-    if not good or parts.path.strip("/") or parts.query:
-        raise ConfigError(f"{what} is not {scheme}://host:port", f"given: {without_password(url)}")
-    return parts
-
-
-def without_password(url: str) -> str:
-    """An address as a message may show it: whole, but without user and password."""
-    head, mark, rest = url.partition("://")
-    host, slash, path = (rest if mark else head).partition("/")
-    return f"{head + mark if mark else ''}{host.rpartition('@')[2]}{slash}{path}"
-
-
-def proxy_from_environment(url: str) -> str:
-    """HTTPS_PROXY for the relay at `url`, or '' where there is none or NO_PROXY names the host."""
-    import urllib.request
-
-    host = parse_url(url, "https", "the relay's address").hostname or ""
-    if urllib.request.proxy_bypass(host):
-        return ""
-    found = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or ""
-    return found if "://" in found or not found else "http://" + found
+    @property
+    def place(self) -> str:
+        """The relay as host:port."""
+        return place_of(self.url)
 
 
 def site_context(access: RelayAccess) -> ssl.SSLContext:
@@ -113,9 +72,14 @@ def site_context(access: RelayAccess) -> ssl.SSLContext:
 class Link:
     """One connection, opened when first used, for one thread at a time; `abort` and `interrupt` come from others."""
 
-    def __init__(self, access: RelayAccess, context: ssl.SSLContext, traffic: Traffic) -> None:
+    def __init__(
+        self, access: RelayAccess, context: ssl.SSLContext, traffic: Traffic, met: threading.Event | None = None
+    ) -> None:
+        """`met`: set once the relay has proved its key, and shared by all who look at that."""
         self._access, self._context, self._traffic = access, context, traffic
+        self._met = threading.Event() if met is None else met
         self._http: http.client.HTTPConnection | None = None
+        self.stage: Literal["connect", "tls", "open"] = "connect"  # how far the connection is, or came
         self._aborted = False
         self._raw: socket.socket | None = None  # what `interrupt` shuts down
         self.used = False  # whether this connection has answered before: then a cut may just be the relay's idle limit
@@ -158,21 +122,21 @@ class Link:
             self.used = True
             if response.status < 300 or response.status == 404:
                 return response
-            refusal = _refusal(response)
-        if isinstance(refusal, LinkDown) or response.will_close:
+            refused = refusal(response)
+        if isinstance(refused, LinkDown) or response.will_close:
             self.close()
-        raise refusal
+        raise refused
 
     def read_json(self, response: http.client.HTTPResponse) -> dict[str, Any]:
         """A small JSON object. Raises RelayProblem if it is none."""
         with self._troubles():
-            data = response.read(_MOST_JSON_BYTES + 1)
+            data = response.read(MOST_JSON_BYTES + 1)
             self._traffic.count(down=len(data))
         try:
             value = json.loads(data)
         except (ValueError, RecursionError):
             value = None
-        if not isinstance(value, dict) or len(data) > _MOST_JSON_BYTES:
+        if not isinstance(value, dict) or len(data) > MOST_JSON_BYTES:
             self.close()
             raise RelayProblem(response.status, "nonsense", "the answer is not a JSON object")
         return value
@@ -221,53 +185,53 @@ class Link:
         if self._http is None or self._http.sock is None:
             self.close()
             relay = parse_url(self._access.url, "https", "the relay's address")
-            plain = self._dial(relay.hostname or "", relay.port or 0)
+            host, port = relay.hostname or "", relay.port or 0
+            self.stage = "connect"
+            plain = self._dial(host, port)
             try:
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock = self._context.wrap_socket(plain, do_handshake_on_connect=False)
+                # The name (SNI) is for who passes TLS on by it, unopened; what is believed is the pin.
+                sock = self._context.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=tls_name(host))
             except BaseException:
                 plain.close()
                 raise
             try:
-                self._raw = sock
-                if self._aborted:
-                    raise LinkDown("the connection is closed")
+                self._hold(sock)
+                self.stage = "tls"
                 sock.do_handshake()
                 self._require_pin(sock)
             except BaseException:
                 sock.close()
                 raise
+            self._met.set()
+            self.stage = "open"
             sock.settimeout(self._access.stall_s)
-            connection = http.client.HTTPConnection(relay.hostname or "", relay.port)
+            connection = http.client.HTTPConnection(host, port)
             connection.auto_open = 0
             connection.sock = sock
             self._http = connection
         return self._http
 
+    def _hold(self, sock: socket.socket) -> None:
+        """`abort` and `interrupt` end this socket from now on."""
+        self._raw = sock
+        if self._aborted:
+            raise LinkDown("the connection is closed")
+
     def _dial(self, host: str, port: int) -> socket.socket:
+        """A connection to the relay, or through the proxy's tunnel."""
         if not self._access.proxy:
             return socket.create_connection((host, port), self._access.connect_s)
         proxy = parse_url(self._access.proxy, "http", "the proxy's address")
-        sock = socket.create_connection((proxy.hostname or "", proxy.port or 0), self._access.connect_s)
         try:
-            target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
-            if proxy.username is not None:
-                pair = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
-                lines.append("Proxy-Authorization: Basic " + base64.b64encode(pair.encode()).decode())
-            sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
-            head = b""
-            while not head.endswith(b"\r\n\r\n"):  # byte by byte: what follows belongs to TLS
-                byte = sock.recv(1)
-                if not byte or len(head) > _MOST_PROXY_HEAD_BYTES:
-                    raise ConnectionError("the proxy closed the connection")
-                head += byte
-            status = _printable(head.split(b"\r\n", 1)[0].decode("latin-1"))
-            if status.split(" ")[1:2] != ["200"]:
-                raise PeersError(
-                    f"the proxy {proxy.hostname}:{proxy.port} refused to connect to {target}: {status}",
-                    "ask its operators to allow CONNECT to this host and port, or unset HTTPS_PROXY",
-                )
+            sock = socket.create_connection((proxy.hostname or "", proxy.port or 0), self._access.connect_s)
+        except OSError as error:
+            words = printable(error.strerror or str(error))
+            raise LinkDown(f"the proxy {place_of(self._access.proxy)}: {words}") from None
+        try:
+            self._hold(sock)
+            ask_for_tunnel(sock, self._access.proxy, host, port, self._access.stall_s)
+            sock.settimeout(self._access.connect_s)
         except BaseException:
             sock.close()
             raise
@@ -285,9 +249,10 @@ class Link:
                 "somebody stands between, or the relay has a new key that not all sites have signed yet",
             )
         now = datetime.datetime.now(datetime.UTC)
-        if not certificate.not_valid_before_utc - _CLOCK_SKEW <= now <= certificate.not_valid_after_utc + _CLOCK_SKEW:
-            ends = certificate.not_valid_after_utc
-            raise PolicyError(f"the relay's certificate ended on {ends}, or the clock here is wrong", "renew it")
+        if early := begins_later(certificate, now):
+            raise PolicyError(f"the relay's certificate {early}", COMPARE_CLOCKS)
+        if late := has_ended(certificate, now):
+            raise PolicyError(f"the relay's certificate {late}", f"its operator renews it; or {COMPARE_CLOCKS}")
 
     def _sock(self) -> ssl.SSLSocket:
         if self._http is None or not isinstance(self._http.sock, ssl.SSLSocket):
@@ -310,35 +275,22 @@ class Link:
         except (LinkDown, FedhpcError):
             raise
         except ssl.SSLError as error:
-            self.close()
-            reason = error.reason or ""
-            if "ALERT" in reason and any(word in reason for word in _CERTIFICATE_ALERTS):
-                raise PolicyError(
-                    f"the relay does not accept this site's certificate ({reason.lower().replace('_', ' ')})",
-                    "it may have expired, or come from another enrolment: renew it with `fedhpc site request`",
-                ) from None
-            raise LinkDown(f"TLS: {reason or error}") from None
+            raise self._tls_trouble(error) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
             words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise LinkDown(_printable(words) or type(error).__name__) from None
+            raise LinkDown(printable(words) or type(error).__name__) from None
 
-
-def _refusal(response: http.client.HTTPResponse) -> Exception:
-    """The error of an answer that is not 2xx."""
-    try:
-        document = json.loads(response.read(_MOST_JSON_BYTES))
-        kind, detail = str(document["type"]).rsplit(":", 1)[-1], str(document["detail"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        kind, detail = "unknown", response.reason
-    kind, detail = _printable(kind), _printable(detail)
-    if response.status in _RETRY:
-        return LinkDown(f"the relay answered {response.status} {kind}: {detail}")
-    if response.status in (401, 403, 409) and kind not in _ROUND_KINDS:
-        return PolicyError(f"the relay refused ({response.status} {kind}): {detail}")
-    return RelayProblem(response.status, kind, detail)
-
-
-def _printable(text: str) -> str:
-    """One line for a terminal, whatever the relay sent."""
-    return "".join(c if c.isprintable() else "?" for c in text[:300])
+    def _tls_trouble(self, error: ssl.SSLError) -> LinkDown | FedhpcError:
+        """Once the relay has answered on a connection, or proved its key on another, it only is away for a while."""
+        words, answered = tls_words.words_of(error), self.used
+        self.close()
+        kind = tls_words.kind_of(words)
+        if kind == "certificate" and not answered:
+            return tls_words.refused_certificate(words, self._access.certificate)
+        if kind == "no relay" and self.stage == "tls":
+            reason, hint = tls_words.no_relay(words, self._access.place)
+            if not self._met.is_set():
+                return NoWayError(f"the relay {self._access.url} cannot be reached: {reason}", hint)
+            return LinkDown(reason)
+        return LinkDown(f"TLS: {words}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES
 
 Range = tuple[int, int]

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fedhpc.errors import PeersError
-from fedhpc.exchange.http_link import Link, LinkDown, RelayAccess, site_context
+from fedhpc.exchange.http_link import Link, RelayAccess, site_context
 from fedhpc.exchange.http_traffic import Traffic
+from fedhpc.exchange.link_problems import LinkDown
 
+_MOST_ASKED_S = 60.0
 _T = TypeVar("_T")
 _Piece = TypeVar("_Piece")
 
@@ -37,9 +39,22 @@ class Retry:
     """What `on_retry` is told, about once a second while the client pauses, and with 0 s left before it gives up."""
 
     what: str
-    reason: str
+    reason: str  # begins with the relay's host:port
     seconds_left: float  # until the next try
     patience_left_s: float  # until PeersError
+
+
+def pause_s(patience: Patience, failures: int, asked_s: float, left_s: float) -> float:
+    """How long to pause after so many `failures` before this one; longer than `left_s`: give up.
+
+    `asked_s`: what the other end asked for. It is heeded up to a minute, and not beyond the last try.
+    """
+    own: float = min(patience.longest_s, patience.first_s * 2 ** min(failures, 20))
+    spread = random.uniform(0.5, 1.0)  # noqa: S311 - keeps sites from returning all at once
+    own *= spread
+    if own > left_s:
+        return own
+    return min(max(own, min(asked_s, _MOST_ASKED_S) * (0.5 + spread)), left_s)
 
 
 class Clock:
@@ -54,7 +69,14 @@ class Clock:
 
     def tick(self) -> None:
         """Something has moved."""
-        self.moved, self.failures = time.monotonic(), 0
+        with self._lock:
+            self.moved, self.failures = time.monotonic(), 0
+
+    def failed(self) -> int:
+        """One more failure since something moved; how many there were before."""
+        with self._lock:
+            self.failures += 1
+            return self.failures - 1
 
     def go_on(self) -> None:
         """Raises Ended if the transfer has been ended. To be asked before each block."""
@@ -95,6 +117,7 @@ class Links:
         self.count, self.traffic = count, Traffic()
         self._access, self._context = access, site_context(access)
         self._patience, self._on_retry = patience, on_retry
+        self.met = threading.Event()
         self._lock = threading.Lock()
         self._all: list[Link] = []
         self._free: list[Link] = []  # the last one used first: it is the likeliest to be open still
@@ -114,23 +137,23 @@ class Links:
                     stale = link.used
                     return act(link)
             except LinkDown as down:
-                reason = str(down)
+                reason, asked_s = str(down), down.retry_after_s
             clock.go_on()
             if self._closed.is_set():
                 raise _closed()
-            if stale and clock.failures == 0:
-                clock.failures = 1  # an idle connection that the relay had closed: open another at once
-                continue
-            pause = min(self._patience.longest_s, self._patience.first_s * 2 ** min(clock.failures, 20))
-            pause *= random.uniform(0.5, 1.0)  # noqa: S311 - keeps sites from returning all at once
-            clock.failures += 1
-            if time.monotonic() + pause > clock.moved + self._patience.total_s:
-                self._on_retry(Retry(what, reason, 0.0, 0.0))
+            failures = clock.failed()
+            if stale and failures == 0:
+                continue  # an idle connection that the relay had closed: open another at once
+            left = clock.moved + self._patience.total_s - time.monotonic()
+            pause = pause_s(self._patience, failures, asked_s, left)
+            placed = f"{self._access.place}: {reason}"
+            if pause > left:
+                self._on_retry(Retry(what, placed, 0.0, 0.0))
                 raise PeersError(
                     f"the relay {self._access.url} cannot be reached: {reason}",
                     f"tried to {what} for {self._patience.total_s:.0f} s; is it running, and may this host dial out?",
                 )
-            self._pause(what, reason, pause, clock)
+            self._pause(what, placed, pause, clock)
 
     def each(self, pieces: Sequence[_Piece], work: Callable[[_Piece], None], clock: Clock, ways: int = 0) -> None:
         """`work` on all pieces, `ways` (default: as many as connections) at once, in order.
@@ -184,7 +207,7 @@ class Links:
             if self._closed.is_set():
                 raise _closed()
             if not self._free:
-                self._free.append(Link(self._access, self._context, self.traffic))
+                self._free.append(Link(self._access, self._context, self.traffic, self.met))
                 self._all.append(self._free[-1])
             link = self._free.pop()
         try:

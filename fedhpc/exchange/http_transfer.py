@@ -14,9 +14,10 @@ from http.client import HTTPResponse
 from typing import Any
 
 from fedhpc.errors import InternalError, PeersError
-from fedhpc.exchange.http_link import Link, LinkDown, RelayProblem
+from fedhpc.exchange.http_link import Link
 from fedhpc.exchange.http_ranges import Gaps, cut, overlap, read_gaps, size_of, without
 from fedhpc.exchange.http_retry import Clock, Links
+from fedhpc.exchange.link_problems import LinkDown, RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName, block_count
 from fedhpc.secure.transcript import tree_root
 

@@ -16,8 +16,8 @@ from functools import partial
 from typing import Any
 
 from fedhpc.errors import FedhpcError, InterruptedRun, PeersError
-from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_listing import Entry
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.exchange.transport import Transport
 
@@ -70,13 +70,21 @@ class Interrupts:
 class RelayExchange:
     """One site's place among the objects of one federation."""
 
-    def __init__(self, client: Transport, config: bytes, me: int) -> None:
-        """`config`: SHA-256 of federation.toml [32]. `me`: this site's number."""
+    def __init__(self, client: Transport, config: bytes, me: int, place: str = "") -> None:
+        """`config`: SHA-256 of federation.toml [32]. `me`: this site's number. `place`: the relay's host:port."""
         self.client, self.me = client, me
+        self.at = f" (relay {place})" if place else ""
+        """For the end of a sentence that says what is waited for."""
         self.interrupts = Interrupts()
         self.turns = 0
         """Answers of the relay that were waited for one after the other: round trips that lie in line."""
         self._config = config.hex()
+        self._lock = threading.Lock()
+
+    def turn(self) -> None:
+        """One more answer that was waited for. From any thread."""
+        with self._lock:
+            self.turns += 1
 
     def name(self, round_: int, attempt: int, name: str) -> ObjectName:
         """The full name of an object."""
@@ -154,7 +162,7 @@ class Watch:
         they are known already: a site that was killed repeats messages whose answers are there.
         """
         if self._coming is None and self._known(kind) < count:
-            self._coming = _Coming(partial(self._ask, (kind, count), POLL_S))
+            self._coming = _Coming(self._asking((kind, count), POLL_S))
 
     def wait(
         self, seen: Callable[[Watch], bool], deadline: float, poll_s: float = POLL_S, until: Until | None = None
@@ -169,13 +177,13 @@ class Watch:
             if left <= 0:
                 return False
             if self._coming is None:
-                self._coming = _Coming(partial(self._ask, until, min(poll_s, left)))
+                self._coming = _Coming(self._asking(until, min(poll_s, left)))
             if not self._coming.ended.wait(min(left, _LOOK_S)):
                 self._look_up()
                 continue
             coming, self._coming = self._coming, None
             found, self._cursor = coming.answer()
-            self._exchange.turns += 1
+            self._exchange.turn()
             self._names.update(entry.name for entry in found)
             self._bodies.update((entry.name, entry.body) for entry in found if entry.body is not None)
         return True
@@ -187,11 +195,12 @@ class Watch:
         if why:
             raise InterruptedRun(f"left while it waited for other sites: {why}")
 
-    def _ask(self, until: Until | None, wait_s: float) -> _Answer:
+    def _asking(self, until: Until | None, wait_s: float) -> Callable[[], _Answer]:
+        """What is to be asked in another thread. What is known so far is looked at in this one, which changes it."""
         if until is not None:
             kind, count = until
             until = kind, max(count, self._known(kind) + 1)  # those that are known were not enough
-        return self._exchange.listing(self._round, self._attempt, self._cursor, wait_s, until)
+        return partial(self._exchange.listing, self._round, self._attempt, self._cursor, wait_s, until)
 
     def _known(self, kind: str) -> int:
         return sum(name.split("/")[0] == kind for name in self._names)
@@ -199,7 +208,7 @@ class Watch:
     def body(self, name: str) -> bytes:
         """The object `name`, which has been seen. Raises PeersError if the relay has it no more, or TooLateError."""
         if name not in self._bodies:
-            self._exchange.turns += 1
+            self._exchange.turn()
             with too_late():
                 data = self._exchange.client.get(self._exchange.name(self._round, self._attempt, name))
             if data is None:

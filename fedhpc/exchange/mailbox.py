@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.exchange.http_link import Link, LinkDown, RelayAccess, RelayProblem
+from fedhpc.exchange.http_link import Link, RelayAccess
+from fedhpc.exchange.http_retry import Patience, pause_s
 from fedhpc.exchange.http_traffic import Traffic
 from fedhpc.exchange.http_transfer import declared_length
+from fedhpc.exchange.link_problems import LinkDown, RelayProblem
 from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES
 
 _POLL_S = 30.0
-_LONGEST_PAUSE_S = 10.0
+_PATIENCE = Patience(longest_s=10.0)  # its pauses; how long is said with each call
 _HINT = "name or token may be wrong, or used with other keys; ask for a new one: `fedhpc federation invite`"
 _T = TypeVar("_T")
 
@@ -34,9 +36,9 @@ class RelayMailbox:
     relay_pin: bytes  # [32]
     name: str
     access: str = field(repr=False)  # first half of the token
-    proxy: str = ""
+    proxy: str = field(default="", repr=False)  # it may hold a password
     on_down: Callable[[str, float], None] = field(default=lambda reason, left_s: None, repr=False)
-    """Told why the relay cannot be reached, and for how many seconds more it is tried."""
+    """Told the relay's host:port and why it cannot be reached, and for how many seconds more it is tried."""
 
     def send(self, request: bytes, patience_s: float = 60.0) -> None:
         """Leave the request there; again with the same bytes is fine.
@@ -89,20 +91,22 @@ class RelayMailbox:
 
     def _persist(self, act: Callable[[Link, float], _T], patience_s: float) -> _T:
         """`act` with the seconds left, again with growing pauses while the relay cannot be reached."""
-        link = Link(RelayAccess(self.url, self.relay_pin, Path(), Path(), self.proxy), _context(), Traffic())
-        end, pause = time.monotonic() + patience_s, 0.25
+        access = RelayAccess(self.url, self.relay_pin, Path(), Path(), self.proxy)
+        link = Link(access, _context(), Traffic())
+        end, failures = time.monotonic() + patience_s, 0
         try:
             while True:
                 try:
                     return act(link, max(0.0, end - time.monotonic()))
                 except LinkDown as down:
                     link.close()
-                    if time.monotonic() + pause > end:
+                    left = end - time.monotonic()
+                    pause, failures = pause_s(_PATIENCE, failures, down.retry_after_s, left), failures + 1
+                    if pause > left:
                         hint = "is it running, and may this host dial out?"
                         raise PeersError(f"the relay {self.url} cannot be reached: {down}", hint) from None
-                    self.on_down(str(down), end - time.monotonic())
+                    self.on_down(f"{access.place}: {down}", left)
                     time.sleep(pause)
-                    pause = min(_LONGEST_PAUSE_S, 2 * pause)
                 except PolicyError as error:
                     raise PolicyError(error.what, error.hint or _HINT) from None
         finally:

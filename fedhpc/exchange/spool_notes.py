@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from fedhpc.errors import FedhpcError, PolicyError
-from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import ObjectName
 
 MOST_NAMES = 20_000  # in a listing

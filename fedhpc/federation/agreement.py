@@ -140,7 +140,7 @@ class ExchangeSection:
     """https: the certificate that this site shows the relay."""
     key: Path | None = None
     """https: its private key, mode 0600."""
-    proxy: str | None = None
+    proxy: str | None = field(default=None, repr=False)
     """https: http://host:port of a CONNECT proxy, "" for none. Absent: HTTPS_PROXY and NO_PROXY count."""
     connections: int = 4
     """https: connections of each rank."""

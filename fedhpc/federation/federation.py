@@ -162,7 +162,8 @@ class Federation:
         come first that show how large the largest value of any site is, to a power of 2^8 for each element, and
         nothing else; beyond 4096 elements a call, one counts the sites per exponent of each larger array's largest.
         `per_element`: True for a grid of each element's own, however many and also with a bound; False for one of each
-        array. With a bound it is one for each array by default.
+        array. With a bound it is one for each array by default. One of each element costs a lane of 8 bytes for every
+        power of 2^8 that it may have: 35 for float32, 263 for float64, at most 76 with a bound.
         `name`: what is summed; a second, different sum under the same name is refused (PolicyError).
         `everyone`: all sites of the roster must be in it, by default if it has no name or may be skipped: the same
         numbers over two sets of sites show those of the site that one set lacks. A named sum through a relay may
@@ -205,9 +206,11 @@ class Federation:
         `bound` is for the values before weighting. Otherwise as `sum`. Raises DataError if the weights add up to 0.
         """
         given = arrays if isinstance(arrays, Mapping) else {"value": arrays}
-        share = 1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
         everyone = weight is not None or name is None
         with self._input():
+            share = (
+                1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
+            )
             means = weighted_sum(
                 self, given, share, bound=bound, name=name, per_element=per_element, everyone=everyone,
                 average=weight is None, floats_only=True,

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedhpc.errors import ConfigError, InterruptedRun, PeersError, PolicyError
+from fedhpc.exchange.addresses import place_of
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess, proxy_from_environment
+from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience, Retry
 from fedhpc.exchange.https import Interrupts, RelayExchange, objects_of
 from fedhpc.exchange.pins import pin_of, read_certificate
+from fedhpc.exchange.proxies import proxy_for
 from fedhpc.exchange.spool import SpoolClient
 from fedhpc.exchange.spool_files import SpoolFolder
 from fedhpc.exchange.transport import Transport
@@ -24,8 +26,7 @@ from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.identity import lost_keys_hint
 from fedhpc.federation.interfaces import Life
 from fedhpc.federation.known_states import KnownStates
-from fedhpc.federation.ledger_file import LOST_LEDGER_HINT
-from fedhpc.federation.party import Party
+from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.federation.patience import wait_telling
 from fedhpc.federation.relayed_sum import Lead, RelayedSums
 from fedhpc.federation.relayed_work import Order, end_if_stopped
@@ -58,7 +59,8 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life)
     word = b"."
     if party.leads:
         assert party.journal is not None
-        exchange = RelayExchange(client, agreement.hash, party.number)
+        place = place_of(mine.exchange.url) if mine.exchange.kind == "https" else ""
+        exchange = RelayExchange(client, agreement.hash, party.number, place)
         exchange.interrupts = Interrupts(life.leaves, life.must_leave, life.wait_s)
         try:
             _prove_configuration(party, exchange, mine, signatures)
@@ -131,7 +133,7 @@ def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAcce
             f"`fedhpc site request {mine.base} --wait` fetches the certificate of this site's own key; if that is not "
             f"the roster's: {lost_keys_hint(mine.base)}",
         )
-    proxy = proxy_from_environment(section.url) if section.proxy is None else section.proxy
+    proxy = proxy_for(section.url, section.proxy)
     pin, key, hint = bytes.fromhex(agreement.relay.tls), mine.path(section.key), lost_keys_hint(mine.base)
     return RelayAccess(section.url, pin, certificate, key, proxy, keys_hint=hint)
 
@@ -143,8 +145,8 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
     signatures = _read_kept(kept)
     everyone = {m.number for m in party.members}
     if set(signatures) != everyone or signatures.get(party.number) != own:
-        refuse_forgotten_sums(party, exchange)
         _publish(exchange, own, agreement)
+        refuse_forgotten_sums(party, exchange)
         watch = exchange.watch(0, 0)
 
         def missing() -> str:
@@ -153,7 +155,7 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
 
         wait_s = exchange.interrupts.wait_s
         deadline = time.monotonic() + min(agreement.cohort.deadline_s, math.inf if wait_s is None else wait_s)
-        words = "has not started with this federation.toml yet"
+        words = f"has not started with this federation.toml yet{exchange.at}"
         if not wait_telling(
             watch, lambda w: everyone <= set(w.sites(_TOPIC)), deadline, lambda: f"{missing()} {words}", first_s=_TELL_S
         ):
@@ -169,23 +171,24 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
 
 
 def refuse_forgotten_sums(party: Party, exchange: RelayExchange) -> None:
-    """Raise PolicyError if the relay knows this site from before, and neither its run directory nor its ledger does.
+    """Raise PolicyError if this site has summed before, and neither its run directory nor its ledger knows of it.
 
-    It may have put a vector into an open round; a second one could show the first. The relay's word is a hint: one that
-    says nothing leaves this as it was.
+    It may have put a vector into an open round; a second one could show the first. No sum is done before all sites have
+    started once. The relay's word is a hint: one that says nothing leaves this as it was.
     """
     journal = party.journal
     assert journal is not None
     if len(journal.ledger) or not journal.fresh:
-        return
-    if exchange.client.get(exchange.name(0, 0, f"{_TOPIC}/{party.number}")) is None:
         return
     standing = exchange.standing()
     named = [entry.get(key) for entry in objects_of(standing, "sums") for key in ("ready", "cohort")]
     if standing.get("done") or any(isinstance(of, list) and party.number in of for of in named):
         what = f"site {party.name} took part in this federation before, and its ledger knows nothing of it"
         journal.refuse_lost(what)
-        raise PolicyError(what, LOST_LEDGER_HINT)
+        lost = "if both are lost, this site sums again in the next epoch only"
+        raise PolicyError(
+            what, f"put ledger or run directory back, or name them ([ledger] path, --out); {lost}: {GIVEN_EPOCH}"
+        )
 
 
 def _publish(exchange: RelayExchange, own: bytes, agreement: Agreement) -> None:

@@ -14,7 +14,7 @@ from fedhpc.exchange.base import Exchange
 from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.layout import Vector, parts
 from fedhpc.federation.own_vector import codec_of, inspect, share
-from fedhpc.federation.party import NO_BASE, CaughtUp, Opened, Party, SumPlan
+from fedhpc.federation.party import GIVEN_EPOCH, NO_BASE, CaughtUp, Opened, Party, SumPlan
 from fedhpc.federation.pipeline import LaneMasks, Pipeline, Stages
 from fedhpc.secure import labels
 from fedhpc.secure.keys import KEY_BYTES
@@ -56,7 +56,8 @@ class MpiSums:
             having = [m.name for m, rounds in zip(self._party.members, all_held, strict=True) if rounds]
             raise DataError(
                 f"only site {', '.join(having)} has checkpoints, and no round is held by all sites",
-                "restore the missing run directories; a new run is the next epoch: `fedhpc federation next --again`",
+                f"put the missing run directories back; if they are lost, {GIVEN_EPOCH}; a new run is the next epoch "
+                "too: --again",
             )
         return max(common) if common else None
 

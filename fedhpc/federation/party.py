@@ -24,6 +24,11 @@ from fedhpc.secure.pairwise import Member
 
 NO_BASE = bytes(32)  # the base of a statistic
 NEXT_EPOCH = "the coordinator begins the next epoch, which goes on from the newest model: `fedhpc federation next`"
+GIVEN_EPOCH = (
+    "the coordinator begins the next epoch from a model in a file, which `fedhpc export` writes at a site that has "
+    "one: `fedhpc federation next --from-model FILE`"
+)
+"""What helps a site that has no model any more, and would have to give or compare one in an epoch that goes on."""
 
 _CLASSES = frozenset(value for name, value in vars(labels).items() if name.startswith("CLASS_"))
 _STANDARDISE = "standardise."

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("fedhpc.federation")
 _STEPS = 2.0**13  # of the grid: fewer in a sum are an error of up to 1 in 10^4
+_TILE = 1 << 18  # values in memory at a time, beside the array itself
 _FEW = 1000  # one value in so many may be coarse: near zero there always are some, in an array of one scale
 
 
@@ -42,6 +43,14 @@ def warn_of_coarse(
 
 def _coarse(values: NDArray[Any], factor: float, quantum: NDArray[np.float64], total: NDArray[Any], sites: int) -> int:
     """How many of a site's `values` are not zero, and like their sum only a few steps of the grid."""
-    step = quantum * _STEPS
-    own = np.abs(values.astype(np.float64)) * factor
-    return int(((own != 0) & (own < step) & (np.abs(total) < step * sites)).sum())
+    flat, sums = values.reshape(-1), total.reshape(-1)
+    steps = (
+        np.broadcast_to(quantum * _STEPS, values.shape).reshape(-1) if quantum.size > 1 else quantum.reshape(1) * _STEPS
+    )
+    found = 0
+    for low in range(0, flat.size, _TILE):
+        part = slice(low, low + _TILE)
+        step = steps[part] if steps.size > 1 else steps
+        own = np.abs(flat[part].astype(np.float64)) * factor
+        found += int(((own != 0) & (own < step) & (np.abs(sums[part]) < step * sites)).sum())
+    return found

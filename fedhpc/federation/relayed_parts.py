@@ -6,7 +6,7 @@ import hashlib
 import time
 
 from fedhpc.errors import InterruptedRun
-from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
 from fedhpc.exchange.transport import Transport
 from fedhpc.federation.hidden_part import HiddenPart

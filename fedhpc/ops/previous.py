@@ -10,6 +10,7 @@ from fedhpc.config import parse_toml, read_bytes
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.agreement import Agreement
 from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.party import GIVEN_EPOCH
 from fedhpc.federation.start import Taken
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT
 from fedhpc.ops.enrolment.draft import identity
@@ -51,7 +52,8 @@ def find_previous(
     if site.identity.hex() in agreement.start.sites:
         raise DataError(
             f"site {site.name} has no model of an epoch before this one",
-            "name its run directory: `fedhpc run --previous RUN`; it is the one with the federation.toml of that epoch",
+            "name its run directory: `fedhpc run --previous RUN`; it is the one with the federation.toml of that "
+            f"epoch; if it is lost, {GIVEN_EPOCH}",
         )
     return None
 

@@ -10,9 +10,9 @@ from typing import Any
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_retry import Patience
 from fedhpc.exchange.https import RelayExchange
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.federation.agreement import read_agreement, read_site
 from fedhpc.federation.join_relay import relay_access
 from fedhpc.relay.settings import split_address

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.federation.agreement import PROTOCOL_NAME
+from fedhpc.files import write_whole
+from fedhpc.ops.enrolment.federation_text import MARK
+from fedhpc.ops.start_file import StartFile
 from fedhpc.secure.keys import identity_public, new_identity
 
 _FEDERATION = """\
@@ -34,7 +37,16 @@ mode = "{mode}"            # pairwise: no site's numbers are seen by another; of
 {train}
 
 # The roster. A site's place is its number; `sign` is the public half of its key.
-{roster}"""
+{start}{roster}"""
+
+_START = """\
+{mark}
+
+[start]                      # what all sites begin from: the model in {file}
+model = "{sha256}"
+
+"""
+_START_FILE = "model.safetensors"
 
 _ROSTER_ENTRY = """\
 [[site]]
@@ -52,7 +64,7 @@ key = "{key}"
 
 [data]
 path = "{data}"
-
+{start}
 [compute]
 backend = "auto"             # serial for one rank, ddp for more
 device = "{device}"
@@ -78,6 +90,8 @@ class Plan:
     task: str
     train: str
     mode: str = "pairwise"
+    start: StartFile | None = None
+    """The model that it begins from; else a fresh one, drawn from the seed."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,11 @@ def write_federation(directory: Path, plan: Plan, sites: Mapping[str, NewSite]) 
         for folder in ("sites", "keys"):
             (directory / folder).mkdir(parents=True, exist_ok=True)
         roster = []
+        start, given = "", ""
+        if plan.start is not None:
+            write_whole(directory / _START_FILE, plan.start.path.read_bytes())
+            start = _START.format(mark=MARK, file=_START_FILE, sha256=plan.start.sha256)
+            given = f'start_model = "../{_START_FILE}"\n'
         for name, site in sites.items():
             key = directory / "keys" / f"{name}.key"
             private = new_identity()
@@ -108,9 +127,12 @@ def write_federation(directory: Path, plan: Plan, sites: Mapping[str, NewSite]) 
             roster.append(_ROSTER_ENTRY.format(name=name, sign=identity_public(private).hex()))
             data = os.path.relpath(site.data, directory / "sites")
             (directory / "sites" / f"{name}.toml").write_text(
-                _SITE.format(name=name, ranks=site.ranks, key=f"../keys/{name}.key", data=data, device=site.device)
+                _SITE.format(
+                    name=name, ranks=site.ranks, key=f"../keys/{name}.key", data=data, start=given, device=site.device
+                )
             )
-        text = _FEDERATION.format(protocol=PROTOCOL_NAME, roster="\n".join(roster), **vars(plan))
+        agreed = vars(plan) | {"protocol": PROTOCOL_NAME, "roster": "\n".join(roster), "start": start}
+        text = _FEDERATION.format(**agreed)
         federation.write_text(text)
     except OSError as error:
         raise StorageError(f"cannot write {directory}: {error.strerror}") from None

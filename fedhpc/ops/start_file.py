@@ -10,17 +10,25 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedhpc.config import read_section
 from fedhpc.errors import ConfigError, DataError, PolicyError
 from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.state_tensors import model_sha256
 
+if TYPE_CHECKING:
+    import torch
+
 LAYOUT, SHA256 = "layout", "model_sha256"  # in the header of an exported file
 GUESSABLE = 16  # numbers; a model with fewer could be found from its hash, by trying
 
 _ABSENT = "`fedhpc export RUN model.safetensors` writes such a file"
+
+_PICKLED = (
+    "files of torch.save can run code, so none is read: write the same tensors with safetensors.torch.save_file("
+    "model.state_dict(), 'model.safetensors')"
+)
 
 
 @dataclass(frozen=True)
@@ -73,10 +81,20 @@ def read_start_file(path: Path) -> StartFile:
         layout = json.loads(said.get(LAYOUT, "[]"))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         what = " ".join(str(error).split())[:200]
-        raise DataError(f"{path} is no safetensors file with float32 or float64 tensors: {what}", _ABSENT) from None
+        hint = _PICKLED if _is_pickled(path) else _ABSENT
+        raise DataError(f"{path} is no safetensors file with float32 or float64 tensors: {what}", hint) from None
     if not isinstance(layout, list) or not all(isinstance(name, str) for name in layout):
         raise DataError(f"{path}: the layout in its header is no list of names", _ABSENT)
     return StartFile(path, tensors, tuple(layout), str(said.get(SHA256, "")))
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether it looks like a file of torch.save: a zip archive, or a pickle."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4)[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    except OSError:
+        return False
 
 
 def agreed_sha256(path: Path, task: Mapping[str, Any], *, public: bool) -> str:
@@ -101,16 +119,32 @@ def agreed_sha256(path: Path, task: Mapping[str, Any], *, public: bool) -> str:
     return found
 
 
+def fitting_file(path: Path, task: Mapping[str, Any]) -> StartFile:
+    """A file whose tensors are those that the built-in `task` builds, in their order, with their SHA-256.
+
+    Raises ConfigError if there is no such file, DataError for other names, shapes or dtypes and for a damaged one.
+    """
+    agreed = agreed_sha256(path, task, public=True)
+    built = {name: tensor.detach().numpy() for name, tensor in _model_of(task).items()}
+    tensors = read_start_file(path).fit(built, agreed, "all")
+    return StartFile(path, tensors, tuple(tensors), agreed)
+
+
 def _layout_of(task: Mapping[str, Any], path: Path) -> list[str]:
     """The order of the tensors in the model of a built-in task."""
+    if task.get("name") == "module":
+        raise ConfigError(
+            f"{path} does not say in which order the model has its tensors",
+            f'add "{LAYOUT}" to its metadata, a JSON list of their names in the order of state_dict()',
+        )
+    return list(_model_of(task))
+
+
+def _model_of(task: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The shared tensors that a built-in task builds, by name, in their order."""
     from fedhpc.train.settings import TaskSettings
     from fedhpc.train.state import split_state
     from fedhpc.train.tasks.loader import load_task
 
     settings = read_section(TaskSettings, task, "task")
-    if settings.name == "module":
-        raise ConfigError(
-            f"{path} does not say in which order the model has its tensors",
-            f'add "{LAYOUT}" to its metadata, a JSON list of their names in the order of state_dict()',
-        )
-    return list(split_state(load_task(settings).model(settings.options, 0))[0])
+    return split_state(load_task(settings).model(settings.options, 0))[0]

@@ -16,6 +16,7 @@ from typing import Any
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.relay import gate
 from fedhpc.relay.federation_rounds import FederationRounds
+from fedhpc.relay.heard import Heard
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.settings import Federation, Roster
@@ -31,6 +32,9 @@ class Coordinator:
 
     def __init__(self, store: Store, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._metrics, self._clock = store, metrics, clock
+        # Which federations and workers there are changes under `_life`. Requests look single ones up without it, which
+        # is one step of the interpreter for text as a key.
+        self._life = threading.RLock()
         self._federations: dict[str, FederationRounds] = {}
         self._workers: dict[str, _Worker] = {}
         self._turns: dict[str, threading.Lock] = {}  # a federation that left and came back may have a job running still
@@ -41,33 +45,40 @@ class Coordinator:
 
     def update(self, roster: Roster) -> None:
         """Take over the roster: federations come, go, and change. Deadlines of one that changed start anew."""
-        for config in set(self._federations) - set(roster.federations):
-            del self._federations[config]
-            if config in self._workers:
-                self._workers.pop(config).stop()
-        for config, federation in roster.federations.items():
-            before = self._federations.get(config)
-            if before is None or _rules(before.federation) != _rules(federation):
-                rounds = FederationRounds(self._store, federation, self._metrics)
-                if before is not None:
-                    rounds.seen |= before.seen
-                    rounds.times, rounds.bad_vectors = before.times, before.bad_vectors
-                self._federations[config] = rounds
-                rounds.load()
-            if self._started:
-                self._work(config)
+        with self._life:
+            for config in set(self._federations) - set(roster.federations):
+                del self._federations[config]
+                if config in self._workers:
+                    self._workers.pop(config).stop()
+            for config, federation in roster.federations.items():
+                before = self._federations.get(config)
+                if before is None or _rules(before.federation) != _rules(federation):
+                    self._take_up(config, federation, before)
+                if self._started:
+                    self._work(config)
+
+    def _take_up(self, config: str, federation: Federation, before: FederationRounds | None) -> None:
+        rounds = FederationRounds(self._store, federation, self._metrics)
+        if before is not None:
+            rounds.heard = Heard(before.heard.times())
+            rounds.times, rounds.bad_vectors = before.times, before.bad_vectors
+        with rounds.lock:  # nobody asks it for anything before it knows what the store has
+            self._federations[config] = rounds
+            rounds.load()
 
     def start(self) -> None:
         """Begin to work, in a thread for each federation."""
-        self._started = True
-        for config in list(self._federations):
-            self._work(config)
+        with self._life:
+            self._started = True
+            for config in self._federations:
+                self._work(config)
 
     def stop(self) -> None:
         """End the threads, each after the step or job it is in."""
-        self._started = False
-        for worker in self._workers.values():
-            worker.stop()
+        with self._life:
+            self._started = False
+            for worker in self._workers.values():
+                worker.stop()
 
     def _work(self, config: str) -> None:
         if config not in self._workers:
@@ -105,7 +116,7 @@ class Coordinator:
     def heard(self, config: str, site: int) -> None:
         """A site of the federation made a request, or still does."""
         rounds = self._federations.get(config)
-        if rounds is not None and rounds.heard(site, self._clock()):
+        if rounds is not None and rounds.heard.note(site, self._clock()):
             self._wake(config)
 
     def check_write(self, name: ObjectName, length: int, tree: bytes | None) -> None:

@@ -16,6 +16,7 @@ from fedhpc.errors import PolicyError
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.relay import abandoning
 from fedhpc.relay.catchup import CatchUps
+from fedhpc.relay.heard import Heard
 from fedhpc.relay.kept import KeptAttempt
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.news import News, Piece
@@ -32,20 +33,19 @@ from fedhpc.relay.tidying import drop_large, drop_messages, drop_ready
 from fedhpc.secure.transcript import canon, parse_canon
 
 _log = logging.getLogger("fedhpc.relay")
-ALIVE_S = 60.0
 KEPT_ROUNDS = 2  # up to the last that is done; then everything of a round goes
 KEPT_BAD = 100  # reports of bad vectors
 
 
 class FederationRounds:
-    """See the module. `lock` guards everything but `note` and `heard`, which any thread may call."""
+    """See the module. `lock` guards everything but `note` and what `heard` does, which any thread may call."""
 
     def __init__(self, store: Store, federation: Federation, metrics: Metrics) -> None:
         self.lock = threading.Lock()
         self.federation = federation
         self.rounds: dict[int, Round] = {}
         self.done = 0
-        self.seen: dict[int, float] = {}
+        self.heard = Heard()
         self.bad_vectors: list[tuple[int, int, int]] = []  # round, attempt, site
         self.catchups = CatchUps(store, federation.config)
         self._store, self._metrics = store, metrics
@@ -72,15 +72,6 @@ class FederationRounds:
     def note(self, stored: Stored) -> None:
         """An object became whole. Without the lock: reading it may take a while."""
         self._news.put(stored)
-
-    def heard(self, site: int, now: float) -> bool:
-        """A site made a request; whether it had not been heard of for a while, so that a step may do more."""
-        before, self.seen[site] = self.seen.get(site), now
-        return before is None or now - before > ALIVE_S
-
-    def alive(self, now: float) -> frozenset[int]:
-        """The sites heard of in the last minute."""
-        return frozenset(u for u, at in self.seen.items() if now - at <= ALIVE_S)
 
     def has(self, name: ObjectName, tree: bytes | None = None) -> bool:
         """Whether an object is there; `tree`: with this hash."""
@@ -110,7 +101,7 @@ class FederationRounds:
                 times += [] if found is None else [found]
             if not self._news:
                 break
-        asked = self.catchups.step(now, self._holders or tuple(self.federation.pins), self.alive(now))
+        asked = self.catchups.step(now, self._holders or tuple(self.federation.pins), self.heard.alive(now))
         return Step(min([*times, *([] if asked is None else [asked])], default=None))
 
     def take_news(self, now: float) -> None:
@@ -206,7 +197,7 @@ class FederationRounds:
             fields.everyone,
             {u: since for u, (_, since) in ready.items()},
             fitting,
-            self.alive(now) if round_.last else None,
+            self.heard.alive(now) if round_.last else None,
             frozenset(opened.u3 or ()) if opened else None,
         )
         decision = decide(settings, known, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,15 +43,26 @@ class Times:
 
 
 class PhaseTimes:
-    """The last rounds of one federation; the caller holds its lock. `tell` hears of each phase that has ended."""
+    """The last rounds of one federation. `tell` hears of each phase that has ended.
+
+    Thread-safe: a federation whose roster entry changed hands it on, and may be in a step still, with another lock.
+    """
 
     def __init__(self, tell: Callable[[str, float], None]) -> None:
         """`tell(phase, seconds)`."""
         self._tell = tell
         self._rounds: dict[int, Times] = {}
+        self._lock = threading.Lock()
 
     def look(self, round_: Round, threshold: int, now: float) -> None:
-        """See which phase a round is in. To be called after every change; `now` in seconds of any clock."""
+        """See which phase a round is in. To be called after every change; `now` in seconds of any clock.
+
+        The caller holds the federation's lock, which guards `round_`.
+        """
+        with self._lock:
+            self._look(round_, threshold, now)
+
+    def _look(self, round_: Round, threshold: int, now: float) -> None:
         times = self._rounds.get(round_.number)
         if not (round_.ready or round_.done) or (round_.done and (times is None or not times.phase)):
             return  # not begun, or done when the relay started
@@ -66,12 +78,14 @@ class PhaseTimes:
 
     def gave_up(self, number: int, why: str) -> None:
         """An attempt of a round was given up."""
-        if number in self._rounds:
-            self._rounds[number].why = why
+        with self._lock:
+            if number in self._rounds:
+                self._rounds[number].why = why
 
     def as_json(self, now: float, most: int = KEPT) -> list[dict[str, Any]]:
         """The last `most` rounds, rising."""
-        return [self._rounds[number].as_json(now) for number in sorted(self._rounds)[-most:]]
+        with self._lock:
+            return [self._rounds[number].as_json(now) for number in sorted(self._rounds)[-most:]]
 
     def _begin(self, round_: Round, phase: str, now: float) -> Times:
         purpose = next(iter(round_.ready.values()))[0].purpose

@@ -16,10 +16,12 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from fedhpc.errors import ConfigError, StorageError
-from fedhpc.exchange.pins import load_pair, pin_of, read_certificate, read_der
+from fedhpc.exchange.certificate_times import utc
+from fedhpc.exchange.pins import pin_of, read_der
 from fedhpc.relay.census import Census, Ticket
 from fedhpc.relay.connection import Connection, Hangup
 from fedhpc.relay.coordinator import Coordinator
@@ -27,13 +29,12 @@ from fedhpc.relay.enrolment import Mailbox
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.routes import Routes
-from fedhpc.relay.settings import Limits, RelaySettings, Roster, read_roster, split_address
+from fedhpc.relay.settings import Limits, RelaySettings, read_roster, split_address
 from fedhpc.relay.store import Store
+from fedhpc.relay.tls import handshake_failure, let_read, tls_context
 
 _log = logging.getLogger("fedhpc.relay")
 _STACK_BYTES = 512 << 10
-_LINGER_S = 2.0  # for a peer whose handshake failed
-_LINGER_BYTES = 64 << 10
 _LOOK_S = 2.0  # how often the roster's file is looked at
 
 
@@ -53,7 +54,8 @@ class RelayServer:
             self.rounds.update(self.roster)
         if settings.tokens and settings.enrolment:
             self.routes.mailbox = Mailbox(settings.tokens, settings.enrolment, limits)
-        self.certificate_ends: dict[bytes, datetime.datetime] = {}  # by pin, as last shown
+        self._lock = threading.Lock()  # for `_ends` and `_idle`, which every connection's thread changes
+        self._ends: dict[bytes, datetime.datetime] = {}
         self.roster_error = ""
         self._census = Census(limits, lambda: self.metrics.count("connections_evicted_total"))
         _raise_file_limit(limits.connections)
@@ -110,8 +112,7 @@ class RelayServer:
         deadline = time.monotonic() + self._limits.drain_s
         while self._census.total() and time.monotonic() < deadline:
             self.store.wake_all()
-            for connection in list(self._idle):
-                connection.hurry()
+            self._hurry_idle()
             time.sleep(0.05)
         self.store.close()
 
@@ -131,6 +132,11 @@ class RelayServer:
         """How many connections there are now."""
         return self._census.total()
 
+    def certificate_ends(self) -> dict[bytes, datetime.datetime]:
+        """When the certificates of known keys end, by pin, as last shown."""
+        with self._lock:
+            return dict(self._ends)
+
     # --- one connection, in its own thread
 
     def _connection(self, plain: socket.socket, address: str, ticket: Ticket) -> None:
@@ -147,7 +153,7 @@ class RelayServer:
                     roster = self.roster
                     known = shown is not None and roster.knows(shown)
                     if shown is not None and known:
-                        self.certificate_ends[shown] = expires
+                        self._remember(shown, expires)
                         if not self._census.prove(ticket, shown, roster.keys):
                             self._refuse(connection, shown)
                             return
@@ -172,8 +178,8 @@ class RelayServer:
             sock.do_handshake()
         except (OSError, ValueError) as error:
             self.metrics.count("handshakes_failed_total")
-            _log.info("%s: handshake failed: %s", address, "evicted" if ticket.evicted else error)
-            _let_read(sock)
+            _log.info("%s: handshake failed: %s", address, "evicted" if ticket.evicted else handshake_failure(error))
+            let_read(sock)
             self._census.holds(ticket, None)
             sock.close()
             return None
@@ -209,14 +215,12 @@ class RelayServer:
             begun = time.perf_counter()
             head_only = False
             try:
-                self._idle.add(connection)
-                try:
+                with self._waits(connection):
                     head = connection.read_head(idle_s)
-                finally:
-                    self._idle.discard(connection)
                 begun, method, head_only = time.perf_counter(), head.method, head.method == "HEAD"
                 if datetime.datetime.now(datetime.UTC) > expires:
-                    raise Problem("forbidden", "the certificate has expired", close=True)
+                    words = f"the certificate has expired: it ended on {utc(expires)} by the relay's clock"
+                    raise Problem("forbidden", words, close=True)
                 self.routes.answer(connection, head, pin)
                 keep = head.keep
             except Problem as problem:
@@ -238,6 +242,27 @@ class RelayServer:
             self._count_bytes(connection)
             if not keep:
                 return
+
+    @contextlib.contextmanager
+    def _waits(self, connection: Connection) -> Iterator[None]:
+        """While it lasts, a relay that stops may cut the connection."""
+        with self._lock:
+            self._idle.add(connection)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._idle.discard(connection)
+
+    def _hurry_idle(self) -> None:
+        with self._lock:
+            idle = list(self._idle)
+        for connection in idle:
+            connection.hurry()
+
+    def _remember(self, pin: bytes, expires: datetime.datetime) -> None:
+        with self._lock:
+            self._ends[pin] = expires
 
     def _count_bytes(self, connection: Connection) -> None:
         """What has moved since the last time: connections last for days."""
@@ -273,29 +298,6 @@ class RelayServer:
                 _log.info("%d idle uploads removed", removed)
 
 
-def tls_context(settings: RelaySettings) -> ssl.SSLContext:
-    """TLS 1.3 only, no session tickets (every connection proves its key), client certificates read if one is shown."""
-    certificate = read_certificate(settings.certificate)
-    if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
-        raise ConfigError(f"the certificate {settings.certificate} expired on {certificate.not_valid_after_utc}")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0
-    context.verify_mode = ssl.CERT_OPTIONAL
-    load_pair(
-        context,
-        settings.certificate,
-        settings.key,
-        "put back the pair that `fedhpc federation new` wrote, both files: the sites know the relay by this key",
-    )
-    for authority in settings.client_authorities:
-        try:
-            context.load_verify_locations(authority)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"cannot read the client authority {authority}: {error}") from None
-    return context
-
-
 def _stamp(path: Path) -> tuple[int, ...]:
     """What changes when a file is written or replaced; empty if it is not there."""
     try:
@@ -313,19 +315,3 @@ def _raise_file_limit(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     if max(soft, wanted) < 2 * connections:
         raise StorageError(f"only {max(soft, wanted)} open files are allowed", "raise LimitNOFILE (ulimit -n)")
-
-
-__all__ = ["RelayServer", "Roster", "tls_context"]
-
-
-def _let_read(sock: ssl.SSLSocket) -> None:
-    """Give the peer time to read the alert: in TLS 1.3 it has sent a request already, and closing on that resets."""
-    deadline, left = time.monotonic() + _LINGER_S, _LINGER_BYTES
-    with contextlib.suppress(OSError, ValueError):
-        socket.socket.shutdown(sock, socket.SHUT_WR)
-        while left > 0 and (wait_s := deadline - time.monotonic()) > 0:
-            sock.settimeout(wait_s)
-            got = len(socket.socket.recv(sock, 1 << 14))
-            if not got:
-                return
-            left -= got

@@ -87,7 +87,7 @@ def _federation(
             standing |= server.rounds.standing(federation.config, KEPT)
     quota = federation.quota
     share_bytes, share_objects = quota.share(1)
-    seen, ends = standing.pop("seen_s"), dict(server.certificate_ends)
+    seen, ends = standing.pop("seen_s"), server.certificate_ends()
     return standing | {
         "config": federation.config,
         "sites": len(federation.pins),

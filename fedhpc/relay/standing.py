@@ -20,7 +20,7 @@ def standing(rounds: FederationRounds, now: float, past: int = PAST) -> dict[str
     return {
         "done": rounds.done,
         "sums": [_round(rounds, r, now) for _, r in sorted(rounds.rounds.items()) if r.ready and not r.done],
-        "seen_s": {str(u): round(now - at, 3) for u, at in sorted(rounds.seen.items())},
+        "seen_s": {str(u): round(now - at, 3) for u, at in sorted(rounds.heard.times().items())},
         "needs": [need.as_json() for _, need in sorted(rounds.catchups.needs.items())],
         "sites": len(federation.pins),
         "threshold": federation.threshold,
@@ -37,7 +37,7 @@ def _round(rounds: FederationRounds, round_: Round, now: float) -> dict[str, Any
         expected: tuple[int, ...] = tuple(sorted(rounds.federation.pins))
         there = tuple(round_.ready)
         if round_.last:  # a further attempt waits for those who are ready to be heard of
-            there = tuple(u for u in there if u in rounds.alive(now))
+            there = tuple(u for u in there if u in rounds.heard.alive(now))
         purpose, nbytes, members = fields.purpose, fields.nbytes, tuple[int, ...]()
     else:
         expected, there = awaited(machine, phase)

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.train.calibration import calibration
-from fedhpc.train.score_bins import zero_bin
+from fedhpc.train.score_bins import expected_between, zero_bin
 
 POSITIVE, NEGATIVE = "hist_positive", "hist_negative"
 EXPECTED = "hist_expected"  # sum of the predicted probabilities; its presence says that the bins are score_bins'
 HALF_WIDTH = "_half_width"  # after a metric's name: how far from it the value of the scores themselves can be
+_ROUNDING = 1e-2  # of probabilities that a task has in short floats
 
 Counts = NDArray[Any]  # of scores per bin, whole numbers [bins], low scores first
 
@@ -71,6 +72,23 @@ def average_precision(positive: Counts, negative: Counts, ties: int | None = Non
     value = float(mixed.sum())
     half_width = max(float(best.sum()) - value, value - float(worst.sum()), 0.0)
     return value / total, half_width / total
+
+
+def wrong_histograms(sums: Mapping[str, NDArray[Any]]) -> str:
+    """What is wrong with a site's histograms of scores, "" if nothing is."""
+    positive, negative = sums.get(POSITIVE), sums.get(NEGATIVE)
+    if positive is None or negative is None:
+        return ""
+    if positive.ndim != 1 or positive.shape != negative.shape:
+        return f"{POSITIVE} and {NEGATIVE} must have one dimension, and equally many bins"
+    if EXPECTED not in sums:
+        return ""
+    if positive.size % 2 == 0 or sums[EXPECTED].size != 1:
+        return f"{EXPECTED} is a scalar, and goes with the histograms of binary_sums only"
+    low, high = expected_between(np.asarray(positive + negative, dtype=np.float64))
+    if not low * (1 - _ROUNDING) <= float(sums[EXPECTED].item()) <= high * (1 + _ROUNDING):
+        return f"{EXPECTED} is not the sum of the probabilities of logits in the bins of binary_sums"
+    return ""
 
 
 def summarise(sums: Mapping[str, NDArray[Any]]) -> dict[str, float | None]:

@@ -115,7 +115,12 @@ class _Watch:
         if self._allowed:
             _at_end_of_backward(partial(self._forget, left))  # after DDP's own end
         elif left:
-            raise refusal(self._label, left, len(self._parameters), 'site_backend(fed, unused_parameters="allow")')
+            raise refusal(
+                f"{self._label}: backward()",
+                left,
+                len(self._parameters),
+                'site_backend(fed, unused_parameters="allow")',
+            )
 
     def _forget(self, left: list[str]) -> None:
         """No gradient for what no rank reached, as on one rank."""

@@ -41,6 +41,17 @@ def logits_of(count: int) -> NDArray[np.float64]:
     return np.concatenate([[math.nan], -middles[::-1], [0.0], middles, [math.nan]])
 
 
+def expected_between(counts: NDArray[np.float64]) -> tuple[float, float]:
+    """Between what the sum of the predicted probabilities lies for `counts` of rows per bin, an odd number of bins."""
+    outer = np.concatenate([_edges(counts.size // 2), [math.inf]])
+    low = np.concatenate([-outer[::-1], [0.0], np.concatenate([[0.0], outer[:-1]])])
+    return float(counts @ _probability(low)), float(counts @ _probability(-low[::-1]))
+
+
+def _probability(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 * (1 + np.tanh(logits / 2))
+
+
 @lru_cache(maxsize=8)
 def _edges(half: int) -> NDArray[np.float64]:
     """Edges between the `half` bins above 0, rising, float64 [half - 1]."""

@@ -17,7 +17,7 @@ _PLAIN = (bool, int, float, str, type(None))
 @contextmanager
 def untouched(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """Inside the block `model` may be trained, moved, and switched between modes, and anything drawn at random."""
-    tensors = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+    tensors = [(t, t._version, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
     # A forward() may put another tensor in a buffer's place, and count in plain attributes; `training` is one of them.
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     plain = [(m, {key: value for key, value in vars(m).items() if isinstance(value, _PLAIN)}) for m in model.modules()]
@@ -33,8 +33,9 @@ def untouched(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
             for module, saved_plain in plain:
                 vars(module).update(saved_plain)
             with torch.no_grad():
-                for tensor, saved in tensors:
-                    tensor.copy_(saved)
+                for tensor, version, saved in tensors:
+                    if tensor._version != version or not torch.equal(tensor, saved):
+                        tensor.copy_(saved)
 
 
 def draw_from(seed: int) -> None:

@@ -32,11 +32,11 @@ def without_gradient(parameters: dict[str, torch.nn.Parameter]) -> list[str]:
 
 
 def refusal(where: str, names: Collection[str], of: int, way_out: str) -> ConfigError:
-    """`where` names site and step; `of`: how many parameters there are; `way_out`: where "allow" is written."""
+    """`where`: the site and its step; `of`: how many parameters there are; `way_out`: where "allow" is written."""
     listed = ", ".join(list(names)[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    none = ": the loss does not depend on the model" if len(names) == of else ""
+    none = "; the loss does not depend on the model" if len(names) == of else ""
     return ConfigError(
-        f"{where}: no gradient for {listed}{none}",
+        f"{where} leaves parameters without a gradient: {listed}{none}",
         f"what forward() or the loss never uses: remove it, or requires_grad_(False) in model(); what only some rows "
         f"use: {way_out}",
     )

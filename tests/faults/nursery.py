@@ -58,7 +58,7 @@ class Nursery:
     def __init__(self) -> None:
         root = HERE.parents[1]
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "OMPI_", "PMI"))}
-        for name in ("HTTPS_PROXY", "https_proxy"):
+        for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
             plain.pop(name, None)
         path = os.pathsep.join((str(root), str(HERE), plain.get("PYTHONPATH", "")))
         self._process = subprocess.Popen(

@@ -202,7 +202,8 @@ def do_sums(federation: Federation, seed: int) -> None:
         for name, values, bound in PLAN:
             sums = federation.sum(values(number, seed), name=name, bound=bound)
             digest = {key: hashlib.sha256(value.tobytes()).hexdigest() for key, value in sums.items()}
-            say(sum=name, sites=sums.sites, quantum=sums.quantum, **digest)
+            quantum = {key: np.asarray(grid).tolist() for key, grid in sums.quantum.items()}
+            say(sum=name, sites=sums.sites, quantum=quantum, **digest)
 
 
 def do_rounds(federation: Federation, directory: Path, *, steady: bool) -> None:

@@ -237,18 +237,21 @@ class World:
         return "\n".join(f"--- {p.name}\n{p.read_text(errors='replace')}" for p in sorted(self.folder.glob("*.log")))
 
 
-def plain_sum(name: str, members: Iterable[int], quantum: dict[str, float], seed: int = 0) -> dict[str, str]:
-    """SHA-256 of what `name` of the sites' PLAN adds up to over these sites, computed without any of fedhpc."""
+def plain_sum(name: str, members: Iterable[int], quantum: dict[str, Any], seed: int = 0) -> dict[str, str]:
+    """SHA-256 of what `name` of the sites' PLAN adds up to over these sites, computed without any of fedhpc.
+
+    `quantum`: the grid of each array, or of each of its elements.
+    """
     values = next(v for n, v, _ in PLAN if n == name)
     given = [values(u, seed) for u in members]
     found = {}
     for key in given[0]:
-        arrays = [g[key] for g in given]
-        if quantum[key] == 0.0:
+        arrays, grid = [g[key] for g in given], np.asarray(quantum[key])
+        if not grid.all():
             total = sum(a.astype(np.int64) for a in arrays)
         else:
-            lanes = sum(np.rint(a.astype(np.float64) / quantum[key]).astype(np.int64) for a in arrays)
-            total = (lanes.astype(np.float64) * quantum[key]).astype(arrays[0].dtype)
+            lanes = sum(np.rint(a.astype(np.float64) / grid).astype(np.int64) for a in arrays)
+            total = (lanes.astype(np.float64) * grid).astype(arrays[0].dtype)
         found[key] = hashlib.sha256(total.tobytes()).hexdigest()
     return found
 

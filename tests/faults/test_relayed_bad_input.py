@@ -23,9 +23,10 @@ from harness import FEDHPC, ROOT, Completed, call, edit, mpi_words, start, until
 
 from fedhpc.errors import PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess, RelayProblem
+from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience
 from fedhpc.exchange.https import RelayExchange
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES
 from fedhpc.ops.enrolment.one_machine import Enrolled, enrol, running_relay
 from fedhpc.relay.certificates import Issued, issue, issue_new, new_authority, new_request
@@ -300,7 +301,7 @@ def test_a_relay_that_cannot_be_reached(place: Place) -> None:
     port = free_port()
     place.exchange(f'url = "https://127.0.0.1:{port}"')
     done = place.run().refused(69, f"the relay https://127.0.0.1:{port} cannot be reached: ", "refused", "for 2 s")
-    assert "waiting for the relay (" in done.err, done.text
+    assert f"waiting for the relay (127.0.0.1:{port}: Connection refused)" in done.err, done.text
     assert "next try in " in done.err
     assert "giving up in " in done.err
 
@@ -314,7 +315,8 @@ def test_a_relay_that_says_nothing(place: Place) -> None:
 def test_a_relay_that_speaks_no_tls(place: Place) -> None:
     with answering(lambda peer: peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
         place.exchange(f'url = "https://127.0.0.1:{port}"')
-        place.run().refused(69, f"the relay https://127.0.0.1:{port} cannot be reached: TLS: ")
+        done = place.run().refused(69, f"the relay https://127.0.0.1:{port} cannot be reached: TLS: ")
+        assert "waiting for the relay" not in done.err, "it ends at once"
 
 
 def test_a_relay_with_another_key(place: Place) -> None:
@@ -390,18 +392,26 @@ def proxy_that_says(words: bytes, more: bytes = b"") -> Callable[[socket.socket]
     ("answer", "words"),
     [
         (proxy_that_says(b"HTTP/1.1 403 Forbidden\r\n\r\n"), ["refused to connect to 127.0.0.1:", "403 Forbidden"]),
-        (proxy_that_says(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"), ["refused to connect", " 407 "]),
-        (proxy_that_says(b"\x1b[2J\x00rubbish\r\n\r\n"), ["refused to connect to 127.0.0.1:", "?[2J?rubbish"]),
-        (proxy_that_says(b"", b"x" * 65536), ["cannot be reached: the proxy closed the connection"]),
-        (proxy_that_says(b""), ["cannot be reached: the proxy closed the connection"]),
-        (proxy_that_says(b"HTTP/1.1 200 OK\r\n\r\nthis is no TLS"), ["cannot be reached: TLS: "]),
+        (
+            proxy_that_says(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"),
+            ["refused to connect", " 407 ", "http://user:password@host:port"],
+        ),
+        (
+            proxy_that_says(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n"),
+            ["waiting for the relay (127.0.0.1:", "cannot be reached: the proxy 127.0.0.1:", "503 ", "for 2 s"],
+        ),
+        (proxy_that_says(b"\x1b[2J\x00rubbish\r\n\r\n"), ["is no HTTP proxy", "?[2J?rubbish"]),
+        (proxy_that_says(b"", b"x" * 65536), ["is no HTTP proxy", "xxx"]),
+        (proxy_that_says(b""), ["cannot be reached: the proxy 127.0.0.1:", "it closed the connection", "for 2 s"]),
+        (proxy_that_says(b"HTTP/1.1 200 OK\r\n\r\nthis is no TLS"), ["cannot be reached: TLS: ", "speaks no TLS"]),
     ],
-    ids=["forbidden", "password", "rubbish", "endless", "silent", "no TLS behind it"],
+    ids=["forbidden", "password", "busy", "rubbish", "endless", "silent", "no TLS behind it"],
 )
 def test_a_proxy_that_does_not_connect(place: Place, answer: Callable[[socket.socket], None], words: list[str]) -> None:
     with answering(answer) as port:
         place.exchange(f'proxy = "http://127.0.0.1:{port}"')
         done = place.run().refused(69, *words)
+        assert ("for 2 s" in words) == ("waiting for the relay" in done.err), done.text
         assert "\x1b" not in done.err, "what a proxy sends does not reach the terminal as it is"
 
 

@@ -6,12 +6,13 @@ import shutil
 
 import pytest
 from nursery import Child
-from relayed_world import PATIENT, WAIT_S, Kind, World, check_ledgers
+from relayed_world import PATIENT, SHORT, WAIT_S, Kind, World, check_ledgers
 from theatre import Theatre
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 FOUR = Kind(cohort=f'policy = "sync"\n{PATIENT}', rounds=3)
+HASTY = Kind(sites=3, cohort=f'policy = "sync"\n{SHORT}')  # nobody leaves an attempt whose sum is there: a deadline
 THREE = Kind(sites=3, cohort=f'policy = "sync"\n{PATIENT}', rounds=3)
 
 
@@ -87,7 +88,7 @@ def test_with_the_ledger_lost_too_the_next_epoch_is_told(theatre: Theatre) -> No
             again = world.start_site(2, "steady")
             assert again.wait(WAIT_S) == 77, world.texts()
             assert "its ledger knows nothing of it" in again.text()
-            assert "`fedhpc federation next`" in again.text()
+            assert "`fedhpc federation next --from-model FILE`" in again.text()
         assert world.ledger(2) == []
 
 
@@ -104,3 +105,28 @@ def test_a_lost_ledger_beside_its_run_directory_is_told(theatre: Theatre, point:
         assert again.wait(WAIT_S) == 77, world.texts()
         assert words in again.text(), world.texts()
         assert "`fedhpc federation next`" in again.text()
+
+
+@pytest.mark.parametrize(("kind", "point"), [(HASTY, "M3v after 9"), (FOUR, "keep after 9")], ids=["three", "four"])
+def test_a_script_that_lost_its_run_directory_goes_on(theatre: Theatre, kind: Kind, point: str) -> None:
+    """All its sums lie beside the ledger too, those of training with them."""
+    with theatre.world(kind, f"lost script {point}") as world:
+        world.start_relay()
+        sites = world.start_sites([u for u in world.numbers if u != 2], "script")
+        sites[2] = lose(world, 2, point, "script")
+        world.finish(sites)
+        ended = [line["after"] for u in world.numbers for line in world.lines(u) if "final" in line]
+        assert ended == [sum(u * u for u in world.numbers)] * len(world.numbers)
+        world.final()
+        check_ledgers(world)
+
+
+def test_a_script_whose_round_ended_without_it_is_told(theatre: Theatre) -> None:
+    with theatre.world(FOUR, "lost script told") as world:
+        world.start_relay()
+        world.start_sites([1, 3, 4], "script")
+        again = lose(world, 2, "M3v after 9", "script")
+        assert again.wait(WAIT_S) == 69, world.texts()
+        assert "a script takes no later model" in again.text()
+        assert "`fedhpc federation next --again`" in again.text()
+        check_ledgers(world)

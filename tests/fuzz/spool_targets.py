@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.exchange.spool_files import flat, note_name, read_attempt_name, read_note_name
 from fedhpc.exchange.spool_notes import (

@@ -27,10 +27,10 @@ from spool_targets import spool_parsers
 from fedhpc.config import MAX_CONFIG_BYTES
 from fedhpc.data.schema import Feature, FeatureSet, Label
 from fedhpc.errors import FedhpcError
-from fedhpc.exchange.http_link import RelayProblem, _refusal
 from fedhpc.exchange.http_listing import read_listing
 from fedhpc.exchange.http_ranges import read_gaps
 from fedhpc.exchange.http_transfer import declared_length
+from fedhpc.exchange.link_problems import RelayProblem, refusal
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES, pin_of, pin_of_der, read_certificate, read_der
 from fedhpc.federation.agreement import read_agreement, read_site
@@ -310,7 +310,7 @@ def _site() -> list[Target]:
         response.begin()
         assert declared_length(response) >= -1
         if response.status >= 300:
-            assert isinstance(_refusal(response), Exception)
+            assert isinstance(refusal(response), Exception)
 
     def late(data: bytes) -> None:
         """Where the federation stands, as a site that gives up tells its people."""

@@ -30,7 +30,7 @@ from fedhpc.ops.enrolment.one_machine import Enrolled, enrol
 
 SITES = ("aa", "bb", "cc")
 ROUNDS, STEPS = 2, 6
-NO_PROXY = {"HTTPS_PROXY": "", "https_proxy": ""}
+NO_PROXY = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"), "")
 DEAD = "https://127.0.0.1:1"
 TASK = """
 import os

@@ -192,7 +192,10 @@ def read_answer(sock: ssl.SSLSocket, *, bare: bool = False) -> tuple[int, str]:
 
 
 class Proxy:
-    """A CONNECT proxy; `allow` False answers 403. `cut_after`: bytes up and down after which a tunnel is cut, once."""
+    """A CONNECT proxy; `allow` False answers 403, and 503 says that nobody is there.
+
+    `cut_after`: bytes up and down after which a tunnel is cut, once.
+    """
 
     def __init__(self, *, allow: bool = True, cut_after: int = 0) -> None:
         self.allow, self.cut_after = allow, cut_after
@@ -220,7 +223,12 @@ class Proxy:
                 near.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
                 return
             host, port = head.split(b" ")[1].decode().split(":")
-            with socket.create_connection((host, int(port))) as far:
+            try:
+                far = socket.create_connection((host, int(port)))
+            except OSError:
+                near.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+                return
+            with far:
                 near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 limit, self.cut_after = self.cut_after, 0
                 back = threading.Thread(target=self._pump, args=(far, near, limit), daemon=True)

@@ -12,8 +12,8 @@ from relay_process import MIB, Proxy, Relay, name, noise, root
 
 from fedhpc.errors import InternalError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_retry import Patience
+from fedhpc.exchange.link_problems import RelayProblem
 
 
 class Work:

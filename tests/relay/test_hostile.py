@@ -13,8 +13,8 @@ from relay_process import CONFIG, MIB, PATIENCE, Relay, World, name, noise, read
 
 from fedhpc.errors import PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_retry import Patience
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.relay.connection import parse_head
 from fedhpc.relay.problems import Problem

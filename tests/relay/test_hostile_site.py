@@ -13,8 +13,8 @@ from round_sites import Sites
 
 from fedhpc.errors import FedhpcError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_retry import Patience
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.relay.ready import MAX_TENSORS
 
 COHORT = 'policy = "buffered"\nanswer_s = 2.0\nupload_s = 4.0\n'

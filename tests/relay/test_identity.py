@@ -16,9 +16,11 @@ from relay_process import CONFIG, MIB, OTHER_CONFIG, SITES, Proxy, Relay, World,
 
 from fedhpc.errors import ConfigError, PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess, RelayProblem, proxy_from_environment
+from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.pins import pin_of, read_certificate, same_pin
+from fedhpc.exchange.proxies import proxy_from_environment
 from fedhpc.relay.certificates import Issued, issue, issue_new, new_authority, new_key, new_request
 
 QUICK = Patience(1.0, 0.05, 0.2)

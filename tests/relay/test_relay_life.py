@@ -19,8 +19,8 @@ from relay_process import CONFIG, MIB, PATIENCE, ROOT, SITES, Relay, name, noise
 
 from fedhpc.errors import PeersError, StorageError
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_retry import Patience
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.relay.store import Store
 
 

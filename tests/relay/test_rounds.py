@@ -14,7 +14,7 @@ from relay_process import CONFIG, MIB, OTHER_CONFIG, Relay, World, noise, root, 
 from round_sites import STATE, Sites
 
 from fedhpc.errors import FedhpcError
-from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import ObjectName
 
 

@@ -13,6 +13,7 @@ from secure_fakes import key_of
 
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
+from fedhpc.relay.certificates import Issued
 from fedhpc.relay.coordinator import Coordinator
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.round_machine import RoundMachine
@@ -182,3 +183,13 @@ def all_ready(relay: Relay, *sites: int, round_: int = 1, config: str = CONFIG) 
 
 
 __all__ = ["CONFIG", "Hand", "OTHER", "Relay", "all_ready", "federation", "parse_canon", "ready"]
+
+
+def relay_toml(folder: Path, relay: Issued, authority: Issued) -> Path:
+    """A relay's files in `folder`, without federations; its relay.toml."""
+    relay.write(folder, "relay")
+    (folder / "ca.pem").write_bytes(authority.certificate)
+    (folder / "roster.toml").write_text("")
+    text = '[relay]\nlisten = "127.0.0.1:0"\nstore = "store"\nroster = "roster.toml"\ncertificate = "relay.pem"\n'
+    (folder / "relay.toml").write_text(f'{text}key = "relay.key"\nclient_authorities = ["ca.pem"]\n')
+    return folder / "relay.toml"

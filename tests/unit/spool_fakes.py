@@ -15,10 +15,10 @@ from secure_fakes import key_of
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.exchange.carrier import Carrier
-from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_listing import Entry
 from fedhpc.exchange.http_ranges import Gaps
 from fedhpc.exchange.http_traffic import Traffic
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName, block_count
 from fedhpc.exchange.spool import SpoolClient
 from fedhpc.exchange.spool_files import SpoolFolder

@@ -18,9 +18,9 @@ from protocol_fakes import World
 from secure_fakes import key_of
 
 from fedhpc.errors import DataError, PeersError, PolicyError
-from fedhpc.exchange.http_link import RelayProblem
 from fedhpc.exchange.http_listing import Entry
 from fedhpc.exchange.https import RelayExchange
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import ObjectName
 from fedhpc.federation import catching_up
 from fedhpc.federation.catching_up import Attendant, take

@@ -1,5 +1,7 @@
 """Codes for missing: in every spelling of a number, per column, and never a control by accident."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from fedhpc.data.cells import column_reader, label_reader
 from fedhpc.data.ingest import ingest_csv
 from fedhpc.data.recipe import Column, LabelColumn, Source, read_recipe
+from fedhpc.data.rows import RowReader
 from fedhpc.data.store import SiteStore
 from fedhpc.errors import ConfigError, DataError
 
@@ -111,9 +114,15 @@ def test_a_number_of_two_readings_is_no_code():
 
 @pytest.mark.parametrize("marker", ["1e308", "-1.7976931348623157e+308", "1e-300"])
 def test_codes_that_float32_does_not_hold_are_codes_too(marker):
-    read = column_reader(Column(column="a", type="number"), Source("id", missing_markers=(marker,)))
+    column, source = Column(column="a", type="number", missing="drop"), Source("id", missing_markers=(marker,))
+    read = column_reader(column, source)
     assert read(marker) is None
     assert read("0") == (0.0,)
+    values = np.empty(1, np.float32)
+    with warnings.catch_warnings(action="error"):
+        assert RowReader([column], [0], source).read([marker], values) == "a"
+        assert RowReader([column], [0], source).read(["0"], values) is None
+    assert values == 0
 
 
 def test_decimal_commas_are_codes_too():
@@ -298,8 +307,6 @@ TEXTS = WRITTEN | st.sampled_from(["", "NA", "-9", "-9.0", "0", "99", "x", "nan"
     st.sampled_from([{}, {"0": "7", "x": "99"}]),
 )
 def test_many_cells_at_once_are_read_as_one_by_one(texts, type_, decimal, delimiter, aliases):
-    from fedhpc.data.rows import RowReader
-
     source = Source("id", missing_markers=("", "NA", "-9", "5"), decimal=decimal, delimiter=delimiter)
     columns = [
         Column(column=f"c{i}", type=type_, missing="drop", missing_markers=("99",) * (i % 2), aliases=aliases)

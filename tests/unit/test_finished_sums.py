@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from fedhpc.federation.finished_sums import NONE_FINISHED, FinishedSums, Reached
 from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, Opened, SumPlan
 from fedhpc.federation.pipeline import Stages
-from fedhpc.secure.ledger import LedgerEntry, RoundLedger
+from fedhpc.secure.ledger import LedgerEntry, OtherVectorError, RoundLedger
 from fedhpc.secure.ring import Layout, Tensor
 
 LAYOUT = Layout([Tensor("x", "float64", (3,), 20), Tensor("n", "int64", (2,))], salted=True)
@@ -243,3 +244,80 @@ def test_a_sum_that_others_may_have_skipped_gives_no_salt(finished: FinishedSums
     other = Opened(dataclasses.replace(PLAN, round_=6, skip=True), key_of("tree"), Stages(), 0, 0, (1, 2), bytes(40))
     finished.keep(other.plan, other, full(), MARK)
     assert finished.last() == Reached(6, SALT)
+
+
+# --- the copy beside the ledger
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> FinishedSums:
+    return FinishedSums(tmp_path / "sums", tmp_path / "beside")
+
+
+def again(tmp_path: Path) -> FinishedSums:
+    return FinishedSums(tmp_path / "sums", tmp_path / "beside")
+
+
+def test_a_lost_folder_is_made_good_by_the_copy(tmp_path: Path, both: FinishedSums) -> None:
+    keep(both)
+    both.keep_skipped(dataclasses.replace(PLAN, round_=6, purpose="measured"))
+    last = both.last()
+    shutil.rmtree(tmp_path / "sums")
+    found = again(tmp_path)
+    vector = Vector(LAYOUT)
+    assert found.find(PLAN, vector, MARK) == (key_of("tree"), (1, 2, 4))
+    assert vector.buffer.tobytes() == full().buffer.tobytes()
+    assert found.is_skipped(dataclasses.replace(PLAN, round_=6, purpose="measured"))
+    assert found.last() == last
+    assert found.holds(PLAN)
+    assert not found.holds(dataclasses.replace(PLAN, purpose="another"))
+    with pytest.raises(OtherVectorError, match="with other numbers of this site"):
+        found.find(PLAN, Vector(LAYOUT), key_of("another fingerprint"))
+
+
+def test_a_damaged_file_is_made_good_too(tmp_path: Path, both: FinishedSums) -> None:
+    keep(both)
+    both.erase_until(3, SALT)
+    for name in ("round-5.sum", "until"):
+        path = tmp_path / "sums" / name
+        path.write_bytes(path.read_bytes()[:-7])
+    found = again(tmp_path)
+    assert found.find(PLAN, Vector(LAYOUT), MARK) is not None
+    assert found.first() == Reached(3, SALT)
+    for path in (tmp_path / "beside").iterdir():
+        path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(StorageError, match="until is damaged") as told:
+        again(tmp_path).first()
+    assert "remove it and start again" in told.value.hint
+
+
+def test_what_no_other_site_can_give_stays_beside_the_ledger(tmp_path: Path, both: FinishedSums) -> None:
+    """A first checkpoint covers the sums in the run directory; others cannot give it before a training round."""
+    keep(both)
+    both.erase_until(5, SALT, beside=False)
+    assert [p.name for p in (tmp_path / "sums").iterdir()] == ["until"]
+    assert [p.name for p in (tmp_path / "beside").iterdir()] == ["round-5.sum"]
+    shutil.rmtree(tmp_path / "sums")
+    assert again(tmp_path).first() == NONE_FINISHED
+    assert again(tmp_path).find(PLAN, Vector(LAYOUT), MARK) is not None
+    both = again(tmp_path)
+    both.erase_until(5, SALT)
+    assert sorted(p.name for p in (tmp_path / "beside").iterdir()) == ["until"]
+    shutil.rmtree(tmp_path / "sums")
+    assert again(tmp_path).first() == Reached(5, SALT)
+
+
+def test_the_copies_keep_within_their_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(FinishedSums(tmp_path / "size"))
+    size = (tmp_path / "size" / "round-5.sum").stat().st_size
+    monkeypatch.setattr("fedhpc.federation.finished_sums.BESIDE_BYTES", 2 * size - 1)
+    finished = again(tmp_path)
+    for number in range(1, 4):
+        keep(finished, dataclasses.replace(PLAN, round_=number))
+    assert [p.name for p in (tmp_path / "beside").iterdir()] == ["round-1.sum"]
+    finished = again(tmp_path)
+    finished.erase_until(1, SALT)
+    (tmp_path / "beside" / "until").unlink()
+    finished = again(tmp_path)
+    keep(finished, dataclasses.replace(PLAN, round_=4))
+    assert [p.name for p in (tmp_path / "beside").iterdir()] == ["round-4.sum"]

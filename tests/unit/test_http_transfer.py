@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from fedhpc.errors import PeersError
-from fedhpc.exchange.http_link import LinkDown, RelayProblem
 from fedhpc.exchange.http_ranges import cut, overlap, read_gaps, size_of, without
 from fedhpc.exchange.http_retry import Clock
 from fedhpc.exchange.http_transfer import Outgoing
+from fedhpc.exchange.link_problems import LinkDown, RelayProblem
 from fedhpc.exchange.objects import ObjectName
 
 MIB = 1 << 20

@@ -27,7 +27,7 @@ from spool_fakes import (
 )
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError, StorageError
-from fedhpc.exchange.http_link import RelayProblem
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName
 from fedhpc.exchange.spool import SpoolClient
 from fedhpc.exchange.spool_files import PUTS, RECEIPTS, SpoolFolder, names_in, note_name, write_file

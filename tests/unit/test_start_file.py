@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from fedhpc.errors import ConfigError, DataError, PolicyError
 from fedhpc.federation.state_tensors import model_sha256
-from fedhpc.ops.start_file import LAYOUT, SHA256, agreed_sha256, read_start_file
+from fedhpc.ops.start_file import LAYOUT, SHA256, agreed_sha256, fitting_file, read_start_file
 
 LOGISTIC = {"name": "logistic", "options": {"features": 9}}
 MODULE = {"name": "module", "source_sha256": "0" * 64}
@@ -93,3 +93,27 @@ def test_what_a_site_refuses(tmp_path: Path) -> None:
     del built["network.bias"]
     with pytest.raises(DataError, match=r"it also has the tensor network\.bias"):
         file.fit(built, agreed, "bern")
+
+
+def test_a_file_for_a_task_that_is_fixed(tmp_path: Path) -> None:
+    found = fitting_file(write(tmp_path / "a"), LOGISTIC)
+    assert (found.sha256, list(found.tensors)) == (model_sha256(tensors()), list(tensors()))
+    other = tensors() | {"network.weight": np.zeros((2, 9), np.float32)}
+    with pytest.raises(DataError, match=r"network.weight is float32 \[2, 9\], in this federation's task it is"):
+        fitting_file(write(tmp_path / "b", other), LOGISTIC)
+    wide = {name: tensor.astype(np.float64) for name, tensor in tensors().items()}
+    with pytest.raises(DataError, match="is float64"):
+        fitting_file(write(tmp_path / "c", wide), LOGISTIC)
+    with pytest.raises(DataError, match=r"it lacks the tensor network\.bias"):
+        fitting_file(write(tmp_path / "d", {n: t for n, t in tensors().items() if n != "network.bias"}), LOGISTIC)
+    with pytest.raises(DataError, match="another model"):
+        fitting_file(write(tmp_path / "a"), {"name": "cnn", "options": {"classes": 2, "side": 8, "channels": [2, 2]}})
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_torch_save_is_told(tmp_path: Path, zipped: bool) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(DataError, match="no safetensors file") as refused:
+        read_start_file(tmp_path / "x.pt")
+    assert "save_file(" in refused.value.hint

@@ -107,6 +107,39 @@ def test_wrong_results_are_refused(tmp_path: Path, old: str, new: str, word: str
         use()
 
 
+HISTOGRAMS = """
+def sums(model, batch):
+    x, y = batch
+    found = binary_sums(x, y, 8)
+    found.update(OTHER)
+    return found
+"""
+
+
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        ("{}", ""),
+        ("{'hist_expected': torch.sigmoid(x.bfloat16()).sum()}", ""),
+        ("{'hist_positive': torch.ones(9), 'hist_negative': torch.ones(8)}", "equally many bins"),
+        ("{'hist_positive': torch.ones(2, 9), 'hist_negative': torch.ones(2, 9)}", "one dimension"),
+        ("{'hist_positive': torch.ones(8), 'hist_negative': torch.ones(8)}", "of binary_sums only"),
+        ("{'hist_positive': torch.ones(5), 'hist_negative': torch.ones(5)}", "in the bins of binary_sums"),
+        ("{'hist_expected': torch.sigmoid(x)}", "is a scalar"),
+        ("{'hist_expected': torch.sigmoid(-x).sum()}", "in the bins of binary_sums"),
+    ],
+)
+def test_histograms_of_ones_own(tmp_path: Path, other: str, word: str) -> None:
+    source = "from fedhpc.train.tasks.tables import binary_sums\n" + SOURCE + HISTOGRAMS.replace("OTHER", other)
+    task = load_task(*module(tmp_path, source))
+    batch = torch.tensor([[-3.0], [-1.5], [0.0], [-7.0], [-0.2]]), torch.tensor([0, 1, 1, 0, 0])
+    if word:
+        with pytest.raises(ConfigError, match=word):
+            task.sums(torch.nn.Linear(1, 1), batch)
+    else:
+        assert task.sums(torch.nn.Linear(1, 1), batch)["hist_positive"].sum() == 2
+
+
 def test_models_start_equal_and_leave_the_generator_alone() -> None:
     task = load_task(TaskSettings("mlp"))
     before = torch.get_rng_state()

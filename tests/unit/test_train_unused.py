@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 from train_fakes import make_task, make_trainer
 
+import fedhpc
 from fedhpc.errors import ConfigError
+from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.train.backends import SerialBackend
 from fedhpc.train.own_loop import OwnLoopBackend
 from fedhpc.train.settings import TrainSettings
@@ -65,7 +68,7 @@ def test_it_is_refused_by_name_with_two_ways_out(optimizer: str, accumulation: i
     settings = dataclasses.replace(SGD, optimizer=optimizer, accumulation=accumulation)  # type: ignore[arg-type]
     with pytest.raises(ConfigError) as caught:
         train(settings, Branches(lambda call: True), proximal=proximal)
-    assert caught.value.what == "site a: step 1 (round 1): no gradient for dead.weight, dead.bias"
+    assert caught.value.what == "site a: step 1 (round 1) leaves parameters without a gradient: dead.weight, dead.bias"
     assert "requires_grad_(False)" in caught.value.hint
     assert '[train] unused_parameters = "allow"' in caught.value.hint
 
@@ -82,7 +85,9 @@ def test_one_that_a_later_step_leaves_out_is_told_with_that_step(at: int) -> Non
     settings = dataclasses.replace(SGD, local_steps=CHECK_STEPS + 5)
     model = Branches(lambda call: call != at)
     model.dead.requires_grad_(False)
-    with pytest.raises(ConfigError, match=rf"step {at} \(round 1\): no gradient for late\.weight, late\.bias$"):
+    with pytest.raises(
+        ConfigError, match=rf"step {at} \(round 1\) leaves parameters without a gradient: late\.weight, late\.bias$"
+    ):
         train(settings, model)
 
 
@@ -105,7 +110,7 @@ def test_one_that_is_allowed_stays_as_it_is_like_in_a_plain_loop() -> None:
 
 def test_a_loss_without_any_gradient_is_told_or_does_nothing() -> None:
     functions = {"loss": lambda model, batch: loss(model, batch).detach()}
-    with pytest.raises(ConfigError, match=r"and 3 more: the loss does not depend on the model$"):
+    with pytest.raises(ConfigError, match=r"and 3 more; the loss does not depend on the model$"):
         train(SGD, Branches(), **functions)
     before, after = train(ALLOW, Branches(), **functions)
     assert all((before[name] == after[name]).all() for name in before)
@@ -121,7 +126,10 @@ def test_a_loop_of_ones_own_on_one_rank() -> None:
     model = backend.wrap(Branches())
     with pytest.raises(ConfigError) as caught:
         loss(model, (x, y)).backward()
-    assert caught.value.what == "site a: no gradient for late.weight, late.bias, dead.weight, dead.bias"
+    assert (
+        caught.value.what
+        == "site a: backward() leaves parameters without a gradient: late.weight, late.bias, dead.weight, dead.bias"
+    )
     assert 'site_backend(fed, unused_parameters="allow")' in caught.value.hint
     with torch.no_grad():
         loss(model, (x, y))
@@ -137,6 +145,17 @@ def test_a_loop_of_ones_own_on_one_rank() -> None:
     model = own_loop("allow").wrap(Branches())
     loss(model, (x, y)).backward()
     assert model.dead.weight.grad is None
+
+
+def test_the_ways_out_of_a_loop_of_ones_own() -> None:
+    federation: Any = types.SimpleNamespace(party=types.SimpleNamespace(site=SerialGroup("site a")))
+    x, y = torch.ones(3, 5), torch.ones(3)
+    with pytest.raises(ConfigError, match=r"site a: backward\(\) leaves parameters without a gradient: late\.weight"):
+        loss(fedhpc.site_backend(federation, device="cpu").wrap(Branches()), (x, y)).backward()
+    backend = fedhpc.site_backend(federation, device="cpu", unused_parameters="allow")
+    loss(backend.wrap(Branches()), (x, y)).backward()
+    with pytest.raises(ConfigError, match="'maybe'"):
+        fedhpc.site_backend(federation, unused_parameters="maybe")  # type: ignore[arg-type]
 
 
 def test_a_loop_of_ones_own_sees_through_reentrant_checkpoints() -> None:

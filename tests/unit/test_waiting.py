@@ -178,7 +178,8 @@ def joining(exchange: RelayExchange, tmp_path: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(join_relay, "Approvals", lambda folder: SimpleNamespace(own=lambda agreement: b"signed"))
     members = [SimpleNamespace(number=u, name=n) for u, n in enumerate(("aa", "bb", "cc"), start=1)]
     agreement = SimpleNamespace(hash=CONFIG, cohort=SimpleNamespace(deadline_s=deadline_s))
-    party = SimpleNamespace(agreement=agreement, members=members, number=2)
+    before = SimpleNamespace(ledger=(), fresh=False)  # a run directory that is there
+    party = SimpleNamespace(agreement=agreement, members=members, number=2, journal=before)
     mine = SimpleNamespace(base=tmp_path)
     _prove_configuration(cast(Any, party), exchange, cast(Any, mine), tmp_path / "signatures.json")
 

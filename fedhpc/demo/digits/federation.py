@@ -17,6 +17,7 @@ from fedhpc.data.split import dirichlet_split
 from fedhpc.data.store import SiteStore, write_store
 from fedhpc.errors import ConfigError
 from fedhpc.ops.scaffold import NewSite, Plan, write_federation
+from fedhpc.ops.start_file import StartFile
 
 ROUNDS = 30
 SITES = 4
@@ -41,12 +42,18 @@ local_steps = 20"""
 
 
 def write_digits_federation(
-    directory: Path, *, rounds: int = ROUNDS, seed: int = 0, ranks: int = 1, alpha: float = 1.0
+    directory: Path,
+    *,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    ranks: int = 1,
+    alpha: float = 1.0,
+    start: StartFile | None = None,
 ) -> Path:
     """Data, keys, site files and federation.toml of four sites in `directory`; path of federation.toml.
 
-    `alpha`: of the Dirichlet distribution of classes over sites; smaller is more skewed. Needs scikit-learn
-    (ConfigError if it is missing).
+    `alpha`: of the Dirichlet distribution of classes over sites; smaller is more skewed. `start`: the model that it
+    begins from. Needs scikit-learn (ConfigError if it is missing).
     """
     try:
         from sklearn.datasets import load_digits
@@ -74,5 +81,5 @@ def write_digits_federation(
     with SiteStore.open(whole) as store:
         stores = dirichlet_split(store, SITES, alpha=alpha, seed=seed, out=directory / "data")
     whole.unlink()
-    plan = Plan("digits", rounds, seed, STRATEGY, TASK.format(seed=seed), TRAIN)
+    plan = Plan("digits", rounds, seed, STRATEGY, TASK.format(seed=seed), TRAIN, start=start)
     return write_federation(directory, plan, {name: NewSite(path, ranks, "cpu") for name, path in stores.items()})

@@ -7,6 +7,7 @@ from pathlib import Path
 from fedhpc.data.rowkey import create_key, read_key
 from fedhpc.demo.heart.hospitals import HOSPITALS, write_site_stores
 from fedhpc.ops.scaffold import NewSite, Plan, write_federation
+from fedhpc.ops.start_file import StartFile
 
 ROUNDS = 20
 RANKS_PER_SITE = 2
@@ -31,9 +32,17 @@ local_steps = 2"""
 
 
 def write_heart_federation(
-    directory: Path, *, rounds: int = ROUNDS, seed: int = 0, ranks: int = RANKS_PER_SITE
+    directory: Path,
+    *,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    ranks: int = RANKS_PER_SITE,
+    start: StartFile | None = None,
 ) -> Path:
-    """Data, keys, site files and federation.toml of the four hospitals in `directory`; path of federation.toml."""
+    """Data, keys, site files and federation.toml of the four hospitals in `directory`; path of federation.toml.
+
+    `start`: the model that it begins from.
+    """
     # Row identifiers are hashed with a key of the federation's own, so that nobody outside can look one up.
     directory.mkdir(parents=True, exist_ok=True)
     create_key(directory / "row-id.key")
@@ -45,5 +54,6 @@ def write_heart_federation(
         strategy=STRATEGY,
         task=TASK.format(split_seed=seed),
         train=TRAIN,
+        start=start,
     )
     return write_federation(directory, plan, {name: NewSite(stores[name], ranks, "cpu") for name in HOSPITALS})

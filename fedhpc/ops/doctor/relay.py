@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import stat
 import time
 from pathlib import Path
@@ -12,8 +11,10 @@ from pathlib import Path
 from cryptography import x509
 
 from fedhpc.errors import ConfigError, PeersError, PolicyError, StorageError
-from fedhpc.exchange.http_link import parse_url, proxy_from_environment
+from fedhpc.exchange.addresses import is_loopback, place_of
+from fedhpc.exchange.certificate_times import COMPARE_CLOCKS, begins_later, utc
 from fedhpc.exchange.pins import read_certificate
+from fedhpc.exchange.proxies import proxy_for, proxy_variable
 from fedhpc.ops.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.ops.doctor.file_system import exercise
 from fedhpc.ops.doctor.route import Route, over_relay
@@ -34,20 +35,23 @@ def proxy(subject: Subject) -> Finding:
     site = over_relay(subject.site)
     if isinstance(site, str):
         return skipped(site)
-    given = site.exchange.proxy
+    given, url = site.exchange.proxy, site.exchange.url
+    variable = proxy_variable() if given is None else ""
     try:
-        found = proxy_from_environment(site.exchange.url) if given is None else given
-        if not found:
-            bypassed = given is None and any(os.environ.get(n) for n in ("HTTPS_PROXY", "https_proxy"))
-            return ok("none: the relay is dialled directly" + (", NO_PROXY names it" if bypassed else ""))
-        parts = parse_url(found, "http", "the proxy's address")
+        found = proxy_for(url, given)
     except ConfigError as error:
-        return fail(
-            f"{'HTTPS_PROXY' if given is None else '[exchange] proxy'} cannot be used: {printable(error.what)}",
-            "write it as http://host:port; only CONNECT proxies are spoken to",
+        return fail(printable(error.what), printable(error.hint), error.exit_code)
+    if not found:
+        return ok(
+            "none: the relay is dialled directly" + (f", NO_PROXY stands for it, not {variable}" if variable else "")
         )
-    where = "HTTPS_PROXY" if given is None else "[exchange] proxy"
-    return ok(f"{parts.hostname}:{parts.port}, from {where}")
+    where = variable or "[exchange] proxy"
+    if is_loopback(url) and not is_loopback(found):
+        return warn(
+            f"{place_of(found)}, from {where}, is to connect to {place_of(url)}, which is the proxy's own machine then",
+            "name the relay in NO_PROXY",
+        )
+    return ok(f"{place_of(found)}, from {where}")
 
 
 def name(subject: Subject) -> Finding:
@@ -120,14 +124,11 @@ def certificates(subject: Subject) -> Finding:
 
 def days_left(shown: x509.Certificate, whose: str, now: datetime.datetime, fix: str) -> Finding:
     """Warn in the last week, fail outside the window."""
-    if now < shown.not_valid_before_utc - datetime.timedelta(seconds=_SKEW_FAIL_S):
-        begins = shown.not_valid_before_utc.strftime("%Y-%m-%d %H:%M")
-        return fail(
-            f"{whose} begins only on {begins} UTC", "the clock here is wrong: have it set", PolicyError.exit_code
-        )
+    if early := begins_later(shown, now):
+        return fail(f"{whose} {early}", COMPARE_CLOCKS, PolicyError.exit_code)
     left = (shown.not_valid_after_utc - now).total_seconds()
     if left <= 0:
-        return fail(f"{whose} ended {span(-left)} ago", fix, PolicyError.exit_code)
+        return fail(f"{whose} ended {span(-left)} ago, on {utc(shown.not_valid_after_utc)}", fix, PolicyError.exit_code)
     words = f"{whose} has {span(left)} left"
     return warn(words, fix) if left < _DAYS_WARN * 86400 else ok(words)
 

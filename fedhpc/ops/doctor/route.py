@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 
 from cryptography import x509
 
-from fedhpc.errors import FedhpcError, PeersError, PolicyError
-from fedhpc.exchange.http_link import Link, LinkDown, RelayAccess, RelayProblem, parse_url, site_context
+from fedhpc.errors import FedhpcError, PeersError
+from fedhpc.exchange.addresses import joined
+from fedhpc.exchange.http_link import Link, RelayAccess, site_context
 from fedhpc.exchange.http_traffic import Traffic
+from fedhpc.exchange.link_problems import LinkDown, RelayProblem
 from fedhpc.exchange.pins import read_der
 from fedhpc.federation.agreement import Agreement, SiteFile
 from fedhpc.federation.join_relay import relay_access
@@ -67,9 +69,9 @@ def over_relay(site: SiteFile | None) -> SiteFile | str:
 
 def probe(access: RelayAccess, config: str) -> Route:
     """Go the way of `fedhpc run`, with limits of a few seconds and without trying again. Raises ConfigError."""
-    via = parse_url(access.proxy, "http", "the proxy's address") if access.proxy else urllib.parse.urlsplit(access.url)
+    via = urllib.parse.urlsplit(access.proxy or access.url)
     host, port = via.hostname or "", via.port or 0
-    route = Route(target=f"{host}:{port}")
+    route = Route(target=joined(host, port))
     try:
         route = replace(route, addresses=_addresses(host, port, max(access.connect_s, _NAME_S)))
     except OSError as error:
@@ -110,20 +112,16 @@ def _addresses(host: str, port: int, limit_s: float) -> tuple[str, ...]:
 def _speak(link: Link, access: RelayAccess, config: str, route: Route) -> Route:
     try:
         link.send_head("GET", "/v1/health", {})  # dials, says CONNECT, shakes hands and compares the pin
-    except PeersError as error:  # a proxy that refuses CONNECT
-        return replace(route, stopped="connect", error=error)
-    except PolicyError as error:
-        return replace(route, stopped="tls", error=error)
-    except LinkDown as down:
-        step = "connect" if access.proxy and not str(down).startswith("TLS") else "tls"
-        return replace(route, stopped=step, error=PeersError(str(down)))
+    except (FedhpcError, LinkDown) as error:
+        step = "connect" if link.stage == "connect" else "tls"  # connect: also the proxy's answer
+        return replace(route, stopped=step, error=_words(error, access))
     try:
         asked = time.time()
         response = link.response()
         link.read_json(response)
         route = replace(route, relay_certificate=_shown(link), skew_s=_skew(response.headers.get("date"), asked))
     except (FedhpcError, LinkDown) as error:  # in TLS 1.3 the relay judges our certificate after the handshake
-        return replace(route, stopped="certificate", error=_words(error))
+        return replace(route, stopped="certificate", error=_words(error, access))
     try:
         route = replace(route, round_trip_s=_round_trip(link))
         link.send_head("GET", f"/v1/federations/{config}?quiet", {})
@@ -132,7 +130,7 @@ def _speak(link: Link, access: RelayAccess, config: str, route: Route) -> Route:
         if response.status == 404:
             raise RelayProblem(404, "absent", "it runs no rounds")
     except (FedhpcError, LinkDown) as error:
-        return replace(route, stopped="federation", error=_words(error))
+        return replace(route, stopped="federation", error=_words(error, access))
     return route
 
 
@@ -147,8 +145,8 @@ def _round_trip(link: Link) -> float:
     return sorted(times)[_ROUND_TRIPS // 2]
 
 
-def _words(error: Exception) -> FedhpcError:
-    return error if isinstance(error, FedhpcError) else PeersError(str(error))
+def _words(error: Exception, access: RelayAccess) -> FedhpcError:
+    return error if isinstance(error, FedhpcError) else PeersError(f"{access.place}: {error}")
 
 
 def _shown(link: Link) -> x509.Certificate:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, FedhpcError, PolicyError, StorageError
-from fedhpc.exchange.http_link import parse_url
+from fedhpc.exchange.addresses import parse_url
 from fedhpc.exchange.pins import pin_of, read_certificate, require_private
 from fedhpc.federation.agreement import read_agreement
 from fedhpc.federation.roster import check_name
@@ -95,11 +95,13 @@ class Coordinator:
         rounds: int,
         seed: int = 0,
         accept_two_sites: bool = False,
+        model: str = "",
     ) -> tuple[Coordinator, str, dict[str, str]]:
         """Begin a federation in a new folder; also the relay's pin and each site's token, which are shown once.
 
-        `accept_two_sites`: for two sites that trust each other, since each can compute the other's numbers.
-        Raises ConfigError (names, URL, folder is not empty), PolicyError (two sites), StorageError.
+        `model`: SHA-256 of the model that it begins from, hex. `accept_two_sites`: for two that trust each other, since
+        each can compute the other's numbers. Raises ConfigError (names, URL, folder is not empty), PolicyError (two
+        sites), StorageError.
         """
         check_name(name, "--name")
         host = parse_url(relay_url, "https", "--relay")
@@ -133,6 +135,8 @@ class Coordinator:
         draft = Draft.read(new_draft(name, relay.pin().hex(), rounds, seed, sites))
         if len(sites) == 2:
             draft = draft.with_value("secure", "accept_two_sites", True, "   # each can compute the other's numbers")
+        if model:
+            draft = draft.with_roster(list(draft.roster.values()), {"model": model})
         write_whole(folder / "federation.toml", draft.source)
         invitations.save()
         return cls(folder), relay.pin().hex(), tokens

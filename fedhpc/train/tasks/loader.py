@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
+from fedhpc.train.evaluate import EXPECTED, NEGATIVE, POSITIVE, wrong_histograms
 from fedhpc.train.settings import TaskSettings
 
+_HISTOGRAMS = (POSITIVE, NEGATIVE, EXPECTED)
 FUNCTIONS = ("model", "dataset", "loss", "sums")
 ROWS = ("independent", "coupled")
 ONE_ROW = "Expected more than 1 value per channel when training"  # torch's words, of batch norm
@@ -103,6 +105,9 @@ class Task:
                 f"sums() of task {self.where} must return tensors by name, and among them the scalar 'n'",
                 "n is the number of rows in the batch: torch.tensor(len(y))",
             )
+        counts = {name: sums[name].detach().cpu().double().numpy() for name in _HISTOGRAMS if name in sums}
+        if wrong := "" if self.built_in else wrong_histograms(counts):
+            raise ConfigError(f"sums() of task {self.where}: {wrong}", "see docs/tasks.md, metrics of two classes")
         return sums
 
     @contextmanager
