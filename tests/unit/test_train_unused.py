@@ -158,6 +158,32 @@ def test_the_ways_out_of_a_loop_of_ones_own() -> None:
         fedhpc.site_backend(federation, unused_parameters="maybe")  # type: ignore[arg-type]
 
 
+def test_a_gradient_penalty_in_a_loop_of_ones_own_is_no_step() -> None:
+    model = Branches(lambda call: True)
+    model.dead.requires_grad_(False)
+    model = own_loop("refuse").wrap(model)
+    x = torch.ones(3, 5, requires_grad=True)
+    y = model(x)[0]
+    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (y.mean() + slope.square().mean()).backward()
+    assert model.head.weight.grad is not None
+
+
+def test_a_loop_of_ones_own_sees_outputs_of_any_form() -> None:
+    @dataclasses.dataclass
+    class Answer:
+        scores: dict[str, Any]
+
+    class Formed(Branches):
+        def forward(self, x: torch.Tensor) -> Any:
+            y, extra = super().forward(x)
+            return Answer({"y": [y], "more": (extra, None)})
+
+    model = own_loop("refuse").wrap(Formed())
+    with pytest.raises(ConfigError, match=r"late\.weight"):
+        model(torch.ones(3, 5)).scores["y"][0].sum().backward()
+
+
 def test_a_loop_of_ones_own_sees_through_reentrant_checkpoints() -> None:
     from torch.utils.checkpoint import checkpoint
 
