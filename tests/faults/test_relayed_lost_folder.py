@@ -6,13 +6,12 @@ import shutil
 
 import pytest
 from nursery import Child
-from relayed_world import PATIENT, SHORT, WAIT_S, Kind, World, check_ledgers
+from relayed_world import PATIENT, WAIT_S, Kind, World, check_ledgers
 from theatre import Theatre
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 FOUR = Kind(cohort=f'policy = "sync"\n{PATIENT}', rounds=3)
-HASTY = Kind(sites=3, cohort=f'policy = "sync"\n{SHORT}')  # nobody leaves an attempt whose sum is there: a deadline
 THREE = Kind(sites=3, cohort=f'policy = "sync"\n{PATIENT}', rounds=3)
 
 
@@ -107,7 +106,7 @@ def test_a_lost_ledger_beside_its_run_directory_is_told(theatre: Theatre, point:
         assert "`fedhpc federation next`" in again.text()
 
 
-@pytest.mark.parametrize(("kind", "point"), [(HASTY, "M3v after 9"), (FOUR, "keep after 9")], ids=["three", "four"])
+@pytest.mark.parametrize(("kind", "point"), [(THREE, "M3v after 9"), (FOUR, "keep after 9")], ids=["three", "four"])
 def test_a_script_that_lost_its_run_directory_goes_on(theatre: Theatre, kind: Kind, point: str) -> None:
     """All its sums lie beside the ledger too, those of training with them."""
     with theatre.world(kind, f"lost script {point}") as world:

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from fedhpc.errors import ConfigError, PolicyError
-from fedhpc.exchange.http_link import parse_url, without_password
+from fedhpc.exchange.addresses import parse_url, without_password
 from fedhpc.exchange.pins import load_pair
 from fedhpc.relay.certificates import issue_new, new_authority, new_key
 
