@@ -23,11 +23,11 @@ def parse_url(url: str, scheme: str, what: str) -> urllib.parse.SplitResult:
     except ValueError:  # whose words may hold the password
         good = False
     if not good:
-        raise ConfigError(f"{what} is not {scheme}://host:port", f"given: {without_user(url)}")
+        raise ConfigError(f"{what} is not {scheme}://host:port", f"given: {without_password(url)}")
     return parts
 
 
-def without_user(url: str) -> str:
+def without_password(url: str) -> str:
     """`url` for messages: whole, but without user and password, wherever their marks stand."""
     scheme = scheme_of(url)
     rest = url[len(scheme) + 3 :] if scheme else url

@@ -18,7 +18,7 @@ from fedhpc.exchange.carrier_listing import ListedAttempt
 from fedhpc.exchange.carrier_notes import Put, SiteNotes, Watched, Wish
 from fedhpc.exchange.carrier_tasks import Tasks, is_refusal
 from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.link_problems import RelayProblem
+from fedhpc.exchange.link_problems import NoWayError, RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES, UNSHARED
 from fedhpc.exchange.spool_files import MOST_NOTE_BYTES, PUTS, SpoolFolder, names_in, read_file, remove, write_file
 from fedhpc.exchange.spool_notes import PutNote, Refusal, read_note
@@ -325,6 +325,9 @@ class Carrier:
     def _complain(self, error: FedhpcError) -> None:
         """Tell people and, by the next sign of life, the site."""
         if self.stopping.is_set():
+            return
+        if isinstance(error, NoWayError) and not self._client.met:
+            self._fail(error)  # a wrong address, which is found out at the start, and not in the middle of days
             return
         now = time.monotonic()
         if error.what != self._trouble or now - self._told > _TELL_S:

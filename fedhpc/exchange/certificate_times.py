@@ -7,7 +7,7 @@ import datetime
 from cryptography import x509
 
 GRACE = datetime.timedelta(minutes=5)  # for clocks that are a little off
-COMPARE_CLOCKS = "compare `date -u` here with the time elsewhere: one of the clocks is wrong"
+COMPARE_CLOCKS = "compare `date -u` here with the time elsewhere: a clock may be wrong"
 
 
 def utc(time: datetime.datetime) -> str:

@@ -11,7 +11,6 @@ then commits the Tree of all ranks' block digests, or compares it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ from fedhpc.exchange.http_traffic import Traffic
 from fedhpc.exchange.http_transfer import TREE_HEADER, BlockWork, Incoming, Outgoing, declared_length, object_path
 from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.objects import BLOCK_BYTES, ObjectName, block_count
-from fedhpc.secure.transcript import tree_root
+from fedhpc.secure.transcript import tree, tree_root
 
 
 class RelayClient:
@@ -48,6 +47,11 @@ class RelayClient:
     def traffic(self) -> Traffic:
         """What this client has moved so far."""
         return self._links.traffic
+
+    @property
+    def met(self) -> bool:
+        """Whether the relay has proved its key to this client."""
+        return self._links.met.is_set()
 
     def health(self) -> str:
         """The relay's state: `ok` or `stopping`."""
@@ -74,7 +78,7 @@ class RelayClient:
             data = bytearray(length)
             link.read_into(response, memoryview(data))
             link.end(response)
-            if _root(memoryview(data)).hex() != response.headers.get(TREE_HEADER):
+            if tree(memoryview(data)).hex() != response.headers.get(TREE_HEADER):
                 raise PolicyError(f"the relay sent other bytes than it announced for {name.name}")
             return bytes(data)
 
@@ -151,7 +155,7 @@ class RelayClient:
             upload = self.upload(name, len(view), resume=True)
             upload.write(0, view)
             return upload.commit()
-        root = _root(view)
+        root = tree(view)
 
         def send(link: Link) -> dict[str, Any]:
             link.send_head("PUT", object_path(name), {TREE_HEADER: root.hex()}, len(view))
@@ -207,8 +211,3 @@ class RelayClient:
     def close(self) -> None:
         """Close all connections; calls under way in other threads end with PeersError."""
         self._links.close()
-
-
-def _root(view: memoryview) -> bytes:
-    digests = (hashlib.sha256(view[at : at + BLOCK_BYTES]).digest() for at in range(0, len(view), BLOCK_BYTES))
-    return tree_root(len(view), digests)

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fedhpc.errors import ConfigError, FedhpcError, PeersError, PolicyError
+from fedhpc.errors import ConfigError, FedhpcError, PolicyError
 from fedhpc.exchange import tls_words
 from fedhpc.exchange.addresses import parse_url, place_of, tls_name
 from fedhpc.exchange.certificate_times import COMPARE_CLOCKS, begins_later, has_ended
 from fedhpc.exchange.http_traffic import Traffic
-from fedhpc.exchange.link_problems import MOST_JSON_BYTES, LinkDown, RelayProblem, printable, refusal
+from fedhpc.exchange.link_problems import MOST_JSON_BYTES, LinkDown, NoWayError, RelayProblem, printable, refusal
 from fedhpc.exchange.pins import load_pair, pin_of, read_der, require_private, same_pin
 from fedhpc.exchange.proxies import ask_for_tunnel
 from fedhpc.exchange.tls_read import read_available, readable
@@ -252,7 +252,7 @@ class Link:
         if early := begins_later(certificate, now):
             raise PolicyError(f"the relay's certificate {early}", COMPARE_CLOCKS)
         if late := has_ended(certificate, now):
-            raise PolicyError(f"the relay's certificate {late}", f"its operator renews it; {COMPARE_CLOCKS}, if not")
+            raise PolicyError(f"the relay's certificate {late}", f"its operator renews it; or {COMPARE_CLOCKS}")
 
     def _sock(self) -> ssl.SSLSocket:
         if self._http is None or not isinstance(self._http.sock, ssl.SSLSocket):
@@ -291,6 +291,6 @@ class Link:
         if kind == "no relay" and self.stage == "tls":
             reason, hint = tls_words.no_relay(words, self._access.place)
             if not self._met.is_set():
-                return PeersError(f"the relay {self._access.url} cannot be reached: {reason}", hint)
+                return NoWayError(f"the relay {self._access.url} cannot be reached: {reason}", hint)
             return LinkDown(reason)
         return LinkDown(f"TLS: {words}")

@@ -117,7 +117,7 @@ class Links:
         self.count, self.traffic = count, Traffic()
         self._access, self._context = access, site_context(access)
         self._patience, self._on_retry = patience, on_retry
-        self._met = threading.Event()
+        self.met = threading.Event()
         self._lock = threading.Lock()
         self._all: list[Link] = []
         self._free: list[Link] = []  # the last one used first: it is the likeliest to be open still
@@ -207,7 +207,7 @@ class Links:
             if self._closed.is_set():
                 raise _closed()
             if not self._free:
-                self._free.append(Link(self._access, self._context, self.traffic, self._met))
+                self._free.append(Link(self._access, self._context, self.traffic, self.met))
                 self._all.append(self._free[-1])
             link = self._free.pop()
         try:

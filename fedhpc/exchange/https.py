@@ -70,9 +70,11 @@ class Interrupts:
 class RelayExchange:
     """One site's place among the objects of one federation."""
 
-    def __init__(self, client: Transport, config: bytes, me: int) -> None:
-        """`config`: SHA-256 of federation.toml [32]. `me`: this site's number."""
+    def __init__(self, client: Transport, config: bytes, me: int, place: str = "") -> None:
+        """`config`: SHA-256 of federation.toml [32]. `me`: this site's number. `place`: the relay's host:port."""
         self.client, self.me = client, me
+        self.at = f" (relay {place})" if place else ""
+        """For the end of a sentence that says what is waited for."""
         self.interrupts = Interrupts()
         self.turns = 0
         """Answers of the relay that were waited for one after the other: round trips that lie in line."""

@@ -29,6 +29,10 @@ class RelayProblem(PeersError):  # noqa: N818 - the name RFC 9457 uses
         self.status, self.kind = status, kind
 
 
+class NoWayError(PeersError):
+    """The address or the proxy is wrong: trying again does not help."""
+
+
 def refusal(response: http.client.HTTPResponse) -> LinkDown | PolicyError | RelayProblem:
     """The error of an answer that is not 2xx."""
     try:

@@ -17,9 +17,9 @@ import time
 import urllib.parse
 from collections.abc import Iterable, Mapping
 
-from fedhpc.errors import ConfigError, PeersError
+from fedhpc.errors import ConfigError
 from fedhpc.exchange.addresses import ascii_name, joined, parse_url, place_of, scheme_of
-from fedhpc.exchange.link_problems import LinkDown, printable
+from fedhpc.exchange.link_problems import LinkDown, NoWayError, printable
 from fedhpc.exchange.no_proxy import is_direct
 
 _VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")  # the first that says something, as for curl
@@ -89,7 +89,7 @@ def proxy_variable(environment: Mapping[str, str] = os.environ) -> str:
 def ask_for_tunnel(sock: socket.socket, proxy: str, host: str, port: int, limit_s: float) -> None:
     """Have the proxy at the other end of `sock` connect to `host`:`port`, within `limit_s`; TLS may follow then.
 
-    Raises LinkDown where it pays to try again, PeersError where it does not.
+    Raises LinkDown where it pays to try again, NoWayError where it does not.
     """
     place, target = place_of(proxy), joined(ascii_name(host), port)
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", *_credentials(proxy)]
@@ -117,7 +117,7 @@ def _credentials(proxy: str) -> list[str]:
 
 
 def _read_head(sock: socket.socket, place: str, deadline: float) -> bytes:
-    """The answer up to its empty line. Raises TimeoutError, ConnectionError, and PeersError for what is no answer."""
+    """The answer up to its empty line. Raises TimeoutError, ConnectionError, and NoWayError for what is no answer."""
     head = b""
     while not head.endswith((b"\r\n\r\n", b"\n\n")):  # byte by byte: what follows belongs to TLS
         left = deadline - time.monotonic()
@@ -138,25 +138,25 @@ def _read_head(sock: socket.socket, place: str, deadline: float) -> bytes:
     return head
 
 
-def _no_proxy(place: str, said: bytes) -> PeersError:
+def _no_proxy(place: str, said: bytes) -> NoWayError:
     if said[:1] in (b"\x15", b"\x16"):
         words = "it speaks TLS, and https:// proxies are not supported"
     else:
         line = said[:_SHOWN_BYTES].partition(b"\n")[0].rstrip()
         words = f"its answer begins with {printable(line.decode('latin-1'))}"
-    return PeersError(f"what answers at {place} is no HTTP proxy: {words}", f"{_FORM}; {_DIRECTLY}")
+    return NoWayError(f"what answers at {place} is no HTTP proxy: {words}", f"{_FORM}; {_DIRECTLY}")
 
 
 def _refusal(
     place: str, target: str, status: int, line: str, headers: Mapping[str, str], proxy: str
-) -> LinkDown | PeersError:
+) -> LinkDown | NoWayError:
     line = printable(line)
     if status in _BUSY or status >= 500:
         words = f"the proxy {place} answered {line} for {target}"
         return LinkDown(words, _retry_after(headers.get("retry-after", "")))
     what = f"the proxy {place} refused to connect to {target}: {line}"
     if status != 407:
-        return PeersError(
+        return NoWayError(
             what, f"ask its operators to allow CONNECT to this host and port (HTTPS_PROXY chose it); {_DIRECTLY}"
         )
     asked = re.sub(r'"[^"]*"', "", headers.get("proxy-authenticate", ""))
@@ -169,7 +169,7 @@ def _refusal(
         hint = "it wants to know who you are: http://user:password@host:port, in HTTPS_PROXY or as [exchange] proxy"
     else:
         hint = "it does not take the user and password of http://user:password@host:port: write %40 for @, %3A for :"
-    return PeersError(what, hint)
+    return NoWayError(what, hint)
 
 
 def _headers(lines: Iterable[str]) -> dict[str, str]:
@@ -188,7 +188,7 @@ def _retry_after(text: str) -> float:
         return float(text)
     try:
         then = email.utils.parsedate_to_datetime(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return 0.0
     then = then if then.tzinfo else then.replace(tzinfo=datetime.UTC)
     return max(0.0, (then - datetime.datetime.now(datetime.UTC)).total_seconds())

@@ -8,7 +8,6 @@ relay is sent, and what the relay sends.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import json
 import re
@@ -22,7 +21,7 @@ from fedhpc.exchange.http_listing import Entry
 from fedhpc.exchange.http_ranges import Gaps
 from fedhpc.exchange.http_retry import Retry
 from fedhpc.exchange.http_traffic import Traffic
-from fedhpc.exchange.objects import BLOCK_BYTES, UNSHARED, ObjectName
+from fedhpc.exchange.objects import UNSHARED, ObjectName
 from fedhpc.exchange.spool_files import (
     ANSWERS,
     MOST_LISTING_BYTES,
@@ -46,7 +45,7 @@ from fedhpc.exchange.spool_notes import Answer, Listing, PutNote, Receipt, Want,
 from fedhpc.exchange.spool_patience import SpoolPatience
 from fedhpc.exchange.spool_transfer import SpoolOutgoing, drop, read_blocks
 from fedhpc.exchange.transport import BlockWork
-from fedhpc.secure.transcript import tree_root
+from fedhpc.secure.transcript import tree
 
 MOST_MESSAGE_BYTES = 4 << 20
 KEPT_ROUNDS = 2  # before the newest: a site that starts again may repeat them
@@ -84,7 +83,7 @@ class SpoolClient:
     def put(self, name: ObjectName, data: bytes | memoryview) -> bytes:
         """Store an object at the relay; its Tree [32]. Raises what RelayClient.put raises."""
         view = memoryview(data).cast("B")
-        root = _root(view)
+        root = tree(view)
         if not self._accepted(name, root):
             self._make_room(name.round)
             write_file(self._folder.sent(name), view)
@@ -313,7 +312,7 @@ class SpoolClient:
             entries.append(Entry(found.name, bytes.fromhex(found.tree), found.length, body))
         return entries
 
-    def _body(self, name: ObjectName, length: int, tree: str) -> bytes | None:
+    def _body(self, name: ObjectName, length: int, root: str) -> bytes | None:
         """The message, once its file has the bytes that were announced. Raises PolicyError if that is no message."""
         if length > MOST_MESSAGE_BYTES:
             raise PolicyError(f"{name.name} has {length} bytes, at most {MOST_MESSAGE_BYTES} are expected")
@@ -321,7 +320,7 @@ class SpoolClient:
         if length_of(path) != length:
             return None
         data = read_file(path, MOST_MESSAGE_BYTES)
-        if data is None or not hmac.compare_digest(_root(memoryview(data)).hex(), tree):
+        if data is None or not hmac.compare_digest(tree(memoryview(data)).hex(), root):
             return None
         self.traffic.count(down=len(data))
         return data
@@ -337,8 +336,3 @@ def _is_old(watched: tuple[int, int], round_: int, attempt: int) -> bool:
     if watched[0] == 0:
         return watched[1] > 0 and (round_ > 0 or attempt > 0)
     return round_ > 0 and (watched[0] < round_ - 1 or (watched[0] == round_ and 0 < watched[1] < attempt))
-
-
-def _root(view: memoryview) -> bytes:
-    digests = (hashlib.sha256(view[at : at + BLOCK_BYTES]).digest() for at in range(0, len(view), BLOCK_BYTES))
-    return tree_root(len(view), digests)

@@ -65,7 +65,7 @@ def refused_certificate(words: str, certificate: Path) -> PolicyError:
         return PolicyError(what, f"it may come from another enrolment: {renew}")
     now = datetime.datetime.now(datetime.UTC)
     if early := begins_later(shown, now):
-        return PolicyError(f"{what}: it {early}", f"{COMPARE_CLOCKS}; else {renew}")
+        return PolicyError(f"{what}: it {early}", f"{COMPARE_CLOCKS}; or {renew}")
     if late := has_ended(shown, now, datetime.timedelta()):
         return PolicyError(f"{what}: it {late}", renew)
     if "expired" in words:

@@ -141,7 +141,7 @@ class ExchangeSection:
     key: Path | None = None
     """https: its private key, mode 0600."""
     proxy: str | None = field(default=None, repr=False)
-    """https: http://host:port of a CONNECT proxy, "" for none. Absent: HTTPS_PROXY and NO_PROXY count."""
+    """https: http://[user:password@]host:port of a CONNECT proxy, "" for none. Absent: the environment (proxies.py)."""
     connections: int = 4
     """https: connections of each rank."""
     patience_s: float = 300.0

@@ -146,7 +146,7 @@ def take(
         exchange.put(0, number, labels.SIGN_NEED, taker.need)
         watch = exchange.watch(0, number)
         end = time.monotonic() + min(left, _ASK_AGAIN_S)
-        _await_state(watch, exchange.me, end, meanwhile)
+        _await_state(watch, exchange, end, meanwhile)
         for giver in _givers(watch, exchange.me):
             try:
                 taker.receive_state(giver, watch.body(f"{labels.SIGN_STATE}/{giver}/{exchange.me}"))
@@ -165,17 +165,21 @@ def take(
     )
 
 
-def _await_state(watch: Watch, me: int, end: float, meanwhile: Callable[[], bool]) -> None:
+def _await_state(watch: Watch, exchange: RelayExchange, end: float, meanwhile: Callable[[], bool]) -> None:
     """Until a site gives its model or `meanwhile` says so, at the latest until `end` (time.monotonic)."""
     told = time.monotonic() + _TELL_S
     while True:
         if meanwhile():
             return
         until = min(end, time.monotonic() + _LOOK_S)
-        if watch.wait(lambda w: bool(_givers(w, me)), until, until=(labels.SIGN_STATE, 1)) or time.monotonic() >= end:
+        if (
+            watch.wait(lambda w: bool(_givers(w, exchange.me)), until, until=(labels.SIGN_STATE, 1))
+            or time.monotonic() >= end
+        ):
             return
         if time.monotonic() >= told:
-            _log.warning("waiting: another site that runs must give its model, once it has a newer one than this site")
+            what = "another site that runs must give its model, once it has a newer one than this site"
+            _log.warning("waiting: %s%s", what, exchange.at)
             told = math.inf
 
 

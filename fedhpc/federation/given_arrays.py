@@ -108,7 +108,7 @@ def _from_sequence(name: str, given: list[Any] | tuple[Any, ...], depth: int) ->
     """A list, of which every part is looked at: NumPy would drop the mask of an array in it."""
     if depth > _DEEPEST:
         raise DataError(f"'{name}' is a list that is too deep", "give an array")
-    if all(type(part) in (int, float, bool) for part in given):
+    if all(isinstance(part, int | float | np.generic) for part in given):
         return _read(name, given)
     return _read(name, [_as_array(name, part, depth + 1) for part in given])
 

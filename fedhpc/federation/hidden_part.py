@@ -110,7 +110,10 @@ class _Tools:
 
     @contextmanager
     def one(self) -> Iterator[tuple[Codec, Masks, Tagger]]:
-        tools = self._free.pop() if self._free else self._new()
+        try:
+            tools = self._free.pop()  # not after a look whether there are any: another thread may take the last ones
+        except IndexError:
+            tools = self._new()
         yield tools
         self._free.append(tools)
 

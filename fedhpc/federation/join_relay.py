@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedhpc.errors import ConfigError, InterruptedRun, PeersError, PolicyError
+from fedhpc.exchange.addresses import place_of
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience, Retry
@@ -58,7 +59,8 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life)
     word = b"."
     if party.leads:
         assert party.journal is not None
-        exchange = RelayExchange(client, agreement.hash, party.number)
+        place = place_of(mine.exchange.url) if mine.exchange.kind == "https" else ""
+        exchange = RelayExchange(client, agreement.hash, party.number, place)
         exchange.interrupts = Interrupts(life.leaves, life.must_leave, life.wait_s)
         try:
             _prove_configuration(party, exchange, mine, signatures)
@@ -143,8 +145,8 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
     signatures = _read_kept(kept)
     everyone = {m.number for m in party.members}
     if set(signatures) != everyone or signatures.get(party.number) != own:
-        refuse_forgotten_sums(party, exchange)
         _publish(exchange, own, agreement)
+        refuse_forgotten_sums(party, exchange)
         watch = exchange.watch(0, 0)
 
         def missing() -> str:
@@ -153,7 +155,7 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
 
         wait_s = exchange.interrupts.wait_s
         deadline = time.monotonic() + min(agreement.cohort.deadline_s, math.inf if wait_s is None else wait_s)
-        words = "has not started with this federation.toml yet"
+        words = f"has not started with this federation.toml yet{exchange.at}"
         if not wait_telling(
             watch, lambda w: everyone <= set(w.sites(_TOPIC)), deadline, lambda: f"{missing()} {words}", first_s=_TELL_S
         ):
@@ -169,16 +171,14 @@ def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, 
 
 
 def refuse_forgotten_sums(party: Party, exchange: RelayExchange) -> None:
-    """Raise PolicyError if the relay knows this site from before, and neither its run directory nor its ledger does.
+    """Raise PolicyError if this site has summed before, and neither its run directory nor its ledger knows of it.
 
-    It may have put a vector into an open round; a second one could show the first. The relay's word is a hint: one that
-    says nothing leaves this as it was.
+    It may have put a vector into an open round; a second one could show the first. No sum is done before all sites have
+    started once. The relay's word is a hint: one that says nothing leaves this as it was.
     """
     journal = party.journal
     assert journal is not None
     if len(journal.ledger) or not journal.fresh:
-        return
-    if exchange.client.get(exchange.name(0, 0, f"{_TOPIC}/{party.number}")) is None:
         return
     standing = exchange.standing()
     named = [entry.get(key) for entry in objects_of(standing, "sums") for key in ("ready", "cohort")]

@@ -72,8 +72,8 @@ def parts(nbytes: int, rails: int) -> list[tuple[int, int]]:
     return [(min(nbytes, i * step), min(nbytes, (i + 1) * step)) for i in range(rails)]
 
 
-def check_text(text: str, what: str) -> str:
-    """`text`, if it can stand in canonical JSON. ConfigError otherwise."""
-    if not _NAME.fullmatch(text):
+def check_text(text: Any, what: str) -> str:
+    """`text`, if it is one and can stand in canonical JSON. ConfigError otherwise."""
+    if not (isinstance(text, str) and _NAME.fullmatch(text)):
         raise ConfigError(f"{what} is {text!r}", "1 to 200 printable ASCII characters without quote and backslash")
     return text

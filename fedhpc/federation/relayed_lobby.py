@@ -88,7 +88,7 @@ class Lobby:
         return f"round {self._plan.round_} ({self._plan.purpose}) has not begun, {self._who_is_late()}"
 
     def _who_is_late(self) -> str:
-        return late_sites(self._exchange, self._party.agreement.names, self._plan.round_)
+        return late_sites(self._exchange, self._party.agreement.names, self._plan.round_) + self._exchange.at
 
 
 def explain_lost_sum(exchange: RelayExchange, round_: int, attempt: int) -> NoReturn:

@@ -336,7 +336,8 @@ class RelayedRound:
 
     def _what_is_awaited(self) -> str:
         late = late_sites(self._exchange, self._party.agreement.names, self._plan.round_)
-        return f"round {self._plan.round_} ({self._plan.purpose}) goes on when the others do, {late}"
+        what = f"round {self._plan.round_} ({self._plan.purpose}) goes on when the others do"
+        return f"{what}, {late}{self._exchange.at}"
 
 
 def _have(kind: str, of: list[int], count: int, watch: Watch) -> bool:

@@ -148,4 +148,5 @@ class Skip:
     def _what_is_awaited(self) -> str:
         plan, need = self._plan, self._thresholds.threshold
         late = late_sites(self._exchange, self._party.agreement.names, plan.round_)
-        return f"round {plan.round_} ({plan.purpose}) ends without a sum once {need} sites do without it, {late}"
+        what = f"round {plan.round_} ({plan.purpose}) ends without a sum once {need} sites do without it"
+        return f"{what}, {late}{self._exchange.at}"

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from fedhpc.errors import InternalError, InterruptedRun
+from fedhpc.errors import InternalError, InterruptedRun, PolicyError
 from fedhpc.exchange.https import RelayExchange
 from fedhpc.exchange.transport import Transport
 from fedhpc.federation.attempt_files import AttemptFiles
@@ -286,16 +286,15 @@ class RelayedSums:
         """What this site put into the round it cannot put in again: the round goes on without it.
 
         Gives the plan to do without the sum; raises RoundOverError where the others can end the round, so that this
-        site catches up then, and `other` where nobody can.
+        site catches up then, and PolicyError where nobody can.
         """
         assert self.lead is not None
         if plan.skip:
             return replace(plan, absent=True)
         if self._attendant is None:  # a program of the user's own: it would not catch up
-            raise other
+            raise PolicyError(other.what, other.hint)
         if plan.everyone or self.lead.thresholds.threshold == len(self._party.members):
-            other.hint = f"the others cannot end the round without this site: {NEXT_EPOCH}"
-            raise other
+            raise PolicyError(other.what, f"the others cannot end the round without this site: {NEXT_EPOCH}")
         self._end_without(plan, RoundOverError(plan.round_, f"{other.what}; this site sits the round out"))
 
     def _stop(self, stopped: InterruptedRun) -> NoReturn:

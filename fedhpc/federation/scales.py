@@ -47,7 +47,8 @@ def exponent_counts(arrays: Mapping[str, NDArray[Any]], factor: float, site: str
         exponent = math.frexp(largest * factor)[1] if largest * factor else lowest
         if exponent > highest:
             raise DataError(
-                f"tensor '{name}' of site {site} holds a value beyond 2^{highest}", "has the training diverged?"
+                f"tensor '{name}' of site {site} holds a value beyond 2^{highest}",
+                "has the training diverged? Statistics may be float64, or get per_element=True",
             )
         marks = np.zeros(highest - lowest + 1, dtype=np.int64)
         marks[max(exponent, lowest) - lowest] = 1

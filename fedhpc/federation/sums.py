@@ -69,7 +69,7 @@ class Sums(dict[str, NDArray[Any]]):
             found = vector.view(name)
             with np.errstate(over="ignore"):
                 sums[name] = (found.copy() if again == 1.0 else rescaled(found, again)).astype(kinds[name], copy=False)
-            if kinds[name] != "int64" and not np.isfinite(sums[name]).all():
+            if found.size and not np.isfinite([sums[name].max(), sums[name].min()]).all():
                 raise DataError(
                     f"the sum of '{name}' is beyond {kinds[name]}", "sum it in a larger unit, or in float64"
                 )

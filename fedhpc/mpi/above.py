@@ -21,14 +21,23 @@ NAMES = {
 _MOST = 12  # wrappers between the launcher and a rank: shells, containers
 
 
+_DAEMON = "prted"  # of Open MPI 5, on the other nodes
+
+
 def launcher() -> tuple[int, str] | None:
     """(process number, name) of the mpirun that started this rank here; None without one, or where /proc is missing."""
-    return _search(os.getpid(), _MOST)
+    process = os.getpid()
+    for _ in range(_MOST):
+        process, name = _parent(process)
+        if name in NAMES:
+            return process, NAMES[name]
+    return None
 
 
 def is_parent() -> bool:
-    """Whether it started this very process, so that it hears of this process's exit code."""
-    return _search(os.getpid(), 1) is not None
+    """Whether it, or its daemon, started this very process, so that it hears of this process's exit code."""
+    name = _parent(os.getpid())[1]
+    return name in NAMES or name == _DAEMON
 
 
 def tell(process: int, text: str) -> bool:
@@ -47,14 +56,11 @@ def tell(process: int, text: str) -> bool:
         os.close(handle)
 
 
-def _search(process: int, steps: int) -> tuple[int, str] | None:
-    for _ in range(steps):
-        try:
-            # The name stands in parentheses and may hold any character, these too.
-            process = int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-            name = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
-        except (OSError, ValueError, IndexError):
-            return None
-        if name in NAMES:
-            return process, NAMES[name]
-    return None
+def _parent(process: int) -> tuple[int, str]:
+    """(process number, name) of the parent; (0, "") where that cannot be seen."""
+    try:
+        # The name stands in parentheses and may hold any character, these too.
+        parent = int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+        return parent, Path(f"/proc/{parent}/comm").read_text(errors="replace").strip()
+    except (OSError, ValueError, IndexError):
+        return 0, ""

@@ -44,6 +44,9 @@ class Words:
 
     def hear(self, line: str) -> str:
         """What of it, and of lines held back before, is to be shown now."""
+        line = line.replace("\0", "")  # Open MPI 5's mpirun ends its messages with one
+        if not line:
+            return ""
         bar = _LINE.fullmatch(line.strip()) is not None
         if self._block:
             self._block.append(line)

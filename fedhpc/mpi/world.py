@@ -6,6 +6,7 @@ launcher started; any other process gets the serial world.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -227,8 +228,11 @@ def abort_job(code: int) -> None:
     sys.stderr.flush()
     if _where.comm is None or _where.comm.Get_size() == 1:
         return
-    if "PRTE_LAUNCHED" in os.environ and above.is_parent():
-        # Open MPI 5's mpirun ends the job for this alone, with this code. MPI_Abort would add a dozen lines of its own.
+    if "PRTE_LAUNCHED" not in os.environ:
+        with contextlib.suppress(OSError):  # MPI_Abort adds lines to what was told, where it prints them itself
+            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
+    elif above.is_parent():
+        # Open MPI 5's mpirun ends the job for this alone, with this code, and says less than it does after MPI_Abort.
         os._exit(code)
     _where.comm.Abort(code)
 

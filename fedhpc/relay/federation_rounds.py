@@ -231,7 +231,9 @@ class FederationRounds:
         if phase == "answers" and len(there) >= self.federation.threshold:
             return now  # they came since the phase was looked at
         complete = there == expected
-        due = now >= until or (set(expected) - set(there)) <= round_.left  # nobody waits for a site that has left
+        # Nobody waits for a site that has left, nor where too many have before they signed the set.
+        due = now >= until or (set(expected) - set(there)) <= round_.left
+        due = due or (phase == "answers" and round_.never_opens(self.federation.threshold))
         if not complete and not due:
             return until
         if phase == "answers" or len(there) < self.federation.threshold or not (complete or self._may_lose(round_)):

@@ -55,6 +55,13 @@ class Round:
             self.everyone[number] = group is not None and group[0].everyone
         return self.everyone[number]
 
+    def never_opens(self, threshold: int) -> bool:
+        """Whether so many sites left before they signed the open attempt's set that τ signatures never come."""
+        if self.open is None or self.open.u3 is None:
+            return False
+        unsigned = self.left - set(self.open.there(labels.SIGN_SURVIVORS))
+        return len(set(self.open.u3) - unsigned) < threshold
+
     def look(self, now: float, threshold: int) -> tuple[str, float]:
         """The present phase and since when it lasts."""
         phase = "ready" if self.open is None else "sum" if self.adding else phase_of(self.open, threshold)

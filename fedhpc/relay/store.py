@@ -20,8 +20,9 @@ from pathlib import Path
 
 from fedhpc.errors import StorageError
 from fedhpc.exchange.objects import ObjectName
+from fedhpc.relay.found_on_disk import found_on_disk, remove_empty
 from fedhpc.relay.problems import Problem
-from fedhpc.relay.upload import Upload, read_head
+from fedhpc.relay.upload import Upload
 
 Attempt = tuple[str, int, int]
 MAX_UPLOADS_PER_SITE = 32  # each holds two open files
@@ -75,7 +76,12 @@ class Store:
             ) from None
         except OSError as error:
             raise StorageError(f"cannot use the store {root}: {error.strerror}") from None
-        self._restore()
+        for name, length, found in found_on_disk(root):
+            if isinstance(found, Upload):
+                self._uploads[name] = found
+            else:
+                self._add(name, length, found)
+            self._count(name, length, 1)
 
     # --- reading
 
@@ -294,43 +300,8 @@ class Store:
             self._forget(upload)
         names = [s.name for s in objects] + [u.name for u in uploads]
         for config, round_, attempt in {n.attempt_name for n in names}:
-            self._remove_empty(self._root / config / str(round_) / str(attempt))
+            remove_empty(self._root / config / str(round_) / str(attempt))
         return len(objects) + len(uploads)
-
-    def _remove_empty(self, folder: Path) -> None:
-        for path in (folder, folder.parent):
-            try:
-                path.rmdir()
-            except OSError:
-                return
-
-    def _restore(self) -> None:
-        """Find objects and partial objects on disk, oldest first; remove what was never visible nor resumable."""
-        metas = sorted(self._root.glob("*/*/*/*.meta"), key=lambda p: p.stat().st_mtime)
-        for meta in metas:
-            base = meta.with_suffix("")
-            part = base.with_name(base.name + ".part")
-            try:
-                name = ObjectName.parse("/".join((*base.parts[-4:-1], base.name.replace(".", "/"))))
-                length, tree = read_head(meta)
-                if base.exists() and tree is not None and base.stat().st_size == length:
-                    self._add(name, length, tree)
-                elif part.exists():
-                    upload = Upload(name, base, length, name.owner)
-                    upload.load()
-                    self._uploads[name] = upload
-                else:
-                    raise ValueError("neither object nor upload")
-            except ValueError:
-                for path in (meta, part, base):
-                    path.unlink(missing_ok=True)
-                continue
-            self._count(name, length, 1)
-        for orphan in self._root.glob("*/*/*/*.own"):
-            orphan.unlink()
-        for orphan in self._root.glob("*/*/*/*.part"):  # made, but killed before the first word was recorded
-            if not orphan.with_suffix(".meta").exists():
-                orphan.unlink()
 
 
 class _Repeat(Upload):

@@ -105,9 +105,9 @@ def tree_root(length: int, block_digests: Iterable[bytes]) -> bytes:
     return hash_parts(labels.HASH_TREE, u64(length), b"".join(block_digests))
 
 
-def tree(data: bytes | NDArray[Any]) -> bytes:
+def tree(data: bytes | memoryview | NDArray[Any]) -> bytes:
     """Tree(B): a hash that several ranks can compute together, block by block [32]."""
-    view = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8)
+    view = data.reshape(-1).view(np.uint8) if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
     blocks = range(0, view.size, TREE_BLOCK_BYTES)
     return tree_root(view.size, (hashlib.sha256(view[i : i + TREE_BLOCK_BYTES].data).digest() for i in blocks))
 

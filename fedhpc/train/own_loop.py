@@ -5,6 +5,8 @@ Such a loop calls `backward()` itself. What `fedhpc run` does between its passes
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +20,7 @@ from fedhpc.errors import ConfigError
 from fedhpc.federation.federation import Federation
 from fedhpc.train.backends import Backend, DdpBackend, open_backend
 from fedhpc.train.settings import ComputeSettings
-from fedhpc.train.unused import Reach, refusal, trained, without_gradient
+from fedhpc.train.unused import Reach, refusal, without_gradient
 
 UnusedParameters = Literal["refuse", "allow"]
 
@@ -56,9 +58,10 @@ class OwnLoopBackend:
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """What the loss is computed with: `model`, or `model` behind DDP."""
         wrapped = self._backend.wrap(model)
-        reach = self._backend.reach[wrapped] if isinstance(self._backend, DdpBackend) else None
-        if reach is not None or not self._allowed:
-            self._watches.append(_Watch(wrapped, reach, self._label, self._allowed, self.device))
+        if isinstance(self._backend, DdpBackend):
+            self._watches.append(_Watch(wrapped, self._backend.reach[wrapped], self._label, self._allowed, self.device))
+        elif not self._allowed:
+            self._watches.append(_Watch(wrapped, Reach(wrapped), self._label, self._allowed, self.device))
         return wrapped
 
     def averaging(self, wrapped: torch.nn.Module, now: bool) -> AbstractContextManager[None]:
@@ -76,24 +79,22 @@ class OwnLoopBackend:
 class _Watch:
     """Looks at the end of each backward pass through a wrapped model for parameters that it left out."""
 
-    def __init__(
-        self, wrapped: torch.nn.Module, reach: Reach | None, label: str, allowed: bool, device: torch.device
-    ) -> None:
-        """`reach`: of the model behind DDP; None on one rank."""
+    def __init__(self, wrapped: torch.nn.Module, reach: Reach, label: str, allowed: bool, device: torch.device) -> None:
         self._reach, self._label, self._allowed, self._device = reach, label, allowed, device
-        self._parameters = trained(wrapped) if reach is None else reach.parameters
+        self._parameters = reach.parameters
         self._pass = -1  # torch's number of the backward pass that is looked at
         self._hook = wrapped.register_forward_hook(self._after_forward)
 
     def close(self) -> None:
         """Take the hooks off the model."""
         self._hook.remove()
+        self._reach.close()
 
     def _after_forward(self, wrapped: torch.nn.Module, _: Any, output: Any) -> None:
         # DDP decides here whether the backward pass averages. A hook on the outputs is called in the pass itself,
         # while those on parameters may be called in a pass within it (reentrant checkpoints).
         averages = not isinstance(wrapped, DistributedDataParallel) or wrapped.require_backward_grad_sync
-        for tensor in pytree.tree_leaves(output):
+        for tensor in _leaves(output):
             if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
                 tensor.register_hook(partial(self._in_backward, wrapped, averages))  # type: ignore[no-untyped-call]
 
@@ -104,10 +105,12 @@ class _Watch:
             _at_end_of_backward(partial(self._after_backward, wrapped, averages))
 
     def _after_backward(self, wrapped: torch.nn.Module, averages: bool) -> None:
-        if self._reach is None:
+        if not self._reach.any():
+            return
+        if not isinstance(wrapped, DistributedDataParallel):
             left = without_gradient(self._parameters)
+            self._reach.begin()
         elif averages:
-            assert isinstance(wrapped, DistributedDataParallel)
             left = self._reach.complete(wrapped)
         else:
             self._reach.begin()
@@ -130,6 +133,14 @@ class _Watch:
         for parameter, count in zip(self._parameters.values(), counts.tolist(), strict=True):
             if count == dist.get_world_size():
                 parameter.grad = None
+
+
+def _leaves(output: Any) -> Iterator[Any]:
+    for leaf in pytree.tree_leaves(output):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _leaves(vars(leaf))
+        else:
+            yield leaf
 
 
 def _at_end_of_backward(call: Any) -> None:

@@ -23,13 +23,13 @@ from fedhpc.errors import ConfigError, DataError, FedhpcError
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.batches import Rows, permutation
 from fedhpc.train.loading import fetch, to_device
+from fedhpc.train.row_sample import Sample, take_apart
 from fedhpc.train.settings import TrainSettings
 from fedhpc.train.tasks.loader import ONE_ROW, Task
 from fedhpc.train.trainer import TorchTrainer
 from fedhpc.train.untouched import draw_from, move_beside, standardise_by, untouched
 
-ROWS = 64  # at most; as many as fit into a pass over held-out rows fit here too
-FEWEST = 4  # two parts of two rows
+ROWS, FEW = 64, 8  # that go through loss() and sums() at most; where so many do not fit
 DRAWS = 24  # of a loss that draws at random: compared on average
 _DEVIATIONS = 8.0  # standard errors of that average; further off is no chance
 # Relative differences that rounding may make: on a CPU; with the short floats that GPUs convolve in; in 16 bits.
@@ -66,7 +66,8 @@ def check_rows(
     try:
         with untouched(trainer.model, trainer.device):
             _refuse_one_row(task, trainer, settings)
-            _look(task, trainer, settings, seed, labels, standardise)
+            rows = trainer.train_rows[permutation(trainer.train_rows.size, seed, trainer.site, 0)]
+            _look(task, trainer, settings, rows, labels, standardise)
     except FedhpcError as error:
         found = error
     _raise_together(trainer.group, found)
@@ -76,33 +77,23 @@ def _look(
     task: Task,
     trainer: TorchTrainer,
     settings: TrainSettings,
-    seed: int,
+    rows: Rows,
     labels: NDArray[Any] | None,
     standardise: bool,
 ) -> None:
-    labels = None if labels is None or np.ndim(labels) != 1 else np.asarray(labels)
-    rows = trainer.train_rows[permutation(trainer.train_rows.size, seed, trainer.site, 0)]
-    chosen = _of_all_classes(rows, labels)[:ROWS] if labels is not None else rows[:ROWS]
-    n = chosen.size
-    if n < FEWEST:
+    sample = take_apart(trainer.dataset, rows, labels, ROWS, trainer.device)
+    if sample is None:
         return
-    batch = to_device(fetch(trainer.dataset, chosen), trainer.device)
-    order = _by_label(batch, None if labels is None else labels[chosen], n)
-    cuts = [0, n // 4, n // 2, n] if n >= 2 * FEWEST else [0, n // 2, n]
-    spans = [order[a:b] for a, b in itertools.pairwise(cuts)]
-    try:
-        whole, parts = _take(batch, order, n), [(span.size, _take(batch, span, n)) for span in spans]
-    except TypeError:
-        whole = batch
-        parts = [(span.size, to_device(fetch(trainer.dataset, chosen[span]), trainer.device)) for span in spans]
     if standardise:
-        standardise_by(trainer.model, whole)
-    losses = [_working_loss(task, trainer, settings, whole, training) for training in (False, True)]
+        standardise_by(trainer.model, sample.whole)
+    losses = _working_losses(task, trainer, settings, sample.whole)
+    if not losses:  # fewer rows may fit into memory
+        sample = take_apart(trainer.dataset, rows, labels, FEW, trainer.device) or sample
+        losses = _working_losses(task, trainer, settings, sample.whole)
     for _ in range(2):
         for loss in losses:
-            if loss is not None:
-                _compare_loss(task, loss, whole, parts)
-        _compare_sums(task, trainer.model, trainer.device, whole, parts)
+            _compare_loss(task, loss, sample)
+        _compare_sums(task, trainer.model, trainer.device, sample)
         move_beside(trainer.model)
 
 
@@ -137,22 +128,27 @@ class _Loss:
         return _ALIKE_16_BITS if narrow else _alike(self.device)
 
 
-def _working_loss(
-    task: Task, trainer: TorchTrainer, settings: TrainSettings, whole: Any, training: bool
-) -> _Loss | None:
-    """The loss in that mode; None if it has no value in it. If it has one in neither, training says what is wrong."""
-    for gradients in (False, True):
+def _working_losses(task: Task, trainer: TorchTrainer, settings: TrainSettings, whole: Any) -> list[_Loss]:
+    """The loss in evaluation and in training, where it has a value; if in neither, training says what is wrong."""
+    found = {}
+    for training, gradients in itertools.product((False, True), (False, True)):
         for bf16 in (False, True) if settings.precision == "bf16" else (False,):
             loss = _Loss(task, trainer.model, trainer.device, training, gradients, bf16)
-            try:
-                loss(whole)
-            except FedhpcError:
-                continue
-            return loss
-    return None
+            if training not in found and _works(loss, whole):
+                found[training] = loss
+    return list(found.values())
 
 
-def _compare_loss(task: Task, loss: _Loss, whole: Any, parts: list[tuple[int, Any]]) -> None:
+def _works(loss: _Loss, whole: Any) -> bool:
+    try:
+        loss(whole)
+    except FedhpcError:
+        return False
+    return True
+
+
+def _compare_loss(task: Task, loss: _Loss, sample: Sample) -> None:
+    whole, parts = sample.whole, sample.parts
     try:
         first, second = loss(whole), loss(whole, 2)
     except FedhpcError:
@@ -182,9 +178,7 @@ def _compare_loss(task: Task, loss: _Loss, whole: Any, parts: list[tuple[int, An
         raise _coupled_loss(task, "is not the mean over rows: a batch gives another value than its parts on average")
 
 
-def _compare_sums(
-    task: Task, model: torch.nn.Module, device: torch.device, whole: Any, parts: list[tuple[int, Any]]
-) -> None:
+def _compare_sums(task: Task, model: torch.nn.Module, device: torch.device, sample: Sample) -> None:
     model.eval()
     narrow = any(p.element_size() <= 2 for p in model.parameters())
     alike = _ALIKE_16_BITS if narrow else _alike(device)
@@ -196,11 +190,11 @@ def _compare_sums(
         return {name: value.detach().cpu().reshape(() if name == "n" else value.shape) for name, value in found.items()}
 
     try:
-        first, second = sums(whole), sums(whole, 2)
+        first, second = sums(sample.whole), sums(sample.whole, 2)
     except FedhpcError:
         return  # measuring says what is wrong
     try:
-        of_parts = [sums(part) for _, part in parts]
+        of_parts = [sums(part) for _, part in sample.parts]
     except FedhpcError as error:
         raise _coupled_sums(task, "has no value for a part of the rows") from error
     if any(_shapes(part) != _shapes(first) for part in of_parts):
@@ -231,42 +225,6 @@ def _alike(device: torch.device) -> float:
 
 def _shapes(sums: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in sums.items()}
-
-
-def _of_all_classes(rows: Rows, labels: NDArray[Any]) -> Rows:
-    """`rows` in another order: the first of each class, then the second of each, and so on."""
-    order = np.argsort(labels[rows], kind="stable")
-    values = labels[rows[order]]
-    first = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
-    turn = np.empty(rows.size, dtype=np.int64)
-    turn[order] = np.arange(rows.size) - np.repeat(first, np.diff(np.append(first, rows.size)))
-    return rows[np.argsort(turn, kind="stable")]
-
-
-def _by_label(batch: Any, labels: NDArray[Any] | None, n: int) -> Rows:
-    """An order of the rows of `batch` that gives parts of it few classes each."""
-    y = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
-    if labels is None and isinstance(y, torch.Tensor) and y.shape in ((n,), (n, 1)):
-        labels = y.detach().cpu().double().numpy().reshape(n)
-    return np.arange(n) if labels is None else np.argsort(labels, kind="stable")
-
-
-def _take(batch: Any, rows: Rows, n: int) -> Any:
-    """`rows` of a batch of `n`. Raises TypeError where it does not show its rows."""
-    if isinstance(batch, torch.Tensor) and batch.ndim and len(batch) == n:
-        return batch[torch.from_numpy(rows).to(batch.device)]
-    if isinstance(batch, np.ndarray) and batch.ndim and len(batch) == n:
-        return batch[rows]
-    if isinstance(batch, dict):
-        return {key: _take(value, rows, n) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        try:
-            return tuple(_take(item, rows, n) for item in batch)
-        except TypeError:
-            if len(batch) == n:  # one item a row
-                return tuple(batch[row] for row in rows)
-            raise
-    raise TypeError(f"no rows in {type(batch).__name__}")
 
 
 def _refuse_one_row(task: Task, trainer: TorchTrainer, settings: TrainSettings) -> None:

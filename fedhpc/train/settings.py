@@ -152,7 +152,8 @@ def depends_on_seed(task: TaskSettings, train: TrainSettings, rows: int = 0) -> 
     model, so only batches count; a batch of all rows is the same in whatever order.
     """
     drawn = task.name in ("mlp", "cnn")  # logistic begins with zeros
-    return drawn or (train.batch_size > 0 and not 0 < rows <= train.batch_size)
+    whole = train.batch_size + (train.batch_size > 1)  # a last row alone joins the batch before it
+    return drawn or (train.batch_size > 0 and not 0 < rows <= whole)
 
 
 def _require(holds: bool, key: str, value: object, rule: str) -> None:

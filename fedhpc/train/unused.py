@@ -43,13 +43,15 @@ def refusal(where: str, names: Collection[str], of: int, way_out: str) -> Config
 
 
 class Reach:
-    """Which parameters of a model behind DDP this rank's backward passes reach."""
+    """Which parameters of a model, behind DDP or not, this rank's backward passes reach."""
 
-    def __init__(self, wrapped: DistributedDataParallel) -> None:
-        self.parameters = trained(wrapped.module)
+    def __init__(self, wrapped: torch.nn.Module) -> None:
+        self.parameters = trained(wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped)
         self._pass: set[str] = set()  # in this pass
         self._step: set[str] = set()  # since gradients were averaged
         self._zeros = False
+        sparse = (torch.nn.Embedding, torch.nn.EmbeddingBag)  # DDP wants sparse gradients of them
+        self._sparse = {id(m.weight) for m in wrapped.modules() if isinstance(m, sparse) and m.sparse}
         self._hooks = [
             p.register_post_accumulate_grad_hook(partial(self._mark, name))  # type: ignore[no-untyped-call]
             for name, p in self.parameters.items()
@@ -58,6 +60,10 @@ class Reach:
     def begin(self) -> None:
         """Before a forward and backward pass."""
         self._pass.clear()
+
+    def any(self) -> bool:
+        """Whether the pass has given a gradient to any parameter; one for inputs alone (a gradient penalty) has not."""
+        return bool(self._pass)
 
     def complete(self, wrapped: DistributedDataParallel) -> list[str]:
         """After a pass that averages: zeros for what it left out, so that DDP goes on.
@@ -73,7 +79,7 @@ class Reach:
             try:
                 for p in asleep:
                     p.requires_grad_(True)
-                torch.autograd.backward(missing, [torch.zeros_like(p) for p in missing])
+                torch.autograd.backward(missing, [self._zeros_of(p) for p in missing])
             finally:
                 self._zeros = False
                 for p in asleep:
@@ -88,6 +94,12 @@ class Reach:
         """Take the hooks off the model."""
         for hook in self._hooks:
             hook.remove()
+
+    def _zeros_of(self, p: torch.nn.Parameter) -> torch.Tensor:
+        if id(p) not in self._sparse:
+            return torch.zeros_like(p)
+        nowhere = torch.zeros((1, 0), dtype=torch.int64, device=p.device)
+        return torch.sparse_coo_tensor(nowhere, p.new_zeros((0, *p.shape[1:])), p.shape, check_invariants=True)
 
     def _mark(self, name: str, _: torch.Tensor) -> None:
         if not self._zeros:

@@ -174,8 +174,6 @@ def changed_vector(stage: Stage) -> Victims:
     stage.relay.give_up(1)
     stage.relay.propose(2)  # before it starts: it tries the newest attempt
     stage.start(2, values={2: 101})
-    stage.relay.keys(2)
-    stage.relay.shares(2)
     return (2,)
 
 

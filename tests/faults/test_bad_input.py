@@ -232,7 +232,7 @@ NAN_AT_BB = TASK.replace(
     """
     import os
     nothing = (model.weight * 0).sum()
-    return 1 + (nothing.sqrt() if os.environ["OMPI_COMM_WORLD_RANK"] == "1" else nothing)""",
+    return 1 + 0 * model.bias.sum() + (nothing.sqrt() if os.environ["OMPI_COMM_WORLD_RANK"] == "1" else nothing)""",
 )
 
 

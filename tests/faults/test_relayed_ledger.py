@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_a_rerun_in_which_another_site_is_lost(enrolled: Enrolled, stage: Stage,
         assert not any(again.relay.has(1, kind, [u]) for kind in ("M4", "M5") for u in (1, 2, 3))
 
 
-def test_a_second_run_directory_cannot_open_a_second_set(stage: Stage) -> None:
+def test_a_second_run_directory_cannot_open_a_second_set(stage: Stage, tmp_path: Path) -> None:
     """Audit 6: `--out other` had a ledger of its own, and the relay with one colluder took the difference."""
     stage.start()
     stage.relay.run(1)
@@ -81,6 +82,13 @@ def test_a_second_run_directory_cannot_open_a_second_set(stage: Stage) -> None:
         assert stage.sites[u].end() is None
     stage.runs = stage.runs.with_name("other")  # what the hints used to ask for
     stage.relay.give_up(1)
+    stage.start(2)
+    assert stage.sites[2].end() is None
+    assert stage.sites[2].got == 11110, "the sum that lies beside the ledger, and nothing is asked for"
+    copies = list((tmp_path / "homes").glob("*/runs/*.sums"))
+    assert len(copies) == 4
+    for folder in copies:
+        shutil.rmtree(folder)
     stage.start(1, 3, 4)
     stage.relay.run(2, (1, 3, 4))
     for u in (1, 3, 4):

@@ -133,9 +133,11 @@ SITE = (
     Attack("10", "own_number_infinite", "minus infinity, at an honest site", "READY", "DataError", "holds infinity"),
     Attack("13", "one_tag", "the tag of another vector", "M6", "PolicyError", _TAG),
     Attack("13", "other_vector", "another vector than the signed M3 names", "M6", "PolicyError", _TAG),
-    Attack("6, P", "changed_vector", "other numbers for the same round after a restart", "M3", "PolicyError",
-           "was begun with another vector"),
+    Attack("6, P", "changed_vector", "other numbers for the same round after a restart", "M1", "PolicyError",
+           "was begun with another vector", 2),
 )  # fmt: skip
+
+_LOST = "faults/test_relayed_lost_folder.py::"
 
 ELSEWHERE = (
     Elsewhere("3", "a late vector is hidden by its self mask alone",
@@ -193,6 +195,14 @@ ELSEWHERE = (
               "test_a_mark_at_the_last_bin_does_not_round_the_model_to_zero_in_silence"),
     Elsewhere("12", "a site is killed in a sum over everyone: the others do without it",
               "relay/test_skip.py::test_a_site_killed_in_a_sum_over_everyone_holds_nobody_up"),
+    Elsewhere("6", "a site that lost its run directory: its vector again and no other, or a round without it",
+              _LOST + "test_training_that_does_not_repeat_sits_a_round_out"),
+    Elsewhere("6", "… and lost its ledger with it: nothing more of it in this epoch",
+              _LOST + "test_with_the_ledger_lost_too_the_next_epoch_is_told"),
+    Elsewhere("12", "… whose keys of an open attempt are gone: nobody waits for a deadline",
+              _LOST + "test_a_lost_run_directory_heals"),
+    Elsewhere("12", "… again and again ready for nothing: a round that needs all is given up twice at the most",
+              "unit/test_standing_aside.py::test_it_does_not_spoil_a_round_that_needs_all_again_and_again"),
     Elsewhere("14", "nothing private is in what the relay holds",
               "unit/test_protocol_attacks.py::test_14_nothing_private_is_in_what_the_relay_holds"),
     Elsewhere("14", "two sites, and settings that are not safe", "unit/test_secure_thresholds.py::"),

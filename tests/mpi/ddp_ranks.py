@@ -22,7 +22,7 @@ from fedhpc.train.standardise import standardise
 CASES = {
     # 43 training rows: batches of 8 end in one of 3, so that three ranks have 3, 3, 2 rows and then 1, 1, 1
     "uneven": (TrainSettings(optimizer="sgd", lr=0.002, momentum=0.9, batch_size=8, local_epochs=2), {"norm": False}),
-    # batches of 2 end in one of 1: with three ranks, one or two have no row at all
+    # batches of 2, of which one of three ranks has no row at all, end in one of 3: two ranks have 2 and 1
     "empty shares": (
         TrainSettings(optimizer="adamw", lr=0.01, batch_size=2, local_epochs=1, clip_norm=0.7),
         {"norm": False},

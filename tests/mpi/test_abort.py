@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import FEDHPC, Completed, Site, call, mpirun, write_federation
+from harness import FEDHPC, Completed, Site, call, launcher_command, mpirun, write_federation
 
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.world import check_size, expected_size, launched
@@ -69,7 +69,7 @@ def model(options): return torch.nn.Linear(4, 1)
 def dataset(path, options): return torch.utils.data.TensorDataset(torch.zeros(8, 4), torch.zeros(8))
 def loss(model, batch):
     {loss}
-    return model(batch[0]).sum()
+    return model(batch[0]).mean()
 def sums(model, batch): return {{"n": torch.tensor(len(batch[0]))}}
 """
 ON_ONE = "import os, sys\nif os.environ['OMPI_COMM_WORLD_RANK'] == '1': "
@@ -144,6 +144,25 @@ def test_one_error_is_told_once(tmp_path: Path, case: str, code: int, words: str
     assert words in done.err, done.text
     assert "MPI_ABORT" not in done.err
     assert done.err.count("prterun ") <= 1, done.text
+
+
+@pytest.mark.mpi
+def test_the_code_arrives_through_a_wrapper_that_forgets_it(tmp_path: Path) -> None:
+    """Then only MPI_Abort can tell mpirun."""
+    federation = write_federation(tmp_path, 3)
+    words = [
+        sys.executable,
+        "-m",
+        "mpi4py",
+        HERE / "abort_ranks.py",
+        federation,
+        tmp_path / "sites",
+        tmp_path / "stamp",
+    ]
+    wrapper = ["bash", "-c", '"$@"; true', "wrapper"]
+    done = call([*launcher_command(3), *wrapper, *words, "1", "fedhpc error"], timeout=60)
+    assert done.code == 65, done.text
+    assert done.err.count("error: tensor 'value' of site bb holds NaN") == 1
 
 
 # --- a world that is not the one the launcher promised

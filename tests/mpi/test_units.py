@@ -18,6 +18,7 @@ from fedhpc.train.rows import split_rows
 RANKS_SCRIPT = Path(__file__).with_name("training_ranks.py")
 COLUMNS = ("age", "sex", "creatinine", "date", "platelets")
 ROWS = {"aa": 150, "bb": 120, "cc": 100}
+RANKS = {"aa": 1, "bb": 2, "cc": 1}
 TASK = {"name": "logistic", "held_out": 0.2, "standardise": True, "options": {"features": len(COLUMNS)}}
 TRAIN = {"optimizer": "sgd", "lr": 0.5, "batch_size": 0, "local_steps": 5}
 UNITS: dict[str, dict[str, float]] = {
@@ -44,7 +45,7 @@ def rows_of(name: str, units: dict[str, float]) -> tuple[np.ndarray, np.ndarray]
 
 def write(folder: Path, units: dict[str, float]) -> list[np.ndarray]:
     """A federation whose stores have these units; the training rows of each site."""
-    write_federation(folder, {n: Site() for n in ROWS}, task=TASK, train=TRAIN, rounds=3, stores=False)
+    write_federation(folder, {n: Site(ranks=RANKS[n]) for n in ROWS}, task=TASK, train=TRAIN, rounds=3, stores=False)
     features = FeatureSet(tuple(Feature(n) for n in COLUMNS), Label("sick"), (len(COLUMNS),))
     trained = []
     for name, rows in ROWS.items():
@@ -60,7 +61,7 @@ def write(folder: Path, units: dict[str, float]) -> list[np.ndarray]:
 @pytest.mark.mpi
 def test_units_change_neither_deviations_nor_the_auc(tmp_path: Path) -> None:
     trained = {case: write(tmp_path / case, units) for case, units in UNITS.items()}
-    done = mpirun(3, [RANKS_SCRIPT, *(tmp_path / case for case in UNITS)], timeout=150, warm=True).ok()
+    done = mpirun(4, [RANKS_SCRIPT, *(tmp_path / case for case in UNITS)], timeout=150, warm=True).ok()
     metrics: dict[str, dict[str, Any]] = {}
     for line in done.out.splitlines():
         if line.startswith("["):

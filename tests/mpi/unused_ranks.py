@@ -102,26 +102,41 @@ def main(out: Path) -> None:
     reached = refused(alone, SGD, frozen=True)
     assert "experts." in reached, "the test needs a step in which no row goes to an expert"
     assert same(group, refused(group, SGD, frozen=True)) == reached
-    for settings in (
-        SGD,
-        ADAMW,
-        dataclasses.replace(ADAMW, accumulation=2, batch_size=7),
-        dataclasses.replace(SGD, batch_size=2),
+    allow = {"unused_parameters": "allow"}
+    for settings, proximal in (
+        (dataclasses.replace(SGD, **allow), 0.2),
+        (dataclasses.replace(ADAMW, **allow, accumulation=2, batch_size=7), 0.0),
+        (dataclasses.replace(SGD, **allow, batch_size=2), 0.0),
     ):
-        for proximal in (0.0, 0.2):
-            allowed = dataclasses.replace(settings, unused_parameters="allow")
-            together, expected = trained(group, allowed, proximal=proximal), trained(alone, allowed, proximal=proximal)
-            for name, value in expected.items():
-                np.testing.assert_allclose(together[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
-            if not proximal:
-                start = site(alone, allowed).tensors()
-                for name in ("experts.2.weight", "auxiliary.bias"):
-                    np.testing.assert_array_equal(together[name], start[name])
-                assert (together["experts.1.weight"] != start["experts.1.weight"]).any()
+        together, expected = trained(group, settings, proximal=proximal), trained(alone, settings, proximal=proximal)
+        for name, value in expected.items():
+            np.testing.assert_allclose(together[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
+        start = site(alone, settings).tensors()
+        for name in () if proximal else ("experts.2.weight", "auxiliary.bias"):
+            np.testing.assert_array_equal(together[name], start[name])
+        assert (together["experts.1.weight"] != start["experts.1.weight"]).any()
     whole = dataclasses.replace(SGD, batch_size=0)  # all rows: every expert gets some, if not on every rank
     expected = trained(alone, whole, frozen=True)
     for name, value in trained(group, whole, frozen=True).items():
         np.testing.assert_allclose(value, expected[name], rtol=2e-4, atol=2e-5, err_msg=name)
+
+    # An embedding with sparse gradients, in the rows of one rank.
+    class Sparse(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.linear = torch.nn.Embedding(4, 3, sparse=True), torch.nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            hidden = self.linear(x)
+            return ((hidden + self.table((x[:, 0] > 0).long()) if group.rank == 0 else hidden).sum(1),)
+
+    torch.manual_seed(0)
+    with make_trainer(dataclasses.replace(SGD, momentum=0.0), group=group, model=Sparse(), task=task()) as trainer:
+        before = trainer.tensors()["table.weight"]
+        trainer.train(1, trainer.tensors())
+        after = trainer.tensors()["table.weight"]
+    assert (before[:2] != after[:2]).any()
+    assert len({*group.gather_bytes(after.tobytes())}) == 1
 
     # A loop of one's own.
     x, y = rows(12).tensors
@@ -150,6 +165,14 @@ def main(out: Path) -> None:
         half = slice(mine.start + k, mine.start + k + 2)
         with backend.averaging(model, now=k == 2):
             (loss(model, (x[half], y[half])) / 2).backward()
+    compare()
+    # A gradient within the loss gives none to parameters, and nothing is averaged at its end.
+    for one, part in ((model, mine), (plain, seen)):
+        one.zero_grad(set_to_none=True)
+        inputs = x[part].clone().requires_grad_(True)
+        value = one(inputs)[0]
+        (slope,) = torch.autograd.grad(value.sum(), inputs, create_graph=True)
+        (value.square().mean() + slope.square().mean()).backward()
     compare()
     backend.close()
 

@@ -174,6 +174,24 @@ def test_a_proxy_that_cannot_be_used(enrolled: Enrolled, monkeypatch: pytest.Mon
     monkeypatch.setenv("HTTPS_PROXY", "socks5://me:secret@proxy:1080")
     monkeypatch.setenv("NO_PROXY", "")
     fails("proxy", opened(enrolled), "HTTPS_PROXY cannot be used", "http://host:port", code=64)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "10.0.0.0/99")
+    fails("proxy", opened(enrolled), "NO_PROXY: '10.0.0.0/99' is no host", "[exchange]", code=64)
+
+
+def test_a_proxy_elsewhere_for_a_relay_here(enrolled: Enrolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://me:secret@proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "")
+    warns("proxy", opened(enrolled), "proxy.example:3128, from ALL_PROXY", "the proxy's own machine", "NO_PROXY")
+
+
+def test_a_proxy_that_is_busy(enrolled: Enrolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relay is away: the proxy says so, and a job would wait."""
+    proxy = Proxy()
+    monkeypatch.setenv("https_proxy", proxy.url)
+    monkeypatch.setenv("no_proxy", "other.example")
+    fails("relay-connect", opened(enrolled), f"127.0.0.1:{enrolled.port}: the proxy", "answered 503", code=69)
+    proxy.close()
 
 
 @pytest.mark.parametrize(

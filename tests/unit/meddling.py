@@ -85,6 +85,16 @@ class MeddledDict(dict[Any, Any]):
         return self[key]
 
 
+class MeddledList(list[Any]):
+    """A list from which something is taken just before something is taken."""
+
+    meddler: Meddler
+
+    def pop(self, at: Any = -1) -> Any:
+        self.meddler.come_in()
+        return super().pop(at)
+
+
 class MeddledNumber:
     """An attribute of a class that is changed between being read and being written."""
 

@@ -100,6 +100,8 @@ else:
 _SQUEUE = r"""
 if take("squeue", "ok") != "ok":
     sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+if "-M" in sys.argv:
+    print("CLUSTER:", sys.argv[sys.argv.index("-M") + 1])  # --noheader leaves this line
 where = asked()
 names = [w for w in sys.argv if w.startswith("--name=")][0][7:].split(",")
 for job in jobs():

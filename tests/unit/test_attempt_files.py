@@ -302,3 +302,27 @@ def test_the_ledger_is_the_sites_own(files: AttemptFiles, journal: FileJournal) 
     for refused in (files.disk(3).allows, files.disk(3).admit):
         with pytest.raises(PolicyError, match="another vector"):
             refused(other)
+
+
+def test_a_vector_that_the_ledger_does_not_know_tells_that_it_is_lost(
+    files: AttemptFiles, journal: FileJournal
+) -> None:
+    """Masking begins after the ledger's line; before it nothing has left, and the file means nothing."""
+    files.disk(3).save(attempt().export_private())
+    files.refuse_lost_ledger("aa")
+    masked = dataclasses.replace(attempt(), t2=key_of("t2"))
+    files.disk(4).save(masked.export_private())
+    with pytest.raises(PolicyError, match=r"ledger of site aa does not have round 4, .*round-4\.attempt") as lost:
+        files.refuse_lost_ledger("aa")
+    assert "`fedhpc federation next`" in lost.value.hint
+    journal.admit(LedgerEntry(4, "train", key_of("i"), key_of("f"), NO_SET))
+    files.refuse_lost_ledger("aa")
+
+
+def test_a_damaged_file_is_named(tmp_path: Path, files: AttemptFiles) -> None:
+    files.disk(2).save(attempt().export_private())
+    path = tmp_path / "attempts" / "round-2.attempt"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PolicyError, match=r"round-2\.attempt: the attempt file is damaged") as damaged:
+        files.load(2)
+    assert "remove it" in damaged.value.hint

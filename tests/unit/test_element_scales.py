@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from federation_fakes import FakeSums, Meeting
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from train_fakes import make_trainer
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation import element_scales
@@ -22,6 +24,8 @@ from fedhpc.federation.party import Opened, SumPlan
 from fedhpc.secure.elements import NO_VALUE, exponents_of, scaled
 from fedhpc.secure.largest import largest
 from fedhpc.secure.ring import Codec, Layout, Tensor, lane_bound, scale_for_exponent
+from fedhpc.train.settings import TrainSettings
+from fedhpc.train.standardise import standardise
 
 LARGEST = float(np.finfo(np.float64).max) / 8
 FLOATS = st.floats(-LARGEST, LARGEST)
@@ -107,6 +111,12 @@ def test_both_kinds_with_sites_that_hold_zero_alone(kind: type, sites: int) -> N
     found = summed(mine, sites)["x"]
     assert found.dtype == kind
     assert found.tolist() == column.tolist()
+
+
+@pytest.mark.parametrize("sites", [4, 9, 30])
+def test_large_numbers_that_cancel_leave_the_small_ones(sites: int) -> None:
+    values = [np.array([x]) for x in (1e16, -1e16, 1.0, 1.0, *[0.0] * (sites - 4))]
+    assert summed(values, sites)["x"][0] == 2.0
 
 
 def test_means_with_and_without_weights() -> None:
@@ -248,6 +258,43 @@ def test_the_sites_learn_one_level_for_each_element() -> None:
     other = noted({1: np.array([1.0, 0.0]), 2: np.array([3.0, -1.0]), 3: np.array([99.0, 2.0])})
     assert one["levels"] == other["levels"]
     assert one["scale of x"][0][2] == "scale"
+
+
+class Exaggerating(FakeSums):
+    """Site 3 marks the largest size for every element, and adds nothing."""
+
+    def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
+        if self._party.number == 3 and plan.category == "scale":
+            for cells in vector.views().values():
+                cells += 1
+        return super().open(vector, plan, digest=digest)
+
+
+def test_a_false_mark_is_told_and_makes_no_constant(caplog: pytest.LogCaptureFixture) -> None:
+    meeting = Meeting(3)
+    seen: list[Any] = []
+
+    def work(federation: Federation) -> None:
+        party = federation.party
+        mine = Federation(party, Exaggerating(meeting, party))
+        seen.append(mine.sum({"x": np.array([1.0, 2.0]) * (party.number != 3)}))
+
+    with caplog.at_level(logging.WARNING, logger="fedhpc.federation"):
+        meeting.run(work)
+    assert [found["x"].tolist() for found in seen] == [[0.0, 0.0]] * 3
+    assert all((found.quantum["x"] > 1e280).all() for found in seen)  # so it does not count as exact
+    assert caplog.text.count("'x': 2 of 2 values are rounded to a grid that is not small") == 2
+
+    def standardised(federation: Federation) -> str:
+        trainer = make_trainer(TrainSettings(lr=0.1, local_steps=1), held_out=0)
+        mine = Federation(federation.party, Exaggerating(meeting, federation.party))
+        with pytest.raises(DataError) as caught:
+            standardise(mine.sum, trainer)
+        return caught.value.what
+
+    assert set(meeting.run(standardised).values()) == {
+        "features 0, 1, 2, 3, 4: the deviation is too small to be told from 0"
+    }
 
 
 def test_a_site_is_never_refused_for_a_scale() -> None:

@@ -220,7 +220,10 @@ def test_from_scratch_is_refused_where_the_old_sums_would_come_again(four: Enrol
         ("logistic", 0, 0, False),
         ("logistic", 8, 0, True),
         ("logistic", 8, 8, False),  # every batch is all rows
-        ("logistic", 8, 9, True),
+        ("logistic", 8, 9, False),  # the last row joins them
+        ("logistic", 8, 10, True),
+        ("logistic", 1, 1, False),
+        ("logistic", 1, 2, True),
         ("mlp", 0, 0, True),
         ("cnn", 0, 5, True),
         ("module", 0, 0, False),  # nobody knows how its model begins

@@ -87,6 +87,7 @@ WORKS: dict[str, tuple[Any, Any, type]] = {
     "a tensor": (torch.tensor([1, 2]), [1, 2], np.int64),
     "with a gradient": (with_grad, [1, 2], np.float32),
     "a loss": (with_grad.sum(), 3, np.float32),
+    "a buffer": (torch.nn.Buffer(torch.ones(1)), [1], np.float32),
     "a parameter": (torch.nn.Parameter(torch.ones(2, dtype=torch.float64)), [1, 1], np.float64),
     "bfloat16": (torch.tensor([1.0, 3.0], dtype=torch.bfloat16), [1, 3], np.float32),
     "bfloat16 with a gradient": (torch.ones(2, dtype=torch.bfloat16, requires_grad=True), [1, 1], np.float32),
@@ -97,6 +98,7 @@ WORKS: dict[str, tuple[Any, Any, type]] = {
     "negated view": (torch.tensor([1 + 2j]).conj().imag, [-2], np.float32),
     "tensors in a list": ([with_grad.sum(), torch.tensor(1.0, dtype=torch.bfloat16)], [3, 1], np.float32),
     "arrays in a list": ([np.array([1.0, 2]), [3, 4]], [[1, 2], [3, 4]], np.float64),
+    "numbers of NumPy in a list": ([np.float32(0.5), np.float32(2)], [0.5, 2], np.float32),
     "nothing": ([], [], np.float64),
 }
 
@@ -184,9 +186,12 @@ def test_a_list_in_itself_ends() -> None:
 
 
 def test_names() -> None:
-    for name in ("", "ä", 'a"b', "x" * 201):
+    names: list[Any] = ["", "ä", 'a"b', "x" * 201, 1, None, ("a",)]
+    for name in names:
         with pytest.raises(ConfigError, match="the name of an array"):
             given_arrays({name: 1})
+    with pytest.raises(ConfigError, match="name is 5"):
+        Meeting(1).federation(1).sum(1, name=5)  # type: ignore[call-overload]
 
 
 def test_small_floats_keep_all_their_digits_in_a_sum() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from federation_fakes import journal_in, known
+from secure_fakes import key_of
 
 from fedhpc.errors import PolicyError
 from fedhpc.federation import join_relay
+from fedhpc.secure.ledger import LedgerEntry
 
+LOST = "its ledger knows nothing of it"
 AGREEMENT = cast(Any, SimpleNamespace(hash=b"\xab" * 32))
 
 
@@ -62,3 +67,52 @@ def test_another_refusal_is_final(publish: Any) -> None:
     with pytest.raises(PolicyError, match="other-bytes"):
         publish(exchange)
     assert exchange.puts == 1
+
+
+class Standing:
+    """Where the relay says that the federation stands."""
+
+    def __init__(self, **said: Any) -> None:
+        self.said = said
+
+    def standing(self) -> dict[str, Any]:
+        return self.said
+
+
+def party(home: Path, number: int = 1) -> Any:
+    """Its `journal` is to be closed."""
+    return SimpleNamespace(journal=journal_in(home), name="aa", number=number)
+
+
+def refuse(of: Any, **said: Any) -> None:
+    try:
+        join_relay.refuse_forgotten_sums(of, cast(Any, Standing(**said)))
+    finally:
+        of.journal.close()
+
+
+@pytest.mark.parametrize("said", [{"done": 3}, {"sums": [{"ready": [1, 2]}]}, {"sums": [{"cohort": [1]}]}])
+def test_a_site_without_run_directory_and_ledger_does_not_sum_again(tmp_path: Path, said: dict[str, Any]) -> None:
+    """Not at its second start either, when the ledger of the first one is there; other federations go on."""
+    for _ in range(3):
+        with pytest.raises(PolicyError, match=LOST) as refused:
+            refuse(party(tmp_path), **said)
+        assert "`fedhpc federation next --from-model FILE`" in refused.value.hint
+    for fresh in (True, False):
+        other = journal_in(tmp_path, known("another"))
+        other.close()
+        assert other.fresh == fresh
+
+
+@pytest.mark.parametrize("said", [{}, {"done": 0, "sums": []}, {"sums": [{"ready": [2]}]}, {"sums": "x"}])
+def test_a_new_site_does(tmp_path: Path, said: dict[str, Any]) -> None:
+    refuse(party(tmp_path), **said)
+
+
+def test_a_ledger_that_is_there_is_believed(tmp_path: Path) -> None:
+    """Its site was there once and has summed nothing, or has summed: its own word counts."""
+    party(tmp_path).journal.close()
+    refuse(party(tmp_path), done=3)
+    of = party(tmp_path)
+    of.journal.admit(LedgerEntry(1, "n", key_of("i"), key_of("f"), ()))
+    refuse(of, done=3)

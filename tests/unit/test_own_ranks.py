@@ -93,6 +93,7 @@ def test_what_a_launcher_adds_to_a_failure_is_left_out(added: str) -> None:
     told = "round 1\nerror: no data\nhint: look\n"
     assert shown(told + added) == told
     assert shown(added + told) == told
+    assert shown(told + added.replace(BAR, "\0" + BAR) + "\0") == told
 
 
 @pytest.mark.parametrize(

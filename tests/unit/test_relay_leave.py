@@ -271,3 +271,24 @@ def test_a_restart_right_after_leave(tmp_path: Path) -> None:
     all_ready(relay, 4)
     assert "1/0/A1" not in relay.names()
     assert relay.only_round()["ready"] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(("signed", "ends"), [((), True), ((1, 2), True), ((3,), False), ((1, 2, 3), False)])
+def test_a_set_that_cannot_be_signed_any_more_is_given_up_at_once(
+    tmp_path: Path, signed: tuple[int, ...], ends: bool
+) -> None:
+    """Sites 3 and 4 of four leave after their vectors have come. Without M4 of three nobody answers; no clock moves."""
+    relay = Relay(tmp_path)
+    all_ready(relay, 1, 2, 3, 4)
+    hand = Hand(relay)
+    for kind in ("M1", "M2"):
+        hand.send(kind, 1, 2, 3, 4)
+        relay.settle()
+    hand.vectors(1, 2, 3, 4)
+    relay.settle()
+    assert relay.get("1/1/M4r")["u3"] == [1, 2, 3, 4]
+    hand.send("M4", *signed)
+    leave(relay, 4)
+    assert "1/1/NEXT" not in relay.names()
+    leave(relay, 3)
+    assert ("1/1/NEXT" in relay.names()) == ends

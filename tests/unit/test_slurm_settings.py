@@ -83,7 +83,7 @@ OTHERS = (
     *("--no-kill", "-koff", "--exclude=n2", "-x n2", "--switches=1", "--mail-type=END", "-L matlab", "--time-min=5"),
     *("--comment=a b, c - d", '--comment "a b"', "-s", "--wait-all-nodes=1", "--cluster-constraint=x", "--bb=x"),
     *("--mem-per-cpu=4G", "--mem-per-gpu=4G", "--gres=gpu:a100:2", "-G 2", "--gpus=2", "--gpus-per-task=1"),
-    *("--gpu-bind=none", "--cpus-per-gpu=2", "--my-plugin=x", "--threads-per-core=1", "--priority=1", "--nice"),
+    *("--gpu-bind=none", "--my-plugin=x", "--threads-per-core=1", "--priority=1", "--nice"),
 )
 
 
@@ -118,6 +118,14 @@ def test_options_that_contradict_a_key_are_refused(keys: dict[str, object], opti
         overlay(profile, given)
     off: dict[str, object] = {k: type(v)() for k, v in keys.items() if k != "gpu_request"}
     assert overlay({"extra": [option], **keys}, off).extra == (option,), "the hint helps"
+
+
+@pytest.mark.parametrize(
+    ("option", "key"), [("--cpus-per-gpu=2", "cpus_per_task"), ("--ntasks-per-g 1", "tasks_per_node")]
+)
+def test_what_sbatch_does_not_take_beside_our_options_is_refused(option: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"contradicts .slurm. {key}"):
+        overlay({}, {"extra": [option]})
 
 
 def test_two_ways_to_ask_for_memory_contradict_each_other() -> None:

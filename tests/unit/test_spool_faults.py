@@ -16,7 +16,7 @@ from spool_fakes import CONFIG, VECTOR, FakeClient, FakeRelay, carrying, halves,
 from fedhpc.errors import ConfigError, PeersError, StorageError
 from fedhpc.exchange.carrier import Carrier
 from fedhpc.exchange.carrier_lease import Lease
-from fedhpc.exchange.link_problems import RelayProblem
+from fedhpc.exchange.link_problems import NoWayError, RelayProblem
 from fedhpc.exchange.spool import SpoolClient
 from fedhpc.exchange.spool_files import PUTS, SpoolFolder, names_in, read_note_name, write_file
 from fedhpc.exchange.spool_notes import CarrierLife, PutNote, to_bytes
@@ -267,3 +267,43 @@ def test_the_site_file(tmp_path: Path) -> None:
     assert site.exchange.url == ""
     with pytest.raises(ConfigError, match="needs spool"):
         read_site(head, path)
+
+
+# --- a wrong address
+
+
+@pytest.mark.parametrize("met", [False, True])
+def test_a_wrong_address_ends_a_carrier_that_never_reached_the_relay(
+    folder: SpoolFolder, relay: FakeRelay, met: bool
+) -> None:
+    """Later it is a trouble like others: a proxy may be set up anew in the middle of days."""
+    said: list[str] = []
+
+    class Client(FakeClient):
+        def get_json(self, path: str) -> dict[str, object]:
+            raise NoWayError("the proxy refused", "ask its operators")
+
+    client = Client(relay)
+    client.met = met  # type: ignore[attr-defined]
+    carrier = Carrier(folder, client, said.append)  # type: ignore[arg-type]
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            carrier.watch()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: said if met else not thread.is_alive())
+    finally:
+        carrier.stop()
+        thread.join(60)
+    if met:
+        assert said == ["the proxy refused (ask its operators)"]
+        assert failed == []
+    else:
+        assert isinstance(failed[0], NoWayError)
+        assert failed[0].exit_code == 69

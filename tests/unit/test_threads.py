@@ -9,10 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from meddling import PATIENCE_S, MeddledDict, MeddledNumber, MeddledSet, Meddler
+from meddling import PATIENCE_S, MeddledDict, MeddledList, MeddledNumber, MeddledSet, Meddler
 from relay_fakes import CONFIG, LAYOUT, OTHER, STATE, Relay, federation, relay_toml
 from spool_fakes import FakeClient, FakeRelay, name, spool_in
 
@@ -23,6 +23,7 @@ from fedhpc.exchange.carrier_tasks import Tasks
 from fedhpc.exchange.http_listing import Entry
 from fedhpc.exchange.http_retry import Clock
 from fedhpc.exchange.https import RelayExchange
+from fedhpc.federation.hidden_part import _Tools
 from fedhpc.relay import coordinator
 from fedhpc.relay.certificates import issue_new, new_authority
 from fedhpc.relay.heard import Heard
@@ -346,6 +347,28 @@ def test_answers_that_were_waited_for_are_counted() -> None:
     with Meddler(exchange.turn) as number.meddler:
         exchange.turn()
     assert exchange.turns == 2
+
+
+def test_two_blocks_are_masked_at_once() -> None:
+    """Each thread has tools of its own, also where both find that there is one pair left."""
+    tools = _Tools(lambda: cast(Any, object()), (), bytes(32))
+    with tools.one() as first:
+        pass
+    free = MeddledList(tools._free)
+    tools._free = free
+    others: list[object] = []
+
+    def other() -> None:
+        with tools.one() as theirs:
+            others.append(theirs)
+            ended.wait(PATIENCE_S)
+
+    ended = threading.Event()
+    with Meddler(other) as free.meddler:
+        with tools.one() as mine:
+            assert others == [first]
+            assert mine is not first
+        ended.set()
 
 
 def test_failures_of_one_transfer_are_counted() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import random
 import re
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,84 @@ def test_a_loss_that_needs_standardised_features_is_looked_at_with_them() -> Non
     data.tensors[0].mul_(1e9)
     with pytest.raises(ConfigError, match="is not the mean over rows"):
         check(poisson, model=Net(), dataset=data, standardise=True)
+
+
+def test_fewer_rows_where_so_many_do_not_fit() -> None:
+    calls: list[int] = []
+
+    def full(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        calls.append(len(batch[1]))
+        if len(batch[1]) > 8:
+            raise torch.cuda.OutOfMemoryError("as on a GPU")
+        return centred(model, batch)
+
+    with pytest.raises(ConfigError, match="is not the mean over rows"):
+        check(full)
+    assert max(calls) == 43
+    calls.clear()
+    with pytest.raises(ConfigError, match="is not the mean over rows"):  # rows of 40 MB each
+        check(lambda model, batch: full(model, (batch[0][:, :5], batch[1])), dataset=Large())
+    assert max(calls) == 8
+
+
+class Large(torch.utils.data.Dataset[Any]):
+    """Rows that take memory only when they are read, and then no pages."""
+
+    def __init__(self) -> None:
+        self.data = rows()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def rows(self, chosen: Any) -> Any:
+        x, y = self.data[chosen]
+        return Wide(x), y
+
+
+class Wide(torch.Tensor):
+    """Says that it is large."""
+
+    @property
+    def nbytes(self) -> int:
+        return 40_000_000 * len(self)
+
+
+def test_a_batch_may_have_any_form() -> None:
+    """Dictionaries, texts, a list of tensors of many sizes; and what does not show its rows is read again."""
+
+    class Forms(torch.utils.data.Dataset[Any]):
+        def __init__(self, form: str) -> None:
+            self.form, self.data = form, rows()
+
+        def __len__(self) -> int:
+            return len(self.data)
+
+        def rows(self, chosen: Any) -> Any:
+            x, y = self.data[chosen]
+            if self.form == "table":
+                return {"x": x, "more": {"y": y, "names": [str(row) for row in chosen]}}
+            if self.form == "ragged":
+                return [torch.ones(1 + k % 3) for k in range(len(y))], x, y
+            return types.SimpleNamespace(x=x, y=y)
+
+    def plain(form: str, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if form == "table":
+            assert len(batch["more"]["names"]) == len(batch["x"])
+            return batch["x"], batch["more"]["y"]
+        if form == "ragged":
+            assert len(batch[0]) == len(batch[1])
+            return batch[1], batch[2]
+        return batch.x, batch.y
+
+    for form in ("table", "ragged", "object"):
+        numbers = lambda model, batch, form=form: {"n": torch.tensor(len(plain(form, batch)[1]))}  # noqa: E731
+        check(
+            lambda m, b, form=form: functional.mse_loss(m(plain(form, b)[0]), plain(form, b)[1]),
+            numbers,
+            dataset=Forms(form),
+        )
+        with pytest.raises(ConfigError, match=r"loss\(\) of task fake is not the mean over rows"):
+            check(lambda m, b, form=form: centred(m, plain(form, b)), numbers, dataset=Forms(form))
 
 
 def concordance(model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 from train_fakes import make_task, make_trainer
 
+import fedhpc
 from fedhpc.errors import ConfigError
+from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.train.backends import SerialBackend
 from fedhpc.train.own_loop import OwnLoopBackend
 from fedhpc.train.settings import TrainSettings
@@ -142,6 +145,43 @@ def test_a_loop_of_ones_own_on_one_rank() -> None:
     model = own_loop("allow").wrap(Branches())
     loss(model, (x, y)).backward()
     assert model.dead.weight.grad is None
+
+
+def test_the_ways_out_of_a_loop_of_ones_own() -> None:
+    federation: Any = types.SimpleNamespace(party=types.SimpleNamespace(site=SerialGroup("site a")))
+    x, y = torch.ones(3, 5), torch.ones(3)
+    with pytest.raises(ConfigError, match=r"site a: backward\(\) leaves parameters without a gradient: late\.weight"):
+        loss(fedhpc.site_backend(federation, device="cpu").wrap(Branches()), (x, y)).backward()
+    backend = fedhpc.site_backend(federation, device="cpu", unused_parameters="allow")
+    loss(backend.wrap(Branches()), (x, y)).backward()
+    with pytest.raises(ConfigError, match="'maybe'"):
+        fedhpc.site_backend(federation, unused_parameters="maybe")  # type: ignore[arg-type]
+
+
+def test_a_gradient_penalty_in_a_loop_of_ones_own_is_no_step() -> None:
+    model = Branches(lambda call: True)
+    model.dead.requires_grad_(False)
+    model = own_loop("refuse").wrap(model)
+    x = torch.ones(3, 5, requires_grad=True)
+    y = model(x)[0]
+    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (y.mean() + slope.square().mean()).backward()
+    assert model.head.weight.grad is not None
+
+
+def test_a_loop_of_ones_own_sees_outputs_of_any_form() -> None:
+    @dataclasses.dataclass
+    class Answer:
+        scores: dict[str, Any]
+
+    class Formed(Branches):
+        def forward(self, x: torch.Tensor) -> Any:
+            y, extra = super().forward(x)
+            return Answer({"y": [y], "more": (extra, None)})
+
+    model = own_loop("refuse").wrap(Formed())
+    with pytest.raises(ConfigError, match=r"late\.weight"):
+        model(torch.ones(3, 5)).scores["y"][0].sum().backward()
 
 
 def test_a_loop_of_ones_own_sees_through_reentrant_checkpoints() -> None:

@@ -42,9 +42,8 @@ def proxy(subject: Subject) -> Finding:
     except ConfigError as error:
         return fail(printable(error.what), printable(error.hint), error.exit_code)
     if not found:
-        return ok(
-            "none: the relay is dialled directly" + (f", NO_PROXY stands for it, not {variable}" if variable else "")
-        )
+        why = f", since NO_PROXY stands for it and {variable} does not count" if variable else ""
+        return ok(f"none: the relay is dialled directly{why}")
     where = variable or "[exchange] proxy"
     if is_loopback(url) and not is_loopback(found):
         return warn(

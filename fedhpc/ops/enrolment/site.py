@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError, StorageError
 from fedhpc.exchange.addresses import parse_url
+from fedhpc.exchange.certificate_times import COMPARE_CLOCKS, utc
 from fedhpc.exchange.mailbox import RelayMailbox
 from fedhpc.exchange.pins import pin_of, pin_of_key, read_certificate, read_pem, require_private
 from fedhpc.exchange.proxies import proxy_for
@@ -258,13 +259,15 @@ class SiteFolder:
                 "it was swapped with another site's, or made before the keys were rotated",
             )
         now = datetime.datetime.now(datetime.UTC)
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if not begins <= now <= ends:
+            where, ask = ("has ended", "ask for a new one; or ") if now > ends else ("has not begun", "")
             raise PolicyError(
-                f"the certificate holds from {certificate.not_valid_before_utc} to {certificate.not_valid_after_utc}",
-                "ask for a new one, or set the clock of this machine",
+                f"the certificate holds from {utc(begins)} to {utc(ends)}: it {where} by the clock here, {utc(now)}",
+                f"{ask}{COMPARE_CLOCKS}",
             )
         write_whole(self.certificate_path, pem)
-        return certificate.not_valid_after_utc
+        return ends
 
     def rotate(self) -> list[Path]:
         """Fresh keys in the place of the old ones, which are kept as *.old; the files kept. Raises ConfigError.

@@ -48,11 +48,14 @@ _OURS = dict.fromkeys(("no-requeue", "open-mode", "parsable", "requeue", "test-o
     "version": "V",
     "wait": "W",
 }
+# What sbatch does not take beside an option that every script has, and the key of that.
+_AGAINST = {"cpus-per-gpu": "cpus_per_task", "ntasks-per-gpu": "tasks_per_node"}
 # Other ways to ask for what a key asks for.
 _MEMORY = {"mem-per-cpu": "", "mem-per-gpu": ""}
 _GPUS = {"gpus": "G", "gpus-per-node": "", "gpus-per-socket": "", "gpus-per-task": ""}
 _GRES = {"gres": "", "tres-per-job": "", "tres-per-node": "", "tres-per-socket": "", "tres-per-task": ""}
-_WATCHED = {**{name: short for name, (short, _) in _KEYS.items()}, **_OURS, **_MEMORY, **_GPUS, **_GRES}
+_WATCHED = {name: short for name, (short, _) in _KEYS.items()} | _OURS | _MEMORY | _GPUS | _GRES
+_WATCHED |= dict.fromkeys(_AGAINST, "")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ def check_extra(extra: Sequence[str], *, memory: str, gpus_per_node: int, gpu_re
             raise ConfigError(
                 f"slurm.extra: {text!r} is set by fedhpc itself",
                 "the batch script and the chain rest on it; nodes, tasks, time and others have keys of their own",
+            )
+        if name in _AGAINST:
+            raise ConfigError(
+                f"slurm.extra: {text!r} contradicts [slurm] {_AGAINST[name]}, which every job has",
+                f"say it with {_AGAINST[name]}",
             )
         if name in _MEMORY and memory:
             raise ConfigError(
