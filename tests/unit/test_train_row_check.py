@@ -146,7 +146,15 @@ def balanced(model: torch.nn.Module, batch: Any) -> torch.Tensor:
     return functional.binary_cross_entropy_with_logits(score, (y > 0).float()) - entropy
 
 
+def pairs(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    """Rows 0 and 1, 2 and 3, …; the last of an odd number is left out."""
+    score, y = scores(model, batch)
+    even = len(y) // 2 * 2
+    return ((score[0:even:2] - score[1:even:2]) - (y[0:even:2] - y[1:even:2])).square().mean()
+
+
 COUPLED = {
+    "pairs of neighbours": pairs,
     "cox": cox, "cox of events": cox_of_events, "ranking": ranking, "ranking of plenty": ranking_of_plenty,
     "class weights": class_weighted, "torch's class weights": torch_weighted, "ignored rows": ignoring, "dice": dice,
     "sum": summed, "centred": centred, "entropy of the mean": balanced,
