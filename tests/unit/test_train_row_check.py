@@ -193,6 +193,12 @@ def test_what_couples_rows_in_training_only_is_refused(loss: Any, model: torch.n
         check(loss, model=model)
 
 
+def test_pairs_of_neighbours_are_refused_among_many_rows() -> None:
+    """Sixty-four rows could be taken apart without breaking up a pair."""
+    with pytest.raises(ConfigError, match="is not the mean over rows"):
+        check(pairs, model=Net(), n=200)
+
+
 @pytest.mark.parametrize("loss", [contrastive, hardest])
 def test_losses_of_embeddings_are_refused(loss: Any) -> None:
     with pytest.raises(ConfigError, match=r"loss\(\) of task fake"):
