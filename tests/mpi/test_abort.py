@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import FEDHPC, Completed, Site, call, launcher_command, mpirun, write_federation
+from harness import FEDHPC, PATIENCE, Completed, Site, call, launcher_command, mpirun, write_federation
 
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.world import check_size, expected_size, launched
