@@ -52,8 +52,8 @@ class CsvFile:
         """The stripped cells of each row after the header, as many as it has. Raises DataError."""
         named = bool(self._source.header)
         while (record := self._next()) is not None:
-            if not record:
-                continue  # an empty line
+            if not any(map(str.strip, record)):
+                continue  # an empty line, or one of the empty rows that a spreadsheet writes below its last
             if named and [visible(text) for text in record] == [visible(name) for name in self._source.header]:
                 raise self.wrong("it is the header", "remove header = … from [source]: the file has one")
             named = False

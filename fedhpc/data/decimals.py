@@ -27,7 +27,7 @@ _FEWER_DIGITS = (
 
 # Python's float() also takes "nan", "infinity" and "1_000", none of which a data file should mean.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}", re.ASCII)  # a comma is refused before, or said to be decimal
 _SEVERAL_MARKS = re.compile(r"[+-]?[\d., '\u00a0\u2009\u202f]*\d", re.ASCII)
 
 

@@ -27,7 +27,7 @@ from fedhpc.data.store import write_store
 from fedhpc.errors import DataError, StorageError
 
 _MOST_NAMES = 5000  # to look for the nearest among
-_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")  # in a header: it may be the first person's row, and is not shown
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")  # no column is called so: the line is the first person's row
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,10 @@ class _Reader:
             raise self.csv.wrong(f"column '{column}' is empty", "every row needs an identifier")
         first = self.lines_of_ids.setdefault(self._row_id(identifier), self.csv.line)
         if first != self.csv.line:
-            hint = "identifiers must be unique: one row for one person (invisible characters do not count)"
+            hint = (
+                "identifiers must be unique: one row for one person (invisible characters do not count); where two "
+                "columns name a person together, as FID and IID of PLINK do, write both into one column of the file"
+            )
             raise self.csv.wrong(f"column '{column}' repeats the identifier of line {first}", hint)
         return identifier
 
@@ -215,10 +218,17 @@ class _Reader:
             guess = f"does {named} separate its columns? Then set delimiter in [source]. "
         if name == self.recipe.source.id:
             guess += f"Without identifiers: id = '{ROW_NUMBER}'. "
-        if any(_NUMBER.fullmatch(word) for name in header[:_MOST_NAMES] for word in re.split(r"[;,\t| ]", name)):
+        if not self._is_header(header):
             return f'{guess}if its first line is a row, not a header, name the columns: header = ["…"] in [source]'
         shown = ", ".join(header[:20]) + (" …" if len(header) > 20 else "")
         return f"{guess}it has: {shown}"
+
+    def _is_header(self, header: Sequence[str]) -> bool:
+        """Is the first line sure to be no person's row, so that it may be shown?"""
+        words = {word for name in header[:_MOST_NAMES] for word in (name, *re.split(r"[;,\t| ]", name))}
+        if any(_NUMBER.fullmatch(word) for word in words):
+            return False
+        return any(visible(name) in words for name in (*self.recipe.columns(), *self.where))
 
     def _warnings(self) -> tuple[str, ...]:
         label = self.recipe.label

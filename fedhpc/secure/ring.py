@@ -327,10 +327,12 @@ class Codec:
 
     def _refuse_too_large(self, tensor: Tensor, bound: int) -> None:
         # How far beyond is the site's own business: this message may be seen by others.
-        allowed = f"{math.ldexp(bound, -tensor.scale):.6g}" if tensor.kind != "int64" else str(bound)
+        whole = tensor.kind == "int64"
+        allowed = str(bound) if whole else f"{math.ldexp(bound, -tensor.scale):.6g}"
+        way_out = "raise bound=, or sum float64" if whole else "raise bound=, or leave it out to have the scale chosen"
         raise DataError(
             f"tensor '{tensor.name}' of site {self.site} holds a value beyond the bound {allowed}",
-            "values are never clipped in silence: raise bound=, or leave it out to have the scale chosen",
+            f"values are never clipped in silence: {way_out}",
         )
 
 

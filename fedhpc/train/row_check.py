@@ -8,9 +8,10 @@ where all weights are zero.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,12 @@ _MOVED = 4  # counts that rounding may move, of a row from one bin to the next t
 _MOVED_GPU = 0.5  # the share of a histogram; its bins are finer than short floats
 _TINY = 1e-10
 
-_RESTING = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)
+_RESTING = (  # attention and recurrent layers have a dropout of their own
+    torch.nn.modules.batchnorm._BatchNorm,
+    torch.nn.modules.dropout._DropoutNd,
+    torch.nn.MultiheadAttention,
+    torch.nn.RNNBase,
+)
 
 
 def check_rows(
@@ -80,12 +86,12 @@ def _look(
         return
     if standardise:
         standardise_by(trainer.model, sample.whole)
-    loss = next(_working_losses(task, trainer, settings, sample.whole), None)
-    if loss is None:  # fewer rows may fit into memory
+    losses = _working_losses(task, trainer, settings, sample.whole)
+    if not losses:  # fewer rows may fit into memory
         sample = take_apart(trainer.dataset, rows, labels, FEW, trainer.device) or sample
-        loss = next(_working_losses(task, trainer, settings, sample.whole), None)
+        losses = _working_losses(task, trainer, settings, sample.whole)
     for _ in range(2):
-        if loss is not None:
+        for loss in losses:
             _compare_loss(task, loss, sample)
         _compare_sums(task, trainer.model, trainer.device, sample)
         move_beside(trainer.model)
@@ -93,12 +99,12 @@ def _look(
 
 @dataclass(frozen=True)
 class _Loss:
-    """A task's loss without training: batch norm keeps its statistics, dropout drops nothing."""
+    """A task's loss without a step: batch norm keeps its statistics, dropout drops nothing."""
 
     task: Task
     model: torch.nn.Module
     device: torch.device
-    training: bool  # else in evaluation; some models give their loss only in training
+    training: bool  # else in evaluation; some terms, and some models' losses, are there only in training
     gradients: bool  # some losses take gradients themselves
     bf16: bool  # some models need it
 
@@ -122,16 +128,23 @@ class _Loss:
         return _ALIKE_16_BITS if narrow else _alike(self.device)
 
 
-def _working_losses(task: Task, trainer: TorchTrainer, settings: TrainSettings, whole: Any) -> Iterator[_Loss]:
-    for training in (False, True):
-        for gradients in (False, True):
-            for bf16 in (False, True) if settings.precision == "bf16" else (False,):
-                loss = _Loss(task, trainer.model, trainer.device, training, gradients, bf16)
-                try:
-                    loss(whole)
-                except FedhpcError:
-                    continue  # if none works, training says what is wrong
-                yield loss
+def _working_losses(task: Task, trainer: TorchTrainer, settings: TrainSettings, whole: Any) -> list[_Loss]:
+    """The loss in evaluation and in training, where it has a value; if in neither, training says what is wrong."""
+    found = {}
+    for training, gradients in itertools.product((False, True), (False, True)):
+        for bf16 in (False, True) if settings.precision == "bf16" else (False,):
+            loss = _Loss(task, trainer.model, trainer.device, training, gradients, bf16)
+            if training not in found and _works(loss, whole):
+                found[training] = loss
+    return list(found.values())
+
+
+def _works(loss: _Loss, whole: Any) -> bool:
+    try:
+        loss(whole)
+    except FedhpcError:
+        return False
+    return True
 
 
 def _compare_loss(task: Task, loss: _Loss, sample: Sample) -> None:

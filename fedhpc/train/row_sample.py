@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fedhpc.train.batches import Rows
 from fedhpc.train.loading import fetch, to_device
 
+_ODD_ABOVE = 9  # rows; of fewer, one would be alone
 FEWEST = 4  # two parts of two rows
 _PROBED = 8
 _MAX_BYTES = 256 << 20  # of a batch, unless so few rows are larger
@@ -47,6 +48,8 @@ def take_apart(dataset: Any, rows: Rows, labels: NDArray[Any] | None, most: int,
     batch = to_device(fetch(dataset, chosen), device)
     order = _by_label(batch, None if labels is None else labels[chosen], n)
     cuts = [0, n // 4, n // 2, n] if n >= 2 * FEWEST else [0, n // 2, n]
+    if n > _ODD_ABOVE:
+        cuts[1] |= 1  # a part of an odd length breaks up pairs of neighbours
     spans = [order[a:b] for a, b in itertools.pairwise(cuts)]
     try:
         return Sample(_take(batch, order, n), [(span.size, _take(batch, span, n)) for span in spans])

@@ -224,6 +224,34 @@ def test_a_file_without_header_shows_nobody(tmp_path):
     refused(tmp_path, "line 1: 4 fields, but the header has 5", text, 'header = ["id", "age", "town", "ill", "x"]')
 
 
+@pytest.mark.parametrize("row", ["José,ja,Bonn", "José,1961-05-03,nein", "José,4-8,F32.1"])
+def test_a_first_line_without_any_column_of_the_recipe_may_be_a_person(tmp_path, row):
+    """Words and dates say nothing of whether it is a header: it is shown where a column of the recipe is in it."""
+    hint = refused(tmp_path, "has no column 'id'", f"{row}\n{row}\n")
+    assert "header = " in hint
+    assert not any(word in hint for word in row.split(","))
+    assert "it has: pid, age, town, ill" in refused(tmp_path, "has no column 'id'", TEXT.replace("id", "pid", 1))
+
+
+@pytest.mark.parametrize("empty", [",,,", " , ,\t,", "   ", '"","","",""', ",,,,,,", ""])
+def test_empty_rows_of_a_spreadsheet_are_nobody(tmp_path, empty):
+    head, first, second, _ = TEXT.split("\n")
+    done = ingest(tmp_path, "\n".join([head, first, empty, second, empty, empty]))
+    assert (rows(tmp_path), done.rows_read) == ([63, 41], 2)
+    numbered = RECIPE.replace('id = "id"', 'id = "row number"')
+    assert ingest(tmp_path, f"{TEXT}{empty}\n", recipe=numbered).rows_read == 2
+
+
+@pytest.mark.parametrize("age", ["1,250", "63,5", "63,000"])
+def test_a_comma_in_a_file_with_semicolons_is_said_to_be_a_comma(tmp_path, age):
+    """Also before three digits, where a point would have two readings."""
+    text = TEXT.replace(",", ";").replace("63", age)
+    for kind in ("integer", "number"):
+        recipe = RECIPE.replace('"integer"', f'"{kind}"')
+        hint = refused(tmp_path, "there is a comma in it", text, 'delimiter = ";"', recipe=recipe)
+        assert "decimal = ','" in hint
+
+
 # --- padding -------------------------------------------------------------------------------------------------
 
 FAM = "  f1   José   0  0  1   2\n  f1 b 0 0 2 1  \n\n\tf2\tc   0 0 0   -9\n"

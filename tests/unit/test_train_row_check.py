@@ -146,7 +146,15 @@ def balanced(model: torch.nn.Module, batch: Any) -> torch.Tensor:
     return functional.binary_cross_entropy_with_logits(score, (y > 0).float()) - entropy
 
 
+def pairs(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    """Rows 0 and 1, 2 and 3, …; the last of an odd number is left out."""
+    score, y = scores(model, batch)
+    even = len(y) // 2 * 2
+    return ((score[0:even:2] - score[1:even:2]) - (y[0:even:2] - y[1:even:2])).square().mean()
+
+
 COUPLED = {
+    "pairs of neighbours": pairs,
     "cox": cox, "cox of events": cox_of_events, "ranking": ranking, "ranking of plenty": ranking_of_plenty,
     "class weights": class_weighted, "torch's class weights": torch_weighted, "ignored rows": ignoring, "dice": dice,
     "sum": summed, "centred": centred, "entropy of the mean": balanced,
@@ -161,6 +169,28 @@ def test_a_loss_that_couples_rows_is_refused(name: str, kind: str) -> None:
         check(COUPLED[name], model=model)
     assert caught.value.what.startswith("site a: loss() of task fake ")
     assert 'rows = "coupled"' in caught.value.hint
+
+
+def contrastive_in_training(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    score, y = scores(model, batch)
+    loss = functional.mse_loss(score, y)
+    if model.training:
+        loss = loss + torch.logsumexp(-(score[:, None] - score[None, :]).square(), 1).mean()
+    return loss
+
+
+class CentredInTraining(Zeros):
+    """A normaliser of one's own, which torch does not know as one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = super().forward(x)
+        return score - score.mean() if self.training else score
+
+
+@pytest.mark.parametrize(("loss", "model"), [(contrastive_in_training, Net(dropout=0.3)), (None, CentredInTraining())])
+def test_what_couples_rows_in_training_only_is_refused(loss: Any, model: torch.nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"loss\(\) of task fake is not the mean over rows"):
+        check(loss, model=model)
 
 
 @pytest.mark.parametrize("loss", [contrastive, hardest])
@@ -216,10 +246,28 @@ def only_in_training(model: torch.nn.Module, batch: Any) -> torch.Tensor:
     return functional.mse_loss(model(batch[0]), batch[1])
 
 
+class Recurrent(torch.nn.Module):
+    """Layers with a dropout of their own, and one that is a function; they drop in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = torch.nn.LSTM(1, 4, num_layers=2, dropout=0.5, batch_first=True)
+        self.look = torch.nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, batch_first=True)
+        self.last = torch.nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.look(self.read(x[:, :, None])[0])[:, -1]
+        return self.last(functional.dropout(hidden, 0.5, self.training)).squeeze(1)
+
+
 INDEPENDENT: dict[str, tuple[Any, Any, Any]] = {
     "plain": (None, Net(dropout=0.0, norm=False), None),
     "zeros": (None, Zeros(), None),
     "batch norm and dropout": (None, Net(dropout=0.5), None),
+    "recurrent": (None, Recurrent(), None),
+    "noise in training": (
+        lambda m, b: functional.mse_loss(m(b[0] + m.training * torch.randn_like(b[0])), b[1]), Net(), None,
+    ),
     "in training only": (only_in_training, Net(dropout=0.5), None),
     "gradient penalty": (penalised, Net(norm=False), None),
     "vae": (vae, Vae(), vae_sums),

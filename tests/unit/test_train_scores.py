@@ -222,6 +222,13 @@ def test_scores_that_are_not_finite_are_refused() -> None:
             measured(np.array([0.0, wrong]), np.array([True, False]))
 
 
+@pytest.mark.parametrize("y", [[1, 2], [-1, 1], [0.0, 0.7], [0.0, float("nan")]])
+def test_classes_other_than_0_and_1_are_refused(y: list[float]) -> None:
+    """Of 1 and 2, as many files count, a 2 would be no case: the area would be that of the opposite."""
+    with pytest.raises(DataError, match="a class other than 0 and 1"):
+        binary_sums(torch.zeros(2, 1), torch.tensor(y), 100)
+
+
 def test_histograms_of_other_bins_give_no_calibration() -> None:
     found = summarise({"n": np.int64(4), POSITIVE: np.array([0, 1, 1]), NEGATIVE: np.array([1, 1, 0])})
     assert set(found) == {"auc", "auc_half_width", "average_precision", "average_precision_half_width"}

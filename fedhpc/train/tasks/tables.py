@@ -86,8 +86,10 @@ def binary_sums(logits: torch.Tensor, y: torch.Tensor, bins: int) -> dict[str, t
     """n, loss, accuracy and the histograms of the scores, from logits [m, 1] and classes y [m] of 0 and 1.
 
     The histograms count logits in `bins` fixed and public bins (score_bins; one more where `bins` is even). Raises
-    DataError for logits that are not finite.
+    DataError for logits that are not finite, and for other classes: 1 and 2 would be 1 and no 1.
     """
+    if not bool(((y == 0) | (y == 1)).all()):
+        raise DataError("a held-out row has a class other than 0 and 1", "count classes from 0")
     logit, y = logits[:, 0].double(), y.long()
     if not bool(torch.isfinite(logit).all()):
         raise DataError("the model's score of a held-out row is not a finite number", "look for such features")
