@@ -71,7 +71,7 @@ def run(
 
     told = Told()
     told.listen()
-    from fedhpc.mpi.world import is_first, launched, tell_failure
+    from fedhpc.mpi.world import end_together, is_first, launched, tell_failure
     from fedhpc.ops.life import last_words
     from fedhpc.ops.life.open import finished_before
     from fedhpc.ops.run import Before, result_json, run_federation
@@ -103,6 +103,7 @@ def run(
         if is_first():
             click.echo(f"stopped: {stopped.what}\nhint: {stopped.hint}", err=True)
         leave_exit_code(stopped.exit_code, untrained=stopped.untrained)
+        end_together()
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         tell_failure(

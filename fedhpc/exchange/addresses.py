@@ -28,10 +28,16 @@ def parse_url(url: str, scheme: str, what: str) -> urllib.parse.SplitResult:
 
 
 def without_password(url: str) -> str:
-    """`url` for messages: whole, but without user and password, wherever their marks stand."""
+    """`url` for messages: whole, but without user and password, wherever their marks stand, or where the @ is missing.
+
+    So of what is no `host:port` all after the first colon is left out: it may be a password.
+    """
     scheme = scheme_of(url)
-    rest = url[len(scheme) + 3 :] if scheme else url
-    return (f"{scheme}://" if scheme else "") + rest.rpartition("@")[2]
+    rest = (url[len(scheme) + 3 :] if scheme else url).rpartition("@")[2]
+    host, colon, after = rest.partition(":")
+    if colon and not rest.startswith("[") and not re.match(r"[0-9]*(?:[/?#]|$)", after):
+        rest = f"{host}:…"
+    return (f"{scheme}://" if scheme else "") + rest
 
 
 def scheme_of(url: str) -> str:

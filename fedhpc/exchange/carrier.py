@@ -53,6 +53,7 @@ class Carrier:
         self._watchers: dict[tuple[int, int], str] = {}
         self._listed: dict[tuple[int, int], ListedAttempt] = {}
         self._trouble, self._told = "", 0.0
+        self._goes_on = True  # after a trouble, which is told then; one pass ends with it
         self._fatal: BaseException | None = None
         self._messages = ThreadPoolExecutor(_MESSAGES, "carry message")
         self._vectors = ThreadPoolExecutor(_VECTORS, "carry vector")
@@ -61,6 +62,7 @@ class Carrier:
 
     def once(self, stale_s: float = STALE_S) -> None:
         """Carry what there is to carry now, and end. Raises what stands in the way."""
+        self._goes_on = False
         self._begin(stale_s)
         try:
             before = -1
@@ -330,7 +332,7 @@ class Carrier:
             self._fail(error)  # a wrong address, which is found out at the start, and not in the middle of days
             return
         now = time.monotonic()
-        if error.what != self._trouble or now - self._told > _TELL_S:
+        if self._goes_on and (error.what != self._trouble or now - self._told > _TELL_S):
             self._told = now
             self._say(error.what + (f" ({error.hint})" if error.hint else ""))
         self._trouble = error.what

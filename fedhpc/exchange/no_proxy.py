@@ -59,13 +59,13 @@ def _fits(pattern: str, host: str) -> bool:
         return here == there
     if "/" in pattern:
         return _is_in(here, pattern)
+    pattern = pattern.lstrip(".")  # before `ascii_name`, which takes no empty label
     name, pattern = ascii_name(host).lower().rstrip("."), ascii_name(pattern).lower().rstrip(".")
     if not re.fullmatch(r"[a-z0-9_.*-]+", pattern):
         raise ValueError(pattern)
     if "*" in pattern:
         spelled = str(here) if here is not None else name
         return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), spelled) is not None
-    pattern = pattern.lstrip(".")
     return here is None and (name == pattern or name.endswith("." + pattern))
 
 

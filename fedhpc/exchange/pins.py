@@ -60,14 +60,14 @@ def same_pin(one: bytes, other: bytes) -> bool:
     return hmac.compare_digest(one, other)
 
 
-def read_certificate(path: Path) -> x509.Certificate:
-    """The first certificate of a PEM file. Raises ConfigError if there is none."""
+def read_certificate(path: Path, hint: str = "") -> x509.Certificate:
+    """The first certificate of a PEM file. Raises ConfigError, with `hint`, if there is none."""
     try:
         with path.open("rb") as file:
             return read_pem(file.read(MAX_CERTIFICATE_BYTES))
     except (OSError, ValueError) as error:
-        words = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"cannot read the certificate {path}: {words}") from None
+        words = error.strerror if isinstance(error, OSError) else str(error).partition(". ")[0]
+        raise ConfigError(f"cannot read the certificate {path}: {words}", hint) from None
 
 
 def _with_key(certificate: x509.Certificate) -> x509.Certificate:

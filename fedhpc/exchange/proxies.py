@@ -157,7 +157,9 @@ def _refusal(
     what = f"the proxy {place} refused to connect to {target}: {line}"
     if status != 407:
         return NoWayError(
-            what, f"ask its operators to allow CONNECT to this host and port (HTTPS_PROXY chose it); {_DIRECTLY}"
+            what,
+            "ask its operators to allow CONNECT to this host and port (HTTPS_PROXY, ALL_PROXY or [exchange] proxy "
+            f"names this proxy); {_DIRECTLY}",
         )
     asked = re.sub(r'"[^"]*"', "", headers.get("proxy-authenticate", ""))
     schemes = [word for word in re.split(r"[\s,]+", asked) if re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", word)]

@@ -118,14 +118,11 @@ def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAcce
             "`fedhpc site init` writes such a site file; with a spool only the machine that carries needs them",
         )
     certificate = mine.path(section.certificate)
+    fetch = f"`fedhpc site request {mine.base} --wait` fetches one, once the coordinator has admitted this site"
     if not certificate.exists():
-        raise ConfigError(
-            f"cannot read the certificate {certificate}: it is not there",
-            f"`fedhpc site request {mine.base} --wait` asks for one and fetches it once the coordinator has admitted "
-            "this site",
-        )
+        raise ConfigError(f"cannot read the certificate {certificate}: it is not there", fetch)
     agreed = agreement.roster[number - 1].tls
-    shown = pin_of(read_certificate(certificate)).hex()
+    shown = pin_of(read_certificate(certificate, fetch)).hex()
     if shown != agreed:
         raise PolicyError(
             f"the certificate {certificate} has the key {shown}, the roster says {agreed or 'none'} for site "

@@ -375,9 +375,9 @@ def test_a_ledger_that_is_missing_or_older_than_a_checkpoint(tmp_path: Path) -> 
     shutil.copytree(kept, home)
     ledger = home / "ledger.jsonl"
     ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:2]))  # from a backup: a whole chain
-    run_three(federation).refused(77, "the ledger of site bb ends at round 1", "must not sum again")
+    run_three(federation).refused(77, "the ledger of site bb ends at round 1", "put the ledger's home back")
     (home / "ledger.key").write_bytes(b"another key")
-    run_three(federation).refused(77, "ledger.key, is missing or damaged", "put it back")
+    run_three(federation).refused(77, "ledger.key, is missing or damaged", "put the ledger's home back")
     ledger.unlink()
     run_three(federation).refused(77, "ledger.jsonl is missing, and its key is there")
     shutil.rmtree(home)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import FEDHPC, Completed, Site, call, launcher_command, mpirun, write_federation
+from harness import FEDHPC, PATIENCE, Completed, Site, call, launcher_command, mpirun, write_federation
 
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.world import check_size, expected_size, launched
@@ -27,7 +27,7 @@ def fail(tmp_path: Path, case: str, rank: int, guarded: bool) -> Completed:
         timeout=40, guarded=guarded,
     )  # fmt: skip
     assert stamp.exists(), f"the fault did not happen\n{done.text}"
-    assert done.ended - float(stamp.read_text()) < 5, f"the job ended too late\n{done.text}"
+    assert done.ended - float(stamp.read_text()) < 5 * PATIENCE, f"the job ended too late\n{done.text}"
     return done
 
 

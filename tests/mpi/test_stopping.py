@@ -129,6 +129,7 @@ def test_usr2_to_the_launcher(tmp_path: Path, unbroken: dict[int, str], ranks: i
     assert f"stopped: stopped in round {1 + at // STEPS}, after {at % STEPS} steps: told to by SIGUSR2" in done.err
     assert done.err.count("stopped: ") == 1  # rank 0 speaks for all
     assert "Traceback" not in done.err
+    assert "MPI_ABORT" not in done.err  # `python -m mpi4py` would add it, and end ranks that still write
     assert (tmp_path / "code").read_text() == "75\n"  # for the batch script
     assert len(outboxes(made)) == 2
     again = run(made, ranks)
@@ -165,6 +166,7 @@ def test_a_signal_that_reaches_one_rank_stops_all(
     done = run(made, ranks, {"STOP_ITSELF": which})
     assert done.code == 75, done.text
     assert "told to by SIGUSR2" in done.err
+    assert "MPI_ABORT" not in done.err
     assert len(outboxes(made)) == 2
     assert final(run(made, ranks)) == unbroken[ranks]
 

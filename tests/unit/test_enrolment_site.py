@@ -16,7 +16,9 @@ from fedhpc.errors import ConfigError, FedhpcError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.pins import pin_of, read_certificate
+from fedhpc.federation.agreement import read_agreement
 from fedhpc.federation.identity import read_identity
+from fedhpc.federation.join_relay import relay_access
 from fedhpc.ops.enrolment.relay import admit, drop
 from fedhpc.ops.enrolment.site import SiteFolder
 from fedhpc.relay.certificates import Issued, issue, new_authority, new_key, new_request
@@ -81,6 +83,21 @@ def test_only_a_certificate_for_the_own_key_that_holds_now_is_kept(enrolled: Enr
             site.take_certificate(junk)
     assert site.certificate() == before
     assert site.take_certificate(before) > now
+
+
+@pytest.mark.parametrize("junk", ["", "junk\n", "-----BEGIN CERTIFICATE-----\n"])
+def test_a_damaged_certificate_is_none_so_that_a_request_brings_another(enrolled: Enrolment, junk: str) -> None:
+    """As if it were not there: `site request --wait` compares the present one with what the coordinator answers."""
+    site = enrolled.sites["aa"]
+    whole = site.certificate()
+    site.certificate_path.write_text(junk)
+    assert site.certificate() == b""
+    agreement = read_agreement(enrolled.federation.read_bytes(), "federation.toml")
+    with pytest.raises(ConfigError, match=r"cannot read the certificate .*tls\.pem: Unable to load PEM file$") as told:
+        relay_access(agreement, site.file, 1)
+    assert told.value.hint.startswith(f"`fedhpc site request {site.path} --wait` fetches one")
+    site.take_certificate(whole)
+    assert relay_access(agreement, site.file, 1).certificate == site.certificate_path
 
 
 def test_rotation_keeps_the_old_keys_once_and_drops_what_belonged_to_them(enrolled: Enrolment) -> None:

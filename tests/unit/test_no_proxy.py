@@ -24,6 +24,8 @@ from fedhpc.exchange.no_proxy import is_direct
         ("SITE.example.", "relay.Site.EXAMPLE", 1),
         ("site.example", "relay.site.example.", 1),
         ("müller.example", "relay.xn--mller-kva.example", 1),
+        (".MÜLLER.example", "relay.xn--mller-kva.example", 1),
+        ("*.müller.example", "relay.xn--mller-kva.example", 1),
         ("relay.example:8443", "relay.example", 8443),
         ("a.example b.example\tc.example", "b.example", 1),
         ("a.example,b.example , c.example", "c.example", 1),

@@ -121,11 +121,23 @@ def test_options_that_contradict_a_key_are_refused(keys: dict[str, object], opti
 
 
 @pytest.mark.parametrize(
-    ("option", "key"), [("--cpus-per-gpu=2", "cpus_per_task"), ("--ntasks-per-g 1", "tasks_per_node")]
+    ("option", "key"),
+    [
+        ("--cpus-per-gpu=2", "cpus_per_task"),
+        ("--ntasks-per-g 1", "tasks_per_node"),
+        ("--tres-per-task=cpu:4", "cpus_per_task"),
+        ("--tres-per-task=gres/gpu:1,cpu=4", "cpus_per_task"),
+    ],
 )
 def test_what_sbatch_does_not_take_beside_our_options_is_refused(option: str, key: str) -> None:
     with pytest.raises(ConfigError, match=f"contradicts .slurm. {key}"):
         overlay({}, {"extra": [option]})
+
+
+def test_the_older_name_of_tasks_for_a_node_is_that_of_a_key() -> None:
+    with pytest.raises(ConfigError, match="set by fedhpc itself") as raised:
+        overlay({}, {"extra": ["--tasks-per-node=4"]})
+    assert raised.value.hint.endswith("[slurm] tasks_per_node")
 
 
 def test_two_ways_to_ask_for_memory_contradict_each_other() -> None:

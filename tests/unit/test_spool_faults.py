@@ -272,6 +272,18 @@ def test_the_site_file(tmp_path: Path) -> None:
 # --- a wrong address
 
 
+def test_one_pass_ends_with_its_trouble_and_does_not_tell_it_before(folder: SpoolFolder, relay: FakeRelay) -> None:
+    said: list[str] = []
+    with pytest.raises(PeersError, match="no carrier has been seen"):
+        SpoolClient(folder, patience_s=0.1).put(name("M1/2"), b"keys")
+    relay.down = True
+    with pytest.raises(PeersError, match="cannot be reached"):
+        Carrier(folder, FakeClient(relay), said.append).once(stale_s=0.5)  # type: ignore[arg-type]
+    assert said == []
+    relay.down = False
+    assert once(folder, relay) == 1
+
+
 @pytest.mark.parametrize("met", [False, True])
 def test_a_wrong_address_ends_a_carrier_that_never_reached_the_relay(
     folder: SpoolFolder, relay: FakeRelay, met: bool

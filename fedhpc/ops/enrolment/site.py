@@ -28,7 +28,7 @@ from fedhpc.errors import ConfigError, PolicyError, StorageError
 from fedhpc.exchange.addresses import parse_url
 from fedhpc.exchange.certificate_times import COMPARE_CLOCKS, utc
 from fedhpc.exchange.mailbox import RelayMailbox
-from fedhpc.exchange.pins import pin_of, pin_of_key, read_certificate, read_pem, require_private
+from fedhpc.exchange.pins import pin_of, pin_of_key, read_pem, require_private
 from fedhpc.exchange.proxies import proxy_for
 from fedhpc.federation.agreement import SiteFile, read_site
 from fedhpc.federation.approvals import Approvals
@@ -233,13 +233,15 @@ class SiteFolder:
         return RelayMailbox(exchange.url, bytes.fromhex(pin), self.name, token.access, proxy, on_down)
 
     def certificate(self) -> bytes:
-        """The present certificate if it is for the present key, PEM; else nothing."""
-        if (
-            not self.certificate_path.exists()
-            or pin_of(read_certificate(self.certificate_path)).hex() != self.keys().tls
-        ):
+        """The present certificate if it is for the present key, PEM; else nothing, also where it is damaged."""
+        if not self.certificate_path.exists():
             return b""
-        return read_bytes(self.certificate_path)
+        pem = read_bytes(self.certificate_path)
+        try:
+            pin = pin_of(read_pem(pem)).hex()
+        except ValueError:
+            return b""
+        return pem if pin == self.keys().tls else b""
 
     def take_certificate(self, pem: bytes) -> datetime.datetime:
         """Keep a certificate, if it is for this site's own key and has begun and not ended; until when it holds.

@@ -32,6 +32,7 @@ _KEYS = {
     "qos": ("q", "qos"),
     "reservation": ("", "reservation"),
     "signal": ("", "signal_s"),
+    "tasks-per-node": ("", "tasks_per_node"),  # an older name
     "time": ("t", "time"),
 }
 # What a batch script of ours decides, or what would make sbatch do something else than submit and tell the id.
@@ -79,10 +80,10 @@ def check_extra(extra: Sequence[str], *, memory: str, gpus_per_node: int, gpu_re
                 f"slurm.extra: {text!r} is set by fedhpc itself",
                 "the batch script and the chain rest on it; nodes, tasks, time and others have keys of their own",
             )
-        if name in _AGAINST:
+        cores = name == "tres-per-task" and "cpu" in option.value.lower()
+        if key := "cpus_per_task" if cores else _AGAINST.get(name):
             raise ConfigError(
-                f"slurm.extra: {text!r} contradicts [slurm] {_AGAINST[name]}, which every job has",
-                f"say it with {_AGAINST[name]}",
+                f"slurm.extra: {text!r} contradicts [slurm] {key}, which every job has", f"say it with {key}"
             )
         if name in _MEMORY and memory:
             raise ConfigError(
