@@ -28,16 +28,19 @@ def warn_of_coarse(
     own value is many steps a small sum is one of numbers that cancel.
     """
     for array_name, (values, factor) in given.items():
-        coarse = _coarse(values, factor, np.asarray(sums.quantum[array_name]), sums[array_name], len(sums.sites))
+        quantum = np.asarray(sums.quantum[array_name])
+        coarse = _coarse(values, factor, quantum, sums[array_name], len(sums.sites))
         key = (name, array_name)
         if coarse * _FEW <= values.size or key in federation.warned:
             continue
         federation.warned.add(key)
         where = f"'{array_name}' of the sum '{name}'" if name else f"'{array_name}'"
+        advice = "leave out bound= or give a smaller one, or per_element=True for a scale of each value"
+        if quantum.size > 1:
+            advice = "other sites' values are that much larger there, and cancel: sum what they have in common apart"
         _log.warning(
-            "%s: %d of %d values are rounded to a grid that is not small against them (see .quantum); leave out "
-            "bound= or give a smaller one, or per_element=True for a scale of each value",
-            where, coarse, values.size,
+            "%s: %d of %d values are rounded to a grid that is not small against them (see .quantum); %s",
+            where, coarse, values.size, advice,
         )  # fmt: skip
 
 
