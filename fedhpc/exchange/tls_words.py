@@ -58,7 +58,7 @@ def no_relay(words: str, place: str) -> tuple[str, str]:
 def refused_certificate(words: str, certificate: Path) -> PolicyError:
     """The error where the relay gave the alert `words` to this site's `certificate`, with what its dates tell."""
     what = f"the relay does not accept this site's certificate ({words})"
-    renew = "renew it with `fedhpc site request`"
+    renew = "renew it with `fedhpc site request DIR --wait`"
     try:
         shown = read_certificate(certificate)
     except ConfigError:

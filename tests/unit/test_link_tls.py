@@ -362,7 +362,7 @@ def test_the_sites_certificate(place: Place) -> None:
     assert "the clock here says " in early.what
     assert "compare `date -u` here" in early.hint
     assert "this site's certificate (alert certificate expired): it ended on " in late.what
-    assert late.hint == "renew it with `fedhpc site request`"
+    assert late.hint == "renew it with `fedhpc site request DIR --wait`"
 
 
 def test_the_relays_clock_may_be_the_wrong_one(place: Place) -> None:
