@@ -294,7 +294,9 @@ class RelayedSums:
         if self._attendant is None:  # a program of the user's own: it would not catch up
             raise PolicyError(other.what, other.hint)
         if plan.everyone or self.lead.thresholds.threshold == len(self._party.members):
-            raise PolicyError(other.what, f"the others cannot end the round without this site: {NEXT_EPOCH}")
+            as_before = "start it again as the round was begun, with the same ranks, threads, device and data"
+            alone = "if that gives other numbers too, the others cannot end the round without this site"
+            raise PolicyError(other.what, f"{as_before}; {alone}: {NEXT_EPOCH}")
         self._end_without(plan, RoundOverError(plan.round_, f"{other.what}; this site sits the round out"))
 
     def _stop(self, stopped: InterruptedRun) -> NoReturn:
