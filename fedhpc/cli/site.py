@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import click
 from fedhpc.cli.ordered import OrderedGroup
 
 _PATH = click.Path(path_type=Path)
+_SEND_S = 60.0  # at most, for a relay that cannot be reached when the request is sent
 
 
 @click.group("site", cls=OrderedGroup)
@@ -51,7 +53,9 @@ def init(directory: Path, name: str, relay: str, relay_pin: str, data: str) -> N
 @click.option("--token", help="The one-time token; - asks for it, or reads it from a pipe. Kept in DIR for renewals.")
 @click.option("--wait", is_flag=True, help="Wait for the certificate and keep it.")
 @click.option("--mail", is_flag=True, help="Send nothing, although DIR has a token.")
-@click.option("--for", "seconds", type=click.FloatRange(1), default=3600.0, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--for", "seconds", type=click.FloatRange(1), default=3600.0, show_default=True, help="Seconds to wait at most."
+)
 def request(directory: Path, token: str | None, wait: bool, mail: bool, seconds: float) -> None:
     """Ask for a certificate: writes DIR/request.json, and with a token sends it to the relay. Without one, mail it.
 
@@ -73,7 +77,8 @@ def request(directory: Path, token: str | None, wait: bool, mail: bool, seconds:
         return
     mailbox = folder.mailbox(halves, _say_down)
     known = folder.certificate()
-    mailbox.send(data)
+    end = time.monotonic() + seconds
+    mailbox.send(data, min(_SEND_S, seconds))
     folder.keep_token(typed.strip())
     if not wait:
         click.echo("sent to the relay; once the coordinator has run `fedhpc federation admit`, fetch the certificate:")
@@ -82,7 +87,7 @@ def request(directory: Path, token: str | None, wait: bool, mail: bool, seconds:
     until = f"at most {seconds:.0f} s; Ctrl-C ends it, and the same command goes on"
     click.echo(f"sent to {mailbox.url}; waiting for the certificate, which comes once the coordinator has run")
     click.echo(f"`fedhpc federation admit` and compared the fingerprint: {until}")
-    pem = mailbox.certificate(known, seconds)
+    pem = mailbox.certificate(known, max(end - time.monotonic(), 0.0))
     if pem is None:
         raise PeersError(
             f"no new certificate within {seconds:.0f} s from {mailbox.url}",

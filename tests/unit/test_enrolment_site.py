@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from enrolment_fakes import URL, Enrolment
 
+from fedhpc.cli.site import request
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.config import parse_toml
-from fedhpc.errors import ConfigError, FedhpcError, PolicyError
+from fedhpc.errors import ConfigError, FedhpcError, PeersError, PolicyError
 from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.pins import pin_of, read_certificate
@@ -240,3 +242,25 @@ def test_a_certificate_does_not_carry_what_a_request_asks_for(enrolled: Enrolmen
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
     assert datetime.timedelta(days=29) < left <= datetime.timedelta(days=30)
     assert Issued(new_key(), enrolled.sites["aa"].certificate()).pin().hex() == enrolled.sites["aa"].keys().tls
+
+
+def test_a_request_waits_no_longer_than_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for a relay that is away when the request is sent."""
+    enrolment = Enrolment(tmp_path)
+    asked: list[float] = []
+
+    class Away:
+        url = URL
+
+        def send(self, request: bytes, patience_s: float) -> None:
+            asked.append(patience_s)
+
+        def certificate(self, known: bytes, patience_s: float) -> None:
+            asked.append(patience_s)
+
+    monkeypatch.setattr(SiteFolder, "mailbox", lambda *words: Away())
+    words = [str(tmp_path / "aa"), "--token", enrolment.tokens["aa"], "--wait", "--for", "5"]
+    with pytest.raises(PeersError, match="no new certificate within 5 s"):
+        CliRunner().invoke(request, words, catch_exceptions=False)
+    assert asked[0] == 5.0
+    assert 0.0 <= asked[1] <= 5.0
