@@ -53,9 +53,7 @@ def init(directory: Path, name: str, relay: str, relay_pin: str, data: str) -> N
 @click.option("--token", help="The one-time token; - asks for it, or reads it from a pipe. Kept in DIR for renewals.")
 @click.option("--wait", is_flag=True, help="Wait for the certificate and keep it.")
 @click.option("--mail", is_flag=True, help="Send nothing, although DIR has a token.")
-@click.option(
-    "--for", "seconds", type=click.FloatRange(1), default=3600.0, show_default=True, help="Seconds to wait at most."
-)
+@click.option("--for", "seconds", type=click.FloatRange(1), default=3600.0, show_default=True, help="Seconds to wait.")
 def request(directory: Path, token: str | None, wait: bool, mail: bool, seconds: float) -> None:
     """Ask for a certificate: writes DIR/request.json, and with a token sends it to the relay. Without one, mail it.
 
