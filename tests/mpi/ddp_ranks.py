@@ -105,7 +105,7 @@ def main(out: Path) -> None:
     # Sums over the site's rows are the same on every rank.
     seen = []
 
-    def collect(arrays: dict, name: str) -> dict:
+    def collect(arrays: dict, **options: object) -> dict:
         seen.append(flat(arrays))
         return arrays
 
