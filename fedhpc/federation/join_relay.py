@@ -14,6 +14,7 @@ from fedhpc.exchange.http_client import RelayClient
 from fedhpc.exchange.http_link import RelayAccess
 from fedhpc.exchange.http_retry import Patience, Retry
 from fedhpc.exchange.https import Interrupts, RelayExchange, objects_of
+from fedhpc.exchange.link_problems import RelayProblem
 from fedhpc.exchange.pins import pin_of, read_certificate
 from fedhpc.exchange.proxies import proxy_for
 from fedhpc.exchange.spool import SpoolClient
@@ -177,7 +178,12 @@ def refuse_forgotten_sums(party: Party, exchange: RelayExchange) -> None:
     assert journal is not None
     if len(journal.ledger) or not journal.fresh:
         return
-    standing = exchange.standing()
+    try:
+        standing = exchange.standing()
+    except RelayProblem as problem:
+        if problem.status != 404:
+            raise
+        return
     named = [entry.get(key) for entry in objects_of(standing, "sums") for key in ("ready", "cohort")]
     if standing.get("done") or any(isinstance(of, list) and party.number in of for of in named):
         what = f"site {party.name} took part in this federation before, and its ledger knows nothing of it"

@@ -185,7 +185,8 @@ def clock_of_a_site(cell: Cell, world: World) -> str:
     if abs(shift) < DAY_S:
         world.finish(sites | {cell.victim: again})
         return exact(world, world.numbers)
-    ended(world, again, 77, "PolicyError", "the clock here is wrong")
+    said = "ended on" if shift > 0 else "begins only on"
+    ended(world, again, 77, "PolicyError", said, "the clock here", "compare `date -u`")
     world.finish(sites)
     return exact(world, rest, rest)
 
