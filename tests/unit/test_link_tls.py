@@ -97,8 +97,8 @@ def test_the_name_is_sent_and_the_pin_decides(place: Place, by_name: tuple[Answe
     """The certificate is for `relay`, not relay.example: that is nobody's business."""
     answer, names = by_name
     with answering(answer) as port:
-        assert health(place.links(port, host="relay.example")) == "ok"
-        assert health(place.links(port, host="Relay.Example.")) == "ok"
+        assert health(place.links(port, LONG, host="relay.example")) == "ok"
+        assert health(place.links(port, LONG, host="Relay.Example.")) == "ok"
         assert set(names) == {"relay.example"}
         place.relay = issue_new(place.authority, "relay.example")
         with pytest.raises(PolicyError, match="the configuration says"):
@@ -110,7 +110,7 @@ def test_the_name_is_sent_by_who_has_no_certificate(place: Place, by_name: tuple
     with answering(answer) as port:
         box = RelayMailbox(f"https://relay.example:{port}", place.relay.pin(), "leiden", "token")
         box.send(b"request", 30.0)
-    assert names == ["relay.example"]
+    assert set(names) == {"relay.example"}
 
 
 def test_the_name_is_sent_through_a_proxy(place: Place, by_name: tuple[Answer, list[str | None]]) -> None:
@@ -124,9 +124,9 @@ def test_the_name_is_sent_through_a_proxy(place: Place, by_name: tuple[Answer, l
 
     with answering(proxy) as port:
         access = place.access(7, "relay.example", proxy=f"http://127.0.0.1:{port}")
-        assert health(Links(access, 1, QUICK, place.told.append)) == "ok"
+        assert health(Links(access, 1, LONG, place.told.append)) == "ok"
     assert heads[0].startswith("CONNECT relay.example:7 ")
-    assert names == ["relay.example"]
+    assert set(names) == {"relay.example"}
 
 
 def test_addresses_are_not_sent_as_names(place: Place, by_name: tuple[Answer, list[str | None]]) -> None:
