@@ -10,6 +10,7 @@ import sys
 import tomllib
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -100,6 +101,12 @@ def test_the_readmes_tree_is_the_tree() -> None:
     assert [path for path, comment in listed.items() if not comment] == [], "lines without a comment"
     wrong = [path for path in listed if path.endswith("/") != (ROOT / path).is_dir()]
     assert wrong == [], "a directory's line ends with a slash"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by it: one of the two would not be run."""
+    counted = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, count in counted.items() if count > 1] == []
 
 
 # --- what importing costs
