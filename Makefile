@@ -1,5 +1,5 @@
 # Everything from nothing: `make demo`, `make test`. No MPI needed; arguments for pip come from PIP_* variables. Some tests
-# need Debian packages, which `make test` installs if it is root: tests/slurm and tests/unit/test_slurm_scripts.py Slurm
+# need Debian packages, which `make test` installs if it is root: tests/slurm and tests/unit/slurm/test_slurm_scripts.py Slurm
 # and shellcheck, tests/relay/test_namespaces.py nftables and iproute2.
 PYTHON ?= python3
 VENV := .venv

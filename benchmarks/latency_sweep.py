@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "relay"))
 from shaping import Line
 from sum_site import run_sums, sum_federation
 
-from fedhpc.ops.enrolment.one_machine import running_relay
+from fedhpc.enrolment.one_machine import running_relay
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from fedhpc.ops.slurm.records import Record, Records
+from fedhpc.slurm.records import Record, Records
 
 
 def main(site: Path) -> None:

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedhpc.relay.certificates import issue_new, new_authority
+from fedhpc.enrolment.certificates import issue_new, new_authority
 
 BLOCK = 1 << 20
 Files = tuple[str, str, str]  # certificate, key, authority

@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from relay_servers import bare, client, cpu_s, peak_rss
 
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess
-from fedhpc.exchange.objects import ObjectName
-from fedhpc.relay.certificates import issue_new, new_authority
+from fedhpc.enrolment.certificates import issue_new, new_authority
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.link import RelayAccess
+from fedhpc.wire.object_names import ObjectName
 
 CONFIG = "ab" * 32
 

@@ -14,7 +14,7 @@ imported = time.perf_counter()
 
 from pathlib import Path  # noqa: E402
 
-from fedhpc.ops.run import run_federation  # noqa: E402
+from fedhpc.app.run import run_federation  # noqa: E402
 from fedhpc.train.trainer import TorchTrainer  # noqa: E402
 
 first_step: list[float] = []

@@ -15,15 +15,15 @@ __version__ = "0.1.0"
 __all__ = ["Federation", "FedhpcError", "__version__", "join", "site_backend"]
 
 if TYPE_CHECKING:
+    from fedhpc.app.join import join
     from fedhpc.errors import FedhpcError
     from fedhpc.federation.federation import Federation
-    from fedhpc.federation.join import join
     from fedhpc.train.own_loop import site_backend
 
 _HOMES = {
     "Federation": "fedhpc.federation.federation",
     "FedhpcError": "fedhpc.errors",
-    "join": "fedhpc.federation.join",
+    "join": "fedhpc.app.join",
     "site_backend": "fedhpc.train.own_loop",
 }
 

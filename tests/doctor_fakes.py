@@ -10,9 +10,9 @@ from typing import Any
 
 from harness import edit, write_federation
 
-from fedhpc.ops.doctor.check import Finding, _guarded
-from fedhpc.ops.doctor.checks import CHECKS
-from fedhpc.ops.doctor.subject import Subject, open_subject
+from fedhpc.doctor.check import Finding, _guarded
+from fedhpc.doctor.checks import CHECKS
+from fedhpc.doctor.subject import Subject, open_subject
 
 CONFIG = """\
 Configuration data as of 2026-11-22T04:00:00

@@ -26,7 +26,13 @@ CODE = struct.Struct("<i")  # below 0: the signal that ended it
 # torch imports its compiler, most of its modules, when it makes the first optimiser.
 MODULES = (
     *("torch", "torch._inductor", "torch.distributed", "torch.nn.parallel", "h5py", "h11", "safetensors.numpy"),
-    *("fedhpc.cli", "fedhpc.ops.run", "fedhpc.train.site", "fedhpc.exchange.mpi", "fedhpc.exchange.https"),
+    *(
+        "fedhpc.cli",
+        "fedhpc.app.run",
+        "fedhpc.train.site",
+        "fedhpc.sums.in_job.mpi_exchange",
+        "fedhpc.sums.over_relay.exchange",
+    ),
 )
 HANDED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGABRT)
 

@@ -7,21 +7,21 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedhpc.exchange.alone import NoExchange
-from fedhpc.exchange.base import Exchange
-from fedhpc.exchange.mpi import MpiExchange
-from fedhpc.federation.agreement import PROTOCOL_NAME, read_agreement
-from fedhpc.federation.join import share_ledger_keys
-from fedhpc.federation.journal import FileJournal, Journal, MemoryJournal
-from fedhpc.federation.ledger_home import LedgerHome, known_federation
-from fedhpc.federation.masked_sum import MpiSums
+from fedhpc.agreement.agreement import PROTOCOL_NAME, read_agreement
+from fedhpc.app.join import share_ledger_keys
 from fedhpc.federation.party import Party
-from fedhpc.federation.pipeline import CHUNK_BYTES, Pipeline
+from fedhpc.ledger.home import LedgerHome, known_federation
+from fedhpc.ledger.journal import FileJournal, Journal, MemoryJournal
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.world import Place, World
 from fedhpc.secure.keys import identity_public, new_identity
 from fedhpc.secure.ledger import ledger_keys
 from fedhpc.secure.salt import salt_key
+from fedhpc.sums.in_job.exchange import Exchange
+from fedhpc.sums.in_job.masked_sum import MpiSums
+from fedhpc.sums.in_job.mpi_exchange import MpiExchange
+from fedhpc.sums.in_job.no_exchange import NoExchange
+from fedhpc.sums.in_job.pipeline import CHUNK_BYTES, Pipeline
 
 _FEDERATION = """\
 [federation]

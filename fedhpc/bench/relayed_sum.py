@@ -16,10 +16,10 @@ from typing import Any
 from fedhpc.bench.sum_ranks import versions
 from fedhpc.bench.tls_pair import tls_pair_bytes_per_s
 from fedhpc.config import read_bytes
+from fedhpc.enrolment.one_machine import Enrolled, enrol, running_relay
 from fedhpc.errors import InternalError
 from fedhpc.mpi.launch import launcher_command, launcher_environment
 from fedhpc.mpi.own_ranks import run_ranks
-from fedhpc.ops.enrolment.one_machine import Enrolled, enrol, running_relay
 
 _SECTIONS = """\
 [secure]

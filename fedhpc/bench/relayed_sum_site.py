@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from fedhpc.app.join import join_with_files
 from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
 from fedhpc.bench.sum_ranks import SCALE, TILE, draw, integers
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.join import join_with_files
-from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, SumPlan
+from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Tensor
 
 _STAGES = ("encode", "masks", "wire", "decode", "agree", "ledger", "share")

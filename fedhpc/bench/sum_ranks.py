@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
 from fedhpc.bench.rehearsal import Stage, set_stage
-from fedhpc.federation.layout import Vector, parts
-from fedhpc.federation.masked_sum import MpiSums
 from fedhpc.federation.party import NO_BASE, Opened, SumPlan
+from fedhpc.federation.vector import Vector, parts
 from fedhpc.mpi import world as mpi_world
 from fedhpc.secure.ring import Layout, Tensor
+from fedhpc.sums.in_job.masked_sum import MpiSums
 
 TILE = 1 << 18  # values drawn at a time
 _VALUE_BITS = 17  # |x̃| < 2^17, so the sum of up to 100 sites is exact in float32

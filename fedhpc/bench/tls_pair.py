@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from fedhpc.relay.certificates import issue_new, new_authority
+from fedhpc.enrolment.certificates import issue_new, new_authority
 
 _BLOCK = 1 << 20
 

@@ -86,7 +86,7 @@ def main() -> None:
     """Run the command line; every failure becomes a message and an exit code, and under MPI ends the whole job."""
     from fedhpc.errors import InterruptedRun
     from fedhpc.mpi.world import abort_job, describe_failure, tell_failure
-    from fedhpc.ops.slurm.exit_file import leave_exit_code
+    from fedhpc.slurm.exit_file import leave_exit_code
 
     _hear_signals()
     try:

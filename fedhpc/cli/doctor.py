@@ -33,11 +33,11 @@ def doctor(
     Exit code: 0 if nothing fails, warnings included; else that of the worst failure: 77 keys and rules, 74 storage,
     65 data, 64 settings, 69 the relay.
     """
-    from fedhpc.ops.doctor.check import examine, exit_code
-    from fedhpc.ops.doctor.checks import CHECKS
-    from fedhpc.ops.doctor.subject import open_subject
-    from fedhpc.ops.doctor.table import as_json as to_json
-    from fedhpc.ops.doctor.table import as_text
+    from fedhpc.doctor.check import examine, exit_code
+    from fedhpc.doctor.checks import CHECKS
+    from fedhpc.doctor.subject import open_subject
+    from fedhpc.doctor.table import as_json as to_json
+    from fedhpc.doctor.table import as_text
 
     subject = open_subject(site, os.environ, federation=federation, profile=profile, out=out, quick=quick)
     results = examine(subject, CHECKS)

@@ -10,7 +10,7 @@ import click
 from fedhpc.cli.ordered import OrderedGroup
 
 if TYPE_CHECKING:
-    from fedhpc.ops.enrolment.coordinator import Candidate, Granted
+    from fedhpc.enrolment.coordinator import Candidate, Granted
 
 _DIR = click.Path(path_type=Path)
 _ACCEPT = click.option(
@@ -80,9 +80,9 @@ def new(
     Prints a one-time token for each site. Give each its own over a channel that both trust, together with the relay's
     URL and pin: by telephone, or in person.
     """
+    from fedhpc.enrolment.coordinator import Coordinator
     from fedhpc.errors import ConfigError
-    from fedhpc.ops.enrolment.coordinator import Coordinator
-    from fedhpc.ops.start_file import agreed_sha256
+    from fedhpc.train.start_file import agreed_sha256
 
     names = [part.strip() for part in sites.split(",")]
     if public and model is None:
@@ -106,7 +106,7 @@ def new(
 @click.argument("site")
 def invite(directory: Path, site: str) -> None:
     """Print a one-time token for SITE: a new site, or one whose keys changed. Its earlier token ends."""
-    from fedhpc.ops.enrolment.coordinator import Coordinator
+    from fedhpc.enrolment.coordinator import Coordinator
 
     coordinator = Coordinator(directory)
     known = coordinator.invited
@@ -136,8 +136,8 @@ def admit(
     Takes the given requests, or all that came through the relay. A site whose keys stand in the roster already just
     gets a new certificate, and federation.toml stays as it is. Compare fingerprints by telephone before you answer yes.
     """
+    from fedhpc.enrolment.coordinator import Coordinator
     from fedhpc.errors import FedhpcError
-    from fedhpc.ops.enrolment.coordinator import Coordinator
 
     coordinator = Coordinator(directory)
     taken: list[Candidate] = []
@@ -209,8 +209,8 @@ def revoke(directory: Path, site: str, reinvite: bool, accept: tuple[str, ...]) 
     others approve as the next epoch; it goes on from the newest model. With --reinvite the site is admitted again with
     new keys first.
     """
+    from fedhpc.enrolment.rehearsal import Rehearsal, open_folder
     from fedhpc.errors import ConfigError
-    from fedhpc.ops.enrolment.rehearsal import Rehearsal, open_folder
 
     folder = open_folder(directory)
     if isinstance(folder, Rehearsal):
@@ -252,9 +252,9 @@ def next_(
     Run this before you change a federation.toml that sites have approved, and to train further or once more. DIR is
     the coordinator's folder, or one that `fedhpc new` wrote.
     """
+    from fedhpc.enrolment.next_epoch import Beginning
+    from fedhpc.enrolment.rehearsal import Rehearsal, open_folder
     from fedhpc.errors import ConfigError
-    from fedhpc.ops.enrolment.next_epoch import Beginning
-    from fedhpc.ops.enrolment.rehearsal import Rehearsal, open_folder
 
     if (model is not None) + again + from_scratch > 1:
         raise ConfigError("--from-model, --again and --from-scratch exclude each other", "give one of them, or none")
@@ -286,6 +286,6 @@ _BEGINS = {
 def _agreed(federation: Path, model: Path, *, public: bool) -> str:
     """The SHA-256 of the model that the next epoch begins from."""
     from fedhpc.config import parse_toml, read_bytes
-    from fedhpc.ops.start_file import agreed_sha256
+    from fedhpc.train.start_file import agreed_sha256
 
     return agreed_sha256(model, parse_toml(read_bytes(federation), str(federation)).get("task", {}), public=public)

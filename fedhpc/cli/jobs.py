@@ -11,7 +11,7 @@ import click
 from fedhpc.cli.ordered import OrderedGroup
 
 if TYPE_CHECKING:
-    from fedhpc.ops.slurm.chain import Chains
+    from fedhpc.slurm.chain import Chains
 
 _WHERE = (
     click.option("--out", type=click.Path(path_type=Path), help="As for `fedhpc submit`."),
@@ -27,9 +27,9 @@ def _where(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _chains(site: Path, federation: Path | None, out: Path | None) -> Chains:
-    from fedhpc.ops.slurm.chain import Chains
-    from fedhpc.ops.slurm.plan import make_plan
-    from fedhpc.ops.slurm.submit import Submitter
+    from fedhpc.slurm.chain import Chains
+    from fedhpc.slurm.plan import make_plan
+    from fedhpc.slurm.submit import Submitter
 
     return Chains(Submitter(make_plan(site, profile=None, federation=federation, out=out)))
 
@@ -88,7 +88,7 @@ def cancel(site: Path, federation: Path | None, out: Path | None, name: str | No
 @click.option("--follow", "-f", is_flag=True, help="Go on printing until the job has ended.")
 def log(site: Path, federation: Path | None, out: Path | None, name: str | None, follow: bool) -> None:
     """Print the log of the job NAME, or of the newest job that has one."""
-    from fedhpc.ops.slurm.joblog import follow_log, newest_log
+    from fedhpc.slurm.joblog import follow_log, newest_log
 
     chains = _chains(site, federation, out)
     path, record = newest_log(chains.submitter.records, name)

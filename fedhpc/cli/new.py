@@ -49,7 +49,7 @@ def new(directory: Path, example: str, ranks: int, rounds: int | None, seed: int
     from fedhpc.demo.heart.federation import TASK as HEART_TASK
     from fedhpc.demo.heart.federation import write_heart_federation
     from fedhpc.errors import ConfigError, StorageError
-    from fedhpc.ops.start_file import fitting_file
+    from fedhpc.train.start_file import fitting_file
 
     if (directory / "federation.toml").exists():
         raise ConfigError(f"{directory} holds a federation already", "choose another directory; nothing was changed")

@@ -36,9 +36,9 @@ def serve(file: Path, verbose: bool) -> None:
     except ImportError:
         raise ConfigError("the relay needs the package h11", "pip install 'fedhpc[relay]'") from None
     from fedhpc import __version__
-    from fedhpc.relay.admin import start_admin
-    from fedhpc.relay.server import RelayServer
+    from fedhpc.relay.http.server import RelayServer
     from fedhpc.relay.settings import read_settings
+    from fedhpc.relay.status.admin import start_admin
 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
@@ -74,8 +74,8 @@ _RELAY = click.option(
 @click.option("--objects", type=click.IntRange(1), help="How many objects it may keep; by default 100000.")
 def admit(federation: Path, file: Path, quota: int | None, objects: int | None) -> None:
     """Let the federation of FEDERATION.TOML in. A running relay serves it a moment later."""
-    from fedhpc.ops.enrolment.relay import BYTES, OBJECTS
-    from fedhpc.ops.enrolment.relay import admit as admit_federation
+    from fedhpc.enrolment.relay import BYTES, OBJECTS
+    from fedhpc.enrolment.relay import admit as admit_federation
 
     agreement, changed = admit_federation(federation, file, quota_bytes=quota or BYTES, objects=objects or OBJECTS)
     words = "admitted" if changed else "admitted already, nothing changed:"
@@ -98,8 +98,8 @@ def status(federation: Path | None, admin: str, site: Path | None, as_json: bool
         raise ConfigError(
             "a site's view needs both --site and FEDERATION.TOML", "without both, the admin port is asked"
         )
-    from fedhpc.ops.relay_status import SiteView, ask_admin
-    from fedhpc.ops.relay_watch import show
+    from fedhpc.report.relay_status import SiteView, ask_admin
+    from fedhpc.report.relay_watch import show
 
     if site is not None and federation is not None:
         show(SiteView(site, federation).ask, as_json=as_json, watch=watch)
@@ -115,7 +115,7 @@ def drop(config: str, file: Path) -> None:
     from hashlib import sha256
 
     from fedhpc.config import read_bytes
-    from fedhpc.ops.enrolment.relay import drop as drop_federation
+    from fedhpc.enrolment.relay import drop as drop_federation
 
     if Path(config).is_file():
         config = sha256(read_bytes(Path(config))).hexdigest()

@@ -16,7 +16,7 @@ def report(run: Path, out: Path | None) -> None:
     Writes report.html, one page that holds everything and loads nothing, and the figures as PNG files. It works
     while the run is still going.
     """
-    from fedhpc.ops.report import write_report
+    from fedhpc.report.report import write_report
 
     click.echo(write_report(run, out))
 
@@ -27,7 +27,7 @@ def report(run: Path, out: Path | None) -> None:
 @click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
 def export(run: Path, file: Path, force: bool) -> None:
     """Write the newest model of the run directory RUN to FILE, in the safetensors format."""
-    from fedhpc.ops.export import export_model
+    from fedhpc.report.export import export_model
 
     done = export_model(run, file, force=force)
     click.echo(

@@ -67,16 +67,16 @@ def run(
     same command goes on from there, to the same model. After SIGTERM or Ctrl-C mpirun leaves no time for that: the
     round under way is lost then, and SIGUSR2 to mpirun keeps it.
     """
-    from fedhpc.ops.life.told import Told
+    from fedhpc.app.life.stop_signals import Told
 
     told = Told()
     told.listen()
+    from fedhpc.app.life import last_words
+    from fedhpc.app.life.open import finished_before
+    from fedhpc.app.run import Before, result_json, run_federation
+    from fedhpc.app.telemetry import metric_words, nothing_held_out
     from fedhpc.mpi.world import end_together, is_first, launched, tell_failure
-    from fedhpc.ops.life import last_words
-    from fedhpc.ops.life.open import finished_before
-    from fedhpc.ops.run import Before, result_json, run_federation
-    from fedhpc.ops.slurm.exit_file import leave_exit_code
-    from fedhpc.ops.telemetry import metric_words, nothing_held_out
+    from fedhpc.slurm.exit_file import leave_exit_code
 
     if launched() and is_first():
         last_words.listen(told)

@@ -37,7 +37,7 @@ def site() -> None:
 @click.option("--data", default="data.h5", show_default=True, help="The site's store, seen from DIR.")
 def init(directory: Path, name: str, relay: str, relay_pin: str, data: str) -> None:
     """Make this site's keys and site.toml in DIR. Nothing is overwritten, nothing is sent."""
-    from fedhpc.ops.enrolment.site import SiteFolder
+    from fedhpc.enrolment.site import SiteFolder
 
     folder = SiteFolder.new(directory, name, relay=relay, relay_pin=relay_pin, data=data)
     keys = folder.keys()
@@ -59,9 +59,9 @@ def request(directory: Path, token: str | None, wait: bool, mail: bool, seconds:
 
     The request holds this site's name and public keys, signed with both. Run it again to renew the certificate.
     """
+    from fedhpc.enrolment.site import SiteFolder
     from fedhpc.errors import ConfigError, PeersError
-    from fedhpc.ops.enrolment.site import SiteFolder
-    from fedhpc.secure.enrolment import split_token
+    from fedhpc.secure.join_request import split_token
 
     folder = SiteFolder.open(directory)
     typed = _read_token() if token == "-" else token or folder.token()  # noqa: S105
@@ -112,7 +112,7 @@ def _read_token() -> str:
 def certificate(directory: Path, file: Path) -> None:
     """Keep a certificate that came by mail, if it is for this site's own key."""
     from fedhpc.config import read_bytes
-    from fedhpc.ops.enrolment.site import SiteFolder
+    from fedhpc.enrolment.site import SiteFolder
 
     folder = SiteFolder.open(directory)
     end = folder.take_certificate(read_bytes(file))
@@ -136,9 +136,9 @@ def approve(file: Path, site_file: Path, yes: bool, accepted: tuple[str, ...]) -
     Where this site's ledger has sums over other sites, whose numbers the new ones would show is said, and refused
     unless the file and --accept-difference name their classes.
     """
+    from fedhpc.enrolment.approve import review
+    from fedhpc.enrolment.site import SiteFolder
     from fedhpc.errors import PolicyError
-    from fedhpc.ops.enrolment.approve import review
-    from fedhpc.ops.enrolment.site import SiteFolder
 
     folder = SiteFolder.open(site_file)
     found = review(file, folder)
@@ -158,7 +158,7 @@ def approve(file: Path, site_file: Path, yes: bool, accepted: tuple[str, ...]) -
 @click.argument("directory", metavar="DIR", type=_PATH)
 def rotate(directory: Path) -> None:
     """Make new keys; the old ones are kept as *.old. Then request a certificate for them."""
-    from fedhpc.ops.enrolment.site import SiteFolder
+    from fedhpc.enrolment.site import SiteFolder
 
     folder = SiteFolder.open(directory)
     old = folder.rotate()
@@ -183,7 +183,7 @@ def ledger_show(site_file: Path | None, as_json: bool) -> None:
     """Show the ledger of a site, or the only one of this user."""
     import json
 
-    from fedhpc.ops.ledger.show import find_home, ledger_json, ledger_lines
+    from fedhpc.ledger.show import find_home, ledger_json, ledger_lines
 
     found = ledger_json(find_home(site_file))
     for line in [json.dumps(found, sort_keys=True)] if as_json else ledger_lines(found):
@@ -199,8 +199,8 @@ def ledger_adopt(run: Path, site_file: Path | None, federation: Path | None) -> 
 
     What was summed then counts from now on. A second time changes nothing.
     """
-    from fedhpc.ops.ledger.adopt import adopt, sites_of
-    from fedhpc.ops.ledger.show import home_for
+    from fedhpc.ledger.adopt import adopt, sites_of
+    from fedhpc.ledger.show import home_for
 
     for folder in sites_of(run):
         home = home_for(folder.name, site_file)

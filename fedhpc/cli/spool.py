@@ -42,7 +42,7 @@ def carry(federation: Path, site: Path, directory: Path | None, watch: bool) -> 
     """
     import signal
 
-    from fedhpc.ops.carry import carrier_of
+    from fedhpc.app.carry import carrier_of
 
     carrier = carrier_of(federation, site, directory, lambda text: click.echo(f"spool: {text}", err=True))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,7 +65,7 @@ def status(federation: Path, site: Path, directory: Path | None, as_json: bool) 
     import json
     from dataclasses import asdict
 
-    from fedhpc.ops.carry import look
+    from fedhpc.app.carry import look
 
     found = look(federation, site, directory)
     if as_json:

@@ -21,7 +21,7 @@ def status(run: Path | None, site: Path | None, as_json: bool) -> None:
     """
     import json
 
-    from fedhpc.ops.site_status import status_of_run, status_of_site, status_text
+    from fedhpc.report.site_status import status_of_run, status_of_site, status_text
 
     if site is not None:
         found = status_of_site(site, run)

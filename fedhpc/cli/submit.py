@@ -61,10 +61,10 @@ def submit(
     from typing import cast
 
     from fedhpc.errors import ConfigError
-    from fedhpc.ops.slurm.chain import Chains
-    from fedhpc.ops.slurm.plan import check, make_plan
-    from fedhpc.ops.slurm.scripts import Kind, Shape
-    from fedhpc.ops.slurm.submit import Submitter
+    from fedhpc.slurm.chain import Chains
+    from fedhpc.slurm.plan import check, make_plan
+    from fedhpc.slurm.scripts import Kind, Shape
+    from fedhpc.slurm.submit import Submitter
 
     if len(federations) > 1 and shape != "array":
         raise ConfigError("several --federation", "only an array has more than one")

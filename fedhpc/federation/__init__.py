@@ -1,1 +1,1 @@
-"""The federation: the masked sum as a user meets it, and the main loop over it (rounds.py)."""
+"""The federation: the masked sum as a user meets it, and the main loop over it (rounds/loop.py)."""

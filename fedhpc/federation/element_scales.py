@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.federation.layout import Vector
+from fedhpc.federation.vector import Vector
 from fedhpc.secure import labels
 from fedhpc.secure.elements import NO_VALUE, exponents_of
 from fedhpc.secure.largest import NONE, largest, marks, marks_stream

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.finished_sums import NONE_FINISHED
 from fedhpc.federation.going_on import round_of
-from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.scales import PUBLIC, Scales
-from fedhpc.federation.sums import MeanOptions, Spent, SumOptions, Sums
+from fedhpc.federation.sum_result import MeanOptions, Spent, SumOptions, Sums
+from fedhpc.federation.vector import Vector
 from fedhpc.federation.weighted_sum import weighted_sum
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
@@ -28,7 +28,7 @@ from fedhpc.secure.salt import layout_key
 from fedhpc.secure.transcript import state_hash, tree
 
 if TYPE_CHECKING:
-    from fedhpc.federation.sync import Sync
+    from fedhpc.train.sync import Sync
 
 _WEIGHT_BOUND = 2.0**40
 
@@ -219,8 +219,8 @@ class Federation:
         return means if isinstance(arrays, Mapping) else means["value"]
 
     def sync(self, model: Any, optimizer: Any = None, **settings: Any) -> Sync:
-        """Federated training of your own loop: call `.step()` after each optimiser step. See federation/sync.py."""
-        from fedhpc.federation.sync import Sync
+        """Federated training of your own loop: call `.step()` after each optimiser step. See train/sync.py."""
+        from fedhpc.train.sync import Sync
 
         return Sync(self, model, optimizer, **settings)
 

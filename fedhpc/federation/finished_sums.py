@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from fedhpc.errors import PolicyError, StorageError
-from fedhpc.federation.layout import Vector
-from fedhpc.federation.ledger_file import LOST_LEDGER_HINT
 from fedhpc.federation.party import NO_BASE, Opened, SumPlan
+from fedhpc.federation.vector import Vector
 from fedhpc.files import private_folder, write_whole
+from fedhpc.ledger.file import LOST_LEDGER_HINT
 from fedhpc.secure.ledger import OtherVectorError, RoundLedger
 from fedhpc.secure.transcript import canon, parse_canon
 

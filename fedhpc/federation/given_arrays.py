@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import DataError
-from fedhpc.federation.layout import check_text
+from fedhpc.federation.vector import check_text
 
 _PLAIN = (np.ndarray, np.memmap, np.matrix)  # kinds of arrays that are no more than their numbers
 _LABELLED = ("index", "columns", "coords")  # of pandas, polars, xarray

@@ -188,7 +188,7 @@ class Reporter(Protocol):
     """Where a run tells what happened. Called on every rank; only the right ones write."""
 
     def round_done(self, record: Mapping[str, Any]) -> None:
-        """One finished round: numbers by name, see ops/telemetry.py for the keys."""
+        """One finished round: numbers by name, see app/telemetry.py for the keys."""
         ...
 
     def note(self, text: str) -> None:

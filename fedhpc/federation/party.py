@@ -11,14 +11,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from fedhpc.agreement.agreement import Agreement
 from fedhpc.errors import PeersError
-from fedhpc.federation.agreement import Agreement
 from fedhpc.federation.interfaces import CheckpointStore
-from fedhpc.federation.journal import Journal
-from fedhpc.federation.layout import Vector
-from fedhpc.federation.pipeline import Stages
+from fedhpc.federation.stages import Stages
+from fedhpc.federation.vector import Vector
+from fedhpc.ledger.journal import Journal
 from fedhpc.mpi.collectives import Group
-from fedhpc.secure import labels
 from fedhpc.secure.ledger import UNKNOWN, LedgerKeys
 from fedhpc.secure.pairwise import Member
 
@@ -29,20 +28,6 @@ GIVEN_EPOCH = (
     "one: `fedhpc federation next --from-model FILE`"
 )
 """What helps a site that has no model any more, and would have to give or compare one in an epoch that goes on."""
-
-_CLASSES = frozenset(value for name, value in vars(labels).items() if name.startswith("CLASS_"))
-_STANDARDISE = "standardise."
-
-
-def class_of(name: str | None) -> str:
-    """The ledger's class of a statistic that is called `name`; None or empty: it has no name."""
-    if not name:
-        return labels.CLASS_UNNAMED
-    if name == labels.PURPOSE_WEIGHTS or name.startswith(("weights of ", "weights ")):
-        return labels.CLASS_WEIGHTS
-    if name.startswith(_STANDARDISE):
-        return labels.CLASS_STANDARDISE
-    return f"statistic {name}" if name in _CLASSES else name
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from fedhpc.federation.federation import Federation
-    from fedhpc.federation.sums import Sums
+    from fedhpc.federation.sum_result import Sums
 
 _log = logging.getLogger("fedhpc.federation")
 _STEPS = 2.0**13  # of the grid: fewer in a sum are an error of up to 1 in 10^4

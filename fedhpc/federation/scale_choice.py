@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import PolicyError
-from fedhpc.federation.layout import Vector
 from fedhpc.federation.party import Party
 from fedhpc.federation.scales import Scales, exponent_counts, exponent_scales, lost_to_rounding
+from fedhpc.federation.vector import Vector
 from fedhpc.files import write_whole
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Tensor

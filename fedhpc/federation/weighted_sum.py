@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from fedhpc.errors import ConfigError
 from fedhpc.federation.element_scales import ElementScales, choose_element_scales, with_own_scales
 from fedhpc.federation.given_arrays import given_arrays
-from fedhpc.federation.layout import Vector, check_text, sum_kind
-from fedhpc.federation.party import class_of
 from fedhpc.federation.precision import warn_of_coarse
 from fedhpc.federation.scale_choice import choose_scales
 from fedhpc.federation.scales import Scales, refuse_beyond, refuse_not_finite
-from fedhpc.federation.sums import Sums, as_float
+from fedhpc.federation.sum_result import Sums, as_float
+from fedhpc.federation.vector import Vector, check_text, sum_kind
+from fedhpc.ledger.sum_class import class_of
 from fedhpc.secure.ring import Tensor, scale_for, scale_for_exponent
 
 if TYPE_CHECKING:

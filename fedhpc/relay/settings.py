@@ -27,9 +27,9 @@ from typing import Any
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.config import parse_toml, read_bytes, read_section, refuse_other_file
 from fedhpc.errors import ConfigError
-from fedhpc.exchange.pins import require_private, same_pin
-from fedhpc.relay.store import Quota
+from fedhpc.relay.store.store import Quota
 from fedhpc.secure.thresholds import choose_thresholds
+from fedhpc.wire.pins import require_private, same_pin
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 MAX_SITES = 100

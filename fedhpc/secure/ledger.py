@@ -2,7 +2,7 @@
 
 Two sums of a site's number that differ in one other site are that site's number. So a round has one vector and opens
 over one set, and an input belongs to one round. These four rules are here; what holds over all federations of an
-institution is in home_ledger.py, the file in federation/ledger_file.py.
+institution is in home_ledger.py, the file in ledger/file.py.
 
 A round's entry only ever gains: first the vector (before M3), then the set (before M5), then the next state (before M6
 or ABANDON). Where all is known at once, as in the `mpi` exchange, one entry holds it all.

@@ -1,0 +1,1 @@
+"""One site's local training: backends, loop, tasks, checkpoints."""

@@ -17,10 +17,10 @@ from typing import Any
 
 import relayed_relay
 
-from fedhpc.exchange.objects import ObjectName
-from fedhpc.relay import routes
-from fedhpc.relay.store import Store, Stored
+from fedhpc.relay.http import routes
+from fedhpc.relay.store.store import Store, Stored
 from fedhpc.secure.transcript import canon, parse_canon, tree
+from fedhpc.wire.object_names import ObjectName
 
 ROUND = 2
 OTHER = "77" * 32

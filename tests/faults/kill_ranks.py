@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
+from fedhpc.app.join import join_with_files
+from fedhpc.app.previous import find_previous
+from fedhpc.app.rundir import keep_agreement
 from fedhpc.data import hdf5
 from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
-from fedhpc.federation.join import join_with_files
-from fedhpc.federation.journal import FileJournal
-from fedhpc.federation.masked_sum import MpiSums
-from fedhpc.federation.rounds import run_rounds
-from fedhpc.ops.previous import find_previous
-from fedhpc.ops.rundir import keep_agreement
+from fedhpc.ledger.journal import FileJournal
+from fedhpc.rounds.loop import run_rounds
 from fedhpc.secure.masks import Masks
+from fedhpc.sums.in_job.masked_sum import MpiSums
 from fedhpc.train.checkpoint import Hdf5Checkpoints
 
 SHAPES = {"weight": (300_000,), "bias": (7,)}  # 1.2 MB: two blocks

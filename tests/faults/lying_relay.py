@@ -22,20 +22,20 @@ from harness import ledger_entries
 from numpy.typing import NDArray
 
 import fedhpc
-from fedhpc.exchange.objects import ObjectName
+from fedhpc.agreement.identity import read_identity
+from fedhpc.enrolment.one_machine import Enrolled
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.identity import read_identity
-from fedhpc.ops.enrolment.one_machine import Enrolled
-from fedhpc.relay.connection import Connection, Head
-from fedhpc.relay.kept import KeptAttempt
-from fedhpc.relay.ready import proposal, read_ready
-from fedhpc.relay.round_machine import RoundMachine
-from fedhpc.relay.routes import Routes
-from fedhpc.relay.server import RelayServer
+from fedhpc.relay.http.connection import Connection, Head
+from fedhpc.relay.http.routes import Routes
+from fedhpc.relay.http.server import RelayServer
+from fedhpc.relay.rounds.machine import RoundMachine
+from fedhpc.relay.rounds.ready import proposal, read_ready
 from fedhpc.relay.settings import read_settings
-from fedhpc.relay.store import Attempt, Store, Stored
+from fedhpc.relay.store.kept_attempt import KeptAttempt
+from fedhpc.relay.store.store import Attempt, Store, Stored
 from fedhpc.secure.thresholds import choose_thresholds
 from fedhpc.secure.transcript import canon, tree
+from fedhpc.wire.object_names import ObjectName
 
 PATIENCE_S = 60.0  # for one message; a test that waits longer has failed
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from lying_relay import Lie, Stage
 
-from fedhpc.exchange.objects import ObjectName
 from fedhpc.secure.keys import AttemptKey
 from fedhpc.secure.messages import Survivors
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, canon, parse_canon, sign_message, tree
+from fedhpc.wire.object_names import ObjectName
 
 Victims = tuple[int, ...]
 Change = Callable[[bytes], bytes | None]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.federation.layout import Vector
+from fedhpc.federation.vector import Vector
 from fedhpc.secure import labels
 from fedhpc.secure.attempt_file import unsealed
 from fedhpc.secure.keys import AttemptKey, derive

@@ -16,7 +16,9 @@ import freeze
 
 from fedhpc.cli.relay import serve
 from fedhpc.errors import FedhpcError
-from fedhpc.relay import kept, server, upload
+from fedhpc.relay.http import server
+from fedhpc.relay.store import kept_attempt as kept
+from fedhpc.relay.store import upload
 
 OWN = ("M0", "A1", "A2", "U1", "U2", "Y", "M4r", "DONE", "NEXT")
 

@@ -30,22 +30,22 @@ from typing import Any
 import freeze
 import numpy as np
 
+from fedhpc.app.join import join_with_files
 from fedhpc.data import hdf5
 from fedhpc.errors import FedhpcError, InterruptedRun
-from fedhpc.exchange import http_link
-from fedhpc.exchange.https import RelayExchange
-from fedhpc.federation.attempt_files import AttemptDisk
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.finished_sums import FinishedSums
-from fedhpc.federation.hidden_part import HiddenPart
 from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
-from fedhpc.federation.join import join_with_files
-from fedhpc.federation.journal import FileJournal
-from fedhpc.federation.relayed_round import RelayedRound
-from fedhpc.federation.rounds import run_rounds
+from fedhpc.ledger.journal import FileJournal
+from fedhpc.rounds.loop import run_rounds
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.transcript import parse_canon
+from fedhpc.sums.over_relay.attempt_store import AttemptDisk
+from fedhpc.sums.over_relay.exchange import RelayExchange
+from fedhpc.sums.over_relay.masked_blocks import HiddenPart
+from fedhpc.sums.over_relay.round import RelayedRound
 from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.transport.https import link as http_link
 
 BOUND = 8.0
 SHAPES = {"weight": (300_000,), "bias": (7,)}

@@ -24,7 +24,7 @@ from harness import PATIENCE, ledger_entries
 from nursery import Child, Nursery
 from relayed_site import PLAN
 
-from fedhpc.ops.enrolment.one_machine import enrol
+from fedhpc.enrolment.one_machine import enrol
 from fedhpc.secure.thresholds import Thresholds, choose_thresholds
 
 NAMES = ("aa", "bb", "cc", "dd", "ee", "ff", "gg")

@@ -14,13 +14,13 @@ from lying_relay import Stage
 from relay_attacks import ALL, OTHER, Victims, about, dies_before, fields, lose
 
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.hidden_part import HiddenPart
-from fedhpc.federation.relayed_sum import RelayedSums
 from fedhpc.secure import labels
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.messages import Survivors, read_survivors
 from fedhpc.secure.ring import lanes_of
 from fedhpc.secure.transcript import canon, hash_parts, parse_canon, sign_message, u16
+from fedhpc.sums.over_relay.masked_blocks import HiddenPart
+from fedhpc.sums.over_relay.masked_sum import RelayedSums
 
 
 def signs_other(stage: Stage, u: int, kind: str, change: Callable[[dict[str, Any]], None]) -> None:

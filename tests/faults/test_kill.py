@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from harness import Site, ledger_entries, ledger_of, mpi_words, mpirun, start, until, write_federation
 
-from fedhpc.ops.enrolment.next_epoch import Beginning
-from fedhpc.ops.enrolment.rehearsal import Rehearsal
+from fedhpc.enrolment.next_epoch import Beginning
+from fedhpc.enrolment.rehearsal import Rehearsal
 
 SCRIPT = Path(__file__).with_name("kill_ranks.py")
 ROUNDS = 4

@@ -21,16 +21,16 @@ from pathlib import Path
 import pytest
 from harness import FEDHPC, ROOT, Completed, call, edit, mpi_words, start, until, write_rows
 
+from fedhpc.enrolment.certificates import Issued, issue, issue_new, new_authority, new_request
+from fedhpc.enrolment.one_machine import Enrolled, enrol, running_relay
 from fedhpc.errors import PolicyError
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess
-from fedhpc.exchange.http_retry import Patience
-from fedhpc.exchange.https import RelayExchange
-from fedhpc.exchange.link_problems import RelayProblem
-from fedhpc.exchange.objects import BLOCK_BYTES
-from fedhpc.ops.enrolment.one_machine import Enrolled, enrol, running_relay
-from fedhpc.relay.certificates import Issued, issue, issue_new, new_authority, new_request
 from fedhpc.secure.transcript import canon
+from fedhpc.sums.over_relay.exchange import RelayExchange
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.link import RelayAccess
+from fedhpc.transport.https.retry import Patience
+from fedhpc.transport.link_problems import RelayProblem
+from fedhpc.wire.object_names import BLOCK_BYTES
 
 pytestmark = pytest.mark.faults
 

@@ -13,10 +13,10 @@ from lying_relay import Stage, stage_of
 from test_wire_attacks import SECTIONS
 
 from fedhpc.config import read_bytes
+from fedhpc.enrolment.one_machine import Enrolled, enrol
 from fedhpc.errors import PolicyError
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.global_model import GlobalModel
-from fedhpc.ops.enrolment.one_machine import Enrolled, enrol
+from fedhpc.rounds.global_model import GlobalModel
 
 pytestmark = pytest.mark.faults
 

@@ -16,11 +16,11 @@ from lying_relay import Stage, stage_of
 from relayed_peel import attempt_file, encoded, layout_of, without_edges, without_self
 from wire_table import ELSEWHERE, RELAY, SITE, Attack, rows
 
-from fedhpc.exchange.objects import ObjectName
+from fedhpc.enrolment.one_machine import Enrolled, enrol
 from fedhpc.federation.federation import Federation
-from fedhpc.ops.enrolment.one_machine import Enrolled, enrol
 from fedhpc.secure.salt import SALT_BYTES
 from fedhpc.secure.transcript import parse_canon
+from fedhpc.wire.object_names import ObjectName
 
 pytestmark = pytest.mark.faults
 

@@ -30,7 +30,7 @@ LONGEST = 1 << 16
 
 def use_paths() -> None:
     """Let the targets find the fakes of the unit tests."""
-    for folder in (HERE, HERE.parent / "unit"):
+    for folder in (HERE, HERE.parent / "fakes"):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
 

@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.exchange.link_problems import RelayProblem
-from fedhpc.exchange.objects import ObjectName
-from fedhpc.exchange.spool_files import flat, note_name, read_attempt_name, read_note_name
-from fedhpc.exchange.spool_notes import (
+from fedhpc.transport.link_problems import RelayProblem
+from fedhpc.transport.spool.files import flat, note_name, read_attempt_name, read_note_name
+from fedhpc.transport.spool.notes import (
     Answer,
     CarrierLife,
     Listed,
@@ -24,6 +23,7 @@ from fedhpc.exchange.spool_notes import (
     parse_note,
     to_bytes,
 )
+from fedhpc.wire.object_names import ObjectName
 
 CONFIG, TREE = "ab" * 32, "cd" * 32
 REFUSED = Refusal.of(RelayProblem(409, "too-late", "M1 was closed"))

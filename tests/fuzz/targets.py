@@ -24,42 +24,42 @@ from protocol_fakes import World
 from secure_fakes import key_of
 from spool_targets import spool_parsers
 
+from fedhpc.agreement.agreement import read_agreement, read_site
+from fedhpc.app.features import read_feature_set
 from fedhpc.config import MAX_CONFIG_BYTES
 from fedhpc.data.schema import Feature, FeatureSet, Label
+from fedhpc.enrolment.certificates import issue, issue_new, new_authority, new_key, new_request
+from fedhpc.enrolment.fingerprints import read_asked
+from fedhpc.enrolment.invitations import Invitations
 from fedhpc.errors import FedhpcError
-from fedhpc.exchange.http_listing import read_listing
-from fedhpc.exchange.http_ranges import read_gaps
-from fedhpc.exchange.http_transfer import declared_length
-from fedhpc.exchange.link_problems import RelayProblem, refusal
-from fedhpc.exchange.objects import ObjectName
-from fedhpc.exchange.pins import MAX_CERTIFICATE_BYTES, pin_of, pin_of_der, read_certificate, read_der
-from fedhpc.federation.agreement import read_agreement, read_site
-from fedhpc.federation.catching_up import Attendant
-from fedhpc.federation.journal import FileJournal
-from fedhpc.federation.ledger_file import LEDGER_FILE, LedgerFile
-from fedhpc.federation.ledger_home import LedgerHome
-from fedhpc.federation.patience import late_sites
-from fedhpc.ops.enrolment.fingerprints import read_asked
-from fedhpc.ops.enrolment.invitations import Invitations
-from fedhpc.ops.features import read_feature_set
-from fedhpc.relay.certificates import issue, issue_new, new_authority, new_key, new_request
-from fedhpc.relay.connection import Head, parse_head
-from fedhpc.relay.enrolment import read_tokens
+from fedhpc.ledger.file import LEDGER_FILE, LedgerFile
+from fedhpc.ledger.home import LedgerHome
+from fedhpc.ledger.journal import FileJournal
+from fedhpc.relay.http.connection import Head, parse_head
+from fedhpc.relay.http.mailbox import read_tokens
+from fedhpc.relay.http.routes import Routes, _query
 from fedhpc.relay.problems import Problem
-from fedhpc.relay.ready import MAX_READY_BYTES, read_ready
-from fedhpc.relay.round_machine import check_envelope
-from fedhpc.relay.routes import Routes, _query
+from fedhpc.relay.rounds.machine import check_envelope
+from fedhpc.relay.rounds.ready import MAX_READY_BYTES, read_ready
 from fedhpc.relay.settings import Limits, Roster, read_roster, read_settings
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_file import from_private
-from fedhpc.secure.catchup import Federation, Giver, Taker
-from fedhpc.secure.enrolment import MAX_REQUEST_BYTES, read_request, sign_request, split_token
+from fedhpc.secure.catch_up_messages import Federation, Giver, Taker
 from fedhpc.secure.epochs import Configuration, approve, check_signed
 from fedhpc.secure.home_ledger import KnownFederation
+from fedhpc.secure.join_request import MAX_REQUEST_BYTES, read_request, sign_request, split_token
 from fedhpc.secure.keys import AttemptKey
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.results import RoundResults, abandon
 from fedhpc.secure.transcript import MAX_CANON_BYTES, canon, parse_canon, sign_message, tree
+from fedhpc.sums.over_relay.catch_up import Attendant
+from fedhpc.sums.over_relay.waiting import late_sites
+from fedhpc.transport.https.transfer import declared_length
+from fedhpc.transport.link_problems import RelayProblem, refusal
+from fedhpc.transport.listing import read_listing
+from fedhpc.transport.ranges import read_gaps
+from fedhpc.wire.object_names import ObjectName
+from fedhpc.wire.pins import MAX_CERTIFICATE_BYTES, pin_of, pin_of_der, read_certificate, read_der
 
 SITES = 4
 CONFIG = "ab" * 32

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "unit")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "fakes")]
 
 from fuzz import mutated, one_input  # noqa: E402
 from targets import Target, targets  # noqa: E402

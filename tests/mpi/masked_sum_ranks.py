@@ -15,13 +15,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fedhpc.exchange.mpi import MpiExchange
-from fedhpc.federation.agreement import PROTOCOL_NAME, read_agreement
-from fedhpc.federation.journal import MemoryJournal
-from fedhpc.federation.layout import Vector
-from fedhpc.federation.masked_sum import MpiSums
+from fedhpc.agreement.agreement import PROTOCOL_NAME, read_agreement
 from fedhpc.federation.party import NO_BASE, Party, SumPlan
-from fedhpc.federation.pipeline import Pipeline
+from fedhpc.federation.vector import Vector
+from fedhpc.ledger.journal import MemoryJournal
 from fedhpc.mpi import world as mpi_world
 from fedhpc.mpi.world import Place
 from fedhpc.secure.keys import identity_public
@@ -30,6 +27,9 @@ from fedhpc.secure.masks import Masks
 from fedhpc.secure.ring import Layout, Tensor, lane_bound, scale_for
 from fedhpc.secure.salt import salt_key, salt_words
 from fedhpc.secure.transcript import tree
+from fedhpc.sums.in_job.masked_sum import MpiSums
+from fedhpc.sums.in_job.mpi_exchange import MpiExchange
+from fedhpc.sums.in_job.pipeline import Pipeline
 
 RANKS = 8
 MIB = 1 << 20

@@ -12,13 +12,13 @@ import pytest
 from harness import FEDHPC, Completed, Site, call, edit, mpirun, write_federation, write_rows
 from safetensors.numpy import load_file, save_file
 
+from fedhpc.agreement.agreement import read_agreement
 from fedhpc.config import read_bytes
 from fedhpc.data.store import SiteStore
-from fedhpc.federation.agreement import read_agreement
+from fedhpc.enrolment.next_epoch import Beginning
+from fedhpc.enrolment.rehearsal import Rehearsal
 from fedhpc.federation.interfaces import Checkpoint
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT
-from fedhpc.ops.enrolment.next_epoch import Beginning
-from fedhpc.ops.enrolment.rehearsal import Rehearsal
 from fedhpc.secure.salt import NO_BLIND
 from fedhpc.train.checkpoint import Hdf5Checkpoints
 from fedhpc.train.rows import split_rows

@@ -108,7 +108,7 @@ def test_a_site_without_ranks_is_named(tmp_path: Path) -> None:
 
 def test_one_site_needs_no_mpi(tmp_path: Path) -> None:
     federation = write_federation(tmp_path, 1, stores=False)
-    script = tmp_path / "alone.py"
+    script = tmp_path / "no_exchange.py"
     script.write_text(
         "import sys, numpy as np, fedhpc\n"
         "with fedhpc.join(sys.argv[1], site=sys.argv[2]) as fed:\n"

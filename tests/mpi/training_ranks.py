@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedhpc.ops.run import run_federation
+from fedhpc.app.run import run_federation
 
 for directory in map(Path, sys.argv[1:]):
     ran = run_federation(directory / "federation.toml", sites=directory / "sites", site=None, out=None)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "fakes"))
 from train_fakes import make_task, make_trainer, rows
 
 from fedhpc.errors import ConfigError, FedhpcError

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from harness import FEDHPC, ROOT, Completed, Job, Warm, call, edit, mpi_words, start, write_rows, write_toml
 
+from fedhpc.agreement.agreement import read_agreement, read_site
 from fedhpc.config import read_bytes
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_retry import Patience
-from fedhpc.exchange.https import RelayExchange
-from fedhpc.federation.agreement import read_agreement, read_site
-from fedhpc.federation.join_relay import relay_access
-from fedhpc.ops.enrolment.one_machine import Enrolled, enrol
+from fedhpc.enrolment.one_machine import Enrolled, enrol
+from fedhpc.sums.over_relay.exchange import RelayExchange
+from fedhpc.sums.over_relay.join import relay_access
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.retry import Patience
 
 SITES = ("aa", "bb", "cc")
 ROUNDS, STEPS = 2, 6

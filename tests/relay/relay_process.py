@@ -19,12 +19,12 @@ from pathlib import Path
 
 from harness import PATIENCE
 
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess
-from fedhpc.exchange.http_retry import Patience
-from fedhpc.exchange.objects import ObjectName
-from fedhpc.relay.certificates import Issued, issue_new, new_authority
+from fedhpc.enrolment.certificates import Issued, issue_new, new_authority
 from fedhpc.secure.transcript import tree
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.link import RelayAccess
+from fedhpc.transport.https.retry import Patience
+from fedhpc.wire.object_names import ObjectName
 
 ROOT = Path(__file__).parents[2]
 CONFIG, OTHER_CONFIG = "ab" * 32, "cd" * 32

@@ -9,13 +9,13 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from relay_process import CONFIG, Relay
 
-from fedhpc.exchange.objects import ObjectName
 from fedhpc.secure.attempt_site import Expected, SiteAttempt
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.tag import TAG_BYTES, tag_from_bytes
 from fedhpc.secure.thresholds import choose_thresholds
 from fedhpc.secure.transcript import canon, tree
+from fedhpc.wire.object_names import ObjectName
 
 STATE, LAYOUT = hashlib.sha256(b"state").digest(), hashlib.sha256(b"layout").digest()
 

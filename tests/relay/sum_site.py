@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 import fedhpc
-from fedhpc.exchange.http_link import Link
-from fedhpc.ops.enrolment.one_machine import Enrolled, enrol
+from fedhpc.enrolment.one_machine import Enrolled, enrol
+from fedhpc.transport.https.link import Link
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = """

@@ -22,10 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from relay_process import CONFIG, MIB, OTHER_CONFIG, ROOT, Relay, World, until
 from round_sites import Sites
 
-from fedhpc.ops.enrolment.one_machine import Enrolled, enrol, running_relay
-from fedhpc.relay.server import RelayServer
+from fedhpc.enrolment.one_machine import Enrolled, enrol, running_relay
+from fedhpc.relay.http.server import RelayServer
 from fedhpc.relay.settings import read_settings
-from fedhpc.relay.status_style import HEADERS
+from fedhpc.relay.status.style import HEADERS
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from relay_process import MIB, Proxy, Relay, name, noise, root
 
 from fedhpc.errors import InternalError, PolicyError
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_retry import Patience
-from fedhpc.exchange.link_problems import RelayProblem
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.retry import Patience
+from fedhpc.transport.link_problems import RelayProblem
 
 
 class Work:

@@ -14,13 +14,13 @@ from doctor_fakes import fails, passes, skips, warns
 from relay_process import Proxy
 from sum_site import sum_federation
 
-from fedhpc.exchange.pins import read_certificate
-from fedhpc.ops.doctor import route
-from fedhpc.ops.doctor.relay import days_left, skew
-from fedhpc.ops.doctor.subject import Subject, open_subject
-from fedhpc.ops.enrolment.one_machine import Enrolled, running_relay
-from fedhpc.ops.enrolment.relay import drop
-from fedhpc.relay.certificates import Issued, issue, issue_new, new_authority, new_request
+from fedhpc.doctor import route
+from fedhpc.doctor.relay import days_left, skew
+from fedhpc.doctor.subject import Subject, open_subject
+from fedhpc.enrolment.certificates import Issued, issue, issue_new, new_authority, new_request
+from fedhpc.enrolment.one_machine import Enrolled, running_relay
+from fedhpc.enrolment.relay import drop
+from fedhpc.wire.pins import read_certificate
 
 ALL = ("proxy", "relay-name", "relay-connect", "relay-tls", "relay-certificate", "relay-federation")
 

@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from relay_process import Relay, World, until
 
+from fedhpc.enrolment.certificates import issue, new_authority, new_request
+from fedhpc.enrolment.coordinator import Coordinator
+from fedhpc.enrolment.mailbox import RelayMailbox
+from fedhpc.enrolment.one_machine import enrol, running_relay
+from fedhpc.enrolment.relay import admit
+from fedhpc.enrolment.site import SiteFolder
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess
-from fedhpc.exchange.http_retry import Patience
-from fedhpc.exchange.mailbox import RelayMailbox
-from fedhpc.exchange.objects import ObjectName
-from fedhpc.ops.enrolment.coordinator import Coordinator
-from fedhpc.ops.enrolment.one_machine import enrol, running_relay
-from fedhpc.ops.enrolment.relay import admit
-from fedhpc.ops.enrolment.site import SiteFolder
-from fedhpc.relay.certificates import issue, new_authority, new_request
-from fedhpc.secure.enrolment import access_hash, new_token, split_token
+from fedhpc.secure.join_request import access_hash, new_token, split_token
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.link import RelayAccess
+from fedhpc.transport.https.retry import Patience
+from fedhpc.wire.object_names import ObjectName
 
 TOKENS = {name: split_token(new_token()) for name in ("aa", "bb")}
 

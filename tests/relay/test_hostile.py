@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from relay_process import CONFIG, MIB, PATIENCE, Relay, World, name, noise, read_answer, root, until
 
 from fedhpc.errors import PolicyError
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_retry import Patience
-from fedhpc.exchange.link_problems import RelayProblem
-from fedhpc.exchange.objects import ObjectName
-from fedhpc.relay.connection import parse_head
+from fedhpc.relay.http.connection import parse_head
 from fedhpc.relay.problems import Problem
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.retry import Patience
+from fedhpc.transport.link_problems import RelayProblem
+from fedhpc.wire.object_names import ObjectName
 
 
 def put(path: str, *headers: str) -> str:

@@ -1,4 +1,4 @@
-"""One enrolled site against a running relay: the others' round ends all the same (unit/test_relay_hostile_site.py)."""
+"""One enrolled site against a running relay: the others' round ends all the same."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from relay_process import CONFIG, Relay, World, noise, until
 from round_sites import Sites
 
 from fedhpc.errors import FedhpcError
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_retry import Patience
-from fedhpc.exchange.link_problems import RelayProblem
-from fedhpc.relay.ready import MAX_TENSORS
+from fedhpc.relay.rounds.ready import MAX_TENSORS
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.retry import Patience
+from fedhpc.transport.link_problems import RelayProblem
 
 COHORT = 'policy = "buffered"\nanswer_s = 2.0\nupload_s = 4.0\n'
 HOSTILE, HONEST = 4, [1, 2, 3]

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from relay_process import CONFIG, MIB, OTHER_CONFIG, SITES, Proxy, Relay, World, name, read_answer, until
 
+from fedhpc.enrolment.certificates import Issued, issue, issue_new, new_authority, new_key, new_request
 from fedhpc.errors import ConfigError, PeersError, PolicyError
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_link import RelayAccess
-from fedhpc.exchange.http_retry import Patience
-from fedhpc.exchange.link_problems import RelayProblem
-from fedhpc.exchange.pins import pin_of, read_certificate, same_pin
-from fedhpc.exchange.proxies import proxy_from_environment
-from fedhpc.relay.certificates import Issued, issue, issue_new, new_authority, new_key, new_request
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.link import RelayAccess
+from fedhpc.transport.https.proxies import proxy_from_environment
+from fedhpc.transport.https.retry import Patience
+from fedhpc.transport.link_problems import RelayProblem
+from fedhpc.wire.pins import pin_of, read_certificate, same_pin
 
 QUICK = Patience(1.0, 0.05, 0.2)
 LIST = f"GET /v1/objects/{CONFIG}/1/0/ HTTP/1.1\nhost: r"

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from relay_process import CONFIG, MIB, Relay, name, noise, root
 
 from fedhpc.errors import PolicyError
-from fedhpc.exchange.http_listing import read_listing
-from fedhpc.exchange.https import RelayExchange
-from fedhpc.relay.listing import Wanted
-from fedhpc.relay.store import Stored
+from fedhpc.relay.http.listing import Wanted
+from fedhpc.relay.store.store import Stored
+from fedhpc.sums.over_relay.exchange import RelayExchange
+from fedhpc.transport.listing import read_listing
 
 LIST = f"GET /v1/objects/{CONFIG}/"
 

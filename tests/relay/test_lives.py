@@ -19,11 +19,11 @@ import pytest
 from harness import edit, until
 from lives import SITES, STEPS, Lives, Run, final_hash
 
+from fedhpc.enrolment.one_machine import running_relay
 from fedhpc.errors import PolicyError
 from fedhpc.federation.interfaces import LocalResult, LocalWork
-from fedhpc.federation.outbox import FileOutbox, outbox_key
 from fedhpc.mpi.collectives import SerialGroup
-from fedhpc.ops.enrolment.one_machine import running_relay
+from fedhpc.rounds.outbox import FileOutbox, outbox_key
 from fedhpc.secure.ledger import ledger_keys
 
 STAGES = ("exchange", "train")

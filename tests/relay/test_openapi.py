@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fedhpc.exchange import objects
 from fedhpc.relay import problems
+from fedhpc.wire import object_names as objects
 
 TEXT = (Path(__file__).parents[2] / "docs" / "relay-openapi.yaml").read_text()
 

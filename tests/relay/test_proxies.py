@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from relay_process import MIB, Proxy, Relay, name, noise, root, until
 
+from fedhpc.enrolment.mailbox import RelayMailbox
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_retry import Patience, Retry
-from fedhpc.exchange.mailbox import RelayMailbox
-from fedhpc.exchange.proxies import proxy_from_environment
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.proxies import proxy_from_environment
+from fedhpc.transport.https.retry import Patience, Retry
 
 
 @pytest.fixture

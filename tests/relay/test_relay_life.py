@@ -18,10 +18,10 @@ import pytest
 from relay_process import CONFIG, MIB, PATIENCE, ROOT, SITES, Relay, name, noise, root, until
 
 from fedhpc.errors import PeersError, StorageError
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_retry import Patience
-from fedhpc.exchange.link_problems import RelayProblem
-from fedhpc.relay.store import Store
+from fedhpc.relay.store.store import Store
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.retry import Patience
+from fedhpc.transport.link_problems import RelayProblem
 
 
 def test_a_killed_relay_goes_on_in_the_middle_of_an_upload(new_relay: Callable[..., Relay]) -> None:
@@ -51,8 +51,8 @@ def test_a_killed_site_goes_on_in_the_middle_of_an_upload(relay: Relay) -> None:
 import sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from relay_process import *
-from fedhpc.exchange.http_client import *
-from fedhpc.exchange.http_link import *
+from fedhpc.transport.https.client import *
+from fedhpc.transport.https.link import *
 from pathlib import Path
 access = RelayAccess("https://127.0.0.1:{relay.port}", bytes.fromhex("{relay.world.relay.pin().hex()}"),
     Path({str(relay.world.folder)!r}) / "site1.pem", Path({str(relay.world.folder)!r}) / "site1.key")

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 from harness import Completed, Job, Warm, edit, start, until, write_rows
 
+from fedhpc.agreement.agreement import Agreement, read_agreement
 from fedhpc.config import read_bytes
-from fedhpc.federation.agreement import Agreement, read_agreement
+from fedhpc.enrolment.approve import review
+from fedhpc.enrolment.coordinator import Coordinator
+from fedhpc.enrolment.next_epoch import Beginning
+from fedhpc.enrolment.one_machine import enrol, running_relay
+from fedhpc.enrolment.relay import BYTES, OBJECTS, admit
+from fedhpc.enrolment.site import SiteFolder
 from fedhpc.federation.interfaces import Checkpoint
 from fedhpc.federation.state_tensors import arrays_of_checkpoint, model_sha256, tensors_tree
 from fedhpc.mpi.collectives import SerialGroup
-from fedhpc.ops.enrolment.approve import review
-from fedhpc.ops.enrolment.coordinator import Coordinator
-from fedhpc.ops.enrolment.next_epoch import Beginning
-from fedhpc.ops.enrolment.one_machine import enrol, running_relay
-from fedhpc.ops.enrolment.relay import BYTES, OBJECTS, admit
-from fedhpc.ops.enrolment.site import SiteFolder
 from fedhpc.secure.salt import NO_BLIND
 from fedhpc.secure.transcript import parse_canon, state_hash
 from fedhpc.train.checkpoint import Hdf5Checkpoints

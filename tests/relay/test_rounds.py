@@ -14,8 +14,8 @@ from relay_process import CONFIG, MIB, OTHER_CONFIG, Relay, World, noise, root, 
 from round_sites import STATE, Sites
 
 from fedhpc.errors import FedhpcError
-from fedhpc.exchange.link_problems import RelayProblem
-from fedhpc.exchange.objects import ObjectName
+from fedhpc.transport.link_problems import RelayProblem
+from fedhpc.wire.object_names import ObjectName
 
 
 @pytest.fixture

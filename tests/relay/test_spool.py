@@ -17,7 +17,7 @@ from spool_sites import Copier, carrier, carrier_file, carriers, carry_words, co
 from tiny_federations import ENVIRONMENT, Tiny, relay_of, results, run_sites, words
 from tiny_site import update_of
 
-from fedhpc.federation.identity import read_identity
+from fedhpc.agreement.identity import read_identity
 
 SITES = ("aa", "bb", "cc")
 LARGE = {"weight": (900_001,), "scalar": (), "bias": (7,)}  # 3.4 blocks of 2^20 bytes

@@ -10,8 +10,8 @@ from itertools import count
 import pytest
 from relay_process import Relay, name, until
 
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_retry import Patience
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.retry import Patience
 
 AT_ONCE = 64  # as many as one attacker needed to lock everybody out
 ONE, MANY, SAME = "one address", "an address each", "the sites' address"

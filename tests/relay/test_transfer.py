@@ -10,9 +10,9 @@ import pytest
 from relay_process import CONFIG, MIB, Proxy, Relay, name, noise, root, until
 
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.exchange.http_client import RelayClient
-from fedhpc.exchange.http_retry import Patience, Retry
-from fedhpc.exchange.link_problems import RelayProblem
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.transport.https.retry import Patience, Retry
+from fedhpc.transport.link_problems import RelayProblem
 
 
 @pytest.mark.parametrize("length", [1, 65536, MIB - 1, MIB, MIB + 1, 5 * MIB, 9 * MIB + 12345])

@@ -13,7 +13,7 @@ from typing import Any
 from harness import Completed, Job, mpi_words, start, until, write_toml
 
 from fedhpc.config import read_bytes
-from fedhpc.ops.enrolment.one_machine import Enrolled, enrol, running_relay
+from fedhpc.enrolment.one_machine import Enrolled, enrol, running_relay
 
 SCRIPT = Path(__file__).with_name("tiny_site.py")
 ENVIRONMENT = {"HTTPS_PROXY": "", "https_proxy": ""}

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import user_scripts
 
-from fedhpc.exchange.https import RelayExchange
+from fedhpc.app.join import join_with_files
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
-from fedhpc.federation.join import join_with_files
-from fedhpc.federation.relayed_sum import RelayedSums
-from fedhpc.federation.rounds import run_rounds
 from fedhpc.mpi.world import abort_job, describe_failure
+from fedhpc.rounds.loop import run_rounds
+from fedhpc.sums.over_relay.exchange import RelayExchange
+from fedhpc.sums.over_relay.masked_sum import RelayedSums
 from fedhpc.train.checkpoint import Hdf5Checkpoints
 
 SHAPES: dict[str, tuple[int, ...]] = {"weight": (700, 3), "scalar": (), "running": (5,), "bias": (7,)}

@@ -18,7 +18,7 @@ from topology import RELAY
 from fedhpc.data.rowkey import create_key, read_key
 from fedhpc.demo.heart import federation as heart
 from fedhpc.demo.heart.hospitals import HOSPITALS, write_site_stores
-from fedhpc.ops.enrolment.one_machine import Enrolled, enrol
+from fedhpc.enrolment.one_machine import Enrolled, enrol
 
 SECTIONS = """
 [cohort]

@@ -9,13 +9,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol_round import Store, secret
 
+from fedhpc.enrolment.fingerprints import fingerprint
 from fedhpc.federation.state_tensors import state_arrays
-from fedhpc.ops.enrolment.fingerprints import fingerprint
-from fedhpc.relay.ready import read_ready
+from fedhpc.relay.rounds.ready import read_ready
 from fedhpc.secure import labels
-from fedhpc.secure.catchup import BLOCK_BYTES, Federation, Giver, Taker
-from fedhpc.secure.enrolment import access_hash, read_request, sign_request, split_token
+from fedhpc.secure.catch_up_messages import BLOCK_BYTES, Federation, Giver, Taker
 from fedhpc.secure.epochs import Configuration, approve, check_signed
+from fedhpc.secure.join_request import access_hash, read_request, sign_request, split_token
 from fedhpc.secure.keys import AttemptKey
 from fedhpc.secure.ledger import GENESIS, NO_SET, NO_VECTOR, LedgerEntry, chain
 from fedhpc.secure.messages import Result, Survivors, read_sites, read_survivors

@@ -20,8 +20,9 @@ from lone_messages import lone_messages, pattern
 from protocol_round import protocol_round, variants
 from salted import add_salt, next_state, salt_vectors
 
-from fedhpc.federation.layout import Vector
-from fedhpc.federation.strategy import StrategySettings, make_strategy
+from fedhpc.agreement.strategy_settings import StrategySettings
+from fedhpc.federation.vector import Vector
+from fedhpc.rounds.strategy import make_strategy
 from fedhpc.secure import labels
 from fedhpc.secure.keys import AttemptKey, derive
 from fedhpc.secure.masks import Masks

@@ -17,8 +17,8 @@ from salted import add_salt, lanes_without_gaps, next_state
 
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.cohort.staleness import discount
-from fedhpc.federation.layout import Vector
-from fedhpc.relay.round_machine import RoundMachine
+from fedhpc.federation.vector import Vector
+from fedhpc.relay.rounds.machine import RoundMachine
 from fedhpc.secure.attempt_site import Expected, SiteAttempt
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.masks import Masks

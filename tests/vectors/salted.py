@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.federation.layout import Vector
 from fedhpc.federation.state_tensors import state_arrays
+from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Layout, Tensor
 from fedhpc.secure.salt import NO_BLIND, blind_after, layout_key, salt_key, salt_words
 from fedhpc.secure.transcript import state_hash, tree

@@ -15,9 +15,9 @@ from fedhpc.data.rowkey import create_key, read_key, row_id
 from fedhpc.data.schema import Feature, FeatureSet, Label
 from fedhpc.data.split import dirichlet_split
 from fedhpc.data.store import SiteStore, write_store
+from fedhpc.enrolment.scaffold import NewSite, Plan, write_federation
 from fedhpc.errors import ConfigError
-from fedhpc.ops.scaffold import NewSite, Plan, write_federation
-from fedhpc.ops.start_file import StartFile
+from fedhpc.train.start_file import StartFile
 
 ROUNDS = 30
 SITES = 4

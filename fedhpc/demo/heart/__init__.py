@@ -1,0 +1,1 @@
+"""Four hospitals: logistic regression on the heart disease data."""

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
+from fedhpc.agreement.agreement import Agreement, read_agreement, read_site_directory
+from fedhpc.app.join import Joined, join_with_files
+from fedhpc.app.run import open_site_trainer, run_joined, train
 from fedhpc.demo.heart.baselines import Score
 from fedhpc.demo.heart.scores import Costs, other_split, score_split, write_result
-from fedhpc.federation.agreement import Agreement, read_agreement, read_site_directory
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.interfaces import Tensors
-from fedhpc.federation.join import Joined, join_with_files
-from fedhpc.federation.journal import MemoryJournal
-from fedhpc.federation.nothing import NoCheckpoints, Silence
-from fedhpc.ops.run import open_site_trainer, run_joined, train
+from fedhpc.ledger.journal import MemoryJournal
+from fedhpc.rounds.null_objects import NoCheckpoints, Silence
 
 
 def compare(directory: Path, splits: int) -> None:

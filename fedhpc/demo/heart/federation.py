@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fedhpc.data.rowkey import create_key, read_key
 from fedhpc.demo.heart.hospitals import HOSPITALS, write_site_stores
-from fedhpc.ops.scaffold import NewSite, Plan, write_federation
-from fedhpc.ops.start_file import StartFile
+from fedhpc.enrolment.scaffold import NewSite, Plan, write_federation
+from fedhpc.train.start_file import StartFile
 
 ROUNDS = 20
 RANKS_PER_SITE = 2

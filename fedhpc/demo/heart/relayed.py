@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from fedhpc.agreement.agreement import read_agreement
 from fedhpc.config import read_bytes
 from fedhpc.data.rowkey import create_key, read_key
 from fedhpc.demo.heart.federation import STRATEGY, TASK, TRAIN
 from fedhpc.demo.heart.hospitals import write_site_stores
 from fedhpc.demo.heart.scores import Costs, other_split, score_split, write_result
+from fedhpc.enrolment.one_machine import Enrolled, enrol, running_relay
 from fedhpc.errors import InternalError
-from fedhpc.federation.agreement import read_agreement
 from fedhpc.mpi.launch import launcher_command, launcher_environment
 from fedhpc.mpi.own_ranks import run_ranks
-from fedhpc.ops.enrolment.one_machine import Enrolled, enrol, running_relay
 
 MODELS = "models"  # in the demo's directory: what each site ended with
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedhpc.app.join import join_with_files
+from fedhpc.app.run import open_site_trainer, run_joined, train
 from fedhpc.demo.heart.relayed import MODELS, split_folder
-from fedhpc.federation.join import join_with_files
-from fedhpc.federation.nothing import NoCheckpoints, Silence
-from fedhpc.ops.run import open_site_trainer, run_joined, train
+from fedhpc.rounds.null_objects import NoCheckpoints, Silence
 
 
 def run_site(directory: Path, site: str, splits: int) -> None:

@@ -1,0 +1,1 @@
+"""How a site lives in its batch queue."""

@@ -1,0 +1,1 @@
+"""Looks for what would end a job, before the queue does."""

@@ -1,0 +1,1 @@
+"""Sites that never met get keys, certificates, a roster and a signed configuration."""

@@ -1,1 +1,0 @@
-"""What carries a round between the sites: `mpi` inside one job (mpi.py), nothing for a single site (alone.py)."""

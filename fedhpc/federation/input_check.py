@@ -1,0 +1,172 @@
+"""A site's own vector before a sum: equal on its ranks, checked, and known to the ledger by a fingerprint.
+
+Whatever is wrong with this site's own numbers is found here, before any rank waits for another site.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedhpc.errors import DataError, InternalError, PolicyError
+from fedhpc.federation.party import Party, SumPlan
+from fedhpc.federation.vector import Vector, parts
+from fedhpc.secure import labels
+from fedhpc.secure.keys import derive
+from fedhpc.secure.ledger import (
+    FINGERPRINT_BLOCK_BYTES,
+    NO_SET,
+    ZERO_VALUE,
+    LedgerEntry,
+    LedgerKeys,
+    Mark,
+    OtherVectorError,
+    fingerprint,
+    fingerprint_block,
+    fingerprint_blocks,
+    value_fingerprint,
+)
+from fedhpc.secure.ring import Codec, Layout, Tensor
+from fedhpc.secure.salt import salt_words
+from fedhpc.secure.transcript import canon, input_hash, u64
+
+_TAGS_AT = 32 + 1 + 8  # after the layout's hash, whether there are numbers, and how many bytes of tags follow
+_FIRST = 256  # values, which nearly always tell already that a vector is not zero
+
+
+def share(party: Party, vector: Vector, plan: SumPlan) -> None:
+    """Give the leader's `vector` to all ranks of the site, unless they hold it already, and add the site's salt.
+
+    Raises DataError for other shapes.
+    """
+    if party.site.size > 1 and not plan.replicated:
+        # Compared first: a broadcast into a buffer of another size ends in MPI's own words, or never.
+        refuse_other_layouts(party, party.site.gather_bytes(vector.layout.hash))
+        party.site.broadcast(vector.buffer)
+    _add_salt(party, vector, plan)
+
+
+def _add_salt(party: Party, vector: Vector, plan: SumPlan) -> None:
+    """Fill the salt of `vector`, on every rank alike; zeros in mode `off`, where nothing is hidden."""
+    if len(party.members) == 1:
+        return
+    key = party.salt_key if party.masked else None
+    if not vector.layout.salted or (party.masked and key is None):
+        raise InternalError("a vector of several sites without salt", "please report it")
+    words = None if key is None else salt_words(key, party.number, plan.round_, plan.purpose, plan.base)
+    vector.salt[:] = 0 if words is None else words
+
+
+def codec_of(party: Party, plan: SumPlan) -> Codec:
+    """What encodes this site's values and decodes the sum. Not for two threads at once."""
+    rounding = None
+    if party.agreement.secure.rounding == "stochastic":
+        input_ = input_hash(plan.purpose, plan.base)
+        rounding = derive(input_, party.agreement.hash, labels.KEY_ROUNDING, party.number)
+    return Codec(len(party.members), party.name, plan.factors, rounding, plan.exponents)
+
+
+def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) -> Mark:
+    """Check the values of every rank's `part` of the vector; what the ledger remembers of it, at a site's leader.
+
+    Empty where nothing is signed. Raises DataError for a value that has no place in the ring, or ranks with other
+    layouts.
+    """
+    layout, keys = vector.layout, party.ledger_keys
+    tags = _inspect_blocks(vector, part, codec_of(party, plan), keys)
+    found = layout.hash + bytes([_has_numbers(vector, part)]) + u64(len(tags)) + tags
+    if keys is not None and vector.sources:
+        found += source_tags(vector, keys, party.site.rank, party.site.size)
+    gathered = party.site.gather_bytes(found)
+    refuse_other_layouts(party, gathered)
+    if keys is None or not party.leads:
+        return Mark(b"")
+    ends = [_TAGS_AT + int.from_bytes(m[33:_TAGS_AT], "little") for m in gathered]
+    tags_of = [m[_TAGS_AT:end] for m, end in zip(gathered, ends, strict=True)]
+    factors = canon({name: value.hex() for name, value in plan.factors.items()})
+    factors += b"".join(plan.exponents[t.name].tobytes() for t in layout.named if t.name in plan.exponents)
+    mark = fingerprint(keys.whole, layout.hash, factors, layout.payload_bytes, tags_of)
+    if not party.masked:
+        return Mark(mark)
+    value = ZERO_VALUE
+    if any(m[32] for m in gathered):
+        sources = [m[end:] for m, end in zip(gathered, ends, strict=True)] if vector.sources else tags_of
+        value = value_fingerprint(keys.value, value_header(vector), sources)
+    return Mark(mark, plan.category or plan.purpose, value, plan.everyone, plan.data)
+
+
+def _inspect_blocks(vector: Vector, part: tuple[int, int], codec: Codec, keys: LedgerKeys | None) -> bytes:
+    """Block by block while a block is in the caches; gives the blocks' tags, none without keys.
+
+    The salt is checked like all lanes, but no part of what a vector is known by.
+    """
+    tags = []
+    end = vector.layout.payload_bytes
+    for start in range(*part, FINGERPRINT_BLOCK_BYTES):
+        stop = min(start + FINGERPRINT_BLOCK_BYTES, part[1])
+        for piece in vector.layout.pieces(start, stop):
+            codec.check(vector.buffer, piece)
+        if keys is not None:
+            tags.append(fingerprint_blocks(keys.blocks, vector.buffer, start, min(stop, end)))
+    return b"".join(tags)
+
+
+def _has_numbers(vector: Vector, part: tuple[int, int]) -> bool:
+    """Whether a value of this part is not 0; most vectors say so at once."""
+    end = min(part[1], vector.layout.payload_bytes)
+    for start in range(part[0], end, FINGERPRINT_BLOCK_BYTES):
+        for piece in vector.layout.pieces(start, min(start + FINGERPRINT_BLOCK_BYTES, end)):
+            values = vector.buffer[piece.start : piece.stop].view(piece.tensor.kind)
+            if values[:_FIRST].any() or values.any():
+                return True
+    return False
+
+
+def value_header(vector: Vector) -> bytes:
+    """Names, kinds and shapes of what is summed, before lanes are chosen for it."""
+    return canon([[t.name, vector.sources.get(t.name, t.kind), list(t.shape)] for t in vector.layout.named])
+
+
+def source_tags(vector: Vector, keys: LedgerKeys, rank: int, ranks: int) -> bytes:
+    """Tags of this rank's share of the vector as it would be in lanes of its sources' own widths.
+
+    So that a model has one fingerprint of its values, whatever the width of the lanes it travels in.
+    """
+    named, kinds = vector.layout.named, vector.sources
+    wide = {t.name: (t, at) for t, at in zip(named, vector.layout.offsets, strict=False)}
+    narrow = Layout([Tensor(t.name, kinds.get(t.name, t.kind), t.shape) for t in named])
+    tags = []
+    for start in range(*parts(narrow.nbytes, ranks)[rank], FINGERPRINT_BLOCK_BYTES):
+        stop = min(start + FINGERPRINT_BLOCK_BYTES, narrow.nbytes)
+        block = np.zeros(stop - start, dtype=np.uint8)
+        for piece in narrow.pieces(start, stop):
+            lanes = (piece.stop - piece.start) // piece.tensor.lane_bytes
+            tensor, at = wide[piece.tensor.name]
+            low = at + piece.lane * tensor.lane_bytes
+            values = vector.buffer[low : low + lanes * tensor.lane_bytes].view(tensor.kind)
+            block[piece.start - start : piece.stop - start] = values.astype(piece.tensor.kind).view(np.uint8)
+        tags.append(fingerprint_block(keys.blocks, start // FINGERPRINT_BLOCK_BYTES, block))
+    return b"".join(tags)
+
+
+def refuse_other_vector(party: Party, plan: SumPlan, mark: Mark) -> None:
+    """OtherVectorError if this site put a vector other than that of `mark` into the round: told before it is ready.
+
+    Whatever else the ledger forbids is told when it is asked for the round's line. Leaders only.
+    """
+    assert party.journal is not None
+    input_ = input_hash(plan.purpose, plan.base)
+    try:
+        party.journal.ledger.check(LedgerEntry(plan.round_, plan.purpose, input_, mark.fingerprint, NO_SET))
+    except OtherVectorError:
+        raise
+    except PolicyError:
+        return
+
+
+def refuse_other_layouts(party: Party, messages: list[bytes]) -> None:
+    """DataError unless every rank of the site begins its message with the same layout hash."""
+    if len({message[:32] for message in messages}) > 1:
+        raise DataError(
+            f"the ranks of site {party.name} sum different names, shapes or scales",
+            "every rank of a site makes the same calls with the same names and shapes",
+        )

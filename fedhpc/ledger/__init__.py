@@ -1,0 +1,1 @@
+"""An institution's ledger on disk: which vector went into which sum, for ever."""

@@ -1,1 +1,0 @@
-"""A site's jobs in its batch queue: settings, scripts, submission, chains."""

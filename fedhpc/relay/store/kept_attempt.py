@@ -1,0 +1,122 @@
+"""The store's objects of one attempt, as machine.py and summing.py see them, and how the relay writes its own.
+
+An object of the relay is made as `Y.own`, then gets its meta file, then its name: after a crash it is there or not, and
+what is left of it is cleared at the next start.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedhpc.relay.store.store import Attempt, Store
+from fedhpc.relay.store.upload import Upload, full_disk_is_a_problem, sync_folder
+from fedhpc.secure.transcript import MAX_CANON_BYTES, tree
+from fedhpc.wire.object_names import ObjectName
+
+
+class KeptAttempt:
+    """See relay.objects.Objects. Messages longer than canonical JSON may be count as absent."""
+
+    def __init__(self, store: Store, attempt: Attempt) -> None:
+        self._store, self._attempt = store, attempt
+
+    def get(self, name: str) -> bytes | None:
+        """See Objects."""
+        stored = self._store.find(self._name(name))
+        if stored is None or stored.length > MAX_CANON_BYTES:
+            return None
+        try:
+            return stored.path.read_bytes()
+        except FileNotFoundError:  # dropped meanwhile
+            return None
+
+    def put(self, name: str, data: bytes) -> None:
+        """See Objects. Raises Problem (507)."""
+        self.put_beside(name, data, None)
+
+    def put_beside(self, name: str, data: bytes, beside: frozenset[str] | None) -> bool:
+        """`put`, unless something has come into the attempt that is not in `beside`; whether it was put."""
+        self._store.room_for(len(data))
+        with full_disk_is_a_problem():
+            self._scratch(name).write_bytes(data)
+        return self._adopt(name, len(data), tree(data), beside)
+
+    def names(self) -> list[str]:
+        """See Objects."""
+        return [stored.name.name for stored in self._store.list(self._attempt)]
+
+    def size(self, name: str) -> int:
+        """See Objects."""
+        stored = self._store.find(self._name(name))
+        return 0 if stored is None else stored.length
+
+    def read_into(self, name: str, offset: int, view: memoryview) -> None:
+        """See Objects. Raises OSError if the file is shorter than it was."""
+        path = self._store.path(self._name(name))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a few microseconds a piece, and nothing to close later
+        try:
+            while view:
+                count = os.preadv(fd, [view], offset)
+                if count == 0:
+                    raise OSError(f"{path} is shorter than it was")
+                view, offset = view[count:], offset + count
+        finally:
+            os.close(fd)
+
+    def write(self, name: str, offset: int, data: memoryview) -> None:
+        """See Objects. Raises Problem (507)."""
+        with full_disk_is_a_problem():
+            fd = os.open(self._scratch(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                while data:
+                    count = os.pwrite(fd, data, offset)
+                    data, offset = data[count:], offset + count
+            finally:
+                os.close(fd)
+
+    def keep(self, name: str, tree: bytes) -> None:
+        """See Objects. Raises Problem (507)."""
+        self._adopt(name, self._scratch(name).stat().st_size, tree)
+
+    def _adopt(self, name: str, length: int, tree: bytes, beside: frozenset[str] | None = None) -> bool:
+        full, scratch = self._name(name), self._scratch(name)
+        if self._store.find(full) or self._store.upload(full):
+            self._store.drop(lambda other: other == full)
+        final = self._store.path(full)
+        head = Upload(full, final, length, None)
+        try:
+            with full_disk_is_a_problem():
+                head.create()
+                head.declare_tree(tree)
+                head.close()
+                for path in (scratch, final.with_name(final.name + ".meta")):
+                    _sync(path)
+                final.with_name(final.name + ".part").unlink()  # bytes and meta are what a whole object has
+                scratch.rename(final)
+                sync_folder(final.parent)
+        except BaseException:
+            head.discard()
+            raise
+        shown = self._store.publish(full, length, tree, beside)
+        if not shown:
+            final.unlink()
+            head.discard()
+        return shown
+
+    def _scratch(self, name: str) -> Path:
+        path = self._store.path(self._name(name))
+        with full_disk_is_a_problem():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(path.name + ".own")
+
+    def _name(self, name: str) -> ObjectName:
+        return ObjectName(*self._attempt, name)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)

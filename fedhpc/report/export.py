@@ -1,0 +1,159 @@
+"""The trained model as one safetensors file, for those who use it and do not want fedhpc or HDF5.
+
+The file holds the tensors of the newest valid checkpoint and, as text in its header, where they come from. It has no
+date and its header is sorted, so that the same model exported at two sites is the same file: compare with sha256sum.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedhpc.app.telemetry import METRICS_FILE, read_metrics
+from fedhpc.errors import ConfigError, DataError, InternalError, StorageError
+from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
+from fedhpc.federation.state_tensors import model_sha256
+from fedhpc.report.report import FEDERATION_FILE, Run, is_run
+from fedhpc.train.start_file import LAYOUT, SHA256
+
+CHECKPOINTS = "checkpoints"
+
+
+def export_model(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
+    """Write the newest valid checkpoint over the sites in the run directory `run` to the safetensors file `out`.
+
+    Gives {"file", "site" (whose checkpoint), "round", "model_sha256", "tensors" and "parameters" (counts), "bytes"
+    (file size), "metadata" {str: str} (what is in the file's header)}. Raises ConfigError if `run` is no run
+    directory, holds no checkpoint, or `out` exists and not `force`; DataError if no checkpoint is valid, if it belongs
+    to another federation.toml, or if the sites disagree on the model; StorageError if `out` cannot be written.
+    """
+    if not run.is_dir() or not is_run(run):
+        raise ConfigError(
+            f"{run} is not a run directory",
+            f"looked for {FEDERATION_FILE} and */{CHECKPOINTS} in it; give the directory that `fedhpc run` wrote",
+        )
+    if out.exists() and not force:
+        raise ConfigError(f"{out} exists", "choose another name, or overwrite it with --force")
+    told = _read(run)
+    site, checkpoint = _newest(run)
+    if told.config_sha256 not in (None, checkpoint.config.hex()):
+        raise DataError(
+            f"the checkpoint of {site} belongs to another federation than {run / FEDERATION_FILE}",
+            f"it says {checkpoint.config.hex()}, the file has {told.config_sha256}",
+        )
+    metadata = _metadata(told, site, checkpoint)
+    _write(out, checkpoint, metadata)
+    return {
+        "file": str(out),
+        "site": site,
+        "round": checkpoint.round_,
+        "model_sha256": metadata["model_sha256"],
+        "tensors": len(checkpoint.tensors),
+        "parameters": sum(t.size for t in checkpoint.tensors.values()),
+        "bytes": out.stat().st_size,
+        "metadata": metadata,
+    }
+
+
+def _read(run: Path) -> Run:
+    """The run, also where a site's records are missing: a checkpoint alone is enough."""
+    file = run / FEDERATION_FILE
+    sites = {p.parent.name: read_metrics(p) for p in sorted(run.glob(f"*/{METRICS_FILE}"))}
+    return Run(run, file.read_bytes() if file.is_file() else None, {s: r for s, r in sites.items() if r})
+
+
+def _store(directory: Path) -> CheckpointStore:
+    from fedhpc.train.checkpoint import Hdf5Checkpoints
+
+    store: CheckpointStore = Hdf5Checkpoints(directory)
+    return store
+
+
+def _newest(run: Path) -> tuple[str, Checkpoint]:
+    """The site and the checkpoint with the most finished rounds that can be read."""
+    stores = {p.parent.name: _store(p) for p in sorted(run.glob(f"*/{CHECKPOINTS}")) if p.is_dir()}
+    found = [(round_, site) for site, store in stores.items() for round_ in store.rounds()]
+    damaged = ""
+    for round_, site in sorted(found, key=lambda f: (-f[0], f[1])):
+        try:
+            return site, stores[site].load(round_)
+        except DataError as error:  # the next one is older, but whole
+            damaged = damaged or error.what
+    where = f"looked in {run}/*/{CHECKPOINTS}: {len(stores)} site folders, {len(found)} checkpoints"
+    if any(True for _ in run.glob(f"*/{CHECKPOINTS}/round-*.h5")):
+        raise DataError(f"no checkpoint in {run} is valid{': ' if damaged else ''}{damaged}", where)
+    raise ConfigError(f"{run} has no checkpoint", where)
+
+
+def _metadata(run: Run, site: str, checkpoint: Checkpoint) -> dict[str, str]:
+    """Where the model comes from, as the text a safetensors header can hold."""
+    model = model_sha256(checkpoint.tensors)
+    models = {**run.models(checkpoint.round_), f"the checkpoint of {site}": model}
+    if len(set(models.values())) > 1:
+        raise DataError(
+            f"the sites disagree on the model after round {checkpoint.round_}",
+            "; ".join(f"{who} has {found[:16]}" for who, found in models.items()),
+        )
+    took_part: set[str] = set()
+    for record in run.public:
+        if record["round"] <= checkpoint.round_ and isinstance(record.get("sites"), list):
+            took_part.update(str(site) for site in record["sites"])
+    try:
+        ours = version("fedhpc")
+    except PackageNotFoundError:  # run from a source tree
+        ours = "unknown"
+    metadata = {
+        "config_sha256": checkpoint.config.hex(),
+        "federation": run.setting("name") or "",
+        "fedhpc_version": ours,
+        LAYOUT: json.dumps(list(checkpoint.tensors)),  # the hash is over the tensors' bytes in this order
+        SHA256: model,
+        "round": str(checkpoint.round_),
+        "sites": json.dumps(sorted(took_part)) if took_part else "",
+    }
+    return {key: value for key, value in metadata.items() if value}
+
+
+def _write(out: Path, checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
+    """Write to a temporary name in the same directory, fsync, rename."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    tensors = {name: np.require(t, requirements=["C"]) for name, t in checkpoint.tensors.items()}
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode & 0o777  # the user's umask; safetensors replaces the file by a 0600 one
+            save_file(tensors, temporary, metadata=metadata)
+            with temporary.open("r+b") as file:
+                _sort_header(file.fileno())
+                os.fchmod(file.fileno(), mode)
+                os.fsync(file.fileno())
+            os.replace(temporary, out)
+            directory = os.open(out.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StorageError(f"cannot write {out}: {why}", "check the directory and the quota") from None
+
+
+def _sort_header(file: int) -> None:
+    """Put the header's metadata in order: safetensors writes it in the random order of a hash table."""
+    size = int.from_bytes(os.pread(file, 8, 0), "little")
+    header = json.loads(os.pread(file, size, 8).decode("utf-8"))
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items())), **header}
+    data = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    if len(data) > size:
+        raise InternalError("a safetensors header grew when sorted", "please report the names of your tensors")
+    os.pwrite(file, data.ljust(size), 8)

@@ -1,0 +1,1 @@
+"""A site's jobs in its batch queue."""

@@ -1,0 +1,183 @@
+"""From a site file to everything a submission needs, and the refusals before anything is submitted."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedhpc.agreement.agreement import Agreement, SiteFile, read_agreement, read_site
+from fedhpc.agreement.run_folder import FEDERATION_FILE, make_run_folder
+from fedhpc.agreement.run_place import run_place
+from fedhpc.app.life.settings import LifeSettings
+from fedhpc.app.telemetry import METRICS_FILE, number, read_metrics, table
+from fedhpc.config import read_bytes, read_section
+from fedhpc.errors import ConfigError, StorageError
+from fedhpc.files import private_folder
+from fedhpc.slurm.profile import Profile, read_profile
+from fedhpc.slurm.settings import SlurmSettings, exchange_settings, overlay, walltime_s
+
+Stage = Literal["all", "train", "exchange"]
+SCALE = 2.0  # how much longer than the slowest rounds so far a job must be
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is submitted for one site. All paths are absolute."""
+
+    site_path: Path
+    federation_path: Path
+    run: Path
+    directory: Path
+    """RUN/SITE: ledger, checkpoints, metrics, and jobs/ below it."""
+    agreement: Agreement
+    site_file: SiteFile
+    life: LifeSettings
+    settings: SlurmSettings
+    exchange: SlurmSettings
+    """Of the jobs of `detached` that only exchange."""
+    profile: Profile
+
+    @property
+    def jobs(self) -> Path:
+        """Where records, scripts and logs of this site's jobs are."""
+        return self.directory / "jobs"
+
+    @property
+    def site(self) -> str:
+        """The site's name."""
+        return self.site_file.site.name
+
+    def of(self, stage: Stage) -> SlurmSettings:
+        """What a job of that stage asks the queue for."""
+        return self.exchange if stage == "exchange" else self.settings
+
+
+def find_federation(site_path: Path, given: Path | None) -> Path:
+    """federation.toml: as given, beside the site file, or one folder up. ConfigError if there is none."""
+    if given is not None:
+        return given
+    for folder in (site_path.parent, site_path.parent.parent):
+        if (folder / FEDERATION_FILE).is_file():
+            return folder / FEDERATION_FILE
+    raise ConfigError(f"no {FEDERATION_FILE} beside {site_path} or one folder up", "name it with --federation")
+
+
+def make_plan(site: Path, *, profile: str | None, federation: Path | None, out: Path | None) -> Plan:
+    """Read everything a submission needs. Raises ConfigError or StorageError."""
+    site_path = Path(os.path.abspath(site / "site.toml" if site.is_dir() else site))
+    site_file = read_site(read_bytes(site_path), site_path)
+    federation_path = Path(os.path.abspath(find_federation(site_path, federation)))
+    agreement = read_agreement(read_bytes(federation_path), str(federation_path))
+    agreement.number_of(site_file.site.name)
+    given = dict(site_file.slurm)
+    if profile is not None:
+        given["profile"] = profile
+    named = given.get("profile", "generic")
+    known = read_profile(named if isinstance(named, str) else str(named))
+    settings = overlay(known.slurm, given)
+    run = Path(os.path.abspath(run_place(federation_path, agreement, out)))
+    own = site_file.site.directory
+    return Plan(
+        site_path=site_path,
+        federation_path=federation_path,
+        run=run,
+        directory=Path(os.path.abspath(site_file.path(own))) if own else run / site_file.site.name,
+        agreement=agreement,
+        site_file=site_file,
+        life=read_section(LifeSettings, site_file.life, "life"),
+        settings=settings,
+        exchange=exchange_settings(settings),
+        profile=known,
+    )
+
+
+def check(plan: Plan, *, one_site: bool = True) -> list[str]:
+    """Refuse what cannot work, before the queue is asked; what may go wrong comes back as notes for people.
+
+    `one_site`: the job is one site's, and no rehearsal or relay. Raises ConfigError, or StorageError for a run
+    directory that cannot be written.
+    """
+    detached = plan.life.kind == "detached"
+    plan.profile.check(plan.settings)
+    if detached:
+        plan.profile.check(plan.exchange, "slurm.exchange")
+    kind = str(plan.site_file.exchange.kind)
+    if one_site and kind == "mpi" and len(plan.agreement.roster) > 1:
+        raise ConfigError(
+            f'{plan.site_path} has [exchange] kind = "mpi", which is all sites in one job',
+            "a site in a job of its own needs https or spool; `--shape rehearsal` submits all sites in one",
+        )
+    if kind == "spool":
+        _check_spool(plan)
+    _check_walltime(plan)
+    placed = plan.site_file.site.directory is not None
+    make_run_folder(plan.directory, plan.federation_path, placed=placed)
+    _make_writable(plan.jobs)
+    notes = []
+    if kind == "https" and plan.profile.about.outbound == "no":
+        notes.append(
+            f"compute nodes of {plan.profile.name} are not known to reach anything outside: "
+            'consider [exchange] kind = "spool"'
+        )
+    if detached and plan.settings.gpus_per_node and plan.exchange.partition == plan.settings.partition:
+        notes.append(
+            "exchange jobs ask for no GPU in the partition of the training jobs: name another in [slurm.exchange]"
+        )
+    return notes
+
+
+def _check_spool(plan: Plan) -> None:
+    spool = getattr(plan.site_file.exchange, "spool", None)
+    if spool is None or not plan.site_file.path(spool).is_dir():
+        raise ConfigError(
+            f"the spool directory {spool and plan.site_file.path(spool)} does not exist",
+            "make it where both the compute nodes and the carrier see it",
+        )
+
+
+def _check_walltime(plan: Plan) -> None:
+    """A job in which not one round fits would be submitted for ever."""
+    seconds = round_seconds(plan.directory, plan.life.kind == "detached")
+    if seconds is None:
+        return
+    slow, checkpoint = seconds
+    whole = walltime_s(plan.settings.time)
+    if SCALE * slow + checkpoint > whole:
+        raise ConfigError(
+            f"slurm.time = {plan.settings.time} ({whole} s) is too short for one round: rounds so far took up to "
+            f"{slow:.0f} s, a checkpoint {checkpoint:.0f} s",
+            f"at least {math.ceil(SCALE * slow + checkpoint)} s: twice the slow rounds and a checkpoint",
+        )
+
+
+def round_seconds(directory: Path, training_only: bool) -> tuple[float, float] | None:
+    """(95th percentile of a round, of a checkpoint) in seconds from the site's metrics, None without rounds.
+
+    Of a round the whole, or with `training_only` what a job does that does not exchange.
+    """
+    path = directory / METRICS_FILE
+    if not path.exists():
+        return None
+    records = [table(r, "seconds") for r in read_metrics(path) if r.get("final") is not True]
+    parts = ("train", "evaluate") if training_only else ("total",)
+    rounds = [sum(number(r.get(part)) or 0.0 for part in parts) for r in records]
+    if not rounds:
+        return None
+    return _p95(rounds), _p95([number(r.get("checkpoint")) or 0.0 for r in records])
+
+
+def _p95(values: list[float]) -> float:
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]
+
+
+def _make_writable(jobs: Path) -> None:
+    private_folder(jobs)
+    try:
+        probe = jobs / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(f"cannot write in {jobs}: {error.strerror}", "check space and permissions") from None

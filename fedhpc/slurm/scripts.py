@@ -1,0 +1,178 @@
+"""Whole batch scripts: a link of a site, all sites in one job, an array of federations, a relay."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from fedhpc import __version__
+from fedhpc.agreement.agreement import SiteFile, read_agreement, read_site, read_site_directory
+from fedhpc.config import read_bytes
+from fedhpc.errors import ConfigError
+from fedhpc.slurm.plan import Plan, Stage
+from fedhpc.slurm.render import fill, header, launcher, log_pattern, one_task, part, resources, template
+from fedhpc.slurm.settings import SlurmSettings
+
+Kind = Literal["site", "rehearsal", "multiprog", "array", "hetjob", "relay"]
+KINDS: tuple[str, ...] = get_args(Kind)
+_RUN = '"$python" -m mpi4py -m fedhpc run "$federation"'
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one job holds. All paths are absolute."""
+
+    kind: Kind = "site"
+    sites: Path | None = None
+    """rehearsal, multiprog, array: the directory with all site files."""
+    federations: tuple[Path, ...] = ()
+    """array: a federation.toml for each task."""
+    relay: Path | None = None
+    """relay: its relay.toml."""
+    at_once: int = 0
+    """array: most tasks that run at the same time; 0: as many as the queue lets run."""
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """What a shape puts into the common script."""
+
+    launch: str
+    shape: str = ""
+    begin: str = ""
+    log: str = "%j"
+    options: tuple[tuple[str, str], ...] = ()
+
+
+def job_script(plan: Plan, shape: Shape, name: str, stage: Stage, *, python: str, after: str | None = None) -> str:
+    """The batch script of one job; `after` is the id of the job that it follows. Raises ConfigError."""
+    settings = plan.of(stage)
+    chained = shape.kind in ("site", "hetjob") and plan.life.kind != "inline"
+    pieces = _pieces(plan, shape, settings, stage)
+    options = [
+        ("job-name", name),
+        *resources(settings),
+        ("output", f"{log_pattern(plan.jobs)}/{name}-{pieces.log}.out"),
+        ("open-mode", "append"),
+        ("chdir", str(plan.site_path.parent)),
+        ("signal", f"B:USR1@{settings.signal_s}"),
+        ("requeue", ""),
+        ("export", settings.export),
+        *pieces.options,
+    ]
+    if after is not None:
+        options.append(("dependency", f"afterany:{after}"))
+    lines = header(options, settings.extra)
+    if shape.kind == "hetjob":
+        lines += "\n#SBATCH hetjob\n" + header(resources(plan.exchange), plan.exchange.extra)
+    values = {
+        "header": lines,
+        "version": __version__,
+        "name": shlex.quote(name),
+        "jobs": shlex.quote(str(plan.jobs)),
+        "python": shlex.quote(settings.python or python),
+        "life": _life(settings),
+        "chain": _chain(plan) if chained else part("single"),
+        "guard": part("guard", {"max_requeues": str(settings.max_requeues)}),
+    }
+    if shape.kind == "relay":
+        if shape.relay is None:
+            raise ConfigError("a relay's job needs its relay.toml", "--relay FILE")
+        return fill(template("relay.sh"), values | {"relay": shlex.quote(str(shape.relay))})
+    begin = [
+        f"submit_successors {settings.ahead}" if chained and settings.ahead else "",
+        part(settings.rank_wrapper) if settings.rank_wrapper else "",
+        pieces.begin,
+    ]
+    values |= {
+        "about": f"{shape.kind}, {plan.site}, {plan.life.kind}, stage {stage}",
+        "site": shlex.quote(str(plan.site_path)),
+        "federation": shlex.quote(str(plan.federation_path)),
+        "run": shlex.quote(str(plan.run)),
+        "shape": pieces.shape,
+        "preflight": part("preflight", {"one": one_task(settings), "profile": shlex.quote(plan.profile.name)})
+        if settings.preflight
+        else "",
+        "begin": "\n".join(piece for piece in begin if piece),
+        "launch": pieces.launch,
+        "again": _again(stage, settings, chained),
+    }
+    return fill(template("link.sh"), values)
+
+
+def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage) -> _Pieces:
+    start = launcher(settings)
+    if shape.kind == "site":
+        return _Pieces(f'{start} \\\n  {_RUN} --site "$site" --out "$run" --stage {stage}')
+    if shape.kind == "hetjob":
+        start = start.replace("srun ", "srun --het-group=0 ", 1)
+        return _Pieces(f'{start} \\\n  {_RUN} --site "$site" --out "$run" --stage {stage}', begin=part("carrier"))
+    if shape.kind == "relay":
+        return _Pieces("")
+    if shape.sites is None:
+        raise ConfigError(f"shape {shape.kind} needs all site files", "--sites DIR")
+    files = read_site_directory(shape.sites, plan.agreement)
+    _check_ranks(files, settings)
+    if shape.kind == "multiprog":
+        return _multiprog(start, files, plan, shape.sites)
+    together = f'{start} \\\n  {_RUN} --sites {shlex.quote(str(shape.sites))} --out "$run"'
+    if shape.kind == "rehearsal":
+        return _Pieces(together)
+    if not shape.federations:
+        raise ConfigError("an array needs a federation.toml for each task", "--federation FILE, several times")
+    for path in shape.federations:
+        read_site_directory(shape.sites, read_agreement(read_bytes(path), str(path)))
+    listed = " ".join(shlex.quote(str(path)) for path in shape.federations)
+    limit = f"%{shape.at_once}" if shape.at_once else ""
+    return _Pieces(
+        together,
+        shape=part("array", {"federations": listed}),
+        log="%A-%a",
+        options=(("array", f"0-{len(shape.federations) - 1}{limit}"),),
+    )
+
+
+def _multiprog(start: str, files: list[SiteFile], plan: Plan, sites: Path) -> _Pieces:
+    if not start.startswith("srun "):
+        raise ConfigError("only srun has --multi-prog", '[slurm] launcher = "srun"')
+    paths = {read_site(read_bytes(path), path).site.name: path for path in sites.glob("*.toml")}
+    exports, lines, first = [], [], 0
+    for number, file in enumerate(files, start=1):
+        last = first + file.site.ranks - 1
+        ranks = f"{first}-{last}" if last > first else f"{first}"
+        exports.append(f"export FEDHPC_PROGRAM_SITE_{number}={shlex.quote(str(paths[file.site.name]))}")
+        words = '"$FEDHPC_PROGRAM_PYTHON" -m mpi4py -m fedhpc run "$FEDHPC_PROGRAM_FEDERATION"'
+        own = f'--site "$FEDHPC_PROGRAM_SITE_{number}" --out "$FEDHPC_PROGRAM_RUN"'
+        lines.append(f"{ranks} bash -c 'exec {words} {own}'")
+        first = last + 1
+    begin = part("multiprog", {"sites": "\n".join(exports), "lines": "\n".join(lines)})
+    return _Pieces(f'{start} --multi-prog "$programs"', begin=begin)
+
+
+def _check_ranks(files: list[SiteFile], settings: SlurmSettings) -> None:
+    asked = sum(file.site.ranks for file in files)
+    tasks = settings.nodes * settings.tasks_per_node
+    if asked != tasks:
+        each = ", ".join(f"{file.site.name} {file.site.ranks}" for file in files)
+        raise ConfigError(
+            f"the site files ask for {asked} ranks ({each}), but [slurm] nodes x tasks_per_node is {tasks}",
+            "change one of them",
+        )
+
+
+def _life(settings: SlurmSettings) -> str:
+    variables = [f"export {name}={shlex.quote(value)}" for name, value in settings.environment.items()]
+    return part("life", {"setup": "\n".join(settings.setup), "environment": "\n".join(variables)})
+
+
+def _chain(plan: Plan) -> str:
+    return part("chain", {"profile": shlex.quote(plan.profile.name)})
+
+
+def _again(stage: Stage, settings: SlurmSettings, chained: bool) -> str:
+    """What follows exit code 75."""
+    if not chained:
+        return "requeue"
+    return f"come_back_or_hand_over {settings.requeue_s}" if stage == "exchange" else "hand_over"

@@ -1,0 +1,1 @@
+"""How a masked sum is carried out: inside one MPI job, or over a relay."""

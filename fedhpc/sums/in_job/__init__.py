@@ -1,0 +1,1 @@
+"""Masked sums within one MPI job of all sites."""

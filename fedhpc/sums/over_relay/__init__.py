@@ -1,0 +1,1 @@
+"""Masked sums through an untrusted relay."""

@@ -1,0 +1,130 @@
+"""What the ranks of a site do in a round over the relay, as the leader asks for it: hide and upload, fetch and open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fedhpc.errors import InterruptedRun, PolicyError
+from fedhpc.secure.opening import Streams
+from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
+from fedhpc.secure.transcript import tree_root, u16
+from fedhpc.sums.over_relay.exchange import TooLateError
+from fedhpc.wire.object_names import ObjectName
+
+_HASH_BYTES = 32
+
+
+class Order:
+    """The first byte of what a leader tells the other ranks of its site."""
+
+    HIDE, OPEN, DONE, KEPT, OVER, STOP = b"H", b"O", b"D", b"K", b"X", b"S"
+
+
+def end_if_stopped(word: bytes) -> None:
+    """Raise InterruptedRun, as on every rank of the site, if the leader leaves."""
+    if word[:1] == Order.STOP:
+        raise InterruptedRun(word[1:].decode(), agreed=True)
+
+
+@contextmanager
+def silent_without_keys() -> Iterator[None]:
+    """Raise TooLateError where the relay has other keys (M1) of this site: an earlier job made and erased them.
+
+    This site then stays silent in that attempt, and joins the next one.
+    """
+    try:
+        yield
+    except PolicyError as refused:
+        if "other-bytes" not in refused.what:
+            raise
+        raise TooLateError("other-bytes", "this site has erased its keys of that attempt") from None
+
+
+CLOSED, CUT_OFF = b"x", b"!"
+"""What a rank says in place of its part's tag and digests, which are longer: the relay takes or has it no more; it had
+no relay and no time left."""
+
+
+def _all_moved(answers: list[bytes], what: str) -> bool:
+    """Whether every rank has moved its part. Raises InterruptedRun, as on every rank, if one was cut off."""
+    if CUT_OFF in answers:
+        raise InterruptedRun(f"left while its vector was {what}: the relay could not be reached in time", agreed=True)
+    return CLOSED not in answers
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A site's masked vector, its parts at the relay, and the tag of the vector behind it."""
+
+    name: ObjectName
+    tree: bytes
+    tag: Tag
+    data: memoryview | None = None
+    """A vector of one block: it is not sent yet, and goes along with M3."""
+
+    @classmethod
+    def of(cls, name: ObjectName, length: int, answers: list[bytes], data: memoryview | None) -> Upload | None:
+        """From what each rank says of its part of the `length` bytes: tag and digests. None if the set was closed."""
+        if not _all_moved(answers, "sent"):
+            return None
+        tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())
+        return cls(name, tree_root(length, [b"".join(a[TAG_BYTES:] for a in answers)]), tag, data)
+
+
+@dataclass(frozen=True)
+class SumFetch:
+    """The fetched sum: Tree(Y), Tree(X), and the tag of X."""
+
+    hidden_tree: bytes
+    plain_tree: bytes
+    tag: Tag
+
+    @classmethod
+    def of(cls, length: int, answers: list[bytes]) -> SumFetch | None:
+        """From what each rank says of its part of the `length` bytes: its tag, then digests of Y, then those of X.
+
+        None if the relay does not have the sum any more.
+        """
+        if not _all_moved(answers, "fetched"):
+            return None
+        tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())
+        digests = [a[TAG_BYTES:] for a in answers]
+        hidden = tree_root(length, [b"".join(d[: len(d) // 2] for d in digests)])
+        return cls(hidden, tree_root(length, [b"".join(d[len(d) // 2 :] for d in digests)]), tag)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An opened sum."""
+
+    sum_tree: bytes
+    members: tuple[int, ...]
+    waited_s: float  # for other sites and the relay
+    turns: int  # round trips in line: answers waited for, the upload, the download
+    turns_exposed: int  # of those, after the upload and before the download
+
+
+@dataclass(frozen=True)
+class SumResult:
+    """What every rank must know of an opened sum."""
+
+    sum_tree: bytes
+    members: tuple[int, ...]
+
+    def to_bytes(self) -> bytes:
+        """As the leader tells it to the other ranks of its site."""
+        return self.sum_tree + b"".join(u16(u) for u in self.members)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SumResult:
+        """What `to_bytes` was made from."""
+        numbers = (int.from_bytes(data[i : i + 2], "little") for i in range(_HASH_BYTES, len(data), 2))
+        return cls(data[:_HASH_BYTES], tuple(numbers))
+
+
+Hide = Callable[[int, Streams, bytes, bool], Upload | None]
+"""(attempt, mask streams, tag key, resume): all ranks hide and upload. None if the relay had closed the set."""
+Open = Callable[[int, Streams, bytes], SumFetch | None]
+"""(attempt, streams to take away, tag key): all ranks fetch and open the sum. None if the relay has it no more."""

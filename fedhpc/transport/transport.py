@@ -1,0 +1,81 @@
+"""What moves a site's objects to the relay and back: RelayClient over https, SpoolClient through a shared directory.
+
+RelayExchange and everything above it know this interface only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from fedhpc.transport.listing import Entry
+from fedhpc.transport.ranges import Gaps
+from fedhpc.transport.traffic import Traffic
+from fedhpc.wire.object_names import ObjectName
+
+BlockWork = Callable[[int, int], None]  # on bytes [low, high) of the vector: one block
+
+
+class Sending(Protocol):
+    """An object being sent by several ranks, each its own blocks; see http_transfer.Outgoing."""
+
+    digests: dict[int, bytes]
+
+    def write(self, first: int, view: memoryview, prepare: BlockWork | None = None) -> None:
+        """Send whole blocks from byte `first` on; `prepare` makes each final just before."""
+        ...
+
+    def commit(self, tree: bytes | None = None) -> bytes:
+        """Declare the Tree of all ranks' blocks and see the object whole."""
+        ...
+
+
+class Transport(Protocol):
+    """Objects to and from the relay, by whichever way. Thread-safe. Every call raises what RelayClient raises."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was moved so far."""
+        ...
+
+    def put(self, name: ObjectName, data: bytes | memoryview) -> bytes:
+        """Store an object at the relay; its Tree [32]. It is there, or refused, when this returns."""
+        ...
+
+    def get(self, name: ObjectName) -> bytes | None:
+        """A message, or None if the relay does not have it."""
+        ...
+
+    def get_json(self, path: str) -> dict[str, Any]:
+        """The JSON object at `path` of the relay."""
+        ...
+
+    def listing(
+        self,
+        config: str,
+        round_: int,
+        attempt: int,
+        after: str = "",
+        wait_s: float = 0.0,
+        until: tuple[str, int] | None = None,
+    ) -> tuple[list[Entry], str]:
+        """Objects of an attempt that came after the cursor `after`, and the next cursor; see RelayClient.listing."""
+        ...
+
+    def missing(self, name: ObjectName) -> tuple[int, Gaps] | None:
+        """(length, byte ranges still missing) of an own object; None if nothing of it is there."""
+        ...
+
+    def upload(self, name: ObjectName, length: int, *, resume: bool = False) -> Sending:
+        """An object whose bytes come piece by piece, perhaps from several ranks."""
+        ...
+
+    def fetch_part(
+        self, name: ObjectName, length: int, first: int, view: memoryview, finish: BlockWork | None = None
+    ) -> dict[int, bytes] | None:
+        """Whole blocks of an object into `view`; block number -> SHA-256, None if it is not there."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more is moved; calls under way end with PeersError."""
+        ...

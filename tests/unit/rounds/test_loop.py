@@ -1,0 +1,53 @@
+"""The main loop's refusals before anything is exchanged. The loop itself is tested under mpirun and by kills."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fedhpc.errors import PolicyError
+from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.rounds.beginning import _require_ledger
+from fedhpc.secure.ledger import LedgerEntry, RoundLedger
+
+
+def ledger(rounds: int, *more: int) -> RoundLedger:
+    numbers = [*range(1, rounds + 1), *more]
+    return RoundLedger([LedgerEntry(r, f"sum {r}", bytes([r] * 32), bytes(32), (1, 2, 3)) for r in numbers])
+
+
+def federation(rounds: int, *more: int, masked: bool = True) -> Any:
+    journal = SimpleNamespace(ledger=ledger(rounds, *more))
+    return SimpleNamespace(party=SimpleNamespace(name="bern", masked=masked, journal=journal))
+
+
+def checkpoint(sums: int, summed: int | None = None) -> Checkpoint:
+    """After `sums` masked sums; in the first `summed` of them this site was."""
+    head = ledger(sums if summed is None else summed).head
+    return Checkpoint(round_=1, sums=sums, config=bytes(32), tensors={}, ledger=head)
+
+
+def test_a_ledger_that_lost_its_end_is_refused() -> None:
+    with pytest.raises(PolicyError, match="site bern ends at round 4, its checkpoint is from round 5") as refused:
+        _require_ledger(federation(4), checkpoint(5))
+    assert refused.value.exit_code == 77
+    with pytest.raises(PolicyError, match="ends at round 0"):
+        _require_ledger(federation(0), checkpoint(1))
+    with pytest.raises(PolicyError, match="lines between them are lost"):
+        _require_ledger(federation(4, 6), checkpoint(5))
+
+
+def test_a_ledger_at_or_past_the_checkpoint_goes_on() -> None:
+    _require_ledger(federation(5), checkpoint(5))
+    _require_ledger(federation(7), checkpoint(5))  # killed after sums, before the next checkpoint
+    _require_ledger(federation(0, masked=False), checkpoint(5))  # nothing is hidden, so no ledger is kept
+
+
+def test_a_site_that_caught_up_and_was_stopped_before_its_next_sum_goes_on() -> None:
+    """Sums 4 to 9 were the others': this site took their result, and nothing of them stands in its ledger."""
+    _require_ledger(federation(3), checkpoint(9, summed=3))
+    with pytest.raises(PolicyError, match="ends at round 2, its checkpoint is from round 9"):
+        _require_ledger(federation(2), checkpoint(9, summed=3))
+    _require_ledger(federation(0), checkpoint(9, summed=0))

@@ -1,0 +1,241 @@
+"""A part of a masked sum, chunk by chunk: the same bits for every chunk size, rail count and overlap."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from secure_fakes import edges_of, random_bytes
+
+from fedhpc.errors import PolicyError
+from fedhpc.federation.stages import Stages
+from fedhpc.federation.vector import Vector, parts
+from fedhpc.secure.masks import Masks, NoMasks
+from fedhpc.secure.ring import Codec, Layout, Tensor
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree, tree_root
+from fedhpc.sums.in_job.pipeline import BlockHasher, Pipeline, cut
+
+WEIGHTS = {"w": 0.3, "b": 0.3}
+
+MIXED = [
+    Tensor("w", "float32", (600_001,), 12),  # 2.3 blocks, a gap of 12 bytes
+    Tensor("n", "int64", (3,)),
+    Tensor("loss", "float64", (70_000,), 20),
+    Tensor("b", "float32", (5,), 12),
+]
+SMALL = [Tensor("w", "float32", (5,), 12), Tensor("n", "int64", (1,)), Tensor("b", "float32", (3,), 12)]
+
+
+class Meeting:
+    """Adds lanes of sites that run in threads."""
+
+    def __init__(self, sites: int) -> None:
+        self.barrier = threading.Barrier(sites, timeout=60)
+        self.lanes: list[Any] = [None] * sites
+        self.calls: list[list[tuple[str, int]]] = [[] for _ in range(sites)]
+
+
+class ThreadExchange:
+    """The sum over the sites of a Meeting, as seen from one of them."""
+
+    name = "threads"
+
+    def __init__(self, meeting: Meeting, place: int) -> None:
+        self._meeting, self._place = meeting, place
+        self.sites = len(meeting.lanes)
+
+    def gather(self, message: bytes) -> list[bytes]:
+        raise AssertionError("the pipeline sends no messages")
+
+    def add(self, lanes: Any) -> None:
+        assert lanes.dtype.kind == "u"
+        self._meeting.calls[self._place].append((lanes.dtype.name, lanes.size))
+        self._meeting.lanes[self._place] = lanes
+        self._meeting.barrier.wait()
+        total = np.add.reduce(self._meeting.lanes, dtype=lanes.dtype)
+        self._meeting.barrier.wait()
+        lanes[:] = total
+
+
+def values_of(layout: Layout, site: int) -> dict[str, Any]:
+    values = {}
+    for i, tensor in enumerate(layout.tensors):
+        raw = random_bytes(4 * tensor.lanes, 10 * site + i).view("<i4")
+        values[tensor.name] = raw.astype(np.int64) if tensor.kind == "int64" else (raw / 2.0**20).astype(tensor.kind)
+    return values
+
+
+def vector_of(layout: Layout, site: int) -> Vector:
+    vector = Vector(layout)
+    vector.fill({n: v.reshape(vector.view(n).shape) for n, v in values_of(layout, site).items()})
+    return vector
+
+
+def expected(layout: Layout, sites: int) -> tuple[bytes, bytes]:
+    """X with its gaps, and the decoded vector, by plain integers for each lane: no pipeline, no masks."""
+    summed, decoded = np.zeros(layout.nbytes, np.uint8), np.zeros(layout.nbytes, np.uint8)
+    for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
+        total = np.zeros(tensor.lanes, dtype=np.int64)
+        for site in range(sites):
+            x = values_of(layout, site)[tensor.name]
+            if tensor.kind == "int64":
+                total += x
+            else:
+                total += np.rint(x.astype(np.float64) * (WEIGHTS.get(tensor.name, 1.0) * 2.0**tensor.scale)).astype(
+                    np.int64
+                )
+        stop = offset + tensor.lanes * tensor.lane_bytes
+        summed[offset:stop] = total.astype(f"<i{tensor.lane_bytes}").view(np.uint8)
+        out = total if tensor.kind == "int64" else (total * 2.0**-tensor.scale).astype(tensor.kind)
+        decoded[offset:stop] = out.view(np.uint8)
+    return summed.tobytes(), decoded.tobytes()
+
+
+def run_sites(
+    tensors: list[Tensor], sites: int, *, chunk_bytes: int, overlap: bool, rails: int = 1, masked: bool = True
+) -> tuple[list[bytes], list[bytes], Meeting]:
+    """Every site in a thread; gives each site's decoded vector and its Tree(X), and the calls of the exchange."""
+    layout = Layout(tensors)
+    meeting = Meeting(sites)
+    edges = edges_of(sites)
+
+    def site(place: int) -> tuple[bytes, bytes]:
+        vector = vector_of(layout, place)
+        pipeline = Pipeline(ThreadExchange(meeting, place), chunk_bytes=chunk_bytes, overlap=overlap)
+        digests: list[bytes] = []
+        for part in parts(layout.nbytes, rails):
+            masks = Masks(edges[place]) if masked else NoMasks()
+            digests += pipeline.run(
+                vector, part, lambda: Codec(sites, f"site-{place}", WEIGHTS), masks, Stages(), digest=True
+            )
+        return vector.buffer.tobytes(), tree_root(layout.nbytes, digests)
+
+    with ThreadPoolExecutor(sites) as pool:
+        results = list(pool.map(site, range(sites)))
+    return [r[0] for r in results], [r[1] for r in results], meeting
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("chunk_bytes", [4096, 1 << 18, 1_000_000 // 16 * 16, 1 << 22])
+def test_chunk_size_and_overlap_do_not_show(chunk_bytes: int, overlap: bool) -> None:
+    summed, decoded = expected(Layout(MIXED), 3)
+    found, trees, _ = run_sites(MIXED, 3, chunk_bytes=chunk_bytes, overlap=overlap)
+    assert set(found) == {decoded}
+    assert set(trees) == {tree(summed)}
+
+
+@pytest.mark.parametrize("tensors", [MIXED, SMALL], ids=["blocks", "less than a block"])
+@pytest.mark.parametrize("rails", [1, 2, 3, 4, 5, 9])
+def test_rails_do_not_show(tensors: list[Tensor], rails: int) -> None:
+    """More rails than blocks leave some without a part; Tree(X) stays what it is."""
+    summed, decoded = expected(Layout(tensors), 2)
+    found, trees, _ = run_sites(tensors, 2, chunk_bytes=1 << 18, overlap=False, rails=rails)
+    assert set(found) == {decoded}
+    assert set(trees) == {tree(summed)}
+
+
+@pytest.mark.parametrize("sites", [1, 2, 5])
+def test_masks_do_not_show(sites: int) -> None:
+    summed, decoded = expected(Layout(SMALL), sites)
+    for masked in (True, False):
+        found, trees, _ = run_sites(SMALL, sites, chunk_bytes=4096, overlap=False, masked=masked)
+        assert set(found) == {decoded}
+        assert set(trees) == {tree(summed)}
+
+
+def test_what_the_exchange_carries_is_masked_and_gaps_are_zero() -> None:
+    layout = Layout(SMALL)
+    seen: list[Any] = []
+
+    class Recorder(ThreadExchange):
+        def add(self, lanes: Any) -> None:
+            seen.append(lanes.copy())
+            lanes[:] = 0
+
+    vector = vector_of(layout, 0)
+    plain = vector_of(layout, 0)
+    for piece in layout.pieces(0, layout.nbytes):
+        Codec(3, "a", WEIGHTS).encode(plain.buffer, piece)
+    pipeline = Pipeline(Recorder(Meeting(1), 0), chunk_bytes=4096)
+    pipeline.run(
+        vector, (0, layout.nbytes), lambda: Codec(3, "a", WEIGHTS), Masks(edges_of(3)[0]), Stages(), digest=False
+    )
+    sent = b"".join(s.tobytes() for s in seen)
+    assert [s.dtype.itemsize for s in seen] == [4, 8, 4]
+    bare = plain.buffer[:20].tobytes() + plain.buffer[32:40].tobytes() + plain.buffer[48:].tobytes()
+    assert len(sent) == len(bare) == 5 * 4 + 8 + 3 * 4
+    for i in range(0, len(sent), 4):
+        assert sent[i : i + 4] != bare[i : i + 4]
+    same_width = Layout([Tensor("w", "float32", (5,), 12), Tensor("b", "float32", (3,), 12)])
+    seen.clear()
+    pipeline.run(
+        vector_of(same_width, 0), (0, same_width.nbytes), lambda: Codec(3, "a", WEIGHTS), Masks(edges_of(3)[0]),
+        Stages(), digest=False,
+    )  # fmt: skip
+    (run,) = seen  # one message with the gap of 12 bytes inside
+    assert run[5:8].tolist() == [0, 0, 0]
+    assert np.count_nonzero(run) == 8
+
+
+def test_a_sum_out_of_range_is_refused() -> None:
+    layout = Layout([Tensor("n", "int64", (1000,))])
+
+    class Noise(ThreadExchange):
+        def add(self, lanes: Any) -> None:
+            lanes[-1] = 2**63  # −2^63
+
+    for overlap in (False, True):
+        pipeline = Pipeline(Noise(Meeting(1), 0), chunk_bytes=4096, overlap=overlap)
+        with pytest.raises(PolicyError, match="sum of 'n'"):
+            pipeline.run(Vector(layout), (0, layout.nbytes), lambda: Codec(3, "a"), NoMasks(), Stages(), digest=True)
+
+
+def test_an_error_while_preparing_reaches_the_caller() -> None:
+    layout = Layout([Tensor("n", "int64", (5000,))])
+
+    class Broken:
+        def add(self, lanes: Any, offset: int) -> None:
+            if offset >= 8192:
+                raise MemoryError("no room")
+
+    for overlap in (False, True):
+        meeting = Meeting(1)
+        pipeline = Pipeline(ThreadExchange(meeting, 0), chunk_bytes=4096, overlap=overlap)
+        with pytest.raises(MemoryError, match="no room"):
+            pipeline.run(Vector(layout), (0, layout.nbytes), lambda: Codec(3, "a"), Broken(), Stages(), digest=False)
+        assert len(meeting.calls[0]) <= 2  # nothing unmasked was sent
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["float32", "float64", "int64"]), st.integers(0, 3000)), max_size=6),
+    st.integers(1, 600).map(lambda n: 16 * n),
+)
+def test_chunks_hold_every_lane_once(shapes: list[tuple[str, int]], chunk_bytes: int) -> None:
+    layout = Layout([Tensor(f"t{i}", kind, (n,)) for i, (kind, n) in enumerate(shapes)])
+    chunks = cut(layout, 0, layout.nbytes, chunk_bytes)
+    pieces = [p for c in chunks for p in layout.pieces(c.start, c.stop)]
+    assert sum((p.stop - p.start) // p.tensor.lane_bytes for p in pieces) == layout.lanes
+    at = 0
+    for chunk in chunks:
+        assert at <= chunk.start < chunk.stop <= chunk.start + chunk_bytes
+        assert chunk.start % 16 == 0
+        assert {p.tensor.bits for p in layout.pieces(chunk.start, chunk.stop)} <= {chunk.bits}
+        assert (chunk.stop - chunk.start) % (chunk.bits // 8) == 0
+        at = chunk.stop
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 3 * TREE_BLOCK_BYTES), st.lists(st.integers(0, 3 * TREE_BLOCK_BYTES), max_size=6))
+def test_block_hasher(size: int, stops: list[int]) -> None:
+    data = random_bytes(3 * TREE_BLOCK_BYTES, 1)[:size]
+    hasher = BlockHasher(data, 0)
+    for stop in sorted(stops):
+        hasher.advance(min(stop, size))
+    assert tree_root(size, hasher.finish(size)) == tree(data)
+    assert BlockHasher(data, size).finish(size) == []  # a rail without a part
