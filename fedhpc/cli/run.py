@@ -12,7 +12,7 @@ import click
 from fedhpc.errors import ConfigError, InterruptedRun
 
 if TYPE_CHECKING:
-    from fedhpc.federation.interfaces import Stage
+    from fedhpc.federation.life import Stage
 
 
 @click.command()

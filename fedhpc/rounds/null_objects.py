@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.interfaces import Checkpoint, LocalWork, Stage
+from fedhpc.federation.checkpoint import Checkpoint
+from fedhpc.federation.life import Stage
+from fedhpc.rounds.interfaces import LocalWork
 
 
 class NoCheckpoints:

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import DataError, PolicyError, StorageError
-from fedhpc.federation.interfaces import LocalResult, LocalWork, Tensors
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.files import private_folder, write_stream
 from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
+from fedhpc.rounds.interfaces import LocalResult, LocalWork
 from fedhpc.secure import labels
 from fedhpc.secure.keys import derive
 from fedhpc.secure.sealing import SEAL_BYTES, seal, unseal

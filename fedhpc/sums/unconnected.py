@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.interfaces import CheckpointStore
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.party import CaughtUp, Opened, Party, SumPlan
 from fedhpc.federation.vector import Vector
 

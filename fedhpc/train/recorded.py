@@ -11,7 +11,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.interfaces import AtStep, LocalResult, LocalWork, Tensors
+from fedhpc.federation.checkpoint import Tensors
+from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork
 from fedhpc.train import evaluate
 
 

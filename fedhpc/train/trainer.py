@@ -1,6 +1,6 @@
 """One site's local training: the loop that turns the round's model into the site's.
 
-TorchTrainer implements fedhpc.federation.interfaces.Trainer. Every rank of the site makes every call; results are
+TorchTrainer implements fedhpc.rounds.interfaces.Trainer. Every rank of the site makes every call; results are
 equal on all of them. With one rank and `optimizer_state = "keep"` it computes, bit for bit, what a plain PyTorch
 loop over the same batches computes.
 """
@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError
-from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
+from fedhpc.rounds.interfaces import AtStep, LocalResult
 from fedhpc.train import evaluate
 from fedhpc.train.backends import open_backend
 from fedhpc.train.batches import Batches, Rows, derive_key, pieces, share

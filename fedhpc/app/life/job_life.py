@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from fedhpc.app.life.settings import LifeSettings
 from fedhpc.app.life.stop_signals import Told
-from fedhpc.federation.interfaces import Stage
+from fedhpc.federation.life import Stage
 
 _AFTER_TERM_S = 10.0  # Slurm's KillWait is 30 s, and a checkpoint has to fit into it
 _AFTER_USR2_S = 60.0  # where nobody knows when the job ends

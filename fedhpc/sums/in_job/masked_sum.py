@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 
 from fedhpc.errors import DataError, InternalError
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.input_check import codec_of, inspect, share
-from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.party import GIVEN_EPOCH, NO_BASE, CaughtUp, Opened, Party, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts

@@ -13,9 +13,9 @@ from typing import NoReturn
 import numpy as np
 
 from fedhpc.errors import InternalError, InterruptedRun, PolicyError
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.input_check import codec_of, inspect, refuse_other_vector, share
-from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.party import NEXT_EPOCH, NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts
