@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fedhpc.data.schema import FeatureSet
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
-from fedhpc.rounds.interfaces import AtStep, LocalResult
+from fedhpc.rounds.interfaces import AtStep, LocalResult, Trainer
 from fedhpc.train import evaluate
 from fedhpc.train.backends import open_backend
 from fedhpc.train.batches import Batches, Piece, Rows, derive_key, pieces, share
@@ -40,7 +41,7 @@ from fedhpc.train.within_round import WithinRound
 CHECK_STEPS = 64  # the loss is looked at this often: each look waits for the device and for all ranks
 
 
-class TorchTrainer:
+class TorchTrainer(Trainer):
     """A model, a site's rows, and how to train on them."""
 
     def __init__(
@@ -87,6 +88,7 @@ class TorchTrainer:
         self._step = 0  # optimiser steps in all rounds
         self._within: WithinRound | None = None
 
+    @override
     def train(self, round_: int, anchor: Mapping[str, NDArray[Any]], at_step: AtStep = lambda: False) -> LocalResult:
         """One round from the loaded state; `anchor` is the round's global state, used when proximal > 0.
 
@@ -167,32 +169,36 @@ class TorchTrainer:
         self._optimizer.step()
         self._step += 1
 
+    @override
     def tensors(self) -> Tensors:
-        """See Trainer.tensors."""
         return read_shared(split_state(self.model)[0])
 
+    @override
     def averaged(self) -> frozenset[str]:
-        """See Trainer.averaged: the floating buffers."""
+        """Returns the floating buffers."""
         return self._running.names()
 
+    @override
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """See Trainer.load. Raises DataError if names, shapes or dtypes differ."""
+        """Raises DataError if names, shapes or dtypes differ."""
         write_shared(split_state(self.model)[0], tensors)
 
+    @override
     def measure(self) -> Tensors:
-        """See Trainer.measure: the task's sums over the held-out rows, each rank over its share."""
+        """The task's sums over the held-out rows, each rank over its share."""
         mine = share(self.held_out_rows, self.group.rank, self.group.size)
         # Without rows of its own a rank measures training rows, for names and shapes, and counts nothing.
         with self._random.active():
             sums = measured(self._task, self.model, self.dataset, mine, self.train_rows, self.device)
         return add_over_ranks(self.group, sums)
 
+    @override
     def summarise(self, sums: Mapping[str, NDArray[Any]]) -> dict[str, float | None]:
-        """See Trainer.summarise."""
         return evaluate.summarise(sums)
 
+    @override
     def private(self) -> dict[str, NDArray[Any]]:
-        """See Trainer.private. Names: `position`, `random`, `optimizer:…`, `buffer:…`; equal on every rank.
+        """Names: `position`, `random`, `optimizer:…`, `buffer:…`; equal on every rank.
 
         Within a round also where it stands, and the running statistics of each rank, which differ until its end.
         """
@@ -210,11 +216,12 @@ class TorchTrainer:
             arrays |= {f"optimizer:{name}": array for name, array in state.items()}
         return arrays | {f"buffer:{name}": to_array(value) for name, value in split_state(self.model)[1].items()}
 
+    @override
     def restore(self, private: Mapping[str, NDArray[Any]]) -> None:
-        """See Trainer.restore. Only the leader's `private` counts; it is sent to the other ranks.
+        """Only the leader's `private` counts; it is sent to the other ranks.
 
-        On another number of ranks, or another kind of device, the random states start anew from the seed, the
-        rank and the step. Raises DataError if it does not fit the model or the data.
+        On another number of ranks, or another kind of device, the random states start anew from seed, rank and
+        step. Raises DataError if it does not fit the model or the data.
         """
         arrays = from_leader(self.group, private)
         missing = [name for name in ("position", "random") if name not in arrays]
