@@ -20,7 +20,7 @@ def compare_stores(session: Session, mine: FeatureSet | None) -> None:
     if not session.party.leads or len(session.sites) == 1:
         return
     described = b"" if mine is None else describe(mine)
-    for number, message in session.sums.announce("FEATURES", described).items():
+    for number, message in session.peers.announce("FEATURES", described).items():
         if message == described:
             continue
         site = session.sites[number - 1]

@@ -85,7 +85,7 @@ def choose_element_scales(
                 levels = ranges[name].levels(exponents_of(arrays[name].reshape(-1)[low:high], factor))
                 vector.fill({name: marks(levels, ranges[name].bins, sites, stream, lane)})
                 lane += levels.size * ranges[name].bins
-        opened = session.add(vector, what, everyone=everyone, category=labels.CLASS_SCALE)
+        opened = session.add(vector, session.statistic(what, everyone=everyone, category=labels.CLASS_SCALE))
         assert opened is not None
         salt = opened.salt
         for name, (low, high) in part.items():

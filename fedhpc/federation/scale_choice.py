@@ -48,7 +48,7 @@ def choose_scales(
     marks = exponent_counts(seen, factor, session.site)
     vector = Vector(session.layout([Tensor(n, "int64", m.shape) for n, m in marks.items()]))
     vector.fill(marks)
-    opened = session.add(vector, purpose, everyone=everyone, category=labels.CLASS_SCALE)
+    opened = session.add(vector, session.statistic(purpose, everyone=everyone, category=labels.CLASS_SCALE))
     assert opened is not None
     check_counts(party, vector.views(), marks, len(opened.members))
     bits = {n: 8 * a.itemsize for n, a in arrays.items()}

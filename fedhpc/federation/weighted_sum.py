@@ -75,7 +75,8 @@ def weighted_sum(
     vector.sources = sources
     factors = dict.fromkeys(floats, factor)
     category = category or class_of(name)
-    opened = session.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+    plan = session.statistic(purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+    opened = session.add(vector, plan)
     if opened is None:
         return None
     sums = Sums.of(vector, opened, session.sites, own, kinds, average=average)

@@ -112,7 +112,7 @@ def _newest_common_round(session: Session, store: CheckpointStore) -> int | None
     party = session.party
     answer = b""
     if party.leads:
-        newest = session.sums.common_round(store.rounds())
+        newest = session.recovery.common_round(store.rounds())
         answer = b"none" if newest is None else str(newest).encode()
     answer = party.site.broadcast_bytes(answer if party.leads else None)
     return None if answer == b"none" else int(answer)

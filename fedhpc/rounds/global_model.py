@@ -64,7 +64,7 @@ class GlobalModel:
     ) -> None:
         """`weights_name`: what the sum of the sites' weights is called in the ledger; one per model.
 
-        `checkpointed`: each state is put into a checkpoint, which ends what is kept to repeat its round (keep_until).
+        `checkpointed`: each state is put into a checkpoint, after which nothing is kept to repeat its round (covered).
         `fresh`: False if `restore` follows, which hashes the state that counts.
         """
         self._session = session
@@ -171,7 +171,8 @@ class GlobalModel:
             return True
         vector, scales = self._update_vector(base.tensors, local, share)
         names = {_MODEL + name: share for name in self.tensors}
-        opened = session.begin_training_sum(vector, names, base.state, scales, checkpointed=self._checkpointed)
+        plan = session.training(base.state, names, scales, checkpointed=self._checkpointed)
+        opened = session.open(vector, plan)
         if self._secure.bound is None:
             zero = [name for name in scales.lost if not vector.view(name).any()]
             stop(session.party, zero, "the chosen scale has rounded the sum of the updates to zero")
@@ -189,7 +190,7 @@ class GlobalModel:
             following[name] = np.asarray(step)  # NumPy makes a scalar of a tensor without dimensions
         self.rounds += 1
         self.blind = blind_after(self.blind, opened.salt)
-        session.finish(opened, self._tree(following))
+        session.settle(opened, self._tree(following))
         self.tensors, self.reached = following, session.round_
         return len(opened.members) == len(session.sites)
 
@@ -201,9 +202,10 @@ class GlobalModel:
         """
         vector = Vector(self._session.layout(self._measured_tensors(measured)))
         vector.fill({_MEASURED + n: a for n, a in measured.items()})
-        opened = self._session.add(
-            vector, name, everyone=True, skip=True, absent=not measured, category=labels.CLASS_MEASURED
+        plan = self._session.statistic(
+            name, everyone=True, skip=True, absent=not measured, category=labels.CLASS_MEASURED
         )
+        opened = self._session.add(vector, plan)
         return None if opened is None else {n: vector.view(_MEASURED + n).copy() for n in measured}
 
     def sha256(self) -> str:

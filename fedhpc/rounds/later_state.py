@@ -42,7 +42,7 @@ def take_later(session: Session, reporter: Reporter, model: GlobalModel, over: R
     """Take the later state; whether its training sum was over all sites."""
     reporter.note(f"{over.what}; asking the others for their model")
     before = model.rounds
-    caught = session.sums.catch_up(model.state, model.reached, total_bytes(model.arrays()))
+    caught = session.recovery.catch_up(model.state, model.reached, total_bytes(model.arrays()))
     model.take_over(caught.data)
     session.round_ = model.reached = caught.round_
     reporter.note(f"caught up: from {before} to {model.rounds} rounds")
@@ -79,4 +79,4 @@ def save(
             blind=model.blind,
         )
     )
-    session.sums.keep_until(session.round_, given=model.reached > 0)
+    session.covered(given=model.reached > 0)

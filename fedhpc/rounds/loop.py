@@ -63,7 +63,7 @@ def run_rounds(
     rounds = session.party.agreement.federation.rounds
     model, done, pending = begin(session, trainer, store, reporter, prepare, previous, outbox, life)
     if session.party.leads:
-        session.sums.attend(store)
+        session.recovery.serve_catch_up(store)
     if pending is not None and life.stage != "train":  # the last job ended before it was summed, or just after
         report_measured(session, trainer, reporter, model, pending)
     started_at, begun_run, sent = done, clock(), 0
@@ -74,7 +74,7 @@ def run_rounds(
         # 2. Train on this site's data; or take up what an earlier job has trained.
         base, work_state = model.base(), model.state
         local = local_rounds.work(done + 1, work_state, model.tensors)
-        told = session.sums.hear(life.leaves())
+        told = session.peers.agree_to_stop(life.leaves())
         if told or life.stage == "train" or local_rounds.is_due():
             local_rounds.keep(done + 1, work_state, local)
         _stop_here(session, told, f"in round {done + 1}, after {local.result.steps} steps")
@@ -140,7 +140,7 @@ def run_rounds(
 
 def _stop_here(session: Session, word: str, where: str) -> None:
     """Raise InterruptedRun on every rank if one of them was told to stop."""
-    said = session.sums.hear(word)
+    said = session.peers.agree_to_stop(word)
     if said:
         raise InterruptedRun(f"stopped {where}: {said}", agreed=True)
 
@@ -153,4 +153,4 @@ def _may_sum(session: Session, model: GlobalModel, base: Base) -> bool:
     if model.rounds >= agreement.federation.rounds:
         return False  # it has caught up with the final model
     staleness = agreement.cohort.staleness
-    return model.rounds - base.rounds <= staleness and session.sums.is_free(base.state)
+    return model.rounds - base.rounds <= staleness and session.recovery.is_free(base.state)

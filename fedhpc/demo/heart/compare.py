@@ -51,7 +51,8 @@ def _train_split(joined: Joined, agreement: Agreement) -> Tensors:
     party = joined.session.party
     journal = MemoryJournal() if party.leads else None
     party = dataclasses.replace(party, agreement=agreement, journal=journal)
-    session = Session(party, joined.session.sums.of(party))
+    assert joined.again is not None, "all hospitals are in this job"
+    session = joined.again(party)
     with open_site_trainer(session, joined.site_file) as trainer:
         return train(session, trainer, NoCheckpoints(), Silence()).model.tensors
 
@@ -85,7 +86,7 @@ def _gather_over_job(session: Session, message: bytes) -> list[bytes]:
     within = session.party.site.gather_bytes(message)
     if not session.party.leads:
         return within
-    joined = session.sums.announce("SCORES", b"\n".join(within)).values()
+    joined = session.peers.announce("SCORES", b"\n".join(within)).values()
     return [line for lines in joined for line in lines.split(b"\n")]
 
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
-from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
 from fedhpc.secure import labels
@@ -29,6 +28,7 @@ from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, Federation, G
 from fedhpc.secure.transcript import joined_block_digests, parse_canon, tree_root
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.exchange import RelayExchange, Watch, objects_of
+from fedhpc.sums.over_relay.finished_sums import FinishedSums
 
 _log = logging.getLogger("fedhpc.federation")
 _LOOK_S = 2.0
