@@ -28,7 +28,8 @@ from fedhpc.relay.rounds.round_threads import Coordinator
 from fedhpc.relay.settings import Federation, Limits, Roster
 from fedhpc.relay.store.store import Attempt, Store, Stored
 from fedhpc.relay.store.upload import Upload
-from fedhpc.wire.object_names import BLOCK_BYTES, UNSHARED, ObjectName, block_bytes, block_count
+from fedhpc.wire.kinds import UNSHARED
+from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_bytes, block_count
 
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19})")
 _RANGE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})?")
