@@ -36,6 +36,7 @@ from fedhpc.transport.https.link import RelayAccess
 from fedhpc.wire.object_names import ObjectName
 
 CONFIG = "ab" * 32
+FREE_FOR_ALL = Path(__file__).parents[1] / "tests" / "fakes" / "free_for_all.py"
 
 
 def site(port: int, pin: bytes, folder: str, number: int, length: int, ready: Any, done: Any) -> None:

@@ -66,7 +66,10 @@ class MaskPlan:
 
 
 class SiteAttempt:
-    """See the module. Raises PolicyError where a rule would be broken, PeersError where too few answered so far."""
+    """One site's side of one attempt.
+
+    Raises PolicyError where a rule would be broken, PeersError where too few answered so far.
+    """
 
     def __init__(
         self,

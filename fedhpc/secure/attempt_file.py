@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from fedhpc.errors import PolicyError
 from fedhpc.secure import labels
 from fedhpc.secure.keys import KEY_BYTES, AttemptKey, derive
-from fedhpc.secure.kinds import OF_AN_ATTEMPT
 from fedhpc.secure.ledger import LedgerEntry
+from fedhpc.secure.message_kinds import OF_AN_ATTEMPT
 from fedhpc.secure.sealing import SEAL_BYTES, seal, unseal
 from fedhpc.secure.shares import Draw, draw_scalar
 from fedhpc.secure.transcript import canon, parse_canon

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedhpc.errors import PolicyError
 from fedhpc.secure.keys import KEY_BYTES
-from fedhpc.secure.kinds import SHARES_BYTES, max_bytes
+from fedhpc.secure.message_kinds import SHARES_BYTES, max_bytes
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.sealing import SEAL_BYTES

@@ -3,7 +3,7 @@
 Who owns it, where it lies, in which phase it counts, how long it can be, what its signature covers. The relay's gate,
 its machine and its listings, and the spool, read this table; docs/relay-rounds.md shows it to people, and a test
 compares the two. What a row's signature covers and how long its message is, the vault must know by itself:
-secure/kinds.py.
+secure/message_kinds.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fedhpc.secure import labels
-from fedhpc.secure.kinds import BY_NAME, ENVELOPE_BYTES, Signs
+from fedhpc.secure.message_kinds import BY_NAME, ENVELOPE_BYTES, Signs
 from fedhpc.secure.sealing import SEAL_BYTES
 from fedhpc.secure.transcript import MAX_CANON_BYTES
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName
@@ -76,7 +76,7 @@ class Kind:
     name: str  # of the object, without sites; followed by a number where `numbered`
     place: Place
     owner: Owner
-    limit: int = 0  # bytes, where it is no message of secure/kinds.py and no vector
+    limit: int = 0  # bytes, where it is no message of secure/message_kinds.py and no vector
     carries: Carries = Carries.MESSAGE
     numbered: bool = False
     phase: str = ""  # of PHASES, which waits for it or ends with it

@@ -41,7 +41,7 @@ from fedhpc.relay.http.routes import Routes, _query
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds.ready import read_ready
 from fedhpc.relay.settings import Limits, Roster, read_roster, read_settings
-from fedhpc.secure import kinds, labels, messages
+from fedhpc.secure import labels, message_kinds, messages
 from fedhpc.secure.attempt_file import from_private
 from fedhpc.secure.catch_up_messages import Federation, Giver, Taker
 from fedhpc.secure.epochs import Configuration, approve, check_signed
@@ -119,7 +119,7 @@ BODIES: dict[str, Callable[[Any], Any]] = {
 
 def _protocol() -> list[Target]:
     world = _world()
-    most = partial(kinds.max_bytes, sites=SITES)
+    most = partial(message_kinds.max_bytes, sites=SITES)
 
     def signed(name: str, data: bytes) -> None:
         """As another site reads it: only the genuine message passes."""
@@ -219,7 +219,7 @@ def _hostile_sites() -> list[Target]:
         Target("STATE", answer, [canon(parse_canon(state)["body"])]),
         Target("ABANDON", given_up, [canon({"state": key_of("next").hex()})]),
         Target("M6 of a hostile site", result, [canon(parse_canon(_sent("M6"))["body"])]),
-        Target("CONFIG", configuration, [genuine[2]], most=kinds.max_bytes("CONFIG", SITES)),
+        Target("CONFIG", configuration, [genuine[2]], most=message_kinds.max_bytes("CONFIG", SITES)),
         *[Target(f"{name} body", partial(body, name), [canon(parse_canon(_sent(name))["body"])]) for name in BODIES],
     ]
 

@@ -56,7 +56,10 @@ class Step:
 
 
 class FederationRounds:
-    """See the module. `lock` guards everything but `note` and what `heard` does, which any thread may call."""
+    """The open rounds of one federation.
+
+    `lock` guards everything but `note` and what `heard` does, which any thread may call.
+    """
 
     def __init__(self, store: Store, federation: Federation, metrics: Metrics) -> None:
         self.lock = threading.Lock()

@@ -11,7 +11,7 @@ from fedhpc.errors import PeersError, PolicyError
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds.federation_rounds import FederationRounds
 from fedhpc.relay.rounds.one_round import Round
-from fedhpc.secure.kinds import ENVELOPE_BYTES
+from fedhpc.secure.message_kinds import ENVELOPE_BYTES
 from fedhpc.wire import kinds
 from fedhpc.wire.kinds import Kind, Owner, Place
 from fedhpc.wire.object_names import ObjectName

@@ -8,7 +8,7 @@ import pytest
 from relay_fakes import CONFIG, NBYTES, Hand, Relay, all_ready, federation, ready
 
 from fedhpc.relay.problems import Problem
-from fedhpc.secure.kinds import max_bytes
+from fedhpc.secure.message_kinds import max_bytes
 from fedhpc.wire.object_names import ObjectName
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedhpc.secure import labels
-from fedhpc.secure.kinds import ENVELOPE_BYTES, max_bytes
+from fedhpc.secure.message_kinds import ENVELOPE_BYTES, max_bytes
 from fedhpc.secure.thresholds import choose_thresholds
 from fedhpc.secure.transcript import MAX_CANON_BYTES
 
