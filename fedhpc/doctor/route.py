@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from cryptography import x509
 
-from fedhpc.agreement.agreement import Agreement, SiteFile
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.errors import FedhpcError, PeersError
 from fedhpc.sums.over_relay.join import relay_access
 from fedhpc.transport.https.addresses import joined
