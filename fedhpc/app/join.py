@@ -17,7 +17,7 @@ from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.finished_sums import Reached
-from fedhpc.federation.interfaces import Life
+from fedhpc.federation.life import Life
 from fedhpc.federation.party import Party
 from fedhpc.ledger.file import LEDGER_FILE
 from fedhpc.ledger.home import home_of, known_federation

@@ -23,12 +23,14 @@ from fedhpc.app.rundir import keep_agreement
 from fedhpc.app.telemetry import Telemetry
 from fedhpc.config import read_section
 from fedhpc.errors import ConfigError, InterruptedRun
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import CheckpointStore, Life, Outbox, Reporter, Stage
+from fedhpc.federation.life import Life, Stage
 from fedhpc.ledger.home import home_of
 from fedhpc.ledger.journal import FileJournal
 from fedhpc.ledger.stores import remember_home, store_mark
 from fedhpc.mpi.arrays import from_leader
+from fedhpc.rounds.interfaces import Outbox, Reporter
 from fedhpc.rounds.loop import Outcome, run_rounds
 from fedhpc.rounds.outbox import FileOutbox
 from fedhpc.rounds.start import Taken

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedhpc.errors import DataError, InterruptedRun, PolicyError
+from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore, Tensors
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import Checkpoint, CheckpointStore, Life, Outbox, Reporter, Tensors, Trainer
+from fedhpc.federation.life import Life
 from fedhpc.federation.party import RoundOverError
 from fedhpc.ledger.file import LOST_LEDGER_HINT
 from fedhpc.rounds.global_model import GlobalModel
+from fedhpc.rounds.interfaces import Outbox, Reporter, Trainer
 from fedhpc.rounds.later_state import catch_up, save, take_later
 from fedhpc.rounds.measuring import report_measured
 from fedhpc.rounds.start import Taken, refuse_other_model, take_over

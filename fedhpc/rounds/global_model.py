@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fedhpc.cohort.staleness import discount
 from fedhpc.errors import DataError
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.scale_choice import choose_scales, stop
 from fedhpc.federation.scales import Scales, refuse_beyond
 from fedhpc.federation.state_tensors import (

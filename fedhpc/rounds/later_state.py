@@ -7,11 +7,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore, Tensors
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import Checkpoint, CheckpointStore, Reporter, Tensors, Trainer
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.state_tensors import total_bytes
 from fedhpc.rounds.global_model import GlobalModel
+from fedhpc.rounds.interfaces import Reporter, Trainer
 from fedhpc.rounds.measuring import report_measured
 
 

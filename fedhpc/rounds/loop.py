@@ -11,17 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedhpc.errors import InterruptedRun
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import (
-    CheckpointStore,
-    Life,
-    Outbox,
-    Reporter,
-    Trainer,
-)
+from fedhpc.federation.life import Life
 from fedhpc.federation.party import RoundOverError
 from fedhpc.rounds.beginning import begin
 from fedhpc.rounds.global_model import Base, GlobalModel
+from fedhpc.rounds.interfaces import Outbox, Reporter, Trainer
 from fedhpc.rounds.later_state import catch_up, save
 from fedhpc.rounds.local_round import LocalRounds
 from fedhpc.rounds.measuring import final_metrics, purpose_after, report_measured, sum_measured

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedhpc.errors import InterruptedRun
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import Life, LocalResult, Reporter, Tensors, Trainer
+from fedhpc.federation.life import Life
 from fedhpc.rounds.global_model import GlobalModel
+from fedhpc.rounds.interfaces import LocalResult, Reporter, Trainer
 from fedhpc.rounds.local_round import Local, LocalRounds
 
 LOST = "not all sites were in this round's sum"

@@ -8,7 +8,9 @@ from typing import Any
 from typing_extensions import override
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.interfaces import Checkpoint, Life, LocalWork, Outbox, Stage
+from fedhpc.federation.checkpoint import Checkpoint
+from fedhpc.federation.life import Life, Stage
+from fedhpc.rounds.interfaces import LocalWork, Outbox
 
 
 class NoCheckpoints:

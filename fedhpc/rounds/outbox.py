@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from fedhpc.errors import DataError, PolicyError, StorageError
-from fedhpc.federation.interfaces import LocalResult, LocalWork, Outbox, Tensors
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.files import private_folder, write_stream
 from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
+from fedhpc.rounds.interfaces import LocalResult, LocalWork, Outbox
 from fedhpc.secure import labels
 from fedhpc.secure.keys import derive
 from fedhpc.secure.sealing import SEAL_BYTES, seal, unseal

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import DataError, PolicyError
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.party import SumPlan
 from fedhpc.federation.vector import Vector
 from fedhpc.rounds.global_model import GlobalModel

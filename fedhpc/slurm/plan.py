@@ -15,7 +15,7 @@ from fedhpc.app.life.settings import LifeSettings
 from fedhpc.app.telemetry import METRICS_FILE, number, read_metrics, table
 from fedhpc.config import read_section
 from fedhpc.errors import ConfigError, StorageError
-from fedhpc.federation.interfaces import Stage
+from fedhpc.federation.life import Stage
 from fedhpc.files import private_folder
 from fedhpc.slurm.profile import Profile, read_profile
 from fedhpc.slurm.settings import SlurmSettings, exchange_settings, overlay, walltime_s

@@ -11,7 +11,7 @@ from fedhpc import __version__
 from fedhpc.agreement.federation_file import Agreement
 from fedhpc.agreement.site_file import SiteFile, read_site_directory
 from fedhpc.errors import ConfigError
-from fedhpc.federation.interfaces import Stage
+from fedhpc.federation.life import Stage
 from fedhpc.slurm.plan import Plan
 from fedhpc.slurm.render import fill, header, launcher, log_pattern, one_task, part, resources, template
 from fedhpc.slurm.settings import SlurmSettings

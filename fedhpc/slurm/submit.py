@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from fedhpc.errors import ConfigError, PeersError
-from fedhpc.federation.interfaces import Stage
+from fedhpc.federation.life import Stage
 from fedhpc.files import write_whole
 from fedhpc.slurm.plan import Plan
 from fedhpc.slurm.queue import DoubtError, Found, NoAnswerError, Queue, named_cluster

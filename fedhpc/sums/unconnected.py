@@ -7,7 +7,7 @@ from typing import NoReturn
 from typing_extensions import override
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.interfaces import CheckpointStore
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.party import CaughtUp, MaskedSums, Opened, Party, SumPlan
 from fedhpc.federation.vector import Vector
 

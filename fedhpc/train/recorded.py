@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.interfaces import AtStep, LocalResult, LocalWork, Tensors, Trainer
+from fedhpc.federation.checkpoint import Tensors
+from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork, Trainer
 from fedhpc.train import evaluate
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedhpc.errors import ConfigError
-from fedhpc.federation.interfaces import Tensors
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.rounds.global_model import GlobalModel
 
 if TYPE_CHECKING:

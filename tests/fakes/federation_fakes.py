@@ -18,9 +18,9 @@ from secure_fakes import key_of
 
 from fedhpc.agreement.federation_file import PROTOCOL_NAME, Agreement, read_agreement
 from fedhpc.errors import InterruptedRun
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.input_check import codec_of, share
-from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.party import Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector

@@ -23,8 +23,9 @@ from fedhpc.app.join import join_with_files
 from fedhpc.app.previous import find_previous
 from fedhpc.app.rundir import keep_agreement
 from fedhpc.data import hdf5
-from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.ledger.journal import FileJournal
+from fedhpc.rounds.interfaces import AtStep, LocalResult
 from fedhpc.rounds.loop import run_rounds
 from fedhpc.secure.masks import Masks
 from fedhpc.sums.in_job.masked_sum import MpiSums

@@ -33,10 +33,11 @@ import numpy as np
 from fedhpc.app.join import join_with_files
 from fedhpc.data import hdf5
 from fedhpc.errors import FedhpcError, InterruptedRun
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.federation import Federation
 from fedhpc.federation.finished_sums import FinishedSums
-from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
 from fedhpc.ledger.journal import FileJournal
+from fedhpc.rounds.interfaces import AtStep, LocalResult
 from fedhpc.rounds.loop import run_rounds
 from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.transcript import parse_canon

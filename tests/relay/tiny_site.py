@@ -25,9 +25,10 @@ import numpy as np
 import user_scripts
 
 from fedhpc.app.join import join_with_files
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
 from fedhpc.mpi.world import abort_job, describe_failure
+from fedhpc.rounds.interfaces import AtStep, LocalResult
 from fedhpc.rounds.loop import run_rounds
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.sums.over_relay.masked_sum import RelayedSums

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fedhpc.app.life.settings import LifeSettings
 from fedhpc.app.life.stop_signals import Told
-from fedhpc.federation.interfaces import Life, Stage
+from fedhpc.federation.life import Life, Stage
 
 _AFTER_TERM_S = 10.0  # Slurm's KillWait is 30 s, and a checkpoint has to fit into it
 _AFTER_USR2_S = 60.0  # where nobody knows when the job ends

@@ -21,8 +21,8 @@ from fedhpc.app.join import Joined, join_with_files
 from fedhpc.app.run import open_site_trainer, run_joined, train
 from fedhpc.demo.heart.baselines import Score
 from fedhpc.demo.heart.scores import Costs, other_split, score_split, write_result
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import Tensors
 from fedhpc.ledger.journal import MemoryJournal
 from fedhpc.rounds.null_objects import NoCheckpoints, Silence
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing_extensions import override
 
 from fedhpc.errors import DataError, InternalError
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.input_check import codec_of, inspect, share
-from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.party import GIVEN_EPOCH, NO_BASE, CaughtUp, MaskedSums, Opened, Party, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts

@@ -14,9 +14,9 @@ import numpy as np
 from typing_extensions import override
 
 from fedhpc.errors import InternalError, InterruptedRun, PolicyError
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.input_check import codec_of, inspect, refuse_other_vector, share
-from fedhpc.federation.interfaces import CheckpointStore
 from fedhpc.federation.party import NEXT_EPOCH, NO_BASE, CaughtUp, MaskedSums, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fedhpc.federation.checkpoint import Checkpoint, Tensors
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import Checkpoint, Tensors
 from fedhpc.federation.state_tensors import (
     TOTAL_WEIGHT,
     arrays_of_checkpoint,

@@ -12,16 +12,11 @@ import pytest
 from federation_fakes import Meeting
 
 from fedhpc.errors import InternalError, InterruptedRun
+from fedhpc.federation.checkpoint import Checkpoint, Tensors
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import (
-    AtStep,
-    Checkpoint,
-    LocalResult,
-    LocalWork,
-    Stage,
-    Tensors,
-)
+from fedhpc.federation.life import Stage
 from fedhpc.mpi.collectives import SerialGroup
+from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork
 from fedhpc.rounds.local_round import LocalRounds
 from fedhpc.rounds.loop import run_rounds
 from fedhpc.rounds.null_objects import Endless, Silence

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from federation_fakes import FakeSums, Meeting
 
+from fedhpc.federation.checkpoint import Checkpoint, Tensors
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import Checkpoint, Tensors
 from fedhpc.federation.party import CaughtUp, RoundOverError
 from fedhpc.federation.state_tensors import state_arrays
 from fedhpc.rounds import later_state

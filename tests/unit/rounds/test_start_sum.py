@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as npst
 
 from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.errors import DataError, PolicyError
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.federation import Federation
-from fedhpc.federation.interfaces import Tensors
 from fedhpc.federation.party import NO_BASE
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.start import Taken, _lanes, _packed, _unpacked, take_over
