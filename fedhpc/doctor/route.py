@@ -19,7 +19,7 @@ from fedhpc.sums.over_relay.join import relay_access
 from fedhpc.transport.https.addresses import joined
 from fedhpc.transport.https.link import Link, RelayAccess, site_context
 from fedhpc.transport.link_problems import LinkDown, RelayProblem
-from fedhpc.transport.traffic import Traffic
+from fedhpc.transport.transport import Traffic
 from fedhpc.wire.pins import read_der
 
 STEPS = ("name", "connect", "tls", "certificate", "federation")
