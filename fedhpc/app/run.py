@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhpc.agreement.agreement import SiteFile
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.features import compare_stores
 from fedhpc.app.federation import Federation
 from fedhpc.app.join import Joined, join_with_files

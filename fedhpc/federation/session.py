@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from fedhpc.agreement.agreement import Agreement
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.going_on import NONE_FINISHED, round_of
 from fedhpc.federation.input_check import inspect, share

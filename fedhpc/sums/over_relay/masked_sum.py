@@ -18,13 +18,13 @@ from fedhpc.federation.party import NEXT_EPOCH, Checked, Opened, Party, RoundOve
 from fedhpc.federation.stages import Stages
 from fedhpc.secure.ledger import Mark, OtherVectorError
 from fedhpc.secure.transcript import u64
-from fedhpc.sums.in_job.masked_sum import streams_to_bytes
 from fedhpc.sums.over_relay.lead import Lead
 from fedhpc.sums.over_relay.masked_blocks import HiddenPart
 from fedhpc.sums.over_relay.orders import Answer, Order, SumFetch, SumResult, Upload, end_if_stopped, stop_site
 from fedhpc.sums.over_relay.parts import fetch_part, upload_part
 from fedhpc.sums.over_relay.recovery import RelayRecovery
 from fedhpc.sums.over_relay.round import RelayedRound
+from fedhpc.sums.streams import streams_to_bytes
 from fedhpc.transport.transport import Transport
 
 _CLOSED = ("round-over", "too-late", "forbidden")
