@@ -16,7 +16,6 @@ from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.sums.over_relay.join import relay_access
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.https.retry import Patience
-from fedhpc.transport.link_problems import RelayProblem
 
 _MOST_BYTES = 16 << 20
 _PATIENCE_S = 5.0
@@ -77,8 +76,6 @@ class SiteView:
         config = self._agreement.hash.hex()
         try:
             found = self._exchange.standing(quiet=True)
-        except RelayProblem as problem:
-            raise PeersError(problem.what, "the relay was started with rounds = false") from None
         except PolicyError as error:
             if "forbidden" not in error.what:
                 raise

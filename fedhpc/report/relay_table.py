@@ -11,7 +11,8 @@ from rich.text import Text
 
 from fedhpc.app.logs import printable
 from fedhpc.errors import PeersError
-from fedhpc.relay.status.notices import PHASES, Notice, is_late, notices_of_rounds
+from fedhpc.relay.status.notices import Notice, is_late, notices_of_rounds
+from fedhpc.wire.kinds import PHASES
 from fedhpc.wire.units import ago, ranges, sites, size, span, took
 
 _STYLES = {"bad": "bold red", "warn": "yellow", "note": "cyan"}

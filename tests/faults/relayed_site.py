@@ -40,7 +40,7 @@ from fedhpc.federation.session import Session
 from fedhpc.ledger.journal import FileJournal
 from fedhpc.rounds.interfaces import AtStep, LocalResult
 from fedhpc.rounds.loop import Run
-from fedhpc.secure.attempt_site import SiteAttempt
+from fedhpc.secure.attempt import SiteAttempt
 from fedhpc.secure.transcript import parse_canon
 from fedhpc.sums.over_relay.attempt_store import AttemptDisk
 from fedhpc.sums.over_relay.exchange import RelayExchange

@@ -17,7 +17,7 @@ def sum_case(tmp_path: Path, case: str, ranks: tuple[int, int, int] = (1, 1, 1),
     federation = write_federation(tmp_path, sites, stores=False, **settings)  # type: ignore[arg-type]
     # Plain `python script.py`: fedhpc's own hook must end the job.
     words = [HERE / "sum_ranks.py", federation, "sites", tmp_path / "sites", case]
-    return mpirun(sum(ranks), words, timeout=40, guarded=False)
+    return mpirun(sum(ranks), words, timeout=40, guarded=False, warm=True)
 
 
 @pytest.mark.mpi
@@ -79,7 +79,7 @@ def test_site_settings_that_must_fit_together_are_agreed_on(tmp_path: Path) -> N
         "    assert (got == np.arange(400_000) * 6).all()\n"
         "    print('equal')\n"
     )
-    done = mpirun(6, [script, federation, tmp_path / "sites"], timeout=40).ok()
+    done = mpirun(6, [script, federation, tmp_path / "sites"], timeout=40, warm=True).ok()
     assert done.out.count("equal") == 6
 
 
@@ -136,7 +136,7 @@ def test_sync_in_a_users_own_loop(tmp_path: Path) -> None:
     write_federation(tmp_path, {"aa": Site(), "bb": Site(), "cc": Site(ranks=2)}, stores=False)
     words = [HERE / "sync_ranks.py", tmp_path]
     path = {"PYTHONPATH": f"{HERE.parent}:{HERE.parents[1]}"}
-    done = mpirun(4, words, timeout=120, env=path).ok()
+    done = mpirun(4, words, timeout=120, env=path, warm=True).ok()
     for wrapped in ("True", "False"):
         prints = [line.split()[1] for line in done.out.splitlines() if line.startswith(wrapped)]
         assert len(prints) == 3
