@@ -52,10 +52,12 @@ def federation() -> None:
     "--relay", "url", required=True, metavar="URL", help="Where sites will reach the relay: https://host:port."
 )
 @click.option(
-    "--sites", required=True, metavar="A,B,C", help="Names of the invited sites; their order is their number."
+    "--sites", required=True, metavar="A,B,C", help="Names of the invited sites; their order gives their numbers."
 )
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Training rounds.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of model and data order.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the model and of the data order."
+)
 @click.option(
     "--accept-two-sites",
     "two",
@@ -113,9 +115,11 @@ def invite(directory: Path, site: str) -> None:
     token = coordinator.invite(site)
     click.echo(f"{site}  token {token}  relay pin {coordinator.relay_pin}")
     if site in known:
-        note = f"{site} was invited before: its earlier token ends, its keys in the roster stay until `admit`"
+        note = (
+            f"{site} was invited before: its earlier token no longer works, its keys stay in the roster until `admit`"
+        )
     else:
-        note = f"{site} is new beside {', '.join(known)}; if that is a slip: `fedhpc federation revoke`"
+        note = f"{site} is new beside {', '.join(known)}; if that is a mistake: `fedhpc federation revoke`"
     click.echo(note, err=True)
 
 
@@ -123,7 +127,7 @@ def invite(directory: Path, site: str) -> None:
 @click.argument("directory", metavar="DIR", type=_DIR)
 @click.argument("requests", metavar="[REQUEST.JSON]...", type=_DIR, nargs=-1)
 @click.option(
-    "--days", type=click.FloatRange(0.01, 397), default=30.0, show_default=True, help="Life of a certificate."
+    "--days", type=click.FloatRange(0.01, 397), default=30.0, show_default=True, help="Lifetime of a certificate."
 )
 @click.option("--yes", is_flag=True, help="Admit without asking; fingerprints are not compared.")
 @click.option("--renew", is_flag=True, help="Only renew certificates that end soon; asks nothing, for cron.")
@@ -175,7 +179,7 @@ def _confirmed(candidate: Candidate, *, yes: bool) -> bool:
     if candidate.kind == "renewal":
         click.echo(f"site {name}: its keys are in the roster, a new certificate")
         return True
-    what = "new keys in the place of those in the roster" if candidate.kind == "changed" else "new"
+    what = "new keys in place of those in the roster" if candidate.kind == "changed" else "new"
     how = "made with its token" if candidate.proved else "made WITHOUT a token: compare the fingerprint by telephone"
     click.echo(f"site {name}: {what}, {how}\n  fingerprint {asked.fingerprint}")
     return yes or click.confirm("  is this what its engineer reads out?", default=False)
@@ -235,8 +239,8 @@ def revoke(directory: Path, site: str, reinvite: bool, accept: tuple[str, ...]) 
 @click.option("--rounds", type=click.IntRange(1), help="Training rounds of the next epoch.  [default: as before]")
 @_FROM_MODEL
 @_PUBLIC
-@click.option("--again", is_flag=True, help="Begin anew with another seed and the same sites; nothing is asked.")
-@click.option("--from-scratch", is_flag=True, help="Begin anew with another seed, although the sites have changed.")
+@click.option("--again", is_flag=True, help="Start over with another seed and the same sites; asks nothing.")
+@click.option("--from-scratch", is_flag=True, help="Start over with another seed, although the sites have changed.")
 @_ACCEPT
 def next_(
     directory: Path,

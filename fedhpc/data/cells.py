@@ -74,7 +74,7 @@ def fill_values(column: Column, source: Source) -> Values | None:
     except CellError as error:
         raise ConfigError(f"feature '{column.column}': fill cannot be used: {error}", error.hint) from None
     if filled is None:
-        raise ConfigError(f"feature '{column.column}': fill is a code for missing itself", "fill with a value")
+        raise ConfigError(f"feature '{column.column}': fill is itself a code for missing", "fill with a value")
     return filled
 
 

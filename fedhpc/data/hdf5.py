@@ -181,7 +181,7 @@ def open_file(path: Path) -> h5py.File:
     """`path`, open for reading. Raises DataError if it is missing, cut short or no HDF5; StorageError for I/O."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # first: to open a pipe would wait for its writer
-            raise DataError(f"{path} is no regular file", "give the path of an HDF5 file")
+            raise DataError(f"{path} is not a regular file", "give the path of an HDF5 file")
         path.open("rb").close()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", "check the path") from None
@@ -251,7 +251,7 @@ def get_dataset(file: h5py.File, name: str, dtypes: Sequence[str]) -> h5py.Datas
             raise DataError(f"{where} is missing", "was it made by fedhpc?")
         dataset = file[name]
         if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
-            raise DataError(f"{where} is no array", "was it made by fedhpc?")
+            raise DataError(f"{where} is not an array", "was it made by fedhpc?")
         dtype = dataset.dtype
         if dtype.hasobject or dtype.newbyteorder("=").name not in dtypes:
             raise DataError(f"{where} has dtype {dtype}", f"it must be {' or '.join(dtypes)}")

@@ -181,7 +181,7 @@ class _Reader:
         if first != self.csv.line:
             hint = (
                 "identifiers must be unique: one row for one person (invisible characters do not count); where two "
-                "columns name a person together, as FID and IID of PLINK do, write both into one column of the file"
+                "columns together name a person, as FID and IID of PLINK do, write both into one column of the file"
             )
             raise self.csv.wrong(f"column '{column}' repeats the identifier of line {first}", hint)
         return identifier
@@ -239,5 +239,5 @@ class _Reader:
                 "give range = [smallest, largest]"
             )
         if self.recipe.source.numbers_rows:
-            told.append("rows are numbered: a person who is there twice is not found out")
+            told.append("rows are numbered: a person who is in it twice goes unnoticed")
         return tuple(told)

@@ -83,7 +83,7 @@ class Column:
     def __post_init__(self) -> None:
         where = f"feature '{self.column or self.pattern or self.columns}'"
         if sum(map(bool, (self.column, self.pattern, self.columns))) != 1:
-            raise ConfigError(f"{where}: one of column, pattern and columns names what it is about", 'column = "age"')
+            raise ConfigError(f"{where}: give exactly one of column, pattern and columns", 'column = "age"')
         if self.name and not self.column:
             raise ConfigError(f"{where}: name belongs to a single column", "remove it: features get the columns' names")
         if self.rounding != "refuse" and self.type != "number":

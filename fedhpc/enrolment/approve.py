@@ -49,7 +49,7 @@ class Review:
         lines += [f"  {u:2} {e.name:{width}}  {fingerprint(e.name, e.sign, e.tls)}" for u, e in enumerate(a.roster, 1)]
         thresholds = a.secure.thresholds(len(a.roster))
         if thresholds is None:
-            lines.append("privacy: NONE, every site's numbers are seen by the others")
+            lines.append("privacy: NONE, the sites see each other's numbers")
         else:
             n, t, tau, d = thresholds.sites, thresholds.colluders, thresholds.threshold, thresholds.losses
             lines += [
@@ -105,12 +105,12 @@ def review(path: Path, folder: SiteFolder) -> Review:
         if theirs != ours:
             raise PolicyError(
                 f"{path} has another key for this site: {what} = {theirs[:16]}…, here it is {ours[:16]}…",
-                "the coordinator admits your present request first: `fedhpc site request`",
+                "the coordinator must admit your current request first: `fedhpc site request`",
             )
     pin = folder.relay_pin()
     if pin and pin != agreement.relay.tls:
         raise PolicyError(
-            f"{path} has another key for the relay: {agreement.relay.tls}, the coordinator told this site {pin}",
+            f"{path} has another key for the relay: {agreement.relay.tls}, the coordinator gave this site {pin}",
             "ask by telephone; if the relay has a new key, write it into relay.pin",
         )
     folder.approvals.restore(agreement)
@@ -161,5 +161,5 @@ def _begins(start: StartSettings) -> str:
 
 
 def _table(table: Mapping[str, Any]) -> str:
-    text = ", ".join(f"{key} {value}" for key, value in table.items()) or "as fedhpc has it by default"
+    text = ", ".join(f"{key} {value}" for key, value in table.items()) or "the default of fedhpc"
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -176,7 +176,7 @@ class Coordinator:
             kind = "renewal" if mailed or self._needs_renewal(asked) else "current"
         if kind in ("new", "changed") and not proved and not (mailed and asked.request.proof == UNPROVED):
             raise PolicyError(
-                f"the request of site {name} was not made with its present token",
+                f"the request of site {name} was not made with its current token",
                 f"give its engineer a new one: `fedhpc federation invite {self.folder} {name}`",
             )
         for other, entry in roster.items():

@@ -128,7 +128,8 @@ def _other_roster(after: Draft, beginning: Beginning, notes: list[str]) -> Draft
     weights = "declared" if declared else "uniform"
     why = "by the roster's samples" if declared else "not every site of the roster declares its samples"
     notes.append(
-        f'weights = "{weights}" now ({why}): W is of the old roster; `--accept-difference weights` has it summed anew'
+        f'weights = "{weights}" now ({why}): W belongs to the old roster; `--accept-difference weights` lets it be '
+        "summed again"
     )
     return after.with_value("strategy", "weights", weights, _WAS_SAMPLES)
 

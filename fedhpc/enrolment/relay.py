@@ -33,10 +33,10 @@ def admit(
     if without or not agreement.relay.tls:
         raise ConfigError(
             f"{federation} has no TLS pin for {', '.join(without) or 'the relay'}",
-            "sites come in by `fedhpc federation admit`; `tls` then stands at every [[site]] and under [relay]",
+            "sites are admitted with `fedhpc federation admit`; `tls` then stands at every [[site]] and under [relay]",
         )
     if agreement.relay.tls != own:
-        raise PolicyError(f"{federation} is for the relay with the key {agreement.relay.tls}; this one's is {own}")
+        raise PolicyError(f"{federation} is for the relay with the key {agreement.relay.tls}; this one has {own}")
     pins = {str(number): entry.tls for number, entry in enumerate(agreement.roster, start=1)}
     thresholds = thresholds_of(agreement)
     if agreement.secure.mode == "off" and not unmasked:

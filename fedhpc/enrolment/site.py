@@ -226,7 +226,7 @@ class SiteFolder:
         if not pin:
             raise ConfigError(
                 "the relay's pin is not known here, so it could be anybody",
-                f"put what the coordinator told into {self.path / 'relay.pin'}, 64 hex digits",
+                f"put the pin from the coordinator into {self.path / 'relay.pin'}, 64 hex digits",
             )
         proxy = proxy_for(exchange.url, exchange.proxy)
         return RelayMailbox(exchange.url, bytes.fromhex(pin), self.name, token.access, proxy, on_down)
@@ -264,7 +264,7 @@ class SiteFolder:
         if not begins <= now <= ends:
             where, ask = ("has ended", "ask for a new one; or ") if now > ends else ("has not begun", "")
             raise PolicyError(
-                f"the certificate holds from {utc(begins)} to {utc(ends)}: it {where} by the clock here, {utc(now)}",
+                f"the certificate is valid from {utc(begins)} to {utc(ends)}: it {where} by the clock here, {utc(now)}",
                 f"{ask}{COMPARE_CLOCKS}",
             )
         write_whole(self.certificate_path, pem)
@@ -279,7 +279,7 @@ class SiteFolder:
         old = [kept for path, kept in pairs if path.exists()]
         for path in old:
             if path.exists():
-                raise ConfigError(f"{path} exists", "delete it or move it away when it is not needed any more")
+                raise ConfigError(f"{path} exists", "delete it or move it away when it is no longer needed")
         fresh = [path.with_name(path.name + ".new") for path in (self.sign_path, self.tls_path)]
         try:
             for path in fresh:

@@ -1,4 +1,4 @@
-"""The ledger's file: one line per gain of any federation of the institution, hash-chained, kept for ever.
+"""The ledger's file: one line per gain of any federation of the institution, hash-chained, kept forever.
 
 Several runs write to it, so each gain locks the file, reads what others have added, checks, appends one line, fsyncs
 and unlocks. The rules are in secure/.
@@ -75,7 +75,7 @@ class LedgerFile:
             self._file,
             self.path,
             time.monotonic() + _LOCKED_S,
-            f"another run does not let go of {self.path}",
+            f"another run keeps its lock on {self.path}",
             alone=alone,
         )
         try:

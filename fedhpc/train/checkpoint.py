@@ -54,7 +54,7 @@ class Hdf5Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         if keep < 2:
-            raise ValueError("two checkpoints are the least: sites may have to go back by one round")
+            raise ValueError("keep at least two checkpoints: sites may have to go back by one round")
         self.directory = directory
         self.keep = keep
         self._whole: dict[int, _Identity] = {}  # files whose digest this process has checked
@@ -115,7 +115,9 @@ class Hdf5Checkpoints:
             return read[1]
         checkpoint = _read(self.path(round_))
         if checkpoint.round_ != round_:
-            raise DataError(f"{self.path(round_)} holds round {checkpoint.round_}", "it was renamed; name it back")
+            raise DataError(
+                f"{self.path(round_)} holds round {checkpoint.round_}", "it was renamed; give it its old name back"
+            )
         return checkpoint
 
     def discard_after(self, round_: int) -> None:

@@ -38,7 +38,7 @@ class RunningStatistics:
             return
         arrays, at, mine = read_shared(self._tensors()), 0, saved[self._group.rank]
         if sum(array.nbytes for array in arrays.values()) != mine.size:
-            raise DataError(f"site {self._site}: the kept work is of another model", "remove the outbox")
+            raise DataError(f"site {self._site}: the kept work belongs to another model", "remove the outbox")
         for array in arrays.values():
             array.reshape(-1).view(np.uint8)[:] = mine[at : at + array.nbytes]
             at += array.nbytes

@@ -118,7 +118,7 @@ class RelayClient:
             length = declared_length(response)
             if response.status != 200 or not 0 < length <= MOST_BYTES:
                 link.close()
-                raise RelayProblem(response.status, "nonsense", f"{length} bytes are no listing")
+                raise RelayProblem(response.status, "nonsense", f"{length} bytes are not a listing")
             data = bytearray(length)
             link.read_into(response, memoryview(data))
             link.end(response)

@@ -246,7 +246,7 @@ class Link:
             raise PolicyError(
                 f"the relay at {self._access.url} has the key {pin_of(certificate).hex()}, "
                 f"the configuration says {self._access.relay_pin.hex()}",
-                "somebody stands between, or the relay has a new key that not all sites have signed yet",
+                "somebody is in between, or the relay has a new key that not all sites have signed yet",
             )
         now = datetime.datetime.now(datetime.UTC)
         if early := begins_later(certificate, now):

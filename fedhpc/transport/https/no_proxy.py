@@ -31,7 +31,7 @@ def is_direct(host: str, port: int, entries: str, variable: str = "NO_PROXY") ->
             unread = unread or entry
     if unread:
         raise ConfigError(
-            f"{variable}: {unread!r} is no host, address or network",
+            f"{variable}: {unread!r} is not a host, address or network",
             'write site.example, .site.example, 10.0.0.0/8 or host:port; or set proxy under [exchange], "" for none',
         )
     return False

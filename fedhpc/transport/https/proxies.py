@@ -144,7 +144,7 @@ def _no_proxy(place: str, said: bytes) -> NoWayError:
     else:
         line = said[:_SHOWN_BYTES].partition(b"\n")[0].rstrip()
         words = f"its answer begins with {printable(line.decode('latin-1'))}"
-    return NoWayError(f"what answers at {place} is no HTTP proxy: {words}", f"{_FORM}; {_DIRECTLY}")
+    return NoWayError(f"what answers at {place} is not an HTTP proxy: {words}", f"{_FORM}; {_DIRECTLY}")
 
 
 def _refusal(

@@ -51,7 +51,7 @@ def no_relay(words: str, place: str) -> tuple[str, str]:
     port = "its public port, and not its admin port" if words in _NO_TLS else "a relay, and not another service"
     hint = f"is {place} {port} or a middlebox that opens TLS? The address is `url` under [exchange] of site.toml"
     if words in _NO_TLS:
-        return f"TLS: what answers there speaks no TLS ({words})", hint
+        return f"TLS: what answers there does not speak TLS ({words})", hint
     return f"TLS: what answers there does not speak TLS 1.3 as a relay does ({words})", hint
 
 
@@ -75,6 +75,6 @@ def refused_certificate(words: str, certificate: Path) -> PolicyError:
         )
     if words == "alert bad certificate":  # what OpenSSL says of one that has not begun, among others
         begins = utc(shown.not_valid_before_utc)
-        hint = f"it holds since {begins}: where the relay's clock is behind that, it has not begun; else {renew}"
+        hint = f"it is valid from {begins}: where the relay's clock is behind that, it has not begun; else {renew}"
         return PolicyError(what, hint)
     return PolicyError(what, f"it may come from another enrolment: {renew}")

@@ -132,7 +132,7 @@ class Carrier:
     def _take_place(self, stale_s: float) -> None:
         for name in names_in(self._folder.spool):
             if len(name) == 64 and name != self._folder.config:
-                self._say(f"not carried: {name[:16]}… in {self._folder.spool} is of another federation.toml")
+                self._say(f"not carried: {name[:16]}… in {self._folder.spool} belongs to another federation.toml")
         self._lease.take(self._say, self.stopping, stale_s)
 
     def _end(self) -> None:

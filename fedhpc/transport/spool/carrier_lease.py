@@ -77,7 +77,7 @@ class Lease:
         there = self._read()
         if there is not None and there.carrier != self._life.carrier:
             raise PeersError(
-                f"{self._folder.root} is carried by another one now, on {there.host} by process {there.pid}",
+                f"{self._folder.root} is now carried by another carrier, on {there.host} by process {there.pid}",
                 "this carrier had shown no sign of life for a while; one is enough",
             )
 

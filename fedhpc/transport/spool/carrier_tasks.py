@@ -118,7 +118,7 @@ class Tasks:
         length, root = 0, ""
         try:
             if name.kind in UNSHARED:
-                raise PolicyError(f"{_REFUSED}403 forbidden): {name.kind} is given to nobody")
+                raise PolicyError(f"{_REFUSED}403 forbidden): {name.kind} is given to no site")
             length, root = self._fetch_sum(name, want.length) if want.length else self._fetch_message(name)
         except (RelayProblem, PolicyError) as error:
             if not is_refusal(error):

@@ -127,7 +127,7 @@ class SpoolClient:
     ) -> tuple[list[Entry], str]:
         """Objects of an attempt that came after the cursor `after`, and the next cursor; see RelayClient.listing."""
         if config != self._folder.config:
-            raise PeersError("the spool is another federation's")
+            raise PeersError("the spool belongs to another federation")
         self._watch(round_, attempt)
         new: tuple[list[Entry], str] = ([], after)
         generation, _, known = after.partition(".")

@@ -141,7 +141,7 @@ def read_file(path: Path, most: int) -> bytes | None:
             return None
         size = os.fstat(handle).st_size
         if size > most:
-            raise StorageError(f"{path} has {size} bytes, at most {most} are expected", "it is no file of a spool")
+            raise StorageError(f"{path} has {size} bytes, at most {most} are expected", "it is not a file of a spool")
         data = bytearray()
         while piece := os.read(handle, most + 1 - len(data)):
             data += piece
@@ -160,7 +160,7 @@ def opened(path: Path) -> Iterator[int | None]:
         return
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise StorageError(f"{path} is no regular file", "nothing else belongs into a spool directory")
+            raise StorageError(f"{path} is not a regular file", "nothing else belongs in a spool directory")
         yield handle
     finally:
         os.close(handle)

@@ -71,7 +71,7 @@ def test_a_header_with_a_layout_that_is_none(tmp_path: Path, layout: str) -> Non
 def test_a_file_that_is_none(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a"
     path.write_bytes(data)
-    with pytest.raises(DataError, match="is no safetensors file"):
+    with pytest.raises(DataError, match="is not a safetensors file"):
         read_start_file(path)
     with pytest.raises(ConfigError, match="no such file"):
         read_start_file(tmp_path)
