@@ -35,7 +35,7 @@ class Approvals:
     folder: Path
 
     def present(self) -> Configuration | None:
-        """The newest configuration that this site approved; None if none. Raises StorageError if its copy was changed."""
+        """The newest configuration that this site approved, if any. Raises StorageError if its copy was changed."""
         source = self.present_source()
         return None if source is None else _place(source, self.folder / "present")
 

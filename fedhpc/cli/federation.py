@@ -34,7 +34,7 @@ _PUBLIC = click.option("--public", is_flag=True, help="The file of --from-model 
 
 @click.group("federation", cls=OrderedGroup)
 def federation() -> None:
-    """Begin a federation of sites that never met, admit them, revoke them: the coordinator's commands.
+    """Begin a federation of sites that never met, admit and revoke them: the coordinator's commands.
 
     \b
       1. fedhpc federation new DIR --name heart --relay https://relay.example:8443 --sites leiden,lund,graz
@@ -79,7 +79,7 @@ def new(
 ) -> None:
     """Begin a federation in DIR: a draft of federation.toml, an enrolment authority and everything for a relay.
 
-    Prints a one-time token for each site. Give each its own over a channel that both trust, together with the relay's
+    Prints a one-time token for each site. Give each site its own over a channel that both trust, with the relay's
     URL and pin: by telephone, or in person.
     """
     from fedhpc.enrolment.coordinator import Coordinator
@@ -89,7 +89,7 @@ def new(
     names = [part.strip() for part in sites.split(",")]
     if public and model is None:
         raise ConfigError("--public belongs to --from-model", _PUBLIC_HINT)
-    # The task is only agreed on later, so the file itself must say in which order its tensors are.
+    # The task is agreed on later, so the file itself must give the order of its tensors.
     agreed = "" if model is None else agreed_sha256(model, {"name": "module"}, public=public)
     _, pin, tokens = Coordinator.new(
         directory, name, url, names, rounds=rounds, seed=seed, accept_two_sites=two, model=agreed
@@ -107,7 +107,7 @@ def new(
 @click.argument("directory", metavar="DIR", type=_DIR)
 @click.argument("site")
 def invite(directory: Path, site: str) -> None:
-    """Print a one-time token for SITE: a new site, or one whose keys changed. Its earlier token ends."""
+    """Print a one-time token for SITE: a new site, or one whose keys changed. Its earlier token stops working."""
     from fedhpc.enrolment.coordinator import Coordinator
 
     coordinator = Coordinator(directory)
@@ -137,7 +137,7 @@ def admit(
 ) -> None:
     """Admit sites: put their keys into the roster and issue their certificates.
 
-    Takes the given requests, or all that came through the relay. A site whose keys stand in the roster already just
+    Takes the given requests, or all that came through the relay. A site whose keys are in the roster already just
     gets a new certificate, and federation.toml stays as it is. Compare fingerprints by telephone before you answer yes.
     """
     from fedhpc.enrolment.coordinator import Coordinator
@@ -186,7 +186,7 @@ def _confirmed(candidate: Candidate, *, yes: bool) -> bool:
 
 
 def _told(directory: Path, granted: Granted, *, enrolled: bool = True) -> None:
-    """Where the federation stands, and what comes next."""
+    """Show the state of the federation, and what comes next."""
     if granted.new_epoch:
         click.echo(f"federation.toml is now epoch {granted.epoch}; the one before is in {directory / 'epochs'}")
     for note in granted.notes:
@@ -253,7 +253,7 @@ def next_(
 ) -> None:
     """Begin the next epoch of the federation in DIR. It goes on from the newest model, with a new seed.
 
-    Run this before you change a federation.toml that sites have approved, and to train further or once more. DIR is
+    Run this before you change a federation.toml that sites have approved, or to train further or again. DIR is
     the coordinator's folder, or one that `fedhpc new` wrote.
     """
     from fedhpc.enrolment.next_epoch import Beginning

@@ -1,4 +1,4 @@
-"""`fedhpc jobs`: what a site has in its batch queue."""
+"""`fedhpc jobs`: a site's jobs in its batch queue."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from fedhpc.errors import ConfigError
 
 @click.group("relay", cls=OrderedGroup)
 def relay() -> None:
-    """Run the relay that sites dial out to, say whom it serves, and see where the rounds stand.
+    """Run the relay that sites dial out to, choose whom it serves, and see where the rounds stand.
 
     \b
     `fedhpc federation new DIR` wrote the relay's folder; it may be moved to another machine.
@@ -111,7 +111,7 @@ def status(federation: Path | None, admin: str, site: Path | None, as_json: bool
 @click.argument("config", metavar="HASH|FEDERATION.TOML")
 @_RELAY
 def drop(config: str, file: Path) -> None:
-    """Serve a federation no longer: that of FEDERATION.TOML, or the one whose file has the SHA-256 HASH."""
+    """Stop serving a federation: the one of FEDERATION.TOML, or the one whose file has the SHA-256 HASH."""
     from hashlib import sha256
 
     from fedhpc.config import read_bytes

@@ -133,7 +133,7 @@ def certificate(directory: Path, file: Path) -> None:
 def approve(file: Path, site_file: Path, yes: bool, accepted: tuple[str, ...]) -> None:
     """Read FEDERATION.TOML and sign it for this site. Nothing runs before all sites have signed the same file.
 
-    Where this site's ledger has sums over other sites, whose numbers the new ones would show is said, and refused
+    If this site's ledger has sums over other sites, it says whose numbers the new ones would reveal, and refuses
     unless the file and --accept-difference name their classes.
     """
     from fedhpc.enrolment.approve import review
@@ -197,7 +197,7 @@ def ledger_show(site_file: Path | None, as_json: bool) -> None:
 def ledger_adopt(run: Path, site_file: Path | None, federation: Path | None) -> None:
     """Take over RUN/SITE/ledger.jsonl of fedhpc 0.1.0 into the ledger of each SITE, or of the site given.
 
-    What was summed then counts from now on. A second time changes nothing.
+    What was summed then counts from now on. Running it again changes nothing.
     """
     from fedhpc.ledger.adopt import adopt, sites_of
     from fedhpc.ledger.show import home_for

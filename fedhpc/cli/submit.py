@@ -58,7 +58,7 @@ def submit(
     fedhpc submit --profile snellius site.toml --dry-run     # look at the script first
     fedhpc submit --profile snellius site.toml
 
-    Other shapes than one site: rehearsal (all sites in one MPI job), multiprog (the same by srun --multi-prog), array
+    Shapes other than one site: rehearsal (all sites in one MPI job), multiprog (the same by srun --multi-prog), array
     (a rehearsal for each federation.toml), hetjob (this site, and a carrier for its spool in [slurm.exchange]'s
     partition), relay.
     """

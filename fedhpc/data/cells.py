@@ -1,6 +1,6 @@
-"""From the text of one CSV cell to the numbers of one row. Pure: text in, floats out, CellError says what is wrong.
+"""Turns the text of one CSV cell into the numbers of one row. Pure: text in, floats out; CellError says what is wrong.
 
-Messages never repeat the cell, because it is somebody's data: they say what was expected there.
+Messages never repeat the cell, because it is personal data: they say what was expected there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The key that hides row identifiers: row id = HMAC-SHA256(key, identifier), so a store names no person.
 
-Without the key nobody can try out identifiers; with it, anybody can. It is 32 random bytes in hex, in a file that
+Identifiers cannot be tried out without the key; with it, anybody can. It is 32 random bytes in hex, in a file that
 only its owner can read. One key per federation: the same person gets unrelated row ids in two federations.
 """
 

@@ -20,7 +20,7 @@ BYTES, OBJECTS = 64 << 30, 100_000
 def admit(
     federation: Path, relay: Path, *, quota_bytes: int, objects: int, unmasked: bool = False
 ) -> tuple[Agreement, bool]:
-    """Let the federation of federation.toml in; also whether the roster file changed.
+    """Let the federation of federation.toml in; also returns whether the roster file changed.
 
     `unmasked`: also one that hides nothing, for benchmarks.
 
@@ -62,6 +62,6 @@ def admit(
 
 
 def drop(config: str, relay: Path) -> None:
-    """Serve the federation no longer; its objects stay until the relay cleans up. Raises ConfigError."""
+    """Stop serving the federation; its objects stay until the relay cleans up. Raises ConfigError."""
     settings, _ = read_settings(relay)
     drop_federation(settings.roster, config)

@@ -1,4 +1,4 @@
-"""One site's checkpoints: an HDF5 file per round, whole and durable, or not there.
+"""One site's checkpoints: an HDF5 file per round, whole and durable, or absent.
 
     round-000012.h5
       schema_version, sha256      root attributes
@@ -31,7 +31,7 @@ from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.files import private_folder, sync_folder
 
 SCHEMA_VERSION = 2
-_WITHOUT_BLIND = 1  # of fedhpc 0.1.0: its model can still be exported, but nobody goes on from it
+_WITHOUT_BLIND = 1  # of fedhpc 0.1.0: its model can still be exported, but no run continues from it
 LARGEST_JSON = 64 << 20
 _NAME = re.compile(r"round-(\d{6,12})\.h5")
 _STALE_NAME = r"round-\d{6,12}\.h5"
@@ -152,7 +152,7 @@ class Hdf5Checkpoints:
         except (DataError, FileNotFoundError):
             self._whole.pop(round_, None)
             return False
-        except OSError as error:  # not damage: to call it that would start the federation over
+        except OSError as error:  # not damage: calling it so would start the federation over
             raise StorageError(f"cannot read {path}: {error.strerror}", "check the file system") from None
         return True
 

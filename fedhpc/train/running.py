@@ -30,7 +30,7 @@ class RunningStatistics:
         return np.stack([np.frombuffer(b, dtype=np.uint8) for b in self._group.gather_bytes(mine)])
 
     def restore(self, saved: NDArray[np.uint8]) -> None:
-        """Each rank's own, if it was the same number of ranks; else all go on from the leader's, which are loaded.
+        """Load each rank's own if the number of ranks is the same; else all load the leader's.
 
         Raises DataError if they are of another model.
         """

@@ -1,7 +1,7 @@
 """A model as a safetensors file that an epoch begins from: `fedhpc federation next --from-model`, and the run after it.
 
-Read with safetensors only, which holds numbers and no code. What counts is the SHA-256 over the tensors, in the order
-of the model's layout; a file of `fedhpc export` says that order in its header.
+Read only with safetensors, which holds numbers and no code. Its identity is the SHA-256 over the tensors, in the order
+of the model's layout; a file of `fedhpc export` has that order in its header.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _is_pickled(path: Path) -> bool:
 
 
 def agreed_sha256(path: Path, task: Mapping[str, Any], *, public: bool) -> str:
-    """What `start.model` says for the file at `path`. `task`: the federation's [task]. `public`: no federation made it.
+    """The value of `start.model` for the file at `path`. `task`: its [task]. `public`: no federation made it.
 
     Raises ConfigError for a model that could be guessed from its hash, or whose order is not known; DataError for a
     file that is damaged.

@@ -106,7 +106,7 @@ def test_another_key_than_the_agreed_one(enrolled: Enrolled, relay: None, tmp_pa
     other = tmp_path / "federation.toml"
     other.write_text(text.replace(pin, "ab" * 32))
     site = open_subject(enrolled.site_file("s1"), {}, federation=other)
-    fails("relay-tls", site, pin, "somebody stands between", code=77)
+    fails("relay-tls", site, pin, "somebody is in between", code=77)
     skips("relay-certificate", site)
     fails("keys-approved", site, "not the one that this site approved", code=77)
 

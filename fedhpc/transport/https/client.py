@@ -29,7 +29,7 @@ from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count
 class RelayClient:
     """A site's access to its relay. Thread-safe.
 
-    Vectors use at most `connections` at once; each other call under way has one of its own, so waiting stops nothing.
+    Vectors use at most `connections` at once; every other call under way has its own, so waiting blocks nothing.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ def test_walltimes(text: str, seconds: int) -> None:
     "text", ["", "60", "1:00", "00:00:00", "1-00", "01:60:00", "01:00:00 ", "-1:00:00", "UNLIMITED"]
 )
 def test_what_is_no_walltime(text: str) -> None:
-    with pytest.raises(ConfigError, match="no walltime"):
+    with pytest.raises(ConfigError, match="not a walltime"):
         walltime_s(text)
 
 
@@ -216,7 +216,7 @@ def test_options_as_words_of_a_command_line(text: str, words: list[str]) -> None
         ({"extra": ["--x\n#SBATCH --y"]}, "not an option"),
         ({"launcher": "aprun"}, "launcher"),
         ({"exchange": {"nodes": 2}}, "slurm.exchange: unknown key 'nodes'"),
-        ({"exchange": {"time": "x"}}, "no walltime"),
+        ({"exchange": {"time": "x"}}, "not a walltime"),
         ({"ahead": 101}, "ahead"),
         ({"max_requeues": -1}, "max_requeues"),
         ({"max_links": 0}, "max_links"),
