@@ -51,7 +51,7 @@ class Sending(Protocol):
 
 
 class Transport(Protocol):
-    """Objects to and from the relay, by whichever way. Thread-safe. Every call raises what RelayClient raises."""
+    """Objects to and from the relay, whatever the way. Thread-safe. Every call raises what RelayClient raises."""
 
     @property
     def traffic(self) -> Traffic:
