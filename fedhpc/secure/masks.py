@@ -56,12 +56,12 @@ class Masks:
     """The sum of a site's signed mask streams, to be added to its lanes.
 
     `edges`: (key [32], sign), sign +1 where the other site has the higher number and −1 where it has the lower, so that
-    the streams of an edge cancel in the sum of the two sites (lane by lane, mod 2^k). Without edges nothing is added.
+    the streams of an edge cancel in the sum of the two sites (lane by lane, mod 2^k).
     """
 
     def __init__(self, edges: Sequence[tuple[bytes, int]]) -> None:
         self._streams = [(Keystream(key), sign) for key, sign in edges]
-        self._scratch = np.empty(TILE_BYTES + SLACK_BYTES if edges else 0, dtype=np.uint8)
+        self._scratch = np.empty(TILE_BYTES + SLACK_BYTES, dtype=np.uint8)
 
     def __repr__(self) -> str:
         return f"Masks({len(self._streams)} streams)"

@@ -28,6 +28,7 @@ from fedhpc.secure.tag import Tag, Tagger
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 
 Streams = Sequence[tuple[bytes, int]]  # (mask key [32], sign)
+Tools = tuple[Codec, Masks | None, Tagger | None]
 
 
 class BlockEngine:
@@ -80,8 +81,9 @@ class BlockEngine:
                 if tagger is not None:
                     tag = tag + tagger.of(window, pieces, low)
                 lap = time.perf_counter()
-                for piece in pieces:
-                    masks.add(piece.lanes_in(window, low), piece.start)
+                if masks is not None:
+                    for piece in pieces:
+                        masks.add(piece.lanes_in(window, low), piece.start)
                 encoded += lap - begun
                 masked += time.perf_counter() - lap
         with self._lock:
@@ -115,8 +117,9 @@ class BlockEngine:
         with self._opening.one() as (codec, masks, tagger):
             for at, pieces in zip(range(low, high, TILE_BYTES), self._tiles(low, high), strict=True):
                 begun = time.perf_counter()
-                for piece in pieces:
-                    masks.add(piece.lanes_in(lanes, low), piece.start)
+                if masks is not None:
+                    for piece in pieces:
+                        masks.add(piece.lanes_in(lanes, low), piece.start)
                 if tagger is not None:
                     tag = tag + tagger.of(lanes, pieces, low)
                 self.hasher.add(at, lanes[at - low : min(at + TILE_BYTES, high) - low])
@@ -168,10 +171,10 @@ class _Tools:
 
     def __init__(self, codec: Callable[[], Codec], streams: Streams, tag_key: bytes | None) -> None:
         self._codec, self._streams, self._tag_key = codec, streams, tag_key
-        self._free: list[tuple[Codec, Masks, Tagger | None]] = []
+        self._free: list[Tools] = []
 
     @contextmanager
-    def one(self) -> Iterator[tuple[Codec, Masks, Tagger | None]]:
+    def one(self) -> Iterator[Tools]:
         try:
             tools = self._free.pop()  # not after a look whether there are any: another thread may take the last ones
         except IndexError:
@@ -179,8 +182,9 @@ class _Tools:
         yield tools
         self._free.append(tools)
 
-    def _new(self) -> tuple[Codec, Masks, Tagger | None]:
-        return self._codec(), Masks(self._streams), None if self._tag_key is None else Tagger(self._tag_key)
+    def _new(self) -> Tools:
+        masks = Masks(self._streams) if self._streams else None
+        return self._codec(), masks, None if self._tag_key is None else Tagger(self._tag_key)
 
 
 class BlockHasher:
