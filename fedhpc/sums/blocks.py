@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,8 +26,8 @@ from fedhpc.secure.masks import TILE_BYTES, Masks
 from fedhpc.secure.ring import Codec, Piece
 from fedhpc.secure.tag import Tag, Tagger
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
+from fedhpc.sums.streams import Streams
 
-Streams = Sequence[tuple[bytes, int]]  # (mask key [32], sign)
 Tools = tuple[Codec, Masks | None, Tagger | None]
 
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Codec, Layout, lanes_of
-from fedhpc.sums.blocks import BlockEngine, Streams
+from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.in_job.exchange import Exchange
+from fedhpc.sums.streams import Streams
 
 CHUNK_BYTES = 16 << 20  # in one allreduce: measured best among 1 to 16 MiB where ranks share cores
 _BATCH = 16  # chunks hidden together where ranks share cores: there a meeting costs more than memory traffic

@@ -27,7 +27,8 @@ from fedhpc.secure.masks import TILE_BYTES
 from fedhpc.secure.ring import Codec, Layout, Piece, Tensor, lane_bound, scale_for
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree, tree_root
-from fedhpc.sums.blocks import BlockEngine, BlockHasher, Streams
+from fedhpc.sums.blocks import BlockEngine, BlockHasher
+from fedhpc.sums.streams import Streams
 
 SITES = 3
 TAG_KEY = key_of("tag")
