@@ -14,7 +14,7 @@ from fedhpc.transport.listing import Entry
 from fedhpc.transport.ranges import Gaps
 from fedhpc.wire.object_names import ObjectName
 
-BlockWork = Callable[[int, int], None]  # on bytes [low, high) of the vector: one block
+BlockWork = Callable[[int, int], object]  # on bytes [low, high) of the vector: one block
 
 
 @dataclass

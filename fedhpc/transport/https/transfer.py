@@ -24,7 +24,7 @@ from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count
 TREE_HEADER = "fedhpc-tree"
 _COMMIT_S = 300.0  # the relay syncs a whole vector to its disk
 
-BlockWork = Callable[[int, int], None]  # on bytes [low, high) of the vector: one block
+BlockWork = Callable[[int, int], object]  # on bytes [low, high) of the vector: one block
 
 
 class Outgoing:
