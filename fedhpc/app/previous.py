@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedhpc.agreement.agreement import Agreement
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.app.rundir import FEDERATION_FILE
 from fedhpc.config import parse_toml, read_bytes
 from fedhpc.enrolment.draft import identity
 from fedhpc.errors import ConfigError, DataError
-from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.party import GIVEN_EPOCH
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT
 from fedhpc.rounds.start import Taken
