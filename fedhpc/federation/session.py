@@ -262,7 +262,7 @@ class Session:
         summed = self.sums.open(Checked(plan, vector, part, mark), stages)
         with stages.timed("share"):
             if party.site.size > 1:
-                party.site.gather_parts(vector.buffer, bounds)
+                party.site.gather_parts(vector.whole(), bounds)
         return Opened(
             plan,
             summed.tree,

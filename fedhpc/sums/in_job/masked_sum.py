@@ -15,13 +15,12 @@ from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.secure import chain
 from fedhpc.secure.ledger import LedgerEntry
-from fedhpc.secure.masks import Masks, NoMasks
 from fedhpc.secure.pairwise import PairwiseAttempt, refuse_difference
 from fedhpc.secure.proposal import Proposal, one_base
 from fedhpc.secure.transcript import tree_root
 from fedhpc.sums.in_job.exchange import Exchange
-from fedhpc.sums.in_job.pipeline import LaneMasks, Pipeline
-from fedhpc.sums.streams import streams_from_bytes, streams_to_bytes
+from fedhpc.sums.in_job.pipeline import Pipeline
+from fedhpc.sums.streams import Streams, streams_from_bytes, streams_to_bytes
 
 
 class MpiSums(Summing):
@@ -44,8 +43,8 @@ class MpiSums(Summing):
                 entry = LedgerEntry(plan.round_, plan.purpose, plan.input, checked.mark.fingerprint, everyone)
                 party.journal.admit(checked.mark.on(entry))
         with stages.timed("agree"):
-            masks, message_bytes = self._agree(vector, plan)
-        digests = self._pipeline.run(vector, checked.part, lambda: codec_of(party, plan), masks, stages, digest=True)
+            streams, message_bytes = self._agree(vector, plan)
+        digests = self._pipeline.run(vector, checked.part, lambda: codec_of(party, plan), streams, stages)
         with stages.timed("share"):
             joined = b"".join(party.site.gather_bytes(b"".join(digests)))
         moved = vector.layout.nbytes + message_bytes
@@ -81,7 +80,7 @@ class MpiSums(Summing):
             self._attempt.receive_results(self._exchange.gather(message), state, opened.sum_tree)
         return message
 
-    def _agree(self, vector: Vector, plan: SumPlan) -> tuple[LaneMasks, int]:
+    def _agree(self, vector: Vector, plan: SumPlan) -> tuple[Streams, int]:
         """The leaders agree on M0 and on keys; every rail of the site gets the mask keys. Bytes the leader sent too."""
         party, layout = self._party, vector.layout
         proposal = Proposal(
@@ -98,7 +97,7 @@ class MpiSums(Summing):
         if not party.masked:
             if party.leads:
                 self._compare_proposals(proposal.to_bytes())
-            return NoMasks(), 0
+            return (), 0
         sent = 0
         secret = b""
         if party.leads:
@@ -116,7 +115,7 @@ class MpiSums(Summing):
             sent = len(keys) + len(signature)
             self._attempt = attempt
         # Inside a site the ranks trust each other; the keys live for this one sum.
-        return Masks(streams_from_bytes(party.site.broadcast_bytes(secret if party.leads else None))), sent
+        return streams_from_bytes(party.site.broadcast_bytes(secret if party.leads else None)), sent
 
     def _compare_proposals(self, mine: bytes) -> None:
         """Mode `off`: the same comparison of M0, unsigned."""

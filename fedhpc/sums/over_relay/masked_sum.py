@@ -18,8 +18,8 @@ from fedhpc.federation.party import NEXT_EPOCH, Checked, Opened, Party, RoundOve
 from fedhpc.federation.stages import Stages
 from fedhpc.secure.ledger import Mark, OtherVectorError
 from fedhpc.secure.transcript import u64
+from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.over_relay.lead import Lead
-from fedhpc.sums.over_relay.masked_blocks import HiddenPart
 from fedhpc.sums.over_relay.orders import Answer, Order, SumFetch, SumResult, Upload, end_if_stopped, stop_site
 from fedhpc.sums.over_relay.parts import fetch_part, upload_part
 from fedhpc.sums.over_relay.recovery import RelayRecovery
@@ -47,11 +47,11 @@ class RelayedSums(Summing):
         """Raises RoundOverError, on every rank, if the round ended without this site."""
         party, plan, traffic = self._party, checked.plan, self._client.traffic
         up, down = traffic.bytes_up, traffic.bytes_down
-        hidden = HiddenPart(checked.vector, checked.part, lambda: codec_of(party, plan))
+        engine = BlockEngine(checked.vector, checked.part, lambda: codec_of(party, plan))
         if party.leads:
-            result = self._conduct(hidden, plan, checked.mark, stages)
+            result = self._conduct(engine, plan, checked.mark, stages)
         else:
-            result = self._follow(hidden, plan, stages)
+            result = self._follow(engine, plan, stages)
         moved = traffic.bytes_up - up, traffic.bytes_down - down
         return Summed(result.sum_tree, *moved, result.members, *self._turns)
 
@@ -97,7 +97,7 @@ class RelayedSums(Summing):
 
     # --- the leader
 
-    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: Mark, stages: Stages) -> SumResult:
+    def _conduct(self, engine: BlockEngine, plan: SumPlan, mark: Mark, stages: Stages) -> SumResult:
         """Go through the round; the other ranks do what they are told."""
         party, lead = self._party, self.lead
         assert lead is not None
@@ -106,13 +106,13 @@ class RelayedSums(Summing):
         kept = None
         try:
             if not plan.absent:
-                kept = lead.finished.find(plan, hidden.vector, mark.fingerprint)
+                kept = lead.finished.find(plan, engine.vector, mark.fingerprint)
                 refuse_other_vector(party, plan, mark)
         except OtherVectorError as other:
             plan = self._sit_out(plan, other)
         if kept is not None:
             self._order(Order.KEPT)
-            party.site.broadcast(hidden.vector.buffer)
+            party.site.broadcast(engine.vector.whole())
             self._round = None
             result = SumResult(*kept)
             self._order(Order.DONE + result.to_bytes())
@@ -122,14 +122,14 @@ class RelayedSums(Summing):
             keys = streams_to_bytes(streams if self._hides else ())
             order = Order.HIDE + u64(attempt) + bytes([resume]) + tag_key + keys
             self._order(order)
-            return upload_part(self._party, self._client, hidden, plan, order, stages)
+            return upload_part(self._party, self._client, engine, plan, order, stages)
 
         def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch | None:
             order = Order.OPEN + u64(attempt) + tag_key + streams_to_bytes(streams if self._hides else ())
             self._order(order)
-            return fetch_part(self._party, self._client, hidden, plan, order, stages)
+            return fetch_part(self._party, self._client, engine, plan, order, stages)
 
-        self._round = RelayedRound(party, lead.exchange, lead.files, lead.thresholds, plan, hidden.vector, mark)
+        self._round = RelayedRound(party, lead.exchange, lead.files, lead.thresholds, plan, engine.vector, mark)
         lead.states.reached(plan.round_ - 1, plan.state)
         try:
             answer: Answer = self._round.run(hide, open_, lead.states)
@@ -185,17 +185,17 @@ class RelayedSums(Summing):
 
     # --- every rank
 
-    def _follow(self, hidden: HiddenPart, plan: SumPlan, stages: Stages) -> SumResult:
+    def _follow(self, engine: BlockEngine, plan: SumPlan, stages: Stages) -> SumResult:
         site = self._party.site
         while True:
             order = site.await_bytes(None)
             kind, rest = order[:1], order[1:]
             if kind == Order.HIDE:
-                upload_part(self._party, self._client, hidden, plan, order, stages)
+                upload_part(self._party, self._client, engine, plan, order, stages)
             elif kind == Order.OPEN:
-                fetch_part(self._party, self._client, hidden, plan, order, stages)
+                fetch_part(self._party, self._client, engine, plan, order, stages)
             elif kind == Order.KEPT:
-                site.broadcast(hidden.vector.buffer)
+                site.broadcast(engine.vector.whole())
             elif kind == Order.OVER:
                 raise RoundOverError(plan.round_, rest.decode())
             elif kind == Order.STOP:
