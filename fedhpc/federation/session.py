@@ -93,7 +93,7 @@ class Session:
     @property
     def sites(self) -> list[str]:
         """All sites, in roster order."""
-        return self.party.agreement.names
+        return self.agreement.names
 
     @property
     def rank(self) -> int:
@@ -109,6 +109,16 @@ class Session:
     def agreement(self) -> Agreement:
         """What all sites have signed."""
         return self.party.agreement
+
+    @property
+    def rounds(self) -> int:
+        """The agreed number of training rounds."""
+        return self.agreement.federation.rounds
+
+    @property
+    def seed(self) -> int:
+        """The agreed seed of local training."""
+        return self.agreement.federation.seed
 
     @property
     def leads(self) -> bool:
@@ -137,7 +147,7 @@ class Session:
         return self._state_after(self.round_, self.tensors_tree)
 
     def _state_after(self, round_: int, tensors_tree: bytes) -> bytes:
-        return state_hash(self.party.agreement.hash, round_, tensors_tree)
+        return state_hash(self.agreement.hash, round_, tensors_tree)
 
     def weight_share(self, weight: float, name: str | None = None) -> float:
         """w_u / W for this site's private `weight`, 0 to 2^40; W is a masked sum.
@@ -240,7 +250,7 @@ class Session:
         )
 
     def _layout_key(self, round_: int, scales: Scales) -> bytes:
-        return layout_key(self.party.agreement.hash, round_, scales.salt)
+        return layout_key(self.agreement.hash, round_, scales.salt)
 
     def open(self, vector: Vector, plan: SumPlan) -> Opened:
         """Replace `vector`, in place and on every rank, by the sum over the sites; `settle` it then.

@@ -65,7 +65,7 @@ class GlobalModel:
         self._checkpointed = checkpointed
         self._transforms = tuple(transforms)
         self.weights = Weights(session, weights_name)
-        self._settings = session.party.agreement.strategy
+        self._settings = session.agreement.strategy
         self._strategy = make_strategy(self._settings)
         self._average = FedAvg(1.0)
         self._averaged = averaged
@@ -135,7 +135,7 @@ class GlobalModel:
     @property
     def state(self) -> bytes:
         """The hash of the state after the last training round [32]."""
-        return state_hash(self._session.party.agreement.hash, self.reached, self._session.tensors_tree)
+        return state_hash(self._session.agreement.hash, self.reached, self._session.tensors_tree)
 
     def base(self) -> Base:
         """What local training starts from now."""
@@ -213,7 +213,7 @@ class GlobalModel:
         """What a round's record says of the state (app/telemetry.py)."""
         session = self._session
         # Where it is written only: hashing a model takes as long as reading it from memory.
-        sha256 = self.sha256() if session.party.leads else None
+        sha256 = self.sha256() if session.leads else None
         return {"sites": session.sites, "state": session.state.hex(), "model_sha256": sha256}
 
     def sha256(self) -> str:

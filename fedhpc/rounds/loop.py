@@ -61,7 +61,7 @@ class Run:
         """
         self._session, self._store, self._reporter = session, store, reporter
         self._life, outbox = life or Endless(), outbox or NoOutbox()
-        self._rounds = session.party.agreement.federation.rounds
+        self._rounds = session.rounds
         self._local_rounds = LocalRounds(session.party.site, trainer, outbox, self._life)
         self._beginning = Beginning(session, trainer, store, reporter, outbox, self._life, transforms)
         self._prepare, self._previous = prepare, previous
@@ -112,7 +112,7 @@ class Run:
     def _begin(self) -> Progress:
         """Where this run goes on. What the last job measured and did not live to sum is summed here."""
         progress, pending = self._beginning.begin(self._prepare, self._previous)
-        if self._session.party.leads:
+        if self._session.leads:
             self._session.recovery.serve_catch_up(self._store)
         if pending is not None and self._life.stage != "train":
             progress.measuring.report_again(pending)
@@ -155,7 +155,7 @@ class Run:
             return True
         if model.rounds >= self._rounds:
             return False  # it has caught up with the final model
-        staleness = self._session.party.agreement.cohort.staleness
+        staleness = self._session.agreement.cohort.staleness
         return model.rounds - base.rounds <= staleness and self._session.recovery.is_free(base.state)
 
     def _measure_final(self, progress: Progress) -> dict[str, float | None]:

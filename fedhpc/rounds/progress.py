@@ -29,14 +29,14 @@ class Progress:
         """
         session, model = self._session, self.model
         private = self._trainer.private()
-        if not session.party.leads:
+        if not session.leads:
             return
         journal = session.party.journal
         self._store.save(
             Checkpoint(
                 round_=model.rounds,
                 sums=session.round_,
-                config=session.party.agreement.hash,
+                config=session.agreement.hash,
                 tensors=model.tensors,
                 outer=model.saved_outer(),
                 private=dict(private),

@@ -74,7 +74,7 @@ def take_over(session: Session, model: GlobalModel, own: Taken | None) -> None:
 def refuse_other_model(session: Session, model: GlobalModel, own: Taken | None) -> None:
     """As `take_over`, for a `model` that this site was given with τ signatures after the sum. Every rank calls it."""
     other = own is not None and any(model.tensors[n].tobytes() != t.tobytes() for n, t in own.tensors.items())
-    _refuse_other(session, session.party.leads and other)
+    _refuse_other(session, session.leads and other)
 
 
 def _refuse_other(session: Session, other: bool) -> None:

@@ -44,10 +44,10 @@ class Sync:
         of training rows, private; needed unless the strategy's weights are uniform or declared.
         `keep_optimizer_state`: False forgets momenta after each exchange.
         """
-        steps = session.party.agreement.train.get("local_steps", 1) if every is None else every
+        steps = session.agreement.train.get("local_steps", 1) if every is None else every
         if type(steps) is not int or steps < 1:
             raise ConfigError(f"sync(every={steps!r})", "a whole number of local steps, at least 1")
-        if weight is None and session.party.agreement.strategy.weights == "samples":
+        if weight is None and session.agreement.strategy.weights == "samples":
             raise ConfigError(
                 "sync needs weight=, this site's number of training rows",
                 'or set [strategy] weights = "uniform" in federation.toml',
