@@ -1,7 +1,8 @@
-"""A scale for every element of a float array, so that no column's unit takes the digits of another one.
+"""A scale for each element of a statistic, so that a column in large units does not cost a small one its digits.
 
-The sites learn which power of 2^8 the largest value at any site reaches, element by element, by masked sums that do not
-tell how many sites reach it (secure/largest.py). Lanes hold x · 2^−e then, and their public bound is 1.
+The sites learn which power of 2^8 the largest value at any site reaches, element by element, by masked sums that hide
+how many sites reach it (secure/largest.py). Lanes then hold x · 2^−e, with the public bound 1. Models, and arrays with
+many elements, have one scale for a whole tensor instead (scale_choice.py).
 """
 
 from __future__ import annotations

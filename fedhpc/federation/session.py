@@ -45,13 +45,13 @@ class Session:
         self.tensors_tree = tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
         self.last_salt = b""
-        """S of the newest finished sum [40]: known to the sites in it and to nobody else; empty before the first."""
+        """S of the newest finished sum [40]: known only to the sites in it; empty before the first."""
         self.data = UNKNOWN
         """What the ledger may know of the store that is trained on [64]; unknown for a loop of the user's own."""
         self.spent = Spent()
         """Costs since `take_spent`."""
         self.warned: set[tuple[str | None, str]] = set()
-        """(name, array) of sums whose rounding people were told of."""
+        """(name, array) of sums for which a warning about rounding was given."""
         self._closed = False
         self._refused = False  # the last sum, for what this site was to put into it
 
@@ -72,7 +72,7 @@ class Session:
     def close(self) -> None:
         """Leave the federation: the leaders meet once more, and no sum is possible afterwards. Safe to call twice.
 
-        A site that sums while another one leaves gets a PeersError instead of waiting for ever.
+        A site that sums while another one leaves gets a PeersError instead of waiting forever.
         """
         if not self._closed and self.party.leads:
             self.sums.leave()
@@ -168,7 +168,7 @@ class Session:
 
     @contextmanager
     def own_input(self) -> Iterator[None]:
-        """Remembers whether the last sum ended with this site's own numbers: others must not wait in vain for why."""
+        """Remember whether the last sum was refused for this site's own numbers, which `close` tells the others."""
         try:
             yield
             self._refused = False
@@ -255,9 +255,9 @@ class Session:
     def open(self, vector: Vector, plan: SumPlan) -> Opened:
         """Replace `vector`, in place and on every rank, by the sum over the sites; `settle` it then.
 
-        The one door of every sum, whatever its kind and however the sites are connected. Whatever is wrong with this
-        site's own numbers is found here, before any rank waits for another site. Raises DataError for numbers that
-        have no place in the ring, and what `Summing.open` raises.
+        The one door of every sum, whatever its kind and however the sites are connected. Faults in this site's own
+        numbers are found here, before any rank waits for another site. Raises DataError for numbers that have no place
+        in the ring, and what `Summing.open` raises.
         """
         self._refuse_closed()
         party, stages = self.party, Stages()

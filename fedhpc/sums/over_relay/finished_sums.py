@@ -4,7 +4,7 @@ Other sites cannot repeat a sum for one that was killed after it, since they hav
 given again to the same question: statistics, and training sums where no checkpoint will hold their model (scripts).
 All of it was opened to every site in the sum; nothing here is secret to them.
 
-`until` says up to which sum nothing is kept any more, and S of that sum: there a script that starts again begins.
+`until` says up to which sum nothing is kept, with S of that sum: a script that starts again begins there.
 
 A second copy lies beside the institution's ledger, so that a site that lost its run directory can repeat what no other
 site gives it: all sums before the first model, those of scripts, and the statistics since the newest checkpoint.

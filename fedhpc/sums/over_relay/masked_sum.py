@@ -164,10 +164,10 @@ class RelayedSums(Summing):
         raise over
 
     def _sit_out(self, plan: SumPlan, other: OtherVectorError) -> SumPlan:
-        """What this site put into the round it cannot put in again: the round goes on without it.
+        """This site cannot repeat the vector that it put into the round, which goes on without it.
 
-        Gives the plan to do without the sum; raises RoundOverError where the others can end the round, so that this
-        site catches up then, and PolicyError where nobody can.
+        Returns the plan to do without the sum. Raises RoundOverError where the others can end the round, so that this
+        site then catches up, and PolicyError where they cannot.
         """
         assert self.lead is not None
         if plan.skip:
