@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import ROOT, alive, matches, start, until
+from harness import ROOT, Warm, alive, matches, start, until
 
 PAGE = ROOT / "docs" / "quickstart-relay.md"
 PORTS = ("PORT", "ADMIN")
@@ -66,9 +67,16 @@ def in_session(session: int) -> list[int]:
 
 
 def play(page: str, directory: Path, ports: dict[str, str], timeout: float) -> tuple[str, list[int]]:
-    """Type in a page; what was wrong, and the processes that it left behind, which are ended."""
+    """Type in a page; what was wrong, and the processes that it left behind, which are ended.
+
+    `fedhpc` is here one that has imported everything already.
+    """
     steps = blocks(page)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    commands = directory / ".bin"
+    commands.mkdir()
+    (commands / "fedhpc").write_text(f'#!/bin/sh\nexec {shlex.join([*Warm.words(), "fedhpc"])} "$@"\n')
+    (commands / "fedhpc").chmod(0o755)
+    path = os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]])
     with start(["bash", "-c", script(steps)], cwd=directory, env={"PATH": path, "COLUMNS": "80"} | ports) as job:
         try:
             done = job.finish(timeout)
