@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from free_for_all import FreeForAll
 from harness import ledger_entries
 from numpy.typing import NDArray
 
 import fedhpc
 from fedhpc.agreement.identity import read_identity
+from fedhpc.app.federation import Federation
 from fedhpc.enrolment.one_machine import Enrolled
-from fedhpc.federation.federation import Federation
 from fedhpc.relay.http.connection import Connection, Head
 from fedhpc.relay.http.routes import Routes
 from fedhpc.relay.http.server import RelayServer
@@ -102,12 +103,12 @@ class HostileRelay:
 
     def __init__(self, enrolled: Enrolled, folder: Path) -> None:
         settings, limits = read_settings(enrolled.relay)
-        settings = replace(settings, store=folder / "store", admin="", rounds=False)
+        settings = replace(settings, store=folder / "store", admin="")
         limits = replace(limits, drain_s=1.0)
-        self.server = RelayServer(settings, limits)
+        self.server = RelayServer(settings, limits, FreeForAll)
         self.store = self.server.store
         self.shown = ShownStore(self.store, folder / "lies")
-        routes = LyingRoutes(self.shown, lambda: self.server.roster, limits)  # type: ignore[arg-type]
+        routes = LyingRoutes(self.shown, lambda: self.server.roster, limits, self.server.rounds)  # type: ignore[arg-type]
         routes.shown, self.server.routes = self.shown, routes
         self.config = next(iter(self.server.roster.federations))
         self.sites = tuple(range(1, len(enrolled.sites) + 1))

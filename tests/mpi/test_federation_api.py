@@ -73,7 +73,7 @@ def test_site_settings_that_must_fit_together_are_agreed_on(tmp_path: Path) -> N
     script.write_text(
         "import sys, numpy as np, fedhpc\n"
         "with fedhpc.join(sys.argv[1], sites=sys.argv[2]) as fed:\n"
-        "    assert fed.sums.rails == 1, fed.sums.rails\n"
+        "    assert fed.session.sums.rails == 1, fed.session.sums.rails\n"
         "    me = fed.sites.index(fed.site) + 1\n"
         "    got = fed.sum(np.arange(150_000) * me)\n"
         "    assert (got == np.arange(150_000) * 6).all()\n"

@@ -13,12 +13,12 @@ from federation_fakes import Meeting
 
 from fedhpc.errors import InternalError, InterruptedRun
 from fedhpc.federation.checkpoint import Checkpoint, Tensors
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.life import Stage
+from fedhpc.federation.session import Session
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork
 from fedhpc.rounds.local_round import LocalRounds
-from fedhpc.rounds.loop import run_rounds
+from fedhpc.rounds.loop import Run
 from fedhpc.rounds.null_objects import Endless, Silence
 from fedhpc.sums.unconnected import Unconnected
 from fedhpc.train import evaluate
@@ -152,17 +152,17 @@ class Site:
         self.steps = 0
         self.said: list[str] = []
 
-    def job(self, federation: Federation, life: Endless) -> str:
+    def job(self, session: Session, life: Endless) -> str:
         """One job: the hash of the final model, or why it was interrupted, after "75: "."""
         if life.stage == "train":
-            federation = Federation(federation.party, Unconnected(federation.party))
+            session = Session(session.party, Unconnected(session.party))
         trainer: Any = Trainer(self.number)
         if life.stage == "exchange" and self.store.kept:
             if self.box.work is None:
                 return "75: nothing to exchange"
             trainer = RecordedTrainer(copy.deepcopy(self.box.work))
         try:
-            outcome = run_rounds(federation, trainer, self.store, Silence(), outbox=self.box, life=life)
+            outcome = Run(session, trainer, self.store, Silence(), outbox=self.box, life=life).run()
         except InterruptedRun as stopped:
             return f"75: {stopped.what}" if stopped.agreed else "only this rank was interrupted"
         finally:
@@ -183,7 +183,7 @@ class Sites:
     ) -> dict[int, str]:
         meeting = Meeting(SITES, rounds=ROUNDS, **self.sections)
         meeting.interrupt = interrupt
-        return meeting.run(lambda fed: self.sites[fed.party.number].job(fed, life(fed.party.number)))
+        return meeting.run(lambda session: self.sites[session.party.number].job(session, life(session.party.number)))
 
     def steps(self) -> set[int]:
         """How many steps each site has trained in all its jobs."""
@@ -344,7 +344,7 @@ def test_who_is_told_keeps_once_and_not_twice() -> None:
     rounds, _ = local(box, Scripted(0, due=lambda: True))
     found = rounds.work(1, STATE, ANCHOR)
     assert (found.result.whole, found.result.steps, box.keeps) == (False, 1, 0)
-    rounds.keep(1, STATE, found)
+    rounds.keep(found)
     assert box.keeps == 1
 
 
@@ -352,7 +352,7 @@ def test_whole_work_is_neither_trained_nor_measured_again() -> None:
     box = Box()
     rounds, trainer = local(box, Scripted())
     done = rounds.work(1, STATE, ANCHOR)
-    rounds.keep(1, STATE, done)
+    rounds.keep(done)
     again, trainer = local(box, Scripted())
     found = again.work(1, STATE, ANCHOR)
     assert (trainer.here, trainer.measurements) == (0, 0)
@@ -366,7 +366,7 @@ def test_whole_work_is_neither_trained_nor_measured_again() -> None:
 def test_work_that_a_checkpoint_covers_goes() -> None:
     box, life = Box(), Scripted()
     rounds, _ = local(box, life)
-    rounds.keep(1, STATE, rounds.work(1, STATE, ANCHOR))
+    rounds.keep(rounds.work(1, STATE, ANCHOR))
     assert box.work is not None
     rounds.covered()
     assert box.work is None
@@ -398,7 +398,7 @@ def test_one_ranks_word_holds_for_all(other: int, steps: int, keeps: int) -> Non
 
 
 def test_a_job_that_only_trains_sums_nothing() -> None:
-    party = Meeting(1, **UNMASKED).federation(1).party
+    party = Meeting(1, **UNMASKED).session(1).party
     sums = Unconnected(party)
     for call in (
         lambda: sums.open(None, None),  # type: ignore[arg-type]
