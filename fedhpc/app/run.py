@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fedhpc.agreement.agreement import SiteFile
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.join import Joined, join_with_files
 from fedhpc.app.life.history import Finished, keep_finished
 from fedhpc.app.life.job_end import ledger_wait_s

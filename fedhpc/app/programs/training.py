@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from fedhpc.agreement.agreement import SiteFile
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.features import compare_stores
 from fedhpc.app.federation import Federation
 from fedhpc.app.life.open import open_outbox

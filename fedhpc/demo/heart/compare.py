@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from fedhpc.agreement.agreement import Agreement, read_agreement, read_site_directory
+from fedhpc.agreement.federation_file import Agreement, read_agreement
+from fedhpc.agreement.site_file import read_site_directory
 from fedhpc.app.join import Joined, join_with_files
 from fedhpc.app.programs.training import Training, open_site_trainer
 from fedhpc.app.run import run_joined

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fedhpc.agreement.agreement import Agreement, read_agreement
+from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.errors import DataError, PolicyError
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.party import NO_BASE
