@@ -106,7 +106,7 @@ class DdpBackend:
         self._unreached: list[str] = []
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """`model` behind DDP. Running statistics are not sent around: the trainer takes the leader's."""
+        """`model` behind DDP. It does not broadcast running statistics: the trainer takes the leader's."""
         # torch 2.13 renamed the option, and warns about the old name.
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -142,7 +142,7 @@ class DdpBackend:
         # interpreter's exit, that would wait for good (pytorch issue 56297). So the reducers go first.
         for reach in self.reach.values():
             reach.close()
-        wrapped = list(self.reach)  # whoever may hold them still
+        wrapped = list(self.reach)  # even if something else still holds them
         gone = [_drop(vars(model), name) for model in wrapped for name in ("logger", "reducer")]
         if not all(gone):  # a collection walks over all of torch, and takes a good part of a second
             gc.collect()
