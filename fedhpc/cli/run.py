@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     help="Run directory of the epoch before, if it is not found.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
-@click.option("--verbose", is_flag=True, help="More about what is done.")
+@click.option("--verbose", is_flag=True, help="Log more.")
 def run(
     federation: Path,
     sites: Path | None,
@@ -75,7 +75,8 @@ def run(
     told.listen()
     from fedhpc.app.life import last_words
     from fedhpc.app.life.open import finished_before
-    from fedhpc.app.run import Before, run_federation
+    from fedhpc.app.programs.training import Before
+    from fedhpc.app.run import run_federation
     from fedhpc.mpi.world import is_first, launched, tell_failure
 
     if launched() and is_first():

@@ -24,7 +24,7 @@ import fedhpc
 from fedhpc.agreement import federation_file, roster, site_file
 from fedhpc.agreement.strategy_settings import StrategySettings
 from fedhpc.app.life.settings import LifeSettings
-from fedhpc.app.run import DataSection
+from fedhpc.app.programs.training import DataSection
 from fedhpc.cli import cli
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.relay import settings as relay_settings
@@ -41,7 +41,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LARGEST_FILE = 500  # lines: one sitting
 LARGEST_FUNCTION = 60  # lines, without decorators and docstring
-KNOWN_LONG = {"cli/run.py run", "rounds/loop.py run_rounds", "sums/over_relay/round.py _go_through"}
+KNOWN_LONG = {"sums/over_relay/round.py _go_through"}
 SAME_IN_EVERY_ROOM = {"__init__.py", "settings.py"}  # settings.py: the section of a file that the room reads
 NAMED_AFTER = {"cli", "doctor"}  # after a command of `fedhpc`; after what is checked
 # The same thing twice, for one kind of exchange, channel or example and for the other.
@@ -51,18 +51,8 @@ TWIN_ROOMS = {
     "demo/digits": "demo/heart",
 }
 KNOWN_NAMESAKES = {
-    *(
-        "catch_up.py",
-        "checkpoint.py",
-        "federation.py",
-        "files.py",
-        "join.py",
-        "listing.py",
-        "mailbox.py",
-        "page.py",
-        "rehearsal.py",
-    ),
-    *("rows.py", "site.py", "start.py", "store.py"),
+    *("catch_up.py", "federation.py", "files.py", "join.py", "listing.py", "mailbox.py", "page.py", "rehearsal.py"),
+    *("rows.py", "store.py"),
 }
 # In two halves, since this file names no registry's host either.
 REGISTRIES = tuple(
