@@ -58,14 +58,14 @@ class GlobalModel:
     ) -> None:
         """`weights_name`: what the sum of the sites' weights is called in the ledger; one per model.
 
-        `checkpointed`: each state is put into a checkpoint, which ends what is kept to repeat its round (keep_until).
+        `checkpointed`: each state is put into a checkpoint, after which nothing is kept to repeat its round (covered).
         `fresh`: False if `restore` follows, which hashes the state that counts. `transforms`: of this site's updates.
         """
         self._session = session
         self._checkpointed = checkpointed
         self._transforms = tuple(transforms)
         self.weights = Weights(session, weights_name)
-        self._settings = session.party.agreement.strategy
+        self._settings = session.agreement.strategy
         self._strategy = make_strategy(self._settings)
         self._average = FedAvg(1.0)
         self._averaged = averaged
@@ -135,7 +135,7 @@ class GlobalModel:
     @property
     def state(self) -> bytes:
         """The hash of the state after the last training round [32]."""
-        return state_hash(self._session.party.agreement.hash, self.reached, self._session.tensors_tree)
+        return state_hash(self._session.agreement.hash, self.reached, self._session.tensors_tree)
 
     def base(self) -> Base:
         """What local training starts from now."""
@@ -164,13 +164,14 @@ class GlobalModel:
         # Step 1. The update in one vector; then its sum over the sites.
         vector, scales = update_vector(session, base, local, share, self._transforms)
         factors = {MODEL + name: share for name in self.tensors}
-        opened = session.begin_training_sum(vector, factors, base.state, scales, checkpointed=self._checkpointed)
+        plan = session.training(base.state, factors, scales, checkpointed=self._checkpointed)
+        opened = session.open(vector, plan)
         refuse_lost(session.party, vector, scales)
         # Step 2. The outer step. The model is replaced only once the sites have compared what comes out.
         following = self._outer_step(vector, self.weights.of_all_over(opened.members))
         self.rounds += 1
         self.blind = blind_after(self.blind, opened.salt)
-        session.finish(opened, self._tree(following))
+        session.settle(opened, self._tree(following))
         self.tensors, self.reached = following, session.round_
         return len(opened.members) == len(session.sites)
 
@@ -202,16 +203,17 @@ class GlobalModel:
         """
         vector = Vector(self._session.layout(self._measured_tensors(measured)))
         vector.fill({_MEASURED + n: a for n, a in measured.items()})
-        opened = self._session.add(
-            vector, name, everyone=True, skip=True, absent=not measured, category=labels.CLASS_MEASURED
+        plan = self._session.statistic(
+            name, everyone=True, skip=True, absent=not measured, category=labels.CLASS_MEASURED
         )
+        opened = self._session.add(vector, plan)
         return None if opened is None else {n: vector.view(_MEASURED + n).copy() for n in measured}
 
     def facts(self) -> dict[str, Any]:
         """What a round's record says of the state (app/telemetry.py)."""
         session = self._session
         # Where it is written only: hashing a model takes as long as reading it from memory.
-        sha256 = self.sha256() if session.party.leads else None
+        sha256 = self.sha256() if session.leads else None
         return {"sites": session.sites, "state": session.state.hex(), "model_sha256": sha256}
 
     def sha256(self) -> str:

@@ -60,7 +60,7 @@ class Measuring:
         self._reporter.round_done(self._round() | {"final": True} | found.facts() | self._model.facts())
 
     def _round(self) -> dict[str, Any]:
-        return {"round": self._model.rounds, "rounds": self._session.party.agreement.federation.rounds}
+        return {"round": self._model.rounds, "rounds": self._session.rounds}
 
     def _sum(self, measured: Tensors, what: str) -> Measured:
         """`what` begins the sum's name in the ledger."""
