@@ -48,6 +48,7 @@ class Disk:
         self.private: bytes | None = None
         self.trap: Callable[[str], None] = lambda when: None
         self.log: list[str] = []
+        self.entries: list[LedgerEntry] = []  # of the ledger, as they were added
 
     def allows(self, entry: LedgerEntry) -> None:
         self.ledger.check(entry)
@@ -56,6 +57,7 @@ class Disk:
         self.trap("before")
         if self.ledger.check(entry):
             self.ledger.add(entry)
+            self.entries.append(entry)
             self.log.append("ledger")
         self.trap("after")
 
@@ -85,7 +87,7 @@ class Memory:
         self.trap("after", name)
 
     def names(self) -> list[str]:
-        return list(self.small)
+        return [*self.small, *self.large]
 
     def size(self, name: str) -> int:
         return len(self.large.get(name, b""))
