@@ -11,7 +11,7 @@ from fedhpc.app.rundir import FEDERATION_FILE
 from fedhpc.config import parse_toml, read_bytes
 from fedhpc.enrolment.draft import identity
 from fedhpc.errors import ConfigError, DataError
-from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.party import GIVEN_EPOCH
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT
 from fedhpc.rounds.start import Taken

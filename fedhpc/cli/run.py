@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from fedhpc.errors import ConfigError, InterruptedRun
 
 if TYPE_CHECKING:
-    from fedhpc.federation.interfaces import Stage
+    from fedhpc.app.life.history import Finished
+    from fedhpc.app.run import Ran
+    from fedhpc.federation.life import Stage
 
 
 @click.command()
@@ -73,10 +75,8 @@ def run(
     told.listen()
     from fedhpc.app.life import last_words
     from fedhpc.app.life.open import finished_before
-    from fedhpc.app.run import Before, result_json, run_federation
-    from fedhpc.app.telemetry import metric_words, nothing_held_out
-    from fedhpc.mpi.world import end_together, is_first, launched, tell_failure
-    from fedhpc.slurm.exit_file import leave_exit_code
+    from fedhpc.app.run import Before, run_federation
+    from fedhpc.mpi.world import is_first, launched, tell_failure
 
     if launched() and is_first():
         last_words.listen(told)
@@ -87,10 +87,7 @@ def run(
     if site is not None and sites is None:
         done = finished_before(federation, site, out, stage)
         if done is not None:
-            if is_first():
-                click.echo(f"all rounds were done before; round {done.round}, sha256 {done.model_sha256}")
-                if as_json:
-                    click.echo(json.dumps(vars(done), sort_keys=True))
+            _tell_finished(done, as_json=as_json)
             return
     try:
         before = Before(from_model, previous)
@@ -98,13 +95,7 @@ def run(
             federation, sites=sites, site=site, out=out, stage=stage, before=before, told=told, verbose=verbose
         )
     except InterruptedRun as stopped:
-        if not stopped.agreed:
-            raise
-        if is_first():
-            click.echo(f"stopped: {stopped.what}\nhint: {stopped.hint}", err=True)
-        leave_exit_code(stopped.exit_code, untrained=stopped.untrained)
-        end_together()
-        sys.exit(stopped.exit_code)
+        _leave(stopped)
     except KeyboardInterrupt:
         tell_failure(
             "interrupted: what was not kept is lost\n"
@@ -114,8 +105,39 @@ def run(
         raise
     finally:
         told.ignore()
-    if not ran.first:
-        return
+    if ran.first:
+        _tell_result(ran, as_json=as_json)
+
+
+def _tell_finished(done: Finished, *, as_json: bool) -> None:
+    """An earlier job has done all rounds."""
+    from fedhpc.mpi.world import is_first
+
+    if is_first():
+        click.echo(f"all rounds were done before; round {done.round}, sha256 {done.model_sha256}")
+        if as_json:
+            click.echo(json.dumps(vars(done), sort_keys=True))
+
+
+def _leave(stopped: InterruptedRun) -> NoReturn:
+    """End this rank with 75 where all ranks were interrupted alike; raise `stopped` where only this one was."""
+    from fedhpc.mpi.world import end_together, is_first
+    from fedhpc.slurm.exit_file import leave_exit_code
+
+    if not stopped.agreed:
+        raise stopped
+    if is_first():
+        click.echo(f"stopped: {stopped.what}\nhint: {stopped.hint}", err=True)
+    leave_exit_code(stopped.exit_code, untrained=stopped.untrained)
+    end_together()
+    sys.exit(stopped.exit_code)
+
+
+def _tell_result(ran: Ran, *, as_json: bool) -> None:
+    """The final model, as lines for people and one for programs."""
+    from fedhpc.app.run import result_json
+    from fedhpc.app.telemetry import metric_words, nothing_held_out
+
     outcome = ran.outcome
     measured = metric_words(outcome.metrics)
     words = ["no held-out rows"] if nothing_held_out(outcome.metrics) else measured.values()

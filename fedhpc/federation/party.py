@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedhpc.agreement.agreement import Agreement
 from fedhpc.errors import PeersError
-from fedhpc.federation.interfaces import CheckpointStore
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.ledger.journal import Journal

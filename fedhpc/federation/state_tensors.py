@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.federation.interfaces import Checkpoint, Tensors
+from fedhpc.federation.checkpoint import Checkpoint, Tensors
 from fedhpc.mpi.collectives import Group
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, joined_block_digests, tree_root
 

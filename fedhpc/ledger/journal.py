@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
+from typing_extensions import override
+
 from fedhpc.errors import PolicyError
 from fedhpc.ledger.home import LedgerHome
 from fedhpc.secure.home_ledger import HomeLedger, KnownFederation, refusal
@@ -43,7 +45,7 @@ class Journal(Protocol):
         ...
 
 
-class MemoryJournal:
+class MemoryJournal(Journal):
     """A ledger that ends with the process: for benchmarks, mode `off` and a single site."""
 
     def __init__(
@@ -61,23 +63,26 @@ class MemoryJournal:
         self.ledger = self._home.of(self._config) if self._known else RoundLedger()
         self.fresh = False
 
+    @override
     def refuse_lost(self, what: str) -> None:
-        """See Journal.refuse_lost; nothing is written."""
+        """Remembers it in memory only."""
 
+    @override
     def allows(self, entry: LedgerEntry) -> None:
-        """See Journal.allows."""
         self._check(entry)
 
+    @override
     def admit(self, entry: LedgerEntry) -> None:
-        """See Journal.admit; nothing is written."""
+        """Remembers it in memory only."""
         if self._check(entry):
             if self._known:
                 self._home.add(dataclasses.replace(entry, config=self._config))
             else:
                 self.ledger.add(entry)
 
+    @override
     def close(self) -> None:
-        """Nothing to release."""
+        """There is nothing to release."""
 
     def _check(self, entry: LedgerEntry) -> bool:
         if self._known:
@@ -85,7 +90,7 @@ class MemoryJournal:
         return self.ledger.check(entry)
 
 
-class FileJournal:
+class FileJournal(Journal):
     """The ledger of one federation in the institution's home; its configuration's lock is held until `close`."""
 
     def __init__(
@@ -120,24 +125,26 @@ class FileJournal:
             self.close()
             raise
 
+    @override
     def allows(self, entry: LedgerEntry) -> None:
-        """See Journal.allows."""
         with self._file.locked():
             self._check(entry)
 
+    @override
     def admit(self, entry: LedgerEntry) -> None:
-        """See Journal.admit. Raises StorageError if the line cannot be made durable; then nothing may be sent."""
+        """Raises StorageError if the line cannot be made durable; then nothing may be sent."""
         with self._file.locked():
             if not self._check(entry):
                 return
             whole = dataclasses.replace(entry, config=self._federation.config)
             self._file.append({"entry": whole.as_json()}, lambda: self.home.add(whole))
 
+    @override
     def refuse_lost(self, what: str) -> None:
-        """See Journal.refuse_lost."""
         with self._file.locked():
             self._remember(LedgerEntry(0, _LOST, bytes(32), bytes(32), (), config=self._federation.config), what)
 
+    @override
     def close(self) -> None:
         """Release the lock. Safe to call twice."""
         self._file.close()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fedhpc.errors import DataError, InternalError
 
@@ -114,7 +115,7 @@ class SerialGroup:
         """Nobody to wait for."""
 
 
-class MpiGroup:
+class MpiGroup(Group):
     """A communicator behind the checks. `label` names it in errors, for example `site hungary`."""
 
     def __init__(self, comm: MPI.Comm, label: str) -> None:
@@ -126,20 +127,20 @@ class MpiGroup:
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
 
+    @override
     def sum(self, array: NDArray[Any]) -> None:
-        """See Group.sum."""
         check_buffer(array, SUMMABLE, "sum", self)
         for piece in _pieces(array):
             self._comm.Allreduce(self._mpi.IN_PLACE, piece, op=self._mpi.SUM)
 
+    @override
     def broadcast(self, array: NDArray[Any], root: int = 0) -> None:
-        """See Group.broadcast."""
         check_buffer(array, MOVABLE, "broadcast", self)
         for piece in _pieces(array):
             self._comm.Bcast(piece, root=root)
 
+    @override
     def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
-        """See Group.broadcast_bytes."""
         length = np.array([-1 if data is None else len(data)], dtype=np.int64)
         self._comm.Bcast(length, root=root)
         count = int(length[0])
@@ -152,8 +153,8 @@ class MpiGroup:
         self._comm.Bcast(buffer, root=root)
         return buffer.tobytes()
 
+    @override
     def await_bytes(self, data: bytes | None) -> bytes:
-        """See Group.await_bytes."""
         request = self._comm.Ibarrier()
         pause = _SHORTEST_PAUSE_S
         while not request.Test():
@@ -161,8 +162,9 @@ class MpiGroup:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         return self.broadcast_bytes(data)
 
+    @override
     def gather_bytes(self, data: bytes) -> list[bytes]:
-        """See Group.gather_bytes. One call for messages up to 1020 bytes, two for longer ones."""
+        """One call for messages up to 1020 bytes, two for longer ones."""
         if len(data) > MAX_MESSAGE_BYTES:
             raise InternalError(f"{_who(self)}: a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES}")
         mine = np.zeros(_HEADER + _SMALL, dtype=np.uint8)
@@ -181,15 +183,15 @@ class MpiGroup:
         ends = np.cumsum(lengths)
         return [joined[e - n : e].tobytes() for e, n in zip(ends, lengths, strict=True)]
 
+    @override
     def gather_parts(self, buffer: NDArray[np.uint8], bounds: Sequence[tuple[int, int]]) -> None:
-        """See Group.gather_parts."""
         check_buffer(buffer, MOVABLE, "gather", self)
         for root, (start, stop) in enumerate(bounds):
             if stop > start:
                 self.broadcast(buffer[start:stop], root)
 
+    @override
     def barrier(self) -> None:
-        """See Group.barrier."""
         self._comm.Barrier()
 
 

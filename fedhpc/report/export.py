@@ -16,7 +16,7 @@ import numpy as np
 
 from fedhpc.app.telemetry import METRICS_FILE, read_metrics
 from fedhpc.errors import ConfigError, DataError, InternalError, StorageError
-from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
+from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
 from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.report.report import FEDERATION_FILE, Run, is_run
 from fedhpc.train.start_file import LAYOUT, SHA256

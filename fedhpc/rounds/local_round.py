@@ -14,8 +14,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedhpc.errors import InterruptedRun
-from fedhpc.federation.interfaces import Life, LocalResult, LocalWork, Outbox, Tensors, Trainer
+from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.life import Life
 from fedhpc.mpi.collectives import Group
+from fedhpc.rounds.interfaces import LocalResult, LocalWork, Outbox, Trainer
 
 _TOLD, _DUE = 1, 2
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from fedhpc.errors import InternalError
-from fedhpc.federation.interfaces import Checkpoint, LocalWork, Stage
+from fedhpc.federation.checkpoint import Checkpoint
+from fedhpc.federation.life import Life, Stage
+from fedhpc.rounds.interfaces import LocalWork, Outbox
 
 
 class NoCheckpoints:
@@ -37,55 +41,60 @@ class Silence:
         """Ignore it."""
 
 
-class Endless:
+class Endless(Life):
     """The Life of a process with all the time there is."""
 
     stage: Stage = "all"
     wait_s: float | None = None
 
+    @override
     def leaves(self) -> str:
-        """See Life."""
         return ""
 
+    @override
     def must_leave(self) -> str:
-        """See Life."""
         return ""
 
+    @override
     def may_begin(self) -> str:
-        """See Life."""
         return ""
 
+    @override
     def hands_on(self) -> bool:
-        """See Life."""
         return False
 
+    @override
     def trained(self) -> None:
-        """See Life."""
+        pass
 
+    @override
     def round_took(self, seconds: float) -> None:
-        """See Life."""
+        pass
 
+    @override
     def keeps_now(self) -> bool:
-        """See Life."""
         return False
 
+    @override
     def kept(self) -> None:
-        """See Life."""
+        pass
 
 
-class NoOutbox:
+class NoOutbox(Outbox):
     """Local work that is lost is done again."""
 
+    @override
     def find(self, state: bytes) -> LocalWork | None:
-        """See Outbox."""
         return None
 
+    @override
     def holds(self, state: bytes) -> bool:
-        """See Outbox."""
         return False
 
+    @override
     def keep(self, work: LocalWork) -> None:
-        """See Outbox."""
+        pass
 
+    @override
     def clear(self) -> None:
-        """See Outbox."""
+        pass

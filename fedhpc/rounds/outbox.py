@@ -19,12 +19,14 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fedhpc.errors import DataError, PolicyError, StorageError
-from fedhpc.federation.interfaces import LocalResult, LocalWork, Tensors
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.files import private_folder, write_stream
 from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
+from fedhpc.rounds.interfaces import LocalResult, LocalWork, Outbox
 from fedhpc.secure import labels
 from fedhpc.secure.keys import derive
 from fedhpc.secure.sealing import SEAL_BYTES, seal, unseal
@@ -39,7 +41,7 @@ _GROUPS = ("measured", "tensors", "private")
 _KINDS = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"})
 
 
-class FileOutbox:
+class FileOutbox(Outbox):
     """The outbox of one site. Every rank of the site makes every call; its leader reads and writes.
 
     One rank's word holds for all: on a parallel file system two nodes may disagree for a while about what is there.
@@ -50,16 +52,17 @@ class FileOutbox:
         self.path = directory / "local.work"
         self._config, self._key, self._site = config, key, site
 
+    @override
     def find(self, state: bytes) -> LocalWork | None:
-        """See Outbox. Work from another state is of no use any more, and not looked at further."""
+        """Returns None for work from another state: it is of no use now and is not looked at further."""
         return self._find(state)
 
     def newest(self) -> LocalWork | None:
         """Whatever work is there."""
         return self._find(None)
 
+    @override
     def holds(self, state: bytes) -> bool:
-        """See Outbox."""
         mine = b"\0"
         if self._site.rank == 0 and self._look(lambda file: self._index(file)[1]["state"] == state.hex()):
             mine = b"\1"
@@ -90,15 +93,15 @@ class FileOutbox:
                 "remove it: the round is trained again",
             ) from None
 
+    @override
     def keep(self, work: LocalWork) -> None:
-        """See Outbox."""
         if self._site.rank:
             return
         private_folder(self.path.parent)
         write_stream(self.path, self._sealed(work), mode=0o600)
 
+    @override
     def clear(self) -> None:
-        """See Outbox."""
         if self._site.rank:
             return
         try:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fedhpc.agreement.strategy_settings import StrategySettings
 
@@ -27,7 +28,7 @@ class Strategy(Protocol):
         ...
 
 
-class FedAvg:
+class FedAvg(Strategy):
     """x ← x − η Δ. With η = 1 this is the weighted mean of the local models (McMahan et al. 2017, arXiv 1602.05629)."""
 
     names: tuple[str, ...] = ()
@@ -35,13 +36,13 @@ class FedAvg:
     def __init__(self, lr: float) -> None:
         self._lr = lr
 
+    @override
     def step(self, model: Array, update: Array, state: Mapping[str, Array]) -> Array:
-        """See Strategy.step."""
         step: Array = update if self._lr == 1.0 else _scalar(self._lr, model) * update
         return model - step
 
 
-class DiLoCo:
+class DiLoCo(Strategy):
     """Outer Nesterov momentum over many local steps (Douillard et al. 2023, arXiv 2311.08105).
 
     v ← μ v + Δ;  x ← x − η (Δ + μ v)
@@ -53,8 +54,8 @@ class DiLoCo:
         self._lr = lr
         self._momentum = momentum
 
+    @override
     def step(self, model: Array, update: Array, state: Mapping[str, Array]) -> Array:
-        """See Strategy.step."""
         lr, momentum = _scalar(self._lr, model), _scalar(self._momentum, model)
         velocity = state["velocity"]
         velocity *= momentum
@@ -63,7 +64,7 @@ class DiLoCo:
         return model - step
 
 
-class FedOpt:
+class FedOpt(Strategy):
     """Adaptive server optimisers without bias correction (Reddi et al. 2021, arXiv 2003.00295, algorithm 2).
 
     m ← β₁ m + (1 − β₁) Δ;  x ← x − η m / (√v + τ), where v grows by
@@ -75,8 +76,8 @@ class FedOpt:
     def __init__(self, settings: StrategySettings) -> None:
         self._settings = settings
 
+    @override
     def step(self, model: Array, update: Array, state: Mapping[str, Array]) -> Array:
-        """See Strategy.step."""
         s = self._settings
         lr, tau = _scalar(s.outer_lr, model), _scalar(s.tau, model)
         beta1, beta2, one = _scalar(s.beta1, model), _scalar(s.beta2, model), _scalar(1.0, model)

@@ -33,7 +33,10 @@ from fedhpc.secure.transcript import canon, hash_parts, u16
 
 
 class SiteAttempt(AttemptState):
-    """See the module. Raises PolicyError where a rule would be broken, PeersError where too few answered so far."""
+    """One site's side of one attempt.
+
+    Raises PolicyError where a rule would be broken, PeersError where too few answered so far.
+    """
 
     # --- M0, M1 ---
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from fedhpc.data import hdf5
 from fedhpc.errors import DataError, InternalError, StorageError
-from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.files import private_folder, sync_directory
 
 SCHEMA_VERSION = 2

@@ -9,46 +9,51 @@ from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.interfaces import AtStep, LocalResult, LocalWork, Tensors
+from fedhpc.federation.checkpoint import Tensors
+from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork, Trainer
 from fedhpc.train import evaluate
 
 
-class RecordedTrainer:
+class RecordedTrainer(Trainer):
     """Local work of another job."""
 
     def __init__(self, work: LocalWork) -> None:
         self._work = work
         self._private = work.private
 
+    @override
     def tensors(self) -> Tensors:
-        """See Trainer.tensors: the names and shapes of the model."""
+        """The names and shapes of the model."""
         return {name: array.copy() for name, array in self._work.tensors.items()}
 
+    @override
     def averaged(self) -> frozenset[str]:
-        """See Trainer.averaged."""
         return self._work.averaged
 
+    @override
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """See Trainer.load: there is no model here."""
+        """Does nothing: there is no model here."""
 
+    @override
     def train(self, round_: int, anchor: Mapping[str, NDArray[Any]], at_step: AtStep = lambda: False) -> LocalResult:
         """Never called: without work in the outbox an exchange ends."""
         raise InternalError("a job that exchanges was asked to train")
 
+    @override
     def measure(self) -> Tensors:
-        """See Trainer.measure."""
         return self._work.measured
 
+    @override
     def summarise(self, sums: Mapping[str, NDArray[Any]]) -> dict[str, float | None]:
-        """See Trainer.summarise."""
         return evaluate.summarise(sums)
 
+    @override
     def private(self) -> dict[str, NDArray[Any]]:
-        """See Trainer.private."""
         return self._private
 
+    @override
     def restore(self, private: Mapping[str, NDArray[Any]]) -> None:
-        """See Trainer.restore."""
         self._private = dict(private)

@@ -33,24 +33,24 @@ def open_trainer(
     loaded = load_task(task, source, site)
     dataset = TaskDataset(loaded, data, task.options)
     opened = dataset.opened
+    features = dataset.features
     if task.features_sha256:
-        store = getattr(opened, "store", None)
-        if store is None:
+        if features is None:
             raise ConfigError(
                 "task.features_sha256 is given, and the task's dataset has no `store` to compare it with",
                 "a task of your own checks its features itself: remove the key",
             )
-        if store.feature_sha256 != task.features_sha256:
+        if features.sha256 != task.features_sha256:
             raise DataError(
                 f"site {site}: {data} holds other features than the federation agreed on "
-                f"({store.feature_sha256[:16]}…, not {task.features_sha256[:16]}…)",
+                f"({features.sha256[:16]}…, not {task.features_sha256[:16]}…)",
                 "names, units, codings and their order must be equal; ingest the source again with the agreed list",
             )
     labels = opened.labels() if hasattr(opened, "labels") else None
     train_rows, held_out_rows = split_rows(len(opened), task.held_out, task.split_seed, site, labels)
     model = loaded.model(task.options, seed)
     trainer = TorchTrainer(
-        loaded, model, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal
+        loaded, model, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal, features
     )
     try:
         check_rows(loaded, trainer, train, seed=seed, labels=labels, standardise=task.standardise)

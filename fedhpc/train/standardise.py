@@ -156,7 +156,7 @@ def _kind(buffer: torch.Tensor) -> str:
 
 def _names(trainer: TorchTrainer, which: NDArray[np.bool_]) -> str:
     """For people: the features that are meant, by name where the site's store knows them."""
-    features = getattr(getattr(getattr(trainer.dataset, "opened", None), "store", None), "feature_names", ())
+    features = () if trainer.features is None else trainer.features.names
     places = np.flatnonzero(which)
     known = len(features) == which.size
     shown = [f"'{features[i]}'" if known else str(i) for i in places[:_MOST_NAMES]]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedhpc.config import read_section
 from fedhpc.errors import ConfigError, DataError, PolicyError
-from fedhpc.federation.interfaces import Tensors
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.state_tensors import model_sha256
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """One site's local training: the loop that turns the round's model into the site's.
 
-TorchTrainer implements fedhpc.federation.interfaces.Trainer. Every rank of the site makes every call; results are
+TorchTrainer implements fedhpc.rounds.interfaces.Trainer. Every rank of the site makes every call; results are
 equal on all of them. With one rank and `optimizer_state = "keep"` it computes, bit for bit, what a plain PyTorch
 loop over the same batches computes.
 """
@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import override
 
+from fedhpc.data.schema import FeatureSet
 from fedhpc.errors import ConfigError, DataError
-from fedhpc.federation.interfaces import AtStep, LocalResult, Tensors
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
+from fedhpc.rounds.interfaces import AtStep, LocalResult, Trainer
 from fedhpc.train import evaluate
 from fedhpc.train.backends import open_backend
-from fedhpc.train.batches import Batches, Rows, derive_key, pieces, share
+from fedhpc.train.batches import Batches, Piece, Rows, derive_key, pieces, share
 from fedhpc.train.loading import Reader, to_device
 from fedhpc.train.measure import measured
 from fedhpc.train.optimise import build_optimizer, learning_rate, load_optimizer, optimizer_arrays
@@ -38,7 +41,7 @@ from fedhpc.train.within_round import WithinRound
 CHECK_STEPS = 64  # the loss is looked at this often: each look waits for the device and for all ranks
 
 
-class TorchTrainer:
+class TorchTrainer(Trainer):
     """A model, a site's rows, and how to train on them."""
 
     def __init__(
@@ -54,14 +57,17 @@ class TorchTrainer:
         site: str,
         seed: int,
         proximal: float = 0.0,
+        features: FeatureSet | None = None,
     ) -> None:
         """`model` as `task.model(options, seed)` made it, the same at every site; the trainer moves it to its device.
 
         `train_rows` and `held_out_rows` int64: rows of `dataset` (len, and items or `rows`), all readable on every
-        rank. `proximal` is FedProx's mu. Collective over the site: joins its ranks' process group.
+        rank. `proximal` is FedProx's mu. `features`: what the columns of the site's store mean, where it has such a
+        list. Collective over the site: joins its ranks' process group.
         """
         self.model, self.site, self.group = model, site, group
         self.dataset, self.train_rows, self.held_out_rows = dataset, train_rows, held_out_rows
+        self.features = features
         self._task, self._settings, self._proximal, self._seed = task, settings, proximal, seed
         task.require_layout(group.size, settings.accumulation)
         self._batches = Batches(train_rows, settings.batch_size, seed, site)
@@ -82,23 +88,19 @@ class TorchTrainer:
         self._step = 0  # optimiser steps in all rounds
         self._within: WithinRound | None = None
 
+    @override
     def train(self, round_: int, anchor: Mapping[str, NDArray[Any]], at_step: AtStep = lambda: False) -> LocalResult:
         """One round from the loaded state; `anchor` is the round's global state, used when proximal > 0.
 
-        See Trainer.train. Raises DataError, on every rank, if the training loss of a step is not finite.
+        Raises DataError, on every rank, if the training loss of a step is not finite.
         """
         started = time.perf_counter()
+        settings = self._settings
         # Step 1. The round's batches, and this rank's pieces of each; without the steps done in an earlier job.
-        settings, group = self._settings, self.group
         steps = settings.local_steps or settings.local_epochs * self._batches.steps_per_epoch
         within = self._enter(round_, steps)
-        twice = settings.batch_size != 1 and self._task.rows == "independent"
-        plan = [
-            pieces(self._batches.next(), group.rank, group.size, settings.accumulation, twice) for _ in range(steps)
-        ]
-        done, plan = plan[: within.steps], plan[within.steps :]
-        first = self._step - within.steps + sum(map(len, done))
-        batches = self._reader.read([piece.rows for step in plan for piece in step], first)
+        plan, first_piece = self._plan(steps, within.steps)
+        batches = self._reader.read([piece.rows for step in plan for piece in step], first_piece)
         # Step 2. An optimiser, old or new, and the point that FedProx pulls to.
         if settings.optimizer_state == "reset" and not within.steps:
             self._optimizer = build_optimizer(self.model, settings)
@@ -109,27 +111,10 @@ class TorchTrainer:
             first_step = within.steps
             for k, step in enumerate(plan, start=first_step):
                 # Step 3. The gradient of the mean loss over the site's whole batch.
-                self._optimizer.zero_grad(set_to_none=True)
-                for piece in step:
-                    batch = to_device(next(batches), self.device)
-                    with self._backend.averaging(self._wrapped, now=piece.last):
-                        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                            loss = self._task.loss(self._wrapped, batch)
-                        if loss.requires_grad:
-                            (loss * piece.weight).backward()  # type: ignore[no-untyped-call]
-                    if piece.part:
-                        losses[k] += loss.detach().double() * piece.part
+                self._add_gradients(step, batches, losses[k])
                 # Step 4. What no row reaches; FedProx, clipping, learning rate, step.
                 self._unused.settle(self._backend.unreached(self._wrapped), self._step)
-                for parameter, target in pulled:
-                    pull = (parameter.detach() - target) * self._proximal
-                    parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
-                if settings.clip_norm:
-                    torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-                for parameters in self._optimizer.param_groups:
-                    parameters["lr"] = learning_rate(settings, self._step)
-                self._optimizer.step()
-                self._step += 1
+                self._take_step(pulled)
                 # Step 5. Now and then, all ranks look at the loss together.
                 within.steps = k + 1
                 if k == first_step:
@@ -147,32 +132,73 @@ class TorchTrainer:
         seconds = time.perf_counter() - started
         return LocalResult(self.train_rows.size, within.steps, within.loss / within.steps, seconds, whole=whole)
 
+    def _plan(self, steps: int, done: int) -> tuple[list[list[Piece]], int]:
+        """This rank's pieces of each step that is left of a round's `steps`, of which `done` are done.
+
+        Second the number of the first of them, counted over all rounds: it seeds the data workers.
+        """
+        settings, group = self._settings, self.group
+        twice = settings.batch_size != 1 and self._task.rows == "independent"
+        plan = [
+            pieces(self._batches.next(), group.rank, group.size, settings.accumulation, twice) for _ in range(steps)
+        ]
+        return plan[done:], self._step - done + sum(map(len, plan[:done]))
+
+    def _add_gradients(self, step: list[Piece], batches: Iterator[Any], loss_of_step: torch.Tensor) -> None:
+        """Set every gradient to that of the mean loss over one batch; add this rank's part to `loss_of_step` []."""
+        self._optimizer.zero_grad(set_to_none=True)
+        for piece in step:
+            batch = to_device(next(batches), self.device)
+            with self._backend.averaging(self._wrapped, now=piece.last):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
+                    loss = self._task.loss(self._wrapped, batch)
+                if loss.requires_grad:
+                    (loss * piece.weight).backward()  # type: ignore[no-untyped-call]
+            if piece.part:
+                loss_of_step += loss.detach().double() * piece.part
+
+    def _take_step(self, pulled: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """One step of the local optimiser; `pulled` as `_proximal_terms` gives it."""
+        for parameter, target in pulled:
+            pull = (parameter.detach() - target) * self._proximal
+            parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
+        if self._settings.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm)
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = learning_rate(self._settings, self._step)
+        self._optimizer.step()
+        self._step += 1
+
+    @override
     def tensors(self) -> Tensors:
-        """See Trainer.tensors."""
         return read_shared(split_state(self.model)[0])
 
+    @override
     def averaged(self) -> frozenset[str]:
-        """See Trainer.averaged: the floating buffers."""
+        """Returns the floating buffers."""
         return self._running.names()
 
+    @override
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """See Trainer.load. Raises DataError if names, shapes or dtypes differ."""
+        """Raises DataError if names, shapes or dtypes differ."""
         write_shared(split_state(self.model)[0], tensors)
 
+    @override
     def measure(self) -> Tensors:
-        """See Trainer.measure: the task's sums over the held-out rows, each rank over its share."""
+        """The task's sums over the held-out rows, each rank over its share."""
         mine = share(self.held_out_rows, self.group.rank, self.group.size)
         # Without rows of its own a rank measures training rows, for names and shapes, and counts nothing.
         with self._random.active():
             sums = measured(self._task, self.model, self.dataset, mine, self.train_rows, self.device)
         return add_over_ranks(self.group, sums)
 
+    @override
     def summarise(self, sums: Mapping[str, NDArray[Any]]) -> dict[str, float | None]:
-        """See Trainer.summarise."""
         return evaluate.summarise(sums)
 
+    @override
     def private(self) -> dict[str, NDArray[Any]]:
-        """See Trainer.private. Names: `position`, `random`, `optimizer:…`, `buffer:…`; equal on every rank.
+        """Names: `position`, `random`, `optimizer:…`, `buffer:…`; equal on every rank.
 
         Within a round also where it stands, and the running statistics of each rank, which differ until its end.
         """
@@ -190,11 +216,12 @@ class TorchTrainer:
             arrays |= {f"optimizer:{name}": array for name, array in state.items()}
         return arrays | {f"buffer:{name}": to_array(value) for name, value in split_state(self.model)[1].items()}
 
+    @override
     def restore(self, private: Mapping[str, NDArray[Any]]) -> None:
-        """See Trainer.restore. Only the leader's `private` counts; it is sent to the other ranks.
+        """Only the leader's `private` counts; it is sent to the other ranks.
 
-        On another number of ranks, or another kind of device, the random states start anew from the seed, the
-        rank and the step. Raises DataError if it does not fit the model or the data.
+        On another number of ranks, or another kind of device, the random states start anew from seed, rank and
+        step. Raises DataError if it does not fit the model or the data.
         """
         arrays = from_leader(self.group, private)
         missing = [name for name in ("position", "random") if name not in arrays]

@@ -26,8 +26,8 @@ from typing_extensions import override
 
 import fedhpc
 from fedhpc.agreement.identity import read_identity
+from fedhpc.app.federation import Federation
 from fedhpc.enrolment.one_machine import Enrolled, enrol
-from fedhpc.federation.federation import Federation
 from fedhpc.relay.http.connection import Connection, Head
 from fedhpc.relay.http.routes import Routes
 from fedhpc.relay.http.server import RelayServer
@@ -161,7 +161,7 @@ class SiteThread:
 
 def _dies_before(kind: str) -> Spoil:
     def spoil(fed: Any) -> None:
-        exchange = fed.sums.lead.exchange
+        exchange = fed.session.sums.lead.exchange
         put = exchange.put
 
         def dying(round_: int, attempt: int, what: str, data: bytes, **more: Any) -> None:
@@ -176,7 +176,7 @@ def _dies_before(kind: str) -> Spoil:
 
 def _uploads(change: Change) -> Spoil:
     def spoil(fed: Any) -> None:
-        client = fed.sums._client
+        client = fed.session.sums._client
         put = client.put
         client.put = lambda name, data: put(name, change(bytes(data)) if name.kind == "M3v" else data)
 
@@ -284,12 +284,12 @@ class TlsStage(Stage):
             self.sites[u] = SiteThread(self, u, vector, spoils, more)
 
     def _answers_last(self, fed: Any) -> None:
-        exchange = fed.sums.lead.exchange
+        exchange = fed.session.sums.lead.exchange
         put = exchange.put
 
         def late(round_: int, attempt: int, kind: str, data: bytes, **more: Any) -> None:
             if kind == "M5":
-                self.wait(attempt, kind, [u for u in self.numbers if u != fed.party.number], round_)
+                self.wait(attempt, kind, [u for u in self.numbers if u != fed.session.party.number], round_)
             put(round_, attempt, kind, data, **more)
 
         exchange.put = late

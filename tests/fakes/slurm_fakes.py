@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from harness import ROOT, Job, Site, start, write_federation
 
 from fedhpc.slurm.plan import Plan, make_plan
 from fedhpc.slurm.queue import Queue
-from fedhpc.slurm.scripts import Shape
+from fedhpc.slurm.scripts import Shape, job_script
 from fedhpc.slurm.submit import Submitter
 
 PROFILES = ("generic", "jupiter", "karolina", "leonardo", "lumi-g", "marenostrum5", "snellius")
@@ -166,6 +168,13 @@ class Fakes:
         (self.folder / "jobs").write_text(json.dumps(kept))
 
 
+def needs(program: str) -> None:
+    """Skip without it; `make test` installs it, and lets nothing be skipped."""
+    if shutil.which(program) is None:
+        assert os.environ.get("FEDHPC_NO_SKIP") != "1", f"{program} is missing; as root `make tools` installs it"
+        pytest.skip(f"{program} is missing; as root `make tools` installs it")
+
+
 def write_program(path: Path, text: str) -> Path:
     path.write_text(text)
     path.chmod(0o755)
@@ -190,6 +199,12 @@ def _toml(value: Any) -> str:
 
 def plan_of(site: Path, profile: str | None = None) -> Plan:
     return make_plan(site, profile=profile, federation=None, out=None)
+
+
+def script(site: Path, stage: str = "all", *, profile: str | None = None, shape: Shape | None = None, **kw: Any) -> str:
+    """The batch script of one link of a site's chain."""
+    plan = plan_of(site, profile)
+    return job_script(plan, shape or Shape(), "fedhpc-test-aa-0badcafe-1", stage, python="/env/bin/python", **kw)
 
 
 def submitter_of(site: Path, fakes: Fakes, *, submit_s: float = 60.0, shape: Shape | None = None) -> Submitter:

@@ -12,10 +12,10 @@ from attack_stage import ALL
 from harness import edit
 from tls_stage import SECTIONS, TlsStage, four_sites, stage_of
 
+from fedhpc.app.federation import Federation
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.one_machine import Enrolled
 from fedhpc.errors import PolicyError
-from fedhpc.federation.federation import Federation
 from fedhpc.rounds.global_model import GlobalModel
 
 pytestmark = pytest.mark.faults
@@ -42,8 +42,8 @@ def stage(enrolled: Enrolled, tmp_path: Path) -> Iterator[TlsStage]:
 
 def train(fed: Federation) -> None:
     """One round with a full batch from a model of zeros: the same update in every run."""
-    model = GlobalModel(fed, {"w": np.zeros(3, np.float32)})
-    model.exchange({"w": np.full(3, -float(fed.party.number), np.float32)}, 1, {})
+    model = GlobalModel(fed.session, {"w": np.zeros(3, np.float32)})
+    model.exchange({"w": np.full(3, -float(fed.session.party.number), np.float32)}, 1, {})
 
 
 def test_a_rerun_in_which_another_site_is_lost(enrolled: Enrolled, stage: TlsStage, tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_unnamed_like_numbers_over_another_set(stage: TlsStage) -> None:
         assert stage.end(u) is None
 
     def again(fed: Federation) -> None:
-        fed.round_ = 1
-        fed.sum({"n": np.full(5, 10**fed.party.number)}, name="the same")
+        fed.session.round_ = 1
+        fed.sum({"n": np.full(5, 10**fed.session.party.number)}, name="the same")
 
     stage.start(1, 2, 3, spoil=dict.fromkeys((1, 2, 3), again))
     stage.run(1, (1, 2, 3), round_=2)

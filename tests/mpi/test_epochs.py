@@ -17,7 +17,7 @@ from fedhpc.config import read_bytes
 from fedhpc.data.store import SiteStore
 from fedhpc.enrolment.next_epoch import Beginning
 from fedhpc.enrolment.rehearsal import Rehearsal
-from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT
 from fedhpc.secure.salt import NO_BLIND
 from fedhpc.train.checkpoint import Hdf5Checkpoints

@@ -21,8 +21,8 @@ from lives import SITES, STEPS, Lives, Run, final_hash
 
 from fedhpc.enrolment.one_machine import running_relay
 from fedhpc.errors import PolicyError
-from fedhpc.federation.interfaces import LocalResult, LocalWork
 from fedhpc.mpi.collectives import SerialGroup
+from fedhpc.rounds.interfaces import LocalResult, LocalWork
 from fedhpc.rounds.outbox import FileOutbox, outbox_key
 from fedhpc.secure.ledger import ledger_keys
 

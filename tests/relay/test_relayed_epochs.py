@@ -22,7 +22,7 @@ from fedhpc.enrolment.next_epoch import Beginning
 from fedhpc.enrolment.one_machine import enrol, running_relay
 from fedhpc.enrolment.relay import BYTES, OBJECTS, admit
 from fedhpc.enrolment.site import SiteFolder
-from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.state_tensors import arrays_of_checkpoint, model_sha256, tensors_tree
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.secure.salt import NO_BLIND

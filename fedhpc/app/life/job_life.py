@@ -9,17 +9,19 @@ import math
 import time
 from collections.abc import Callable, Iterable
 
+from typing_extensions import override
+
 from fedhpc.app.life.settings import LifeSettings
 from fedhpc.app.life.stop_signals import Told
-from fedhpc.federation.interfaces import Stage
+from fedhpc.federation.life import Life, Stage
 
 _AFTER_TERM_S = 10.0  # Slurm's KillWait is 30 s, and a checkpoint has to fit into it
 _AFTER_USR2_S = 60.0  # where nobody knows when the job ends
 _KEPT_TIMES = 100
 
 
-class JobLife:
-    """See Life."""
+class JobLife(Life):
+    """Decides when a process in a batch job begins a round, keeps a checkpoint and stops."""
 
     def __init__(
         self,
@@ -41,15 +43,15 @@ class JobLife:
         self._has_trained = False
         self._kept_at = clock()
 
+    @override
     def leaves(self) -> str:
-        """See Life."""
         if self._told.by:
             return f"told to by {self._told.by}"
         left = self._left()
         return f"the job ends in {max(0.0, left):.0f} s" if left <= self._settings.margin_s else ""
 
+    @override
     def must_leave(self) -> str:
-        """See Life."""
         name = self._told.by
         if name:
             patience = _AFTER_TERM_S if name == "SIGTERM" else _AFTER_USR2_S if self._end is None else math.inf
@@ -58,10 +60,11 @@ class JobLife:
         left = self._left()
         return f"the job ends in {max(0.0, left):.0f} s" if left <= self._settings.margin_s else ""
 
+    @override
     def may_begin(self) -> str:
-        """See Life: a job does one round whatever the clock says, since work that is cut short is kept.
+        """The first round of a job always begins: work that is cut short is kept.
 
-        Needed is twice the 95th percentile of the rounds so far, checkpoint included.
+        A later one needs twice the 95th percentile of the rounds so far, checkpoint included.
         """
         if not self._rounds or not self._times or self._end is None:
             return ""
@@ -71,25 +74,26 @@ class JobLife:
             return ""
         return f"{max(0.0, left):.0f} s are left, and a round takes up to {likely:.0f} s"
 
+    @override
     def hands_on(self) -> bool:
-        """See Life: a job that exchanges holds no GPU and comes back later; of a chain no two links wait in vain."""
+        """True for a job that only exchanges, since it holds no GPU. Of a chain, one link at most waits."""
         return self._settings.kind != "inline" and (self.stage == "exchange" or self._has_trained)
 
+    @override
     def trained(self) -> None:
-        """See Life."""
         self._has_trained = True
 
+    @override
     def round_took(self, seconds: float) -> None:
-        """See Life."""
         self._rounds += 1
         self._times = [*self._times, seconds][-_KEPT_TIMES:]
 
+    @override
     def keeps_now(self) -> bool:
-        """See Life."""
         return 0 < self._settings.checkpoint_s <= self._clock() - self._kept_at
 
+    @override
     def kept(self) -> None:
-        """See Life."""
         self._kept_at = self._clock()
 
     def _left(self) -> float:

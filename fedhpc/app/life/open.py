@@ -13,7 +13,7 @@ from fedhpc.app.life.settings import LifeSettings
 from fedhpc.app.life.stop_signals import Told
 from fedhpc.config import read_bytes, read_section
 from fedhpc.errors import ConfigError
-from fedhpc.federation.interfaces import Stage
+from fedhpc.federation.life import Stage
 from fedhpc.federation.party import Party
 from fedhpc.mpi.world import Place
 from fedhpc.rounds.outbox import FileOutbox, outbox_key

@@ -15,7 +15,7 @@ import torch
 from fedhpc.agreement.agreement import Agreement
 from fedhpc.config import read_section
 from fedhpc.demo.heart.baselines import Score, Split, fit, join_rows, read_split, score
-from fedhpc.federation.interfaces import Tensors
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.train.settings import TaskSettings, TrainSettings
 from fedhpc.train.tasks import logistic
 

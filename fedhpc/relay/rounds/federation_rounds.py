@@ -38,7 +38,10 @@ KEPT_BAD = 100  # reports of bad vectors
 
 
 class FederationRounds:
-    """See the module. `lock` guards everything but `note` and what `heard` does, which any thread may call."""
+    """The open rounds of one federation.
+
+    `lock` guards everything but `note` and what `heard` does, which any thread may call.
+    """
 
     def __init__(self, store: Store, federation: Federation, metrics: Metrics) -> None:
         self.lock = threading.Lock()

@@ -55,7 +55,7 @@ class PhaseTimes:
         self._lock = threading.Lock()
 
     def look(self, round_: Round, threshold: int, now: float) -> None:
-        """See which phase a round is in. To be called after every change; `now` in seconds of any clock.
+        """Look which phase a round is in. Called after every change; `now` in seconds of any clock.
 
         The caller holds the federation's lock, which guards `round_`.
         """

@@ -9,20 +9,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from typing_extensions import override
+
+from fedhpc.relay.rounds.attempt_objects import Objects
 from fedhpc.relay.store.store import Attempt, Store
 from fedhpc.relay.store.upload import Upload, full_disk_is_a_problem, sync_folder
 from fedhpc.secure.transcript import MAX_CANON_BYTES, tree
 from fedhpc.wire.object_names import ObjectName
 
 
-class KeptAttempt:
-    """See relay.objects.Objects. Messages longer than canonical JSON may be count as absent."""
+class KeptAttempt(Objects):
+    """One attempt's objects in the store. Messages longer than canonical JSON may be count as absent."""
 
     def __init__(self, store: Store, attempt: Attempt) -> None:
         self._store, self._attempt = store, attempt
 
+    @override
     def get(self, name: str) -> bytes | None:
-        """See Objects."""
         stored = self._store.find(self._name(name))
         if stored is None or stored.length > MAX_CANON_BYTES:
             return None
@@ -31,8 +34,9 @@ class KeptAttempt:
         except FileNotFoundError:  # dropped meanwhile
             return None
 
+    @override
     def put(self, name: str, data: bytes) -> None:
-        """See Objects. Raises Problem (507)."""
+        """Raises Problem (507)."""
         self.put_beside(name, data, None)
 
     def put_beside(self, name: str, data: bytes, beside: frozenset[str] | None) -> bool:
@@ -42,17 +46,18 @@ class KeptAttempt:
             self._scratch(name).write_bytes(data)
         return self._adopt(name, len(data), tree(data), beside)
 
+    @override
     def names(self) -> list[str]:
-        """See Objects."""
         return [stored.name.name for stored in self._store.list(self._attempt)]
 
+    @override
     def size(self, name: str) -> int:
-        """See Objects."""
         stored = self._store.find(self._name(name))
         return 0 if stored is None else stored.length
 
+    @override
     def read_into(self, name: str, offset: int, view: memoryview) -> None:
-        """See Objects. Raises OSError if the file is shorter than it was."""
+        """Raises OSError if the file is shorter than it was."""
         path = self._store.path(self._name(name))
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a few microseconds a piece, and nothing to close later
         try:
@@ -64,8 +69,9 @@ class KeptAttempt:
         finally:
             os.close(fd)
 
+    @override
     def write(self, name: str, offset: int, data: memoryview) -> None:
-        """See Objects. Raises Problem (507)."""
+        """Raises Problem (507)."""
         with full_disk_is_a_problem():
             fd = os.open(self._scratch(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -75,8 +81,9 @@ class KeptAttempt:
             finally:
                 os.close(fd)
 
+    @override
     def keep(self, name: str, tree: bytes) -> None:
-        """See Objects. Raises Problem (507)."""
+        """Raises Problem (507)."""
         self._adopt(name, self._scratch(name).stat().st_size, tree)
 
     def _adopt(self, name: str, length: int, tree: bytes, beside: frozenset[str] | None = None) -> bool:

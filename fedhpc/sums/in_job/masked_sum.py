@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from fedhpc.errors import DataError, InternalError
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.input_check import codec_of, inspect, share
-from fedhpc.federation.interfaces import CheckpointStore
-from fedhpc.federation.party import GIVEN_EPOCH, NO_BASE, CaughtUp, Opened, Party, SumPlan
+from fedhpc.federation.party import GIVEN_EPOCH, NO_BASE, CaughtUp, MaskedSums, Opened, Party, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.secure import labels
@@ -26,7 +28,7 @@ from fedhpc.sums.in_job.exchange import Exchange
 from fedhpc.sums.in_job.pipeline import LaneMasks, Pipeline
 
 
-class MpiSums:
+class MpiSums(MaskedSums):
     """Sums over sites that are all in this job."""
 
     def __init__(self, party: Party, exchange: Exchange, pipeline: Pipeline, *, rails: int, attempt: int) -> None:
@@ -36,18 +38,20 @@ class MpiSums:
         self.rails, self._attempt_number = rails, attempt
         self._attempt: PairwiseAttempt | None = None  # of the sum that is open
 
+    @override
     def of(self, party: Party) -> MpiSums:
-        """See MaskedSums.of."""
         return MpiSums(party, self._exchange, self._pipeline, rails=self.rails, attempt=self._attempt_number)
 
+    @override
     def announce(self, topic: str, message: bytes) -> dict[int, bytes]:
-        """See MaskedSums.announce: all sites are asked here."""
+        """Asks all sites, which are in this job."""
         return dict(enumerate(self._exchange.gather(message), start=1))
 
+    @override
     def common_round(self, held: list[int]) -> int | None:
-        """See MaskedSums.common_round: the newest round in every site's store; None if the run is fresh.
+        """The newest round in every site's store; None if the run is fresh.
 
-        A kill may fall between two sites' first checkpoints. Round 0 is made again then: it repeats to the last bit,
+        A kill may fall between two sites' first checkpoints. Round 0 is then made again: it repeats to the last bit,
         and the ledger refuses sums that do not.
         """
         mine = ",".join(map(str, held)).encode()
@@ -62,34 +66,38 @@ class MpiSums:
             )
         return max(common) if common else None
 
+    @override
     def attend(self, store: CheckpointStore) -> None:
-        """See MaskedSums.attend: within one job nobody is away."""
+        """Does nothing: within one job no site is away."""
 
+    @override
     def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
-        """See MaskedSums.catch_up: within one job no round ends without a site."""
+        """Never needed: within one job no round ends without a site."""
         raise InternalError("a site of an MPI job cannot have missed a round")
 
+    @override
     def is_free(self, base: bytes) -> bool:
-        """See MaskedSums.is_free."""
         return True
 
+    @override
     def keep_until(self, sums: int, *, given: bool = True) -> None:
-        """See MaskedSums.keep_until: nothing is kept; a killed job repeats its sums."""
+        """Does nothing: a killed job repeats its sums, and nothing is kept for them."""
 
+    @override
     def leave(self, *, refused: bool = False) -> None:
-        """See MaskedSums.leave."""
         self._exchange.leave(refused=refused)
 
+    @override
     def hear(self, word: str) -> str:
-        """See MaskedSums.hear: the leaders ask each other."""
+        """The leaders ask each other."""
         party = self._party
         said = next((w for w in party.site.gather_bytes(word.encode()) if w), b"")
         if party.leads:
             said = next((w for w in self._exchange.gather(said) if w), b"")
         return party.site.broadcast_bytes(said if party.leads else None).decode()
 
+    @override
     def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
-        """See MaskedSums.open."""
         party, stages, layout = self._party, Stages(), vector.layout
         everyone = tuple(m.number for m in party.members)
         begun = time.perf_counter()
@@ -123,10 +131,9 @@ class MpiSums:
         moved = layout.nbytes + message_bytes
         return Opened(plan, sum_tree, stages, moved, moved, everyone, vector.salt.tobytes())
 
+    @override
     def settle(self, opened: Opened, state: bytes) -> None:
-        """See MaskedSums.settle.
-
-        A training round's M6 is signed, as proof of the model that all went on from; a statistic's is compared only,
+        """A training round's M6 is signed, as proof of the model that all went on from; a statistic's is only compared,
         since the model stays and a signature from each site would take longer than the rest of a small sum.
         """
         party = self._party

@@ -17,11 +17,13 @@ import os
 import re
 from pathlib import Path
 
+from typing_extensions import override
+
 from fedhpc.errors import PolicyError, StorageError
 from fedhpc.files import hint_for, private_folder, write_whole
 from fedhpc.ledger.file import LOST_LEDGER_HINT
 from fedhpc.ledger.journal import Journal
-from fedhpc.secure.attempt_file import AttemptSecrets, from_private, sealed, unsealed
+from fedhpc.secure.attempt_file import AttemptSecrets, SiteDisk, from_private, sealed, unsealed
 from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.secure.ledger import LedgerEntry, Mark
 
@@ -99,26 +101,27 @@ class AttemptFiles:
         return self._folder / f"round-{round_}.attempt"
 
 
-class AttemptDisk:
+class AttemptDisk(SiteDisk):
     """SiteDisk of one round: the attempt file at `path`, and the site's ledger."""
 
     def __init__(self, path: Path, journal: Journal, mark: Mark | None, *, resumed: bool) -> None:
         self._path, self._journal, self._mark, self._resumed = path, journal, mark, resumed
         self._key = b""
 
+    @override
     def allows(self, entry: LedgerEntry) -> None:
-        """See SiteDisk.allows."""
         self._journal.allows(self._marked(entry))
 
+    @override
     def admit(self, entry: LedgerEntry) -> None:
-        """See SiteDisk.admit."""
         self._journal.admit(self._marked(entry))
 
     def _marked(self, entry: LedgerEntry) -> LedgerEntry:
         return entry if self._mark is None else self._mark.on(entry)
 
+    @override
     def save(self, private: bytes) -> None:
-        """See SiteDisk.save. Raises StorageError; then nothing may be sent."""
+        """Raises StorageError; then nothing may be sent."""
         if not self._key:
             self._key = self._kept_key() if self._resumed else self._new_key()
         write_whole(self._path, sealed(self._key, private), mode=0o600)

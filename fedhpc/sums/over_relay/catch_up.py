@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError
+from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
 from fedhpc.federation.finished_sums import FinishedSums
-from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
 from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
 from fedhpc.secure import labels

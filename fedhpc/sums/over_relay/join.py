@@ -14,7 +14,7 @@ from fedhpc.agreement.identity import lost_keys_hint
 from fedhpc.agreement.run_folder import bind_run_folder
 from fedhpc.errors import ConfigError, InterruptedRun, PeersError, PolicyError
 from fedhpc.federation.finished_sums import FinishedSums
-from fedhpc.federation.interfaces import Life
+from fedhpc.federation.life import Life
 from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.files import write_whole
 from fedhpc.secure.epochs import check_signed

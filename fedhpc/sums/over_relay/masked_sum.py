@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
+from typing_extensions import override
 
 from fedhpc.errors import InternalError, InterruptedRun, PolicyError
+from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.input_check import codec_of, inspect, refuse_other_vector, share
-from fedhpc.federation.interfaces import CheckpointStore
-from fedhpc.federation.party import NEXT_EPOCH, NO_BASE, CaughtUp, Opened, Party, RoundOverError, SumPlan
+from fedhpc.federation.party import NEXT_EPOCH, NO_BASE, CaughtUp, MaskedSums, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.secure import labels
@@ -50,7 +51,7 @@ class Lead:
     states: KnownStates
 
 
-class RelayedSums:
+class RelayedSums(MaskedSums):
     """Sums over sites that meet at a relay."""
 
     name = "https"
@@ -64,14 +65,15 @@ class RelayedSums:
         self._uncovered, self._salt = 0, b""  # a settled round whose checkpoint is not written yet; S of the last sum
         self._hides = party.agreement.secure.mode != "off"
 
+    @override
     def of(self, party: Party) -> RelayedSums:
-        """See MaskedSums.of."""
         return RelayedSums(party, self._client, self.rails, self.lead)
 
     # --- one sum
 
+    @override
     def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
-        """See MaskedSums.open. Raises RoundOverError, on every rank, if the round ended without this site."""
+        """Raises RoundOverError, on every rank, if the round ended without this site."""
         party, layout, stages = self._party, vector.layout, Stages()
         everyone = tuple(m.number for m in party.members)
         begun = time.perf_counter()
@@ -95,10 +97,11 @@ class RelayedSums:
         moved = traffic.bytes_up - up, traffic.bytes_down - down
         return Opened(plan, result.sum_tree, stages, *moved, result.members, vector.salt.tobytes(), *self._turns)
 
+    @override
     def settle(self, opened: Opened, state: bytes) -> None:
-        """See MaskedSums.settle: it holds τ signatures over one result when it returns.
+        """When it returns, the site holds τ signatures over one result.
 
-        Raises RoundOverError, on every rank, if the others went on long since and nobody signs this round any more.
+        Raises RoundOverError, on every rank, if the others have long gone on and no longer sign this round.
         """
         party = self._party
         begun = time.perf_counter()
@@ -137,8 +140,9 @@ class RelayedSums:
 
     # --- the other calls of MaskedSums
 
+    @override
     def announce(self, topic: str, message: bytes) -> dict[int, bytes]:
-        """See MaskedSums.announce: who comes later compares with all who came before."""
+        """Each site compares with all that came before it."""
         assert self.lead is not None
         exchange = self.lead.exchange
         exchange.put(0, 0, topic, message or b"-")
@@ -146,19 +150,21 @@ class RelayedSums:
         watch.wait(lambda w: f"{topic}/{exchange.me}" in w, time.monotonic() + 60)
         return {u: b"" if m == b"-" else m for u, m in watch.messages(topic, watch.sites(topic)).items()}
 
+    @override
     def common_round(self, held: list[int]) -> int | None:
-        """See MaskedSums.common_round: a site goes on from its own newest; the others' is found by catching up."""
+        """A site goes on from its own newest; the others' is found by catching up."""
         return max(held) if held else None
 
+    @override
     def attend(self, store: CheckpointStore) -> None:
-        """See MaskedSums.attend."""
         assert self.lead is not None
         assert self._party.identity is not None
         self._attendant = Attendant(self._known(0), self.lead.exchange, self._party.identity, self.lead.finished)
         self._attendant.start(store)
 
+    @override
     def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
-        """See MaskedSums.catch_up. An input of this site in the round that ended without it is free again."""
+        """An input of this site in the round that ended without it is free again."""
         site, lead = self._party.site, self.lead
         data = np.empty(nbytes, dtype=np.uint8)
         number = b""
@@ -183,8 +189,8 @@ class RelayedSums:
         site.broadcast(data)
         return CaughtUp(reached, data, whole=word[1:2] == b"\1")
 
+    @override
     def is_free(self, base: bytes) -> bool:
-        """See MaskedSums.is_free."""
         taken = b""
         if self._party.leads:
             assert self._party.journal is not None
@@ -195,19 +201,22 @@ class RelayedSums:
         assert self.lead is not None
         return Known(self._party.agreement.hash, self._party.members, self.lead.thresholds, nbytes)
 
+    @override
     def keep_until(self, sums: int, *, given: bool = True) -> None:
-        """See MaskedSums.keep_until. What no other site can give stays beside the ledger."""
+        """What no other site can give is kept beside the ledger."""
         assert self.lead is not None
         self.lead.files.erase_until(sums)
         self.lead.finished.erase_until(sums, self._salt, beside=given)
         self._uncovered = 0
 
+    @override
     def hear(self, word: str) -> str:
-        """See MaskedSums.hear: the ranks of this site; the others are in jobs of their own."""
+        """Asks the ranks of this site only; other sites have their own jobs."""
         return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
 
+    @override
     def leave(self, *, refused: bool = False) -> None:
-        """See MaskedSums.leave: nobody waits for a site that is not ready. Keys that open nothing end with the job."""
+        """Erases keys that can open nothing; other sites do not wait for one that is not ready."""
         if self.lead is not None:
             self.lead.files.erase_unsent()
         if self._attendant is not None:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedhpc.config import read_bytes
+from fedhpc.data.schema import FeatureSet
 from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
 from fedhpc.train.evaluate import EXPECTED, NEGATIVE, POSITIVE, wrong_histograms
 from fedhpc.train.settings import TaskSettings
@@ -144,6 +145,12 @@ class TaskDataset(torch.utils.data.Dataset[Any]):
         if self._opened is None:
             self._opened = self.task.dataset(self.path, self.options)
         return self._opened
+
+    @property
+    def features(self) -> FeatureSet | None:
+        """What the columns mean, if the task's dataset has a `store` that says so (fedhpc.data.store.SiteStore)."""
+        store = getattr(self.opened, "store", None)
+        return getattr(store, "feature_set", None)
 
     def __getstate__(self) -> dict[str, Any]:
         # A site's store crosses by itself (it opens its file anew); a user's class does not: its module has no file

@@ -41,6 +41,19 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LARGEST_FILE = 500  # lines: one sitting
 LARGEST_FUNCTION = 60  # lines, without decorators and docstring
+KNOWN_LONG = {"cli/run.py run", "rounds/loop.py run_rounds", "sums/over_relay/round.py _go_through"}
+SAME_IN_EVERY_ROOM = {"__init__.py", "settings.py"}  # settings.py: the section of a file that the room reads
+NAMED_AFTER = {"cli", "doctor"}  # after a command of `fedhpc`; after what is checked
+# The same thing twice, for one kind of exchange, channel or example and for the other.
+TWIN_ROOMS = {
+    "sums/over_relay": "sums/in_job",
+    "transport/spool": "transport/https",
+    "demo/digits": "demo/heart",
+}
+KNOWN_NAMESAKES = {
+    *("catch_up.py", "federation.py", "files.py", "join.py", "listing.py", "mailbox.py", "page.py", "rehearsal.py"),
+    *("rows.py", "site.py", "start.py", "store.py"),
+}
 # In two halves, since this file names no registry's host either.
 REGISTRIES = tuple(
     ".".join(halves)
@@ -133,7 +146,7 @@ def test_help_imports_no_mpi_and_no_torch(words: list[str]) -> None:
 
 
 def test_joining_and_summing_import_no_torch() -> None:
-    modules, _ = imported("import fedhpc.app.join, fedhpc.federation.federation, fedhpc.sums.in_job.mpi_exchange")
+    modules, _ = imported("import fedhpc.app.join, fedhpc.app.federation, fedhpc.sums.in_job.mpi_exchange")
     assert modules.isdisjoint({"torch", "mpi4py.MPI", "h5py", "matplotlib", "sklearn"})
 
 
@@ -297,6 +310,35 @@ def test_setup_cfg_and_pyproject_share_no_fact() -> None:
 def test_no_file_is_too_long_for_one_sitting() -> None:
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in SOURCES}
     assert {path: n for path, n in lengths.items() if n > LARGEST_FILE} == {}
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from `def` to the end, without the docstring."""
+    first = function.body[0]
+    told = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(function) else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - told
+
+
+def test_no_function_is_too_long_for_one_look() -> None:
+    functions = {
+        f"{path.relative_to(PACKAGE)} {node.name}": length(node)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    long = {name: lines for name, lines in functions.items() if lines > LARGEST_FUNCTION and name not in KNOWN_LONG}
+    assert long == {}
+
+
+def test_a_module_s_name_tells_it_from_the_others() -> None:
+    """Two rooms may use one name only for the same thing of theirs."""
+    by_name: dict[str, list[str]] = {}
+    for path in SOURCES:
+        room = path.parent.relative_to(PACKAGE).as_posix()
+        if path.name not in SAME_IN_EVERY_ROOM and room not in NAMED_AFTER:
+            by_name.setdefault(path.name, []).append(room)
+    shared = {name: {TWIN_ROOMS.get(room, room) for room in rooms} for name, rooms in by_name.items()}
+    assert {name: rooms for name, rooms in shared.items() if len(rooms) > 1 and name not in KNOWN_NAMESAKES} == {}
 
 
 def test_nothing_is_left_to_do_and_no_registry_is_named() -> None:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 import fedhpc.report.export as export_module
 from fedhpc.cli.report import export
 from fedhpc.errors import ConfigError, DataError, StorageError
-from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.report.export import export_model
 

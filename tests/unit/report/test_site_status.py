@@ -12,7 +12,7 @@ import pytest
 
 from fedhpc.app.life.history import Finished, keep_finished
 from fedhpc.errors import ConfigError, DataError
-from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.report.site_status import status_of_run, status_of_site, status_text
 from fedhpc.train.checkpoint import Hdf5Checkpoints

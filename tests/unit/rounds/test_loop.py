@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedhpc.errors import PolicyError
-from fedhpc.federation.interfaces import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.rounds.beginning import _require_ledger
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedhpc.errors import DataError, StorageError
-from fedhpc.federation.interfaces import LocalResult, LocalWork
 from fedhpc.mpi.collectives import SerialGroup
+from fedhpc.rounds.interfaces import LocalResult, LocalWork
 from fedhpc.rounds.outbox import BLOCK_BYTES, FileOutbox, outbox_key
 from fedhpc.secure.transcript import u64
 

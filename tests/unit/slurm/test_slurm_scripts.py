@@ -1,95 +1,23 @@
-"""Batch scripts: golden files, both checkers of shell, and what they do when they are run."""
+"""Batch scripts: the words in them, and what they do when they are run."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import ROOT, Completed, call, start, until
-from slurm_fakes import HOSTILE, PROFILES, Node, plan_of, write_site
+from harness import ROOT, Completed, start, until
+from slurm_fakes import HOSTILE, Node, needs, plan_of, script, write_site
 
 from fedhpc.errors import ConfigError
 from fedhpc.slurm.render import fill, header, sbatch_word, template
-from fedhpc.slurm.scripts import KINDS, Shape, job_script
-
-GOLDEN = ROOT / "tests" / "golden" / "slurm"
-LIVES = {"inline": ["all"], "chained": ["all"], "detached": ["train", "exchange"]}
-CASES = [f"{p}-{life}-{stage}" for p in PROFILES for life, stages in LIVES.items() for stage in stages]
-SHAPES = [kind for kind in KINDS if kind != "site"]
+from fedhpc.slurm.scripts import Shape
 
 
 def write(folder: Path, *, life: str = "inline", sites: int = 1, **slurm: object) -> Path:
     return write_site(folder, life=life, slurm=slurm, sites=sites)
-
-
-def script(site: Path, stage: str = "all", *, profile: str | None = None, shape: Shape | None = None, **kw: Any) -> str:
-    plan = plan_of(site, profile)
-    return job_script(plan, shape or Shape(), "fedhpc-test-aa-0badcafe-1", stage, python="/env/bin/python", **kw)
-
-
-def golden_text(case: str, folder: Path) -> str:
-    """A golden script; the folder that differs from test to test is written as /home/site."""
-    profile, life, stage = re.fullmatch(r"(.+)-(\w+)-(\w+)", case).groups()
-    site = write(folder, life=life, account="acc 1", time="08:00:00", setup=["module load x"], extra=["--exclusive"])
-    after = "41" if stage == "exchange" else None
-    return script(site, stage, profile=profile, after=after).replace(str(folder.parent), "/home/site")
-
-
-def shape_text(kind: str, folder: Path) -> str:
-    site = write(folder, sites=3, tasks_per_node=3, mpi="pmix")
-    federation = folder / "federation.toml"
-    shape = Shape(kind, folder / "sites", (federation, federation), folder / "relay.toml", 1)
-    return script(site, shape=shape).replace(str(folder.parent), "/home/site")
-
-
-def needs(program: str) -> None:
-    """Skip without it; `make test` installs it, and lets nothing be skipped."""
-    if shutil.which(program) is None:
-        assert os.environ.get("FEDHPC_NO_SKIP") != "1", f"{program} is missing; as root `make tools` installs it"
-        pytest.skip(f"{program} is missing; as root `make tools` installs it")
-
-
-def compare(name: str, text: str, request: pytest.FixtureRequest) -> None:
-    path = GOLDEN / f"{name}.sbatch"
-    if request.config.getoption("--regenerate"):
-        path.write_text(text)
-    assert path.read_text() == text
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_golden_of_every_profile_and_life(case: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    compare(case, golden_text(case, tmp_path / "a b's"), request)
-
-
-@pytest.mark.parametrize("kind", SHAPES)
-def test_golden_of_every_shape(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    compare(kind, shape_text(kind, tmp_path / "a b's"), request)
-
-
-def test_no_golden_is_left_over() -> None:
-    assert {p.stem for p in GOLDEN.glob("*")} == {*CASES, *SHAPES}
-
-
-def test_every_template_is_in_a_golden() -> None:
-    texts = "\n".join(p.read_text() for p in GOLDEN.glob("*.sbatch"))
-    for path in (ROOT / "jobs" / "templates").glob("*"):
-        longest = max((line for line in path.read_text().splitlines() if "@@" not in line), key=len)
-        assert longest in texts, path
-
-
-def test_bash_takes_every_golden() -> None:
-    for path in sorted(GOLDEN.glob("*.sbatch")):
-        call(["bash", "-n", path]).ok()
-
-
-def test_shellcheck_takes_every_golden() -> None:
-    needs("shellcheck")
-    call(["shellcheck", *sorted(GOLDEN.glob("*.sbatch"))], timeout=120).ok()
 
 
 # --- words

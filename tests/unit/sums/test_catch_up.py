@@ -18,8 +18,8 @@ from protocol_fakes import World
 from secure_fakes import key_of
 
 from fedhpc.errors import DataError, PeersError, PolicyError
+from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.finished_sums import FinishedSums
-from fedhpc.federation.interfaces import Checkpoint
 from fedhpc.federation.state_tensors import arrays_of_checkpoint
 from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, Federation
 from fedhpc.secure.messages import Result

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedhpc.errors import DataError, InternalError, PolicyError, StorageError
-from fedhpc.federation.interfaces import Checkpoint, CheckpointStore
+from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
 from fedhpc.rounds.beginning import _refuse_without_blind
 from fedhpc.train.checkpoint import Hdf5Checkpoints
 

@@ -13,7 +13,7 @@ import torch
 from train_fakes import Net, loss, make_task, make_trainer, rows
 
 from fedhpc.errors import DataError
-from fedhpc.federation.interfaces import LocalResult
+from fedhpc.rounds.interfaces import LocalResult
 from fedhpc.train.settings import ComputeSettings, TrainSettings
 from fedhpc.train.trainer import CHECK_STEPS, TorchTrainer
 from fedhpc.train.within_round import WithinRound

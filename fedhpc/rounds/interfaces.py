@@ -1,21 +1,17 @@
-"""What the main loop needs from the rows above it, as small interfaces. Their makers are handed in.
-
-Shared state means parameters and floating buffers of the model, in state_dict order: float32 arrays, or float64
-where the model's tensor is double (half-precision tensors are held as float32). Integer buffers stay local.
-"""
+"""What the main loop needs from the rows above it, as small interfaces. Their makers are handed in."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-Tensors = dict[str, NDArray[Any]]
+from fedhpc.federation.checkpoint import Tensors
+
 AtStep = Callable[[], bool]
 """Called on every rank after each optimiser step but the last; whether to stop there, the same on all ranks."""
-Stage = Literal["all", "train", "exchange"]
 
 
 @dataclass(frozen=True)
@@ -74,42 +70,6 @@ class Trainer(Protocol):
         ...
 
 
-@dataclass
-class Checkpoint:
-    """All a site needs to go on after `round_` finished rounds."""
-
-    round_: int  # training rounds finished
-    sums: int  # masked sums finished: the protocol's round number
-    config: bytes  # SHA-256 of federation.toml [32]
-    tensors: Tensors  # the global model
-    outer: Tensors = field(default_factory=dict)  # the strategy's state, and W of the weights
-    private: dict[str, NDArray[Any]] = field(default_factory=dict)  # the trainer's
-    ledger: bytes = b""  # hash of the ledger's head when this was written [32]
-    blind: bytes = field(default=bytes(32), repr=False)  # of the state [32]; empty: written before there was one
-    pending: Tensors = field(default_factory=dict)  # what this site measured in the round, which is summed afterwards
-    whole: bool = False  # all sites were in the round's sum, so that `pending` is summed
-
-
-class CheckpointStore(Protocol):
-    """Where one site keeps its checkpoints."""
-
-    def rounds(self) -> list[int]:
-        """Rounds with a whole, valid checkpoint, rising."""
-        ...
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write atomically and durably; keep at least the two newest. Raises StorageError; the old ones stay."""
-        ...
-
-    def load(self, round_: int) -> Checkpoint:
-        """The checkpoint of `round_`. Raises DataError if it is damaged."""
-        ...
-
-    def discard_after(self, round_: int) -> None:
-        """Remove checkpoints newer than `round_`: the federation goes on from there."""
-        ...
-
-
 @dataclass(frozen=True)
 class LocalWork:
     """What one site did in a round and did not sum yet: all of it, or up to the step at which it was stopped."""
@@ -140,47 +100,6 @@ class Outbox(Protocol):
 
     def clear(self) -> None:
         """A checkpoint covers it."""
-        ...
-
-
-class Life(Protocol):
-    """How long this process may go on, and what it is to do. Asked on every rank."""
-
-    stage: Stage
-    """all; train: local work only, nothing is exchanged; exchange: what was trained is summed, nothing is trained."""
-    wait_s: float | None
-    """How long to wait for a round to begin before this site leaves; None: as agreed."""
-
-    def leaves(self) -> str:
-        """Why this rank was told to stop when it can; "" if it was not."""
-        ...
-
-    def must_leave(self) -> str:
-        """Why there is no time left for what others wait for; "" if there is."""
-        ...
-
-    def may_begin(self) -> str:
-        """Why another round would not end in time; "" if it would, or if nothing is known."""
-        ...
-
-    def hands_on(self) -> bool:
-        """Whether the next job may wait for an absent relay in the place of this one."""
-        ...
-
-    def trained(self) -> None:
-        """This process has trained."""
-        ...
-
-    def round_took(self, seconds: float) -> None:
-        """A round took so long, without waiting for others."""
-        ...
-
-    def keeps_now(self) -> bool:
-        """Whether local work should be kept at this step, having not been kept for long."""
-        ...
-
-    def kept(self) -> None:
-        """Local work or a checkpoint was written."""
         ...
 
 

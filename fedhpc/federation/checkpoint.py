@@ -1,0 +1,50 @@
+"""What a site keeps so that it can go on after a round, and the interface to where it is kept.
+
+Shared state means parameters and floating buffers of the model, in state_dict order: float32 arrays, or float64
+where the model's tensor is double (half-precision tensors are held as float32). Integer buffers stay local.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Checkpoint:
+    """All a site needs to go on after `round_` finished rounds."""
+
+    round_: int  # training rounds finished
+    sums: int  # masked sums finished: the protocol's round number
+    config: bytes  # SHA-256 of federation.toml [32]
+    tensors: Tensors  # the global model
+    outer: Tensors = field(default_factory=dict)  # the strategy's state, and W of the weights
+    private: dict[str, NDArray[Any]] = field(default_factory=dict)  # the trainer's
+    ledger: bytes = b""  # hash of the ledger's head when this was written [32]
+    blind: bytes = field(default=bytes(32), repr=False)  # of the state [32]; empty: written before there was one
+    pending: Tensors = field(default_factory=dict)  # what this site measured in the round, which is summed afterwards
+    whole: bool = False  # all sites were in the round's sum, so that `pending` is summed
+
+
+class CheckpointStore(Protocol):
+    """Where one site keeps its checkpoints."""
+
+    def rounds(self) -> list[int]:
+        """Rounds with a whole, valid checkpoint, rising."""
+        ...
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write atomically and durably; keep at least the two newest. Raises StorageError; the old ones stay."""
+        ...
+
+    def load(self, round_: int) -> Checkpoint:
+        """The checkpoint of `round_`. Raises DataError if it is damaged."""
+        ...
+
+    def discard_after(self, round_: int) -> None:
+        """Remove checkpoints newer than `round_`: the federation goes on from there."""
+        ...

@@ -1,0 +1,84 @@
+"""Every profile and shape of batch script, byte for byte, and both checkers of shell over all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import golden_scripts
+import pytest
+from golden_scripts import CASES, SHAPES
+from harness import ROOT, call
+from slurm_fakes import needs, script, write_site
+
+from fedhpc.slurm.scripts import Shape
+
+
+def case_text(case: str, folder: Path) -> str:
+    """A script of a profile; the folder that differs from test to test is written as /home/site."""
+    profile, life, stage = case.rsplit("-", 2)
+    slurm = {"account": "acc 1", "time": "08:00:00", "setup": ["module load x"], "extra": ["--exclusive"]}
+    site = write_site(folder, life=life, slurm=slurm)
+    after = "41" if stage == "exchange" else None
+    return script(site, stage, profile=profile, after=after).replace(str(folder.parent), "/home/site")
+
+
+def shape_text(kind: str, folder: Path) -> str:
+    site = write_site(folder, slurm={"tasks_per_node": 3, "mpi": "pmix"}, sites=3)
+    federation = folder / "federation.toml"
+    shape = Shape(kind, folder / "sites", (federation, federation), folder / "relay.toml", 1)
+    return script(site, shape=shape).replace(str(folder.parent), "/home/site")
+
+
+@pytest.fixture(scope="module")
+def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    if request.config.getoption("--regenerate"):
+        folder = tmp_path_factory.mktemp("scripts")
+        texts = {case: case_text(case, folder / case / "a b's") for case in CASES}
+        golden_scripts.write(texts | {kind: shape_text(kind, folder / kind / "a b's") for kind in SHAPES})
+    return golden_scripts.read()
+
+
+@pytest.fixture(scope="module")
+def files(golden: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The golden scripts as files."""
+    folder = tmp_path_factory.mktemp("golden")
+    for name, text in golden.items():
+        (folder / f"{name}.sbatch").write_text(text)
+    return sorted(folder.glob("*"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_of_every_profile_and_life(case: str, tmp_path: Path, golden: dict[str, str]) -> None:
+    assert case_text(case, tmp_path / "a b's") == golden[case]
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_golden_of_every_shape(kind: str, tmp_path: Path, golden: dict[str, str]) -> None:
+    assert shape_text(kind, tmp_path / "a b's") == golden[kind]
+
+
+def test_no_golden_is_left_over(golden: dict[str, str]) -> None:
+    assert golden.keys() == {*CASES, *SHAPES}
+
+
+def test_every_template_is_in_a_golden(golden: dict[str, str]) -> None:
+    texts = "\n".join(golden.values())
+    for path in (ROOT / "jobs" / "templates").glob("*"):
+        longest = max((line for line in path.read_text().splitlines() if "@@" not in line), key=len)
+        assert longest in texts, path
+
+
+def test_bash_takes_every_golden(files: list[Path]) -> None:
+    for path in files:
+        call(["bash", "-n", path]).ok()
+
+
+def test_shellcheck_takes_every_golden(files: list[Path]) -> None:
+    needs("shellcheck")
+    call(["shellcheck", *files], timeout=120).ok()
+
+
+def test_a_hunk_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(ValueError, match="do not follow"):
+        golden_scripts.apply("a\nb\n", "@@\n a\n-c\n+d\n")
+    assert golden_scripts.apply("a\nb\n", "@@\n a\n-c\n+d\n", where_it_fits=True) == "a\nb\n"
