@@ -5,7 +5,10 @@ from __future__ import annotations
 from attack_stage import ALL, Stage
 from attack_table import Attack
 
+from fedhpc.secure.transcript import parse_canon
+
 MESSAGES = ("READY", "M1", "M2", "M3v", "M3", "M4", "M5", "M6")
+TAU = 3
 TOTAL = 11110  # of 10^u over all sites
 
 
@@ -26,6 +29,23 @@ def check(stage: Stage, attack: Attack) -> None:
         nothing_was_released(stage, attack, u)
     for u in ALL if attack.rest else ():
         assert u in victims or (stage.end(u) is None and stage.got(u) > 0), f"site {u}: {stage.end(u)!r}"
+    one_set_at_most(stage)
+
+
+def one_set_at_most(stage: Stage) -> None:
+    """No site is bound to two sets of the round, and the relay with any t = 1 of them could open one at most."""
+    opened: set[tuple[int, ...]] = set()
+    for attempt in (1, 2, 3):
+        answered: dict[str, list[int]] = {}
+        for u in ALL:
+            m5 = stage.objects(attempt).get(f"M5/{u}")
+            if m5 is not None:
+                answered.setdefault(parse_canon(m5)["t"], []).append(u)
+        for senders in answered.values():
+            sets = {cohort for u in senders for cohort in stage.sets(u)}
+            assert len(sets) == 1
+            opened |= sets if len(senders) >= TAU - 1 else set()
+    assert len(opened) <= 1
     for u in ALL:
         assert len(stage.sets(u)) <= 1, f"site {u} bound itself to two sets of one round"
 
