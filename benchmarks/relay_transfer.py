@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from relay_servers import bare, client, cpu_s, peak_rss
+from bare_tls import bare, client, cpu_s, peak_rss
 
 from fedhpc.enrolment.certificates import issue_new, new_authority
 from fedhpc.transport.https.client import RelayClient
@@ -36,6 +36,7 @@ from fedhpc.transport.https.link import RelayAccess
 from fedhpc.wire.object_names import ObjectName
 
 CONFIG = "ab" * 32
+FREE_FOR_ALL = Path(__file__).parents[1] / "tests" / "fakes" / "free_for_all.py"
 
 
 def site(port: int, pin: bytes, folder: str, number: int, length: int, ready: Any, done: Any) -> None:
@@ -116,7 +117,7 @@ def run_bare(files: tuple[str, str, str], connections: int, length: int) -> dict
 
 def run_relay(where: Path, pin: bytes, sites: int, length: int) -> dict[str, float]:
     """A relay of its own for one run."""
-    command = [sys.executable, "-m", "fedhpc", "relay", "serve", str(where / "relay.toml")]
+    command = [sys.executable, str(FREE_FOR_ALL), str(where / "relay.toml")]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     port = int(server.stdout.readline().split("port ")[1].split(",")[0])
@@ -163,7 +164,7 @@ def main() -> None:
         (where / "roster.toml").write_text(f'["{CONFIG}"]\nsites = {{ {", ".join(pins)} }}\n')
         (where / "relay.toml").write_text(
             '[relay]\nlisten = "127.0.0.1:0"\ncertificate = "relay.pem"\nkey = "relay.key"\nroster = "roster.toml"\n'
-            'client_authorities = ["ca.pem"]\nstore = "store"\nrounds = false\n'
+            'client_authorities = ["ca.pem"]\nstore = "store"\n'
         )
         bare_files = (f"{folder}/relay.pem", f"{folder}/relay.key", f"{folder}/ca.pem")
         length = args.mib << 20

@@ -9,17 +9,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedhpc.agreement.agreement import (
-    Agreement,
-    SiteFile,
-    number_of_rank,
-    read_agreement,
-    read_site,
-    read_site_directory,
-)
+from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.agreement.identity import lost_keys_hint, read_identity
-from fedhpc.agreement.run_folder import make_run_folder
-from fedhpc.agreement.run_place import run_place
+from fedhpc.agreement.run_folder import make_run_folder, run_place
+from fedhpc.agreement.site_file import SiteFile, number_of_rank, read_site_directory
 from fedhpc.app.federation import Federation
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError
@@ -110,7 +103,7 @@ def join_with_files(
         mine = files[0]
         number = agreement.number_of(mine.site.name)
     name = agreement.names[number - 1]
-    directory = mine.path(mine.site.directory) if mine.site.directory else run_place(federation, agreement, run) / name
+    directory = mine.run_directory(run_place(federation, agreement, run))
     if _kind(world.group, mine) in ("https", "spool"):
         alone = sites is None
         place = (
@@ -181,7 +174,7 @@ def _read_files(
         if sites is not None:
             return read_site_directory(sites, agreement)
         assert site is not None
-        return [read_site(read_bytes(site), site)]
+        return [SiteFile.open(site)]
 
     if world.group.rank == 0:
         source = read_bytes(federation)

@@ -75,13 +75,12 @@ def run(
     told.listen()
     from fedhpc.app.life import last_words
     from fedhpc.app.life.open import finished_before
-    from fedhpc.app.run import Before, run_federation
+    from fedhpc.app.programs.training import Before
+    from fedhpc.app.run import run_federation
     from fedhpc.mpi.world import is_first, launched, tell_failure
 
     if launched() and is_first():
         last_words.listen(told)
-    if site is not None and site.is_dir():
-        site = site / "site.toml"
     if stage != "all" and site is None:
         raise ConfigError("--stage is for one site of a federation over a relay", "give its site file with --site")
     if site is not None and sites is None:

@@ -87,7 +87,6 @@ class RelaySettings:
     reserve_bytes: int = 64 << 20  # of the disk, never used
     tokens: Path | None = None  # who may ask for a certificate; with enrolment
     enrolment: Path | None = None  # folder of requests and certificates; absent: no enrolment here
-    rounds: bool = True  # False: objects of any name are kept and nothing is proposed; to test or measure transfers
 
     def __post_init__(self) -> None:
         split_address(self.listen, "relay.listen")
@@ -166,7 +165,6 @@ def read_settings(path: Path) -> tuple[RelaySettings, Limits]:
         reserve_bytes=given.reserve_bytes,
         tokens=base / given.tokens if given.tokens else None,
         enrolment=base / given.enrolment if given.enrolment else None,
-        rounds=given.rounds,
     )
     require_private(settings.key)
     return settings, read_section(Limits, table.get("limits", {}), "limits")

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedhpc.agreement.agreement import read_agreement, read_site
-from fedhpc.config import read_bytes
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.errors import ConfigError, PeersError, PolicyError
 from fedhpc.relay.settings import split_address
 from fedhpc.relay.status.snapshot import KIND
@@ -16,7 +16,6 @@ from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.sums.over_relay.join import relay_access
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.https.retry import Patience
-from fedhpc.transport.link_problems import RelayProblem
 
 _MOST_BYTES = 16 << 20
 _PATIENCE_S = 5.0
@@ -61,11 +60,10 @@ class SiteView:
 
     def __init__(self, site: Path, federation: Path) -> None:
         """`site`: site.toml or its folder. Raises ConfigError, PolicyError."""
-        path = site / "site.toml" if site.is_dir() else site
-        mine = read_site(read_bytes(path), path)
-        self._agreement = read_agreement(read_bytes(federation), str(federation))
+        mine = SiteFile.open(site)
+        self._agreement = Agreement.open(federation)
         if mine.exchange.kind == "mpi":
-            raise ConfigError(f"{path} uses no relay", 'its [exchange] kind is not "https"')
+            raise ConfigError(f"{mine.file} uses no relay", 'its [exchange] kind is not "https"')
         number = self._agreement.number_of(mine.site.name)
         self._name = mine.site.name
         access = relay_access(self._agreement, mine, number)
@@ -77,8 +75,6 @@ class SiteView:
         config = self._agreement.hash.hex()
         try:
             found = self._exchange.standing(quiet=True)
-        except RelayProblem as problem:
-            raise PeersError(problem.what, "the relay was started with rounds = false") from None
         except PolicyError as error:
             if "forbidden" not in error.what:
                 raise

@@ -17,6 +17,7 @@ from fedhpc.errors import PolicyError
 from fedhpc.secure import labels
 from fedhpc.secure.keys import KEY_BYTES, AttemptKey, derive
 from fedhpc.secure.ledger import LedgerEntry
+from fedhpc.secure.message_kinds import OF_AN_ATTEMPT
 from fedhpc.secure.sealing import SEAL_BYTES, seal, unseal
 from fedhpc.secure.shares import Draw, draw_scalar
 from fedhpc.secure.transcript import canon, parse_canon
@@ -26,14 +27,6 @@ MAGIC = b"fedhpc attempt 1\n"
 _SALT_BYTES = 32
 
 _FIELDS = ("chan", "config", "group", "m0", "mask", "own_a", "own_b", "self", "sent", "site", "t2", "version")
-_SENT = (
-    labels.SIGN_KEYS,
-    labels.SIGN_SHARES,
-    labels.SIGN_MASKED,
-    labels.SIGN_SURVIVORS,
-    labels.SIGN_UNMASK,
-    labels.SIGN_RESULT,
-)
 
 
 class SiteDisk(Protocol):
@@ -115,7 +108,7 @@ def from_private(data: bytes) -> AttemptSecrets:
             t2=_hex(value["t2"], KEY_BYTES if value["t2"] else 0),
         )
         for name, text in value["sent"].items():
-            if name not in _SENT:
+            if name not in OF_AN_ATTEMPT:
                 raise ValueError("an unknown message")
             found.sent[name] = _hex(text)
         if found.export_private() != data:

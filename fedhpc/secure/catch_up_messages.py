@@ -17,12 +17,19 @@ from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt_file import SiteDisk
 from fedhpc.secure.keys import KEY_BYTES, AttemptKey, derive
 from fedhpc.secure.ledger import NO_VECTOR, LedgerEntry
-from fedhpc.secure.messages import HASH_BYTES
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.results import RoundResults, Settled
 from fedhpc.secure.sealing import seal, unseal
 from fedhpc.secure.thresholds import Thresholds
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, canon, hash_parts, parse_canon, sign_message, state_hash
+from fedhpc.secure.transcript import (
+    HASH_BYTES,
+    TREE_BLOCK_BYTES,
+    canon,
+    hash_parts,
+    parse_canon,
+    sign_message,
+    state_hash,
+)
 
 BLOCK_BYTES = TREE_BLOCK_BYTES
 

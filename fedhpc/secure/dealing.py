@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fedhpc.errors import PolicyError
 from fedhpc.secure import labels
 from fedhpc.secure.attempt_file import AttemptSecrets
-from fedhpc.secure.messages import SHARES_BYTES, Shares
+from fedhpc.secure.message_kinds import SHARES_BYTES
+from fedhpc.secure.messages import Shares
 from fedhpc.secure.sealing import seal, unseal
 from fedhpc.secure.shares import SHARE_BYTES, Draw, share
 from fedhpc.secure.transcript import hash_parts, u16

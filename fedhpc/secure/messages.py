@@ -2,7 +2,7 @@
 
 Everything here comes from a peer or from the relay: the length is checked before anything is parsed, then the canonical
 form, then every field, and whatever differs is refused with the site's name. Nothing here decides whether a message
-fits the attempt; that is attempt_site.py.
+fits the attempt; that is attempt.py.
 """
 
 from __future__ import annotations
@@ -14,36 +14,16 @@ from itertools import pairwise
 from typing import Any
 
 from fedhpc.errors import PolicyError
-from fedhpc.secure import labels
 from fedhpc.secure.keys import KEY_BYTES
+from fedhpc.secure.message_kinds import SHARES_BYTES, max_bytes
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.sealing import SEAL_BYTES
 from fedhpc.secure.shares import SHARE_BYTES
 from fedhpc.secure.tag import TAG_BYTES
-from fedhpc.secure.transcript import MAX_CANON_BYTES, canon, open_message, parse_canon
-
-HASH_BYTES = 32
-SHARES_BYTES = 2 * SHARE_BYTES + 32  # share of b, share of a, c
-ENVELOPE_BYTES = 1024  # what a message may have beside its lists
+from fedhpc.secure.transcript import HASH_BYTES, MAX_CANON_BYTES, canon, open_envelope, open_message, parse_canon
 
 _HINT_LIMIT = 1 << 40
-
-
-def max_bytes(name: str, sites: int) -> int:
-    """The longest message of a kind in a federation of `sites`; longer ones are refused unread."""
-    per_site = {
-        "M0": 2 * HASH_BYTES + 16,
-        labels.SIGN_SHARES: 2 * (SHARES_BYTES + SEAL_BYTES) + 4 * HASH_BYTES + 16,
-        "M4r": 8,
-        "U1": 8,
-        "U2": 8,
-        labels.SIGN_UNMASK: 2 * (SHARE_BYTES * sites + SEAL_BYTES) + 8,
-        labels.SIGN_RESULT: 8,
-        labels.SIGN_STATE: ENVELOPE_BYTES + 8 * sites,  # an M6 of each site
-    }.get(name, 0)
-    tensors = MAX_CANON_BYTES // 2 if name == "M0" else 0
-    return min(MAX_CANON_BYTES, ENVELOPE_BYTES + tensors + sites * per_site)
 
 
 @dataclass(frozen=True)
@@ -126,6 +106,12 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """The body."""
         return {"state": self.state.hex(), "sum": self.sum_.hex(), "u3": list(self.u3)}
+
+
+def read_envelope(data: bytes, name: str, u: int, sites: int) -> dict[str, Any]:
+    """A signed message's fields, after its size, form and sender; not its signature. Raises PolicyError."""
+    check_length(data, name, sites, f"the {name} message of site {u}")
+    return open_envelope(data, name, u, str(u))
 
 
 def open_signed(data: bytes, name: str, transcript: bytes, member: Member, sites: int) -> Any:

@@ -19,11 +19,11 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedhpc.errors import InternalError, PolicyError
-from fedhpc.secure import labels
+from fedhpc.secure import chain, labels
 from fedhpc.secure.keys import AttemptKey, derive
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.thresholds import neighbours
-from fedhpc.secure.transcript import canon, hash_parts, open_message, parse_canon, sign_message, u16
+from fedhpc.secure.transcript import canon, open_message, parse_canon, sign_message
 
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
 NO_HINT = -1  # left_s of a site that does not know its walltime
@@ -57,7 +57,7 @@ class PairwiseAttempt:
         self._roster = roster
         self._degree = degree
         self.proposal = proposal.to_bytes()
-        self._t0 = hash_parts(labels.HASH_T0, self.proposal)
+        self._t0 = chain.t0(self.proposal)
         self._chan, self._mask = fresh or (AttemptKey(), AttemptKey())
         self._masks_of: list[bytes] = []
         self.t2 = b""
@@ -87,9 +87,8 @@ class PairwiseAttempt:
             bodies.append(body)
         if len(set(self._masks_of)) != len(self._masks_of):
             raise PolicyError("two sites sent the same key", "a key was replayed; the round is refused")
-        listed = [u16(m.number) + body for m, body in zip(self._roster, bodies, strict=True)]
-        t1 = hash_parts(labels.HASH_T1, self._t0, *listed)
-        self.t2 = hash_parts(labels.HASH_T2, t1)
+        listed = {m.number: body for m, body in zip(self._roster, bodies, strict=True)}
+        self.t2 = chain.t2(chain.t1(self._t0, listed), {})
         return sign_message(self._identity, labels.SIGN_MPI, self._me, self.t2, {})
 
     def receive_signatures(self, messages: Sequence[bytes]) -> None:

@@ -21,9 +21,11 @@ from fedhpc.errors import PolicyError
 from fedhpc.secure import labels
 
 MAX_CANON_BYTES = 4 << 20
+HASH_BYTES = 32
 TREE_BLOCK_BYTES = 1 << 20
 
 _PLAIN = bytes(set(range(0x20, 0x7F)) - set(b'"\\'))
+_SIGNATURE_BYTES = 64
 _HEX_SIGNATURE = re.compile(r"[0-9a-f]{128}")
 _LIMIT = 1 << 53
 _ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -175,10 +177,10 @@ def sign_message(key: Ed25519PrivateKey, name: str, sender: int, transcript: byt
     return canon(message)
 
 
-def open_message(data: bytes, name: str, sender: int, transcript: bytes, key: Ed25519PublicKey, who: str) -> Any:
-    """The body of a message of `sender`, after its form, name, sender, transcript and signature were checked.
+def open_envelope(data: bytes, name: str, sender: int, who: str) -> dict[str, Any]:
+    """The fields of a message `name` of `sender`, after its form; whether transcript and signature hold is open.
 
-    Raises PolicyError that names the site `who` and what is wrong.
+    Raises PolicyError that names the site `who`.
     """
     try:
         message = parse_canon(data)
@@ -188,13 +190,24 @@ def open_message(data: bytes, name: str, sender: int, transcript: bytes, key: Ed
         raise PolicyError(f"the {name} message of site {who} does not have the fields of a message")
     if message["name"] != name or message["from"] != sender:
         raise PolicyError(f"expected {name} of site {who}, got {message['name']} of number {message['from']}")
+    if type(message["sig"]) is not str or len(message["sig"]) != 2 * _SIGNATURE_BYTES:
+        raise PolicyError(f"the {name} message of site {who} has no signature")
+    return message
+
+
+def open_message(data: bytes, name: str, sender: int, transcript: bytes, key: Ed25519PublicKey, who: str) -> Any:
+    """The body of a message of `sender`, after its form, name, sender, transcript and signature were checked.
+
+    Raises PolicyError that names the site `who` and what is wrong.
+    """
+    message = open_envelope(data, name, sender, who)
     if message["t"] != transcript.hex():
         raise PolicyError(
             f"site {who} signed another transcript in {name}",
             "the sites do not agree on round, configuration, model or set of sites",
         )
     try:
-        if not _HEX_SIGNATURE.fullmatch(str(message["sig"])):
+        if not _HEX_SIGNATURE.fullmatch(message["sig"]):
             raise ValueError("not 64 bytes in lower-case hex")
         key.verify(bytes.fromhex(message["sig"]), _signed_bytes(name, sender, transcript, body_bytes(data, message)))
     except (InvalidSignature, ValueError):

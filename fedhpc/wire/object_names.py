@@ -10,7 +10,6 @@ import re
 from dataclasses import dataclass
 
 BLOCK_BYTES = 1 << 20  # of Tree(B); transfers are recorded, resumed and verified in whole blocks
-UNSHARED = frozenset({"M3v"})  # a masked vector goes to the relay, which adds it; other sites have no use for it
 
 _CONFIG = re.compile(r"[0-9a-f]{64}")
 _COUNT = re.compile(r"0|[1-9][0-9]{0,15}")
@@ -48,11 +47,16 @@ class ObjectName:
         return self.name.split("/", 1)[0]
 
     @property
-    def owner(self) -> int | None:
-        """The site that may write it, or None: only the relay."""
+    def sites(self) -> tuple[int, ...]:
+        """The sites in the name: (3, 1) of `STATE/3/1`."""
         match = _NAME.fullmatch(self.name)
         assert match is not None
-        return int(match[2]) if match[2] else None
+        return tuple(int(number) for number in match.groups()[1:] if number)
+
+    @property
+    def owner(self) -> int | None:
+        """The site that may write it, or None: only the relay."""
+        return self.sites[0] if self.sites else None
 
     @property
     def attempt_name(self) -> tuple[str, int, int]:

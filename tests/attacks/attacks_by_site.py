@@ -13,11 +13,11 @@ import numpy as np
 from attack_stage import ALL, Stage, Victims
 from attacks_by_relay import Play, about, fields, flipped
 
-from fedhpc.secure import labels
-from fedhpc.secure.attempt_site import SiteAttempt
+from fedhpc.secure import chain
+from fedhpc.secure.attempt import SiteAttempt
 from fedhpc.secure.messages import Survivors, read_survivors
 from fedhpc.secure.ring import lanes_of
-from fedhpc.secure.transcript import canon, hash_parts, parse_canon, sign_message, u16
+from fedhpc.secure.transcript import canon, parse_canon, sign_message
 from fedhpc.sums.over_relay.masked_blocks import HiddenPart
 
 OTHERS = (1, 2, 4)
@@ -176,6 +176,6 @@ def signed_survivors(stage: Stage, u: int, survivors: Survivors) -> bytes:
     """M4 of site `u` over a set and sum of the relay's choice, with the site's own key."""
     machine = stage.machine(1)
     bodies = (parse_canon(stage.objects(1).get(f"M3/{v}") or b"")["body"] for v in survivors.u3)
-    parts = [u16(v) + canon(body) for v, body in zip(survivors.u3, bodies, strict=True)]
-    t3 = hash_parts(labels.HASH_T3, machine._hash(2), *parts, survivors.sum_)
+    m3s = {v: canon(body) for v, body in zip(survivors.u3, bodies, strict=True)}
+    t3 = chain.t3(machine._hash(2), m3s, survivors.sum_)
     return sign_message(stage.identity(u), "M4", u, t3, {})

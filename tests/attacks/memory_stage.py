@@ -1,4 +1,4 @@
-"""The stage in memory: sites are their machines (secure/attempt_site.py) over disks that last, without I/O or threads.
+"""The stage in memory: sites are their machines (secure/attempt.py) over disks that last, without I/O or threads.
 
 A site is a generator: it goes on as far as what it is shown lets it, and yields where it has to wait.
 """

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from attack_stage import Change, Lie, Stage
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from free_for_all import FreeForAll
 from harness import edit, ledger_entries
 from numpy.typing import NDArray
 from typing_extensions import override
@@ -200,9 +201,9 @@ class TlsStage(Stage):
         log.addHandler(handler)
         self.patches.callback(log.removeHandler, handler)
         settings, limits = read_settings(enrolled.relay)
-        settings = replace(settings, store=folder / "store", admin="", rounds=coordinator)
+        settings = replace(settings, store=folder / "store", admin="")
         limits = replace(limits, drain_s=1.0)
-        self.server = RelayServer(settings, limits)
+        self.server = RelayServer(settings, limits, *([] if coordinator else [FreeForAll]))
         self.store = self.server.store
         shown = ShownStore(self.store, folder / "lies", self.shown)
         self.server.routes = LyingRoutes(shown, lambda: self.server.roster, limits, self.server.rounds)

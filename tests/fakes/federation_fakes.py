@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from secure_fakes import key_of
 
-from fedhpc.agreement.agreement import PROTOCOL_NAME, Agreement, read_agreement
+from fedhpc.agreement.federation_file import PROTOCOL_NAME, Agreement, read_agreement
 from fedhpc.errors import InterruptedRun
 from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.input_check import codec_of, share

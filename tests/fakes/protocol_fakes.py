@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from secure_fakes import key_of
 
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.relay.rounds.attempt_objects import SUM, put_once
-from fedhpc.relay.rounds.machine import RoundMachine, check_envelope
+from fedhpc.relay.rounds.attempt_objects import put_once
+from fedhpc.relay.rounds.machine import RoundMachine
+from fedhpc.secure import messages
+from fedhpc.secure.attempt import Expected, SiteAttempt
 from fedhpc.secure.attempt_file import from_private
-from fedhpc.secure.attempt_site import Expected, SiteAttempt
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 from fedhpc.secure.masks import Masks
 from fedhpc.secure.pairwise import Member
@@ -25,6 +26,7 @@ from fedhpc.secure.ring import Layout, Tensor, lanes_of
 from fedhpc.secure.tag import Tagger
 from fedhpc.secure.thresholds import Thresholds, choose_thresholds
 from fedhpc.secure.transcript import parse_canon, tree
+from fedhpc.wire import kinds
 
 LAYOUT = Layout(
     [
@@ -116,7 +118,7 @@ class FakeRelay(RoundMachine):
     _objects: Memory
 
     def put(self, name: str, u: int, data: bytes) -> None:
-        check_envelope(data, name, u, self._sites)
+        messages.read_envelope(data, name, u, self._sites)
         self.check_open(name, u)
         put_once(self._objects, f"{name}/{u}", data)
 
@@ -132,8 +134,9 @@ class FakeRelay(RoundMachine):
 
     def messages(self, name: str) -> dict[int, bytes]:
         """What sites see of a kind: of the set, once it was formed; M4, M5 and M6 as they come."""
-        of = {"M1": self.u1, "M2": self.u2, "M3": self.u3}
-        found = of.get(name, tuple(self._senders(name)))
+        kind = kinds.row(name)
+        assert kind is not None
+        found = self.set_of(kind.forms) if kind in kinds.FORMING else tuple(self._senders(kind))
         if found is None:
             raise PeersError(f"the set of {name} is still open")
         return {u: self._objects.small[f"{name}/{u}"] for u in found}
@@ -148,7 +151,7 @@ class FakeRelay(RoundMachine):
 
     def y(self) -> bytes:
         assert self.survivors is not None
-        return bytes(self._objects.large.get(SUM, b""))
+        return bytes(self._objects.large.get(kinds.Y.name, b""))
 
 
 def lanes_at_random(layout: Layout, site: int, seed: object, sites: int) -> np.ndarray[Any, Any]:

@@ -19,6 +19,7 @@ from fedhpc.relay.rounds.round_threads import Coordinator
 from fedhpc.relay.settings import Federation, Roster, default_threshold
 from fedhpc.relay.store.store import Quota, Store
 from fedhpc.secure.transcript import canon, parse_canon, sign_message, tree
+from fedhpc.wire import kinds
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName
 
 CONFIG, OTHER = "ab" * 32, "cd" * 32
@@ -136,7 +137,9 @@ class Hand:
         return {"state": "33" * 32, "sum": "44" * 32, "u3": list(machine.u3 or ())}
 
     def message(self, name: str, u: int, **changes: Any) -> bytes:
-        t = self.machine()._transcript(name)
+        kind = kinds.row(name)
+        assert kind is not None
+        t = self.machine()._transcript(kind)
         identity = Ed25519PrivateKey.from_private_bytes(key_of("identity", u))
         return sign_message(identity, name, u, t, self.body(name, u) | changes)
 

@@ -13,7 +13,6 @@ EMPTY: dict[str, Any] = {
     "started": "2026-03-04T05:00:07+00:00",
     "uptime_s": 360.0,
     "stopping": False,
-    "runs_rounds": True,
     "roster_error": "",
     "connections": {"open": 2, "most": 512, "refused": 0, "handshakes_failed": 0},
     "received_bytes": 1_500_000,

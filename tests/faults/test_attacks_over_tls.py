@@ -14,7 +14,7 @@ from attack_checks import TOTAL, check
 from attack_stage import ALL
 from attack_table import ATTACKS, ELSEWHERE, Attack, rows
 from attacks_by_relay import OTHER, about, fields
-from harness import ROOT
+from harness import PATIENCE, ROOT
 from relayed_peel import attempt_file, encoded, layout_of, without_edges, without_self
 from tls_stage import SECTIONS, TlsStage, four_sites, stage_of
 
@@ -70,14 +70,17 @@ def test_sites_that_refused_a_second_set_still_open_the_first(stage: TlsStage) -
 @pytest.fixture
 def coordinated(tmp_path: Path) -> Iterator[TlsStage]:
     """The relay proposes and closes sets itself, and soon goes on without a site that is late."""
-    sections = SECTIONS.replace('"sync"', '"buffered"\nanswer_s = 2.0\nupload_s = 4.0')
+    late = f"answer_s = {3.0 * PATIENCE}\nupload_s = {5.0 * PATIENCE}"
+    sections = SECTIONS.replace('"sync"', f'"buffered"\n{late}')
     with stage_of(four_sites(tmp_path / "four", sections), tmp_path, coordinator=True) as made:
         yield made
 
 
 def test_the_others_go_on_without_a_site_that_was_lied_to(coordinated: TlsStage) -> None:
     coordinated.lie(about("1/M0", fields(state=OTHER), [2]))
-    coordinated.start()
+    coordinated.start(2)
+    coordinated.wait(0, "READY", [2])  # so that it is proposed
+    coordinated.start(1, 3, 4)
     assert "another state than" in str(coordinated.end(2))
     for u in (1, 3, 4):
         assert coordinated.end(u) is None

@@ -24,7 +24,8 @@ from protocol_fakes import World
 from secure_fakes import key_of
 from spool_targets import spool_parsers
 
-from fedhpc.agreement.agreement import read_agreement, read_site
+from fedhpc.agreement.federation_file import read_agreement
+from fedhpc.agreement.site_file import read_site
 from fedhpc.app.features import read_feature_set
 from fedhpc.config import MAX_CONFIG_BYTES
 from fedhpc.data.schema import Feature, FeatureSet, Label
@@ -39,10 +40,9 @@ from fedhpc.relay.http.connection import Head, parse_head
 from fedhpc.relay.http.mailbox import read_tokens
 from fedhpc.relay.http.routes import Routes, _query
 from fedhpc.relay.problems import Problem
-from fedhpc.relay.rounds.machine import check_envelope
-from fedhpc.relay.rounds.ready import MAX_READY_BYTES, read_ready
+from fedhpc.relay.rounds.ready import read_ready
 from fedhpc.relay.settings import Limits, Roster, read_roster, read_settings
-from fedhpc.secure import labels, messages
+from fedhpc.secure import labels, message_kinds, messages
 from fedhpc.secure.attempt_file import from_private
 from fedhpc.secure.catch_up_messages import Federation, Giver, Taker
 from fedhpc.secure.epochs import Configuration, approve, check_signed
@@ -58,6 +58,7 @@ from fedhpc.transport.https.transfer import declared_length
 from fedhpc.transport.link_problems import RelayProblem, refusal
 from fedhpc.transport.listing import read_listing
 from fedhpc.transport.ranges import read_gaps
+from fedhpc.wire.kinds import MAX_READY_BYTES
 from fedhpc.wire.object_names import ObjectName
 from fedhpc.wire.pins import MAX_CERTIFICATE_BYTES, pin_of, pin_of_der, read_certificate, read_der
 
@@ -119,7 +120,7 @@ BODIES: dict[str, Callable[[Any], Any]] = {
 
 def _protocol() -> list[Target]:
     world = _world()
-    most = partial(messages.max_bytes, sites=SITES)
+    most = partial(message_kinds.max_bytes, sites=SITES)
 
     def signed(name: str, data: bytes) -> None:
         """As another site reads it: only the genuine message passes."""
@@ -129,7 +130,7 @@ def _protocol() -> list[Target]:
 
     def envelope(name: str, data: bytes) -> None:
         """As the relay reads it, which checks no signature."""
-        BODIES[name](check_envelope(data, name, 2, SITES)["body"])
+        BODIES[name](messages.read_envelope(data, name, 2, SITES)["body"])
         assert canon(parse_canon(data)) == data
 
     def proposal(data: bytes) -> None:
@@ -219,7 +220,7 @@ def _hostile_sites() -> list[Target]:
         Target("STATE", answer, [canon(parse_canon(state)["body"])]),
         Target("ABANDON", given_up, [canon({"state": key_of("next").hex()})]),
         Target("M6 of a hostile site", result, [canon(parse_canon(_sent("M6"))["body"])]),
-        Target("CONFIG", configuration, [genuine[2]], most=messages.max_bytes("CONFIG", SITES)),
+        Target("CONFIG", configuration, [genuine[2]], most=message_kinds.max_bytes("CONFIG", SITES)),
         *[Target(f"{name} body", partial(body, name), [canon(parse_canon(_sent(name))["body"])]) for name in BODIES],
     ]
 

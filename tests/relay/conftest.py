@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 from relay_process import Relay, World
 
-ANY_NAME = "rounds = false"  # the tests of the transport keep objects of any name
-
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
@@ -17,7 +15,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="session")
 def relay(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     """One relay that tests share; each uses rounds of its own."""
-    running = Relay(world, tmp_path_factory.mktemp("relay"), extra=ANY_NAME).start()
+    running = Relay(world, tmp_path_factory.mktemp("relay"), any_name=True).start()
     yield running
     running.stop()
 
@@ -30,7 +28,7 @@ def new_relay(world: World, tmp_path: Path) -> Iterator[Callable[..., Relay]]:
     def make(limits: str = "", roster: str = "", extra: str = "", **start: object) -> Relay:
         folder = tmp_path / f"relay{len(made)}"
         folder.mkdir()
-        made.append(Relay(world, folder, limits, roster, f"{ANY_NAME}\n{extra}"))
+        made.append(Relay(world, folder, limits, roster, extra, any_name=True))
         return made[-1].start(**start)  # type: ignore[arg-type]
 
     yield make

@@ -27,6 +27,7 @@ from fedhpc.transport.https.retry import Patience
 from fedhpc.wire.object_names import ObjectName
 
 ROOT = Path(__file__).parents[2]
+FREE_FOR_ALL = ROOT / "tests" / "fakes" / "free_for_all.py"
 CONFIG, OTHER_CONFIG = "ab" * 32, "cd" * 32
 MIB = 1 << 20
 SITES = 4
@@ -83,10 +84,13 @@ class World:
 
 
 class Relay:
-    """`fedhpc relay serve` in a process of its own."""
+    """`fedhpc relay serve` in a process of its own. `any_name`: without rounds, so objects may have any name."""
 
-    def __init__(self, world: World, folder: Path, limits: str = "", roster: str = "", extra: str = "") -> None:
+    def __init__(
+        self, world: World, folder: Path, limits: str = "", roster: str = "", extra: str = "", *, any_name: bool = False
+    ) -> None:
         self.world, self.folder = world, folder
+        self._command = [str(FREE_FOR_ALL)] if any_name else ["-m", "fedhpc", "relay", "serve"]
         self.process: subprocess.Popen[str] | None = None
         self.port = self.admin = 0
         (folder / "roster.toml").write_text(roster or world.roster())
@@ -101,7 +105,7 @@ class Relay:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
         self.log = (self.folder / "log").open("a")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fedhpc", "relay", "serve", "-v", str(self.folder / "relay.toml")],
+            [sys.executable, *self._command, "-v", str(self.folder / "relay.toml")],
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,

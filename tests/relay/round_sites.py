@@ -9,7 +9,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from relay_process import CONFIG, Relay
 
-from fedhpc.secure.attempt_site import Expected, SiteAttempt
+from fedhpc.secure.attempt import Expected, SiteAttempt
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.tag import TAG_BYTES, tag_from_bytes

@@ -15,10 +15,10 @@ from relay_process import CONFIG, Relay, World, noise
 from round_sites import Sites
 
 from fedhpc.errors import FedhpcError
-from fedhpc.relay.rounds.ready import MAX_TENSORS
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.https.retry import Patience
 from fedhpc.transport.link_problems import RelayProblem
+from fedhpc.wire.kinds import MAX_TENSORS
 
 COHORT = 'policy = "buffered"\nanswer_s = 2.0\nupload_s = 4.0\n'
 HOSTILE, HONEST = 4, [1, 2, 3]

@@ -19,7 +19,7 @@ from fedhpc.cohort.settings import CohortSettings
 from fedhpc.cohort.staleness import discount
 from fedhpc.federation.vector import Vector
 from fedhpc.relay.rounds.machine import RoundMachine
-from fedhpc.secure.attempt_site import Expected, SiteAttempt
+from fedhpc.secure.attempt import Expected, SiteAttempt
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.masks import Masks
 from fedhpc.secure.opening import Streams

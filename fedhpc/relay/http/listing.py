@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.store.store import Stored
-from fedhpc.wire.object_names import UNSHARED
+from fedhpc.wire.kinds import Carries, carries, is_turn
 
 MAX_INLINE_BYTES = 1 << 20  # of all bodies in one answer
 FRAMED = "application/vnd.fedhpc.listing"
 _KIND = re.compile(r"[A-Z][A-Za-z0-9]{0,15}")
-_TURNS = re.compile(r"NEXT|DONE|A[0-9]+")  # the relay has gone on: whoever waits must know, whatever it waits for
-_APART = UNSHARED | {"Y"}  # a sum is fetched by the ranks that need its parts
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Wanted:
         new = [s for s in objects if s.sequence > after]
         if not self.kind:
             return new or None
-        if any(s.name.owner is None and _TURNS.fullmatch(s.name.name) for s in new):
+        if any(is_turn(s.name.name) for s in new):
             return new
         return new if sum(s.name.kind == self.kind for s in objects) >= int(self.count or 1) else None
 
@@ -53,7 +51,7 @@ def small(found: Sequence[Stored]) -> list[Stored]:
     chosen: list[Stored] = []
     size = 0
     for stored in found:
-        if stored.name.kind not in _APART and size + stored.length <= MAX_INLINE_BYTES:
+        if carries(stored.name) is not Carries.VECTOR and size + stored.length <= MAX_INLINE_BYTES:
             chosen.append(stored)
             size += stored.length
     return chosen

@@ -28,7 +28,8 @@ from fedhpc.relay.rounds.round_threads import Coordinator
 from fedhpc.relay.settings import Federation, Limits, Roster
 from fedhpc.relay.store.store import Attempt, Store, Stored
 from fedhpc.relay.store.upload import Upload
-from fedhpc.wire.object_names import BLOCK_BYTES, UNSHARED, ObjectName, block_bytes, block_count
+from fedhpc.wire.kinds import UNSHARED
+from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_bytes, block_count
 
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19})")
 _RANGE = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})?")
@@ -40,11 +41,9 @@ _Found = TypeVar("_Found")
 
 
 class Routes:
-    """Answers requests. `rounds` says what may be written now; without it, objects of any name are kept."""
+    """Answers requests. `rounds` says what may be written now."""
 
-    def __init__(
-        self, store: Store, roster: Callable[[], Roster], limits: Limits, rounds: Coordinator | None = None
-    ) -> None:
+    def __init__(self, store: Store, roster: Callable[[], Roster], limits: Limits, rounds: Coordinator) -> None:
         self._store, self._roster, self._limits, self._rounds = store, roster, limits, rounds
         self._buffers = Buffers(limits.buffers, limits.stall_s)
         self.stopping = threading.Event()
@@ -101,17 +100,12 @@ class Routes:
         if federation is None or site is None:  # one answer for both: strangers learn of no federation
             raise Problem("forbidden", f"the key {pin.hex()} is no site of federation {config[:16]}")
         if runs:
-            self._heard(config, site)
+            self._rounds.heard(config, site)
         return federation, site
 
-    def _heard(self, config: str, site: int) -> None:
-        if self._rounds is not None:
-            self._rounds.heard(config, site)
-
     def _refuse_old(self, attempt: Attempt) -> None:
-        """A round that was cleaned up: who waits there would wait for ever."""
-        if self._rounds is not None:
-            self._rounds.check_round(attempt[0], attempt[1])
+        """Refuse a round that was cleaned up: a site that waits there would wait forever."""
+        self._rounds.check_round(attempt[0], attempt[1])
 
     def _object(self, path: str, pin: bytes) -> tuple[ObjectName, Federation, int]:
         try:
@@ -131,8 +125,6 @@ class Routes:
 
     def _standing(self, connection: Connection, config: str, pin: bytes, *, runs: bool) -> None:
         self._member(config, pin, runs=runs)
-        if self._rounds is None:
-            raise Problem("absent", "this relay runs no rounds")
         connection.send_json(200, self._rounds.standing(config))
 
     def _get(self, connection: Connection, head: Head, name: ObjectName, site: int, pin: bytes) -> None:
@@ -236,7 +228,7 @@ class Routes:
                 found = look()
                 left = deadline - time.monotonic()
                 if found is not None or left <= 0 or connection.peer_speaks():
-                    self._heard(what.config if isinstance(what, ObjectName) else what[0], site)
+                    self._rounds.heard(what.config if isinstance(what, ObjectName) else what[0], site)
                     return found
                 if self.stopping.is_set():
                     raise Problem("stopping", "the relay is stopping", close=True)
@@ -258,8 +250,7 @@ class Routes:
         if given is not None and not _TREE.fullmatch(given):
             raise Problem("bad-request", f"{TREE_HEADER} is 64 lower-case hex digits")
         tree = None if given is None else bytes.fromhex(given)
-        if self._rounds is not None:
-            self._rounds.check_write(name, length, tree)
+        self._rounds.check_write(name, length, tree)
         upload = self._store.begin(name, length, federation.quota)
         if tree is not None:
             upload.declare_tree(tree)
@@ -304,7 +295,7 @@ class Routes:
                 connection.read_body_into(block, begun, received)
                 received += len(block)
                 upload.write_block(index, block)
-                self._heard(upload.name.config, upload.owner or 0)
+                self._rounds.heard(upload.name.config, upload.owner or 0)
 
     def _missing(self, connection: Connection, name: ObjectName, site: int) -> None:
         if name.owner != site:

@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedhpc.errors import ConfigError, StorageError
@@ -41,17 +41,22 @@ _LOOK_S = 2.0  # how often the roster's file is looked at
 class RelayServer:
     """A relay that listens. `serve` runs until `stop`; `reload` reads the roster again."""
 
-    def __init__(self, settings: RelaySettings, limits: Limits) -> None:
+    def __init__(
+        self,
+        settings: RelaySettings,
+        limits: Limits,
+        coordinator: Callable[[Store, Metrics], Coordinator] = Coordinator,
+    ) -> None:
+        """`coordinator`: makes what runs the rounds, from the store and where it counts."""
         self._settings, self._limits = settings, limits
         self._context = tls_context(settings)
         self._roster_seen = _stamp(settings.roster)
         self.roster = read_roster(settings.roster)
         self.store = Store(settings.store, settings.reserve_bytes)
         self.metrics = Metrics()
-        self.rounds = Coordinator(self.store, self.metrics) if settings.rounds else None
+        self.rounds = coordinator(self.store, self.metrics)
         self.routes = Routes(self.store, lambda: self.roster, limits, self.rounds)
-        if self.rounds is not None:
-            self.rounds.update(self.roster)
+        self.rounds.update(self.roster)
         if settings.tokens and settings.enrolment:
             self.routes.mailbox = Mailbox(settings.tokens, settings.enrolment, limits)
         self._lock = threading.Lock()  # for `_ends` and `_idle`, which every connection's thread changes
@@ -78,8 +83,7 @@ class RelayServer:
         """Accept connections until `stop`, then let running requests end for at most `drain_s`."""
         threading.stack_size(_STACK_BYTES)
         threading.Thread(target=self._sweep, name="sweep", daemon=True).start()
-        if self.rounds is not None:
-            self.rounds.start()
+        self.rounds.start()
         threading.Thread(target=self._watch, name="roster", daemon=True).start()
         self._listener.settimeout(0.5)
         while not self._stop_asked:
@@ -107,8 +111,7 @@ class RelayServer:
         for event in (self._stopping, self.routes.stopping, self._look):
             event.set()
         self._listener.close()
-        if self.rounds is not None:
-            self.rounds.stop()
+        self.rounds.stop()
         deadline = time.monotonic() + self._limits.drain_s
         while self._census.total() and time.monotonic() < deadline:
             self.store.wake_all()
@@ -284,8 +287,7 @@ class RelayServer:
             self._reload_asked, self._roster_seen = False, stamp
             try:
                 self.roster, self.roster_error = read_roster(self._settings.roster), ""
-                if self.rounds is not None:
-                    self.rounds.update(self.roster)
+                self.rounds.update(self.roster)
                 _log.info("roster read: %d federations", len(self.roster.federations))
             except ConfigError as error:
                 self.roster_error = error.what

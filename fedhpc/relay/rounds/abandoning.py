@@ -7,13 +7,13 @@ is over once M6 and ABANDON of τ sites name one next state. Their signatures ar
 from __future__ import annotations
 
 from fedhpc.relay.rounds.attempt_objects import Objects
-from fedhpc.relay.rounds.machine import check_envelope
 from fedhpc.relay.rounds.one_round import Round
-from fedhpc.secure import labels
+from fedhpc.secure import messages
 from fedhpc.secure.results import read_abandon
 from fedhpc.secure.transcript import canon
+from fedhpc.wire import kinds
 
-KIND = labels.SIGN_ABANDON
+KIND = kinds.ABANDON.name
 
 
 def take(lobby: Objects, round_: Round, site: int, sites: int) -> None:
@@ -21,7 +21,7 @@ def take(lobby: Objects, round_: Round, site: int, sites: int) -> None:
     data = lobby.get(f"{KIND}/{site}")
     if data is None:
         return
-    message = check_envelope(data, KIND, site, sites)
+    message = messages.read_envelope(data, KIND, site, sites)
     round_.abandoned[site] = read_abandon(message["body"], str(site))
     round_.left.add(site)
 

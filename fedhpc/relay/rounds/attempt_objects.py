@@ -1,7 +1,6 @@
-"""What the relay keeps of an attempt, by name, and the small interface to wherever it is kept.
+"""The small interface to wherever the objects of one attempt are kept.
 
-Names are those of docs/protocol.md section 7 without the prefix `config/round/attempt/`: `M0`, `M1/u` … `M6/u`, `M3v/u`
-for the masked vector, `U1`, `U2` for the sets the relay formed, `M4r`, `Y` for the sum, and `NEXT`.
+Names are those of wire/kinds.py without the prefix `config/round/attempt/`: `M0`, `M1/u`, `M3v/u`, `Y`.
 """
 
 from __future__ import annotations
@@ -10,9 +9,6 @@ import hmac
 from typing import Protocol
 
 from fedhpc.errors import PolicyError
-
-VECTOR = "M3v"
-SUM = "Y"
 
 
 class Objects(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fedhpc.relay.store.store import Store
+from fedhpc.wire import kinds
 from fedhpc.wire.object_names import ObjectName
 
 KEPT_S = 86400.0
@@ -38,12 +39,12 @@ class CatchUps:
 
     def note(self, name: ObjectName, now: float) -> None:
         """An object of round 0 became whole."""
-        if name.kind == "NEED" and name.owner is not None:
+        if name.kind == kinds.NEED.name and name.owner is not None:
             before = [need for need in self.needs.values() if need.site == name.owner]
             self.caught_up(name.owner)
             did_not_help = {u for need in before for u in (*need.refused, need.asked)}
             self.needs[name.attempt] = Need(name.owner, name.attempt, now, refused=did_not_help)
-        elif name.kind == "STATE" and name.attempt in self.needs and name.owner is not None:
+        elif name.kind == kinds.STATE.name and name.attempt in self.needs and name.owner is not None:
             self.needs[name.attempt].given.add(name.owner)
 
     def caught_up(self, site: int) -> None:

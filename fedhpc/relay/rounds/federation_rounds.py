@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fedhpc.cohort.policy import Propose, Situation, decide
 from fedhpc.errors import PolicyError
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.rounds import abandoning
-from fedhpc.relay.rounds.attempt_objects import VECTOR
 from fedhpc.relay.rounds.catch_up import CatchUps
 from fedhpc.relay.rounds.heard import Heard
 from fedhpc.relay.rounds.machine import RoundMachine, opened_set
@@ -24,17 +25,34 @@ from fedhpc.relay.rounds.one_round import Round, awaited, limits
 from fedhpc.relay.rounds.pace import Paces
 from fedhpc.relay.rounds.phase_times import PhaseTimes
 from fedhpc.relay.rounds.ready import largest_group, proposal, read_ready
-from fedhpc.relay.rounds.steps import Job, Step
 from fedhpc.relay.settings import Federation
-from fedhpc.relay.store.kept_attempt import KeptAttempt
+from fedhpc.relay.store.kept_attempt import KeptAttempt, drop_large, drop_messages, drop_ready
 from fedhpc.relay.store.store import Store, Stored
-from fedhpc.relay.store.tidying import drop_large, drop_messages, drop_ready
 from fedhpc.secure.transcript import canon, parse_canon
+from fedhpc.wire import kinds
+from fedhpc.wire.kinds import Kind, Owner
 from fedhpc.wire.object_names import ObjectName
 
 _log = logging.getLogger("fedhpc.relay")
 KEPT_ROUNDS = 2  # up to the last that is done; then everything of a round goes
 KEPT_BAD = 100  # reports of bad vectors
+
+
+@dataclass(frozen=True)
+class Job:
+    """Long work: `run` without the lock, then `then` with what it gave, with the lock."""
+
+    what: str
+    run: Callable[[], Any]
+    then: Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """When to step again at the latest (None: when something happens), and a job to run before that."""
+
+    wake: float | None
+    job: Job | None = None
 
 
 class FederationRounds:
@@ -116,46 +134,53 @@ class FederationRounds:
                 self._take(piece, now)
 
     def _take(self, piece: Piece, now: float) -> None:
-        name = piece.name
-        if name.attempt == 0 and name.kind == "READY" and name.owner in self.federation.pins:
-            if piece.ready is None:
-                return
-            self._round(name.round).ready.setdefault(name.owner, (piece.ready, now))
-            if name.owner not in self._round(name.round).abandoned:
-                self._round(name.round).left.discard(name.owner)
-            self.catchups.caught_up(name.owner)
-        elif name.attempt == 0 and name.kind == "LEAVE" and name.owner in self.federation.pins:
-            self._leave(name, name.owner)
-        elif name.attempt == 0 and name.kind == abandoning.KIND and name.owner in self.federation.pins:
-            try:
-                lobby = self._objects(name.round, 0)
-                abandoning.take(lobby, self._round(name.round), name.owner, self.federation.numbers)
-            except PolicyError as error:
-                _log.warning("site %s, round %d: %s", name.owner, name.round, error.what)
-        elif name.attempt == 0 and name.name == "DONE":
-            self._round(name.round).done = True
-            self._over(name.round, self._objects(name.round, 0).get("DONE"))
-        elif name.attempt == 0 and name.kind.startswith("A") and name.owner is None:
-            self._round(name.round).announced.add(int(name.kind[1:]))
-        elif name.name == "M0":
-            try:
-                self._round(name.round).attempts[name.attempt] = self._machine(name.round, name.attempt)
-            except PolicyError as error:  # damaged, or of a roster that had more sites
-                _log.error("round %d, attempt %d cannot go on: %s", name.round, name.attempt, error.what)
-                self._round(name.round).given_up.add(name.attempt)
-        elif name.name == "NEXT":
-            self._round(name.round).given_up.add(name.attempt)
+        """Do what a row of wire/kinds.py asks for: `_TAKEN` has the rows that move a round."""
+        kind = kinds.kind_of(piece.name)
+        if kind is None or kind not in _TAKEN or (kind is kinds.READY and piece.ready is None):
+            return
+        if kind.owner is Owner.RELAY or piece.owner in self.federation.pins:
+            _TAKEN[kind](self, self._round(piece.name.round), piece, now)
 
-    def _leave(self, name: ObjectName, site: int) -> None:
+    def _take_ready(self, round_: Round, piece: Piece, now: float) -> None:
+        assert piece.ready is not None
+        round_.ready.setdefault(piece.owner, (piece.ready, now))
+        if piece.owner not in round_.abandoned:
+            round_.left.discard(piece.owner)
+        self.catchups.caught_up(piece.owner)
+
+    def _take_abandon(self, round_: Round, piece: Piece, _: float) -> None:
+        try:
+            abandoning.take(self._objects(round_.number, 0), round_, piece.owner, self.federation.numbers)
+        except PolicyError as error:
+            _log.warning("site %s, round %d: %s", piece.owner, round_.number, error.what)
+
+    def _take_done(self, round_: Round, piece: Piece, _: float) -> None:
+        round_.done = True
+        self._over(round_.number, self._objects(round_.number, 0).get(piece.name.name))
+
+    def _take_announced(self, round_: Round, piece: Piece, _: float) -> None:
+        round_.announced.add(int(piece.name.name[1:]))
+
+    def _take_proposal(self, round_: Round, piece: Piece, _: float) -> None:
+        attempt = piece.name.attempt
+        try:
+            round_.attempts[attempt] = self._machine(round_.number, attempt)
+        except PolicyError as error:  # damaged, or of a roster that had more sites
+            _log.error("round %d, attempt %d cannot go on: %s", round_.number, attempt, error.what)
+            round_.given_up.add(attempt)
+
+    def _take_next(self, round_: Round, piece: Piece, _: float) -> None:
+        round_.given_up.add(piece.name.attempt)
+
+    def _take_leave(self, round_: Round, piece: Piece, _: float) -> None:
         """A site goes away for a while: it is not ready, and what it owes an attempt does not come soon.
 
         Both objects go, so that READY can be put again. A restart between the two finds LEAVE and comes here again.
         """
-        round_ = self._round(name.round)
-        round_.ready.pop(site, None)
-        round_.left.add(site)
-        drop_ready(self._store, name.attempt_name, site)
-        _log.info("round %d: site %d leaves for a while", name.round, site)
+        round_.ready.pop(piece.owner, None)
+        round_.left.add(piece.owner)
+        drop_ready(self._store, piece.name.attempt_name, piece.owner)
+        _log.info("round %d: site %d leaves for a while", round_.number, piece.owner)
 
     def _advance(self, round_: Round, now: float) -> float | Job | None:
         """One round as far as it goes: the time of its next deadline, or a job."""
@@ -165,13 +190,13 @@ class FederationRounds:
             u3 = machine.settled()
             if u3 is not None:
                 done = canon({"attempt": number, "u3": list(u3)})
-                self._objects(round_.number, 0).put("DONE", done)
+                self._objects(round_.number, 0).put(kinds.DONE.name, done)
                 self._metrics.count("sums_done_total", 1, self._label)
                 _log.info("round %d is done over %s, attempt %d", round_.number, list(u3), number)
                 return None
         abandoned = abandoning.ended(round_, self.federation.threshold)
         if abandoned is not None:
-            self._objects(round_.number, 0).put("DONE", abandoned)
+            self._objects(round_.number, 0).put(kinds.DONE.name, abandoned)
             self._metrics.count("rounds_done_total", 1, self._label)
             _log.info("round %d is done without a sum: given up by %s", round_.number, sorted(round_.abandoned))
             return None
@@ -181,7 +206,7 @@ class FederationRounds:
         if round_.open is None:
             return self._propose(round_, now)
         if round_.last not in round_.announced:
-            self._objects(round_.number, 0).put(f"A{round_.last}", canon({}))
+            self._objects(round_.number, 0).put(f"{kinds.ANNOUNCED.name}{round_.last}", canon({}))
         return self._drive(round_, round_.open, now)
 
     def _propose(self, round_: Round, now: float) -> float | None:
@@ -213,7 +238,7 @@ class FederationRounds:
         else:
             # Another base than the group's would have every other site refuse M0; a site that differs refuses alone.
             bases = {u: round_.ready[u][0].base for u in fitting}
-            like = self._objects(round_.number, 0).get(f"READY/{min(fitting)}")
+            like = self._objects(round_.number, 0).get(f"{kinds.READY.name}/{min(fitting)}")
             _, tensors = read_ready(like or b"")
             where = (self.federation.config, round_.number, attempt)
             m0 = proposal(*where, fields, tensors, decision.cohort, bases)
@@ -274,7 +299,7 @@ class FederationRounds:
     def _give_up(self, round_: Round, why: str, seen: frozenset[str] | None = None) -> None:
         """`seen`: only if nothing else has come meanwhile. Who finds τ answers so finds NEXT too, or never will."""
         objects = self._objects(round_.number, round_.last)
-        if not objects.put_beside("NEXT", canon({"why": why}), seen):
+        if not objects.put_beside(kinds.NEXT.name, canon({"why": why}), seen):
             return
         self.times.gave_up(round_.number, why)
         self._metrics.count("attempts_given_up_total", 1, self._label)
@@ -287,7 +312,7 @@ class FederationRounds:
         for number in sorted(round_.given_up - round_.tidied):
             kept = self._store.list((self.federation.config, round_.number, number))
             machine = round_.attempts.get(number)
-            if machine is not None and machine.u3 is not None and any(s.name.kind == VECTOR for s in kept):
+            if machine is not None and machine.u3 is not None and any(s.name.kind == kinds.M3V.name for s in kept):
                 job = self._audit(round_, number)
                 if job is not None:
                     return job
@@ -340,3 +365,15 @@ class FederationRounds:
 
     def _objects(self, round_: int, attempt: int) -> KeptAttempt:
         return KeptAttempt(self._store, (self.federation.config, round_, attempt))
+
+
+_TAKEN: dict[Kind, Callable[[FederationRounds, Round, Piece, float], None]] = {
+    kinds.READY: FederationRounds._take_ready,
+    kinds.LEAVE: FederationRounds._take_leave,
+    kinds.ABANDON: FederationRounds._take_abandon,
+    kinds.ANNOUNCED: FederationRounds._take_announced,
+    kinds.DONE: FederationRounds._take_done,
+    kinds.M0: FederationRounds._take_proposal,
+    kinds.NEXT: FederationRounds._take_next,
+}
+"""What moves a round as soon as it is there. Messages of an attempt are looked at by its machine."""

@@ -15,27 +15,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.relay.rounds.attempt_objects import SUM, VECTOR, Objects, put_once
+from fedhpc.relay.rounds.attempt_objects import Objects, put_once
 from fedhpc.relay.rounds.summing import MAX_VECTOR_BYTES, sum_vectors, tree_of, vector_runs
-from fedhpc.secure import labels, messages
+from fedhpc.secure import chain, messages
 from fedhpc.secure.messages import Survivors
 from fedhpc.secure.proposal import Proposal
-from fedhpc.secure.transcript import body_bytes, canon, hash_parts, parse_canon, u16
-
-KINDS = (
-    labels.SIGN_KEYS,
-    labels.SIGN_SHARES,
-    labels.SIGN_MASKED,
-    labels.SIGN_SURVIVORS,
-    labels.SIGN_UNMASK,
-    labels.SIGN_RESULT,
-)
-_SIGNS = {labels.SIGN_KEYS: 0, labels.SIGN_SHARES: 1, labels.SIGN_MASKED: 2}  # the others sign T3
-_CHAIN = {
-    1: (labels.HASH_T1, labels.SIGN_KEYS),
-    2: (labels.HASH_T2, labels.SIGN_SHARES),
-    3: (labels.HASH_T3, labels.SIGN_MASKED),
-}
+from fedhpc.secure.transcript import body_bytes, canon, parse_canon
+from fedhpc.wire import kinds
+from fedhpc.wire.kinds import Kind, Set
 
 
 class RoundMachine:
@@ -53,7 +40,7 @@ class RoundMachine:
         self._t: dict[int, bytes] = {}
         self._valid: dict[tuple[str, int], bool] = {}
         self._results: dict[int, bytes] = {}
-        m0 = objects.get("M0")
+        m0 = objects.get(kinds.M0.name)
         if m0 is not None:
             self._begin(m0)
 
@@ -62,7 +49,7 @@ class RoundMachine:
     def propose(self, m0: bytes) -> None:
         """Store M0. Raises PolicyError for another form, or if another M0 is there."""
         self._begin(m0)
-        put_once(self._objects, "M0", m0)
+        put_once(self._objects, kinds.M0.name, m0)
 
     def _begin(self, m0: bytes) -> None:
         proposed = messages.read_proposal(m0, self._sites)
@@ -72,7 +59,7 @@ class RoundMachine:
         if self._proposed not in (None, proposed):
             raise PolicyError("another M0 is there")
         self._proposed, self.nbytes = proposed, nbytes
-        self._t[0] = hash_parts(labels.HASH_T0, m0)
+        self._t[0] = chain.t0(m0)
 
     @property
     def proposed(self) -> Proposal:
@@ -89,17 +76,17 @@ class RoundMachine:
     @property
     def u1(self) -> tuple[int, ...] | None:
         """The sites whose M1 count; None before close_keys."""
-        return self._set("U1")
+        return self._set(kinds.U1)
 
     @property
     def u2(self) -> tuple[int, ...] | None:
         """The sites whose M2 count; None before close_shares."""
-        return self._set("U2")
+        return self._set(kinds.U2)
 
     @property
     def survivors(self) -> Survivors | None:
         """The relay's M4; None before close_masked."""
-        if self._survivors is None and (data := self._objects.get("M4r")) is not None:
+        if self._survivors is None and (data := self._objects.get(kinds.M4R.name)) is not None:
             self._survivors = messages.read_survivors(data, self._sites)
         return self._survivors
 
@@ -115,32 +102,33 @@ class RoundMachine:
 
         Raises PolicyError for a wrong sender or too early, PeersError after the set was closed without it.
         """
-        if name not in (*KINDS, VECTOR):
+        kind = kinds.row(name)
+        if kind not in kinds.SENT:
             raise PolicyError(f"there is no message {name!r:.40}")
-        before, after = self._between(name)
+        before, after = self._between(kind)
         if before is None or u not in self.members:
             raise PolicyError(f"site {u} sent {name}, but is not in the set that may")
         if u not in before or (after is not None and u not in after):
             raise PeersError(f"the {name} of site {u} came after the set was closed without it")
 
-    def _between(self, name: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-        """The set that may send a kind, and the set that it forms; None where it is not formed yet."""
-        if name == labels.SIGN_KEYS:
-            return self.members, self.u1
-        if name == labels.SIGN_SHARES:
-            return self.u1, self.u2
-        if name in (labels.SIGN_MASKED, VECTOR):
-            return self.u2, self.u3
-        return self.u3, None
+    def set_of(self, which: Set | None) -> tuple[int, ...] | None:
+        """The cohort, U1, U2 or U3; None where it is not formed yet, and for None."""
+        members: tuple[int, ...] | None = None if which is None else getattr(self, which.value)
+        return members
 
-    def there(self, name: str) -> tuple[int, ...]:
+    def _between(self, kind: Kind) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        """The set that may send a kind, and the set that it forms."""
+        return self.set_of(kind.senders), self.set_of(kind.forms)
+
+    def there(self, kind: Kind) -> tuple[int, ...]:
         """The sites that may send a kind of message and did, in its right form; rising."""
-        before, _ = self._between(name)
-        return tuple(u for u in self._senders(name) if before is not None and u in before and self._counts(name, u))
+        before, _ = self._between(kind)
+        return tuple(u for u in self._senders(kind) if before is not None and u in before and self._counts(kind, u))
 
     def whole(self) -> tuple[int, ...]:
         """The sites whose M3 and whole vector are there: U3, if it were closed now."""
-        return tuple(u for u in self.there(labels.SIGN_MASKED) if self._objects.size(f"{VECTOR}/{u}") == self.nbytes)
+        size = self._objects.size
+        return tuple(u for u in self.there(kinds.M3) if size(f"{kinds.M3V.name}/{u}") == self.nbytes)
 
     def answered(self) -> tuple[int, ...]:
         """The sites that have bound themselves to open the round over U3 only: those with M5, once τ M4 are there.
@@ -151,21 +139,21 @@ class RoundMachine:
         if self.u3 is None:
             return ()
         signed, answered = (
-            self.there(name) if self._is_whole() else tuple(u for u in self._senders(name) if u in self.u3)
-            for name in (labels.SIGN_SURVIVORS, labels.SIGN_UNMASK)
+            self.there(kind) if self._is_whole() else tuple(u for u in self._senders(kind) if u in self.u3)
+            for kind in (kinds.M4, kinds.M5)
         )
         return answered if len(signed) >= self._tau else ()
 
     def _is_whole(self) -> bool:
         """Whether the messages are there that the transcripts are made of."""
         names = set(self._objects.names())
-        sets = ((labels.SIGN_KEYS, self.u1), (labels.SIGN_SHARES, self.u2), (labels.SIGN_MASKED, self.u3))
+        sets = ((kind.name, self.set_of(kind.forms)) for kind in kinds.FORMING)
         return all(members is not None and {f"{n}/{u}" for u in members} <= names for n, members in sets)
 
     def settled(self) -> tuple[int, ...] | None:
         """The set in the M6 body that τ sites sent; None before."""
         votes: dict[bytes, int] = {}
-        for u in self.there(labels.SIGN_RESULT):
+        for u in self.there(kinds.M6):
             votes[self._results[u]] = votes.get(self._results[u], 0) + 1
         for body, count in votes.items():
             if count >= self._tau:
@@ -174,63 +162,71 @@ class RoundMachine:
 
     def states(self) -> dict[int, bytes]:
         """The next state that each M6 names, by its sender."""
-        there = self.there(labels.SIGN_RESULT)
+        there = self.there(kinds.M6)
         return {u: messages.read_result(parse_canon(self._results[u]), self._sites, "").state for u in there}
 
-    def _senders(self, name: str) -> list[int]:
-        prefix = name + "/"
+    def _senders(self, kind: Kind) -> list[int]:
+        prefix = kind.name + "/"
         return sorted(int(n[len(prefix) :]) for n in self._objects.names() if n.startswith(prefix))
 
-    def _counts(self, name: str, u: int) -> bool:
+    def _counts(self, kind: Kind, u: int) -> bool:
         """Whether a message is right; found out once."""
-        known = self._valid.get((name, u))
+        known = self._valid.get((kind.name, u))
         if known is None:
-            data = self._objects.get(f"{name}/{u}")
+            data = self._objects.get(f"{kind.name}/{u}")
             if data is None:
                 return False
             try:
-                self._check(name, u, data)
+                self._check(kind, u, data)
                 known = True
             except PolicyError:
                 known = False
-            self._valid[name, u] = known
+            self._valid[kind.name, u] = known
         return known
 
-    def _check(self, name: str, u: int, data: bytes) -> None:
+    def _check(self, kind: Kind, u: int, data: bytes) -> None:
         """Raise PolicyError unless `data` is what site `u` could have signed in this attempt."""
-        message = check_envelope(data, name, u, self._sites)
-        if message["t"] != self._transcript(name).hex():
-            raise PolicyError(f"site {u} signed another transcript in {name}")
+        message = messages.read_envelope(data, kind.name, u, self._sites)
+        if message["t"] != self._transcript(kind).hex():
+            raise PolicyError(f"site {u} signed another transcript in {kind.name}")
         body, who = message["body"], str(u)
-        if name == labels.SIGN_KEYS:
+        if kind is kinds.M1:
             messages.read_keys(body, who)
-        elif name == labels.SIGN_SHARES:
+        elif kind is kinds.M2:
             u1 = self._need(self.u1)
             messages.read_shares(body, u1.index(u), len(u1), who)
-        elif name == labels.SIGN_MASKED:
+        elif kind is kinds.M3:
             messages.read_masked(body, who)
-        elif name == labels.SIGN_SURVIVORS:
-            messages.read_empty(body, name, who)
-        elif name == labels.SIGN_UNMASK:
+        elif kind is kinds.M4:
+            messages.read_empty(body, kind.name, who)
+        elif kind is kinds.M5:
             u3 = self._need(self.u3)
             messages.read_unmask(body, u3.index(u), len(u3), len(self._need(self.u2)), who)
         else:
             messages.read_result(body, self._sites, who)
             self._results[u] = canon(body)
 
-    def _transcript(self, name: str) -> bytes:
+    def _transcript(self, kind: Kind) -> bytes:
         """T0 to T3, whichever a kind of message signs."""
-        return self._hash(_SIGNS.get(name, 3))
+        return self._hash(self._need(kind.signs.link))
 
     def _hash(self, n: int) -> bytes:
         """T0 to T3 of docs/protocol.md section 4, from the messages of the sets."""
         if n not in self._t:
-            label, name = _CHAIN[n]
-            members = self._need((None, self.u1, self.u2, self.u3)[n])
-            bodies = [u16(u) + _body(self._objects.get(f"{name}/{u}"), f"{name}/{u}") for u in members]
-            tail = [self._need(self.survivors).sum_] if n == 3 else []
-            self._t[n] = hash_parts(label, self._hash(n - 1), *bodies, *tail)
+            kind = kinds.FORMING[n - 1]
+            bodies = {u: self._body(f"{kind.name}/{u}") for u in self._need(self.set_of(kind.forms))}
+            if n == 3:
+                self._t[n] = chain.t3(self._hash(2), bodies, self._need(self.survivors).sum_)
+            else:
+                self._t[n] = (chain.t1 if n == 1 else chain.t2)(self._hash(n - 1), bodies)
         return self._t[n]
+
+    def _body(self, name: str) -> bytes:
+        """canon(body) of a message."""
+        data = self._objects.get(name)
+        if data is None:
+            raise PolicyError(f"{name} was cleared away")  # by a relay that was killed since
+        return body_bytes(data, parse_canon(data))
 
     def _need(self, value: Any) -> Any:
         if value is None:
@@ -241,11 +237,11 @@ class RoundMachine:
 
     def close_keys(self) -> tuple[int, ...]:
         """U1: the sites whose M1 arrived. Raises PeersError for fewer than τ."""
-        return self._close("U1", labels.SIGN_KEYS)
+        return self._close(kinds.U1, kinds.M1)
 
     def close_shares(self) -> tuple[int, ...]:
         """U2: the sites of U1 whose M2 arrived. Raises PeersError for fewer than τ."""
-        return self._close("U2", labels.SIGN_SHARES)
+        return self._close(kinds.U2, kinds.M2)
 
     def close_masked(self) -> Survivors:
         """The relay's M4 over U3, the sites whose M3 and whole vector arrived; Y is complete. Once per attempt.
@@ -256,10 +252,10 @@ class RoundMachine:
             return self.survivors
         u3 = self.whole()
         self._check_size("U3", u3)
-        tree = sum_vectors(self._objects, [f"{VECTOR}/{u}" for u in u3], self.proposed.tensors)
-        self._objects.keep(SUM, tree)
+        tree = sum_vectors(self._objects, [f"{kinds.M3V.name}/{u}" for u in u3], self.proposed.tensors)
+        self._objects.keep(kinds.Y.name, tree)
         survivors = Survivors(tree, u3)
-        put_once(self._objects, "M4r", survivors.to_bytes())
+        put_once(self._objects, kinds.M4R.name, survivors.to_bytes())
         self._survivors = survivors
         return survivors
 
@@ -267,50 +263,28 @@ class RoundMachine:
         """The sites of U3 whose vector, as it is kept here, is not the one that their M3 names. Reads all of them."""
         found = []
         for u in self._need(self.u3):
-            body = messages.read_masked(parse_canon(self._objects.get(f"{labels.SIGN_MASKED}/{u}") or b"")["body"], "")
-            if tree_of(self._objects, f"{VECTOR}/{u}") != body.vector:
+            body = messages.read_masked(parse_canon(self._objects.get(f"{kinds.M3.name}/{u}") or b"")["body"], "")
+            if tree_of(self._objects, f"{kinds.M3V.name}/{u}") != body.vector:
                 found.append(u)
         return tuple(found)
 
-    def _close(self, name: str, kind: str) -> tuple[int, ...]:
-        there = self._set(name)
+    def _close(self, closed: Kind, by: Kind) -> tuple[int, ...]:
+        there = self._set(closed)
         if there is not None:
             return there
-        found = self.there(kind)
-        self._check_size(name, found)
-        put_once(self._objects, name, canon(list(found)))
+        found = self.there(by)
+        self._check_size(closed.name, found)
+        put_once(self._objects, closed.name, canon(list(found)))
         return found
 
     def _check_size(self, name: str, found: tuple[int, ...]) -> None:
         if len(found) < self._tau:
             raise PeersError(f"{name} has {len(found)} sites; {self._tau} are needed", "a new attempt is started")
 
-    def _set(self, name: str) -> tuple[int, ...] | None:
-        if name not in self._sets and (data := self._objects.get(name)) is not None:
-            self._sets[name] = tuple(parse_canon(data))
-        return self._sets.get(name)
-
-
-def check_envelope(data: bytes, name: str, u: int, sites: int) -> dict[str, Any]:
-    """A signed message's fields, after its size, form and sender; not its signature. Raises PolicyError."""
-    messages.check_length(data, name, sites, f"the {name} message of site {u}")
-    try:
-        message = parse_canon(data)
-    except ValueError as error:
-        raise PolicyError(f"the {name} message of site {u} is malformed: {error}") from None
-    if not isinstance(message, dict) or sorted(message) != ["body", "from", "name", "sig", "t"]:
-        raise PolicyError(f"the {name} message of site {u} does not have the fields of a message")
-    if message["name"] != name or message["from"] != u:
-        raise PolicyError(f"site {u} sent a message that is not its own {name}")
-    if type(message["sig"]) is not str or len(message["sig"]) != 128:
-        raise PolicyError(f"the {name} message of site {u} has no signature")
-    return message
-
-
-def _body(data: bytes | None, name: str) -> bytes:
-    if data is None:
-        raise PolicyError(f"{name} was cleared away")  # by a relay that was killed meanwhile
-    return body_bytes(data, parse_canon(data))
+    def _set(self, kind: Kind) -> tuple[int, ...] | None:
+        if kind.name not in self._sets and (data := self._objects.get(kind.name)) is not None:
+            self._sets[kind.name] = tuple(parse_canon(data))
+        return self._sets.get(kind.name)
 
 
 def opened_set(attempts: Iterable[RoundMachine]) -> RoundMachine | None:

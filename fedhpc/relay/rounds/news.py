@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fedhpc.errors import PolicyError
 from fedhpc.relay.rounds.ready import Ready, read_ready
 from fedhpc.relay.store.store import Store, Stored
+from fedhpc.wire import kinds
 from fedhpc.wire.object_names import ObjectName
 
 _log = logging.getLogger("fedhpc.relay")
@@ -30,6 +31,11 @@ class Piece:
     def name(self) -> ObjectName:
         """Of the object."""
         return self.stored.name
+
+    @property
+    def owner(self) -> int:
+        """The site that wrote it; 0: the relay."""
+        return self.name.owner or 0
 
 
 class News:
@@ -60,7 +66,7 @@ class News:
 
 def _piece(stored: Stored) -> Piece:
     name, ready = stored.name, None
-    if name.round and name.attempt == 0 and name.kind == "READY" and name.owner is not None:
+    if kinds.kind_of(name) is kinds.READY:
         try:
             ready, _ = read_ready(stored.path.read_bytes())
         except PolicyError as error:

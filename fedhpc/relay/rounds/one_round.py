@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.relay.rounds.machine import RoundMachine
 from fedhpc.relay.rounds.ready import Ready, largest_group
-from fedhpc.secure import labels
-
-PHASES = ("ready", "keys", "shares", "masked", "sum", "answers", "results")
+from fedhpc.wire import kinds
 
 
 @dataclass
@@ -59,7 +57,7 @@ class Round:
         """Whether so many sites left before they signed the open attempt's set that τ signatures never come."""
         if self.open is None or self.open.u3 is None:
             return False
-        unsigned = self.left - set(self.open.there(labels.SIGN_SURVIVORS))
+        unsigned = self.left - set(self.open.there(kinds.M4))
         return len(set(self.open.u3) - unsigned) < threshold
 
     def look(self, now: float, threshold: int) -> tuple[str, float]:
@@ -70,26 +68,22 @@ class Round:
         return phase, self.began[2]
 
 
+_AWAITED = {kind.phase: kind for kind in (*kinds.FORMING, kinds.M5, kinds.M6)}
+_AWAITED[kinds.Y.phase] = kinds.M3  # the relay adds what came: nobody is late
+
+
 def phase_of(attempt: RoundMachine, threshold: int) -> str:
     """What an attempt waits for."""
-    if attempt.u1 is None:
-        return "keys"
-    if attempt.u2 is None:
-        return "shares"
-    if attempt.u3 is None:
-        return "masked"
-    return "answers" if len(attempt.there(labels.SIGN_UNMASK)) < threshold else "results"
+    for kind in kinds.FORMING:
+        if attempt.set_of(kind.forms) is None:
+            return kind.phase
+    return (kinds.M5 if len(attempt.there(kinds.M5)) < threshold else kinds.M6).phase
 
 
 def awaited(attempt: RoundMachine, phase: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Whose message a phase waits for, and who has sent it."""
-    if phase == "keys":
-        return attempt.members, attempt.there(labels.SIGN_KEYS)
-    if phase == "shares":
-        return attempt.u1 or (), attempt.there(labels.SIGN_SHARES)
-    if phase in ("masked", "sum"):
-        return attempt.u2 or (), attempt.whole()
-    return attempt.u3 or (), attempt.there(labels.SIGN_UNMASK if phase == "answers" else labels.SIGN_RESULT)
+    kind = _AWAITED[phase]
+    return attempt.set_of(kind.senders) or (), attempt.whole() if kind is kinds.M3 else attempt.there(kind)
 
 
 def limits(settings: CohortSettings) -> Mapping[str, float]:

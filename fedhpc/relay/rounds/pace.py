@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedhpc.wire import kinds
+
 LARGE_BYTES = 32 << 10  # so much of an object costs as much as another object
-READY, NEED = "READY", "NEED"
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Allowance:
     per_s: float
 
 
-ALLOWANCES = {READY: Allowance(16.0, 0.25), NEED: Allowance(8.0, 1 / 60)}
-_PURSES = {"READY": READY, "LEAVE": READY, "NEED": NEED}
+ALLOWANCES = {kinds.READY.purse: Allowance(16.0, 0.25), kinds.NEED.purse: Allowance(8.0, 1 / 60)}
+"""By purse; LEAVE is paid out of that of READY."""
 
 
 class Paces:
@@ -31,10 +32,9 @@ class Paces:
     def __init__(self) -> None:
         self._left: dict[tuple[int, str], tuple[float, float]] = {}  # site and purse -> what was left, and when
 
-    def take(self, site: int, kind: str, length: int, now: float) -> bool:
-        """Whether the site may write an object of `kind` and `length` bytes now; then it is counted."""
-        purse = _PURSES.get(kind)
-        if purse is None:
+    def take(self, site: int, purse: str, length: int, now: float) -> bool:
+        """Whether the site may write an object of `length` bytes now; then its `purse` (of wire/kinds.py) pays."""
+        if not purse:
             return True
         allowance = ALLOWANCES[purse]
         left, at = self._left.get((site, purse), (allowance.burst, now))
@@ -46,4 +46,4 @@ class Paces:
 
     def round_done(self) -> None:
         """The sites go on: what they wrote for the round is forgotten, but not how often they asked for a model."""
-        self._left = {key: value for key, value in self._left.items() if key[1] == NEED}
+        self._left = {key: value for key, value in self._left.items() if key[1] == kinds.NEED.purse}

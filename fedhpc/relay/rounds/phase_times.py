@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedhpc.relay.rounds.one_round import PHASES, Round
+from fedhpc.relay.rounds.one_round import Round
+from fedhpc.wire.kinds import PHASES
 
 KEPT = 50  # rounds
 

@@ -9,14 +9,11 @@ from dataclasses import dataclass, replace
 from fedhpc.errors import PolicyError
 from fedhpc.relay.rounds.summing import MAX_VECTOR_BYTES, vector_runs
 from fedhpc.secure import messages
-from fedhpc.secure.messages import HASH_BYTES
 from fedhpc.secure.proposal import Proposal
-from fedhpc.secure.transcript import canon, parse_canon
+from fedhpc.secure.transcript import HASH_BYTES, canon, parse_canon
+from fedhpc.wire.kinds import MAX_PURPOSE, MAX_READY_BYTES, MAX_TENSORS
 
 _FIELDS = ("base", "everyone", "layout", "purpose", "state", "tensors")
-MAX_TENSORS = 1 << 14  # ten times those of the largest models that are trained whole
-MAX_PURPOSE = 4096
-MAX_READY_BYTES = 24 * MAX_TENSORS + 2 * MAX_PURPOSE  # "[64, 9007199254740991], " each, plain text, and the rest
 
 Tensors = tuple[tuple[int, int], ...]  # (bits, lanes)
 

@@ -16,9 +16,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedhpc.relay.rounds.attempt_objects import SUM, Objects
+from fedhpc.relay.rounds.attempt_objects import Objects
 from fedhpc.secure.ring import ALIGN_BYTES
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree_root
+from fedhpc.wire import kinds
 
 PIECE_BYTES = 256 << 10  # the running sum and one vector's part stay in a core's L2 cache
 THREADS = 2
@@ -90,7 +91,7 @@ def sum_vectors(objects: Objects, names: Sequence[str], tensors: Sequence[tuple[
                 _add_piece(objects, names, plan, at + low, total[low:high], part[: high - low])
             digests[block] = hashlib.sha256(total[:size].data).digest()
             with writing:
-                objects.write(SUM, at, total[:size].data)
+                objects.write(kinds.Y.name, at, total[:size].data)
 
     _share_out(stretch, blocks)
     return tree_root(plan.nbytes, digests)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fedhpc.relay.status.markup import Html, element, joined
-from fedhpc.relay.status.notices import PHASES, is_late
+from fedhpc.relay.status.notices import is_late
+from fedhpc.wire.kinds import PHASES
 from fedhpc.wire.units import ago, ranges, sites, size, span, took
 
 SHOWN = 20  # rounds in the table of times

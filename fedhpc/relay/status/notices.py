@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fedhpc.wire.kinds import PHASES
 from fedhpc.wire.units import sites, size, span
 
 LEVELS = ("bad", "warn", "note")
@@ -13,15 +14,6 @@ _DAY_S = 86400
 _RELAY_WARN_S, _SITE_WARN_S = 14 * _DAY_S, 3 * _DAY_S  # the relay's certificate lives for years, a site's a month
 _LATE_S = 60.0
 _SLOW_START_S = 3600.0  # sites train before they are ready
-PHASES = {
-    "ready": "collecting",
-    "keys": "keys",
-    "shares": "shares",
-    "masked": "masked upload",
-    "sum": "sum",
-    "answers": "answers",
-    "results": "results",
-}
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,6 @@ def _relay(snapshot: dict[str, Any]) -> Html:
         ("Disk", f"{size(disk['free_bytes'])} free, {size(disk['reserve_bytes'])} of it kept free"),
         *((_certificate_name(c), _certificate(c)) for c in snapshot["certificates"]),
     ]
-    if not snapshot["runs_rounds"]:
-        facts.append(("Rounds", "switched off: objects of any name are kept, nothing is proposed"))
     rows = [joined(element("dt", name), element("dd", value)) for name, value in facts]
     links = joined(
         "For programs: ",

@@ -52,7 +52,6 @@ def snapshot(server: RelayServer, since: Since) -> dict[str, Any]:
         "started": since.started.isoformat(timespec="seconds"),
         "uptime_s": round((now - since.started).total_seconds(), 1),
         "stopping": server.routes.stopping.is_set(),
-        "runs_rounds": server.rounds is not None,
         "roster_error": server.roster_error,
         "connections": {
             "open": server.connections,
@@ -82,9 +81,8 @@ def _federation(
     server: RelayServer, federation: Federation, used: dict[int | None, dict[str, int]], now: datetime.datetime
 ) -> dict[str, Any]:
     standing: dict[str, Any] = {"done": 0, "sums": [], "seen_s": {}, "needs": [], "bad_vectors": [], "times": []}
-    if server.rounds is not None:
-        with contextlib.suppress(Problem):  # admitted a moment ago, or just dropped
-            standing |= server.rounds.standing(federation.config, KEPT)
+    with contextlib.suppress(Problem):  # admitted a moment ago, or just dropped
+        standing |= server.rounds.standing(federation.config, KEPT)
     quota = federation.quota
     share_bytes, share_objects = quota.share(1)
     seen, ends = standing.pop("seen_s"), server.certificate_ends()

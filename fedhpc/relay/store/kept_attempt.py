@@ -7,14 +7,19 @@ what is left of it is cleared at the next start.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from functools import partial
+from operator import eq
 from pathlib import Path
 
 from typing_extensions import override
 
+from fedhpc.files import sync_folder
 from fedhpc.relay.rounds.attempt_objects import Objects
 from fedhpc.relay.store.store import Attempt, Store
-from fedhpc.relay.store.upload import Upload, full_disk_is_a_problem, sync_folder
+from fedhpc.relay.store.upload import Upload, full_disk_is_a_problem
 from fedhpc.secure.transcript import MAX_CANON_BYTES, tree
+from fedhpc.wire import kinds
 from fedhpc.wire.object_names import ObjectName
 
 
@@ -127,3 +132,36 @@ def _sync(path: Path) -> None:
         os.fdatasync(fd)
     finally:
         os.close(fd)
+
+
+def drop_large(store: Store, config: str, round_: int, attempt: int | None, *, also_sum: bool = True) -> None:
+    """The vectors, and the sum, of an attempt or (None) of all attempts of a round."""
+
+    def goes(name: ObjectName) -> bool:
+        here = name.config == config and name.round == round_ and attempt in (None, name.attempt)
+        return here and (name.kind == kinds.M3V.name or (also_sum and name.name == kinds.Y.name))
+
+    store.drop(goes)
+
+
+def drop_messages(store: Store, where: Attempt, answered: Iterable[int]) -> None:
+    """All of an old attempt but that it was given up and, if sites answered in it, over which set it did.
+
+    Answers that do not count go first: they cannot be told from the others once the rest has gone.
+    """
+    bound, answer = set(answered), kinds.M5.name
+    kept = {kinds.NEXT.name} | ({kind.name for kind in kinds.KINDS if kind.binds} if bound else set())
+    names = [stored.name for stored in store.list(where)]
+    if bound and any(name.kind == answer and name.owner not in bound for name in names):
+        store.drop(lambda name: name.attempt_name == where and name.kind == answer and name.owner not in bound)
+    if any(name.kind not in kept for name in names):
+        store.drop(lambda name: name.attempt_name == where and name.kind not in kept)
+
+
+def drop_ready(store: Store, lobby: Attempt, site: int) -> None:
+    """READY and LEAVE of a site that leaves, so that it can be ready again with the same words.
+
+    READY first: who is killed in between finds LEAVE, and comes here again.
+    """
+    for kind in (kinds.READY.name, kinds.LEAVE.name):
+        store.drop(partial(eq, ObjectName(*lobby, f"{kind}/{site}")))

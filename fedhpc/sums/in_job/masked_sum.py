@@ -7,7 +7,6 @@ any rank waits for another site.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from typing_extensions import override
 
@@ -17,15 +16,15 @@ from fedhpc.federation.input_check import codec_of, inspect, share
 from fedhpc.federation.party import GIVEN_EPOCH, NO_BASE, CaughtUp, MaskedSums, Opened, Party, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts
-from fedhpc.secure import labels
-from fedhpc.secure.keys import KEY_BYTES
+from fedhpc.secure import chain
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.masks import Masks, NoMasks
 from fedhpc.secure.pairwise import PairwiseAttempt, refuse_difference
 from fedhpc.secure.proposal import Proposal, one_base
-from fedhpc.secure.transcript import hash_parts, input_hash, tree_root
+from fedhpc.secure.transcript import input_hash, tree_root
 from fedhpc.sums.in_job.exchange import Exchange
 from fedhpc.sums.in_job.pipeline import LaneMasks, Pipeline
+from fedhpc.sums.streams import streams_from_bytes, streams_to_bytes
 
 
 class MpiSums(MaskedSums):
@@ -195,20 +194,9 @@ class MpiSums(MaskedSums):
 
     def _compare_proposals(self, mine: bytes) -> None:
         """Mode `off`: the same comparison of M0, unsigned."""
-        hashes = self._exchange.gather(hash_parts(labels.HASH_T0, mine))
+        hashes = self._exchange.gather(chain.t0(mine))
         if len(set(hashes)) > 1:
             refuse_difference(mine, self._exchange.gather(mine), self._party.members)
-
-
-def streams_to_bytes(streams: Sequence[tuple[bytes, int]]) -> bytes:
-    """Signed mask keys, (key [32], ±1), as one message within a site."""
-    return b"".join(key + (b"+" if sign > 0 else b"-") for key, sign in streams)
-
-
-def streams_from_bytes(data: bytes) -> list[tuple[bytes, int]]:
-    """What `streams_to_bytes` was given."""
-    step = KEY_BYTES + 1
-    return [(data[i : i + KEY_BYTES], 1 if data[i + KEY_BYTES] == ord("+") else -1) for i in range(0, len(data), step)]
 
 
 def _lap(begun: float) -> float:

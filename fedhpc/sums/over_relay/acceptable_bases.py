@@ -13,7 +13,7 @@ from dataclasses import replace
 from fedhpc.errors import FedhpcError, PolicyError
 from fedhpc.federation.party import NO_BASE, Party, SumPlan
 from fedhpc.secure import labels
-from fedhpc.secure.attempt_state import Expected
+from fedhpc.secure.attempt import Expected
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.thresholds import Thresholds

@@ -25,7 +25,6 @@ from fedhpc.secure.catch_up_messages import Federation as Known
 from fedhpc.secure.ledger import Mark, OtherVectorError
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import input_hash, tree_root, u64
-from fedhpc.sums.in_job.masked_sum import streams_to_bytes
 from fedhpc.sums.over_relay.acceptable_bases import KnownStates
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.catch_up import Attendant, release_input, take
@@ -35,6 +34,7 @@ from fedhpc.sums.over_relay.orders import Answer, Order, SumFetch, SumResult, Up
 from fedhpc.sums.over_relay.parts import fetch_part, upload_part
 from fedhpc.sums.over_relay.round import RelayedRound
 from fedhpc.sums.over_relay.standing_aside import StandingAside
+from fedhpc.sums.streams import streams_to_bytes
 from fedhpc.transport.transport import Transport
 
 _CLOSED = ("round-over", "too-late", "forbidden")

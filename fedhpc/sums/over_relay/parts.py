@@ -9,9 +9,9 @@ from fedhpc.errors import InterruptedRun
 from fedhpc.federation.party import Party, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.secure.keys import KEY_BYTES
-from fedhpc.sums.in_job.masked_sum import streams_from_bytes
 from fedhpc.sums.over_relay.masked_blocks import HiddenPart
 from fedhpc.sums.over_relay.orders import CLOSED, CUT_OFF, SumFetch, Upload
+from fedhpc.sums.streams import streams_from_bytes
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.transport import Transport
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName

@@ -1,6 +1,6 @@
 """One round over the relay at a site's leader: ready, attempts until one opens the sum, τ signatures over its result.
 
-The protocol itself is secure/attempt_site.py; here are its messages' ways, the waiting, and what happens when the relay
+The protocol itself is secure/attempt.py; here are its messages' ways, the waiting, and what happens when the relay
 has gone on without this site. Everything the relay says is a hint, or is checked there.
 """
 
@@ -18,8 +18,7 @@ from fedhpc.errors import PeersError, PolicyError
 from fedhpc.federation.party import Party, RoundOverError, SumPlan
 from fedhpc.federation.vector import Vector
 from fedhpc.secure import labels, messages
-from fedhpc.secure.attempt_site import SiteAttempt
-from fedhpc.secure.attempt_state import Expected
+from fedhpc.secure.attempt import Expected, SiteAttempt
 from fedhpc.secure.ledger import Mark
 from fedhpc.secure.results import RoundResults, Settled
 from fedhpc.secure.tag import Tag

@@ -21,7 +21,8 @@ from fedhpc.transport.spool.carrier_notes import Put, SiteNotes, Watched, Wish
 from fedhpc.transport.spool.carrier_tasks import Tasks, is_refusal
 from fedhpc.transport.spool.files import MOST_NOTE_BYTES, PUTS, SpoolFolder, names_in, read_file, remove, write_file
 from fedhpc.transport.spool.notes import PutNote, Refusal, read_note
-from fedhpc.wire.object_names import BLOCK_BYTES, UNSHARED
+from fedhpc.wire import kinds
+from fedhpc.wire.object_names import BLOCK_BYTES
 
 _POLL_S = 20.0  # of one long poll
 _FIRST_S, _LONGEST_S = 0.02, 0.5  # between looks at the site's half
@@ -285,12 +286,9 @@ class Carrier:
 
     def _own_length(self, round_: int, attempt: int) -> int:
         """The bytes of this site's vector in an attempt: what its sum must have to be worth bringing unasked."""
-        for kind in UNSHARED:
-            path = self._folder.note(PUTS, f"{round_}.{attempt}.{kind}.{self._folder.site}")
-            note = read_note(PutNote, read_file(path, MOST_NOTE_BYTES))
-            if note is not None:
-                return note.length
-        return 0
+        path = self._folder.note(PUTS, f"{round_}.{attempt}.{kinds.M3V.name}.{self._folder.site}")
+        note = read_note(PutNote, read_file(path, MOST_NOTE_BYTES))
+        return 0 if note is None else note.length
 
     # --- where the federation stands
 

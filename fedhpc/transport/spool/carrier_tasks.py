@@ -30,7 +30,8 @@ from fedhpc.transport.spool.files import (
 from fedhpc.transport.spool.modes import open_part
 from fedhpc.transport.spool.notes import Answer, PutNote, Receipt, Refusal, Want, read_note, to_bytes
 from fedhpc.transport.spool.transfer import part_of
-from fedhpc.wire.object_names import BLOCK_BYTES, UNSHARED, ObjectName, block_count
+from fedhpc.wire.kinds import UNSHARED
+from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count
 
 WINDOW_BYTES = 16 << 20
 _REFUSED = "the relay refused ("

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
-import re
 import secrets
 import threading
 from collections.abc import Callable
@@ -43,13 +42,12 @@ from fedhpc.transport.spool.files import (
 from fedhpc.transport.spool.notes import Answer, Listing, PutNote, Receipt, Want, WatchNote, read_note, to_bytes
 from fedhpc.transport.spool.patience import SpoolPatience
 from fedhpc.transport.spool.transfer import SpoolOutgoing, drop, read_blocks
-from fedhpc.transport.traffic import Traffic
-from fedhpc.transport.transport import BlockWork
-from fedhpc.wire.object_names import UNSHARED, ObjectName
+from fedhpc.transport.transport import BlockWork, Traffic
+from fedhpc.wire.kinds import UNSHARED, Carries, carries, is_turn
+from fedhpc.wire.object_names import ObjectName
 
 MOST_MESSAGE_BYTES = 4 << 20
 KEPT_ROUNDS = 2  # before the newest: a site that starts again may repeat them
-_TURNS = re.compile(r"NEXT|DONE|A[0-9]+")  # the relay has gone on: whoever waits must know, whatever it waits for
 
 
 class SpoolClient:
@@ -147,7 +145,7 @@ class SpoolClient:
             entries = self._entries(listing, round_, attempt, first)
             new = entries, f"{listing.generation}.{first + len(entries)}"
             seen = listing if first + len(entries) == len(listing.objects) else None
-            if until is None or any(_TURNS.fullmatch(entry.name) for entry in entries):
+            if until is None or any(is_turn(entry.name) for entry in entries):
                 return True if entries else None
             there = listing.objects[: first + len(entries)]
             return True if sum(o.name.split("/")[0] == until[0] for o in there) >= until[1] else None
@@ -328,7 +326,7 @@ class SpoolClient:
 
 def comes_along(name: ObjectName) -> bool:
     """Whether the carrier brings an object as soon as it is listed: not vectors, sums and the blocks of a model."""
-    return name.kind not in UNSHARED and name.kind != "Y" and not (name.kind[0] == "B" and name.kind[1:].isdigit())
+    return carries(name) is Carries.MESSAGE
 
 
 def _is_old(watched: tuple[int, int], round_: int, attempt: int) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from relay_fakes import CONFIG, NBYTES, Hand, Relay, all_ready, federation, ready
 
 from fedhpc.relay.problems import Problem
-from fedhpc.secure import messages
+from fedhpc.secure.message_kinds import max_bytes
 from fedhpc.wire.object_names import ObjectName
 
 
@@ -123,11 +123,11 @@ def test_lengths_are_looked_at_before_a_byte_is_kept(tmp_path: Path) -> None:
         "2/0/READY/1": 24 * (1 << 14) + 8192,
         "0/0/CONFIG/1": 1024,
         "0/0/FEATURES/1": 4 << 20,
-        "0/9/STATE/1/4": messages.max_bytes("STATE", 4),
+        "0/9/STATE/1/4": max_bytes("STATE", 4),
         "0/9/B17/1/4": (1 << 20) + 16,
         "0/9/NEED/4": 1024,
     }
-    limits |= {f"1/1/{name}/1": messages.max_bytes(name, 4) for name in ("M1", "M2", "M3")}
+    limits |= {f"1/1/{name}/1": max_bytes(name, 4) for name in ("M1", "M2", "M3")}
     for path, most in limits.items():
         assert ask(relay, path, most) == "", path
         assert ask(relay, path, most + 1) == "too-large", path

@@ -13,9 +13,11 @@ from relay_fakes import CONFIG, Hand, Relay, all_ready, federation, ready
 
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds import news
-from fedhpc.relay.rounds.pace import ALLOWANCES, LARGE_BYTES, NEED, READY, Paces
-from fedhpc.relay.rounds.ready import MAX_READY_BYTES, MAX_TENSORS, read_ready
+from fedhpc.relay.rounds.pace import ALLOWANCES, LARGE_BYTES, Paces
+from fedhpc.relay.rounds.ready import read_ready
 from fedhpc.secure.transcript import canon
+from fedhpc.wire import kinds
+from fedhpc.wire.kinds import MAX_READY_BYTES, MAX_TENSORS
 from fedhpc.wire.object_names import ObjectName
 
 QUORUM: dict[str, Any] = {"policy": "quorum", "grace_s": 1.0}
@@ -275,7 +277,7 @@ def test_who_is_ready_again_and_again_is_slowed_and_the_others_are_not(tmp_path:
 
     refused = refusals(relay, changing())
     assert set(refused) == {"too-often"}
-    assert len(refused) == 400 - ALLOWANCES[READY].burst
+    assert len(refused) == 400 - ALLOWANCES["READY"].burst
     all_ready(relay, 1, 2, 3)
     relay.later(2, [1, 2, 3])
     assert goes_on(relay, 1, 2, 3) == [1, 2, 3]
@@ -300,7 +302,7 @@ def test_who_asks_for_the_model_again_and_again_is_slowed(tmp_path: Path) -> Non
     relay = Relay(tmp_path)
     relay.hear([1, 2, 3, 4])
     refused = refusals(relay, ((f"0/{n}/NEED/4", canon({})) for n in range(1, 50)), 49)
-    assert refused == ["too-often"] * (49 - int(ALLOWANCES[NEED].burst))
+    assert refused == ["too-often"] * (49 - int(ALLOWANCES["NEED"].burst))
     all_ready(relay, 1, 2, 3, 4)
     Hand(relay).play(1, 2, 3, 4)  # a round that is done gives nobody more models
     with pytest.raises(Problem, match="NEED again and again"):
@@ -316,8 +318,8 @@ def test_repeats_cost_nothing_and_large_ones_more(tmp_path: Path) -> None:
         relay.put("1/0/READY/1", ready())
     paces = Paces()
     taken = sum(paces.take(1, "READY", 7 * LARGE_BYTES, 0.0) for _ in range(100))
-    assert taken == ALLOWANCES[READY].burst // 8
-    assert all(paces.take(1, "M1", 1000, 0.0) for _ in range(1000))
+    assert taken == ALLOWANCES["READY"].burst // 8
+    assert all(paces.take(1, kinds.M1.purse, 1000, 0.0) for _ in range(1000))
 
 
 def test_fast_rounds_are_never_slowed(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from relay_fakes import CONFIG, OTHER, Hand, Relay, all_ready, federation, ready
 
 from fedhpc.relay.problems import Problem
-from fedhpc.relay.rounds.gate import MAX_LEAVE_BYTES
-from fedhpc.relay.store import tidying
+from fedhpc.relay.store.kept_attempt import drop_ready
 from fedhpc.relay.store.store import Store
+from fedhpc.wire.kinds import MAX_LEAVE_BYTES
 from fedhpc.wire.object_names import ObjectName
 
 
@@ -259,7 +259,7 @@ def test_ready_goes_before_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return drop(store, goes)
 
     monkeypatch.setattr(Store, "drop", recording)
-    tidying.drop_ready(relay.store, (CONFIG, 1, 0), 2)
+    drop_ready(relay.store, (CONFIG, 1, 0), 2)
     assert gone == ["READY/2", "LEAVE/2"]
 
 

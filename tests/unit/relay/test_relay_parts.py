@@ -16,11 +16,12 @@ from fedhpc.cohort.settings import CohortSettings
 from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds import round_threads as coordinator
-from fedhpc.relay.rounds.ready import MAX_READY_BYTES, MAX_TENSORS, largest_group, read_ready
+from fedhpc.relay.rounds.ready import largest_group, read_ready
 from fedhpc.relay.rounds.summing import vector_runs
 from fedhpc.relay.settings import Roster, read_roster
 from fedhpc.relay.store.kept_attempt import KeptAttempt
 from fedhpc.secure.transcript import canon
+from fedhpc.wire.kinds import MAX_READY_BYTES, MAX_TENSORS
 from fedhpc.wire.object_names import ObjectName
 
 # --- READY

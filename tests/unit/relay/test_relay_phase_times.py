@@ -13,10 +13,11 @@ from relay_fakes import CONFIG, Hand, Relay, all_ready, federation
 from status_fakes import EMPTY, snapshot
 
 from fedhpc.relay.metrics import _HELP, PREFIX, Metrics
-from fedhpc.relay.rounds.one_round import PHASES, Round
+from fedhpc.relay.rounds.one_round import Round
 from fedhpc.relay.rounds.phase_times import KEPT, PhaseTimes
 from fedhpc.relay.rounds.ready import Ready
 from fedhpc.relay.status.snapshot import gauges
+from fedhpc.wire.kinds import PHASES
 
 
 def times(relay: Relay) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from relay_fakes import CONFIG, OTHER, STATE, Hand, Relay, all_ready, federation
 
 from fedhpc.relay.problems import Problem
 from fedhpc.secure.transcript import canon, tree
+from fedhpc.wire import kinds
 from fedhpc.wire.object_names import ObjectName
 
 
@@ -393,7 +394,7 @@ def test_messages_that_would_have_the_others_refuse_the_set_count_as_absent(tmp_
     hand.send("M1", 2, 3, 4, 5)
     one_key = {"chan": "ab" * 32, "left_s": -1, "mask": "ab" * 32}
     relay.put("1/1/M1/1", hand.message("M1", 1).replace(canon(hand.body("M1", 1)), canon(one_key)))
-    stale = hand.message("M1", 6).replace(hand.machine()._transcript("M1").hex().encode(), b"0" * 64)
+    stale = hand.message("M1", 6).replace(hand.machine()._transcript(kinds.M1).hex().encode(), b"0" * 64)
     relay.put("1/1/M1/6", stale)
     relay.later(121)
     assert relay.get("1/1/U1") == [2, 3, 4, 5]

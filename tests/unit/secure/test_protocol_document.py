@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fedhpc.secure import labels, messages
-from fedhpc.secure.messages import ENVELOPE_BYTES
+from fedhpc.secure import labels
+from fedhpc.secure.message_kinds import ENVELOPE_BYTES, max_bytes
 from fedhpc.secure.thresholds import choose_thresholds
 from fedhpc.secure.transcript import MAX_CANON_BYTES
 
@@ -58,6 +58,6 @@ def test_the_longest_messages(sites: int) -> None:
     per_site |= dict.fromkeys(("M4r", "U1", "U2", "M6"), 8) | dict.fromkeys(("M1", "M3", "M4", "NEED", "CONFIG"), 0)
     for name, each in per_site.items():
         tensors = MAX_CANON_BYTES // 2 if name == "M0" else 0
-        assert messages.max_bytes(name, sites) == min(MAX_CANON_BYTES, ENVELOPE_BYTES + tensors + sites * each)
+        assert max_bytes(name, sites) == min(MAX_CANON_BYTES, ENVELOPE_BYTES + tensors + sites * each)
     said = "80 for M0 (and 2 MiB for its tensors), 368 for M2, 64·N + 40 for M5, 1024 + 8·N for STATE, 8 for M4 of the"
     assert said in " ".join(TEXT.split())

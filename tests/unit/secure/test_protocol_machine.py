@@ -244,10 +244,9 @@ def test_messages_written_twice_by_others_or_too_long() -> None:
     forged = sign_message(world.identities[1], "M1", 1, bytes.fromhex(signed["t"]), body)
     for name, u, data, match in [
         ("M1", 1, forged, "there already with other bytes"),
-        ("M1", 2, m1, "not its own M1"),
-        ("M2", 1, m1, "not its own M2"),
-        ("M9", 1, m1, "not its own M9"),
-        ("M1", 9, m1, "not its own"),
+        ("M1", 2, m1, "expected M1 of site 2"),
+        ("M2", 1, m1, "expected M2 of site 1"),
+        ("M1", 9, m1, "expected M1 of site 9"),
         ("M1", 1, b"{" * 1000, "malformed"),
         ("M1", 1, b"x" * 5000, "has 5000 bytes; at most"),
         ("M1", 1, b"\x80\x04pickle", "malformed"),

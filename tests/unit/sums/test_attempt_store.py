@@ -16,8 +16,8 @@ from secure_fakes import key_of
 
 from fedhpc.errors import PolicyError, StorageError
 from fedhpc.ledger.journal import FileJournal
+from fedhpc.secure.attempt import SiteAttempt
 from fedhpc.secure.attempt_file import MAGIC, AttemptSecrets, fresh_secrets
-from fedhpc.secure.attempt_site import SiteAttempt
 from fedhpc.secure.ledger import NO_SET, LedgerEntry
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles, erase
 

@@ -14,29 +14,119 @@ the same calls, with the machine made from the attempt file, give the stored byt
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
-from dataclasses import replace
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedhpc.errors import InternalError, PeersError, PolicyError
-from fedhpc.secure import labels, messages
-from fedhpc.secure.attempt_file import fresh_secrets
-from fedhpc.secure.attempt_state import AttemptState, Expected, MaskPlan, given
+from fedhpc.secure import chain, labels, messages
+from fedhpc.secure.attempt_file import AttemptSecrets, SiteDisk, fresh_secrets
 from fedhpc.secure.dealing import Dealt, deal, take
 from fedhpc.secure.keys import derive
-from fedhpc.secure.ledger import NO_SET
-from fedhpc.secure.messages import Keys, Masked, Result
+from fedhpc.secure.ledger import NO_SET, LedgerEntry
+from fedhpc.secure.messages import Keys, Masked, Result, Shares
 from fedhpc.secure.opening import Opening, Pools, Streams, edge_key, hidden_streams, near, open_box
+from fedhpc.secure.pairwise import Member
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.sealing import seal
+from fedhpc.secure.shares import Draw
 from fedhpc.secure.tag import Tag, tag_from_bytes, tag_masks
-from fedhpc.secure.transcript import canon, hash_parts, u16
+from fedhpc.secure.thresholds import Thresholds, check_degree
+from fedhpc.secure.transcript import canon, input_hash, parse_canon, sign_message
+
+_T = TypeVar("_T")
 
 
-class SiteAttempt(AttemptState):
+@dataclass(frozen=True)
+class Expected:
+    """What this site itself would put into M0."""
+
+    config: bytes
+    layout: bytes
+    purpose: str
+    round_: int
+    state: bytes
+    tensors: tuple[tuple[int, int], ...]  # (bits, lanes)
+    base: bytes  # the state this site's vector starts from [32]; 32 zero bytes for a statistic
+    bases: frozenset[bytes]  # what others may start from: states of this site's chain within `staleness` rounds
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """How this site hides its vector: keys for every rank of the site, to be dropped after use."""
+
+    streams: Streams  # its own self mask first, then an edge per neighbour
+    tag_key: bytes
+
+    def __repr__(self) -> str:
+        return f"MaskPlan({len(self.streams)} streams)"
+
+
+class SiteAttempt:
     """One site's side of one attempt.
 
     Raises PolicyError where a rule would be broken, PeersError where too few answered so far.
     """
+
+    def __init__(
+        self,
+        me: int,
+        identity: Ed25519PrivateKey,
+        roster: Sequence[Member],
+        thresholds: Thresholds,
+        disk: SiteDisk,
+        *,
+        degree: int = 0,
+        stored: AttemptSecrets | None = None,
+        draw: Draw = os.urandom,
+    ) -> None:
+        """`me`: this site's number. `stored`: the attempt file of this attempt. `draw`: given by test vectors only."""
+        if degree and degree < thresholds.sites - 1:
+            check_degree(degree, thresholds)
+        if stored is not None and stored.site != me:
+            raise PolicyError(f"the attempt file belongs to site {stored.site}, not to {me}")
+        self._me, self._identity, self._disk = me, identity, disk
+        self._members = {m.number: m for m in roster}
+        self._sites, self._tau = thresholds.sites, thresholds.threshold
+        self._degree, self._draw = degree, draw
+        self._secrets = stored
+        self._m0: Proposal | None = None
+        self._own: Expected | None = None
+        self._t0 = self._t1 = self._t2 = self._t3 = b""
+        self._keys: dict[int, Keys] = {}
+        self._chan: dict[int, tuple[bytes, bytes]] = {}  # v -> keys of boxes to v and from v
+        self._edges: dict[int, bytes] = {}  # v -> what the two mask keys share
+        self._shares: dict[int, Shares] = {}
+        self._dealt: dict[int, Dealt] = {}
+        self._fingerprint = b""
+        self._plan: MaskPlan | None = None
+        self._masked: dict[int, Masked] = {}
+        self._sum_tree = b""
+        self._opening: Opening | None = None
+        self._sum_checked = False
+        self.faults: list[str] = []
+        """Sites that sent something bad which the attempt could do without, and what it was."""
+
+    def __repr__(self) -> str:
+        return f"SiteAttempt(site {self._me})"
+
+    @property
+    def u1(self) -> tuple[int, ...]:
+        """The sites whose keys count, once receive_keys took them."""
+        return tuple(self._keys)
+
+    @property
+    def u2(self) -> tuple[int, ...]:
+        """The sites whose masks are in the vectors."""
+        return tuple(self._shares)
+
+    @property
+    def u3(self) -> tuple[int, ...]:
+        """The sites whose vectors are in the sum."""
+        return tuple(self._masked)
 
     # --- M0, M1 ---
 
@@ -50,7 +140,7 @@ class SiteAttempt(AttemptState):
         elif secrets.m0 != m0 or secrets.config != own.config:
             raise PolicyError("the attempt file belongs to another attempt", "a new attempt starts without a file")
         self._m0, self._own, self._secrets = proposed, own, secrets
-        self._t0 = hash_parts(labels.HASH_T0, m0)
+        self._t0 = chain.t0(m0)
         body = Keys(secrets.chan_key().public, secrets.mask_key().public, -1).as_json()
         return self._sign_once(labels.SIGN_KEYS, self._t0, body)
 
@@ -77,14 +167,14 @@ class SiteAttempt(AttemptState):
 
     def receive_keys(self, m1s: Mapping[int, bytes]) -> bytes:
         """The M1 messages of U1, by site; gives M2."""
-        secrets, m0 = given(self._secrets), given(self._m0)
+        secrets, m0 = _given(self._secrets), _given(self._m0)
         u1 = self._check_set(m1s, [u for u, _ in m0.cohort], labels.SIGN_KEYS, "U1", "the cohort")
         bodies = {u: self._open(m1s[u], labels.SIGN_KEYS, self._t0, u) for u in u1}
         keys = {u: messages.read_keys(body, self._name(u)) for u, body in bodies.items()}
         publics = [key for k in keys.values() for key in (k.chan, k.mask)]
         if len(set(publics)) != len(publics):
             raise PolicyError("two sites sent the same key", "a key was replayed; the attempt is refused")
-        t1 = hash_parts(labels.HASH_T1, self._t0, *(u16(u) + canon(bodies[u]) for u in u1))
+        t1 = chain.t1(self._t0, {u: canon(body) for u, body in bodies.items()})
         chan = self._channels(t1, keys)
         mask = secrets.mask_key()
         edges = {v: mask.shared(k.mask, self._name(v)) for v, k in keys.items() if v != self._me}
@@ -101,7 +191,7 @@ class SiteAttempt(AttemptState):
 
     def _channels(self, t1: bytes, keys: Mapping[int, Keys]) -> dict[int, tuple[bytes, bytes]]:
         """(key to v, key from v) for every other site of U1."""
-        mine = given(self._secrets).chan_key()
+        mine = _given(self._secrets).chan_key()
         found = {}
         for v, k in keys.items():
             if v != self._me:
@@ -117,12 +207,12 @@ class SiteAttempt(AttemptState):
 
     def receive_shares(self, m2s: Mapping[int, bytes]) -> None:
         """The M2 messages of U2, by site. Every share and c sealed to this site is opened and checked."""
-        secrets = given(self._secrets if self._t1 else None)
+        secrets = _given(self._secrets if self._t1 else None)
         u2 = self._check_set(m2s, self.u1, labels.SIGN_SHARES, "U2", "U1")
         bodies = {u: self._open(m2s[u], labels.SIGN_SHARES, self._t1, u) for u in u2}
         places = {u: i for i, u in enumerate(self.u1)}
         shares = {u: messages.read_shares(b, places[u], len(places), self._name(u)) for u, b in bodies.items()}
-        t2 = hash_parts(labels.HASH_T2, self._t1, *(u16(u) + canon(bodies[u]) for u in u2))
+        t2 = chain.t2(self._t1, {u: canon(body) for u, body in bodies.items()})
         if secrets.t2 not in (b"", t2):
             raise PolicyError(
                 "the relay shows another U2 than this site masked its vector for",
@@ -141,8 +231,8 @@ class SiteAttempt(AttemptState):
 
         Before this call returns, nothing of the vector may leave the site. Raises PolicyError if the ledger forbids it.
         """
-        own = given(self._own if self._t2 else None)
-        secrets = given(self._secrets)
+        own = _given(self._own if self._t2 else None)
+        secrets = _given(self._secrets)
         self._disk.admit(self._entry(own, fingerprint, NO_SET))
         if not secrets.t2:
             self._disk.save(replace(secrets, t2=self._t2).export_private())
@@ -154,7 +244,7 @@ class SiteAttempt(AttemptState):
 
     def masked(self, vector_tree: bytes, tag: Tag) -> bytes:
         """M3: Tree(y) [32] of the masked vector and the tag of the unmasked one."""
-        hidden = tag + tag_masks(self._t2, given(self._plan).streams)
+        hidden = tag + tag_masks(self._t2, _given(self._plan).streams)
         return self._sign_once(labels.SIGN_MASKED, self._t2, Masked(hidden.to_bytes(), vector_tree).as_json())
 
     def _mask_streams(self, t2: bytes, u2: tuple[int, ...]) -> Streams:
@@ -168,17 +258,17 @@ class SiteAttempt(AttemptState):
 
     def receive_survivors(self, m4r: bytes, m3s: Mapping[int, bytes]) -> bytes:
         """The relay's M4 and the M3 messages of its U3; gives this site's M4, the one T3 it signs in this attempt."""
-        given(self._fingerprint)
+        _given(self._fingerprint)
         survivors = messages.read_survivors(m4r, self._sites)
         if tuple(sorted(m3s)) != survivors.u3:
             raise PolicyError("the relay's M4 names other sites than it brought M3 messages of")
         u3 = self._check_set(m3s, self.u2, labels.SIGN_MASKED, "U3", "U2")
         bodies = {u: self._open(m3s[u], labels.SIGN_MASKED, self._t2, u) for u in u3}
         masked = {u: messages.read_masked(body, self._name(u)) for u, body in bodies.items()}
-        t3 = hash_parts(labels.HASH_T3, self._t2, *(u16(u) + canon(bodies[u]) for u in u3), survivors.sum_)
+        t3 = chain.t3(self._t2, {u: canon(body) for u, body in bodies.items()}, survivors.sum_)
         self._refuse_other_transcript(labels.SIGN_SURVIVORS, t3, "set of survivors or another sum")
         # A signature over a set that this site could not answer over would only help others to bind themselves to it.
-        self._disk.allows(self._entry(given(self._own), self._fingerprint, tuple(u3)))
+        self._disk.allows(self._entry(_given(self._own), self._fingerprint, tuple(u3)))
         message = self._sign_once(labels.SIGN_SURVIVORS, t3, {})
         self._t3, self._masked, self._sum_tree = t3, masked, survivors.sum_
         return message
@@ -190,7 +280,7 @@ class SiteAttempt(AttemptState):
 
         The ledger takes U3 first. Raises PeersError while fewer than τ are valid; those that are not are in `faults`.
         """
-        own = given(self._own if self._t3 else None)
+        own = _given(self._own if self._t3 else None)
         self._refuse_outsiders(m4s, labels.SIGN_SURVIVORS)
         valid = {self._me}
         for v in self.u3:
@@ -230,7 +320,7 @@ class SiteAttempt(AttemptState):
         Bad shares are skipped and their sender put into `faults`. Raises PeersError while fewer than τ good ones are
         there for any secret, PolicyError that names the dealer of shares that open nothing.
         """
-        if labels.SIGN_UNMASK not in given(self._secrets).sent or not self._t3:
+        if labels.SIGN_UNMASK not in _given(self._secrets).sent or not self._t3:
             raise InternalError("answers before this site's own")
         self._refuse_outsiders(m5s, labels.SIGN_UNMASK)
         pools = Pools(self._t1, self.u1, self.u3, self._shares)
@@ -256,7 +346,7 @@ class SiteAttempt(AttemptState):
 
     def check_sum(self, sum_tree: bytes, tag: Tag) -> None:
         """Tree(Y) [32] of the downloaded sum and the tag of X. Raises PolicyError unless both are what was signed."""
-        opening = given(self._opening)
+        opening = _given(self._opening)
         if not hmac.compare_digest(sum_tree, self._sum_tree):
             raise PolicyError("the relay gave another sum than the one the sites signed", "the sum is not used")
         if not hmac.compare_digest(tag.to_bytes(), opening.tag.to_bytes()):
@@ -270,7 +360,7 @@ class SiteAttempt(AttemptState):
         """M6: the next state [32] and Tree(X) [32], after check_sum. The ledger allows one next state per round."""
         if not self._sum_checked:
             raise InternalError("a result before its sum was checked")
-        own = given(self._own)
+        own = _given(self._own)
         self._disk.admit(self._entry(own, self._fingerprint, self.u3, state))
         return self._sign_once(labels.SIGN_RESULT, self._t3, Result(state, plain_tree, self.u3).as_json())
 
@@ -280,5 +370,75 @@ class SiteAttempt(AttemptState):
         self._chan, self._edges, self._dealt, self._plan, self._opening = {}, {}, {}, None, None
         self._t0 = self._t1 = self._t2 = self._t3 = self._fingerprint = b""
 
+    # --- the rules that the steps share: sets, signatures, one transcript each ---
 
-__all__ = ["Expected", "MaskPlan", "SiteAttempt"]
+    def _check_size(self, members: Sequence[int], what: str) -> None:
+        if len(members) < self._tau:
+            raise PolicyError(f"{what} has {len(members)} sites; at least {self._tau} are needed")
+
+    def _check_set(self, found: Mapping[int, bytes], within: Sequence[int], name: str, what: str, of: str) -> list[int]:
+        """The rising members of a set of the relay: within the one before, large enough, this site unchanged."""
+        outside = sorted(set(found) - set(within))
+        if outside:
+            raise PolicyError(f"{what} names sites {outside}, which are not in {of}")
+        self._check_size(list(found), what)
+        sent = _given(self._secrets).sent.get(name)
+        if sent is None or found.get(self._me) != sent:
+            raise PolicyError(f"{what} lacks this site's own {name} message, or has it changed")
+        return sorted(found)
+
+    def _refuse_outsiders(self, found: Mapping[int, bytes], name: str) -> None:
+        outside = sorted(set(found) - set(self._masked))
+        if outside:
+            raise PolicyError(f"{name} messages of sites {outside}, which are not in U3")
+
+    def _refuse_other_transcript(self, name: str, transcript: bytes, what: str) -> None:
+        """Raise PolicyError if this site signed another transcript in message `name` of this attempt."""
+        sent = _given(self._secrets).sent.get(name)
+        if sent is not None and parse_canon(sent)["t"] != transcript.hex():
+            raise PolicyError(
+                f"the relay shows another {what} than this site signed in {name} of this attempt",
+                "a site signs one transcript of each kind per attempt; nothing was sent",
+            )
+
+    def _sign_once(self, name: str, transcript: bytes, body: Any) -> bytes:
+        """The signed message, durable before it is given out; a stored one is repeated, and never replaced."""
+        secrets = _given(self._secrets)
+        self._refuse_other_transcript(name, transcript, "transcript")
+        message = sign_message(self._identity, name, self._me, transcript, body)
+        stored = secrets.sent.get(name)
+        if stored is not None and stored != message:
+            raise PolicyError(f"this site's {name} would differ from the one it signed in this attempt")
+        if stored is None:
+            secrets.sent[name] = message
+            try:
+                self._disk.save(secrets.export_private())
+            except BaseException:
+                del secrets.sent[name]
+                raise
+        return message
+
+    def _open(self, message: bytes, name: str, transcript: bytes, u: int) -> Any:
+        return messages.open_signed(message, name, transcript, self._members[u], self._sites)
+
+    def _tolerate(self, check: Callable[..., _T], *arguments: Any) -> _T | None:
+        """What `check` gives; where it refuses, the reason goes to `faults` and the attempt goes on without."""
+        try:
+            return check(*arguments)
+        except PolicyError as error:
+            self.faults.append(error.what)
+            return None
+
+    def _entry(self, own: Expected, fingerprint: bytes, u3: tuple[int, ...], state: bytes = b"") -> LedgerEntry:
+        input_ = input_hash(own.purpose, own.base)
+        return LedgerEntry(own.round_, own.purpose, input_, fingerprint, u3, state)
+
+    def _name(self, u: int) -> str:
+        return self._members[u].name
+
+
+def _given(value: _T | None) -> _T:
+    """`value`, or InternalError where a step was called before the one that makes it."""
+    if not value:
+        raise InternalError("the steps of an attempt were called out of order, or after it was dropped")
+    return value
