@@ -18,6 +18,7 @@ from harness import PATIENCE, ROOT
 from relayed_peel import attempt_file, encoded, layout_of, without_edges, without_self
 from tls_stage import SECTIONS, TlsStage, four_sites, stage_of
 
+from fedhpc.app.federation import Federation
 from fedhpc.enrolment.one_machine import Enrolled
 from fedhpc.secure.salt import SALT_BYTES
 from fedhpc.secure.transcript import parse_canon
@@ -78,9 +79,12 @@ def coordinated(tmp_path: Path) -> Iterator[TlsStage]:
 
 def test_the_others_go_on_without_a_site_that_was_lied_to(coordinated: TlsStage) -> None:
     coordinated.lie(about("1/M0", fields(state=OTHER), [2]))
-    coordinated.start(2)
-    coordinated.wait(0, "READY", [2])  # so that it is proposed
-    coordinated.start(1, 3, 4)
+
+    def first(fed: Federation) -> None:
+        """It is proposed with the others."""
+        coordinated.wait(0, "READY", [2])
+
+    coordinated.start(spoil=dict.fromkeys((1, 3, 4), first))
     assert "another state than" in str(coordinated.end(2))
     for u in (1, 3, 4):
         assert coordinated.end(u) is None
