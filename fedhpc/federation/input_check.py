@@ -139,8 +139,8 @@ def value_header(vector: Vector) -> bytes:
 def source_tags(vector: Vector, keys: LedgerKeys, rank: int, ranks: int) -> bytes:
     """Tags of this rank's share of the vector, as if each tensor were as wide as its source.
 
-    A model then has one fingerprint of its values, whatever the width of the lanes it travels in. It takes a rank that
-    holds the whole vector: shares of the narrow one end elsewhere.
+    A model then has one fingerprint of its values, in lanes of any width. The rank must hold the whole vector, since
+    shares of the narrow one end at other values.
     """
     kinds = vector.sources
     narrow = Layout([Tensor(t.name, kinds.get(t.name, t.kind), t.shape) for t in vector.layout.named])
