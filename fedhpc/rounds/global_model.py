@@ -30,12 +30,8 @@ from fedhpc.rounds.strategy import FedAvg, make_strategy
 from fedhpc.rounds.update import MODEL, Base, Transform, refuse_lost, update_vector
 from fedhpc.rounds.weights import Weights
 from fedhpc.secure import labels
-from fedhpc.secure.ring import Tensor, scale_for
 from fedhpc.secure.salt import NO_BLIND, blind_after
 from fedhpc.secure.transcript import state_hash
-
-_MEASURED = "measured/"
-_MEASURED_BOUND = 2.0**40  # of a float sum of metrics at one site; public
 
 
 class GlobalModel:
@@ -195,20 +191,6 @@ class GlobalModel:
             following[name] = np.asarray(step)  # NumPy makes a scalar of a tensor without dimensions
         return following
 
-    def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors | None:
-        """The sum of `measured`, int64 and float64, over all sites; None if they went on without it.
-
-        Nothing measured: this site does without the sum, and so do the others then.
-        Over fewer sites it would show, beside another such sum, the counts of those that one of the two lacks.
-        """
-        vector = Vector(self._session.layout(self._measured_tensors(measured)))
-        vector.fill({_MEASURED + n: a for n, a in measured.items()})
-        plan = self._session.statistic(
-            name, everyone=True, skip=True, absent=not measured, category=labels.CLASS_MEASURED
-        )
-        opened = self._session.add(vector, plan)
-        return None if opened is None else {n: vector.view(_MEASURED + n).copy() for n in measured}
-
     def facts(self) -> dict[str, Any]:
         """What a round's record says of the state (app/telemetry.py)."""
         session = self._session
@@ -219,12 +201,3 @@ class GlobalModel:
     def sha256(self) -> str:
         """As `model_sha256`. It stays at the sites."""
         return model_sha256(self.tensors)
-
-    def _measured_tensors(self, measured: Mapping[str, NDArray[Any]]) -> list[Tensor]:
-        tensors = []
-        for name, array in measured.items():
-            if array.dtype not in (np.int64, np.float64):
-                raise DataError(f"the measured sum '{name}' is {array.dtype}", "use int64 counts or float64 sums")
-            scale = scale_for(_MEASURED_BOUND, 64, len(self._session.sites)) if array.dtype == np.float64 else 0
-            tensors.append(Tensor(_MEASURED + name, array.dtype.name, array.shape, scale))
-        return tensors
