@@ -51,8 +51,8 @@ TWIN_ROOMS = {
     "demo/digits": "demo/heart",
 }
 KNOWN_NAMESAKES = {
-    *("catch_up.py", "federation.py", "files.py", "join.py", "listing.py", "mailbox.py", "page.py", "rehearsal.py"),
-    *("rows.py", "store.py"),
+    *("catch_up.py", "chain.py", "federation.py", "files.py", "join.py", "listing.py", "mailbox.py", "page.py"),
+    *("rehearsal.py", "rows.py", "store.py"),
 }
 # In two halves, since this file names no registry's host either.
 REGISTRIES = tuple(
