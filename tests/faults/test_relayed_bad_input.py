@@ -403,7 +403,10 @@ def proxy_that_says(words: bytes, more: bytes = b"") -> Callable[[socket.socket]
         (proxy_that_says(b"\x1b[2J\x00rubbish\r\n\r\n"), ["is not an HTTP proxy", "?[2J?rubbish"]),
         (proxy_that_says(b"", b"x" * 65536), ["is not an HTTP proxy", "xxx"]),
         (proxy_that_says(b""), ["cannot be reached: the proxy 127.0.0.1:", "it closed the connection", "for 2 s"]),
-        (proxy_that_says(b"HTTP/1.1 200 OK\r\n\r\nthis is no TLS"), ["cannot be reached: TLS: ", "does not speak TLS ("]),
+        (
+            proxy_that_says(b"HTTP/1.1 200 OK\r\n\r\nthis is no TLS"),
+            ["cannot be reached: TLS: ", "does not speak TLS ("],
+        ),
     ],
     ids=["forbidden", "password", "busy", "rubbish", "endless", "silent", "no TLS behind it"],
 )
