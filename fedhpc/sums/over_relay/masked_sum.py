@@ -30,11 +30,19 @@ from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.catch_up import Attendant, release_input, take
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.sums.over_relay.masked_blocks import HiddenPart
-from fedhpc.sums.over_relay.orders import Answer, Order, SumFetch, SumResult, Upload, end_if_stopped
+from fedhpc.sums.over_relay.orders import (
+    Answer,
+    HideOrder,
+    OpenOrder,
+    Order,
+    SumFetch,
+    SumResult,
+    Upload,
+    end_if_stopped,
+)
 from fedhpc.sums.over_relay.parts import fetch_part, upload_part
 from fedhpc.sums.over_relay.round import RelayedRound
 from fedhpc.sums.over_relay.standing_aside import StandingAside
-from fedhpc.sums.streams import streams_to_bytes
 from fedhpc.transport.transport import Transport
 
 _CLOSED = ("round-over", "too-late", "forbidden")
@@ -247,14 +255,13 @@ class RelayedSums(MaskedSums):
             return result
 
         def hide(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes, resume: bool) -> Upload | None:
-            keys = streams_to_bytes(streams if self._hides else ())
-            order = Order.HIDE + u64(attempt) + bytes([resume]) + tag_key + keys
-            self._order(order)
+            order = HideOrder(attempt, resume, tag_key, streams if self._hides else ())
+            self._order(order.to_bytes())
             return upload_part(self._party, self._client, hidden, plan, order, stages)
 
         def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch | None:
-            order = Order.OPEN + u64(attempt) + tag_key + streams_to_bytes(streams if self._hides else ())
-            self._order(order)
+            order = OpenOrder(attempt, tag_key, streams if self._hides else ())
+            self._order(order.to_bytes())
             return fetch_part(self._party, self._client, hidden, plan, order, stages)
 
         self._round = RelayedRound(party, lead.exchange, lead.files, lead.thresholds, plan, hidden.vector, mark)
@@ -324,9 +331,9 @@ class RelayedSums(MaskedSums):
             order = site.await_bytes(None)
             kind, rest = order[:1], order[1:]
             if kind == Order.HIDE:
-                upload_part(self._party, self._client, hidden, plan, order, stages)
+                upload_part(self._party, self._client, hidden, plan, HideOrder.from_bytes(order), stages)
             elif kind == Order.OPEN:
-                fetch_part(self._party, self._client, hidden, plan, order, stages)
+                fetch_part(self._party, self._client, hidden, plan, OpenOrder.from_bytes(order), stages)
             elif kind == Order.KEPT:
                 site.broadcast(hidden.vector.buffer)
             elif kind == Order.OVER:
