@@ -25,7 +25,7 @@ from fedhpc.relay.rounds.one_round import Round, awaited, limits
 from fedhpc.relay.rounds.pace import Paces
 from fedhpc.relay.rounds.phase_times import PhaseTimes
 from fedhpc.relay.rounds.ready import largest_group, proposal, read_ready
-from fedhpc.relay.settings import Federation
+from fedhpc.relay.settings import HostedFederation
 from fedhpc.relay.store.kept_attempt import KeptAttempt, drop_large, drop_messages, drop_ready
 from fedhpc.relay.store.store import Store, Stored
 from fedhpc.secure.transcript import canon, parse_canon
@@ -61,7 +61,7 @@ class FederationRounds:
     `lock` guards everything but `note` and what `heard` does, which any thread may call.
     """
 
-    def __init__(self, store: Store, federation: Federation, metrics: Metrics) -> None:
+    def __init__(self, store: Store, federation: HostedFederation, metrics: Metrics) -> None:
         self.lock = threading.Lock()
         self.federation = federation
         self.rounds: dict[int, Round] = {}
