@@ -6,7 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay tools test test-slurm lint unit relay mpi faults fuzz wheel bench clean
+.PHONY: setup demo demo-relay tools test test-slurm check lint unit relay mpi faults fuzz wheel coverage bench clean
+
+# More tests side by side than two cores: many of them wait.
+SIDE_BY_SIDE := 3
 
 setup: $(VENV)/.test
 
@@ -46,6 +49,10 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# For daily work: in less than three minutes, and without a package of the system.
+check: lint
+	$(BIN)/python -m pytest -q -n $(SIDE_BY_SIDE) tests/unit
+
 unit: setup tools
 	$(BIN)/python -m pytest tests/unit tests/cli
 
@@ -69,11 +76,19 @@ fuzz: setup
 wheel: setup
 	$(BIN)/python -m pytest tests/wheel
 
-# All suites must run, and a test that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP). More tests side by side
-# than two cores: many of them wait.
-SIDE_BY_SIDE := 3
+# All suites must run, and a test that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP).
 test: lint tools
 	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --no-loadscope-reorder --timeout 1800 --durations 20
+
+# Lines and branches of the package that the tests run, in all processes: build/coverage/coverage.json. Takes longer than
+# the tests, and is no part of CI.
+COVERAGE := $(CURDIR)/build/coverage
+coverage: setup tools
+	rm -rf $(COVERAGE)
+	mkdir -p $(COVERAGE)
+	-COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml COVERAGE_FILE=$(COVERAGE)/data \
+		$(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --timeout 1800 $(TESTS)
+	$(BIN)/python tests/covered.py $(COVERAGE)
 
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/measure.py

@@ -12,19 +12,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Federation", "FedhpcError", "__version__", "join", "site_backend"]
+__all__ = ["Federation", "FedhpcError", "Sums", "__version__", "join", "site_backend"]
 
 if TYPE_CHECKING:
+    from fedhpc.app.federation import Federation, site_backend
     from fedhpc.app.join import join
     from fedhpc.errors import FedhpcError
-    from fedhpc.federation.federation import Federation
-    from fedhpc.train.own_loop import site_backend
+    from fedhpc.federation.sum_result import Sums
 
 _HOMES = {
-    "Federation": "fedhpc.federation.federation",
+    "Federation": "fedhpc.app.federation",
     "FedhpcError": "fedhpc.errors",
+    "Sums": "fedhpc.federation.sum_result",
     "join": "fedhpc.app.join",
-    "site_backend": "fedhpc.train.own_loop",
+    "site_backend": "fedhpc.app.federation",
 }
 
 

@@ -95,6 +95,14 @@ def read_section(cls: type[Section], table: object, where: str) -> Section:
     return cls(**values)
 
 
+def subtable(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The table `name` in `table`; {} if it is absent. Raises ConfigError if it is something else."""
+    value = table.get(name, {})
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} must be a table", f"write it as [{name}]")
+    return value
+
+
 @functools.cache  # a recipe may have a table for each of 60,000 columns
 def _fields_of(cls: Any) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
     """The keys of the dataclass `cls`, and the types of its fields."""

@@ -73,9 +73,9 @@ def hint_for(error: OSError) -> str:
     return hints.get(error.errno or 0, "check space and permissions")
 
 
-def sync_directory(directory: Path) -> None:
-    """Make new names, renames and removals in `directory` durable. Raises OSError."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def sync_folder(folder: Path) -> None:
+    """Make new names, renames and removals in `folder` durable. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     except OSError as error:
@@ -100,4 +100,4 @@ def _temporary(path: Path, data: Iterable[bytes | memoryview], mode: int) -> Ite
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    sync_folder(path.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -21,12 +22,13 @@ _skipped: list[str] = []
 
 # Where nothing else is said, a site's ledger lies in the user's data directory: never in that of who runs the tests.
 _data = tempfile.TemporaryDirectory(prefix="fd", dir="/tmp", ignore_cleanup_errors=True)
+_numbers = itertools.count()
 os.environ["XDG_DATA_HOME"] = _data.name
 
 
 @pytest.fixture(autouse=True)
-def _data_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+def _data_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", f"{_data.name}/{next(_numbers)}")  # made by who needs it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

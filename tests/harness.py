@@ -159,7 +159,7 @@ class Warm:
 
     @classmethod
     def words(cls) -> list[str]:
-        """What to put in place of `python -m` for a process that has imported everything already."""
+        """What to put in place of `python -m`, or of `python` before a script, for a process that has imported all."""
         if not cls._socket:
             folder = tempfile.TemporaryDirectory(prefix="fw", dir="/tmp")
             path = f"{folder.name}/s"
@@ -194,10 +194,12 @@ def call(
 def mpi_words(ranks: int, words: Sequence[str | Path], *, guarded: bool = True, warm: bool = False) -> list[str | Path]:
     """The command line of `ranks` ranks of `python [-m mpi4py] words…`; `guarded` is `-m mpi4py`.
 
-    `warm`: ranks that have imported torch already, for guarded ones only.
+    `warm`: ranks that have imported everything already, torch too.
     """
-    python = Warm.words() if warm else [sys.executable, *(["-m"] if guarded else [])]
-    return [*launcher_command(ranks), *python, *(["mpi4py"] if guarded else []), *words]
+    words = ["-m", "mpi4py", *words] if guarded else list(words)
+    if not warm:
+        return [*launcher_command(ranks), sys.executable, *words]
+    return [*launcher_command(ranks), *Warm.words(), *words[words[0] == "-m" :]]
 
 
 def mpirun(

@@ -1,9 +1,9 @@
-"""`python -m MODULE WORDS` in a process of its own that has imported everything already: torch alone takes seconds.
+"""`python -m MODULE WORDS` or `python SCRIPT.py WORDS` in a process that has imported all already: torch takes seconds.
 
 Run as a script with a path it is the parent: it listens there, and forks for every order a child that runs the module
-with the sender's words, directory, environment and open files. With `PATH MODULE WORDS` it is the sender, which stands
-for the command, also as a rank under mpirun: it hands signals on, it ends as the child ends, and the child ends when it
-is killed. Tests of how a process starts, and those that kill at a given write, start real ones.
+with the sender's words, directory, umask, environment and open files. With `PATH MODULE WORDS` it is the sender, which
+stands for the command, also as a rank under mpirun: it hands signals on, it ends as the child ends, and the child ends
+when it is killed. Tests of how a process starts, and those that kill at a given write, start real ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ HANDED_ON = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, sign
 
 def send(path: str, words: list[str]) -> int:
     """Give the order, with this process's files; the exit code."""
-    order = json.dumps({"words": words, "cwd": os.getcwd(), "env": dict(os.environ)}).encode()
+    umask = os.umask(0o077)
+    os.umask(umask)
+    order = json.dumps({"words": words, "cwd": os.getcwd(), "umask": umask, "env": dict(os.environ)}).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect(path)
         files = array.array("i", [0, 1, 2]).tobytes()
@@ -80,12 +82,17 @@ def become(order: dict, files: list[int]) -> None:
         os.dup2(file, number)
         os.close(file)
     os.chdir(order["cwd"])
+    os.umask(order["umask"])
     os.environ.clear()
     os.environ.update(order["env"])
     module, *words = order["words"]
     sys.argv = [module, *words]
     sys.path[:1] = ["", *(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if module.endswith(".py"):
+        sys.path[0] = os.path.dirname(module)
+        runpy.run_path(module, run_name="__main__")
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit(0)
 
 

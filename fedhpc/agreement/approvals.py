@@ -16,7 +16,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedhpc.agreement.agreement import Agreement, FederationSection
+from fedhpc.agreement.federation_file import Agreement, FederationSection
 from fedhpc.config import parse_toml, read_bytes, read_section
 from fedhpc.errors import ConfigError, PolicyError, StorageError
 from fedhpc.files import write_whole

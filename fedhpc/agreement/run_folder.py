@@ -1,4 +1,4 @@
-"""RUN and RUN/SITE: folders of their owner's only, whatever the umask and whoever made them, and of one configuration.
+"""RUN and RUN/SITE: where they are; their mode, 0700 whatever the umask; and the one configuration they belong to.
 
 What a site measures, its losses and its numbers of rows are in them; on clusters the group is often the whole project.
 """
@@ -9,12 +9,21 @@ import logging
 import os
 from pathlib import Path
 
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.errors import PolicyError, StorageError
 from fedhpc.files import hint_for, private_folder, tighten, write_new
 
 FEDERATION_FILE = "federation.toml"
 _CONFIGURATION = "configuration"  # SHA-256 of federation.toml, in hex
 _log = logging.getLogger("fedhpc.federation")
+
+
+def run_place(federation: Path, agreement: Agreement, given: Path | None = None) -> Path:
+    """RUN: `given`, or `run` beside the file `federation`; `run-3` in epoch 3, whose rounds begin anew."""
+    if given is not None:
+        return given
+    epoch = agreement.federation.epoch
+    return federation.parent / (f"run-{epoch}" if epoch else "run")
 
 
 def make_run_folder(directory: Path, federation: Path, *, placed: bool) -> None:

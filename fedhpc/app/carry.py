@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedhpc.agreement.agreement import Agreement, SiteFile, read_agreement, read_site
-from fedhpc.config import read_bytes
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.sums.over_relay.join import relay_access, spool_of
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.https.retry import Patience
@@ -72,7 +72,6 @@ def _short(name: object) -> str:
 
 
 def _read(federation: Path, site: Path) -> tuple[Agreement, SiteFile, int]:
-    path = site / "site.toml" if site.is_dir() else site
-    agreement = read_agreement(read_bytes(federation), str(federation))
-    mine = read_site(read_bytes(path), path)
+    agreement = Agreement.open(federation)
+    mine = SiteFile.open(site)
     return agreement, mine, agreement.number_of(mine.site.name)

@@ -6,24 +6,24 @@ import json
 
 from fedhpc.data.schema import Feature, FeatureSet, Label, compare_features
 from fedhpc.errors import DataError
-from fedhpc.federation.federation import Federation
+from fedhpc.federation.session import Session
 
 LARGEST_TOLD_BYTES = 1 << 20  # some 30,000 columns; the relay takes 4 MiB
 _HASHED = b"sha256 "
 
 
-def compare_stores(federation: Federation, mine: FeatureSet | None) -> None:
+def compare_stores(session: Session, mine: FeatureSet | None) -> None:
     """Raise DataError that names the first site with other features, and the features. None: a store of one's own.
 
     Called by every rank; the leaders compare.
     """
-    if not federation.party.leads or len(federation.sites) == 1:
+    if not session.party.leads or len(session.sites) == 1:
         return
     described = b"" if mine is None else describe(mine)
-    for number, message in federation.sums.announce("FEATURES", described).items():
+    for number, message in session.sums.announce("FEATURES", described).items():
         if message == described:
             continue
-        site = federation.sites[number - 1]
+        site = session.sites[number - 1]
         what = "one of them has no feature list"
         if _HASHED in (described[: len(_HASHED)], message[: len(_HASHED)]):
             what = "there are too many to send; compare what `fedhpc data check` says of each store"
@@ -31,7 +31,7 @@ def compare_stores(federation: Federation, mine: FeatureSet | None) -> None:
             told = "; ".join(compare_features(mine, read_feature_set(message, site)))
             what = "".join(c if c.isprintable() else "?" for c in told)  # another site's words reach a terminal
         raise DataError(
-            f"the stores of sites {federation.site} (first) and {site} (second) hold different features: {what}",
+            f"the stores of sites {session.site} (first) and {site} (second) hold different features: {what}",
             "ingest both with the same recipe; names, units, codings and order must be equal",
         )
 

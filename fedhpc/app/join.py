@@ -9,23 +9,17 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedhpc.agreement.agreement import (
-    Agreement,
-    SiteFile,
-    number_of_rank,
-    read_agreement,
-    read_site,
-    read_site_directory,
-)
+from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.agreement.identity import lost_keys_hint, read_identity
-from fedhpc.agreement.run_folder import make_run_folder
-from fedhpc.agreement.run_place import run_place
+from fedhpc.agreement.run_folder import make_run_folder, run_place
+from fedhpc.agreement.site_file import SiteFile, number_of_rank, read_site_directory
+from fedhpc.app.federation import Federation
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.finished_sums import Reached
 from fedhpc.federation.life import Life
 from fedhpc.federation.party import Party
+from fedhpc.federation.session import Session
 from fedhpc.ledger.file import LEDGER_FILE
 from fedhpc.ledger.home import home_of, known_federation
 from fedhpc.ledger.journal import FileJournal, Journal
@@ -48,9 +42,9 @@ from fedhpc.sums.unconnected import Unconnected
 
 @dataclass(frozen=True)
 class Joined:
-    """A federation and the site file of this rank."""
+    """A session of the federation and the site file of this rank."""
 
-    federation: Federation
+    session: Session
     site_file: SiteFile
     site_directory: Path
     first: bool  # rank 0 of the job
@@ -77,7 +71,7 @@ def join(
 
     Raises ConfigError, PolicyError or StorageError; on rank 0 before any rank waits, where that is possible.
     """
-    return join_with_files(Path(federation), sites=_path(sites), site=_path(site), run=_path(run)).federation
+    return Federation(join_with_files(Path(federation), sites=_path(sites), site=_path(site), run=_path(run)).session)
 
 
 def join_with_files(
@@ -109,7 +103,7 @@ def join_with_files(
         mine = files[0]
         number = agreement.number_of(mine.site.name)
     name = agreement.names[number - 1]
-    directory = mine.path(mine.site.directory) if mine.site.directory else run_place(federation, agreement, run) / name
+    directory = mine.run_directory(run_place(federation, agreement, run))
     if _kind(world.group, mine) in ("https", "spool"):
         alone = sites is None
         place = (
@@ -118,15 +112,15 @@ def join_with_files(
         life = live(place, mine, directory)
         _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s, always_signs=True)
-        joined = _join_relay(party, mine, directory, life) if connect else Federation(party, Unconnected(party))
+        session = _join_relay(party, mine, directory, life) if connect else Session(party, Unconnected(party))
     else:
         rails, chunk_bytes = _agree_on_exchange(world.group, mine)
         place = mpi_world.split(world, number, agreement.names, rails)
         life = live(place, mine, directory)
         _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s)
-        joined = _join_job(world, place, party, mine, chunk_bytes)
-    return Joined(joined, mine, directory, world.group.rank == 0, life)
+        session = _join_job(world, place, party, mine, chunk_bytes)
+    return Joined(session, mine, directory, world.group.rank == 0, life)
 
 
 def _make_folder(place: Place, federation: Path, mine: SiteFile, directory: Path) -> None:
@@ -144,21 +138,21 @@ def _kind(world: Group, mine: SiteFile) -> str:
     return kinds.pop()
 
 
-def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Federation:
+def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Session:
     """A site that meets the others at a relay."""
     sums = open_relayed_sums(party, mine, directory, life)
-    federation = Federation(party, sums)
+    session = Session(party, sums)
     # A program that starts again asks its sums again from here on, and gets those that are finished.
     kept = b""
     if sums.lead is not None:
         kept = canon([[r.round_, r.salt.hex()] for r in (sums.lead.finished.first(), sums.lead.finished.last())])
     first, last = parse_canon(party.site.broadcast_bytes(kept or None))
-    federation.round_, federation.last_salt = int(first[0]), bytes.fromhex(first[1])
-    federation.finished = Reached(int(last[0]), bytes.fromhex(last[1]))
-    return federation
+    session.round_, session.last_salt = int(first[0]), bytes.fromhex(first[1])
+    session.finished = Reached(int(last[0]), bytes.fromhex(last[1]))
+    return session
 
 
-def _join_job(world: World, place: Place, party: Party, mine: SiteFile, chunk_bytes: int) -> Federation:
+def _join_job(world: World, place: Place, party: Party, mine: SiteFile, chunk_bytes: int) -> Session:
     """All sites are in this job."""
     agreement = party.agreement
     exchange: Exchange = NoExchange()
@@ -166,9 +160,9 @@ def _join_job(world: World, place: Place, party: Party, mine: SiteFile, chunk_by
         exchange = MpiExchange(agreement.names, place.leaders, place.rail)
     pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=_overlap(world, mine.exchange.overlap))
     attempt = mpi_world.attempt_number(world.group)
-    joined = Federation(party, MpiSums(party, exchange, pipeline, rails=place.rails, attempt=attempt))
-    joined.round_ = _last_round(place, party.journal)
-    return joined
+    session = Session(party, MpiSums(party, exchange, pipeline, rails=place.rails, attempt=attempt))
+    session.round_ = _last_round(place, party.journal)
+    return session
 
 
 def _read_files(
@@ -180,7 +174,7 @@ def _read_files(
         if sites is not None:
             return read_site_directory(sites, agreement)
         assert site is not None
-        return [read_site(read_bytes(site), site)]
+        return [SiteFile.open(site)]
 
     if world.group.rank == 0:
         source = read_bytes(federation)

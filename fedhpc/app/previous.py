@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedhpc.agreement.agreement import Agreement
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.app.rundir import FEDERATION_FILE
 from fedhpc.config import parse_toml, read_bytes
 from fedhpc.enrolment.draft import identity

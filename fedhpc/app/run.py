@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhpc.agreement.agreement import SiteFile
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.features import compare_stores
+from fedhpc.app.federation import Federation
 from fedhpc.app.join import Joined, join_with_files
 from fedhpc.app.life.history import Finished, keep_finished
 from fedhpc.app.life.job_end import ledger_wait_s
@@ -24,8 +25,8 @@ from fedhpc.app.telemetry import Telemetry
 from fedhpc.config import read_section
 from fedhpc.errors import ConfigError, InterruptedRun
 from fedhpc.federation.checkpoint import CheckpointStore
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.life import Life, Stage
+from fedhpc.federation.session import Session
 from fedhpc.ledger.home import home_of
 from fedhpc.ledger.journal import FileJournal
 from fedhpc.ledger.stores import remember_home, store_mark
@@ -105,47 +106,47 @@ def run_federation(
         live=partial(open_life, stage, told or Told()),
         ledger_wait_s=ledger_wait_s(),
     )
-    with joined.federation:
+    with joined.session:
         return run_joined(joined, before=before, verbose=verbose)
 
 
 def run_joined(joined: Joined, *, before: Before = Before(), verbose: bool = False) -> Ran:
     """Train a joined federation in its run directory: checkpoints, metrics and logs are kept there."""
-    fed, directory, life = joined.federation, joined.site_directory, joined.life
-    with rank_logs(directory, site=fed.site, rank=fed.rank, show=joined.first, verbose=verbose):
-        if fed.party.leads:
-            keep_agreement(directory.parent, fed.party.agreement)
-            fed.data = mark_data(fed, joined.site_file)
-        outbox = open_outbox(fed.party, directory)
+    session, directory, life = joined.session, joined.site_directory, joined.life
+    with rank_logs(directory, site=session.site, rank=session.rank, show=joined.first, verbose=verbose):
+        if session.party.leads:
+            keep_agreement(directory.parent, session.party.agreement)
+            session.data = mark_data(session, joined.site_file)
+        outbox = open_outbox(session.party, directory)
         with (
-            _open_trainer(fed, joined.site_file, directory, outbox, life.stage) as trainer,
+            _open_trainer(session, joined.site_file, directory, outbox, life.stage) as trainer,
             Telemetry(
                 directory,
-                site=fed.site,
-                site_number=fed.party.number,
-                rank=fed.rank,
+                site=session.site,
+                site_number=session.party.number,
+                rank=session.rank,
                 show=joined.first,
-                rounds=fed.party.agreement.federation.rounds,
+                rounds=session.party.agreement.federation.rounds,
             ) as reporter,
         ):
             store = Hdf5Checkpoints(directory / CHECKPOINTS)
             if isinstance(trainer, RecordedTrainer):
-                outcome = run_rounds(fed, trainer, store, reporter, outbox=outbox, life=life)
+                outcome = run_rounds(session, trainer, store, reporter, outbox=outbox, life=life)
             else:
-                prepare = preparation(fed, trainer, joined.site_file, before)
-                previous = partial(_previous, fed, joined.site_file, directory, before.run)
+                prepare = preparation(session, trainer, joined.site_file, before)
+                previous = partial(_previous, session, joined.site_file, directory, before.run)
                 outcome = train(
-                    fed, trainer, store, reporter, outbox=outbox, life=life, prepare=prepare, previous=previous
+                    session, trainer, store, reporter, outbox=outbox, life=life, prepare=prepare, previous=previous
                 )
         sha256 = outcome.model.sha256()
-        if fed.party.leads:
-            config = fed.party.agreement.hash.hex()
+        if session.party.leads:
+            config = session.party.agreement.hash.hex()
             keep_finished(directory, Finished(config, sha256, outcome.model.rounds, outcome.metrics))
-    return Ran(outcome, directory.parent, joined.first, fed.sites, sha256)
+    return Ran(outcome, directory.parent, joined.first, session.sites, sha256)
 
 
 def train(
-    fed: Federation,
+    session: Session,
     trainer: TorchTrainer,
     store: CheckpointStore,
     reporter: Reporter,
@@ -157,52 +158,56 @@ def train(
 ) -> Outcome:
     """Compare the sites' features, prepare the first model (absent: standardise where agreed), and run all rounds."""
     if life is None or life.stage != "train":
-        compare_stores(fed, getattr(getattr(trainer.dataset.opened, "store", None), "feature_set", None))
-    prepare = prepare or _standardisation(fed, trainer)
-    return run_rounds(fed, trainer, store, reporter, outbox=outbox, life=life, prepare=prepare, previous=previous)
+        compare_stores(session, getattr(getattr(trainer.dataset.opened, "store", None), "feature_set", None))
+    prepare = prepare or _standardisation(session, trainer)
+    return run_rounds(session, trainer, store, reporter, outbox=outbox, life=life, prepare=prepare, previous=previous)
 
 
-def preparation(fed: Federation, trainer: TorchTrainer, files: SiteFile, before: Before) -> Callable[[], None]:
+def preparation(session: Session, trainer: TorchTrainer, files: SiteFile, before: Before) -> Callable[[], None]:
     """What is done before the first round of a fresh run: load the model that was agreed on, or standardise.
 
     Raises ConfigError where a model is given and none is agreed on, later where it is the other way round.
     """
-    agreed = fed.party.agreement.start.model
+    agreed = session.party.agreement.start.model
     named = read_section(DataSection, files.data, "data").start_model
     if before.model is not None and not agreed:
         raise ConfigError("--from-model is given, and federation.toml has no [start] model", _NEXT_MODEL)
     if not agreed:
-        return _standardisation(fed, trainer)
-    return partial(_load, fed, trainer, before.model or (None if named is None else files.path(named)), agreed)
+        return _standardisation(session, trainer)
+    return partial(_load, session, trainer, before.model or (None if named is None else files.path(named)), agreed)
 
 
-def _previous(fed: Federation, files: SiteFile, directory: Path, given: Path | None) -> Taken | None:
+def _previous(session: Session, files: SiteFile, directory: Path, given: Path | None) -> Taken | None:
     """At the leader: what the site has of the epochs before; its ledger remembers where they ran."""
-    agreement, home = fed.party.agreement, home_of(files)
+    agreement, home = session.party.agreement, home_of(files)
     remembered = [home.run_of(bytes.fromhex(config)) for config in agreement.start.epochs]
-    return find_previous(agreement, fed.party.number, directory, given, [p for p in remembered if p is not None])
+    return find_previous(agreement, session.party.number, directory, given, [p for p in remembered if p is not None])
 
 
-def _load(fed: Federation, trainer: TorchTrainer, file: Path | None, agreed: str) -> None:
+def _load(session: Session, trainer: TorchTrainer, file: Path | None, agreed: str) -> None:
     """The leader reads, the ranks of the site get it. A run that goes on from a checkpoint needs no file."""
     if file is None:
         raise ConfigError(
-            f"site {fed.site}: the federation begins from a model that every site is given as a file",
+            f"site {session.site}: the federation begins from a model that every site is given as a file",
             f"`fedhpc run --from-model FILE`, or start_model in [data] of the site file; its SHA-256 is {agreed}",
         )
-    tensors = read_start_file(file).fit(trainer.tensors(), agreed, fed.site) if fed.party.leads else {}
-    trainer.load(from_leader(fed.party.site, tensors))
+    tensors = read_start_file(file).fit(trainer.tensors(), agreed, session.site) if session.party.leads else {}
+    trainer.load(from_leader(session.party.site, tensors))
 
 
-def _standardisation(fed: Federation, trainer: TorchTrainer) -> Callable[[], None]:
+def _standardisation(session: Session, trainer: TorchTrainer) -> Callable[[], None]:
     from fedhpc.train.standardise import standardise
 
-    settings = read_section(TaskSettings, fed.party.agreement.task, "task")
-    return partial(standardise, partial(fed.sum, everyone=True), trainer) if settings.standardise else _nothing
+    settings = read_section(TaskSettings, session.party.agreement.task, "task")
+    return (
+        partial(standardise, partial(Federation(session).sum, everyone=True), trainer)
+        if settings.standardise
+        else _nothing
+    )
 
 
 def _open_trainer(
-    fed: Federation, files: SiteFile, directory: Path, outbox: FileOutbox, stage: Stage
+    session: Session, files: SiteFile, directory: Path, outbox: FileOutbox, stage: Stage
 ) -> AbstractContextManager[TorchTrainer | RecordedTrainer]:
     """The trainer of this stage: an exchange plays what was trained, but the first one makes the model."""
     if stage == "exchange" and any((directory / CHECKPOINTS).glob("round-*.h5")):
@@ -215,12 +220,12 @@ def _open_trainer(
                 untrained=True,
             )
         return nullcontext(RecordedTrainer(work))
-    return open_site_trainer(fed, files)
+    return open_site_trainer(session, files)
 
 
-def open_site_trainer(fed: Federation, files: SiteFile) -> TorchTrainer:
+def open_site_trainer(session: Session, files: SiteFile) -> TorchTrainer:
     """The trainer of this rank's site. Raises ConfigError, DataError or PolicyError before anything is exchanged."""
-    agreement = fed.party.agreement
+    agreement = session.party.agreement
     if "name" not in agreement.task:
         raise ConfigError("federation.toml has no [task] name", "logistic, mlp, cnn, or module for your own")
     data = read_section(DataSection, files.data, "data")
@@ -235,19 +240,19 @@ def open_site_trainer(fed: Federation, files: SiteFile) -> TorchTrainer:
         compute,
         data=files.path(data.path),
         source=None if data.task_source is None else files.path(data.task_source),
-        group=fed.party.site,
-        site=fed.site,
+        group=session.party.site,
+        site=session.site,
         seed=agreement.federation.seed,
         proximal=agreement.strategy.proximal,
     )
 
 
-def mark_data(fed: Federation, files: SiteFile) -> bytes:
+def mark_data(session: Session, files: SiteFile) -> bytes:
     """What the ledger knows this site's data by [64]; unknown where the site file names none. Leaders only.
 
     Sites of one job belong to one operator who tries things out; others keep to one ledger for a store.
     """
-    path, journal = files.data.get("path"), fed.party.journal
+    path, journal = files.data.get("path"), session.party.journal
     if not isinstance(path, str) or not isinstance(journal, FileJournal):
         return UNKNOWN
     store = files.path(Path(path))

@@ -6,7 +6,7 @@ import hashlib
 import tomllib
 from pathlib import Path
 
-from fedhpc.agreement.agreement import Agreement
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.agreement.run_folder import FEDERATION_FILE
 from fedhpc.errors import PolicyError, StorageError
 from fedhpc.files import write_new

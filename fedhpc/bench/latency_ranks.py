@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fedhpc.app.federation import Federation
 from fedhpc.bench.rehearsal import set_stage
 from fedhpc.bench.sum_ranks import versions
-from fedhpc.federation.federation import Federation
+from fedhpc.federation.session import Session
 
 _WARM_UP = 10
 
@@ -26,12 +27,12 @@ def measure(sites: int, repeat: int) -> None:
         for where in ("memory", "disk"):
             home = Path(folder) / str(stage.place.number) if where == "disk" else None
             party = stage.party("pairwise", home=home)
-            with Federation(party, stage.sums(party)) as federation:
+            with Federation(Session(party, stage.sums(party))) as federation:
                 suffix = "" if where == "memory" else "_with_fsync"
                 result[f"sum_int_s{suffix}"] = _median(federation, np.array([1]), repeat)
                 if where == "memory":
                     result["sum_float_unbounded_s"] = _median(federation, np.array([1.0]), repeat)
-                    spent = federation.take_spent().stages
+                    spent = federation.session.take_spent().stages
                     count = 2 * (repeat + _WARM_UP) + repeat + _WARM_UP
                     result["stages_s"] = {n: s / count for n, s in vars(spent).items()}
     result["versions"] = versions()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedhpc.agreement.agreement import PROTOCOL_NAME, read_agreement
+from fedhpc.agreement.federation_file import PROTOCOL_NAME, read_agreement
 from fedhpc.app.join import share_ledger_keys
 from fedhpc.federation.party import Party
 from fedhpc.ledger.home import LedgerHome, known_federation

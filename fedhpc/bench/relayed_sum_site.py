@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
 from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
 from fedhpc.bench.sum_ranks import SCALE, TILE, draw, integers
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.party import NO_BASE, SumPlan
+from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Tensor
 
@@ -33,7 +34,7 @@ def measure(case: dict[str, Any]) -> None:
         for mode in modes
     }
     kind = "float32" if case["lane_bits"] == 32 else "float64"
-    vector = Vector(joined["off"].federation.layout([Tensor("vector", kind, (case["params"],), SCALE)]))
+    vector = Vector(joined["off"].session.layout([Tensor("vector", kind, (case["params"],), SCALE)]))
     vector.buffer[:] = 0  # its pages are there before anything is timed
     baseline = resident_bytes() - vector.layout.nbytes
     spans: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
@@ -42,28 +43,28 @@ def measure(case: dict[str, Any]) -> None:
     turns = (0, 0)
     for number in range(case["repeat"]):
         for mode in modes:
-            federation = joined[mode].federation
+            session = joined[mode].session
             seed = f"{number} {mode}".encode()
             values = vector.view("vector")
-            draw(values, seed, federation.party.number)
-            federation.sum(np.array([1]), name=f"start {number}")  # all sites go on together
+            draw(values, seed, session.party.number)
+            Federation(session).sum(np.array([1]), name=f"start {number}")  # all sites go on together
             clear_peak()
-            plan = SumPlan(federation.round_ + 1, f"bench {number}", NO_BASE, federation.state, replicated=True)
+            plan = SumPlan(session.round_ + 1, f"bench {number}", NO_BASE, session.state, replicated=True)
             begun = time.time()
-            opened = federation.sums.open(vector, plan)
+            opened = session.sums.open(vector, plan)
             ended = time.time()
             spans[mode].append((begun, ended))
             report["peak_bytes"] = max(report["peak_bytes"], peak_bytes())
-            report["verified"] = report["verified"] and _verify(federation, values, seed)
+            report["verified"] = report["verified"] and _verify(session, values, seed)
             begun = time.perf_counter()
-            federation.finish(opened, federation.tensors_tree)
+            session.finish(opened, session.tensors_tree)
             settles.append(time.perf_counter() - begun)
             if mode == "masked":
                 stages.append({name: getattr(opened.stages, name) for name in _STAGES})
                 turns = (opened.round_trips, opened.round_trips_exposed)
                 report["bytes_up"] = opened.bytes_up
     for mode in modes:
-        joined[mode].federation.close()
+        joined[mode].session.close()
     report |= {
         "spans": spans,
         "settle_s": statistics.median(settles),
@@ -75,12 +76,12 @@ def measure(case: dict[str, Any]) -> None:
         print(json.dumps(report), flush=True)
 
 
-def _verify(federation: Federation, values: np.ndarray, seed: bytes) -> bool:
+def _verify(session: Session, values: np.ndarray, seed: bytes) -> bool:
     """Whether every value is 2^-20 times the integer sum of all sites' numbers, drawn again."""
     for tile, start in enumerate(range(0, values.size, TILE)):
         piece = values[start : start + TILE]
         total = np.zeros(piece.size, dtype=np.int64)
-        for number in range(1, len(federation.sites) + 1):
+        for number in range(1, len(session.sites) + 1):
             total += integers(seed, number, tile, piece.size)
         if not np.array_equal(piece.astype(np.float64) * 2.0**SCALE, total):
             return False

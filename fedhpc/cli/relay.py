@@ -99,7 +99,7 @@ def status(federation: Path | None, admin: str, site: Path | None, as_json: bool
             "a site's view needs both --site and FEDERATION.TOML", "without both, the admin port is asked"
         )
     from fedhpc.report.relay_status import SiteView, ask_admin
-    from fedhpc.report.relay_watch import show
+    from fedhpc.report.relay_table import show
 
     if site is not None and federation is not None:
         show(SiteView(site, federation).ask, as_json=as_json, watch=watch)

@@ -80,8 +80,6 @@ def run(
 
     if launched() and is_first():
         last_words.listen(told)
-    if site is not None and site.is_dir():
-        site = site / "site.toml"
     if stage != "all" and site is None:
         raise ConfigError("--stage is for one site of a federation over a relay", "give its site file with --site")
     if site is not None and sites is None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from fedhpc.slurm.plan import Plan
+    from fedhpc.slurm.records import Record
 
 
 @click.command()
@@ -55,8 +60,6 @@ def submit(
     (a rehearsal for each federation.toml), hetjob (this site, and a carrier for its spool in [slurm.exchange]'s
     partition), relay.
     """
-    import dataclasses
-    import json
     import shlex
     from typing import cast
 
@@ -76,11 +79,8 @@ def submit(
         relay=relay and relay.absolute(),
         at_once=at_once or 0,
     )
+    _refuse_other_lives(plan, shape, links)
     submitter = Submitter(plan, held)
-    if links and links > 1 and (plan.life.kind == "inline" or shape not in ("site", "hetjob")):
-        raise ConfigError("--links needs a chain, which only a site has", '[life] kind = "chained" or "detached"')
-    if shape == "hetjob" and str(plan.site_file.exchange.kind) != "spool":
-        raise ConfigError("a heterogeneous job carries a spool", '[exchange] kind = "spool"')
     if dry_run:
         if cluster := submitter.cluster():
             click.echo(f"note: sbatch gets it with --clusters={cluster}", err=True)
@@ -91,12 +91,29 @@ def submit(
     chains = Chains(submitter)
     made = chains.follow(successor, links or 1) if successor else chains.begin(links or 1)
     for record in made:
-        if as_json:
-            click.echo(json.dumps(dataclasses.asdict(record), sort_keys=True))
-        else:
-            where = f" on cluster {record.cluster}" if record.cluster else ""
-            click.echo(f"submitted {record.name}, job {record.job}{where}")
+        _tell(record, as_json=as_json)
     if not as_json and not successor:
         given = [("--federation", path) for path in federations[:1]] + ([("--out", out)] if out else [])
         words = ["fedhpc", "jobs", "list", str(site), *(word for name, path in given for word in (name, str(path)))]
         click.echo(f"logs in {plan.jobs}; `{shlex.join(words)}` shows how they stand")
+
+
+def _refuse_other_lives(plan: Plan, shape: str, links: int | None) -> None:
+    """Raises ConfigError where the site file does not fit what is asked for."""
+    from fedhpc.errors import ConfigError
+
+    if links and links > 1 and (plan.life.kind == "inline" or shape not in ("site", "hetjob")):
+        raise ConfigError("--links needs a chain, which only a site has", '[life] kind = "chained" or "detached"')
+    if shape == "hetjob" and plan.site_file.exchange.kind != "spool":
+        raise ConfigError("a heterogeneous job carries a spool", '[exchange] kind = "spool"')
+
+
+def _tell(record: Record, *, as_json: bool) -> None:
+    import dataclasses
+    import json
+
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(record), sort_keys=True))
+    else:
+        where = f" on cluster {record.cluster}" if record.cluster else ""
+        click.echo(f"submitted {record.name}, job {record.job}{where}")

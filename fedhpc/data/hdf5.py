@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 
 from fedhpc.errors import DataError, StorageError
-from fedhpc.files import sync_directory
+from fedhpc.files import sync_folder
 
 # All that h5py raises for a damaged file, depending on which of its structures is hit.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, EOFError)
@@ -128,7 +128,7 @@ def new_file(path: Path, mode: int = 0o600) -> Iterator[h5py.File]:
         try:
             os.fsync(fd)
             os.replace(temporary, path)
-            sync_directory(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             raise _storage_error(path, error) from None
     except BaseException:

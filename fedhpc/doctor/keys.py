@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from fedhpc.agreement.agreement import SiteFile
 from fedhpc.agreement.approvals import Approvals
 from fedhpc.agreement.identity import lost_keys_hint, read_identity
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.config import read_bytes
 from fedhpc.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.doctor.subject import Subject

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 
 from cryptography import x509
 
-from fedhpc.agreement.agreement import Agreement, SiteFile
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.errors import FedhpcError, PeersError
 from fedhpc.sums.over_relay.join import relay_access
 from fedhpc.transport.https.addresses import joined
 from fedhpc.transport.https.link import Link, RelayAccess, site_context
 from fedhpc.transport.link_problems import LinkDown, RelayProblem
-from fedhpc.transport.traffic import Traffic
+from fedhpc.transport.transport import Traffic
 from fedhpc.wire.pins import read_der
 
 STEPS = ("name", "connect", "tls", "certificate", "federation")

@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from fedhpc.agreement.agreement import Agreement, SiteFile, read_agreement, read_site
-from fedhpc.agreement.run_place import run_place
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.run_folder import run_place
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.life.settings import LifeSettings
 from fedhpc.app.rundir import FEDERATION_FILE
-from fedhpc.config import read_bytes, read_section
+from fedhpc.config import read_section
 from fedhpc.doctor.commands import find
 from fedhpc.doctor.libmpi import Library, library_of
 from fedhpc.doctor.route import Route, way
@@ -38,7 +39,6 @@ class Subject:
 
     environment: Mapping[str, str]
     quick: bool = False
-    site_path: Path | None = None
     site: SiteFile | None = None
     agreement: Agreement | None = None
     run: Path | None = None
@@ -83,9 +83,9 @@ class Subject:
         """RUN/SITE, or the directory that the site file names."""
         if self.site is None:
             return None
-        if self.site.site.directory is not None:
-            return self.site.path(self.site.site.directory)
-        return None if self.run is None else self.run / self.site.site.name
+        if self.run is None and self.site.site.directory is None:
+            return None
+        return self.site.run_directory(self.run or Path())
 
     @property
     def tasks(self) -> int:
@@ -117,8 +117,7 @@ def open_subject(
     site = agreement = None
     life, compute = LifeSettings(), ComputeSettings()
     if site_path is not None:
-        site_path = site_path / "site.toml" if site_path.is_dir() else site_path
-        site = read_site(read_bytes(site_path), site_path)
+        site = SiteFile.open(site_path)
         life = read_section(LifeSettings, site.life, "life")
         compute = read_section(ComputeSettings, site.compute, "compute")
         if federation is None:
@@ -127,7 +126,7 @@ def open_subject(
     elif federation is not None or out is not None:
         raise ConfigError("--federation and --out need a SITE.TOML", "give the site file too")
     if federation is not None:
-        agreement = read_agreement(read_bytes(federation), str(federation))
+        agreement = Agreement.open(federation)
         assert site is not None
         agreement.number_of(site.site.name)
         out = run_place(federation, agreement, out)
@@ -136,4 +135,4 @@ def open_subject(
     named = given.get("profile", "generic")
     known = read_profile(named if isinstance(named, str) else str(named))
     asked = overlay(known.slurm, given)
-    return Subject(environment, quick, site_path, site, agreement, out, bool(given), asked, known, life, compute)
+    return Subject(environment, quick, site, agreement, out, bool(given), asked, known, life, compute)

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhpc.agreement.agreement import Agreement, SiteFile
 from fedhpc.agreement.approvals import configuration, difference
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.agreement.start_settings import StartSettings
 from fedhpc.config import parse_toml
 from fedhpc.enrolment.draft import read_complete

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedhpc.agreement.agreement import read_agreement
+from fedhpc.agreement.federation_file import read_agreement
 from fedhpc.agreement.roster import check_name
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.certificates import Issued, issue, issue_new, new_authority

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhpc.agreement.agreement import PROTOCOL_NAME, Agreement, read_agreement
+from fedhpc.agreement.federation_file import PROTOCOL_NAME, Agreement
 from fedhpc.agreement.roster import RosterEntry
-from fedhpc.config import parse_toml, read_bytes
+from fedhpc.config import parse_toml
 from fedhpc.enrolment.federation_text import MARK, drop_value, set_value, toml
 from fedhpc.errors import ConfigError
 
@@ -164,7 +164,7 @@ class Draft:
 
 def read_complete(path: Path) -> Agreement:
     """The agreement in a federation.toml. Raises ConfigError that names the sites whose keys are still missing."""
-    return read_agreement(read_bytes(path), str(path))
+    return Agreement.open(path)
 
 
 def new_draft(name: str, relay_pin: str, rounds: int, seed: int, sites: Sequence[str]) -> bytes:

@@ -19,7 +19,7 @@ from fedhpc.transport.https.link import Link, RelayAccess
 from fedhpc.transport.https.retry import Patience, pause_s
 from fedhpc.transport.https.transfer import declared_length
 from fedhpc.transport.link_problems import LinkDown, RelayProblem
-from fedhpc.transport.traffic import Traffic
+from fedhpc.transport.transport import Traffic
 from fedhpc.wire.pins import MAX_CERTIFICATE_BYTES
 
 _POLL_S = 30.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedhpc.agreement.agreement import PROTOCOL_NAME
+from fedhpc.agreement.federation_file import PROTOCOL_NAME
 from fedhpc.agreement.start_settings import MOST_EPOCHS
 from fedhpc.config import read_bytes, read_section
 from fedhpc.enrolment.draft import Draft

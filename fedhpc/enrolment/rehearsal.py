@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedhpc.agreement.agreement import read_agreement
+from fedhpc.agreement.federation_file import read_agreement
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.coordinator import Coordinator, Granted
 from fedhpc.enrolment.draft import Draft

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from fedhpc.agreement.agreement import Agreement
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.enrolment.draft import read_complete
 from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.relay.roster_file import drop_federation, federation_sites, put_federation

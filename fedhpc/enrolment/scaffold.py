@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedhpc.agreement.agreement import PROTOCOL_NAME
+from fedhpc.agreement.federation_file import PROTOCOL_NAME
 from fedhpc.enrolment.federation_text import MARK
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.files import write_whole

@@ -23,10 +23,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from fedhpc.agreement.agreement import SiteFile, read_site
 from fedhpc.agreement.approvals import Approvals
 from fedhpc.agreement.identity import lost_keys_hint, read_identity
 from fedhpc.agreement.roster import check_name
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.certificates import new_key, new_request, write_private
 from fedhpc.enrolment.fingerprints import fingerprint
@@ -104,13 +104,12 @@ class SiteFolder:
     @classmethod
     def open(cls, path: Path) -> SiteFolder:
         """The folder with the site file `path`, or the folder `path` itself. Raises ConfigError."""
-        file = path / "site.toml" if path.is_dir() else path
-        site = read_site(read_bytes(file), file)
+        site = SiteFile.open(path)
         exchange = site.exchange
         if site.site.key is None or exchange.kind == "mpi" or not (exchange.certificate and exchange.key):
             needs = '[site] needs key, [exchange] kind = "https" or "spool", certificate and key'
-            raise ConfigError(f"{file} is not for a relay", needs)
-        return cls(file.parent, site)
+            raise ConfigError(f"{site.file} is not for a relay", needs)
+        return cls(site.base, site)
 
     @classmethod
     def new(cls, path: Path, name: str, *, relay: str, relay_pin: str, data: str, ledger: str = "") -> SiteFolder:

@@ -21,7 +21,7 @@ from fedhpc.secure.largest import NONE, largest, marks, marks_stream
 from fedhpc.secure.ring import Tensor
 
 if TYPE_CHECKING:
-    from fedhpc.federation.federation import Federation
+    from fedhpc.federation.session import Session
 
 MOST_ELEMENTS = 4096  # of one call that have a scale each unless it says otherwise
 _BIN = 8  # exponents; 64-bit lanes keep 45 bits of the smallest value in a bin for 100 sites, 53 for 3
@@ -55,7 +55,7 @@ def with_own_scales(arrays: Mapping[str, NDArray[Any]], bound: float | None, per
 
 
 def choose_element_scales(
-    federation: Federation,
+    session: Session,
     arrays: Mapping[str, NDArray[Any]],
     factor: float,
     purpose: str,
@@ -67,7 +67,7 @@ def choose_element_scales(
 
     The values of the site's rank 0 count; they are finite, and within `bound`. `everyone`: as the sum that it is for.
     """
-    party, sites = federation.party, len(federation.sites)
+    party, sites = session.party, len(session.sites)
     if not arrays or sites == 1:
         return ElementScales()
     ranges = {name: _Range.of(array.dtype, bound) for name, array in arrays.items()}
@@ -76,7 +76,7 @@ def choose_element_scales(
     for number, part in enumerate(_slices({n: a.size for n, a in arrays.items()}, ranges)):
         what = f"scale {number + 1} of {purpose}" if number else f"scale of {purpose}"
         tensors = [Tensor(n, "int64", (high - low, ranges[n].bins)) for n, (low, high) in part.items()]
-        vector = Vector(federation.layout(tensors))
+        vector = Vector(session.layout(tensors))
         if party.leads:
             hides = party.masked and party.salt_key is not None
             stream = marks_stream(party.salt_key or b"", party.number, what) if hides else None
@@ -85,7 +85,7 @@ def choose_element_scales(
                 levels = ranges[name].levels(exponents_of(arrays[name].reshape(-1)[low:high], factor))
                 vector.fill({name: marks(levels, ranges[name].bins, sites, stream, lane)})
                 lane += levels.size * ranges[name].bins
-        opened = federation.add(vector, what, everyone=everyone, category=labels.CLASS_SCALE)
+        opened = session.add(vector, what, everyone=everyone, category=labels.CLASS_SCALE)
         assert opened is not None
         salt = opened.salt
         for name, (low, high) in part.items():

@@ -12,16 +12,16 @@ from fedhpc.federation.party import NO_BASE
 from fedhpc.secure.transcript import input_hash, u64
 
 if TYPE_CHECKING:
-    from fedhpc.federation.federation import Federation
+    from fedhpc.federation.session import Session
 
 
-def round_of(federation: Federation, purpose: str) -> int:
+def round_of(session: Session, purpose: str) -> int:
     """The next round, or the round that this statistic has had before: then it must be the same vector again.
 
     A program that starts again and does not ask for what it has finished goes on after it: `federation` is then where
     the last of those sums led to. Every rank calls.
     """
-    party, done, finished = federation.party, federation.round_, federation.finished
+    party, done, finished = session.party, session.round_, session.finished
     if not party.masked and not finished.round_:
         return done + 1
     found = b""
@@ -34,6 +34,6 @@ def round_of(federation: Federation, purpose: str) -> int:
                 done = finished.round_
         found = u64(before or done + 1) + u64(done)
     found = party.site.broadcast_bytes(found if party.leads else None)
-    if int.from_bytes(found[8:], "little") != federation.round_:
-        federation.round_, federation.last_salt = finished
+    if int.from_bytes(found[8:], "little") != session.round_:
+        session.round_, session.last_salt = finished
     return int.from_bytes(found[:8], "little")

@@ -11,7 +11,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from fedhpc.agreement.agreement import Agreement
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.errors import PeersError
 from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.stages import Stages

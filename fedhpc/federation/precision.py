@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from fedhpc.federation.federation import Federation
+    from fedhpc.federation.session import Session
     from fedhpc.federation.sum_result import Sums
 
 _log = logging.getLogger("fedhpc.federation")
@@ -20,7 +20,7 @@ _FEW = 1000  # one value in so many may be coarse: near zero there always are so
 
 
 def warn_of_coarse(
-    federation: Federation, name: str | None, given: Mapping[str, tuple[NDArray[Any], float]], sums: Sums
+    session: Session, name: str | None, given: Mapping[str, tuple[NDArray[Any], float]], sums: Sums
 ) -> None:
     """Warn of arrays of which this site's values and the sum are a few steps of the grid only. At the leader.
 
@@ -31,9 +31,9 @@ def warn_of_coarse(
         quantum = np.asarray(sums.quantum[array_name])
         coarse = _coarse(values, factor, quantum, sums[array_name], len(sums.sites))
         key = (name, array_name)
-        if coarse * _FEW <= values.size or key in federation.warned:
+        if coarse * _FEW <= values.size or key in session.warned:
             continue
-        federation.warned.add(key)
+        session.warned.add(key)
         where = f"'{array_name}' of the sum '{name}'" if name else f"'{array_name}'"
         advice = "leave out bound= or give a smaller one, or per_element=True for a scale of each value"
         if quantum.size > 1:

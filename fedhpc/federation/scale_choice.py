@@ -24,14 +24,14 @@ from fedhpc.secure import labels
 from fedhpc.secure.ring import Tensor
 
 if TYPE_CHECKING:
-    from fedhpc.federation.federation import Federation
+    from fedhpc.federation.session import Session
 
 _log = logging.getLogger("fedhpc.federation")
 _HINT = "no site is known to be at fault; start the next epoch with a public bound: [secure] bound in federation.toml"
 
 
 def choose_scales(
-    federation: Federation, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str, *, everyone: bool = False
+    session: Session, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str, *, everyone: bool = False
 ) -> Scales:
     """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
 
@@ -40,15 +40,15 @@ def choose_scales(
     The values of the site's rank 0 count. The sites learn how many of them have each exponent, and nothing else.
     Raises PolicyError for counts that honest sites cannot have made; then this epoch never counts again.
     """
-    party, sites = federation.party, len(federation.sites)
+    party, sites = session.party, len(session.sites)
     if not arrays or sites == 1:
         return Scales(dict.fromkeys(arrays, 0))
     refuse_another_count(party)
     seen = arrays if party.leads else {n: np.empty(0, a.dtype) for n, a in arrays.items()}
-    marks = exponent_counts(seen, factor, federation.site)
-    vector = Vector(federation.layout([Tensor(n, "int64", m.shape) for n, m in marks.items()]))
+    marks = exponent_counts(seen, factor, session.site)
+    vector = Vector(session.layout([Tensor(n, "int64", m.shape) for n, m in marks.items()]))
     vector.fill(marks)
-    opened = federation.add(vector, purpose, everyone=everyone, category=labels.CLASS_SCALE)
+    opened = session.add(vector, purpose, everyone=everyone, category=labels.CLASS_SCALE)
     assert opened is not None
     check_counts(party, vector.views(), marks, len(opened.members))
     bits = {n: 8 * a.itemsize for n, a in arrays.items()}

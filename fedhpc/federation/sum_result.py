@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +15,6 @@ from fedhpc.federation.party import Opened
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Tensor
-
-
-class SumOptions(TypedDict, total=False):
-    """What `Federation.sum` may be told besides `skip`; see there."""
-
-    bound: float | None
-    name: str | None
-    everyone: bool | None
-    per_element: bool | None
-
-
-class MeanOptions(TypedDict, total=False):
-    """What `Federation.mean` may be told; see there."""
-
-    weight: float | None
-    bound: float | None
-    name: str | None
-    per_element: bool | None
 
 
 class Sums(dict[str, NDArray[Any]]):

@@ -20,13 +20,13 @@ from fedhpc.ledger.sum_class import class_of
 from fedhpc.secure.ring import Tensor, scale_for, scale_for_exponent
 
 if TYPE_CHECKING:
-    from fedhpc.federation.federation import Federation
+    from fedhpc.federation.session import Session
 
 _Floats = Mapping[str, NDArray[Any]]
 
 
 def weighted_sum(
-    federation: Federation,
+    session: Session,
     arrays: Mapping[str, Any],
     factor: float,
     *,
@@ -51,41 +51,41 @@ def weighted_sum(
     kinds = {n: sum_kind(n, a) for n, a in values.items()}
     if bound is not None and not (math.isfinite(bound) and bound > 0):
         raise ConfigError(f"bound = {bound}", "it must be a positive number, the same at every site")
-    purpose = check_text(name, "name") if name else f"sum {federation.round_ + 1}"
+    purpose = check_text(name, "name") if name else f"sum {session.round_ + 1}"
     floats = {n: a for n, a in values.items() if kinds[n] != "int64"}
     if skip and (not everyone or (floats and (bound is None or per_element))):
         # A scale of its own could be skipped by some sites and not by others, which then ask for different sums.
         raise ConfigError("skip=True is for a sum over everyone, of integers or with bound=", "give bound= alone")
     fine = {n: floats[n] for n in with_own_scales(floats, bound, per_element)}
     rest = {n: a for n, a in floats.items() if a.size and n not in fine}
-    if federation.party.leads:  # the leader's values count
+    if session.party.leads:  # the leader's values count
         if bound is not None:
-            refuse_beyond(floats, bound, federation.site)
+            refuse_beyond(floats, bound, session.site)
         else:
-            refuse_not_finite(floats, federation.site)
-    own = choose_element_scales(federation, fine, factor, purpose, bound=bound, everyone=everyone)
-    scales = _scales(federation, rest, bound, factor, purpose, own, everyone=everyone)
+            refuse_not_finite(floats, session.site)
+    own = choose_element_scales(session, fine, factor, purpose, bound=bound, everyone=everyone)
+    scales = _scales(session, rest, bound, factor, purpose, own, everyone=everyone)
     for n in own.exponents:  # 64-bit lanes, which have room for the size of a bin
         if kinds[n] == "float32":
             sources[n] = "float32"
     lanes = {n: "float64" if n in own.exponents else kind for n, kind in kinds.items()}
-    layout = federation.layout([Tensor(n, lanes[n], values[n].shape, scales.by_name.get(n, 0)) for n in values])
+    layout = session.layout([Tensor(n, lanes[n], values[n].shape, scales.by_name.get(n, 0)) for n in values])
     vector = Vector(layout)
     vector.fill({n: a.astype(lanes[n], copy=False) for n, a in values.items()})
     vector.sources = sources
     factors = dict.fromkeys(floats, factor)
     category = category or class_of(name)
-    opened = federation.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+    opened = session.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
     if opened is None:
         return None
-    sums = Sums.of(vector, opened, federation.sites, own, kinds, average=average)
-    if federation.party.leads and len(federation.sites) > 1:
-        warn_of_coarse(federation, name, {n: (a, factor) for n, a in floats.items()}, sums)
+    sums = Sums.of(vector, opened, session.sites, own, kinds, average=average)
+    if session.party.leads and len(session.sites) > 1:
+        warn_of_coarse(session, name, {n: (a, factor) for n, a in floats.items()}, sums)
     return sums
 
 
 def _scales(
-    federation: Federation,
+    session: Session,
     rest: _Floats,
     bound: float | None,
     factor: float,
@@ -95,10 +95,10 @@ def _scales(
     everyone: bool,
 ) -> Scales:
     """Of all float arrays: one that is public where each element has its own, and one for each array of the `rest`."""
-    sites = len(federation.sites)
+    sites = len(session.sites)
     units = dict.fromkeys(own.exponents, scale_for_exponent(0, 64, sites))
     if bound is not None:
         chosen = Scales({n: scale_for(bound, 8 * a.itemsize, sites) for n, a in rest.items()})
     else:
-        chosen = choose_scales(federation, rest, factor, f"scale of arrays of {purpose}", everyone=everyone)
+        chosen = choose_scales(session, rest, factor, f"scale of arrays of {purpose}", everyone=everyone)
     return Scales({**chosen.by_name, **units}, chosen.salt or own.salt, chosen.lost, own.exponents)

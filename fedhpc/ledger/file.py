@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.errors import PolicyError, StorageError
-from fedhpc.files import sync_directory
+from fedhpc.files import sync_folder
 from fedhpc.secure.home_ledger import HomeLedger, federation_from_json
 from fedhpc.secure.ledger import GENESIS, chain, entry_from_json
 from fedhpc.secure.transcript import canon, parse_canon
@@ -56,7 +56,7 @@ class LedgerFile:
             with self.locked(alone=make):
                 pass
             if make:
-                sync_directory(path.parent)
+                sync_folder(path.parent)
         except FileNotFoundError:
             if make:
                 raise

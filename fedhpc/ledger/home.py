@@ -15,9 +15,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedhpc.agreement.agreement import Agreement, SiteFile
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.errors import ConfigError, PolicyError, StorageError
-from fedhpc.files import sync_directory
+from fedhpc.files import sync_folder
 from fedhpc.ledger.file import LEDGER_FILE, LOST_LEDGER_HINT, LedgerFile, lock
 from fedhpc.secure.home_ledger import HomeLedger, KnownFederation
 
@@ -127,7 +128,7 @@ class LedgerHome:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-            sync_directory(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             raise StorageError(f"cannot use the ledger's key {path}: {error.strerror}") from None
         return key

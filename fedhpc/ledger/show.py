@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedhpc.agreement.agreement import read_site
-from fedhpc.config import read_bytes
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.errors import ConfigError
 from fedhpc.ledger.home import LedgerHome, data_directory, home_of
 from fedhpc.secure.home_ledger import HomeLedger, KnownFederation
@@ -19,8 +18,7 @@ def find_home(site: Path | None) -> LedgerHome:
     Raises ConfigError where there are several.
     """
     if site is not None:
-        path = site / "site.toml" if site.is_dir() else site
-        return home_of(read_site(read_bytes(path), path))
+        return home_of(SiteFile.open(site))
     place = data_directory() / "ledger"
     homes = sorted(path for path in place.glob("*") if LedgerHome(path).ledger.exists())
     if len(homes) > 1:
@@ -32,8 +30,7 @@ def home_for(name: str, site: Path | None) -> LedgerHome | None:
     """The home of site `name`: by its site file, or the default one; None if the file is another site's."""
     if site is None:
         return LedgerHome(data_directory() / "ledger" / name)
-    path = site / "site.toml" if site.is_dir() else site
-    file = read_site(read_bytes(path), path)
+    file = SiteFile.open(site)
     return home_of(file) if file.site.name == name else None
 
 

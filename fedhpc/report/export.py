@@ -18,6 +18,7 @@ from fedhpc.app.telemetry import METRICS_FILE, read_metrics
 from fedhpc.errors import ConfigError, DataError, InternalError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
 from fedhpc.federation.state_tensors import model_sha256
+from fedhpc.files import sync_folder
 from fedhpc.report.report import FEDERATION_FILE, Run, is_run
 from fedhpc.train.start_file import LAYOUT, SHA256
 
@@ -136,11 +137,7 @@ def _write(out: Path, checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
                 os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
             os.replace(temporary, out)
-            directory = os.open(out.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            sync_folder(out.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk

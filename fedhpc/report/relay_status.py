@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedhpc.agreement.agreement import read_agreement, read_site
-from fedhpc.config import read_bytes
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.errors import ConfigError, PeersError, PolicyError
 from fedhpc.relay.settings import split_address
 from fedhpc.relay.status.snapshot import KIND
@@ -60,11 +60,10 @@ class SiteView:
 
     def __init__(self, site: Path, federation: Path) -> None:
         """`site`: site.toml or its folder. Raises ConfigError, PolicyError."""
-        path = site / "site.toml" if site.is_dir() else site
-        mine = read_site(read_bytes(path), path)
-        self._agreement = read_agreement(read_bytes(federation), str(federation))
+        mine = SiteFile.open(site)
+        self._agreement = Agreement.open(federation)
         if mine.exchange.kind == "mpi":
-            raise ConfigError(f"{path} uses no relay", 'its [exchange] kind is not "https"')
+            raise ConfigError(f"{mine.file} uses no relay", 'its [exchange] kind is not "https"')
         number = self._agreement.number_of(mine.site.name)
         self._name = mine.site.name
         access = relay_access(self._agreement, mine, number)

@@ -1,11 +1,15 @@
-"""A relay's status as text for a terminal. What came from elsewhere is shown as plain text, never as markup."""
+"""Prints a relay's status in a terminal, once or every 2 s; what the relay sent is plain text, never markup."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -15,9 +19,42 @@ from fedhpc.relay.status.notices import Notice, is_late, notices_of_rounds
 from fedhpc.wire.kinds import PHASES
 from fedhpc.wire.units import ago, ranges, sites, size, span, took
 
+EVERY_S = 2.0
 _STYLES = {"bad": "bold red", "warn": "yellow", "note": "cyan"}
 _SHOWN = 8  # rounds
 _WIDE = 110  # columns, from which every phase has one
+
+
+def show(ask: Callable[[], dict[str, Any]], *, as_json: bool, watch: bool) -> None:
+    """Print what `ask` says. With `watch` until interrupted, also while the relay is away. Raises what `ask` raises."""
+    first = ask()
+    if as_json:
+        print(json.dumps(first), flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            for found in _again(ask) if watch else ():
+                line = found if isinstance(found, dict) else {"error": found.what}
+                print(json.dumps(line), flush=True)
+        return
+    screen = console()
+    if not watch:
+        screen.print(render(first, screen.width))
+        return
+    shown: RenderableType = render(first, screen.width)
+    with contextlib.suppress(KeyboardInterrupt), Live(shown, console=screen, auto_refresh=False) as live:
+        for found in _again(ask):
+            if isinstance(found, dict):
+                shown = render(found, screen.width)
+            away = [] if isinstance(found, dict) else [Text(found.lines(), "bold red")]
+            live.update(Group(*away, shown), refresh=True)
+
+
+def _again(ask: Callable[[], dict[str, Any]]) -> Iterator[dict[str, Any] | PeersError]:
+    while True:
+        time.sleep(EVERY_S)
+        try:
+            yield ask()
+        except PeersError as error:
+            yield error
 
 
 def console() -> Console:

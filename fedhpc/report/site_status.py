@@ -11,11 +11,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from fedhpc.agreement.agreement import read_site
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.life.history import finished
 from fedhpc.app.logs import printable
 from fedhpc.app.telemetry import METRICS_FILE, number, read_metrics, result_words, table
-from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.report.report import FEDERATION_FILE, Record, Run, is_run
@@ -41,13 +40,12 @@ def status_of_site(site: Path, run: Path | None = None) -> dict[str, Any]:
 
     Raises ConfigError if nothing of the site is found.
     """
-    path = site / "site.toml" if site.is_dir() else site
-    mine = read_site(read_bytes(path), path)
+    mine = SiteFile.open(site)
     name = mine.site.name
     if mine.site.directory is not None and run is None:
-        places = [mine.path(mine.site.directory)]
+        places = [mine.run_directory(Path())]
     else:
-        beside = path.absolute().parent
+        beside = mine.file.absolute().parent
         runs = [run] if run is not None else [beside / "run", beside.parent / "run", Path("run")]
         places = [place / name for place in runs]
     for place in places:

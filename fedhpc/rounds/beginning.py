@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from fedhpc.errors import DataError, InterruptedRun, PolicyError
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore, Tensors
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.life import Life
 from fedhpc.federation.party import RoundOverError
+from fedhpc.federation.session import Session
 from fedhpc.ledger.file import LOST_LEDGER_HINT
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import Outbox, Reporter, Trainer
@@ -23,7 +23,7 @@ OLD_RUN_HINT = (
 
 
 def begin(
-    federation: Federation,
+    session: Session,
     trainer: Trainer,
     store: CheckpointStore,
     reporter: Reporter,
@@ -36,44 +36,44 @@ def begin(
 
     Last what was measured in that round and is still to be summed, or None.
     """
-    newest = _newest_common_round(federation, store)
+    newest = _newest_common_round(session, store)
     if newest is None and life.stage == "train":
         raise InterruptedRun(
             "there is no model to train yet", "the first exchange makes it: `fedhpc run --stage exchange`", agreed=True
         )
-    if newest is None and federation.party.agreement.start.from_ is not None:
-        return *_go_on(federation, trainer, store, reporter, previous), None
+    if newest is None and session.party.agreement.start.from_ is not None:
+        return *_go_on(session, trainer, store, reporter, previous), None
     if newest is None:
         # Its checkpoints are lost if what lies beside the ledger says that it had one after a training round.
-        lost = bool(federation.finished.round_ and federation.round_)
-        missed = RoundOverError(federation.round_, "the checkpoints of this site are gone") if lost else None
-        federation.round_ = 0
+        lost = bool(session.finished.round_ and session.round_)
+        missed = RoundOverError(session.round_, "the checkpoints of this site are gone") if lost else None
+        session.round_ = 0
         try:
             if missed is None:
                 prepare()
         except RoundOverError as over:
             missed = over  # the others have gone on; their model holds what was to be prepared
-        model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), checkpointed=True)
+        model = GlobalModel(session, trainer.tensors(), trainer.averaged(), checkpointed=True)
         if missed is not None:
-            catch_up(federation, trainer, store, reporter, model, missed)
+            catch_up(session, trainer, store, reporter, model, missed)
             return model, model.rounds, None
-        save(federation, trainer, store, model, 0)
-        federation.take_spent()
+        save(session, trainer, store, model, 0)
+        session.take_spent()
         return model, 0, None
     checkpoint = store.load(newest)
     _refuse_without_blind(checkpoint)
-    if checkpoint.config != federation.party.agreement.hash:
+    if checkpoint.config != session.party.agreement.hash:
         raise DataError(
             f"the run directory belongs to another federation.toml (SHA-256 {checkpoint.config.hex()}, "
-            f"now {federation.party.agreement.hash.hex()})",
+            f"now {session.party.agreement.hash.hex()})",
             "continue with the file it was started with; a changed one is a new federation with its own directory",
         )
-    if federation.party.leads:
-        _require_ledger(federation, checkpoint)
+    if session.party.leads:
+        _require_ledger(session, checkpoint)
         store.discard_after(newest)
-    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False, checkpointed=True)
+    model = GlobalModel(session, trainer.tensors(), trainer.averaged(), fresh=False, checkpointed=True)
     model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_, checkpoint.blind)
-    federation.round_ = model.reached = checkpoint.sums
+    session.round_ = model.reached = checkpoint.sums
     if not outbox.holds(model.state):  # what is kept there has a newer state of the trainer
         trainer.restore(checkpoint.private)
     reporter.note(f"resumed after round {newest}")
@@ -81,38 +81,38 @@ def begin(
 
 
 def _go_on(
-    federation: Federation,
+    session: Session,
     trainer: Trainer,
     store: CheckpointStore,
     reporter: Reporter,
     previous: Callable[[], Taken | None],
 ) -> tuple[GlobalModel, int]:
     """The model of an epoch before this one, by the sum `start`; it is the first checkpoint of this epoch."""
-    federation.round_ = 0
-    model = GlobalModel(federation, trainer.tensors(), trainer.averaged(), fresh=False, checkpointed=True)
-    own = previous() if federation.party.leads else None
+    session.round_ = 0
+    model = GlobalModel(session, trainer.tensors(), trainer.averaged(), fresh=False, checkpointed=True)
+    own = previous() if session.party.leads else None
     pending: Tensors | None = None
     try:
-        take_over(federation, model, own)
+        take_over(session, model, own)
     except RoundOverError as over:
-        whole = take_later(federation, reporter, model, over)
+        whole = take_later(session, reporter, model, over)
         pending = {} if whole and model.rounds else None
         if not model.rounds:
-            refuse_other_model(federation, model, own)
-    save(federation, trainer, store, model, model.rounds, pending)
+            refuse_other_model(session, model, own)
+    save(session, trainer, store, model, model.rounds, pending)
     if pending is not None:
-        report_measured(federation, trainer, reporter, model, pending)
-    federation.take_spent()
+        report_measured(session, trainer, reporter, model, pending)
+    session.take_spent()
     reporter.note("goes on from the model of an epoch before")
     return model, model.rounds
 
 
-def _newest_common_round(federation: Federation, store: CheckpointStore) -> int | None:
+def _newest_common_round(session: Session, store: CheckpointStore) -> int | None:
     """The round to go on from; None if the run is fresh. Leaders look, every rank learns."""
-    party = federation.party
+    party = session.party
     answer = b""
     if party.leads:
-        newest = federation.sums.common_round(store.rounds())
+        newest = session.sums.common_round(store.rounds())
         answer = b"none" if newest is None else str(newest).encode()
     answer = party.site.broadcast_bytes(answer if party.leads else None)
     return None if answer == b"none" else int(answer)
@@ -127,12 +127,12 @@ def _refuse_without_blind(checkpoint: Checkpoint) -> None:
         )
 
 
-def _require_ledger(federation: Federation, checkpoint: Checkpoint) -> None:
+def _require_ledger(session: Session, checkpoint: Checkpoint) -> None:
     """Refuse to go on with a ledger that lacks rounds this site has summed: deleted, or put back from a backup.
 
     Not every round of a checkpoint is in it: a site that was away took the result of some from the others.
     """
-    party = federation.party
+    party = session.party
     if not party.masked or party.journal is None:
         return
     ledger = party.journal.ledger

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from fedhpc.cohort.staleness import discount
 from fedhpc.errors import DataError
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.scale_choice import choose_scales, stop
 from fedhpc.federation.scales import Scales, refuse_beyond
+from fedhpc.federation.session import Session
 from fedhpc.federation.state_tensors import (
     TOTAL_WEIGHT,
     Arrays,
@@ -54,7 +54,7 @@ class GlobalModel:
 
     def __init__(
         self,
-        federation: Federation,
+        session: Session,
         tensors: Tensors,
         averaged: frozenset[str] = frozenset(),
         *,
@@ -67,11 +67,11 @@ class GlobalModel:
         `checkpointed`: each state is put into a checkpoint, which ends what is kept to repeat its round (keep_until).
         `fresh`: False if `restore` follows, which hashes the state that counts.
         """
-        self._federation = federation
+        self._session = session
         self._weights_name = weights_name
         self._checkpointed = checkpointed
-        self._settings = federation.party.agreement.strategy
-        self._secure = federation.party.agreement.secure
+        self._settings = session.party.agreement.strategy
+        self._secure = session.party.agreement.secure
         self._strategy = make_strategy(self._settings)
         self._average = FedAvg(1.0)
         self._averaged = averaged
@@ -87,11 +87,11 @@ class GlobalModel:
         self.reached = 0
         """The masked sum whose result the present state is; 0 before the first training round."""
         # What was summed before may be in the first model, and its hash must not tell that.
-        self.blind = blind_after(NO_BLIND, federation.last_salt)
+        self.blind = blind_after(NO_BLIND, session.last_salt)
         """Part of the state, so that nobody outside can try out which model a state's hash is of [32]."""
         self._total_weight: float | None = None
         if fresh:
-            federation.tensors_tree = self._tree(self.tensors)
+            session.tensors_tree = self._tree(self.tensors)
 
     def saved_outer(self) -> Tensors:
         """The strategy's state and W, for a checkpoint."""
@@ -109,7 +109,7 @@ class GlobalModel:
         fill_arrays(arrays, data)
         weight, rounds, blind = float(arrays[-3][0]), int(arrays[-2][0]), arrays[-1].tobytes()
         self._total_weight, self.rounds, self.blind = weight or None, rounds, blind
-        self._federation.tensors_tree = self._tree(self.tensors)
+        self._session.tensors_tree = self._tree(self.tensors)
 
     def go_on_from(self, tensors: Tensors, total_weight: float | None, salt: bytes) -> bytes:
         """Begin with the model and W of an earlier epoch, as the sum `start` gave them; the Tree of that state [32].
@@ -121,7 +121,7 @@ class GlobalModel:
 
     def _tree(self, tensors: Tensors) -> bytes:
         arrays = state_arrays(tensors, self.outer, self._total_weight, self.rounds, self.blind)
-        return tensors_tree(self._federation.party.site, arrays)
+        return tensors_tree(self._session.party.site, arrays)
 
     def restore(self, tensors: Tensors, outer: Mapping[str, NDArray[Any]], rounds: int, blind: bytes) -> None:
         """Continue from a checkpoint. Raises DataError if it belongs to another model or strategy."""
@@ -137,16 +137,16 @@ class GlobalModel:
         self.outer = states
         self._total_weight = float(outer[TOTAL_WEIGHT][0]) if TOTAL_WEIGHT in outer else None
         self.rounds, self.blind = rounds, blind
-        self._federation.tensors_tree = self._tree(tensors)
+        self._session.tensors_tree = self._tree(tensors)
 
     @property
     def state(self) -> bytes:
         """The hash of the state after the last training round [32]."""
-        return state_hash(self._federation.party.agreement.hash, self.reached, self._federation.tensors_tree)
+        return state_hash(self._session.party.agreement.hash, self.reached, self._session.tensors_tree)
 
     def base(self) -> Base:
         """What local training starts from now."""
-        return Base(self.tensors, self._federation.state, self.rounds)
+        return Base(self.tensors, self._session.state, self.rounds)
 
     def exchange(self, local: Tensors, samples: float, base: Base | None = None) -> bool:
         """One round: replace the global tensors by the outer step over the mean update; whether all sites were in it.
@@ -158,23 +158,23 @@ class GlobalModel:
         NaN, infinity or a bound, PolicyError for a sum that a false scale has rounded to zero; then the global tensors
         are as they were.
         """
-        federation = self._federation
+        session = self._session
         base = base or self.base()
-        share = self._share(samples) * discount(federation.party.agreement.cohort, self.rounds - base.rounds)
-        if len(federation.sites) == 1 and isinstance(self._strategy, FedAvg) and self._settings.outer_lr == 1.0:
+        share = self._share(samples) * discount(session.party.agreement.cohort, self.rounds - base.rounds)
+        if len(session.sites) == 1 and isinstance(self._strategy, FedAvg) and self._settings.outer_lr == 1.0:
             # One site exchanges nothing, and x − (x − local) would lose bits: plain training must come out.
-            refuse_beyond(local, math.inf, federation.site)
+            refuse_beyond(local, math.inf, session.site)
             self.tensors = local
             self.rounds += 1
-            federation.round_ += 1
-            federation.tensors_tree = self._tree(local)
+            session.round_ += 1
+            session.tensors_tree = self._tree(local)
             return True
         vector, scales = self._update_vector(base.tensors, local, share)
         names = {_MODEL + name: share for name in self.tensors}
-        opened = federation.begin_training_sum(vector, names, base.state, scales, checkpointed=self._checkpointed)
+        opened = session.begin_training_sum(vector, names, base.state, scales, checkpointed=self._checkpointed)
         if self._secure.bound is None:
             zero = [name for name in scales.lost if not vector.view(name).any()]
-            stop(federation.party, zero, "the chosen scale has rounded the sum of the updates to zero")
+            stop(session.party, zero, "the chosen scale has rounded the sum of the updates to zero")
         following: Tensors = {}
         again = self._weight_of_all_over(opened.members)
         for name, tensor in self.tensors.items():
@@ -189,9 +189,9 @@ class GlobalModel:
             following[name] = np.asarray(step)  # NumPy makes a scalar of a tensor without dimensions
         self.rounds += 1
         self.blind = blind_after(self.blind, opened.salt)
-        federation.finish(opened, self._tree(following))
-        self.tensors, self.reached = following, federation.round_
-        return len(opened.members) == len(federation.sites)
+        session.finish(opened, self._tree(following))
+        self.tensors, self.reached = following, session.round_
+        return len(opened.members) == len(session.sites)
 
     def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors | None:
         """The sum of `measured`, int64 and float64, over all sites; None if they went on without it.
@@ -199,9 +199,9 @@ class GlobalModel:
         Nothing measured: this site does without the sum, and so do the others then.
         Over fewer sites it would show, beside another such sum, the counts of those that one of the two lacks.
         """
-        vector = Vector(self._federation.layout(self._measured_tensors(measured)))
+        vector = Vector(self._session.layout(self._measured_tensors(measured)))
         vector.fill({_MEASURED + n: a for n, a in measured.items()})
-        opened = self._federation.add(
+        opened = self._session.add(
             vector, name, everyone=True, skip=True, absent=not measured, category=labels.CLASS_MEASURED
         )
         return None if opened is None else {n: vector.view(_MEASURED + n).copy() for n in measured}
@@ -217,22 +217,22 @@ class GlobalModel:
         wide = self._secure.lane_bits == 64
         kinds = {n: "float64" if wide else t.dtype.name for n, t in self.tensors.items()}
         plain = [Tensor(_MODEL + n, kinds[n], t.shape) for n, t in self.tensors.items()]
-        vector = Vector(self._federation.layout(plain))
+        vector = Vector(self._session.layout(plain))
         vector.sources = {_MODEL + n: t.dtype.name for n, t in self.tensors.items() if wide}
         updates = {}
         for name, tensor in base.items():
             view = vector.view(_MODEL + name)
             np.subtract(tensor, local[name], out=view, dtype=view.dtype)
             updates[_MODEL + name] = view
-        sites = len(self._federation.sites)
+        sites = len(self._session.sites)
         if self._secure.bound is not None:
-            refuse_beyond(updates, self._secure.bound, self._federation.site)
+            refuse_beyond(updates, self._secure.bound, self._session.site)
             scales = Scales({t.name: scale_for(self._secure.bound, t.bits, sites) for t in plain})
         else:
-            purpose = f"scale of round {self._federation.round_ + 1}"
-            scales = choose_scales(self._federation, updates, share, purpose)
+            purpose = f"scale of round {self._session.round_ + 1}"
+            scales = choose_scales(self._session, updates, share, purpose)
         scaled = [Tensor(t.name, t.kind, t.shape, scales.by_name[t.name]) for t in plain]
-        vector.layout = self._federation.layout(scaled)
+        vector.layout = self._session.layout(scaled)
         return vector, scales
 
     def _measured_tensors(self, measured: Mapping[str, NDArray[Any]]) -> list[Tensor]:
@@ -240,7 +240,7 @@ class GlobalModel:
         for name, array in measured.items():
             if array.dtype not in (np.int64, np.float64):
                 raise DataError(f"the measured sum '{name}' is {array.dtype}", "use int64 counts or float64 sums")
-            scale = scale_for(_MEASURED_BOUND, 64, len(self._federation.sites)) if array.dtype == np.float64 else 0
+            scale = scale_for(_MEASURED_BOUND, 64, len(self._session.sites)) if array.dtype == np.float64 else 0
             tensors.append(Tensor(_MEASURED + name, array.dtype.name, array.shape, scale))
         return tensors
 
@@ -249,7 +249,7 @@ class GlobalModel:
 
         Private weights are not renormalised: W over two sets that differ in one site is that site's size.
         """
-        roster = self._federation.party.agreement.roster
+        roster = self._session.party.agreement.roster
         if len(members) == len(roster) or self._settings.weights == "samples":
             return 1.0
         if self._settings.weights == "uniform":
@@ -258,14 +258,14 @@ class GlobalModel:
 
     def _share(self, samples: float) -> float:
         """w_u / W of this site."""
-        agreement = self._federation.party.agreement
+        agreement = self._session.party.agreement
         if self._settings.weights == "uniform":
             return 1.0 / len(agreement.roster)
         if self._settings.weights == "declared":
             declared = [entry.samples for entry in agreement.roster]
-            return declared[self._federation.party.number - 1] / sum(declared)
+            return declared[self._session.party.number - 1] / sum(declared)
         if samples < 1:
-            raise DataError(f"site {self._federation.site} has no rows to train on")
+            raise DataError(f"site {self._session.site} has no rows to train on")
         if self._total_weight is None:
-            self._total_weight = self._federation.total_weight(samples, self._weights_name)
+            self._total_weight = self._session.total_weight(samples, self._weights_name)
         return samples / self._total_weight

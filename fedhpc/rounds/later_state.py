@@ -8,8 +8,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore, Tensors
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.party import RoundOverError
+from fedhpc.federation.session import Session
 from fedhpc.federation.state_tensors import total_bytes
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import Reporter, Trainer
@@ -17,7 +17,7 @@ from fedhpc.rounds.measuring import report_measured
 
 
 def catch_up(
-    federation: Federation,
+    session: Session,
     trainer: Trainer,
     store: CheckpointStore,
     reporter: Reporter,
@@ -32,25 +32,25 @@ def catch_up(
     # If its vector was in that sum, the others ask it for its measurement too. It may be of an older model, as that of
     # any late update; without its rows this sum would differ from the ones beside it by exactly their number. A site
     # that has lost what it measured says so, and all do without.
-    pending = (measured or {}) if take_later(federation, reporter, model, over) else None
-    save(federation, trainer, store, model, model.rounds, pending)
+    pending = (measured or {}) if take_later(session, reporter, model, over) else None
+    save(session, trainer, store, model, model.rounds, pending)
     if pending is not None:
-        report_measured(federation, trainer, reporter, model, pending)
+        report_measured(session, trainer, reporter, model, pending)
 
 
-def take_later(federation: Federation, reporter: Reporter, model: GlobalModel, over: RoundOverError) -> bool:
+def take_later(session: Session, reporter: Reporter, model: GlobalModel, over: RoundOverError) -> bool:
     """Take the later state; whether its training sum was over all sites."""
     reporter.note(f"{over.what}; asking the others for their model")
     before = model.rounds
-    caught = federation.sums.catch_up(model.state, model.reached, total_bytes(model.arrays()))
+    caught = session.sums.catch_up(model.state, model.reached, total_bytes(model.arrays()))
     model.take_over(caught.data)
-    federation.round_ = model.reached = caught.round_
+    session.round_ = model.reached = caught.round_
     reporter.note(f"caught up: from {before} to {model.rounds} rounds")
     return caught.whole
 
 
 def save(
-    federation: Federation,
+    session: Session,
     trainer: Trainer,
     store: CheckpointStore,
     model: GlobalModel,
@@ -62,14 +62,14 @@ def save(
     `measured`: what is still to be summed, since all sites were in the round; empty if this site has nothing to put in.
     """
     private: Mapping[str, NDArray[Any]] = trainer.private()
-    if not federation.party.leads:
+    if not session.party.leads:
         return
-    journal = federation.party.journal
+    journal = session.party.journal
     store.save(
         Checkpoint(
             round_=done,
-            sums=federation.round_,
-            config=federation.party.agreement.hash,
+            sums=session.round_,
+            config=session.party.agreement.hash,
             tensors=model.tensors,
             outer=model.saved_outer(),
             private=dict(private),
@@ -79,4 +79,4 @@ def save(
             blind=model.blind,
         )
     )
-    federation.sums.keep_until(federation.round_, given=model.reached > 0)
+    session.sums.keep_until(session.round_, given=model.reached > 0)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from fedhpc.errors import InterruptedRun
 from fedhpc.federation.checkpoint import CheckpointStore
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.life import Life
 from fedhpc.federation.party import RoundOverError
+from fedhpc.federation.session import Session
 from fedhpc.rounds.beginning import begin
 from fedhpc.rounds.global_model import Base, GlobalModel
 from fedhpc.rounds.interfaces import Outbox, Reporter, Trainer
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def run_rounds(
-    federation: Federation,
+    session: Session,
     trainer: Trainer,
     store: CheckpointStore,
     reporter: Reporter,
@@ -59,25 +59,25 @@ def run_rounds(
     """
     life = life or Endless()
     outbox = outbox or NoOutbox()
-    local_rounds = LocalRounds(federation.party.site, trainer, outbox, life)
-    rounds = federation.party.agreement.federation.rounds
-    model, done, pending = begin(federation, trainer, store, reporter, prepare, previous, outbox, life)
-    if federation.party.leads:
-        federation.sums.attend(store)
+    local_rounds = LocalRounds(session.party.site, trainer, outbox, life)
+    rounds = session.party.agreement.federation.rounds
+    model, done, pending = begin(session, trainer, store, reporter, prepare, previous, outbox, life)
+    if session.party.leads:
+        session.sums.attend(store)
     if pending is not None and life.stage != "train":  # the last job ended before it was summed, or just after
-        report_measured(federation, trainer, reporter, model, pending)
+        report_measured(session, trainer, reporter, model, pending)
     started_at, begun_run, sent = done, clock(), 0
     while done < rounds:
         begun = clock()
-        _stop_here(federation, life.leaves() or life.may_begin(), f"before round {done + 1}")
+        _stop_here(session, life.leaves() or life.may_begin(), f"before round {done + 1}")
         # 1. Start from the global model, and measure it on this site's held-out rows.
         # 2. Train on this site's data; or take up what an earlier job has trained.
         base, work_state = model.base(), model.state
         local = local_rounds.work(done + 1, work_state, model.tensors)
-        told = federation.sums.hear(life.leaves())
+        told = session.sums.hear(life.leaves())
         if told or life.stage == "train" or local_rounds.is_due():
             local_rounds.keep(done + 1, work_state, local)
-        _stop_here(federation, told, f"in round {done + 1}, after {local.result.steps} steps")
+        _stop_here(session, told, f"in round {done + 1}, after {local.result.steps} steps")
         if life.stage == "train":
             raise InterruptedRun(
                 f"round {done + 1} is trained; its update is in the outbox", "the next exchange sums it", agreed=True
@@ -86,11 +86,11 @@ def run_rounds(
         # 3. Encode, mask, sum over the sites, unmask, and take the outer step.
         whole: bool | None = None  # all sites were in the sum; None: it was not summed
         try:
-            while whole is None and _may_sum(federation, model, base):
+            while whole is None and _may_sum(session, model, base):
                 try:
                     whole = model.exchange(local.tensors, local.result.samples, base)
                 except RoundOverError as over:
-                    catch_up(federation, trainer, store, reporter, model, over, local.measured)
+                    catch_up(session, trainer, store, reporter, model, over, local.measured)
         except InterruptedRun as interrupted:
             if interrupted.agreed and model.state == work_state:  # not, if it has caught up meanwhile
                 local_rounds.keep(done + 1, work_state, local)
@@ -101,14 +101,14 @@ def run_rounds(
             continue  # this update came too late: train from the newer model
         # 4. Checkpoint: after this the round need not be repeated. What was measured is still to be summed.
         measured = local.measured if whole else None
-        save(federation, trainer, store, model, done, measured)
+        save(session, trainer, store, model, done, measured)
         saved = clock()
-        life.round_took(saved - begun - federation.spent.stages.agree)
+        life.round_took(saved - begun - session.spent.stages.agree)
         # 5. Sum what was measured, over all sites or not at all.
         found = sum_measured(model, trainer, measured, purpose_after(done))
         local_rounds.covered()
         # 6. Report.
-        spent = federation.take_spent()
+        spent = session.take_spent()
         sent += spent.bytes_up
         record = {
             "round": done,
@@ -126,31 +126,31 @@ def run_rounds(
             },
             "bytes_up": spent.bytes_up,
             "bytes_down": spent.bytes_down,
-            "sites": federation.sites,
-            "state": federation.state.hex(),
+            "sites": session.sites,
+            "state": session.state.hex(),
             # Once a round, and where it is written only: hashing a model takes as long as reading it from memory.
-            "model_sha256": model.sha256() if federation.party.leads else None,
+            "model_sha256": model.sha256() if session.party.leads else None,
         }
         reporter.round_done(record)
     elapsed = clock() - begun_run
-    metrics = final_metrics(federation, trainer, local_rounds, model, reporter, life)
+    metrics = final_metrics(session, trainer, local_rounds, model, reporter, life)
     ran = max(1, done - started_at)
     return Outcome(model, metrics, started_at, elapsed / ran, sent // ran)
 
 
-def _stop_here(federation: Federation, word: str, where: str) -> None:
+def _stop_here(session: Session, word: str, where: str) -> None:
     """Raise InterruptedRun on every rank if one of them was told to stop."""
-    said = federation.sums.hear(word)
+    said = session.sums.hear(word)
     if said:
         raise InterruptedRun(f"stopped {where}: {said}", agreed=True)
 
 
-def _may_sum(federation: Federation, model: GlobalModel, base: Base) -> bool:
+def _may_sum(session: Session, model: GlobalModel, base: Base) -> bool:
     """Whether an update from `base` still counts: not too old, in no round that may have been opened, nor after all."""
     if base.rounds == model.rounds:
         return True
-    agreement = federation.party.agreement
+    agreement = session.party.agreement
     if model.rounds >= agreement.federation.rounds:
         return False  # it has caught up with the final model
     staleness = agreement.cohort.staleness
-    return model.rounds - base.rounds <= staleness and federation.sums.is_free(base.state)
+    return model.rounds - base.rounds <= staleness and session.sums.is_free(base.state)

@@ -13,8 +13,8 @@ from typing import Any
 
 from fedhpc.errors import InterruptedRun
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.life import Life
+from fedhpc.federation.session import Session
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import LocalResult, Reporter, Trainer
 from fedhpc.rounds.local_round import Local, LocalRounds
@@ -49,26 +49,26 @@ def purpose_after(rounds: int) -> str:
 
 
 def report_measured(
-    federation: Federation, trainer: Trainer, reporter: Reporter, model: GlobalModel, pending: Tensors
+    session: Session, trainer: Trainer, reporter: Reporter, model: GlobalModel, pending: Tensors
 ) -> None:
     """Sum and report what was measured in a round that has a checkpoint already, and maybe a record."""
     found = sum_measured(model, trainer, pending, purpose_after(model.rounds))
-    federation.take_spent()
+    session.take_spent()
     reporter.round_done(
         {
             "round": model.rounds,
-            "rounds": federation.party.agreement.federation.rounds,
+            "rounds": session.party.agreement.federation.rounds,
             **found.as_record(),
             "again": True,
-            "sites": federation.sites,
-            "state": federation.state.hex(),
-            "model_sha256": model.sha256() if federation.party.leads else None,
+            "sites": session.sites,
+            "state": session.state.hex(),
+            "model_sha256": model.sha256() if session.party.leads else None,
         }
     )
 
 
 def final_metrics(
-    federation: Federation,
+    session: Session,
     trainer: Trainer,
     local_rounds: LocalRounds,
     model: GlobalModel,
@@ -92,9 +92,9 @@ def final_metrics(
             "rounds": rounds,
             "final": True,
             **found.as_record(),
-            "sites": federation.sites,
-            "state": federation.state.hex(),
-            "model_sha256": model.sha256() if federation.party.leads else None,
+            "sites": session.sites,
+            "state": session.state.hex(),
+            "model_sha256": model.sha256() if session.party.leads else None,
         }
     )
     return dict(found.metrics)

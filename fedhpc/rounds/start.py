@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import DataError, PolicyError
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.party import SumPlan
+from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.secure import labels
@@ -35,14 +35,14 @@ class Taken:
     total_weight: float | None  # W of the roster, if it is for the same sites; None: it was not summed, or for others
 
 
-def take_over(federation: Federation, model: GlobalModel, own: Taken | None) -> None:
+def take_over(session: Session, model: GlobalModel, own: Taken | None) -> None:
     """Give `model` the tensors and W that the giver of this epoch puts in. Every rank calls it, in the first round.
 
     `own`: at the leader of a site that has them. Raises PolicyError, on every rank of a site whose own copy differs;
     DataError if the model is another one than this task builds; RoundOverError if the others went on without this site.
     """
-    party, lanes = federation.party, _lanes(model.tensors)
-    layout = federation.layout([Tensor(name, "int64", (count,)) for name, count in lanes.items()])
+    party, lanes = session.party, _lanes(model.tensors)
+    layout = session.layout([Tensor(name, "int64", (count,)) for name, count in lanes.items()])
     vector = Vector(layout)
     mine: dict[str, NDArray[np.int64]] = {}
     if party.leads and own is not None:
@@ -51,9 +51,9 @@ def take_over(federation: Federation, model: GlobalModel, own: Taken | None) -> 
         roster = [entry.identity.hex() for entry in party.agreement.roster]
         if party.agreement.start.giver(roster) == party.number:
             vector.fill(mine)
-    state = federation.state
+    state = session.state
     plan = SumPlan(
-        round_=federation.round_ + 1,
+        round_=session.round_ + 1,
         purpose=labels.PURPOSE_START,
         base=state,
         state=state,
@@ -61,24 +61,24 @@ def take_over(federation: Federation, model: GlobalModel, own: Taken | None) -> 
         checkpointed=True,
         category=labels.CLASS_START,
     )
-    opened = federation.sums.open(vector, plan)
+    opened = session.sums.open(vector, plan)
     given = vector.views()
-    _refuse_other(federation, bool(mine) and any(np.any(mine[name] != given[name]) for name in mine))
+    _refuse_other(session, bool(mine) and any(np.any(mine[name] != given[name]) for name in mine))
     tensors = {name: _unpacked(given[_MODEL + name], like) for name, like in model.tensors.items()}
     weight = float(_unpacked(given[_WEIGHT], np.zeros(1, dtype="<f8"))[0])
-    federation.finish(opened, model.go_on_from(tensors, weight or None, opened.salt))
-    model.reached = federation.round_
+    session.finish(opened, model.go_on_from(tensors, weight or None, opened.salt))
+    model.reached = session.round_
 
 
-def refuse_other_model(federation: Federation, model: GlobalModel, own: Taken | None) -> None:
+def refuse_other_model(session: Session, model: GlobalModel, own: Taken | None) -> None:
     """As `take_over`, for a `model` that this site was given with τ signatures after the sum. Every rank calls it."""
     other = own is not None and any(model.tensors[n].tobytes() != t.tobytes() for n, t in own.tensors.items())
-    _refuse_other(federation, federation.party.leads and other)
+    _refuse_other(session, session.party.leads and other)
 
 
-def _refuse_other(federation: Federation, other: bool) -> None:
+def _refuse_other(session: Session, other: bool) -> None:
     """Raise on every rank of the site if its leader has found a difference."""
-    party = federation.party
+    party = session.party
     if party.site.broadcast_bytes((b"\1" if other else b"\0") if party.leads else None) == b"\1":
         roster = [entry.identity.hex() for entry in party.agreement.roster]
         giver = party.agreement.names[party.agreement.start.giver(roster) - 1]

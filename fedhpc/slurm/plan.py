@@ -6,20 +6,20 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from fedhpc.agreement.agreement import Agreement, SiteFile, read_agreement, read_site
-from fedhpc.agreement.run_folder import FEDERATION_FILE, make_run_folder
-from fedhpc.agreement.run_place import run_place
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.run_folder import FEDERATION_FILE, make_run_folder, run_place
+from fedhpc.agreement.site_file import SiteFile
+from fedhpc.app.life.job_life import percentile_95
 from fedhpc.app.life.settings import LifeSettings
 from fedhpc.app.telemetry import METRICS_FILE, number, read_metrics, table
-from fedhpc.config import read_bytes, read_section
+from fedhpc.config import read_section
 from fedhpc.errors import ConfigError, StorageError
+from fedhpc.federation.life import Stage
 from fedhpc.files import private_folder
 from fedhpc.slurm.profile import Profile, read_profile
 from fedhpc.slurm.settings import SlurmSettings, exchange_settings, overlay, walltime_s
 
-Stage = Literal["all", "train", "exchange"]
 SCALE = 2.0  # how much longer than the slowest rounds so far a job must be
 
 
@@ -27,7 +27,6 @@ SCALE = 2.0  # how much longer than the slowest rounds so far a job must be
 class Plan:
     """What is submitted for one site. All paths are absolute."""
 
-    site_path: Path
     federation_path: Path
     run: Path
     directory: Path
@@ -67,10 +66,9 @@ def find_federation(site_path: Path, given: Path | None) -> Path:
 
 def make_plan(site: Path, *, profile: str | None, federation: Path | None, out: Path | None) -> Plan:
     """Read everything a submission needs. Raises ConfigError or StorageError."""
-    site_path = Path(os.path.abspath(site / "site.toml" if site.is_dir() else site))
-    site_file = read_site(read_bytes(site_path), site_path)
-    federation_path = Path(os.path.abspath(find_federation(site_path, federation)))
-    agreement = read_agreement(read_bytes(federation_path), str(federation_path))
+    site_file = SiteFile.open(Path(os.path.abspath(site)))
+    federation_path = Path(os.path.abspath(find_federation(site_file.file, federation)))
+    agreement = Agreement.open(federation_path)
     agreement.number_of(site_file.site.name)
     given = dict(site_file.slurm)
     if profile is not None:
@@ -79,12 +77,10 @@ def make_plan(site: Path, *, profile: str | None, federation: Path | None, out: 
     known = read_profile(named if isinstance(named, str) else str(named))
     settings = overlay(known.slurm, given)
     run = Path(os.path.abspath(run_place(federation_path, agreement, out)))
-    own = site_file.site.directory
     return Plan(
-        site_path=site_path,
         federation_path=federation_path,
         run=run,
-        directory=Path(os.path.abspath(site_file.path(own))) if own else run / site_file.site.name,
+        directory=Path(os.path.abspath(site_file.run_directory(run))),
         agreement=agreement,
         site_file=site_file,
         life=read_section(LifeSettings, site_file.life, "life"),
@@ -107,7 +103,7 @@ def check(plan: Plan, *, one_site: bool = True) -> list[str]:
     kind = str(plan.site_file.exchange.kind)
     if one_site and kind == "mpi" and len(plan.agreement.roster) > 1:
         raise ConfigError(
-            f'{plan.site_path} has [exchange] kind = "mpi", which is all sites in one job',
+            f'{plan.site_file.file} has [exchange] kind = "mpi", which is all sites in one job',
             "a site in a job of its own needs https or spool; `--shape rehearsal` submits all sites in one",
         )
     if kind == "spool":
@@ -140,7 +136,7 @@ def _check_spool(plan: Plan) -> None:
 
 def _check_walltime(plan: Plan) -> None:
     """A job in which not one round fits would be submitted for ever."""
-    seconds = round_seconds(plan.directory, plan.life.kind == "detached")
+    seconds = slow_round_s(plan.directory, plan.life.kind == "detached")
     if seconds is None:
         return
     slow, checkpoint = seconds
@@ -153,7 +149,7 @@ def _check_walltime(plan: Plan) -> None:
         )
 
 
-def round_seconds(directory: Path, training_only: bool) -> tuple[float, float] | None:
+def slow_round_s(directory: Path, training_only: bool) -> tuple[float, float] | None:
     """(95th percentile of a round, of a checkpoint) in seconds from the site's metrics, None without rounds.
 
     Of a round the whole, or with `training_only` what a job does that does not exchange.
@@ -166,11 +162,7 @@ def round_seconds(directory: Path, training_only: bool) -> tuple[float, float] |
     rounds = [sum(number(r.get(part)) or 0.0 for part in parts) for r in records]
     if not rounds:
         return None
-    return _p95(rounds), _p95([number(r.get("checkpoint")) or 0.0 for r in records])
-
-
-def _p95(values: list[float]) -> float:
-    return sorted(values)[math.ceil(0.95 * len(values)) - 1]
+    return percentile_95(rounds), percentile_95([number(r.get("checkpoint")) or 0.0 for r in records])
 
 
 def _make_writable(jobs: Path) -> None:

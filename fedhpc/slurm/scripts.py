@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from fedhpc import __version__
-from fedhpc.agreement.agreement import SiteFile, read_agreement, read_site, read_site_directory
-from fedhpc.config import read_bytes
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.site_file import SiteFile, read_site_directory
 from fedhpc.errors import ConfigError
-from fedhpc.slurm.plan import Plan, Stage
+from fedhpc.federation.life import Stage
+from fedhpc.slurm.plan import Plan
 from fedhpc.slurm.render import fill, header, launcher, log_pattern, one_task, part, resources, template
 from fedhpc.slurm.settings import SlurmSettings
 
@@ -56,7 +57,7 @@ def job_script(plan: Plan, shape: Shape, name: str, stage: Stage, *, python: str
         *resources(settings),
         ("output", f"{log_pattern(plan.jobs)}/{name}-{pieces.log}.out"),
         ("open-mode", "append"),
-        ("chdir", str(plan.site_path.parent)),
+        ("chdir", str(plan.site_file.base)),
         ("signal", f"B:USR1@{settings.signal_s}"),
         ("requeue", ""),
         ("export", settings.export),
@@ -88,7 +89,7 @@ def job_script(plan: Plan, shape: Shape, name: str, stage: Stage, *, python: str
     ]
     values |= {
         "about": f"{shape.kind}, {plan.site}, {plan.life.kind}, stage {stage}",
-        "site": shlex.quote(str(plan.site_path)),
+        "site": shlex.quote(str(plan.site_file.file)),
         "federation": shlex.quote(str(plan.federation_path)),
         "run": shlex.quote(str(plan.run)),
         "shape": pieces.shape,
@@ -123,7 +124,7 @@ def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage) -> 
     if not shape.federations:
         raise ConfigError("an array needs a federation.toml for each task", "--federation FILE, several times")
     for path in shape.federations:
-        read_site_directory(shape.sites, read_agreement(read_bytes(path), str(path)))
+        read_site_directory(shape.sites, Agreement.open(path))
     listed = " ".join(shlex.quote(str(path)) for path in shape.federations)
     limit = f"%{shape.at_once}" if shape.at_once else ""
     return _Pieces(
@@ -137,7 +138,7 @@ def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage) -> 
 def _multiprog(start: str, files: list[SiteFile], plan: Plan, sites: Path) -> _Pieces:
     if not start.startswith("srun "):
         raise ConfigError("only srun has --multi-prog", '[slurm] launcher = "srun"')
-    paths = {read_site(read_bytes(path), path).site.name: path for path in sites.glob("*.toml")}
+    paths = {SiteFile.open(path).site.name: path for path in sites.glob("*.toml")}
     exports, lines, first = [], [], 0
     for number, file in enumerate(files, start=1):
         last = first + file.site.ranks - 1

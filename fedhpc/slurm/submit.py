@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from fedhpc.errors import ConfigError, PeersError
+from fedhpc.federation.life import Stage
 from fedhpc.files import write_whole
-from fedhpc.slurm.plan import Plan, Stage
+from fedhpc.slurm.plan import Plan
 from fedhpc.slurm.queue import DoubtError, Found, NoAnswerError, Queue, named_cluster
 from fedhpc.slurm.records import Record, Records, job_name
 from fedhpc.slurm.scripts import Shape, job_script

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from fedhpc.data import hdf5
 from fedhpc.errors import DataError, InternalError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint
-from fedhpc.files import private_folder, sync_directory
+from fedhpc.files import private_folder, sync_folder
 
 SCHEMA_VERSION = 2
 _WITHOUT_BLIND = 1  # of fedhpc 0.1.0: its model can still be exported, but nobody goes on from it
@@ -126,7 +126,7 @@ class Hdf5Checkpoints:
                 self.path(number).unlink(missing_ok=True)
                 self._whole.pop(number, None)
             if newer:
-                sync_directory(self.directory)
+                sync_folder(self.directory)
         except OSError as error:
             raise StorageError(f"cannot remove a checkpoint: {error}", f"check {self.directory}") from None
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from fedhpc.errors import ConfigError
-from fedhpc.federation.federation import Federation
+from fedhpc.mpi.collectives import Group
 from fedhpc.train.backends import Backend, DdpBackend, open_backend
 from fedhpc.train.settings import ComputeSettings
 from fedhpc.train.unused import Reach, refusal, without_gradient
@@ -25,26 +25,13 @@ from fedhpc.train.unused import Reach, refusal, without_gradient
 UnusedParameters = Literal["refuse", "allow"]
 
 
-def site_backend(
-    federation: Federation,
-    *,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    unused_parameters: UnusedParameters = "refuse",
+def open_own_loop(
+    site: Group, device: Literal["auto", "cpu", "cuda"], unused_parameters: UnusedParameters
 ) -> OwnLoopBackend:
-    """How the ranks of this rank's site train together in a loop of their own: `model = backend.wrap(model)`.
-
-    One rank trains by itself; several get a torch process group made from the site's communicator, and DDP. Give each
-    rank its share of the site's batch. Collective over the site; `backend.device` is where the model belongs. Raises
-    ConfigError if `device` is cuda and a rank has no GPU.
-
-    A `backward()` after which a parameter has no gradient from this rank's rows raises ConfigError with its name, on
-    one rank too. With `unused_parameters = "allow"` the average counts it as zero, and it stays None where no rank's
-    rows reach it.
-    """
+    """The backend of one rank of `site`; what it does is told where users find it (`fedhpc.site_backend`)."""
     if unused_parameters not in ("refuse", "allow"):
         raise ConfigError(f"unused_parameters = {unused_parameters!r}", "it must be 'refuse' or 'allow'")
-    group = federation.party.site
-    return OwnLoopBackend(open_backend(ComputeSettings(device=device), group), group.label, unused_parameters)
+    return OwnLoopBackend(open_backend(ComputeSettings(device=device), site), site.label, unused_parameters)
 
 
 class OwnLoopBackend:

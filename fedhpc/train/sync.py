@@ -22,7 +22,7 @@ from fedhpc.rounds.global_model import GlobalModel
 if TYPE_CHECKING:
     import torch
 
-    from fedhpc.federation.federation import Federation
+    from fedhpc.federation.session import Session
 
 
 class Sync:
@@ -30,7 +30,7 @@ class Sync:
 
     def __init__(
         self,
-        federation: Federation,
+        session: Session,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         *,
@@ -44,10 +44,10 @@ class Sync:
         of training rows, private; needed unless the strategy's weights are uniform or declared.
         `keep_optimizer_state`: False forgets momenta after each exchange.
         """
-        steps = federation.party.agreement.train.get("local_steps", 1) if every is None else every
+        steps = session.party.agreement.train.get("local_steps", 1) if every is None else every
         if type(steps) is not int or steps < 1:
             raise ConfigError(f"sync(every={steps!r})", "a whole number of local steps, at least 1")
-        if weight is None and federation.party.agreement.strategy.weights == "samples":
+        if weight is None and session.party.agreement.strategy.weights == "samples":
             raise ConfigError(
                 "sync needs weight=, this site's number of training rows",
                 'or set [strategy] weights = "uniform" in federation.toml',
@@ -62,16 +62,16 @@ class Sync:
         self._optimizer = optimizer
         self._every = steps
         # A site is one party: its leader's weight counts, whatever share of the rows the other ranks hold.
-        self._weight = federation.from_leader(weight or 0)
+        self._weight = session.from_leader(weight or 0)
         self._keep = keep_optimizer_state
         self._count = 0
-        self._site = federation.party.site
-        self._federation = federation
+        self._site = session.party.site
+        self._session = session
         self._global = GlobalModel(
-            federation,
+            session,
             self._tensors(),
             self._buffers(),
-            weights_name=f"weights of sync after round {federation.round_}",
+            weights_name=f"weights of sync after round {session.round_}",
         )
 
     def step(self) -> bool:
@@ -102,9 +102,9 @@ class Sync:
 
         saved: dict[str, Any] = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         # Whoever has both can try out which small model a state's hash at the relay is of: saved files are private.
-        for name, secret in (("blind", model.blind), ("salt", self._federation.last_salt)):
+        for name, secret in (("blind", model.blind), ("salt", self._session.last_salt)):
             saved[name] = torch.from_numpy(np.array(list(secret), np.uint8))
-        return saved | {"rounds": model.rounds, "sums": self._federation.round_, "steps": self._count}
+        return saved | {"rounds": model.rounds, "sums": self._session.round_, "steps": self._count}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave; the model gets its global values. Every rank calls it.
@@ -116,8 +116,8 @@ class Sync:
             prefix = group + "/"
             return {n.removeprefix(prefix): np.asarray(a).copy() for n, a in saved.items() if n.startswith(prefix)}
 
-        self._federation.round_ = self._global.reached = int(saved["sums"])
-        self._federation.last_salt = np.asarray(saved["salt"]).tobytes()  # a second model may begin from this one
+        self._session.round_ = self._global.reached = int(saved["sums"])
+        self._session.last_salt = np.asarray(saved["salt"]).tobytes()  # a second model may begin from this one
         self._global.restore(
             arrays("model"), arrays("outer"), int(saved["rounds"]), np.asarray(saved["blind"]).tobytes()
         )

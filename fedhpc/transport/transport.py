@@ -5,19 +5,39 @@ RelayExchange and everything above it know this interface only.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fedhpc.transport.listing import Entry
 from fedhpc.transport.ranges import Gaps
-from fedhpc.transport.traffic import Traffic
 from fedhpc.wire.object_names import ObjectName
 
 BlockWork = Callable[[int, int], None]  # on bytes [low, high) of the vector: one block
 
 
+@dataclass
+class Traffic:
+    """What a client has moved, for benchmarks. Bytes are those of bodies, without heads and TLS. Thread-safe."""
+
+    requests: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    waited_s: float = 0.0  # for the heads of answers, over all threads
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def count(self, requests: int = 0, up: int = 0, down: int = 0, waited_s: float = 0.0) -> None:
+        """Add to the counters."""
+        with self._lock:
+            self.requests += requests
+            self.bytes_up += up
+            self.bytes_down += down
+            self.waited_s += waited_s
+
+
 class Sending(Protocol):
-    """An object being sent by several ranks, each its own blocks; see http_transfer.Outgoing."""
+    """An object being sent by several ranks, each its own blocks; see https/transfer.py."""
 
     digests: dict[int, bytes]
 

@@ -1,8 +1,8 @@
-"""Sites of one federation as threads of a test: real Federation and GlobalModel over sums that are added up in memory.
+"""Sites of one federation as threads of a test: real Session and GlobalModel over sums that are added up in memory.
 
 meeting = Meeting(4, strategy={"weights": "uniform"})
 meeting.lost[3] = {2}                         # masked sum 3 is over all but site 2
-results = meeting.run(lambda fed: ...)        # by site
+results = meeting.run(lambda session: ...)        # by site
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 from secure_fakes import key_of
 
-from fedhpc.agreement.agreement import PROTOCOL_NAME, Agreement, read_agreement
+from fedhpc.agreement.federation_file import PROTOCOL_NAME, Agreement, read_agreement
 from fedhpc.errors import InterruptedRun
 from fedhpc.federation.checkpoint import CheckpointStore
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.input_check import codec_of, share
 from fedhpc.federation.party import Opened, Party, RoundOverError, SumPlan
+from fedhpc.federation.session import Session
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.ledger.home import LedgerHome
@@ -90,16 +90,16 @@ class Meeting:
         self.interrupt = ("", 0)  # all sites leave in their n-th "open" or "settle", from 0
         self.calls: dict[tuple[str, int], int] = {}
 
-    def federation(self, number: int) -> Federation:
+    def session(self, number: int) -> Session:
         party = party_of(self.agreement, number)
-        return Federation(party, FakeSums(self, party))
+        return Session(party, FakeSums(self, party))
 
-    def run(self, work: Callable[[Federation], _T]) -> dict[int, _T]:
+    def run(self, work: Callable[[Session], _T]) -> dict[int, _T]:
         """What `work` gives at each site; the first error of a site is raised."""
 
         def one(number: int) -> _T:
             try:
-                return work(self.federation(number))
+                return work(self.session(number))
             except BaseException:
                 self.barrier.abort()
                 raise

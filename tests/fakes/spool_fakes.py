@@ -21,8 +21,7 @@ from fedhpc.transport.ranges import Gaps
 from fedhpc.transport.spool.carrier import Carrier
 from fedhpc.transport.spool.client import SpoolClient
 from fedhpc.transport.spool.files import SpoolFolder
-from fedhpc.transport.traffic import Traffic
-from fedhpc.transport.transport import BlockWork
+from fedhpc.transport.transport import BlockWork, Traffic
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count
 
 CONFIG, SITE = key_of("spool config").hex(), 2

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
 from fedhpc.app.previous import find_previous
 from fedhpc.app.rundir import keep_agreement
@@ -83,7 +84,7 @@ class Quiet:
         pass
 
     def note(self, text: str) -> None:
-        if fed.party.leads:
+        if session.party.leads:
             print(text, flush=True)
 
 
@@ -143,24 +144,24 @@ def place_fault(where: str, count: int) -> None:
 
 
 joined = join_with_files(Path(federation), sites=Path(sites), site=None, run=None)
-fed = joined.federation
-if point and point.split()[0] == fed.site:
+session = joined.session
+if point and point.split()[0] == session.site:
     place_fault(point.split()[1], int(point.split()[2]))
 prepared: list[float] = []
-model = Model(fed.site, lambda: 0.0)
+model = Model(session.site, lambda: 0.0)
 
 
 def prepare() -> None:
     """A statistic that becomes part of the first model, as standardising does."""
-    mean = fed.mean({"bias": model.target["bias"].astype(np.float64)}, name="start")["bias"]
+    mean = Federation(session).mean({"bias": model.target["bias"].astype(np.float64)}, name="start")["bias"]
     model.now["bias"] = mean.astype(np.float32)
 
 
-with fed:
+with session:
     store = Hdf5Checkpoints(joined.site_directory / "checkpoints")
-    agreement, number = fed.party.agreement, fed.party.number
+    agreement, number = session.party.agreement, session.party.number
     keep_agreement(joined.site_directory.parent, agreement)
     previous = partial(find_previous, agreement, number, joined.site_directory, None)
-    outcome = run_rounds(fed, model, store, Quiet(), prepare=prepare, previous=previous)
+    outcome = run_rounds(session, model, store, Quiet(), prepare=prepare, previous=previous)
     if joined.first:
         print(f"final {outcome.model.sha256()} after {outcome.started_at}")

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 import fedhpc
 from fedhpc.agreement.identity import read_identity
+from fedhpc.app.federation import Federation
 from fedhpc.enrolment.one_machine import Enrolled
-from fedhpc.federation.federation import Federation
 from fedhpc.relay.http.connection import Connection, Head
 from fedhpc.relay.http.routes import Routes
 from fedhpc.relay.http.server import RelayServer

@@ -508,7 +508,7 @@ def dies_before(kind: str) -> Callable[[Any], None]:
     """A site that ends just before it sends `kind`, with all that it has written by then."""
 
     def spoil(fed: Any) -> None:
-        exchange = fed.sums.lead.exchange
+        exchange = fed.session.sums.lead.exchange
         put = exchange.put
 
         def dying(round_: int, attempt: int, what: str, data: bytes, **more: Any) -> None:

@@ -30,12 +30,13 @@ from typing import Any
 import freeze
 import numpy as np
 
+from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
 from fedhpc.data import hdf5
 from fedhpc.errors import FedhpcError, InterruptedRun
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.finished_sums import FinishedSums
+from fedhpc.federation.session import Session
 from fedhpc.ledger.journal import FileJournal
 from fedhpc.rounds.interfaces import AtStep, LocalResult
 from fedhpc.rounds.loop import run_rounds
@@ -198,7 +199,7 @@ def fall_over() -> None:
 
 
 def do_sums(federation: Federation, seed: int) -> None:
-    number = federation.party.number
+    number = federation.session.party.number
     with federation:
         for name, values, bound in PLAN:
             sums = federation.sum(values(number, seed), name=name, bound=bound)
@@ -207,14 +208,14 @@ def do_sums(federation: Federation, seed: int) -> None:
             say(sum=name, sites=sums.sites, quantum=quantum, **digest)
 
 
-def do_rounds(federation: Federation, directory: Path, *, steady: bool) -> None:
-    model = Model(federation.party.number, steady=steady)
+def do_rounds(session: Session, directory: Path, *, steady: bool) -> None:
+    model = Model(session.party.number, steady=steady)
 
     def prepare() -> None:
-        model.now["bias"] = federation.mean({"bias": model.target["bias"]}, name="start", bound=BOUND)["bias"]
+        model.now["bias"] = Federation(session).mean({"bias": model.target["bias"]}, name="start", bound=BOUND)["bias"]
 
-    with federation:
-        outcome = run_rounds(federation, model, Hdf5Checkpoints(directory), Lines(), prepare=prepare)
+    with session:
+        outcome = run_rounds(session, model, Hdf5Checkpoints(directory), Lines(), prepare=prepare)
         say(final=outcome.model.sha256(), started_at=outcome.started_at)
 
 
@@ -222,7 +223,7 @@ def do_script(federation: Federation, saved: Path, *, forgets: bool) -> None:
     """Sums and a loop of one's own; training is the same whenever it is repeated."""
     import torch
 
-    number = federation.party.number
+    number = federation.session.party.number
     with federation:
         if not saved.exists():
             say(patients=int(federation.sum(10 * number, name="patients")), unnamed=int(federation.sum(number)))
@@ -240,7 +241,8 @@ def do_script(federation: Federation, saved: Path, *, forgets: bool) -> None:
                     draw = np.random.default_rng([number, step, i]).standard_normal(values.shape)
                     values += torch.from_numpy(draw.astype(np.float32))
             assert sync.step()
-            say(step=step, state=federation.state.hex(), model=sync.model_sha256, round=federation.round_)
+            session = federation.session
+            say(step=step, state=session.state.hex(), model=sync.model_sha256, round=session.round_)
             if forgets and step == 1:
                 torch.save({"steps": step + 1, "sync": sync.state_dict()}, saved)
                 federation.forget()
@@ -275,12 +277,12 @@ def main(words: Sequence[str]) -> int:
             kind, number = os.environ["FEDHPC_TEST_LEAVE"].split()
             leave_at(kind, int(number))
         if job == "sums":
-            do_sums(joined.federation, int(seed))
+            do_sums(Federation(joined.session), int(seed))
         elif job in ("script", "forgetful"):
-            saved = Path(run).with_name(f"saved-{joined.federation.site}.pt")
-            do_script(joined.federation, saved, forgets=job == "forgetful")
+            saved = Path(run).with_name(f"saved-{joined.session.site}.pt")
+            do_script(Federation(joined.session), saved, forgets=job == "forgetful")
         else:
-            do_rounds(joined.federation, joined.site_directory / "checkpoints", steady=job == "steady")
+            do_rounds(joined.session, joined.site_directory / "checkpoints", steady=job == "steady")
     except FedhpcError as error:
         print(f"error: {type(error).__name__}: {error.what}\n{error.hint}", file=sys.stderr, flush=True)
         return error.exit_code

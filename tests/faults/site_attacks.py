@@ -13,7 +13,7 @@ import numpy as np
 from lying_relay import Stage
 from relay_attacks import ALL, OTHER, Victims, about, dies_before, fields, lose
 
-from fedhpc.federation.federation import Federation
+from fedhpc.app.federation import Federation
 from fedhpc.secure import chain
 from fedhpc.secure.attempt import SiteAttempt
 from fedhpc.secure.messages import Survivors, read_survivors
@@ -111,8 +111,8 @@ def other_vector(stage: Stage) -> Victims:
     """Site 3 uploads another vector than its M3 names."""
 
     def spoil(fed: Federation) -> None:
-        assert isinstance(fed.sums, RelayedSums)
-        client = fed.sums._client
+        assert isinstance(fed.session.sums, RelayedSums)
+        client = fed.session.sums._client
         put = client.put
 
         def other(name: Any, data: Any) -> None:

@@ -39,7 +39,7 @@ def final(text: str) -> tuple[str, int]:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The final hash of an unbroken run."""
     directory = tmp_path_factory.mktemp("unbroken")
-    done = mpirun(3, [*prepare(directory), ""], timeout=60, cwd=directory).ok()
+    done = mpirun(3, [*prepare(directory), ""], timeout=60, cwd=directory, warm=True).ok()
     digest, started = final(done.out)
     assert started == 0
     return digest
@@ -82,7 +82,7 @@ def test_killed_at(
         for site, rounds in held.items():  # the other sites go on as far as they can
             until(lambda s=site, r=rounds: rounds_of(tmp_path, s) == r, 20, f"{site} to hold {rounds}")
         job.kill()
-    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path).ok()
+    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path, warm=True).ok()
     digest, started = final(done.out)
     assert digest == unbroken
     if resumes_at is not None:
@@ -95,10 +95,11 @@ def next_epoch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run that is done, and the next epoch begun; the hash with which that ends if nothing breaks it."""
     directory = tmp_path_factory.mktemp("epochs") / "a"
     words = prepare(directory)
-    mpirun(3, [*words, ""], timeout=60, cwd=directory).ok()
+    mpirun(3, [*words, ""], timeout=60, cwd=directory, warm=True).ok()
     Rehearsal(directory).next_epoch(Beginning())
     unbroken = shutil.copytree(directory, directory.with_name("unbroken"))
-    done = mpirun(3, [SCRIPT, unbroken / "federation.toml", unbroken / "sites", ""], timeout=60, cwd=unbroken).ok()
+    again = [SCRIPT, unbroken / "federation.toml", unbroken / "sites", ""]
+    done = mpirun(3, again, timeout=60, cwd=unbroken, warm=True).ok()
     assert "goes on from the model" in done.out
     return directory, final(done.out)[0]
 
@@ -125,7 +126,7 @@ def test_killed_around_the_sum_that_begins_an_epoch(tmp_path: Path, next_epoch: 
         until(lambda: frozen.exists() or job.process.poll() is not None, 60, f"the freeze at {point}")
         assert frozen.exists(), job.finish(1).text
         job.kill()
-    done = mpirun(3, [*words, ""], timeout=60, cwd=directory).ok()
+    done = mpirun(3, [*words, ""], timeout=60, cwd=directory, warm=True).ok()
     assert final(done.out)[0] == next_epoch[1]
 
 
@@ -144,7 +145,7 @@ def test_killed_at_random_times_again_and_again(tmp_path: Path, unbroken: str) -
             time.sleep(draw.uniform(0, 0.03))
             assert job.process.poll() is None, "killed too late for a test"
             job.kill()
-    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path).ok()
+    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path, warm=True).ok()
     assert final(done.out)[0] == unbroken
     check_ledgers(tmp_path)
 
@@ -157,17 +158,17 @@ def test_torn_line_at_the_end_of_a_ledger(tmp_path: Path, unbroken: str) -> None
         job.kill()
     ledger = ledger_of(tmp_path, "bbb")
     ledger.write_bytes(ledger.read_bytes()[:-50])
-    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path).ok()
+    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path, warm=True).ok()
     assert final(done.out)[0] == unbroken
     check_ledgers(tmp_path)
 
 
 def test_lost_run_directory_of_one_site_is_told(tmp_path: Path) -> None:
     words = prepare(tmp_path)
-    mpirun(3, [*words, ""], timeout=60, cwd=tmp_path).ok()
+    mpirun(3, [*words, ""], timeout=60, cwd=tmp_path, warm=True).ok()
     for path in (tmp_path / "run" / "bbb" / "checkpoints").glob("*"):
         path.unlink()
-    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path)
+    done = mpirun(3, [*words, ""], timeout=60, cwd=tmp_path, warm=True)
     done.refused(65, "only site aa, cccc has checkpoints", "no round is held by all sites")
 
 

@@ -12,10 +12,10 @@ from harness import edit
 from lying_relay import Stage, stage_of
 from test_wire_attacks import SECTIONS
 
+from fedhpc.app.federation import Federation
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.one_machine import Enrolled, enrol
 from fedhpc.errors import PolicyError
-from fedhpc.federation.federation import Federation
 from fedhpc.rounds.global_model import GlobalModel
 
 pytestmark = pytest.mark.faults
@@ -44,8 +44,8 @@ def stage(enrolled: Enrolled, tmp_path: Path) -> Iterator[Stage]:
 
 def train(fed: Federation) -> None:
     """One round with a full batch from a model of zeros: the same update in every run."""
-    model = GlobalModel(fed, {"w": np.zeros(3, np.float32)})
-    model.exchange({"w": np.full(3, -float(fed.party.number), np.float32)}, 1, {})
+    model = GlobalModel(fed.session, {"w": np.zeros(3, np.float32)})
+    model.exchange({"w": np.full(3, -float(fed.session.party.number), np.float32)}, 1, {})
 
 
 def test_a_rerun_in_which_another_site_is_lost(enrolled: Enrolled, stage: Stage, tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_unnamed_like_numbers_over_another_set(stage: Stage) -> None:
         assert stage.sites[u].end() is None
 
     def again(fed: Federation) -> None:
-        fed.round_ = 1
-        fed.sum({"n": np.full(5, 10**fed.party.number)}, name="the same")
+        fed.session.round_ = 1
+        fed.sum({"n": np.full(5, 10**fed.session.party.number)}, name="the same")
 
     stage.start(1, 2, 3, spoil=dict.fromkeys((1, 2, 3), again))
     stage.relay.run(1, (1, 2, 3), round_=2)

@@ -16,8 +16,8 @@ from lying_relay import Stage, stage_of
 from relayed_peel import attempt_file, encoded, layout_of, without_edges, without_self
 from wire_table import ELSEWHERE, RELAY, SITE, Attack, rows
 
+from fedhpc.app.federation import Federation
 from fedhpc.enrolment.one_machine import Enrolled, enrol
-from fedhpc.federation.federation import Federation
 from fedhpc.secure.salt import SALT_BYTES
 from fedhpc.secure.transcript import parse_canon
 from fedhpc.wire.object_names import ObjectName
@@ -115,7 +115,7 @@ def test_wrong_shares_are_named_and_not_needed(stage: Stage, caplog: pytest.LogC
     """Three good answers of four are enough, and who sent the wrong one is told. The last good one comes after it."""
 
     def after_the_others(fed: Federation) -> None:
-        exchange = fed.sums.lead.exchange  # type: ignore[union-attr]
+        exchange = fed.session.sums.lead.exchange  # type: ignore[union-attr]
         put = exchange.put
 
         def late(round_: int, attempt: int, kind: str, data: bytes, **more: Any) -> None:

@@ -24,7 +24,8 @@ from protocol_fakes import World
 from secure_fakes import key_of
 from spool_targets import spool_parsers
 
-from fedhpc.agreement.agreement import read_agreement, read_site
+from fedhpc.agreement.federation_file import read_agreement
+from fedhpc.agreement.site_file import read_site
 from fedhpc.app.features import read_feature_set
 from fedhpc.config import MAX_CONFIG_BYTES
 from fedhpc.data.schema import Feature, FeatureSet, Label

@@ -21,7 +21,7 @@ me = fed.sites.index(fed.site) + 1  # 1, 2, 3
 leads = fed.rank == 0
 assert fed.sites == ["aa", "bb", "cc"]
 assert fed.ranks == [2, 2, 3][me - 1]
-assert fed.sums.rails == 2
+assert fed.session.sums.rails == 2
 
 # Integers: exact, at the bound too, in every width; bool; 0-d; empty.
 limit = lane_bound(64, N)
@@ -105,7 +105,7 @@ assert fed.mean(3, weight=me / 1000) == pytest.approx(3.0, rel=1e-15)
 assert fed.mean(me, weight=0 if me < 3 else 1e-3) == pytest.approx(3.0, rel=1e-15)
 with pytest.raises(DataError, match="add up to 0"):
     fed.mean(me, weight=0)
-assert fed.total_weight(me * 10) == 60
+assert fed.session.total_weight(me * 10) == 60
 
 # One name, one vector: the same again gives the same; the ledger's refusal of another is in test_federation_api.py.
 first = fed.sum({"x": np.array([me * 0.1])}, name="patients per ward")
@@ -148,7 +148,7 @@ if leads:
 
 # Sums need no torch; nor does joining.
 assert "torch" not in sys.modules
-rounds = fed.round_
+rounds = fed.session.round_
 fed.close()
 fed.close()  # safe to call twice, as its docstring says
 with pytest.raises(ConfigError, match="closed"):
@@ -156,7 +156,7 @@ with pytest.raises(ConfigError, match="closed"):
 
 # A second start in the same run directory goes on after the rounds of the first, and knows its names.
 with fedhpc.join(str(directory / "federation.toml"), sites=str(directory / "sites")) as fed:
-    assert fed.round_ == rounds
+    assert fed.session.round_ == rounds
     assert fed.sum({"x": np.array([me * 0.1])}, name="patients per ward")["x"].tobytes() == first["x"].tobytes()
     assert fed.sum(me) == 6
 print("rank done")

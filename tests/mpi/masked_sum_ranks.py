@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fedhpc.agreement.agreement import PROTOCOL_NAME, read_agreement
+from fedhpc.agreement.federation_file import PROTOCOL_NAME, read_agreement
 from fedhpc.federation.party import NO_BASE, Party, SumPlan
 from fedhpc.federation.vector import Vector
 from fedhpc.ledger.journal import MemoryJournal

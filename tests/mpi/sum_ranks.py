@@ -12,6 +12,7 @@ import numpy as np
 
 import fedhpc
 
+warm = "torch" in sys.modules  # tests/warm.py
 federation, how, path, case = sys.argv[1:]
 with fedhpc.join(federation, **{how: path}) as fed:  # type: ignore[arg-type]
     me = fed.sites.index(fed.site) + 1
@@ -50,5 +51,5 @@ with fedhpc.join(federation, **{how: path}) as fed:  # type: ignore[arg-type]
         case _:
             raise ValueError(case)
     got = fed.sum(arrays, **options)
-    assert "torch" not in sys.modules
+    assert warm or "torch" not in sys.modules
     print(f"{fed.site} {fed.rank}/{fed.ranks}: {got['rows'].tolist()} {got['dose'].tolist()}")

@@ -64,7 +64,7 @@ with fedhpc.join(directory / "federation.toml", sites=directory / "sites") as fe
         assert digest == fingerprint
         number = int(digest[:12], 16)
         assert int(fed.sum(number)) == len(fed.sites) * number, "the sites hold different models"
-        same = fed.party.site.gather_bytes(digest.encode())
+        same = fed.session.party.site.gather_bytes(digest.encode())
         assert len(set(same)) == 1, "the ranks of a site hold different models"
         if fed.rank == 0:
             print(f"{wrapped} {fingerprint}")

@@ -12,8 +12,7 @@ import pytest
 from harness import FEDHPC, Completed, Site, call, edit, mpirun, write_federation, write_rows
 from safetensors.numpy import load_file, save_file
 
-from fedhpc.agreement.agreement import read_agreement
-from fedhpc.config import read_bytes
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.data.store import SiteStore
 from fedhpc.enrolment.next_epoch import Beginning
 from fedhpc.enrolment.rehearsal import Rehearsal
@@ -83,7 +82,7 @@ def test_a_hospital_leaves_and_the_others_go_on(tmp_path: Path, weights: str, la
     old = checkpoint(folder / "run", "hungary")
     accept = [word for name in (ALL if weights == "summed" else ALL[:2]) for word in ("--accept-difference", name)]
     told = call([*FEDHPC, "federation", "revoke", folder, "va", *accept]).ok()
-    agreement = read_agreement(read_bytes(folder / "federation.toml"), "federation.toml")
+    agreement = Agreement.open(folder / "federation.toml")
     assert agreement.strategy.weights == ("samples" if weights == "summed" else weights)
     assert ("weights =" in told.out) == (weights != "summed")
     run(folder, 3).ok()
@@ -188,7 +187,7 @@ def test_a_model_from_a_file_is_where_the_epoch_begins(copy: Path, tmp_path: Pat
     model = tmp_path / "model.safetensors"
     call([*FEDHPC, "export", copy / "run", model]).ok()
     call([*FEDHPC, "federation", "next", copy, "--from-model", model, "--rounds", "1"]).ok()
-    agreement = read_agreement(read_bytes(copy / "federation.toml"), "federation.toml")
+    agreement = Agreement.open(copy / "federation.toml")
     assert agreement.start.model == records(copy / "run", "aa")[-1]["model_sha256"]
     run(copy, 4).refused(64, "every site is given as a file", "--from-model FILE")
     run(copy, 4, "--from-model", tmp_path / "nowhere").refused(64, "no such file")

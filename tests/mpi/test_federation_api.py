@@ -17,7 +17,7 @@ def sum_case(tmp_path: Path, case: str, ranks: tuple[int, int, int] = (1, 1, 1),
     federation = write_federation(tmp_path, sites, stores=False, **settings)  # type: ignore[arg-type]
     # Plain `python script.py`: fedhpc's own hook must end the job.
     words = [HERE / "sum_ranks.py", federation, "sites", tmp_path / "sites", case]
-    return mpirun(sum(ranks), words, timeout=40, guarded=False)
+    return mpirun(sum(ranks), words, timeout=40, guarded=False, warm=True)
 
 
 @pytest.mark.mpi
@@ -73,13 +73,13 @@ def test_site_settings_that_must_fit_together_are_agreed_on(tmp_path: Path) -> N
     script.write_text(
         "import sys, numpy as np, fedhpc\n"
         "with fedhpc.join(sys.argv[1], sites=sys.argv[2]) as fed:\n"
-        "    assert fed.sums.rails == 1, fed.sums.rails\n"
+        "    assert fed.session.sums.rails == 1, fed.session.sums.rails\n"
         "    me = fed.sites.index(fed.site) + 1\n"
         "    got = fed.sum(np.arange(400_000) * me)\n"
         "    assert (got == np.arange(400_000) * 6).all()\n"
         "    print('equal')\n"
     )
-    done = mpirun(6, [script, federation, tmp_path / "sites"], timeout=40).ok()
+    done = mpirun(6, [script, federation, tmp_path / "sites"], timeout=40, warm=True).ok()
     assert done.out.count("equal") == 6
 
 
@@ -136,7 +136,7 @@ def test_sync_in_a_users_own_loop(tmp_path: Path) -> None:
     write_federation(tmp_path, {"aa": Site(), "bb": Site(), "cc": Site(ranks=2)}, stores=False)
     words = [HERE / "sync_ranks.py", tmp_path]
     path = {"PYTHONPATH": f"{HERE.parent}:{HERE.parents[1]}"}
-    done = mpirun(4, words, timeout=120, env=path).ok()
+    done = mpirun(4, words, timeout=120, env=path, warm=True).ok()
     for wrapped in ("True", "False"):
         prints = [line.split()[1] for line in done.out.splitlines() if line.startswith(wrapped)]
         assert len(prints) == 3

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import Site, call, mpirun, table, write_federation
+from harness import Site, Warm, call, mpirun, table, write_federation
 
 from fedhpc.secure.ring import scale_for
 
@@ -120,7 +120,7 @@ def test_what_a_run_writes_is_its_owners_only(tmp_path: Path, umask: int) -> Non
     before = os.umask(umask)
     try:
         words = [RANKS_SCRIPT, tmp_path / "modes"]
-        mpirun(4, words, timeout=100, env={"FEDHPC_LOG_RANKS": "all"}).ok()
+        mpirun(4, words, timeout=100, env={"FEDHPC_LOG_RANKS": "all"}, warm=True).ok()
     finally:
         os.umask(before)
     run = tmp_path / "modes" / "run"
@@ -182,7 +182,7 @@ def test_one_site_is_plain_pytorch_to_the_last_bit(tmp_path: Path) -> None:
             task={"name": "mlp", "held_out": 0.25, "options": options},
             train=settings | {"batch_size": 8, "local_steps": 5},
         )  # fmt: skip
-    done = call([sys.executable, RANKS_SCRIPT, *(tmp_path / name for name in ALONE)], timeout=60).ok()
+    done = call([*Warm.words(), RANKS_SCRIPT, *(tmp_path / name for name in ALONE)], timeout=60).ok()
     plain = call(
         [sys.executable, "-c", "".join(PLAIN.format(options=options, optimizer=o) for _, o in ALONE.values())],
         env={"PYTHONPATH": f"{RANKS_SCRIPT.parents[1]}:{RANKS_SCRIPT.parents[2]}"}, timeout=60,

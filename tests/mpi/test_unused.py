@@ -55,7 +55,7 @@ def run(folder: Path, source: str, ranks: int = 1, **train: Any) -> Completed:
     file = folder / "sites" / "aa.toml"
     file.write_text(file.read_text().replace("[data]\n", "[data]\ntask_source = '../task.py'\n"))
     words = ["-m", "fedhpc", "run", str(federation), "--sites", str(folder / "sites")]
-    return call([sys.executable, *words], timeout=60) if ranks == 1 else mpirun(ranks, words, timeout=90)
+    return call([sys.executable, *words], timeout=60) if ranks == 1 else mpirun(ranks, words, timeout=90, warm=True)
 
 
 def test_the_command_names_them_and_what_to_do(tmp_path: Path) -> None:

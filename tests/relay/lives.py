@@ -20,7 +20,8 @@ from pathlib import Path
 
 from harness import FEDHPC, ROOT, Completed, Job, Warm, call, edit, mpi_words, start, write_rows, write_toml
 
-from fedhpc.agreement.agreement import read_agreement, read_site
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.one_machine import Enrolled, enrol
 from fedhpc.sums.over_relay.exchange import RelayExchange
@@ -262,8 +263,8 @@ class Run:
 
     def client(self, name: str) -> RelayClient:
         """The site's access to the relay."""
-        agreement = read_agreement(read_bytes(self.enrolled.federation), "federation.toml")
-        mine = read_site(read_bytes(self.enrolled.site_file(name)), self.enrolled.site_file(name))
+        agreement = Agreement.open(self.enrolled.federation)
+        mine = SiteFile.open(self.enrolled.site_file(name))
         access = relay_access(agreement, mine, agreement.number_of(name))
         return RelayClient(dataclasses.replace(access, proxy=None), 1, Patience(5.0))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from harness import Job, start
 from tiny_federations import ENVIRONMENT, Tiny
 
-from fedhpc.agreement.agreement import read_agreement
+from fedhpc.agreement.federation_file import read_agreement
 
 
 def use_spool(tiny: Tiny, name: str, sites: Sequence[str], spool: Path) -> None:

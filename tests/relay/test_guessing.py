@@ -21,7 +21,7 @@ from spool_sites import carriers, place_of, use_spool
 from tiny_federations import Tiny, relay_of, run_sites
 from tiny_site import rows_of
 
-from fedhpc.agreement.agreement import read_agreement
+from fedhpc.agreement.federation_file import read_agreement
 from fedhpc.secure import labels
 from fedhpc.secure.ring import MAX_SCALE, Layout, Tensor, scale_for
 from fedhpc.secure.transcript import state_hash, tree, u64

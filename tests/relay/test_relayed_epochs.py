@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from harness import Completed, Job, Warm, edit, start, until, write_rows
 
-from fedhpc.agreement.agreement import Agreement, read_agreement
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.approve import review
 from fedhpc.enrolment.coordinator import Coordinator
@@ -69,7 +69,7 @@ class World:
 
     @property
     def agreement(self) -> Agreement:
-        return read_agreement(read_bytes(self.federation), "federation.toml")
+        return Agreement.open(self.federation)
 
     def site(self, name: str) -> SiteFolder:
         return SiteFolder.open(self.folder / "sites" / name / "site.toml")

@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import user_scripts
 
+from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.federation import Federation
+from fedhpc.federation.session import Session
 from fedhpc.mpi.world import abort_job, describe_failure
 from fedhpc.rounds.interfaces import AtStep, LocalResult
 from fedhpc.rounds.loop import run_rounds
@@ -124,21 +125,21 @@ class Reporter:
             print(f"note: {text}", flush=True)
 
 
-def train(fed: Federation, case: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+def train(session: Session, case: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """Run the federation's rounds."""
     gates = Path(case["gates"]) if case.get("gates") else None
-    model = Model(fed.site, case.get("shapes", SHAPES), gates)
-    reporter = Reporter(fed.party.leads)
+    model = Model(session.site, case.get("shapes", SHAPES), gates)
+    reporter = Reporter(session.party.leads)
 
     def prepare() -> None:
         """A statistic that becomes part of the first model, as standardising does; `everyone` is the case's."""
         if "prepare" in case:
-            start = update_of(fed.site, 0, "bias", model.now["bias"].shape)
+            start = update_of(session.site, 0, "bias", model.now["bias"].shape)
             options = {} if case["prepare"] is None else {"everyone": bool(case["prepare"])}
-            total = fed.sum({"bias": start.astype(np.float64)}, bound=2.0, name="start", **options)
+            total = Federation(session).sum({"bias": start.astype(np.float64)}, bound=2.0, name="start", **options)
             model.now["bias"] = np.asarray(total["bias"] / len(total.sites), np.float32)
 
-    outcome = run_rounds(fed, model, Hdf5Checkpoints(directory / "checkpoints"), reporter, prepare=prepare)
+    outcome = run_rounds(session, model, Hdf5Checkpoints(directory / "checkpoints"), reporter, prepare=prepare)
     return {
         "sha256": outcome.model.sha256(),
         "state": outcome.model.state.hex(),
@@ -178,12 +179,12 @@ def main(cases: list[dict[str, Any]]) -> None:
             die(*case["dies"])
         where = {name: Path(case[name]) if name in case else None for name in ("sites", "site", "run")}
         joined = join_with_files(Path(case["federation"]), **where)  # type: ignore[arg-type]
-        with joined.federation as fed:
+        with joined.session as session:
             what = case.get("what", "train")
             script = None if what == "train" else getattr(user_scripts, what)
-            found = train(fed, case, joined.site_directory) if script is None else script(fed)
-        if fed.party.leads and ("site" in case or joined.first):
-            print(json.dumps({"case": case["name"], "site": fed.site, **found}), flush=True)
+            found = train(session, case, joined.site_directory) if script is None else script(Federation(session))
+        if session.party.leads and ("site" in case or joined.first):
+            print(json.dumps({"case": case["name"], "site": session.site, **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedhpc.federation.federation import Federation
+from fedhpc.app.federation import Federation
 
 MIB = 1 << 20
 
@@ -36,7 +36,7 @@ def numbers_of(site: int) -> dict[str, np.ndarray]:
 
 def sums(fed: Federation) -> dict[str, Any]:
     """Sums and means of many kinds."""
-    me = fed.party.number
+    me = fed.session.party.number
     mine = numbers_of(me)
     found = {f"sum {n}": digest(a) for n, a in fed.sum(mine, bound=1.0, name="all").items()}
     scaled = fed.sum({"x": mine["float32"] * 1000 * me}, name="without a bound")
@@ -53,8 +53,8 @@ def sums(fed: Federation) -> dict[str, Any]:
     found["sites"] = weighted.sites
     found["large int mean"] = digest(fed.mean({"x": mine["ints"]}, bound=1000.0)["x"])
     found["everyone"] = fed.sum(np.array([me]), everyone=True).tolist()
-    found["round"] = fed.round_
-    found["state"] = fed.state.hex()
+    found["round"] = fed.session.round_
+    found["state"] = fed.session.state.hex()
     return found
 
 
@@ -97,11 +97,11 @@ def expected_sums(sites: int) -> dict[str, Any]:
 
 def small(fed: Federation) -> dict[str, Any]:
     """Numbers that a guesser would find soon; with S, the salt of each sum, which only the sites know."""
-    me, found = fed.party.number, {}
+    me, found = fed.session.party.number, {}
     found["patients"] = int(fed.sum({"n": np.array(200 + 31 * me)}, name="patients")["n"])
-    salts = {"patients": fed.last_salt.hex()}
-    found["W"] = fed.total_weight(20 + 7 * me, "weights of age")
-    salts["W"] = fed.last_salt.hex()
+    salts = {"patients": fed.session.last_salt.hex()}
+    found["W"] = fed.session.total_weight(20 + 7 * me, "weights of age")
+    salts["W"] = fed.session.last_salt.hex()
     scaled = fed.sum({"x": np.array(3.0 * me)}, name="without a bound")
     return found | {"quantum": scaled.quantum["x"], "salts": salts}
 
@@ -114,35 +114,35 @@ def sync(fed: Federation) -> dict[str, Any]:
     torch.manual_seed(5)
     model = torch.nn.Sequential(torch.nn.Linear(6, 40), torch.nn.BatchNorm1d(40), torch.nn.Linear(40, 1).double())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    draw = np.random.default_rng(fed.party.number)
+    draw = np.random.default_rng(fed.session.party.number)
     x = torch.from_numpy(draw.standard_normal((24, 6)).astype(np.float32))
     y = x.sum(dim=1, keepdim=True).double()
-    together = fed.sync(model, optimizer, every=2, weight=10 * fed.party.number)
+    together = fed.sync(model, optimizer, every=2, weight=10 * fed.session.party.number)
     for _ in range(6):
         optimizer.zero_grad()
         hidden = model[1](model[0](x)).double()
         torch.nn.functional.mse_loss(model[2](hidden), y).backward()
         optimizer.step()
         together.step()
-    return {"sha256": together.model_sha256, "round": fed.round_, "state": fed.state.hex()}
+    return {"sha256": together.model_sha256, "round": fed.session.round_, "state": fed.session.state.hex()}
 
 
 def skipping(fed: Federation) -> dict[str, Any]:
     """A sum that may be skipped, and one that is waited for."""
-    first = fed.sum({"n": fed.party.number}, name="may be skipped", everyone=True, skip=True)
-    second = fed.sum({"n": fed.party.number}, name="is waited for", everyone=True)
+    first = fed.sum({"n": fed.session.party.number}, name="may be skipped", everyone=True, skip=True)
+    second = fed.sum({"n": fed.session.party.number}, name="is waited for", everyone=True)
     return {"first": None if first is None else int(first["n"]), "second": int(second["n"]), "round": fed.round_}
 
 
 def patients(fed: Federation) -> dict[str, Any]:
     """The same sum twice."""
-    totals = [int(fed.sum({"n": fed.party.number}, name="patients")["n"]) for _ in range(2)]
+    totals = [int(fed.sum({"n": fed.session.party.number}, name="patients")["n"]) for _ in range(2)]
     return {"total": totals[0], "again": totals[1]}
 
 
 def other_patients(fed: Federation) -> dict[str, Any]:
     """Another number under the name that `patients` has summed."""
-    return {"total": int(fed.sum({"n": 7 * fed.party.number}, name="patients")["n"])}
+    return {"total": int(fed.sum({"n": 7 * fed.session.party.number}, name="patients")["n"])}
 
 
 def nothing(fed: Federation) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_the_demo_learns_what_pooled_rows_teach(demo: Demo) -> None:
     from sklearn.metrics import roc_auc_score
     from sklearn.preprocessing import StandardScaler
 
-    from fedhpc.agreement.agreement import read_agreement
+    from fedhpc.agreement.federation_file import read_agreement
     from fedhpc.config import read_section
     from fedhpc.demo.heart.baselines import join_rows, read_split
     from fedhpc.train.settings import TaskSettings

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedhpc.agreement.agreement import SiteFile, read_agreement, read_site
-from fedhpc.agreement.run_place import run_place
+from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.run_folder import run_place
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.life.history import Finished, finished, round_seconds
 from fedhpc.app.life.job_end import job_end
 from fedhpc.app.life.job_life import JobLife
 from fedhpc.app.life.settings import LifeSettings
 from fedhpc.app.life.stop_signals import Told
-from fedhpc.config import read_bytes, read_section
+from fedhpc.config import read_section
 from fedhpc.errors import ConfigError
 from fedhpc.federation.life import Stage
 from fedhpc.federation.party import Party
@@ -43,8 +44,8 @@ def finished_before(federation: Path, site: Path, run: Path | None, stage: Stage
 
     Raises ConfigError for files that cannot be used.
     """
-    agreement = read_agreement(read_bytes(federation), str(federation))
-    mine = read_site(read_bytes(site), site)
+    agreement = Agreement.open(federation)
+    mine = SiteFile.open(site)
     agreement.number_of(mine.site.name)
     settings = read_section(LifeSettings, mine.life, "life")
     if stage != "all" and mine.exchange.kind == "mpi":
@@ -54,5 +55,4 @@ def finished_before(federation: Path, site: Path, run: Path | None, stage: Stage
         )
     if stage == "all" and settings.kind == "inline":
         return None
-    directory = mine.path(mine.site.directory) if mine.site.directory else None
-    return finished(directory or run_place(federation, agreement, run) / mine.site.name, agreement.hash)
+    return finished(mine.run_directory(run_place(federation, agreement, run)), agreement.hash)

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 
-from fedhpc.agreement.agreement import Agreement, read_agreement, read_site_directory
+from fedhpc.agreement.federation_file import Agreement, read_agreement
+from fedhpc.agreement.site_file import read_site_directory
 from fedhpc.app.join import Joined, join_with_files
 from fedhpc.app.run import open_site_trainer, run_joined, train
 from fedhpc.demo.heart.baselines import Score
 from fedhpc.demo.heart.scores import Costs, other_split, score_split, write_result
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.federation import Federation
+from fedhpc.federation.session import Session
 from fedhpc.ledger.journal import MemoryJournal
 from fedhpc.rounds.null_objects import NoCheckpoints, Silence
 
@@ -30,9 +31,9 @@ def compare(directory: Path, splits: int) -> None:
     """Train and score everything; rank 0 writes the result. Called by every rank."""
     torch.set_num_threads(1)
     joined = join_with_files(directory / "federation.toml", sites=directory / "sites", site=None, run=None)
-    with joined.federation as fed:
+    with joined.session as session:
         ran = run_joined(joined)
-        own = fed.party.agreement
+        own = session.party.agreement
         agreements = [read_agreement(other_split(own, k), "federation.toml") for k in range(splits)]
         models = [ran.outcome.model.tensors]
         for agreement in agreements[1:]:
@@ -41,51 +42,51 @@ def compare(directory: Path, splits: int) -> None:
         if joined.first:
             outcome = ran.outcome
             costs = Costs(
-                fed.sums.name, fed.ranks, outcome.seconds_per_round, outcome.bytes_per_round, ran.model_sha256
+                session.sums.name, session.ranks, outcome.seconds_per_round, outcome.bytes_per_round, ran.model_sha256
             )
             write_result(ran.directory, own, scores, costs)
 
 
 def _train_split(joined: Joined, agreement: Agreement) -> Tensors:
     """The federation's model on another split, trained by the same ranks; nothing of it is kept on disk."""
-    party = joined.federation.party
+    party = joined.session.party
     journal = MemoryJournal() if party.leads else None
     party = dataclasses.replace(party, agreement=agreement, journal=journal)
-    fed = Federation(party, joined.federation.sums.of(party))
-    with open_site_trainer(fed, joined.site_file) as trainer:
-        return train(fed, trainer, NoCheckpoints(), Silence()).model.tensors
+    session = Session(party, joined.session.sums.of(party))
+    with open_site_trainer(session, joined.site_file) as trainer:
+        return train(session, trainer, NoCheckpoints(), Silence()).model.tensors
 
 
 def _score_all(
     joined: Joined, directory: Path, agreements: list[Agreement], models: list[Tensors]
 ) -> list[dict[str, Score]]:
     """Per split: the score of each hospital alone, of the pooled rows and of the federation. Ranks share the work."""
-    fed = joined.federation
-    files = read_site_directory(directory / "sites", fed.party.agreement)
+    session = joined.session
+    files = read_site_directory(directory / "sites", session.party.agreement)
     stores = {f.site.name: f.path(Path(f.data["path"])) for f in files}
-    place, places = _place_in_job(fed)
+    place, places = _place_in_job(session)
     mine: dict[int, dict[str, Any]] = {}
     for k in range(place, len(agreements), places):
         found = score_split(stores, agreements[k], models[k])
         mine[k] = {name: dataclasses.asdict(s) for name, s in found.items()}
     gathered: dict[int, dict[str, Score]] = {}
-    for part in _gather_over_job(fed, json.dumps(mine).encode()):
+    for part in _gather_over_job(session, json.dumps(mine).encode()):
         for k, found in json.loads(part).items():
             gathered[int(k)] = {name: Score(**s) for name, s in found.items()}
     return [gathered[k] for k in sorted(gathered)]
 
 
-def _place_in_job(fed: Federation) -> tuple[int, int]:
+def _place_in_job(session: Session) -> tuple[int, int]:
     """A running number of this rank over all sites, and how many there are; all sites have the same ranks here."""
-    return (fed.party.number - 1) * fed.ranks + fed.rank, len(fed.sites) * fed.ranks
+    return (session.party.number - 1) * session.ranks + session.rank, len(session.sites) * session.ranks
 
 
-def _gather_over_job(fed: Federation, message: bytes) -> list[bytes]:
+def _gather_over_job(session: Session, message: bytes) -> list[bytes]:
     """Every rank's message, at the leaders; at other ranks those of their site. The scores are of public data."""
-    within = fed.party.site.gather_bytes(message)
-    if not fed.party.leads:
+    within = session.party.site.gather_bytes(message)
+    if not session.party.leads:
         return within
-    joined = fed.sums.announce("SCORES", b"\n".join(within)).values()
+    joined = session.sums.announce("SCORES", b"\n".join(within)).values()
     return [line for lines in joined for line in lines.split(b"\n")]
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedhpc.agreement.agreement import read_agreement
-from fedhpc.config import read_bytes
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.data.rowkey import create_key, read_key
 from fedhpc.demo.heart.federation import STRATEGY, TASK, TRAIN
 from fedhpc.demo.heart.hospitals import write_site_stores
@@ -52,7 +51,7 @@ def run_relayed(directory: Path, *, seed: int, rounds: int, splits: int, ranks: 
     stores = write_site_stores(directory / "data", read_key(directory / "row-id.key"))
     sections = _SECTIONS.format(strategy=STRATEGY, task=TASK.format(split_seed=seed), train=TRAIN)
     enrolled = enrol(directory, "heart", sections, stores, rounds=rounds, seed=seed)
-    agreement = read_agreement(read_bytes(enrolled.federation), str(enrolled.federation))
+    agreement = Agreement.open(enrolled.federation)
     for k in range(1, splits):
         enrolled.variant(split_folder(directory, k), other_split(agreement, k))
     environment, note = launcher_environment()
@@ -78,11 +77,11 @@ def _score(directory: Path, enrolled: Enrolled, splits: int, ranks: int) -> None
     scores = []
     for k in range(splits):
         file = split_folder(directory, k) / "coordinator" / "federation.toml"
-        agreement = read_agreement(read_bytes(file), str(file))
+        agreement = Agreement.open(file)
         with np.load(directory / MODELS / f"{k}.npz", allow_pickle=False) as arrays:
             scores.append(score_split(stores, agreement, dict(arrays)))
     costs = Costs(
         "https", ranks, reports[0]["seconds_per_round"], reports[0]["bytes_per_round"], reports[0]["sha256"][0]
     )
-    own = read_agreement(read_bytes(enrolled.federation), str(enrolled.federation))
+    own = Agreement.open(enrolled.federation)
     write_result(directory / "run", own, scores, costs)

@@ -28,14 +28,14 @@ def run_site(directory: Path, site: str, splits: int) -> None:
         folder = split_folder(directory, k)
         federation = folder / "coordinator" / "federation.toml"
         joined = join_with_files(federation, sites=None, site=folder / "sites" / site / "site.toml", run=folder / "run")
-        with joined.federation as fed:
-            speaks = joined.first and site == fed.sites[0]
+        with joined.session as session:
+            speaks = joined.first and site == session.sites[0]
             if k == 0:
                 outcome = run_joined(dataclasses.replace(joined, first=speaks)).outcome
                 seconds, sent = outcome.seconds_per_round, outcome.bytes_per_round
             else:
-                with open_site_trainer(fed, joined.site_file) as trainer:
-                    outcome = train(fed, trainer, NoCheckpoints(), Silence())
+                with open_site_trainer(session, joined.site_file) as trainer:
+                    outcome = train(session, trainer, NoCheckpoints(), Silence())
         hashes.append(outcome.model.sha256())
         if speaks:
             (directory / MODELS).mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fedhpc.agreement.agreement import Agreement
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.config import read_section
 from fedhpc.demo.heart.baselines import Score, Split, fit, join_rows, read_split, score
 from fedhpc.federation.checkpoint import Tensors

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from fedhpc.files import sync_folder
 from fedhpc.relay.problems import Problem
 from fedhpc.secure.transcript import tree_root
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_bytes, block_count
@@ -229,15 +230,6 @@ def read_head(meta: Path) -> tuple[int, bytes | None]:
         raise ValueError(f"{meta} is damaged")
     tree = head[_TREE_AT:_KEY_AT]
     return int.from_bytes(head[len(_MAGIC) : _TREE_AT], "little"), None if tree == _UNKNOWN else tree
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedhpc.agreement.agreement import Agreement, SiteFile
 from fedhpc.agreement.approvals import Approvals, configuration
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.agreement.identity import lost_keys_hint
 from fedhpc.agreement.run_folder import bind_run_folder
+from fedhpc.agreement.site_file import SiteFile
 from fedhpc.errors import ConfigError, InterruptedRun, PeersError, PolicyError
 from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.life import Life

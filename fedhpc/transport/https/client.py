@@ -22,7 +22,7 @@ from fedhpc.transport.https.transfer import TREE_HEADER, BlockWork, Incoming, Ou
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.listing import MOST_BYTES, Entry, listing_path, read_listing
 from fedhpc.transport.ranges import Gaps, read_gaps
-from fedhpc.transport.traffic import Traffic
+from fedhpc.transport.transport import Traffic
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count
 
 

@@ -25,7 +25,7 @@ from fedhpc.transport.https import tls_words
 from fedhpc.transport.https.addresses import parse_url, place_of, tls_name
 from fedhpc.transport.https.proxies import ask_for_tunnel
 from fedhpc.transport.link_problems import MOST_JSON_BYTES, LinkDown, NoWayError, RelayProblem, printable, refusal
-from fedhpc.transport.traffic import Traffic
+from fedhpc.transport.transport import Traffic
 from fedhpc.wire.certificate_times import COMPARE_CLOCKS, begins_later, has_ended
 from fedhpc.wire.pins import load_pair, pin_of, read_der, require_private, same_pin
 from fedhpc.wire.tls_read import read_available, readable

@@ -18,7 +18,7 @@ from typing import TypeVar
 from fedhpc.errors import PeersError
 from fedhpc.transport.https.link import Link, RelayAccess, site_context
 from fedhpc.transport.link_problems import LinkDown
-from fedhpc.transport.traffic import Traffic
+from fedhpc.transport.transport import Traffic
 
 _MOST_ASKED_S = 60.0
 _T = TypeVar("_T")

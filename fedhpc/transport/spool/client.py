@@ -42,8 +42,7 @@ from fedhpc.transport.spool.files import (
 from fedhpc.transport.spool.notes import Answer, Listing, PutNote, Receipt, Want, WatchNote, read_note, to_bytes
 from fedhpc.transport.spool.patience import SpoolPatience
 from fedhpc.transport.spool.transfer import SpoolOutgoing, drop, read_blocks
-from fedhpc.transport.traffic import Traffic
-from fedhpc.transport.transport import BlockWork
+from fedhpc.transport.transport import BlockWork, Traffic
 from fedhpc.wire.kinds import UNSHARED, Carries, carries, is_turn
 from fedhpc.wire.object_names import ObjectName
 

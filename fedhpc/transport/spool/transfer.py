@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fedhpc.errors import InternalError, PeersError
+from fedhpc.files import sync_folder
 from fedhpc.secure.transcript import tree_root
 from fedhpc.transport.spool.files import SpoolFolder, length_of, opened, remove, storage
 from fedhpc.transport.spool.modes import open_part
-from fedhpc.transport.traffic import Traffic
-from fedhpc.transport.transport import BlockWork
+from fedhpc.transport.transport import BlockWork, Traffic
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count
 
 
@@ -78,7 +78,8 @@ class SpoolOutgoing:
         if length_of(self._final) != self._length and length_of(self._part) == self._length:
             with storage(self._final, "write"):
                 self._part.replace(self._final)
-                _sync(self._final.parent)
+                with contextlib.suppress(OSError):  # some shared file systems cannot sync a folder
+                    sync_folder(self._final.parent)
         return self._send(root)
 
 
@@ -156,12 +157,3 @@ def _write_at(handle: int, data: memoryview, at: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(handle, data[done:], at + done)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some shared file systems know no sync of a folder
-            os.fsync(handle)
-    finally:
-        os.close(handle)

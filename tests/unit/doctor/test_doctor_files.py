@@ -17,7 +17,7 @@ from federation_fakes import journal_in, known
 from harness import edit
 from secure_fakes import key_of
 
-from fedhpc.agreement.agreement import ExchangeSection
+from fedhpc.agreement.site_file import ExchangeSection
 from fedhpc.doctor import file_system, node, storage
 from fedhpc.doctor.file_system import Mount, mount_of
 from fedhpc.doctor.subject import Subject, open_subject

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from enrolment_fakes import Enrolment
 
-from fedhpc.agreement.agreement import Agreement, read_agreement
 from fedhpc.agreement.approvals import configuration, difference
+from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.enrolment.approve import review
 from fedhpc.errors import ConfigError, PolicyError, StorageError
 from fedhpc.secure.epochs import check_signed, move

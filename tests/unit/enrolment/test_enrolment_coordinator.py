@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from enrolment_fakes import SITES, URL, Enrolment
 
-from fedhpc.agreement.agreement import read_agreement
+from fedhpc.agreement.federation_file import read_agreement
 from fedhpc.agreement.roster import check_name
 from fedhpc.config import parse_toml
 from fedhpc.enrolment.coordinator import Coordinator

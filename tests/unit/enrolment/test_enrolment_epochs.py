@@ -13,8 +13,8 @@ from enrolment_fakes import SITES, Enrolment
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhpc.agreement.agreement import PROTOCOL_NAME, Agreement, read_agreement
-from fedhpc.agreement.run_place import run_place
+from fedhpc.agreement.federation_file import PROTOCOL_NAME, Agreement, read_agreement
+from fedhpc.agreement.run_folder import run_place
 from fedhpc.cli.federation import federation as command
 from fedhpc.enrolment.draft import Draft
 from fedhpc.enrolment.federation_text import MARK, drop_value, set_value

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from enrolment_fakes import Enrolment
 from secure_fakes import key_of
 
-from fedhpc.agreement.agreement import Agreement, read_agreement
+from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.cli import cli
 from fedhpc.enrolment.approve import review
 from fedhpc.errors import ConfigError, PolicyError

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from enrolment_fakes import URL, Enrolment
 
-from fedhpc.agreement.agreement import read_agreement
+from fedhpc.agreement.federation_file import read_agreement
 from fedhpc.agreement.identity import read_identity
 from fedhpc.cli.site import request
 from fedhpc.cohort.settings import CohortSettings

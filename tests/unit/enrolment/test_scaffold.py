@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhpc.agreement.agreement import read_agreement
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.config import parse_toml, read_bytes
 from fedhpc.enrolment.next_epoch import Beginning
 from fedhpc.enrolment.rehearsal import Rehearsal
@@ -29,7 +29,7 @@ def given(tmp_path: Path) -> StartFile:
 
 def test_every_site_is_given_the_model(tmp_path: Path, given: StartFile) -> None:
     federation = written(tmp_path / "new", given)
-    agreement = read_agreement(read_bytes(federation), "federation.toml")
+    agreement = Agreement.open(federation)
     assert (agreement.start.model, agreement.start.from_) == (SHA, None)
     assert agreement.names == ["aa", "bb", "cc"]
     for name in agreement.names:
@@ -47,5 +47,5 @@ def test_without_one_the_files_are_as_before(tmp_path: Path) -> None:
 def test_it_goes_on_to_the_next_epoch(tmp_path: Path, given: StartFile) -> None:
     federation = written(tmp_path / "new", given)
     Rehearsal(tmp_path / "new").next_epoch(Beginning())
-    after = read_agreement(read_bytes(federation), "federation.toml")
+    after = Agreement.open(federation)
     assert (after.federation.epoch, after.start.model, after.start.from_) == (1, "", "previous")

@@ -14,12 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from train_fakes import make_trainer
 
+from fedhpc.app.federation import Federation
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation import element_scales
 from fedhpc.federation.element_scales import MOST_ELEMENTS, with_own_scales
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.input_check import inspect, share
 from fedhpc.federation.party import Opened, SumPlan
+from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.elements import NO_VALUE, exponents_of, scaled
 from fedhpc.secure.largest import largest
@@ -34,7 +35,7 @@ FLOATS = st.floats(-LARGEST, LARGEST)
 def summed(values: list[Any], sites: int = 3, **how: Any) -> Any:
     """What site 1 gets, where site u gives values[u - 1]."""
     meeting = Meeting(sites)
-    return meeting.run(lambda federation: federation.sum({"x": values[federation.party.number - 1]}, **how))[1]
+    return meeting.run(lambda session: Federation(session).sum({"x": values[session.party.number - 1]}, **how))[1]
 
 
 # --- exact powers of two
@@ -122,9 +123,9 @@ def test_large_numbers_that_cancel_leave_the_small_ones(sites: int) -> None:
 def test_means_with_and_without_weights() -> None:
     x = np.array([1e300, 1e-300, -3.0, 0.0, 1e9])
 
-    def work(federation: Federation) -> Any:
-        me = federation.party.number
-        return federation.mean({"x": x * me}), federation.mean({"x": x * me}, weight=me)
+    def work(session: Session) -> Any:
+        me = session.party.number
+        return Federation(session).mean({"x": x * me}), Federation(session).mean({"x": x * me}, weight=me)
 
     plain, weighted = Meeting(3).run(work)[1]
     np.testing.assert_allclose(plain["x"], 2 * x, rtol=1e-15)
@@ -134,7 +135,7 @@ def test_means_with_and_without_weights() -> None:
 def test_stochastic_rounding_takes_the_scales_too() -> None:
     x = np.array([1e9, 1e-9, 0.0])
     meeting = Meeting(3, secure={"rounding": "stochastic"})
-    found = meeting.run(lambda federation: federation.sum({"x": x}))[1]
+    found = meeting.run(lambda session: Federation(session).sum({"x": x}))[1]
     np.testing.assert_allclose(found["x"], 3 * x, rtol=1e-15)
 
 
@@ -162,9 +163,9 @@ def test_a_sum_beyond_float64_is_refused_at_every_site() -> None:
 )
 def test_what_is_not_finite_is_refused_before_anything_is_asked(bad: float, how: dict[str, Any]) -> None:
     meeting = Meeting(1)
-    federation = meeting.federation(1)
+    session = meeting.session(1)
     with pytest.raises(DataError, match=r"'x' of site s1 holds"):
-        federation.sum({"fine": 1.0, "x": np.array([1.0, bad])}, **how)
+        Federation(session).sum({"fine": 1.0, "x": np.array([1.0, bad])}, **how)
     assert meeting.plans == []
 
 
@@ -173,10 +174,10 @@ def test_a_sum_of_one_number_costs_one_sum_of_marks_and_one_with_a_bound_none() 
     sizes: dict[str, int] = {}
     meeting.noted = lambda plan, layout: sizes.update({plan.purpose: layout.payload_bytes})
 
-    def work(federation: Federation) -> None:
-        federation.sum(1.0, name="one")
-        federation.sum(1.0, name="two", bound=2.0)
-        federation.sum({"n": 1, "none": np.zeros(0)}, name="three")
+    def work(session: Session) -> None:
+        Federation(session).sum(1.0, name="one")
+        Federation(session).sum(1.0, name="two", bound=2.0)
+        Federation(session).sum({"n": 1, "none": np.zeros(0)}, name="three")
 
     meeting.run(work)
     assert list(sizes) == ["scale of one", "one", "two", "three"]
@@ -198,7 +199,7 @@ def test_large_and_small_arrays_in_one_call(monkeypatch: pytest.MonkeyPatch) -> 
     units = 10.0 ** draw.integers(-12, 12, 40)
     arrays = {"small": units * draw.normal(size=40), "other": np.float32([1e-9, 1e9]), "large": draw.normal(size=70)}
     meeting = Meeting(3)
-    found = meeting.run(lambda federation: federation.sum({**arrays, "n": 1}, name="all"))[1]
+    found = meeting.run(lambda session: Federation(session).sum({**arrays, "n": 1}, name="all"))[1]
     assert [p.purpose for p in meeting.plans] == [
         "scale of all", "scale 2 of all", "scale of arrays of all", "all",
     ]  # fmt: skip
@@ -232,10 +233,10 @@ class Noting(FakeSums):
 def noted(values: dict[int, Any], **how: Any) -> dict[str, list[Any]]:
     meeting, seen = Meeting(3), {}  # type: ignore[var-annotated]
 
-    def work(federation: Federation) -> None:
-        party = federation.party
-        mine = Federation(party, type("Noted", (Noting,), {"seen": seen})(meeting, party))
-        mine.sum({"x": values[party.number]}, name="x", **how)
+    def work(session: Session) -> None:
+        party = session.party
+        mine = Session(party, type("Noted", (Noting,), {"seen": seen})(meeting, party))
+        Federation(mine).sum({"x": values[party.number]}, name="x", **how)
 
     meeting.run(work)
     return seen
@@ -274,10 +275,10 @@ def test_a_false_mark_is_told_and_makes_no_constant(caplog: pytest.LogCaptureFix
     meeting = Meeting(3)
     seen: list[Any] = []
 
-    def work(federation: Federation) -> None:
-        party = federation.party
-        mine = Federation(party, Exaggerating(meeting, party))
-        seen.append(mine.sum({"x": np.array([1.0, 2.0]) * (party.number != 3)}))
+    def work(session: Session) -> None:
+        party = session.party
+        mine = Session(party, Exaggerating(meeting, party))
+        seen.append(Federation(mine).sum({"x": np.array([1.0, 2.0]) * (party.number != 3)}))
 
     with caplog.at_level(logging.WARNING, logger="fedhpc.federation"):
         meeting.run(work)
@@ -285,11 +286,11 @@ def test_a_false_mark_is_told_and_makes_no_constant(caplog: pytest.LogCaptureFix
     assert all((found.quantum["x"] > 1e280).all() for found in seen)  # so it does not count as exact
     assert caplog.text.count("'x': 2 of 2 values are rounded to a grid that is not small") == 2
 
-    def standardised(federation: Federation) -> str:
+    def standardised(session: Session) -> str:
         trainer = make_trainer(TrainSettings(lr=0.1, local_steps=1), held_out=0)
-        mine = Federation(federation.party, Exaggerating(meeting, federation.party))
+        mine = Session(session.party, Exaggerating(meeting, session.party))
         with pytest.raises(DataError) as caught:
-            standardise(mine.sum, trainer)
+            standardise(Federation(mine).sum, trainer)
         return caught.value.what
 
     assert set(meeting.run(standardised).values()) == {

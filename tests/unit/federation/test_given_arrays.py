@@ -12,6 +12,7 @@ import pytest
 import torch
 from federation_fakes import Meeting
 
+from fedhpc.app.federation import Federation
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.given_arrays import given_arrays
 
@@ -153,7 +154,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 def test_what_is_refused(case: str) -> None:
     value, words = REFUSED[case]
     with pytest.raises(DataError) as caught:
-        Meeting(1).federation(1).sum({"x": value})
+        Federation(Meeting(1).session(1)).sum({"x": value})
     text = caught.value.lines()
     assert words in text
     assert "'x'" in text
@@ -161,7 +162,7 @@ def test_what_is_refused(case: str) -> None:
     assert "4711" not in text
     assert "99" not in text
     with pytest.raises(DataError):
-        Meeting(1).federation(1).mean({"x": value})
+        Federation(Meeting(1).session(1)).mean({"x": value})
 
 
 def test_a_distributed_tensor_is_told_how_to_become_whole() -> None:
@@ -191,12 +192,12 @@ def test_names() -> None:
         with pytest.raises(ConfigError, match="the name of an array"):
             given_arrays({name: 1})
     with pytest.raises(ConfigError, match="name is 5"):
-        Meeting(1).federation(1).sum(1, name=5)  # type: ignore[call-overload]
+        Federation(Meeting(1).session(1)).sum(1, name=5)  # type: ignore[call-overload]
 
 
 def test_small_floats_keep_all_their_digits_in_a_sum() -> None:
     """As float32, whose sums do not end at 65504."""
     value = torch.tensor([40000.0, 0.1], dtype=torch.float16)
-    found = Meeting(3).run(lambda federation: federation.sum({"x": value}))[1]["x"]
+    found = Meeting(3).run(lambda session: Federation(session).sum({"x": value}))[1]["x"]
     assert found.dtype == np.float32
     assert found.tolist() == [120000.0, float(np.float32(3 * float(value[1])))]

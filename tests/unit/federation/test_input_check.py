@@ -10,9 +10,10 @@ from federation_fakes import FakeSums, Meeting, agreement_of, party_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhpc.federation.federation import Federation
+from fedhpc.app.federation import Federation
 from fedhpc.federation.input_check import inspect, share, source_tags
 from fedhpc.federation.party import NO_BASE, Opened, SumPlan
+from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ledger import FINGERPRINT_BLOCK_BYTES, UNKNOWN, ZERO_VALUE, Mark, ledger_keys
 from fedhpc.secure.ring import Layout, Tensor
@@ -71,12 +72,12 @@ class Noting(FakeSums):
 def test_a_sum_a_mean_and_a_weighted_mean_of_the_same_array_are_the_same_numbers(numbers: Any) -> None:
     meeting, values = Meeting(3), {}  # type: ignore[var-annotated]
 
-    def work(federation: Federation) -> None:
-        mine = Federation(federation.party, type("Noted", (Noting,), {"values": values})(meeting, federation.party))
-        mine.sum({"n": numbers}, name="sum", bound=200.0)
-        mine.mean({"n": numbers}, name="mean", bound=200.0)
-        mine.mean({"n": numbers}, weight=3 * federation.party.number, name="weighted", bound=200.0)
-        mine.mean({"n": numbers + 1}, name="other", bound=200.0)
+    def work(session: Session) -> None:
+        mine = Session(session.party, type("Noted", (Noting,), {"values": values})(meeting, session.party))
+        Federation(mine).sum({"n": numbers}, name="sum", bound=200.0)
+        Federation(mine).mean({"n": numbers}, name="mean", bound=200.0)
+        Federation(mine).mean({"n": numbers}, weight=3 * session.party.number, name="weighted", bound=200.0)
+        Federation(mine).mean({"n": numbers + 1}, name="other", bound=200.0)
 
     meeting.run(work)
     assert values["sum"] == values["mean"] == values["weighted"] != values["other"]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from federation_fakes import Meeting
 
-from fedhpc.federation.federation import Federation
+from fedhpc.app.federation import Federation
+from fedhpc.federation.session import Session
 
 WORDS = "rounded to a grid that is not small"
 
@@ -18,9 +19,11 @@ def told(caplog: pytest.LogCaptureFixture, values: list[Any], times: int = 1, na
     """What the sites are told of a sum in which site u holds values[u - 1]."""
     caplog.clear()
 
-    def work(federation: Federation) -> None:
+    def work(session: Session) -> None:
         for time in range(times):
-            federation.sum({"x": values[federation.party.number - 1]}, name=f"{name} {time}" if name else None, **how)
+            Federation(session).sum(
+                {"x": values[session.party.number - 1]}, name=f"{name} {time}" if name else None, **how
+            )
 
     with caplog.at_level(logging.WARNING, logger="fedhpc.federation"):
         Meeting(len(values)).run(work)
@@ -88,7 +91,7 @@ def test_once_for_each_name(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_means_too(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="fedhpc.federation"):
-        Meeting(3).run(lambda federation: federation.mean({"x": np.array([1e-9])}, bound=1e9))
+        Meeting(3).run(lambda session: Federation(session).mean({"x": np.array([1e-9])}, bound=1e9))
     assert WORDS in caplog.text
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedhpc.federation.checkpoint import Checkpoint, Tensors
-from fedhpc.federation.federation import Federation
+from fedhpc.federation.session import Session
 from fedhpc.federation.state_tensors import (
     TOTAL_WEIGHT,
     arrays_of_checkpoint,
@@ -54,13 +54,13 @@ def tensors_of(site: int, dtype: str = "float32") -> Tensors:
     return {n: np.asarray(draw.standard_normal(s), np.float64 if n == "scalar" else dtype) for n, s in shapes.items()}
 
 
-def trained(federation: Federation, rounds: int = 2) -> GlobalModel:
+def trained(session: Session, rounds: int = 2) -> GlobalModel:
     """A model after some rounds of made-up training, with whatever state its strategy has gathered."""
-    model = GlobalModel(federation, tensors_of(0), frozenset({"running"}))
+    model = GlobalModel(session, tensors_of(0), frozenset({"running"}))
     for round_ in range(rounds):
-        change = tensors_of(10 * round_ + federation.party.number)
+        change = tensors_of(10 * round_ + session.party.number)
         local = {n: t - (change[n] * 2.0**-7).astype(t.dtype) for n, t in model.tensors.items()}
-        model.exchange(local, 10 * federation.party.number)
+        model.exchange(local, 10 * session.party.number)
     return model
 
 
@@ -72,27 +72,27 @@ def test_a_state_moves_to_another_site_and_to_a_checkpoint_and_back(tmp_path: Pa
     store = Hdf5Checkpoints(tmp_path)
     states: list[bytes] = []
 
-    def work(federation: Federation) -> tuple[str, bytes, bytes]:
-        model = trained(federation)
-        if federation.party.number == 1:
-            ledger, config = b"", federation.party.agreement.hash
+    def work(session: Session) -> tuple[str, bytes, bytes]:
+        model = trained(session)
+        if session.party.number == 1:
+            ledger, config = b"", session.party.agreement.hash
             saved = model.saved_outer()
             assert (TOTAL_WEIGHT in saved) == (weights == "samples")
-            store.save(Checkpoint(2, federation.round_, config, model.tensors, saved, {}, ledger, model.blind))
+            store.save(Checkpoint(2, session.round_, config, model.tensors, saved, {}, ledger, model.blind))
             assert model.blind != bytes(32)
             states.append(model.state)
         meeting.barrier.wait()
         taken = arrays_of_checkpoint(store.load(2))
         assert joined(taken) == joined(model.arrays())
         assert total_bytes(taken) == total_bytes(model.arrays())
-        if federation.party.number == 2:  # goes on from what site 1 gave
-            other = GlobalModel(federation, tensors_of(99), frozenset({"running"}))
+        if session.party.number == 2:  # goes on from what site 1 gave
+            other = GlobalModel(session, tensors_of(99), frozenset({"running"}))
             other.take_over(np.frombuffer(joined(taken), np.uint8))
             other.reached = model.reached
             model = other
-        if federation.party.number == 3:  # goes on from the checkpoint
+        if session.party.number == 3:  # goes on from the checkpoint
             loaded = store.load(2)
-            other = GlobalModel(federation, tensors_of(98), frozenset({"running"}))
+            other = GlobalModel(session, tensors_of(98), frozenset({"running"}))
             other.restore(loaded.tensors, loaded.outer, loaded.round_, loaded.blind)
             other.reached = model.reached
             model = other
@@ -100,7 +100,7 @@ def test_a_state_moves_to_another_site_and_to_a_checkpoint_and_back(tmp_path: Pa
         assert model.state == states[0]
         assert [t.dtype.name for t in model.tensors.values()] == ["float32", "float64", "float32", "float32"]
         local = {n: t - np.ones_like(t) for n, t in model.tensors.items()}
-        model.exchange(local, 10 * federation.party.number)
+        model.exchange(local, 10 * session.party.number)
         return model.sha256(), model.state, joined(model.arrays())
 
     found = meeting.run(work)
@@ -111,8 +111,8 @@ def test_a_state_moves_to_another_site_and_to_a_checkpoint_and_back(tmp_path: Pa
 def test_what_was_taken_over_leaves_the_old_tensors_alone() -> None:
     """Local training may still hold them as the base of an older update."""
 
-    def work(federation: Federation) -> None:
-        model = trained(federation, 1)
+    def work(session: Session) -> None:
+        model = trained(session, 1)
         base = model.base()
         kept = {n: t.copy() for n, t in base.tensors.items()}
         size = total_bytes(model.arrays())

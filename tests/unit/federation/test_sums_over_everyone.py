@@ -1,6 +1,6 @@
 """What a site that is lost once must not show: counts, weights, numbers summed twice, who holds the largest value.
 
-The faults of the security audit, replayed with real Federation and GlobalModel; sums are added up in memory.
+The faults of the security audit, replayed with real Session and GlobalModel; sums are added up in memory.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from federation_fakes import FakeSums, Meeting
 
+from fedhpc.app.federation import Federation
 from fedhpc.errors import ConfigError, FedhpcError
 from fedhpc.federation import scale_choice
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.party import Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.scale_choice import _possible
+from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.rounds.global_model import GlobalModel
 
@@ -41,9 +42,9 @@ def test_a_lost_site_does_not_show_its_counts() -> None:
     meeting = Meeting(4, **UNIFORM)
     meeting.lost[3] = {4}
 
-    def work(federation: Federation) -> list[Any]:
-        number = federation.party.number
-        model = GlobalModel(federation, {"w": np.zeros(3, np.float32)})
+    def work(session: Session) -> list[Any]:
+        number = session.party.number
+        model = GlobalModel(session, {"w": np.zeros(3, np.float32)})
         found: list[Any] = []
         for round_ in (1, 2):
             local = {"w": model.tensors["w"] - np.float32(0.25)}
@@ -70,8 +71,8 @@ def test_the_training_vector_holds_the_model_alone() -> None:
     meeting = Meeting(4, **UNIFORM)
     names: list[list[str]] = []
 
-    def work(federation: Federation) -> None:
-        model = GlobalModel(federation, {"w": np.zeros(3, np.float32)})
+    def work(session: Session) -> None:
+        model = GlobalModel(session, {"w": np.zeros(3, np.float32)})
         model.exchange({"w": np.ones(3, np.float32)}, 1.0)
         names.append([tensor.name for tensor in meeting.parts[1].layout.named])
 
@@ -82,24 +83,24 @@ def test_the_training_vector_holds_the_model_alone() -> None:
 # --- audit 4: weighted means; audit 5: sums without a name
 
 
-def weighted(federation: Federation) -> Any:
-    number = federation.party.number
+def weighted(session: Session) -> Any:
+    number = session.party.number
     share = np.eye(4)[number - 1]  # shares of all sites add up to 1: a total that everybody knows
-    return federation.mean({"share": share}, weight=ROWS[number], bound=1.0, name="shares")
+    return Federation(session).mean({"share": share}, weight=ROWS[number], bound=1.0, name="shares")
 
 
 @pytest.mark.parametrize(
     ("ask", "which"),
     [
         (weighted, 2),
-        (lambda federation: federation.mean(np.array([1.0]), weight=3.0, bound=1.0), 2),
-        (lambda federation: federation.mean(np.array([1.0]), bound=1.0), 1),
-        (lambda federation: federation.sum({"patients": ROWS[federation.party.number]}), 1),
-        (lambda federation: federation.total_weight(7.0), 1),
+        (lambda session: Federation(session).mean(np.array([1.0]), weight=3.0, bound=1.0), 2),
+        (lambda session: Federation(session).mean(np.array([1.0]), bound=1.0), 1),
+        (lambda session: Federation(session).sum({"patients": ROWS[session.party.number]}), 1),
+        (lambda session: session.total_weight(7.0), 1),
     ],
 )
 def test_a_sum_that_a_lost_site_would_show_itself_by_is_over_everyone(
-    ask: Callable[[Federation], Any], which: int
+    ask: Callable[[Session], Any], which: int
 ) -> None:
     """Where one site is lost in it, no sum is opened at all: over three sites it would show the fourth."""
     meeting = Meeting(4)
@@ -115,9 +116,9 @@ def test_a_name_says_that_a_sum_is_asked_once_only_so_it_may_lack_sites() -> Non
     meeting = Meeting(4)
     meeting.lost[1] = {4}
 
-    def work(federation: Federation) -> list[str] | None:
+    def work(session: Session) -> list[str] | None:
         try:
-            return federation.sum({"n": ROWS[federation.party.number]}, name="patients").sites
+            return Federation(session).sum({"n": ROWS[session.party.number]}, name="patients").sites
         except RoundOverError:
             return None
 
@@ -128,11 +129,11 @@ def test_every_sum_of_weights_is_of_their_class_whatever_its_name() -> None:
     """The class is asked about over another roster also where a few rows have come or gone since."""
     meeting = Meeting(4)
 
-    def work(federation: Federation) -> None:
-        federation.total_weight(7.0, "patients")
-        federation.weight_share(7.0, "cases")
-        federation.mean(np.array([1.0]), weight=3.0, bound=1.0, name="age")
-        federation.total_weight(7.0)
+    def work(session: Session) -> None:
+        session.total_weight(7.0, "patients")
+        session.weight_share(7.0, "cases")
+        Federation(session).mean(np.array([1.0]), weight=3.0, bound=1.0, name="age")
+        session.total_weight(7.0)
 
     meeting.run(work)
     assert [plan.category for plan in meeting.plans] == ["weights", "weights", "weights", "age", "weights"]
@@ -145,11 +146,11 @@ def test_a_sum_that_was_skipped_is_none_everywhere_and_the_next_one_goes_on() ->
     meeting = Meeting(4)
     meeting.lost[2] = {3}
 
-    def work(federation: Federation) -> list[Any]:
-        first = federation.sum(np.array([1]), skip=True)
-        second = federation.sum(np.array([1]), name="second", skip=True)
-        third = federation.sum({"x": 2}, skip=True)
-        return [first, second, third, federation.round_]
+    def work(session: Session) -> list[Any]:
+        first = Federation(session).sum(np.array([1]), skip=True)
+        second = Federation(session).sum(np.array([1]), name="second", skip=True)
+        third = Federation(session).sum({"x": 2}, skip=True)
+        return [first, second, third, session.round_]
 
     for found in meeting.run(work).values():
         assert found[0].tolist() == [4]
@@ -161,12 +162,12 @@ def test_a_sum_that_was_skipped_is_none_everywhere_and_the_next_one_goes_on() ->
 def test_what_may_be_skipped_is_one_sum_over_everyone() -> None:
     """A scale that some sites have and others skipped would have them ask for different sums afterwards."""
 
-    def work(federation: Federation) -> None:
+    def work(session: Session) -> None:
         with pytest.raises(ConfigError, match="skip=True"):
-            federation.sum({"x": np.array([0.5])}, skip=True)
+            Federation(session).sum({"x": np.array([0.5])}, skip=True)
         with pytest.raises(ConfigError, match="skip=True"):
-            federation.sum({"x": 1}, everyone=False, skip=True)
-        assert federation.sum({"x": np.array([0.5])}, bound=1.0, skip=True) is not None
+            Federation(session).sum({"x": 1}, everyone=False, skip=True)
+        assert Federation(session).sum({"x": np.array([0.5])}, bound=1.0, skip=True) is not None
 
     meeting = Meeting(4)
     meeting.run(work)
@@ -176,11 +177,11 @@ def test_what_may_be_skipped_is_one_sum_over_everyone() -> None:
 def test_a_skipped_sum_leaves_no_salt_behind_that_only_some_sites_hold() -> None:
     meeting = Meeting(4)
 
-    def work(federation: Federation) -> tuple[bytes, bytes]:
-        federation.sum({"x": 1})
-        before = federation.last_salt
-        federation.sum({"x": 1}, skip=True)
-        return before, federation.last_salt
+    def work(session: Session) -> tuple[bytes, bytes]:
+        Federation(session).sum({"x": 1})
+        before = session.last_salt
+        Federation(session).sum({"x": 1}, skip=True)
+        return before, session.last_salt
 
     for before, after in meeting.run(work).values():
         assert before == after != b""
@@ -234,13 +235,13 @@ def cheated(
     models: dict[int, Any] = {}
     kind = type("CheatAs", (Cheat,), {"change": change})
 
-    def work(federation: Federation) -> None:
-        number = federation.party.number
-        party = federation.party
+    def work(session: Session) -> None:
+        number = session.party.number
+        party = session.party
         if folder is not None:
             (folder / str(number)).mkdir(exist_ok=True)
             party = dataclasses.replace(party, memory=folder / str(number))
-        mine = Federation(party, kind(meeting, party))
+        mine = Session(party, kind(meeting, party))
         model = GlobalModel(mine, {"w": np.zeros(2, np.float32)})
         update = np.float32((values or LARGEST)[number])
         try:

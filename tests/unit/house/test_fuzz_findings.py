@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fedhpc.agreement.agreement import read_site
+from fedhpc.agreement.site_file import read_site
 from fedhpc.app.features import read_feature_set
 from fedhpc.config import parse_toml
 from fedhpc.enrolment.certificates import issue, issue_new, new_authority, new_key, new_request

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedhpc.agreement.agreement import Agreement, read_agreement
+from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.config import read_section
 from fedhpc.demo.heart.federation import write_heart_federation
 from fedhpc.mpi.collectives import SerialGroup

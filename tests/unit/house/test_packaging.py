@@ -146,7 +146,7 @@ def test_help_imports_no_mpi_and_no_torch(words: list[str]) -> None:
 
 
 def test_joining_and_summing_import_no_torch() -> None:
-    modules, _ = imported("import fedhpc.app.join, fedhpc.federation.federation, fedhpc.sums.in_job.mpi_exchange")
+    modules, _ = imported("import fedhpc.app.join, fedhpc.app.federation, fedhpc.sums.in_job.mpi_exchange")
     assert modules.isdisjoint({"torch", "mpi4py.MPI", "h5py", "matplotlib", "sklearn"})
 
 

@@ -15,7 +15,7 @@ import pytest
 from federation_fakes import journal_in, known
 from secure_fakes import key_of
 
-from fedhpc.agreement.agreement import read_site
+from fedhpc.agreement.site_file import read_site
 from fedhpc.errors import ConfigError, FedhpcError, PolicyError, StorageError
 from fedhpc.ledger.file import LedgerFile
 from fedhpc.ledger.home import KEY_FILE, LedgerHome, home_of

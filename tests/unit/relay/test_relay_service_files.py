@@ -119,7 +119,7 @@ def test_the_relay_imports_nothing_else() -> None:
 import sys
 sys.modules.update(dict.fromkeys(("h5py", "mpi4py", "safetensors", "torch", "matplotlib", "sklearn")))
 import fedhpc.cli.relay, fedhpc.mpi.world, fedhpc.relay.status.admin, fedhpc.relay.http.server
-import fedhpc.report.relay_status, fedhpc.report.relay_watch, fedhpc.enrolment.relay
+import fedhpc.report.relay_status, fedhpc.report.relay_table, fedhpc.enrolment.relay
 places = {name.partition(".")[0]: getattr(module, "__file__", "") or "" for name, module in sys.modules.items()}
 print(*(name for name, place in places.items() if "site-packages" in place and name.isalnum()))
 """

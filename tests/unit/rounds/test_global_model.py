@@ -10,9 +10,10 @@ import pytest
 from federation_fakes import Meeting
 from numpy.typing import NDArray
 
+from fedhpc.app.federation import Federation
 from fedhpc.errors import PolicyError
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.party import RoundOverError
+from fedhpc.federation.session import Session
 from fedhpc.rounds.global_model import Base, GlobalModel
 
 SAMPLES = (10, 30, 20, 60)
@@ -23,8 +24,8 @@ UPDATES = {1: [12.0, -24.0, 0.1], 2: [24.0, 4.0, 8.3], 3: [36.0, 11.0, -5.7], 4:
 Array = NDArray[Any]
 
 
-def model(federation: Federation) -> GlobalModel:
-    return GlobalModel(federation, {"w": np.zeros(3, np.float32)})
+def model(session: Session) -> GlobalModel:
+    return GlobalModel(session, {"w": np.zeros(3, np.float32)})
 
 
 def exchange(model_: GlobalModel, update: list[float], number: int, base: Base | None = None) -> bool:
@@ -57,8 +58,8 @@ def after_one_round(weights: str, lost: set[int], lane_bits: int) -> dict[int, A
     meeting = Meeting(4, SAMPLES, strategy={"weights": weights}, secure=secure)
     meeting.lost[2 if weights == "samples" else 1] = lost  # with private weights the sum of W comes first
 
-    def work(federation: Federation) -> Array | None:
-        mine, number = model(federation), federation.party.number
+    def work(session: Session) -> Array | None:
+        mine, number = model(session), session.party.number
         try:
             whole = exchange(mine, UPDATES[number], number)
         except RoundOverError:
@@ -104,15 +105,15 @@ def test_the_mean_of_a_statistic_is_over_who_is_in_it() -> None:
     meeting = Meeting(4)
     meeting.lost[2] = {3}
 
-    def work(federation: Federation) -> tuple[float, float, list[str]] | None:
-        number = federation.party.number
-        assert federation.mean(np.array([number]), bound=8.0)[0] == 2.5
+    def work(session: Session) -> tuple[float, float, list[str]] | None:
+        number = session.party.number
+        assert Federation(session).mean(np.array([number]), bound=8.0)[0] == 2.5
         try:
-            mean = federation.mean({"x": np.array([float(number)])}, bound=8.0, name="mean of x")
-            total = federation.sum({"x": np.array([float(number)])}, bound=8.0)
+            mean = Federation(session).mean({"x": np.array([float(number)])}, bound=8.0, name="mean of x")
+            total = Federation(session).sum({"x": np.array([float(number)])}, bound=8.0)
         except RoundOverError:
-            federation.round_ = 2
-            total = federation.sum({"x": np.array([float(number)])}, bound=8.0)
+            session.round_ = 2
+            total = Federation(session).sum({"x": np.array([float(number)])}, bound=8.0)
             return None
         return float(mean["x"][0]), float(total["x"][0]), mean.sites
 
@@ -136,8 +137,8 @@ def test_an_older_update_is_discounted_and_applied_to_the_present_model(behind: 
     for round_ in range(1, behind + 1):
         meeting.lost[round_] = {4}
 
-    def work(federation: Federation) -> tuple[Array, bytes]:
-        mine, number = model(federation), federation.party.number
+    def work(session: Session) -> tuple[Array, bytes]:
+        mine, number = model(session), session.party.number
         base = first = mine.base()
         for round_ in range(1, behind + 2):
             base = first if number == 4 else mine.base()
@@ -147,7 +148,7 @@ def test_an_older_update_is_discounted_and_applied_to_the_present_model(behind: 
             except RoundOverError:
                 meeting.barrier.wait()
                 mine.take_over(handed[round_])
-                federation.round_ = mine.reached = round_
+                session.round_ = mine.reached = round_
             else:
                 if number == 1:
                     handed[round_] = np.concatenate([a.reshape(-1).view(np.uint8) for a in mine.arrays()])
@@ -172,8 +173,8 @@ def test_an_older_update_is_discounted_and_applied_to_the_present_model(behind: 
 def test_an_update_that_is_too_old_is_refused_before_anything_is_summed() -> None:
     meeting = Meeting(4, strategy={"weights": "uniform"}, secure={"bound": BOUND}, cohort=COHORT)
 
-    def work(federation: Federation) -> None:
-        mine = model(federation)
+    def work(session: Session) -> None:
+        mine = model(session)
         for rounds in (-3, 1):  # three rounds behind, and from a model that does not exist yet
             with pytest.raises(PolicyError, match="rounds behind the present model"):
                 exchange(mine, UPDATES[1], 1, Base(mine.tensors, bytes(32), rounds))
@@ -185,13 +186,13 @@ def test_an_update_that_is_too_old_is_refused_before_anything_is_summed() -> Non
 def test_all_sites_or_none_choose_the_scale_of_a_sum_that_needs_everyone() -> None:
     """A scale over fewer sites would let a round end without a site that the sum itself then waits for."""
     meeting = Meeting(4)
-    sums: list[Callable[[Federation, Array], Any]] = [
-        lambda fed, x: fed.sum({"x": x}, everyone=True, name="all"),
-        lambda fed, x: fed.sum({"x": x}, name="any"),
-        lambda fed, x: fed.mean({"x": x}, weight=2.0, name="weighted"),
+    sums: list[Callable[[Session, Array], Any]] = [
+        lambda session, x: Federation(session).sum({"x": x}, everyone=True, name="all"),
+        lambda session, x: Federation(session).sum({"x": x}, name="any"),
+        lambda session, x: Federation(session).mean({"x": x}, weight=2.0, name="weighted"),
     ]
     for ask in sums:
-        meeting.run(lambda federation, ask=ask: ask(federation, np.array([0.5])))  # type: ignore[misc]
+        meeting.run(lambda session, ask=ask: ask(session, np.array([0.5])))  # type: ignore[misc]
     asked = {plan.purpose: plan.everyone for plan in meeting.plans}
     assert asked == {
         "scale of all": True,

@@ -13,8 +13,8 @@ from federation_fakes import Meeting
 
 from fedhpc.errors import InternalError, InterruptedRun
 from fedhpc.federation.checkpoint import Checkpoint, Tensors
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.life import Stage
+from fedhpc.federation.session import Session
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork
 from fedhpc.rounds.local_round import LocalRounds
@@ -152,17 +152,17 @@ class Site:
         self.steps = 0
         self.said: list[str] = []
 
-    def job(self, federation: Federation, life: Endless) -> str:
+    def job(self, session: Session, life: Endless) -> str:
         """One job: the hash of the final model, or why it was interrupted, after "75: "."""
         if life.stage == "train":
-            federation = Federation(federation.party, Unconnected(federation.party))
+            session = Session(session.party, Unconnected(session.party))
         trainer: Any = Trainer(self.number)
         if life.stage == "exchange" and self.store.kept:
             if self.box.work is None:
                 return "75: nothing to exchange"
             trainer = RecordedTrainer(copy.deepcopy(self.box.work))
         try:
-            outcome = run_rounds(federation, trainer, self.store, Silence(), outbox=self.box, life=life)
+            outcome = run_rounds(session, trainer, self.store, Silence(), outbox=self.box, life=life)
         except InterruptedRun as stopped:
             return f"75: {stopped.what}" if stopped.agreed else "only this rank was interrupted"
         finally:
@@ -183,7 +183,7 @@ class Sites:
     ) -> dict[int, str]:
         meeting = Meeting(SITES, rounds=ROUNDS, **self.sections)
         meeting.interrupt = interrupt
-        return meeting.run(lambda fed: self.sites[fed.party.number].job(fed, life(fed.party.number)))
+        return meeting.run(lambda session: self.sites[session.party.number].job(session, life(session.party.number)))
 
     def steps(self) -> set[int]:
         """How many steps each site has trained in all its jobs."""
@@ -398,7 +398,7 @@ def test_one_ranks_word_holds_for_all(other: int, steps: int, keeps: int) -> Non
 
 
 def test_a_job_that_only_trains_sums_nothing() -> None:
-    party = Meeting(1, **UNMASKED).federation(1).party
+    party = Meeting(1, **UNMASKED).session(1).party
     sums = Unconnected(party)
     for call in (
         lambda: sums.open(None, None),  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ import pytest
 from federation_fakes import FakeSums, Meeting
 
 from fedhpc.federation.checkpoint import Checkpoint, Tensors
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.party import CaughtUp, RoundOverError
+from fedhpc.federation.session import Session
 from fedhpc.federation.state_tensors import state_arrays
 from fedhpc.rounds import later_state
 from fedhpc.rounds.global_model import GlobalModel
@@ -30,9 +30,9 @@ class Given(FakeSums):
 def test_it_counts_its_rows_however_late_its_update_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the sums of other rounds, one without its rows would show how many they are."""
     meeting = Meeting(3, strategy={"weights": "uniform"}, secure={"bound": 8.0})
-    party = meeting.federation(2).party
-    federation = Federation(party, Given(meeting, party))
-    model = GlobalModel(federation, {"w": np.zeros(3, np.float32)})
+    party = meeting.session(2).party
+    session = Session(party, Given(meeting, party))
+    model = GlobalModel(session, {"w": np.zeros(3, np.float32)})
     summed: list[Tensors] = []
     saved: list[Checkpoint] = []
     monkeypatch.setattr(later_state, "report_measured", lambda *args: summed.append(args[-1]))
@@ -40,7 +40,7 @@ def test_it_counts_its_rows_however_late_its_update_was(monkeypatch: pytest.Monk
     store: Any = type("Store", (), {"save": lambda self, checkpoint: saved.append(checkpoint)})()
     counts = {"n": np.array(26), "positives": np.array(19)}
     # Its update began from the model after three rounds, and was in the sum of the fifth.
-    later_state.catch_up(federation, trainer, store, Silence(), model, RoundOverError(10, "over"), counts)
+    later_state.catch_up(session, trainer, store, Silence(), model, RoundOverError(10, "over"), counts)
     assert model.rounds == 5
     for tensors in (summed[0], saved[0].pending):
         assert {name: int(array) for name, array in tensors.items()} == {"n": 26, "positives": 19}

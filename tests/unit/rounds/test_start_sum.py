@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fedhpc.agreement.agreement import Agreement, read_agreement
+from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.errors import DataError, PolicyError
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.party import NO_BASE
+from fedhpc.federation.session import Session
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.start import Taken, _lanes, _packed, _unpacked, take_over
 from fedhpc.secure import labels
@@ -47,10 +47,10 @@ def going_on(sites: int, holders: tuple[int, ...], weights: str = "samples") -> 
     return meeting
 
 
-def begin(fed: Federation, own: Taken | None) -> GlobalModel:
+def begin(session: Session, own: Taken | None) -> GlobalModel:
     fresh = {name: np.zeros_like(t) for name, t in model().items()}
-    found = GlobalModel(fed, fresh, fresh=False)
-    take_over(fed, found, own)
+    found = GlobalModel(session, fresh, fresh=False)
+    take_over(session, found, own)
     return found
 
 
@@ -61,12 +61,12 @@ def bits(tensors: Tensors) -> dict[str, tuple[Any, bytes]]:
 def test_a_new_site_learns_the_model_to_the_last_bit() -> None:
     meeting = going_on(4, (3, 2))
     old = Taken(model(), 813.5)
-    found = meeting.run(lambda fed: (begin(fed, old if fed.party.number in (2, 3) else None), fed))
-    for begun, fed in found.values():
+    found = meeting.run(lambda session: (begin(session, old if session.party.number in (2, 3) else None), session))
+    for begun, session in found.values():
         assert bits(begun.tensors) == bits(old.tensors)
         assert begun.saved_outer()["total_weight"][0] == 813.5
-        assert (begun.rounds, begun.reached, fed.round_) == (0, 1, 1)
-        assert begun.state == fed.state
+        assert (begun.rounds, begun.reached, session.round_) == (0, 1, 1)
+        assert begun.state == session.state
     (plan,) = meeting.plans
     before = state_hash(meeting.agreement.hash, 0, tree(b""))  # the same for all: nothing is known of the model
     assert (plan.base, plan.state) == (before, before)
@@ -78,7 +78,7 @@ def test_a_new_site_learns_the_model_to_the_last_bit() -> None:
 def test_the_blind_is_made_from_what_only_the_sites_in_the_sum_have() -> None:
     meeting = going_on(3, (1,))
     found = meeting.run(
-        lambda fed: (begin(fed, Taken(model(), None) if fed.party.number == 1 else None), fed.last_salt)
+        lambda session: (begin(session, Taken(model(), None) if session.party.number == 1 else None), session.last_salt)
     )
     ((blind, salt),) = {(begun.blind, salt) for begun, salt in found.values()}
     assert blind == derive(NO_BLIND, salt, labels.KEY_BLIND)
@@ -88,7 +88,7 @@ def test_the_blind_is_made_from_what_only_the_sites_in_the_sum_have() -> None:
 
 def test_without_a_w_it_is_summed_later() -> None:
     meeting = going_on(3, (1, 2, 3), weights="uniform")
-    found = meeting.run(lambda fed: begin(fed, Taken(model(), None)))
+    found = meeting.run(lambda session: begin(session, Taken(model(), None)))
     assert all(not begun.saved_outer() for begun in found.values())
 
 
@@ -102,13 +102,13 @@ def test_an_old_site_with_another_copy_refuses(other: str) -> None:
         copies[3].tensors["odd"][4] = np.nextafter(np.float32(4), np.float32(5))
     told: dict[int, Exception | None] = {}
 
-    def site(fed: Federation) -> None:
-        told[fed.party.number] = None
+    def site(session: Session) -> None:
+        told[session.party.number] = None
         try:
-            begin(fed, copies[fed.party.number])
+            begin(session, copies[session.party.number])
         except PolicyError as error:
-            told[fed.party.number] = error
-            assert fed.round_ == 0
+            told[session.party.number] = error
+            assert session.round_ == 0
 
     meeting.run(site)
     assert (told[1], told[2]) == (None, None)
@@ -130,7 +130,9 @@ def test_an_old_site_with_another_copy_refuses(other: str) -> None:
 def test_another_model_is_no_model_to_go_on_from(change: Tensors, told: str) -> None:
     meeting = going_on(3, (1,))
     with pytest.raises(DataError, match=told):
-        meeting.run(lambda fed: begin(fed, Taken(model() | change, None) if fed.party.number == 1 else None))
+        meeting.run(
+            lambda session: begin(session, Taken(model() | change, None) if session.party.number == 1 else None)
+        )
 
 
 def test_two_givers_are_found_out() -> None:
@@ -142,13 +144,13 @@ def test_two_givers_are_found_out() -> None:
     lying = first.source.decode().replace(repr(begun), repr(begun[::-1]))
     agreements[2] = read_agreement(lying.encode(), "federation.toml")
 
-    def site(fed: Federation) -> GlobalModel:
-        own = Taken(model(-1.5), None) if fed.party.number < 3 else None
-        if fed.party.number == 2:
-            object.__setattr__(fed.party.agreement, "start", agreements[2].start)
-        return begin(fed, own)
+    def site(session: Session) -> GlobalModel:
+        own = Taken(model(-1.5), None) if session.party.number < 3 else None
+        if session.party.number == 2:
+            object.__setattr__(session.party.agreement, "start", agreements[2].start)
+        return begin(session, own)
 
-    meeting.federation = lambda number: Federation(*_own(meeting, number))  # type: ignore[method-assign]
+    meeting.session = lambda number: Session(*_own(meeting, number))  # type: ignore[method-assign]
     with pytest.raises((PolicyError, DataError)):
         meeting.run(site)
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from protocol_fakes import LAYOUT, Crash, World
 from secure_fakes import key_of
 
+from fedhpc.app.federation import Federation
 from fedhpc.errors import InternalError
-from fedhpc.federation.federation import Federation
 from fedhpc.federation.input_check import inspect, share
 from fedhpc.federation.party import NO_BASE, Party, SumPlan
+from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.secure.results import RoundResults
@@ -182,14 +183,14 @@ def test_two_attempts_over_one_set_have_one_result(sites: int, degree: int, lost
 # --- states and layouts of a federation
 
 
-def trained(federation: Federation, before: Any = None) -> tuple[GlobalModel, list[bytes]]:
+def trained(session: Session, before: Any = None) -> tuple[GlobalModel, list[bytes]]:
     """A model of one number after two rounds, and its states."""
     if before is not None:
-        before(federation)
-    model = GlobalModel(federation, {"x": np.zeros(1, np.float32)})
-    states = [federation.state]
+        before(session)
+    model = GlobalModel(session, {"x": np.zeros(1, np.float32)})
+    states = [session.state]
     for _ in range(2):
-        model.exchange({"x": np.full(1, 0.5, np.float32)}, 10 * federation.party.number, {})
+        model.exchange({"x": np.full(1, 0.5, np.float32)}, 10 * session.party.number, {})
         states.append(model.state)
     return model, states
 
@@ -210,7 +211,7 @@ def guesses(model: GlobalModel, config: bytes, round_: int, blind: bytes) -> set
 def test_the_state_of_a_small_model_cannot_be_guessed(bound: bool) -> None:
     """The relay sees states in READY and M6. The first, of a public model, may be known; none after it."""
     meeting = Meeting(3, secure={"bound": 8.0} if bound else {})
-    found = meeting.run(lambda fed: (*trained(fed), fed.party.agreement.hash))
+    found = meeting.run(lambda session: (*trained(session), session.party.agreement.hash))
     model, states, config = found[1]
     assert {tuple(s) for _, s, _ in found.values()} == {tuple(states)}
     assert len({m.blind for m, _, _ in found.values()}) == 1
@@ -221,22 +222,24 @@ def test_the_state_of_a_small_model_cannot_be_guessed(bound: bool) -> None:
 
 
 def test_a_first_model_that_sums_went_into_is_not_public() -> None:
-    def statistic(federation: Federation) -> None:
-        federation.sum({"n": np.array(federation.party.number)}, name="mean age")
+    def statistic(session: Session) -> None:
+        Federation(session).sum({"n": np.array(session.party.number)}, name="mean age")
 
-    found = Meeting(3, secure={"bound": 8.0}).run(lambda fed: (*trained(fed, statistic), fed.party.agreement.hash))
+    found = Meeting(3, secure={"bound": 8.0}).run(
+        lambda session: (*trained(session, statistic), session.party.agreement.hash)
+    )
     model, states, config = found[2]
     assert states[0] not in guesses(model, config, 1, NO_BLIND)
     assert len({s[0] for _, s, _ in found.values()}) == 1
 
 
 def test_a_statistic_leaves_the_blind_as_it_is() -> None:
-    def work(federation: Federation) -> None:
-        model, _ = trained(federation)
-        blind, tensors = model.blind, federation.tensors_tree
-        federation.sum({"n": np.array(1)}, name="mean age")
-        assert (model.blind, federation.tensors_tree) == (blind, tensors)
-        assert federation.last_salt != b""
+    def work(session: Session) -> None:
+        model, _ = trained(session)
+        blind, tensors = model.blind, session.tensors_tree
+        Federation(session).sum({"n": np.array(1)}, name="mean age")
+        assert (model.blind, session.tensors_tree) == (blind, tensors)
+        assert session.last_salt != b""
 
     Meeting(3, secure={"bound": 8.0}).run(work)
 
@@ -245,10 +248,10 @@ def test_scales_that_a_sum_fixed_cannot_be_guessed_from_the_layout() -> None:
     """A statistic and an update without bound: no scale gives the layout's hash in M0. With a bound it is public."""
     meeting = Meeting(3)
 
-    def work(federation: Federation) -> None:
-        federation.sum({"x": np.array([3.0 * federation.party.number])}, name="mean age")
-        federation.sum({"x": np.array([3.0])}, bound=16.0, name="bounded")
-        trained(federation)
+    def work(session: Session) -> None:
+        Federation(session).sum({"x": np.array([3.0 * session.party.number])}, name="mean age")
+        Federation(session).sum({"x": np.array([3.0])}, bound=16.0, name="bounded")
+        trained(session)
 
     sent: list[tuple[str, bytes]] = []
     known: set[bytes] = set()  # what a guesser of scales would arrive at

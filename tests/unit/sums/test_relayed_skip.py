@@ -49,7 +49,7 @@ def abandoned(number: int, signer: int = 0) -> bytes:
 def skip(tmp_path: Path, others: dict[int, bytes]) -> Any:
     """Site 2 of four signs ABANDON; `others` have signed theirs, and the relay has counted them."""
     meeting = Meeting(4, cohort={"upload_s": 1.0})
-    base = meeting.federation(2).party
+    base = meeting.session(2).party
     agreement, members = base.agreement, base.members
     party = Party(agreement, 2, base.site, members, identity(2), base.ledger_keys, MemoryJournal(), base.salt_key)
     lobby = Lobby({f"ABANDON/{u}": message for u, message in others.items()})

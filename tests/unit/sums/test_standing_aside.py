@@ -38,7 +38,7 @@ class Exchange:
 
 
 def aside(exchange: Exchange, sites: int = 4, policy: str = "sync") -> StandingAside:
-    party = Meeting(sites, cohort={"policy": policy}).federation(ME).party
+    party = Meeting(sites, cohort={"policy": policy}).session(ME).party
     return StandingAside(party, cast(RelayExchange, exchange), thresholds_of(party.agreement))
 
 

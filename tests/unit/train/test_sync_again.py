@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from federation_fakes import Meeting
 
+from fedhpc.app.federation import Federation
 from fedhpc.errors import ConfigError
-from fedhpc.federation.federation import Federation
+from fedhpc.federation.session import Session
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.secure.salt import NO_BLIND
 
@@ -26,21 +27,21 @@ def test_a_second_model_after_a_restart_is_as_hidden_as_without_one() -> None:
             made.weight.fill_(0.5)
         return made
 
-    def trained(federation: Federation) -> tuple[dict[str, Any], bytes, bytes]:
+    def trained(session: Session) -> tuple[dict[str, Any], bytes, bytes]:
         first = model()
-        sync = federation.sync(first, every=1, weight=1)
+        sync = Federation(session).sync(first, every=1, weight=1)
         with torch.no_grad():
-            first.weight -= 0.25 * federation.party.number
+            first.weight -= 0.25 * session.party.number
         assert sync.step()
-        second = federation.sync(first, every=1, weight=1)
-        return sync.state_dict(), second._global.blind, federation.state
+        second = Federation(session).sync(first, every=1, weight=1)
+        return sync.state_dict(), second._global.blind, session.state
 
-    def again(federation: Federation) -> tuple[bytes, bytes]:
+    def again(session: Session) -> tuple[bytes, bytes]:
         first = model()
-        sync = federation.sync(first, every=1, weight=1)
-        sync.load_state_dict(saved[federation.party.number])
-        second = federation.sync(first, every=1, weight=1)
-        return second._global.blind, federation.state
+        sync = Federation(session).sync(first, every=1, weight=1)
+        sync.load_state_dict(saved[session.party.number])
+        second = Federation(session).sync(first, every=1, weight=1)
+        return second._global.blind, session.state
 
     sections: Any = {"strategy": {"weights": "uniform"}, "secure": {"bound": 2.0}}
     found = Meeting(3, **sections).run(trained)
@@ -51,8 +52,8 @@ def test_a_second_model_after_a_restart_is_as_hidden_as_without_one() -> None:
 
 
 def test_one_site_alone_saves_and_loads() -> None:
-    federation = Meeting(1, strategy={"weights": "uniform"}).federation(1)
-    sync = federation.sync(torch.nn.Linear(1, 1), every=1, weight=1)
+    session = Meeting(1, strategy={"weights": "uniform"}).session(1)
+    sync = Federation(session).sync(torch.nn.Linear(1, 1), every=1, weight=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # tensors and NumPy do not agree on `copy`
         sync.load_state_dict(sync.state_dict())
@@ -66,6 +67,6 @@ def test_a_model_in_parts_is_refused() -> None:
 
     model = torch.nn.Linear(1, 1)
     model.register_buffer("part", torch.ones(2).as_subclass(DTensor))
-    federation = Meeting(1, strategy={"weights": "uniform"}).federation(1)
+    session = Meeting(1, strategy={"weights": "uniform"}).session(1)
     with pytest.raises(ConfigError, match="the model's part is a DTensor"):
-        federation.sync(model, every=1, weight=1)
+        Federation(session).sync(model, every=1, weight=1)

@@ -13,8 +13,9 @@ from federation_fakes import Meeting
 from torch.utils.data import TensorDataset
 from train_fakes import Net, make_trainer
 
+from fedhpc.app.federation import Federation
 from fedhpc.errors import ConfigError, DataError
-from fedhpc.federation.federation import Federation
+from fedhpc.federation.session import Session
 from fedhpc.train import standardise as module
 from fedhpc.train.settings import TrainSettings
 from fedhpc.train.standardise import standardise
@@ -39,9 +40,9 @@ def federated(tables: list[np.ndarray], **how: Any) -> tuple[np.ndarray, np.ndar
     """feature_mean and feature_scale after real sums over sites that hold one table each, the same at all of them."""
     trainers = [trainer_of(table, **how) for table in tables]
 
-    def work(federation: Federation) -> list[Any]:
-        trainer = trainers[federation.party.number - 1]
-        standardise(partial(federation.sum, everyone=True), trainer)
+    def work(session: Session) -> list[Any]:
+        trainer = trainers[session.party.number - 1]
+        standardise(partial(Federation(session).sum, everyone=True), trainer)
         return [trainer.tensors()[name] for name in ("feature_mean", "feature_scale")]
 
     found = Meeting(len(tables)).run(work) if len(tables) > 1 else {1: alone(trainers[0])}
@@ -196,9 +197,9 @@ def test_sixty_thousand_features_take_sums_of_bounded_size() -> None:
     meeting, sizes = Meeting(3), []
     meeting.noted = lambda plan, layout: sizes.append(layout.nbytes)
 
-    def work(federation: Federation) -> Any:
-        trainer = trainers[federation.party.number - 1]
-        standardise(partial(federation.sum, everyone=True), trainer)
+    def work(session: Session) -> Any:
+        trainer = trainers[session.party.number - 1]
+        standardise(partial(Federation(session).sum, everyone=True), trainer)
         return trainer.tensors()["feature_scale"]
 
     scale = meeting.run(work)[1]

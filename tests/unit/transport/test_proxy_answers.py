@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from wire_fakes import Answer, answering, read_head, saying
 
-from fedhpc.agreement.agreement import ExchangeSection
+from fedhpc.agreement.site_file import ExchangeSection
 from fedhpc.enrolment.mailbox import RelayMailbox
 from fedhpc.errors import ConfigError, PeersError
 from fedhpc.transport.https import proxies

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from spool_fakes import CONFIG, VECTOR, FakeClient, FakeRelay, carrying, halves, name, once, spool_in, wait_for
 
-from fedhpc.agreement.agreement import read_site
+from fedhpc.agreement.site_file import read_site
 from fedhpc.app.carry import status_of
 from fedhpc.errors import ConfigError, PeersError, StorageError
 from fedhpc.secure.transcript import tree

@@ -1,23 +1,22 @@
-"""The primitive as a user meets it: sums and means over sites that show nobody their values."""
+"""One rank's hold on a joined federation: which state it is in, and the masked sums that lead to the next one."""
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.finished_sums import NONE_FINISHED
 from fedhpc.federation.going_on import round_of
 from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan
 from fedhpc.federation.scales import PUBLIC, Scales
-from fedhpc.federation.sum_result import MeanOptions, Spent, SumOptions, Sums
+from fedhpc.federation.sum_result import Spent, Sums
 from fedhpc.federation.vector import Vector
 from fedhpc.federation.weighted_sum import weighted_sum
 from fedhpc.mpi.world import abort_on_exit
@@ -27,17 +26,11 @@ from fedhpc.secure.ring import Layout, Tensor
 from fedhpc.secure.salt import layout_key
 from fedhpc.secure.transcript import state_hash, tree
 
-if TYPE_CHECKING:
-    from fedhpc.train.sync import Sync
-
 _WEIGHT_BOUND = 2.0**40
 
 
-class Federation:
-    """One rank's hold on the federation. Every rank of every site makes the same calls in the same order.
-
-    A site is one party: the values of its rank 0 count. Add up the ranks of a site first where each holds a share.
-    """
+class Session:
+    """A party's sums and state. Every rank of every site makes the same calls in the same order."""
 
     def __init__(self, party: Party, sums: MaskedSums) -> None:
         self.party = party
@@ -131,99 +124,6 @@ class Federation:
     def _state_after(self, round_: int, tensors_tree: bytes) -> bytes:
         return state_hash(self.party.agreement.hash, round_, tensors_tree)
 
-    @overload
-    def sum(self, arrays: Mapping[str, Any], *, skip: Literal[False] = False, **how: Unpack[SumOptions]) -> Sums: ...
-
-    @overload
-    def sum(self, arrays: Any, *, skip: Literal[False] = False, **how: Unpack[SumOptions]) -> NDArray[Any]: ...
-
-    @overload
-    def sum(self, arrays: Mapping[str, Any], *, skip: bool, **how: Unpack[SumOptions]) -> Sums | None: ...
-
-    @overload
-    def sum(self, arrays: Any, *, skip: bool, **how: Unpack[SumOptions]) -> NDArray[Any] | None: ...
-
-    def sum(
-        self,
-        arrays: Mapping[str, Any] | Any,
-        *,
-        bound: float | None = None,
-        name: str | None = None,
-        everyone: bool | None = None,
-        per_element: bool | None = None,
-        skip: bool = False,
-    ) -> Sums | NDArray[Any] | None:
-        """The sum over all sites of each named array, on every rank of every site.
-
-        `arrays`: name -> array-like (integers, bool, floats), or one array-like, which gives one array back; tensors
-        on any device, 16-bit floats as float32. Masked arrays, and what has labels or units, are refused (DataError).
-        Integers come back exact, as int64. Floats are rounded to a grid, given as `.quantum`.
-        `bound`: the largest absolute value a site's float may have, the same at all sites. Without it masked sums
-        come first that show how large the largest value of any site is, to a power of 2^8 for each element, and
-        nothing else; beyond 4096 elements a call, one counts the sites per exponent of each larger array's largest.
-        `per_element`: True for a grid of each element's own, however many and also with a bound; False for one of each
-        array. With a bound it is one for each array by default. One of each element costs a lane of 8 bytes for every
-        power of 2^8 that it may have: 35 for float32, 263 for float64, at most 76 with a bound.
-        `name`: what is summed; a second, different sum under the same name is refused (PolicyError).
-        `everyone`: all sites of the roster must be in it, by default if it has no name or may be skipped: the same
-        numbers over two sets of sites show those of the site that one set lacks. A named sum through a relay may
-        otherwise lack up to N − τ sites that were lost meanwhile; `.sites` names those in it. Within one MPI job nobody
-        can be lacking.
-        `skip`, the same at all sites, for sums over everyone: None on every rank if the sum is not there
-        `[cohort] upload_s` after this site was ready and τ sites do without it. Then some sites may hold the sum
-        nevertheless, so nothing that sites do in common may hang on whether it came. Floats need `bound` then.
-        Raises DataError for NaN, infinity and values beyond the bound or ±(2^63 − 1)/N; nothing is clipped or sent.
-        """
-        everyone = (name is None or skip) if everyone is None else everyone
-        one = not isinstance(arrays, Mapping)
-        with self._input():
-            sums = weighted_sum(
-                self, {"value": arrays} if one else arrays, 1.0, bound=bound, name=name, per_element=per_element,
-                everyone=everyone, skip=skip,
-            )  # fmt: skip
-        return sums["value"] if one and sums is not None else sums
-
-    @overload
-    def mean(self, arrays: Mapping[str, Any], **how: Unpack[MeanOptions]) -> Sums: ...
-
-    @overload
-    def mean(self, arrays: Any, **how: Unpack[MeanOptions]) -> NDArray[Any]: ...
-
-    def mean(
-        self,
-        arrays: Mapping[str, Any] | Any,
-        *,
-        weight: float | None = None,
-        bound: float | None = None,
-        name: str | None = None,
-        per_element: bool | None = None,
-    ) -> Sums | NDArray[Any]:
-        """The mean over all sites of each named array, weighted by each site's private `weight` (absent: equally).
-
-        Integers are averaged as float64. The sum of the weights is a masked sum of its own; no single weight is shown.
-        All sites must be in both, by default also in an equal mean without a name: over fewer sites a mean of
-        something whose total is known would show the weight of who is lacking.
-        `bound` is for the values before weighting. Otherwise as `sum`. Raises DataError if the weights add up to 0.
-        """
-        given = arrays if isinstance(arrays, Mapping) else {"value": arrays}
-        everyone = weight is not None or name is None
-        with self._input():
-            share = (
-                1.0 / len(self.sites) if weight is None else self.weight_share(weight, name and f"weights of {name}")
-            )
-            means = weighted_sum(
-                self, given, share, bound=bound, name=name, per_element=per_element, everyone=everyone,
-                average=weight is None, floats_only=True,
-            )  # fmt: skip
-        assert means is not None
-        return means if isinstance(arrays, Mapping) else means["value"]
-
-    def sync(self, model: Any, optimizer: Any = None, **settings: Any) -> Sync:
-        """Federated training of your own loop: call `.step()` after each optimiser step. See train/sync.py."""
-        from fedhpc.train.sync import Sync
-
-        return Sync(self, model, optimizer, **settings)
-
     def weight_share(self, weight: float, name: str | None = None) -> float:
         """w_u / W for this site's private `weight`, 0 to 2^40; W is a masked sum.
 
@@ -242,7 +142,7 @@ class Federation:
         return float(self._sum_of_weights(weight, name)["weight"])
 
     @contextmanager
-    def _input(self) -> Iterator[None]:
+    def own_input(self) -> Iterator[None]:
         """Remembers whether the last sum ended with this site's own numbers: others must not wait in vain for why."""
         try:
             yield
