@@ -30,7 +30,9 @@ NBYTES = 56
 
 def federation(sites: int = 4, config: str = CONFIG, **cohort: Any) -> HostedFederation:
     pins = {u: key_of("pin", config, u) for u in range(1, sites + 1)}
-    return HostedFederation(config, pins, Quota(1 << 30, 10_000, sites), default_threshold(sites), CohortSettings(**cohort))
+    return HostedFederation(
+        config, pins, Quota(1 << 30, 10_000, sites), default_threshold(sites), CohortSettings(**cohort)
+    )
 
 
 class Relay:

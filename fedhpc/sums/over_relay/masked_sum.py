@@ -21,7 +21,7 @@ from fedhpc.federation.party import NEXT_EPOCH, NO_BASE, CaughtUp, MaskedSums, O
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.secure import labels
-from fedhpc.secure.catch_up_messages import Federation as Known
+from fedhpc.secure.catch_up_messages import CommonKnowledge
 from fedhpc.secure.ledger import Mark, OtherVectorError
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import input_hash, tree_root, u64
@@ -205,9 +205,9 @@ class RelayedSums(MaskedSums):
             taken = b"\1" if self._party.journal.ledger.round_of(input_hash(labels.PURPOSE_TRAIN, base)) else b"\0"
         return self._party.site.await_bytes(taken or None) == b"\0"
 
-    def _known(self, nbytes: int) -> Known:
+    def _known(self, nbytes: int) -> CommonKnowledge:
         assert self.lead is not None
-        return Known(self._party.agreement.hash, self._party.members, self.lead.thresholds, nbytes)
+        return CommonKnowledge(self._party.agreement.hash, self._party.members, self.lead.thresholds, nbytes)
 
     @override
     def keep_until(self, sums: int, *, given: bool = True) -> None:
