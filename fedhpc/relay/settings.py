@@ -107,7 +107,7 @@ class HostedFederation:
     quota: Quota
     threshold: int
     cohort: CohortSettings
-    revoked: tuple[int, ...] = ()  # numbers of sites whose key opens nothing any more
+    revoked: tuple[int, ...] = ()  # numbers of sites whose key no longer opens anything
 
     @property
     def numbers(self) -> int:

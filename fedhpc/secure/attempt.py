@@ -301,7 +301,7 @@ class SiteAttempt:
         return True
 
     def _answer(self) -> messages.Unmask:
-        """This site's shares, sealed to each of U3: of b for who is in the sum, of a for who is lost; never both."""
+        """This site's shares, sealed to each of U3: of b for a site in the sum, of a for a lost one; never both."""
         shares = b"".join(self._own_share(w) for w in self.u2)
         return messages.Unmask(
             tuple(

@@ -36,7 +36,7 @@ BLOCK_BYTES = TREE_BLOCK_BYTES
 
 @dataclass(frozen=True)
 class CommonKnowledge:
-    """What both ends know: the configuration, who is in it, and how long the tensors of a state are."""
+    """What both ends know: the configuration, its sites, and how long the tensors of a state are."""
 
     config: bytes
     roster: Sequence[Member]

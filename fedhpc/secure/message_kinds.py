@@ -1,7 +1,7 @@
 """The messages of one round over the relay: what each signature covers, and how long each can be.
 
-The vault checks both and imports nothing from above, so this much of a kind stands here. Who owns an object, where it
-lies and in which phase it counts is the relay's and the transport's business: wire/kinds.py, whose rows build on these.
+The vault checks both and imports nothing from above, so this much of a kind stands here. Owner, place and phase of
+an object are the business of relay and transport: wire/kinds.py, whose rows build on these.
 Two signed messages never meet the relay's rounds: MPI in one job (pairwise.py), and ENROL (join_request.py).
 """
 

@@ -17,9 +17,9 @@ from fedhpc.cohort.policy import Propose, Situation, decide
 from fedhpc.errors import PolicyError
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.rounds import abandoning
-from fedhpc.relay.rounds.catch_up import CatchUps
 from fedhpc.relay.rounds.heard import Heard
 from fedhpc.relay.rounds.machine import RoundMachine, opened_set
+from fedhpc.relay.rounds.needs import CatchUps
 from fedhpc.relay.rounds.news import News, Piece
 from fedhpc.relay.rounds.one_round import Round, awaited, limits
 from fedhpc.relay.rounds.pace import Paces
@@ -75,7 +75,7 @@ class FederationRounds:
         metrics.begin_federation(self._label)
         self.paces = Paces()
         self._news = News(store)
-        self._holders: tuple[int, ...] = ()  # who has the result of the last round that is done
+        self._holders: tuple[int, ...] = ()  # the sites that have the result of the last round that is done
 
     @property
     def kept_rounds(self) -> int:
@@ -100,7 +100,7 @@ class FederationRounds:
         return stored is not None and tree in (None, stored.tree)
 
     def make_room(self, name: ObjectName, length: int, tree: bytes) -> None:
-        """Remove a READY of other content: its site was set up wrongly, and is not any more. With the lock."""
+        """Drop a READY whose content changed: its site was reconfigured. The caller holds the lock."""
         kept = self._store.find(name) or self._store.upload(name)
         if kept is not None and (kept.length, kept.tree) != (length, tree):
             self._store.drop(lambda other: other == name)
@@ -297,7 +297,7 @@ class FederationRounds:
         return Job(f"the sum of round {round_.number}", run, then)
 
     def _give_up(self, round_: Round, why: str, seen: frozenset[str] | None = None) -> None:
-        """`seen`: only if nothing else has come meanwhile. Who finds τ answers so finds NEXT too, or never will."""
+        """`seen`: only if nothing else has come since. So a site that finds τ answers finds NEXT too, or never will."""
         objects = self._objects(round_.number, round_.last)
         if not objects.put_beside(kinds.NEXT.name, canon({"why": why}), seen):
             return

@@ -3,8 +3,8 @@
     propose(M0) · M1 … close_keys() -> U1 · M2 … close_shares() -> U2 · M3, y … close_masked() -> M4 of the relay, Y
     M4 · M5 · M6 … settled()
 
-Sites put their messages into the objects; whoever lets them in has authenticated the sender and asks `check_open`
-first. The caller owns the deadlines and closes a set when it likes: each is formed once and kept, so a relay that
+Sites put their messages into the objects; the caller has authenticated the sender and asks `check_open` before it lets
+one in. The caller owns the deadlines and closes a set when it likes: each is formed once and kept, so a relay that
 starts again from its objects says the same. A message counts if its form, size, sender and transcript are right: one
 that is wrong would have every site refuse the set. Its signature is the sites' business.
 """
@@ -207,7 +207,7 @@ class RoundMachine:
             self._results[u] = canon(body)
 
     def _transcript(self, kind: Kind) -> bytes:
-        """T0 to T3, whichever a kind of message signs."""
+        """The link of T0 to T3 that a kind of message signs."""
         return self._hash(self._need(kind.signs.link))
 
     def _hash(self, n: int) -> bytes:

@@ -79,7 +79,7 @@ def sum_vectors(objects: Objects, names: Sequence[str], tensors: Sequence[tuple[
     plan = _Plan(tensors)
     blocks = -(-plan.nbytes // TREE_BLOCK_BYTES)
     digests = [b""] * blocks
-    writing = threading.Lock()  # the kernel writes a file one call at a time, and spins meanwhile
+    writing = threading.Lock()  # the kernel writes a file one call at a time, and others would spin
 
     def stretch(first: int, last: int) -> None:
         total, part = np.empty(TREE_BLOCK_BYTES, np.uint8), np.empty(PIECE_BYTES, np.uint8)

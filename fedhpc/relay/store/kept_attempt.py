@@ -36,7 +36,7 @@ class KeptAttempt(Objects):
             return None
         try:
             return stored.path.read_bytes()
-        except FileNotFoundError:  # dropped meanwhile
+        except FileNotFoundError:  # dropped since it was found
             return None
 
     @override
@@ -161,7 +161,7 @@ def drop_messages(store: Store, where: Attempt, answered: Iterable[int]) -> None
 def drop_ready(store: Store, lobby: Attempt, site: int) -> None:
     """READY and LEAVE of a site that leaves, so that it can be ready again with the same words.
 
-    READY first: who is killed in between finds LEAVE, and comes here again.
+    READY first: a relay that is killed in between finds LEAVE, and comes here again.
     """
     for kind in (kinds.READY.name, kinds.LEAVE.name):
         store.drop(partial(eq, ObjectName(*lobby, f"{kind}/{site}")))

@@ -49,7 +49,7 @@ class Skip:
     def abandon(self, mark: Mark) -> Settled:
         """Sign ABANDON, and wait until τ sites stand behind the next state. `mark`: of the vector.
 
-        A site that is absent may have put a vector into this round that it does not have any more: the ledger knows.
+        An absent site may have put a vector into this round that it no longer has: the ledger knows.
         Raises TooLateError if the others have gone on, PeersError if too few sites do without the sum.
         """
         plan, party = self._plan, self._party

@@ -70,19 +70,19 @@ class ListedAttempt:
         return bool(new)
 
     def refuse(self, trial: str, refusal: Refusal) -> None:
-        """Show the site that the relay lists this attempt no more. Raises StorageError."""
+        """Show the site that the relay no longer lists this attempt. Raises StorageError."""
         with self._lock:
             self._show(Listing(self._listing.generation, self._listing.objects, trial, refusal))
 
     def _store(self, client: RelayClient, entry: Entry) -> bool:
-        """The message as a file; False if the relay has it no more."""
+        """The message as a file; False if the relay no longer has it."""
         name = self._folder.of(self.round, self.attempt, entry.name)
         path = self._folder.come(name)
         there = read_file(path, MOST_MESSAGE_BYTES)
         if there is not None and tree(there) == entry.tree:
             return True
         body = entry.body if entry.body is not None else client.get(name)
-        if body is None or tree(body) != entry.tree:  # removed or replaced meanwhile: it is listed again then
+        if body is None or tree(body) != entry.tree:  # removed or replaced since: it is listed again then
             return False
         write_file(path, body)
         return True

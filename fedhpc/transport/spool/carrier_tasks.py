@@ -147,7 +147,7 @@ class Tasks:
         return 0, ""
 
     def bring(self, name: ObjectName, length: int, root: str) -> bool:
-        """Bring a sum of `length` bytes whose Tree is `root`; False if the relay has it no more.
+        """Bring a sum of `length` bytes whose Tree is `root`; False if the relay no longer has it.
 
         Raises PolicyError if the relay sends other bytes.
         """
@@ -197,7 +197,7 @@ class Tasks:
         return False
 
     def _grow(self, name: ObjectName, handle: int, length: int) -> bytes | None:
-        """Fetch what the file lacks, front to back; its Tree then, None if the relay has the sum no more."""
+        """Fetch what the file lacks, front to back; its Tree then, None if the relay no longer has the sum."""
         there = min(os.fstat(handle).st_size, length) // WINDOW_BYTES * WINDOW_BYTES
         with storage(self._folder.come(name), "write"):
             os.ftruncate(handle, there)

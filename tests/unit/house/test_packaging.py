@@ -51,7 +51,7 @@ TWIN_ROOMS = {
     "demo/digits": "demo/heart",
 }
 KNOWN_NAMESAKES = {
-    *("catch_up.py", "federation.py", "files.py", "join.py", "listing.py", "mailbox.py", "page.py", "rehearsal.py"),
+    *("federation.py", "files.py", "join.py", "listing.py", "mailbox.py", "page.py", "rehearsal.py"),
     *("rows.py", "site.py", "start.py", "store.py"),
 }
 # In two halves, since this file names no registry's host either.
