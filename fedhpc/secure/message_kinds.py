@@ -80,5 +80,5 @@ OF_AN_ATTEMPT = tuple(message.name for message in MESSAGES if message.signs.link
 
 
 def max_bytes(name: str, sites: int) -> int:
-    """The longest message `name` in a federation of `sites`."""
-    return BY_NAME[name].most_bytes(sites)
+    """The longest message `name` in a federation of `sites`; of a name without a row, the envelope."""
+    return BY_NAME[name].most_bytes(sites) if name in BY_NAME else ENVELOPE_BYTES

@@ -1,7 +1,8 @@
 """One attempt of the `mpi` exchange, without I/O: keys, the signed transcript, the masks (docs/protocol.md section 7).
 
 The masks are the pairwise ones of Bonawitz et al. (2017). All sites are in one MPI job, so the set is the whole cohort,
-nobody can be lost within the attempt, and no self mask, tag or recovery is needed. The leaders exchange two messages before the sum and one after it:
+nobody can be lost within the attempt, and no self mask, tag or recovery is needed. The leaders exchange two messages
+before the sum and one after it:
 
     propose -> M1 (fresh X25519 keys) of every site -> signature over T2 of every site -> masks -> … -> M6 of every site
 
