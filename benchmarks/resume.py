@@ -45,7 +45,7 @@ def sums(model, batch):
     x, y = batch
     return {"n": torch.tensor(len(y)), "loss": (model(x)[:, 0] - y).double().square().sum()}
 """
-IMPORTS = "import fedhpc.app.run, fedhpc.train.site, fedhpc.cli.run"
+IMPORTS = "import fedhpc.app.run, fedhpc.train.open_trainer, fedhpc.cli.run"
 
 
 def write_federation(folder: Path, params: int, optimizer: str) -> None:

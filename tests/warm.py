@@ -29,7 +29,7 @@ MODULES = (
     *(
         "fedhpc.cli",
         "fedhpc.app.run",
-        "fedhpc.train.site",
+        "fedhpc.train.open_trainer",
         "fedhpc.sums.in_job.mpi_exchange",
         "fedhpc.sums.over_relay.exchange",
     ),

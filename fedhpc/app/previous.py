@@ -14,8 +14,8 @@ from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.party import GIVEN_EPOCH
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT
-from fedhpc.rounds.start import Taken
-from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.rounds.start_sum import Taken
+from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
 CHECKPOINTS = "checkpoints"
 

@@ -75,7 +75,8 @@ def run(
     told.listen()
     from fedhpc.app.life import last_words
     from fedhpc.app.life.open import finished_before
-    from fedhpc.app.run import Before, run_federation
+    from fedhpc.app.programs.training import Before
+    from fedhpc.app.run import run_federation
     from fedhpc.mpi.world import is_first, launched, tell_failure
 
     if launched() and is_first():

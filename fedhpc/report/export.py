@@ -69,7 +69,7 @@ def _read(run: Path) -> Run:
 
 
 def _store(directory: Path) -> CheckpointStore:
-    from fedhpc.train.checkpoint import Hdf5Checkpoints
+    from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
     store: CheckpointStore = Hdf5Checkpoints(directory)
     return store

@@ -121,7 +121,7 @@ def _model(folder: Path, records: list[Record]) -> tuple[int, str | None]:
 
 def _load(directory: Path, round_: int) -> Any:
     """The tensors of a checkpoint. Raises DataError if it is damaged."""
-    from fedhpc.train.checkpoint import Hdf5Checkpoints
+    from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
     return Hdf5Checkpoints(directory).load(round_).tensors
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fedhpc.errors import DataError, InterruptedRun, PolicyError
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore, Tensors
@@ -12,9 +12,9 @@ from fedhpc.federation.session import Session
 from fedhpc.ledger.file import LOST_LEDGER_HINT
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import Outbox, Reporter, Trainer
-from fedhpc.rounds.later_state import catch_up, save, take_later
-from fedhpc.rounds.measuring import report_measured
-from fedhpc.rounds.start import Taken, refuse_other_model, take_over
+from fedhpc.rounds.progress import Progress
+from fedhpc.rounds.start_sum import Taken, refuse_other_model, take_over
+from fedhpc.rounds.update import Transform
 
 OLD_RUN_HINT = (
     "`fedhpc site ledger adopt RUN` keeps what this site has summed, and `fedhpc federation next --from-model` begins "
@@ -22,28 +22,46 @@ OLD_RUN_HINT = (
 )
 
 
-def begin(
-    session: Session,
-    trainer: Trainer,
-    store: CheckpointStore,
-    reporter: Reporter,
-    prepare: Callable[[], None],
-    previous: Callable[[], Taken | None],
-    outbox: Outbox,
-    life: Life,
-) -> tuple[GlobalModel, int, Tensors | None]:
-    """The model to go on from: a fresh one, or that of the newest round that every site holds; and its round.
+class Beginning:
+    """Finds the model that one run goes on from. Every rank of the site makes every call."""
 
-    Last what was measured in that round and is still to be summed, or None.
-    """
-    newest = _newest_common_round(session, store)
-    if newest is None and life.stage == "train":
-        raise InterruptedRun(
-            "there is no model to train yet", "the first exchange makes it: `fedhpc run --stage exchange`", agreed=True
-        )
-    if newest is None and session.party.agreement.start.from_ is not None:
-        return *_go_on(session, trainer, store, reporter, previous), None
-    if newest is None:
+    def __init__(
+        self,
+        session: Session,
+        trainer: Trainer,
+        store: CheckpointStore,
+        reporter: Reporter,
+        outbox: Outbox,
+        life: Life,
+        transforms: Sequence[Transform],
+    ) -> None:
+        self._session, self._trainer, self._store, self._reporter = session, trainer, store, reporter
+        self._outbox, self._life, self._transforms = outbox, life, transforms
+
+    def begin(
+        self, prepare: Callable[[], None], previous: Callable[[], Taken | None]
+    ) -> tuple[Progress, Tensors | None]:
+        """The model to go on from, and what was measured in its newest round and is still to be summed, or None.
+
+        `prepare` and `previous`: as in `Run`. Raises InterruptedRun where only training is asked for and there is no
+        model yet; DataError, PolicyError for a checkpoint or a ledger that nobody can go on from.
+        """
+        newest = self._newest_common_round()
+        if newest is not None:
+            return self._resume(newest)
+        if self._life.stage == "train":
+            raise InterruptedRun(
+                "there is no model to train yet",
+                "the first exchange makes it: `fedhpc run --stage exchange`",
+                agreed=True,
+            )
+        if self._session.party.agreement.start.from_ is not None:
+            return self._go_on(previous), None
+        return self._begin_fresh(prepare), None
+
+    def _begin_fresh(self, prepare: Callable[[], None]) -> Progress:
+        """The trainer's own model, after `prepare`; or the others' model if they have gone on without this site."""
+        session = self._session
         # Its checkpoints are lost if what lies beside the ledger says that it had one after a training round.
         lost = bool(session.finished.round_ and session.round_)
         missed = RoundOverError(session.round_, "the checkpoints of this site are gone") if lost else None
@@ -53,69 +71,81 @@ def begin(
                 prepare()
         except RoundOverError as over:
             missed = over  # the others have gone on; their model holds what was to be prepared
-        model = GlobalModel(session, trainer.tensors(), trainer.averaged(), checkpointed=True)
+        progress = self._progress(fresh=True)
         if missed is not None:
-            catch_up(session, trainer, store, reporter, model, missed)
-            return model, model.rounds, None
-        save(session, trainer, store, model, 0)
+            progress.catch_up(missed)
+            return progress
+        progress.save()
         session.take_spent()
-        return model, 0, None
-    checkpoint = store.load(newest)
-    _refuse_without_blind(checkpoint)
-    if checkpoint.config != session.party.agreement.hash:
-        raise DataError(
-            f"the run directory belongs to another federation.toml (SHA-256 {checkpoint.config.hex()}, "
-            f"now {session.party.agreement.hash.hex()})",
-            "continue with the file it was started with; a changed one is a new federation with its own directory",
+        return progress
+
+    def _go_on(self, previous: Callable[[], Taken | None]) -> Progress:
+        """The model of an epoch before this one, by the sum `start`; it is the first checkpoint of this epoch."""
+        session = self._session
+        session.round_ = 0
+        progress = self._progress(fresh=False)
+        model = progress.model
+        own = previous() if session.party.leads else None
+        pending: Tensors | None = None
+        try:
+            take_over(session, model, own)
+        except RoundOverError as over:
+            whole = progress.take_later(over)
+            pending = {} if whole and model.rounds else None
+            if not model.rounds:
+                refuse_other_model(session, model, own)
+        progress.save(pending)
+        if pending is not None:
+            progress.measuring.report_again(pending)
+        session.take_spent()
+        self._reporter.note("goes on from the model of an epoch before")
+        return progress
+
+    def _resume(self, newest: int) -> tuple[Progress, Tensors | None]:
+        """The checkpoint of round `newest`, which every site can go on from."""
+        session = self._session
+        checkpoint = self._store.load(newest)
+        _refuse_without_blind(checkpoint)
+        if checkpoint.config != session.party.agreement.hash:
+            raise DataError(
+                f"the run directory belongs to another federation.toml (SHA-256 {checkpoint.config.hex()}, "
+                f"now {session.party.agreement.hash.hex()})",
+                "continue with the file it was started with; a changed one is a new federation with its own directory",
+            )
+        if session.party.leads:
+            _require_ledger(session, checkpoint)
+            self._store.discard_after(newest)
+        progress = self._progress(fresh=False)
+        model = progress.model
+        model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_, checkpoint.blind)
+        session.round_ = model.reached = checkpoint.sums
+        if not self._outbox.holds(model.state):  # what is kept there has a newer state of the trainer
+            self._trainer.restore(checkpoint.private)
+        self._reporter.note(f"resumed after round {newest}")
+        return progress, checkpoint.pending if checkpoint.whole else None
+
+    def _progress(self, *, fresh: bool) -> Progress:
+        """A run at its beginning, with the trainer's model. `fresh`: see GlobalModel."""
+        trainer = self._trainer
+        model = GlobalModel(
+            self._session,
+            trainer.tensors(),
+            trainer.averaged(),
+            fresh=fresh,
+            checkpointed=True,
+            transforms=self._transforms,
         )
-    if session.party.leads:
-        _require_ledger(session, checkpoint)
-        store.discard_after(newest)
-    model = GlobalModel(session, trainer.tensors(), trainer.averaged(), fresh=False, checkpointed=True)
-    model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_, checkpoint.blind)
-    session.round_ = model.reached = checkpoint.sums
-    if not outbox.holds(model.state):  # what is kept there has a newer state of the trainer
-        trainer.restore(checkpoint.private)
-    reporter.note(f"resumed after round {newest}")
-    return model, newest, checkpoint.pending if checkpoint.whole else None
+        return Progress(self._session, trainer, self._store, self._reporter, model)
 
-
-def _go_on(
-    session: Session,
-    trainer: Trainer,
-    store: CheckpointStore,
-    reporter: Reporter,
-    previous: Callable[[], Taken | None],
-) -> tuple[GlobalModel, int]:
-    """The model of an epoch before this one, by the sum `start`; it is the first checkpoint of this epoch."""
-    session.round_ = 0
-    model = GlobalModel(session, trainer.tensors(), trainer.averaged(), fresh=False, checkpointed=True)
-    own = previous() if session.party.leads else None
-    pending: Tensors | None = None
-    try:
-        take_over(session, model, own)
-    except RoundOverError as over:
-        whole = take_later(session, reporter, model, over)
-        pending = {} if whole and model.rounds else None
-        if not model.rounds:
-            refuse_other_model(session, model, own)
-    save(session, trainer, store, model, model.rounds, pending)
-    if pending is not None:
-        report_measured(session, trainer, reporter, model, pending)
-    session.take_spent()
-    reporter.note("goes on from the model of an epoch before")
-    return model, model.rounds
-
-
-def _newest_common_round(session: Session, store: CheckpointStore) -> int | None:
-    """The round to go on from; None if the run is fresh. Leaders look, every rank learns."""
-    party = session.party
-    answer = b""
-    if party.leads:
-        newest = session.sums.common_round(store.rounds())
-        answer = b"none" if newest is None else str(newest).encode()
-    answer = party.site.broadcast_bytes(answer if party.leads else None)
-    return None if answer == b"none" else int(answer)
+    def _newest_common_round(self) -> int | None:
+        """The round to go on from; None if the run is fresh. Leaders look, every rank learns."""
+        party = self._session.party
+        answer = b""
+        if party.leads:
+            newest = self._session.sums.common_round(self._store.rounds())
+            answer = b"none" if newest is None else str(newest).encode()
+        answer = party.site.broadcast_bytes(answer if party.leads else None)
+        return None if answer == b"none" else int(answer)
 
 
 def _refuse_without_blind(checkpoint: Checkpoint) -> None:

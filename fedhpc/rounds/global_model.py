@@ -1,20 +1,20 @@
-"""The global model: the masked mean of the sites' updates, and the outer step. Shared by the main loop and `sync`."""
+"""The global model: what all sites share, and the outer step over the masked mean of their updates.
+
+Shared by the main loop and `sync`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.cohort.staleness import discount
 from fedhpc.errors import DataError
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.scale_choice import choose_scales, stop
-from fedhpc.federation.scales import Scales, refuse_beyond
+from fedhpc.federation.scales import refuse_beyond
 from fedhpc.federation.session import Session
 from fedhpc.federation.state_tensors import (
     TOTAL_WEIGHT,
@@ -27,22 +27,15 @@ from fedhpc.federation.state_tensors import (
 from fedhpc.federation.sum_result import rescaled
 from fedhpc.federation.vector import Vector
 from fedhpc.rounds.strategy import FedAvg, make_strategy
+from fedhpc.rounds.update import MODEL, Base, Transform, refuse_lost, update_vector
+from fedhpc.rounds.weights import Weights
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Tensor, scale_for
 from fedhpc.secure.salt import NO_BLIND, blind_after
 from fedhpc.secure.transcript import state_hash
 
-_MODEL, _MEASURED = "model/", "measured/"
+_MEASURED = "measured/"
 _MEASURED_BOUND = 2.0**40  # of a float sum of metrics at one site; public
-
-
-@dataclass(frozen=True)
-class Base:
-    """A state that local training started from."""
-
-    tensors: Tensors
-    state: bytes  # its hash [32]
-    rounds: int
 
 
 class GlobalModel:
@@ -61,17 +54,18 @@ class GlobalModel:
         weights_name: str = labels.PURPOSE_WEIGHTS,
         fresh: bool = True,
         checkpointed: bool = False,
+        transforms: Sequence[Transform] = (),
     ) -> None:
         """`weights_name`: what the sum of the sites' weights is called in the ledger; one per model.
 
         `checkpointed`: each state is put into a checkpoint, which ends what is kept to repeat its round (keep_until).
-        `fresh`: False if `restore` follows, which hashes the state that counts.
+        `fresh`: False if `restore` follows, which hashes the state that counts. `transforms`: of this site's updates.
         """
         self._session = session
-        self._weights_name = weights_name
         self._checkpointed = checkpointed
+        self._transforms = tuple(transforms)
+        self.weights = Weights(session, weights_name)
         self._settings = session.party.agreement.strategy
-        self._secure = session.party.agreement.secure
         self._strategy = make_strategy(self._settings)
         self._average = FedAvg(1.0)
         self._averaged = averaged
@@ -89,18 +83,17 @@ class GlobalModel:
         # What was summed before may be in the first model, and its hash must not tell that.
         self.blind = blind_after(NO_BLIND, session.last_salt)
         """Part of the state, so that nobody outside can try out which model a state's hash is of [32]."""
-        self._total_weight: float | None = None
         if fresh:
             session.tensors_tree = self._tree(self.tensors)
 
     def saved_outer(self) -> Tensors:
         """The strategy's state and W, for a checkpoint."""
-        total = {} if self._total_weight is None else {TOTAL_WEIGHT: np.array([self._total_weight])}
+        total = {} if self.weights.total is None else {TOTAL_WEIGHT: np.array([self.weights.total])}
         return self.outer | total
 
     def arrays(self) -> Arrays:
         """The arrays of the present state (state_tensors.py)."""
-        return state_arrays(self.tensors, self.outer, self._total_weight, self.rounds, self.blind)
+        return state_arrays(self.tensors, self.outer, self.weights.total, self.rounds, self.blind)
 
     def take_over(self, data: NDArray[np.uint8]) -> None:
         """Go on from a state that this site was given: the joined bytes of its arrays."""
@@ -108,7 +101,7 @@ class GlobalModel:
         arrays = self.arrays()
         fill_arrays(arrays, data)
         weight, rounds, blind = float(arrays[-3][0]), int(arrays[-2][0]), arrays[-1].tobytes()
-        self._total_weight, self.rounds, self.blind = weight or None, rounds, blind
+        self.weights.total, self.rounds, self.blind = weight or None, rounds, blind
         self._session.tensors_tree = self._tree(self.tensors)
 
     def go_on_from(self, tensors: Tensors, total_weight: float | None, salt: bytes) -> bytes:
@@ -116,11 +109,11 @@ class GlobalModel:
 
         `salt`: S of that sum [40]. A site that left the federation knows the model, but not what follows from S.
         """
-        self.tensors, self._total_weight, self.blind = tensors, total_weight, blind_after(NO_BLIND, salt)
+        self.tensors, self.weights.total, self.blind = tensors, total_weight, blind_after(NO_BLIND, salt)
         return self._tree(tensors)
 
     def _tree(self, tensors: Tensors) -> bytes:
-        arrays = state_arrays(tensors, self.outer, self._total_weight, self.rounds, self.blind)
+        arrays = state_arrays(tensors, self.outer, self.weights.total, self.rounds, self.blind)
         return tensors_tree(self._session.party.site, arrays)
 
     def restore(self, tensors: Tensors, outer: Mapping[str, NDArray[Any]], rounds: int, blind: bytes) -> None:
@@ -135,7 +128,7 @@ class GlobalModel:
             raise DataError("the checkpoint holds the state of another strategy")
         self.tensors = tensors
         self.outer = states
-        self._total_weight = float(outer[TOTAL_WEIGHT][0]) if TOTAL_WEIGHT in outer else None
+        self.weights.total = float(outer[TOTAL_WEIGHT][0]) if TOTAL_WEIGHT in outer else None
         self.rounds, self.blind = rounds, blind
         self._session.tensors_tree = self._tree(tensors)
 
@@ -160,25 +153,37 @@ class GlobalModel:
         """
         session = self._session
         base = base or self.base()
-        share = self._share(samples) * discount(session.party.agreement.cohort, self.rounds - base.rounds)
-        if len(session.sites) == 1 and isinstance(self._strategy, FedAvg) and self._settings.outer_lr == 1.0:
-            # One site exchanges nothing, and x − (x − local) would lose bits: plain training must come out.
+        share = self.weights.share(samples, self.rounds - base.rounds)
+        if self._exchanges_nothing():
             refuse_beyond(local, math.inf, session.site)
             self.tensors = local
             self.rounds += 1
             session.round_ += 1
             session.tensors_tree = self._tree(local)
             return True
-        vector, scales = self._update_vector(base.tensors, local, share)
-        names = {_MODEL + name: share for name in self.tensors}
-        opened = session.begin_training_sum(vector, names, base.state, scales, checkpointed=self._checkpointed)
-        if self._secure.bound is None:
-            zero = [name for name in scales.lost if not vector.view(name).any()]
-            stop(session.party, zero, "the chosen scale has rounded the sum of the updates to zero")
+        # Step 1. The update in one vector; then its sum over the sites.
+        vector, scales = update_vector(session, base, local, share, self._transforms)
+        factors = {MODEL + name: share for name in self.tensors}
+        opened = session.begin_training_sum(vector, factors, base.state, scales, checkpointed=self._checkpointed)
+        refuse_lost(session.party, vector, scales)
+        # Step 2. The outer step. The model is replaced only once the sites have compared what comes out.
+        following = self._outer_step(vector, self.weights.of_all_over(opened.members))
+        self.rounds += 1
+        self.blind = blind_after(self.blind, opened.salt)
+        session.finish(opened, self._tree(following))
+        self.tensors, self.reached = following, session.round_
+        return len(opened.members) == len(session.sites)
+
+    def _exchanges_nothing(self) -> bool:
+        """One site alone, averaged: x − (x − local) would lose bits, and plain training must come out."""
+        plain = isinstance(self._strategy, FedAvg) and self._settings.outer_lr == 1.0 and not self._transforms
+        return plain and len(self._session.sites) == 1
+
+    def _outer_step(self, vector: Vector, again: float) -> Tensors:
+        """The next global tensors, from the summed `vector` times `again`; changes the strategy's state in place."""
         following: Tensors = {}
-        again = self._weight_of_all_over(opened.members)
         for name, tensor in self.tensors.items():
-            update = vector.view(_MODEL + name).astype(tensor.dtype, copy=False)
+            update = vector.view(MODEL + name).astype(tensor.dtype, copy=False)
             if again != 1.0:
                 update = rescaled(update, again)
             if name in self._averaged:
@@ -187,11 +192,7 @@ class GlobalModel:
                 state = {s: self.outer[f"{s}/{name}"] for s in self._strategy.names}
                 step = self._strategy.step(tensor, update, state)
             following[name] = np.asarray(step)  # NumPy makes a scalar of a tensor without dimensions
-        self.rounds += 1
-        self.blind = blind_after(self.blind, opened.salt)
-        session.finish(opened, self._tree(following))
-        self.tensors, self.reached = following, session.round_
-        return len(opened.members) == len(session.sites)
+        return following
 
     def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors | None:
         """The sum of `measured`, int64 and float64, over all sites; None if they went on without it.
@@ -206,34 +207,16 @@ class GlobalModel:
         )
         return None if opened is None else {n: vector.view(_MEASURED + n).copy() for n in measured}
 
+    def facts(self) -> dict[str, Any]:
+        """What a round's record says of the state (app/telemetry.py)."""
+        session = self._session
+        # Where it is written only: hashing a model takes as long as reading it from memory.
+        sha256 = self.sha256() if session.party.leads else None
+        return {"sites": session.sites, "state": session.state.hex(), "model_sha256": sha256}
+
     def sha256(self) -> str:
         """As `model_sha256`. It stays at the sites."""
         return model_sha256(self.tensors)
-
-    def _update_vector(self, base: Tensors, local: Tensors, share: float) -> tuple[Vector, Scales]:
-        """base − local in one vector, with a scale for every tensor."""
-        if local.keys() != self.tensors.keys():
-            raise DataError("the local model has other tensors than the global one")
-        wide = self._secure.lane_bits == 64
-        kinds = {n: "float64" if wide else t.dtype.name for n, t in self.tensors.items()}
-        plain = [Tensor(_MODEL + n, kinds[n], t.shape) for n, t in self.tensors.items()]
-        vector = Vector(self._session.layout(plain))
-        vector.sources = {_MODEL + n: t.dtype.name for n, t in self.tensors.items() if wide}
-        updates = {}
-        for name, tensor in base.items():
-            view = vector.view(_MODEL + name)
-            np.subtract(tensor, local[name], out=view, dtype=view.dtype)
-            updates[_MODEL + name] = view
-        sites = len(self._session.sites)
-        if self._secure.bound is not None:
-            refuse_beyond(updates, self._secure.bound, self._session.site)
-            scales = Scales({t.name: scale_for(self._secure.bound, t.bits, sites) for t in plain})
-        else:
-            purpose = f"scale of round {self._session.round_ + 1}"
-            scales = choose_scales(self._session, updates, share, purpose)
-        scaled = [Tensor(t.name, t.kind, t.shape, scales.by_name[t.name]) for t in plain]
-        vector.layout = self._session.layout(scaled)
-        return vector, scales
 
     def _measured_tensors(self, measured: Mapping[str, NDArray[Any]]) -> list[Tensor]:
         tensors = []
@@ -243,29 +226,3 @@ class GlobalModel:
             scale = scale_for(_MEASURED_BOUND, 64, len(self._session.sites)) if array.dtype == np.float64 else 0
             tensors.append(Tensor(_MEASURED + name, array.dtype.name, array.shape, scale))
         return tensors
-
-    def _weight_of_all_over(self, members: tuple[int, ...]) -> float:
-        """W of the roster / W of the sites in the sum, where W is public: then the mean is exact over those sites.
-
-        Private weights are not renormalised: W over two sets that differ in one site is that site's size.
-        """
-        roster = self._session.party.agreement.roster
-        if len(members) == len(roster) or self._settings.weights == "samples":
-            return 1.0
-        if self._settings.weights == "uniform":
-            return len(roster) / len(members)
-        return sum(entry.samples for entry in roster) / sum(roster[u - 1].samples for u in members)
-
-    def _share(self, samples: float) -> float:
-        """w_u / W of this site."""
-        agreement = self._session.party.agreement
-        if self._settings.weights == "uniform":
-            return 1.0 / len(agreement.roster)
-        if self._settings.weights == "declared":
-            declared = [entry.samples for entry in agreement.roster]
-            return declared[self._session.party.number - 1] / sum(declared)
-        if samples < 1:
-            raise DataError(f"site {self._session.site} has no rows to train on")
-        if self._total_weight is None:
-            self._total_weight = self._session.total_weight(samples, self._weights_name)
-        return samples / self._total_weight

@@ -24,13 +24,19 @@ _TOLD, _DUE = 1, 2
 
 @dataclass(frozen=True)
 class Local:
-    """Local work as it comes out of `LocalRounds.work`, and the seconds of this job in it."""
+    """One site's work of a round, and the seconds of this job in it."""
 
+    round_: int
+    state: bytes  # hash of the global state it began from [32]
     tensors: Tensors
     result: LocalResult
     measured: Tensors
-    evaluate_s: float
-    train_s: float
+    evaluate_s: float = 0.0
+    train_s: float = 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """Its part of a round's record (app/telemetry.py), besides the seconds."""
+        return {"train_loss": self.result.loss, "samples": self.result.samples}
 
 
 class LocalRounds:
@@ -56,19 +62,19 @@ class LocalRounds:
             trainer.restore(kept.private)
             measured = kept.measured
             if kept.result.whole:
-                return Local(kept.tensors, kept.result, measured, 0.0, 0.0)
+                return Local(round_, state, kept.tensors, kept.result, measured)
         evaluated = time.perf_counter()
 
         def at_step() -> bool:
             word = self._word_of_all()
             if word & _DUE and not word & _TOLD:
-                self._keep(round_, state, measured, LocalResult(0, 0, 0.0, 0.0, whole=False), trainer.tensors())
+                self.keep(Local(round_, state, trainer.tensors(), LocalResult(0, 0, 0.0, 0.0, whole=False), measured))
             return bool(word & _TOLD)
 
         result = trainer.train(round_, anchor, at_step)
         trained = time.perf_counter()
         self._life.trained()
-        return Local(trainer.tensors(), result, measured, evaluated - begun, trained - evaluated)
+        return Local(round_, state, trainer.tensors(), result, measured, evaluated - begun, trained - evaluated)
 
     def measured(self, state: bytes, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """The measurement of the final model."""
@@ -79,22 +85,21 @@ class LocalRounds:
         self._trainer.load(tensors)
         return self._trainer.measure()
 
-    def keep(self, round_: int, state: bytes, local: Local) -> None:
-        """Put the work into the outbox."""
-        self._keep(round_, state, local.measured, local.result, local.tensors)
+    def keep(self, local: Local) -> None:
+        """Put the work, with the trainer's private state, into the outbox."""
+        private, averaged = self._trainer.private(), self._trainer.averaged()
+        self._outbox.keep(
+            LocalWork(local.state, local.round_, local.result, local.measured, local.tensors, private, averaged)
+        )
+        self._life.kept()
 
     def is_due(self) -> bool:
         """Whether it is long ago that anything was kept; the same on all ranks."""
         return bool(self._word_of_all() & _DUE)
 
     def covered(self) -> None:
-        """A checkpoint holds the round: its work is not needed any more."""
+        """A checkpoint holds the round: its work is no longer needed."""
         self._outbox.clear()
-        self._life.kept()
-
-    def _keep(self, round_: int, state: bytes, measured: Tensors, result: LocalResult, tensors: Tensors) -> None:
-        private = self._trainer.private()
-        self._outbox.keep(LocalWork(state, round_, result, measured, tensors, private, self._trainer.averaged()))
         self._life.kept()
 
     def _word_of_all(self) -> int:

@@ -1,13 +1,13 @@
 """THE MAIN LOOP: one federated round after another, on every rank of every site.
 
-What it needs from the rows above (trainer, checkpoints, reporter) is handed in. Each round: train, encode, mask, sum,
-unmask, apply, checkpoint, measure, report. A run that is killed anywhere goes on from the newest round of all sites.
+What it needs from the rows above (trainer, checkpoints, reporter) is handed in. A run that is killed anywhere goes on
+from the newest round of all sites.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedhpc.errors import InterruptedRun
@@ -15,16 +15,15 @@ from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.life import Life
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.session import Session
-from fedhpc.rounds.beginning import begin
-from fedhpc.rounds.global_model import Base, GlobalModel
-from fedhpc.rounds.interfaces import Outbox, Reporter, Trainer
-from fedhpc.rounds.later_state import catch_up, save
-from fedhpc.rounds.local_round import LocalRounds
-from fedhpc.rounds.measuring import final_metrics, purpose_after, report_measured, sum_measured
+from fedhpc.rounds.beginning import Beginning
+from fedhpc.rounds.global_model import GlobalModel
+from fedhpc.rounds.interfaces import LocalResult, Outbox, Reporter, Trainer
+from fedhpc.rounds.local_round import Local, LocalRounds
 from fedhpc.rounds.null_objects import Endless, NoOutbox
-from fedhpc.rounds.start import Taken
-
-Clock = Callable[[], float]
+from fedhpc.rounds.progress import Progress
+from fedhpc.rounds.round_clock import RoundClock
+from fedhpc.rounds.start_sum import Taken
+from fedhpc.rounds.update import Base, Transform
 
 
 @dataclass(frozen=True)
@@ -38,119 +37,142 @@ class Outcome:
     bytes_per_round: int  # sent by one site
 
 
-def run_rounds(
-    session: Session,
-    trainer: Trainer,
-    store: CheckpointStore,
-    reporter: Reporter,
-    *,
-    outbox: Outbox | None = None,
-    life: Life | None = None,
-    prepare: Callable[[], None] = lambda: None,
-    previous: Callable[[], Taken | None] = lambda: None,
-    clock: Clock = time.perf_counter,
-) -> Outcome:
-    """Train the federation's agreed number of rounds.
+class Run:
+    """One site's part in the agreed number of training rounds. Every rank of every site makes and runs one."""
 
-    `prepare` runs once before the first round of a fresh run, for statistics that become part of the first model.
-    `previous` gives what an epoch that goes on takes over, at leaders of sites that have it.
-    `outbox` keeps local work between jobs; `life` says how long this one lasts and what it does. Raises InterruptedRun,
-    on every rank and after all that is needed was kept, where the next job is to go on.
-    """
-    life = life or Endless()
-    outbox = outbox or NoOutbox()
-    local_rounds = LocalRounds(session.party.site, trainer, outbox, life)
-    rounds = session.party.agreement.federation.rounds
-    model, done, pending = begin(session, trainer, store, reporter, prepare, previous, outbox, life)
-    if session.party.leads:
-        session.sums.attend(store)
-    if pending is not None and life.stage != "train":  # the last job ended before it was summed, or just after
-        report_measured(session, trainer, reporter, model, pending)
-    started_at, begun_run, sent = done, clock(), 0
-    while done < rounds:
-        begun = clock()
-        _stop_here(session, life.leaves() or life.may_begin(), f"before round {done + 1}")
-        # 1. Start from the global model, and measure it on this site's held-out rows.
-        # 2. Train on this site's data; or take up what an earlier job has trained.
-        base, work_state = model.base(), model.state
-        local = local_rounds.work(done + 1, work_state, model.tensors)
-        told = session.sums.hear(life.leaves())
-        if told or life.stage == "train" or local_rounds.is_due():
-            local_rounds.keep(done + 1, work_state, local)
-        _stop_here(session, told, f"in round {done + 1}, after {local.result.steps} steps")
+    def __init__(
+        self,
+        session: Session,
+        trainer: Trainer,
+        store: CheckpointStore,
+        reporter: Reporter,
+        *,
+        outbox: Outbox | None = None,
+        life: Life | None = None,
+        prepare: Callable[[], None] = lambda: None,
+        previous: Callable[[], Taken | None] = lambda: None,
+        transforms: Sequence[Transform] = (),
+    ) -> None:
+        """`outbox` keeps local work between jobs; `life` says how long this one lasts and what it does.
+
+        `prepare` is called once before the first round of a fresh run, for statistics that become part of the first
+        model. `previous` gives what an epoch that goes on takes over, at leaders of sites that have it. `transforms`
+        are applied to this site's updates, in this order.
+        """
+        self._session, self._store, self._reporter = session, store, reporter
+        self._life, outbox = life or Endless(), outbox or NoOutbox()
+        self._rounds = session.party.agreement.federation.rounds
+        self._local_rounds = LocalRounds(session.party.site, trainer, outbox, self._life)
+        self._beginning = Beginning(session, trainer, store, reporter, outbox, self._life, transforms)
+        self._prepare, self._previous = prepare, previous
+
+    def run(self) -> Outcome:
+        """Train to the final model.
+
+        Raises InterruptedRun, on every rank and after all that is needed was kept, where the next job is to go on.
+        """
+        # Step 1. A fresh model, the newest checkpoint, an epoch before, or the model that the others have.
+        progress = self._begin()
+        model, session, life = progress.model, self._session, self._life
+        started_at, begun, sent = model.rounds, time.perf_counter(), 0
+        while model.rounds < self._rounds:
+            clock = RoundClock()
+            # Step 2. Stop here if there is no time for another round.
+            self._stop_if_told(life.leaves() or life.may_begin(), f"before round {model.rounds + 1}")
+            # Step 3. Measure the global model on this site's held-out rows and train it on the others; or take up what
+            #         an earlier job has trained.
+            base = model.base()
+            local = self._train(model)
+            clock.split()
+            # Step 4. The update, base − local: encode, mask, sum over the sites, unmask; then the outer step.
+            whole = self._sum(progress, base, local)
+            clock.lap("exchange")
+            if whole is None:
+                continue  # this update came too late: train from the newer model
+            # Step 5. Checkpoint: after this the round need not be repeated.
+            measured = local.measured if whole else None
+            progress.save(measured)
+            clock.lap("checkpoint")
+            life.round_took(clock.since_beginning() - session.spent.stages.agree)
+            # Step 6. Sum what was measured, over all sites or not at all.
+            found = progress.measuring.sum_round(measured)
+            self._local_rounds.covered()
+            # Step 7. Report. Each part of the round adds its facts.
+            spent = session.take_spent()
+            sent += spent.bytes_up
+            record = {"round": model.rounds, "rounds": self._rounds} | found.facts() | local.facts()
+            record |= {"seconds": clock.seconds(local) | vars(spent.stages)}
+            record |= {"bytes_up": spent.bytes_up, "bytes_down": spent.bytes_down} | model.facts()
+            self._reporter.round_done(record)
+        elapsed, ran = time.perf_counter() - begun, max(1, model.rounds - started_at)
+        # Step 8. Measure the final model over all sites.
+        metrics = self._measure_final(progress)
+        return Outcome(model, metrics, started_at, elapsed / ran, sent // ran)
+
+    def _begin(self) -> Progress:
+        """Where this run goes on. What the last job measured and did not live to sum is summed here."""
+        progress, pending = self._beginning.begin(self._prepare, self._previous)
+        if self._session.party.leads:
+            self._session.sums.attend(self._store)
+        if pending is not None and self._life.stage != "train":
+            progress.measuring.report_again(pending)
+        return progress
+
+    def _train(self, model: GlobalModel) -> Local:
+        """This site's work of the next round, kept in the outbox where somebody may need it there."""
+        life = self._life
+        local = self._local_rounds.work(model.rounds + 1, model.state, model.tensors)
+        told = self._session.sums.hear(life.leaves())
+        if told or life.stage == "train" or self._local_rounds.is_due():
+            self._local_rounds.keep(local)
+        self._stop_if_told(told, f"in round {local.round_}, after {local.result.steps} steps")
         if life.stage == "train":
             raise InterruptedRun(
-                f"round {done + 1} is trained; its update is in the outbox", "the next exchange sums it", agreed=True
+                f"round {local.round_} is trained; its update is in the outbox",
+                "the next exchange sums it",
+                agreed=True,
             )
-        trained = clock()
-        # 3. Encode, mask, sum over the sites, unmask, and take the outer step.
-        whole: bool | None = None  # all sites were in the sum; None: it was not summed
+        return local
+
+    def _sum(self, progress: Progress, base: Base, local: Local) -> bool | None:
+        """Whether all sites were in the sum of this update; None: it was not summed, and the model is a newer one."""
+        model = progress.model
         try:
-            while whole is None and _may_sum(session, model, base):
+            while self._may_sum(model, base):
                 try:
-                    whole = model.exchange(local.tensors, local.result.samples, base)
+                    return model.exchange(local.tensors, local.result.samples, base)
                 except RoundOverError as over:
-                    catch_up(session, trainer, store, reporter, model, over, local.measured)
+                    progress.catch_up(over, local.measured)
         except InterruptedRun as interrupted:
-            if interrupted.agreed and model.state == work_state:  # not, if it has caught up meanwhile
-                local_rounds.keep(done + 1, work_state, local)
+            if interrupted.agreed and model.state == local.state:  # not where it has caught up in the meantime
+                self._local_rounds.keep(local)
             raise
-        exchanged = clock()
-        done = model.rounds
-        if whole is None:
-            continue  # this update came too late: train from the newer model
-        # 4. Checkpoint: after this the round need not be repeated. What was measured is still to be summed.
-        measured = local.measured if whole else None
-        save(session, trainer, store, model, done, measured)
-        saved = clock()
-        life.round_took(saved - begun - session.spent.stages.agree)
-        # 5. Sum what was measured, over all sites or not at all.
-        found = sum_measured(model, trainer, measured, purpose_after(done))
-        local_rounds.covered()
-        # 6. Report.
-        spent = session.take_spent()
-        sent += spent.bytes_up
-        record = {
-            "round": done,
-            "rounds": rounds,
-            **found.as_record(),
-            "train_loss": local.result.loss,
-            "samples": local.result.samples,
-            "seconds": {
-                "train": local.train_s,
-                "evaluate": local.evaluate_s,
-                "exchange": exchanged - trained,
-                "checkpoint": saved - exchanged,
-                "total": clock() - begun,
-                **vars(spent.stages),
-            },
-            "bytes_up": spent.bytes_up,
-            "bytes_down": spent.bytes_down,
-            "sites": session.sites,
-            "state": session.state.hex(),
-            # Once a round, and where it is written only: hashing a model takes as long as reading it from memory.
-            "model_sha256": model.sha256() if session.party.leads else None,
-        }
-        reporter.round_done(record)
-    elapsed = clock() - begun_run
-    metrics = final_metrics(session, trainer, local_rounds, model, reporter, life)
-    ran = max(1, done - started_at)
-    return Outcome(model, metrics, started_at, elapsed / ran, sent // ran)
+        return None
 
+    def _may_sum(self, model: GlobalModel, base: Base) -> bool:
+        """Whether an update from `base` still counts: it is not too old, and no round holds it that may be opened."""
+        if base.rounds == model.rounds:
+            return True
+        if model.rounds >= self._rounds:
+            return False  # it has caught up with the final model
+        staleness = self._session.party.agreement.cohort.staleness
+        return model.rounds - base.rounds <= staleness and self._session.sums.is_free(base.state)
 
-def _stop_here(session: Session, word: str, where: str) -> None:
-    """Raise InterruptedRun on every rank if one of them was told to stop."""
-    said = session.sums.hear(word)
-    if said:
-        raise InterruptedRun(f"stopped {where}: {said}", agreed=True)
+    def _measure_final(self, progress: Progress) -> dict[str, float | None]:
+        """Metrics of the final model, as one more masked sum over all sites."""
+        model = progress.model
+        measured = self._local_rounds.measured(model.state, model.tensors)
+        if self._life.stage == "train":
+            work = Local(model.rounds + 1, model.state, model.tensors, LocalResult(0, 0, 0.0, 0.0), measured)
+            self._local_rounds.keep(work)
+            raise InterruptedRun("the final model is measured; the next exchange sums that", "exchange it", agreed=True)
+        found = progress.measuring.sum_final(measured)
+        self._local_rounds.covered()
+        progress.measuring.report_final(found)
+        return dict(found.metrics)
 
-
-def _may_sum(session: Session, model: GlobalModel, base: Base) -> bool:
-    """Whether an update from `base` still counts: not too old, in no round that may have been opened, nor after all."""
-    if base.rounds == model.rounds:
-        return True
-    agreement = session.party.agreement
-    if model.rounds >= agreement.federation.rounds:
-        return False  # it has caught up with the final model
-    staleness = agreement.cohort.staleness
-    return model.rounds - base.rounds <= staleness and session.sums.is_free(base.state)
+    def _stop_if_told(self, word: str, where: str) -> None:
+        """Raise InterruptedRun on every rank if one of them was told to stop; `word`: why this one was, "" if not."""
+        said = self._session.sums.hear(word)
+        if said:
+            raise InterruptedRun(f"stopped {where}: {said}", agreed=True)

@@ -2,7 +2,7 @@
 
 Within the training's own sum a site that is lost once would show its counts: its held-out rows, and by them W's share.
 So it is summed over everyone or not at all, it waits for nobody longer than `[cohort] upload_s`, and nothing that the
-sites do in common hangs on whether it came.
+sites do in common depends on whether it came.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedhpc.errors import InterruptedRun
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.life import Life
 from fedhpc.federation.session import Session
 from fedhpc.rounds.global_model import GlobalModel
-from fedhpc.rounds.interfaces import LocalResult, Reporter, Trainer
-from fedhpc.rounds.local_round import Local, LocalRounds
+from fedhpc.rounds.interfaces import Reporter, Trainer
 
 LOST = "not all sites were in this round's sum"
 SKIPPED = "not all sites were there to sum them"
@@ -30,71 +27,42 @@ class Measured:
     metrics: Mapping[str, float | None]
     absent: str = ""
 
-    def as_record(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """Its part of a round's record (app/telemetry.py)."""
         return {"metrics": dict(self.metrics)} | ({"no_metrics": self.absent} if self.absent else {})
 
 
-def sum_measured(model: GlobalModel, trainer: Trainer, measured: Tensors | None, purpose: str) -> Measured:
-    """Sum what this site measured with the others'; None: the round was not over all sites, and nothing is asked."""
-    if measured is None:
-        return Measured({}, LOST)
-    total = model.total_of(measured, purpose)
-    return Measured({}, SKIPPED) if total is None else Measured(trainer.summarise(total))
+class Measuring:
+    """Sums and tells the measurements of one run. Every rank of the site makes every call."""
 
+    def __init__(self, session: Session, trainer: Trainer, reporter: Reporter, model: GlobalModel) -> None:
+        self._session, self._trainer, self._reporter, self._model = session, trainer, reporter, model
 
-def purpose_after(rounds: int) -> str:
-    """What the sum of the measurements of training round `rounds` is called."""
-    return f"measured after round {rounds}"
+    def sum_round(self, measured: Tensors | None) -> Measured:
+        """Sum what this site measured in the newest round; None: not all sites were in it, and nothing is asked."""
+        return Measured({}, LOST) if measured is None else self._sum(measured, "measured")
 
+    def report_again(self, pending: Tensors) -> None:
+        """Sum and report what was measured in a round that has a checkpoint already, and maybe a record."""
+        found = self.sum_round(pending)
+        self._session.take_spent()
+        self._reporter.round_done(self._round() | found.facts() | {"again": True} | self._model.facts())
 
-def report_measured(
-    session: Session, trainer: Trainer, reporter: Reporter, model: GlobalModel, pending: Tensors
-) -> None:
-    """Sum and report what was measured in a round that has a checkpoint already, and maybe a record."""
-    found = sum_measured(model, trainer, pending, purpose_after(model.rounds))
-    session.take_spent()
-    reporter.round_done(
-        {
-            "round": model.rounds,
-            "rounds": session.party.agreement.federation.rounds,
-            **found.as_record(),
-            "again": True,
-            "sites": session.sites,
-            "state": session.state.hex(),
-            "model_sha256": model.sha256() if session.party.leads else None,
-        }
-    )
+    def sum_final(self, measured: Tensors) -> Measured:
+        """Sum what the sites measured of the final model."""
+        found = self._sum(measured, "metrics")
+        if found.absent:
+            self._reporter.note(f"there are no final metrics: {found.absent}; the model is the same")
+        return found
 
+    def report_final(self, found: Measured) -> None:
+        """The last record of a run."""
+        self._reporter.round_done(self._round() | {"final": True} | found.facts() | self._model.facts())
 
-def final_metrics(
-    session: Session,
-    trainer: Trainer,
-    local_rounds: LocalRounds,
-    model: GlobalModel,
-    reporter: Reporter,
-    life: Life,
-) -> dict[str, float | None]:
-    """Metrics of the final model, as one more masked sum over all sites."""
-    rounds = model.rounds
-    measured = local_rounds.measured(model.state, model.tensors)
-    if life.stage == "train":
-        work = Local(model.tensors, LocalResult(0, 0, 0.0, 0.0), measured, 0.0, 0.0)
-        local_rounds.keep(rounds + 1, model.state, work)
-        raise InterruptedRun("the final model is measured; the next exchange sums that", "exchange it", agreed=True)
-    found = sum_measured(model, trainer, measured, f"metrics after round {rounds}")
-    if found.absent:
-        reporter.note(f"there are no final metrics: {found.absent}; the model is the same")
-    local_rounds.covered()
-    reporter.round_done(
-        {
-            "round": rounds,
-            "rounds": rounds,
-            "final": True,
-            **found.as_record(),
-            "sites": session.sites,
-            "state": session.state.hex(),
-            "model_sha256": model.sha256() if session.party.leads else None,
-        }
-    )
-    return dict(found.metrics)
+    def _round(self) -> dict[str, Any]:
+        return {"round": self._model.rounds, "rounds": self._session.party.agreement.federation.rounds}
+
+    def _sum(self, measured: Tensors, what: str) -> Measured:
+        """`what` begins the sum's name in the ledger."""
+        total = self._model.total_of(measured, f"{what} after round {self._model.rounds}")
+        return Measured({}, SKIPPED) if total is None else Measured(self._trainer.summarise(total))

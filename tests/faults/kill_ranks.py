@@ -27,10 +27,10 @@ from fedhpc.data import hdf5
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.ledger.journal import FileJournal
 from fedhpc.rounds.interfaces import AtStep, LocalResult
-from fedhpc.rounds.loop import run_rounds
+from fedhpc.rounds.loop import Run
 from fedhpc.secure.masks import Masks
 from fedhpc.sums.in_job.masked_sum import MpiSums
-from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
 SHAPES = {"weight": (300_000,), "bias": (7,)}  # 1.2 MB: two blocks
 federation, sites, point = sys.argv[1:]
@@ -162,6 +162,6 @@ with session:
     agreement, number = session.party.agreement, session.party.number
     keep_agreement(joined.site_directory.parent, agreement)
     previous = partial(find_previous, agreement, number, joined.site_directory, None)
-    outcome = run_rounds(session, model, store, Quiet(), prepare=prepare, previous=previous)
+    outcome = Run(session, model, store, Quiet(), prepare=prepare, previous=previous).run()
     if joined.first:
         print(f"final {outcome.model.sha256()} after {outcome.started_at}")

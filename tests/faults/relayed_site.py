@@ -39,14 +39,14 @@ from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.session import Session
 from fedhpc.ledger.journal import FileJournal
 from fedhpc.rounds.interfaces import AtStep, LocalResult
-from fedhpc.rounds.loop import run_rounds
+from fedhpc.rounds.loop import Run
 from fedhpc.secure.attempt import SiteAttempt
 from fedhpc.secure.transcript import parse_canon
 from fedhpc.sums.over_relay.attempt_store import AttemptDisk
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.sums.over_relay.masked_blocks import HiddenPart
 from fedhpc.sums.over_relay.round import RelayedRound
-from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 from fedhpc.transport.https import link as http_link
 
 BOUND = 8.0
@@ -215,7 +215,7 @@ def do_rounds(session: Session, directory: Path, *, steady: bool) -> None:
         model.now["bias"] = Federation(session).mean({"bias": model.target["bias"]}, name="start", bound=BOUND)["bias"]
 
     with session:
-        outcome = run_rounds(session, model, Hdf5Checkpoints(directory), Lines(), prepare=prepare)
+        outcome = Run(session, model, Hdf5Checkpoints(directory), Lines(), prepare=prepare).run()
         say(final=outcome.model.sha256(), started_at=outcome.started_at)
 
 

@@ -14,7 +14,7 @@ from lying_relay import Stage
 from relay_attacks import ALL, OTHER, Victims, about, dies_before, fields, lose
 
 from fedhpc.app.federation import Federation
-from fedhpc.secure import chain
+from fedhpc.secure import transcript_chain
 from fedhpc.secure.attempt import SiteAttempt
 from fedhpc.secure.messages import Survivors, read_survivors
 from fedhpc.secure.ring import lanes_of
@@ -203,5 +203,5 @@ def signed_survivors(stage: Stage, u: int, survivors: Survivors) -> bytes:
     machine = stage.relay.machine(1)
     bodies = (parse_canon(stage.relay.objects(1).get(f"M3/{v}") or b"")["body"] for v in survivors.u3)
     m3s = {v: canon(body) for v, body in zip(survivors.u3, bodies, strict=True)}
-    t3 = chain.t3(machine._hash(2), m3s, survivors.sum_)
+    t3 = transcript_chain.t3(machine._hash(2), m3s, survivors.sum_)
     return sign_message(stage.identity(u), "M4", u, t3, {})

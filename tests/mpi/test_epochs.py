@@ -19,7 +19,7 @@ from fedhpc.enrolment.rehearsal import Rehearsal
 from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT
 from fedhpc.secure.salt import NO_BLIND
-from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 from fedhpc.train.rows import split_rows
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(600)]

@@ -17,7 +17,7 @@ from tiny_federations import ENVIRONMENT, Gates, Tiny, relay_of, results, words
 from tiny_site import SHAPES, kind_of, update_of
 
 from fedhpc.secure.ring import scale_for
-from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
 SITES = ("aa", "bb", "cc", "dd")  # τ = 3
 BOUND = 2.0

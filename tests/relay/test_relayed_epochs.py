@@ -27,7 +27,7 @@ from fedhpc.federation.state_tensors import arrays_of_checkpoint, model_sha256, 
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.secure.salt import NO_BLIND
 from fedhpc.secure.transcript import parse_canon, state_hash
-from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -30,10 +30,10 @@ from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.session import Session
 from fedhpc.mpi.world import abort_job, describe_failure
 from fedhpc.rounds.interfaces import AtStep, LocalResult
-from fedhpc.rounds.loop import run_rounds
+from fedhpc.rounds.loop import Run
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.sums.over_relay.masked_sum import RelayedSums
-from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
 SHAPES: dict[str, tuple[int, ...]] = {"weight": (700, 3), "scalar": (), "running": (5,), "bias": (7,)}
 GATE_S = 120.0
@@ -139,7 +139,7 @@ def train(session: Session, case: Mapping[str, Any], directory: Path) -> dict[st
             total = Federation(session).sum({"bias": start.astype(np.float64)}, bound=2.0, name="start", **options)
             model.now["bias"] = np.asarray(total["bias"] / len(total.sites), np.float32)
 
-    outcome = run_rounds(session, model, Hdf5Checkpoints(directory / "checkpoints"), reporter, prepare=prepare)
+    outcome = Run(session, model, Hdf5Checkpoints(directory / "checkpoints"), reporter, prepare=prepare).run()
     return {
         "sha256": outcome.model.sha256(),
         "state": outcome.model.state.hex(),

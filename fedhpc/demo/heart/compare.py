@@ -18,13 +18,14 @@ import torch
 from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.agreement.site_file import read_site_directory
 from fedhpc.app.join import Joined, join_with_files
-from fedhpc.app.run import open_site_trainer, run_joined, train
+from fedhpc.app.programs.training import Training, open_site_trainer
+from fedhpc.app.run import run_joined
 from fedhpc.demo.heart.baselines import Score
 from fedhpc.demo.heart.scores import Costs, other_split, score_split, write_result
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.session import Session
 from fedhpc.ledger.journal import MemoryJournal
-from fedhpc.rounds.null_objects import NoCheckpoints, Silence
+from fedhpc.rounds.null_objects import Endless, NoCheckpoints, Silence
 
 
 def compare(directory: Path, splits: int) -> None:
@@ -54,7 +55,8 @@ def _train_split(joined: Joined, agreement: Agreement) -> Tensors:
     party = dataclasses.replace(party, agreement=agreement, journal=journal)
     session = Session(party, joined.session.sums.of(party))
     with open_site_trainer(session, joined.site_file) as trainer:
-        return train(session, trainer, NoCheckpoints(), Silence()).model.tensors
+        outcome = Training(trainer, joined.site_file).run(session, Endless(), NoCheckpoints(), Silence())
+    return outcome.model.tensors
 
 
 def _score_all(

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from fedhpc.app.join import join_with_files
-from fedhpc.app.run import open_site_trainer, run_joined, train
+from fedhpc.app.programs.training import Training, open_site_trainer
+from fedhpc.app.run import run_joined
 from fedhpc.demo.heart.relayed import MODELS, split_folder
-from fedhpc.rounds.null_objects import NoCheckpoints, Silence
+from fedhpc.rounds.null_objects import Endless, NoCheckpoints, Silence
 
 
 def run_site(directory: Path, site: str, splits: int) -> None:
@@ -35,7 +36,8 @@ def run_site(directory: Path, site: str, splits: int) -> None:
                 seconds, sent = outcome.seconds_per_round, outcome.bytes_per_round
             else:
                 with open_site_trainer(session, joined.site_file) as trainer:
-                    outcome = train(session, trainer, NoCheckpoints(), Silence())
+                    training = Training(trainer, joined.site_file)
+                    outcome = training.run(session, Endless(), NoCheckpoints(), Silence())
         hashes.append(outcome.model.sha256())
         if speaks:
             (directory / MODELS).mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ from typing import Any
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.relay.rounds.attempt_objects import Objects, put_once
 from fedhpc.relay.rounds.summing import MAX_VECTOR_BYTES, sum_vectors, tree_of, vector_runs
-from fedhpc.secure import chain, messages
+from fedhpc.secure import messages, transcript_chain
 from fedhpc.secure.messages import Survivors
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.transcript import body_bytes, canon, parse_canon
@@ -59,7 +59,7 @@ class RoundMachine:
         if self._proposed not in (None, proposed):
             raise PolicyError("another M0 is there")
         self._proposed, self.nbytes = proposed, nbytes
-        self._t[0] = chain.t0(m0)
+        self._t[0] = transcript_chain.t0(m0)
 
     @property
     def proposed(self) -> Proposal:
@@ -216,9 +216,9 @@ class RoundMachine:
             kind = kinds.FORMING[n - 1]
             bodies = {u: self._body(f"{kind.name}/{u}") for u in self._need(self.set_of(kind.forms))}
             if n == 3:
-                self._t[n] = chain.t3(self._hash(2), bodies, self._need(self.survivors).sum_)
+                self._t[n] = transcript_chain.t3(self._hash(2), bodies, self._need(self.survivors).sum_)
             else:
-                self._t[n] = (chain.t1 if n == 1 else chain.t2)(self._hash(n - 1), bodies)
+                self._t[n] = (transcript_chain.t1 if n == 1 else transcript_chain.t2)(self._hash(n - 1), bodies)
         return self._t[n]
 
     def _body(self, name: str) -> bytes:

@@ -16,7 +16,7 @@ from fedhpc.federation.input_check import codec_of, inspect, share
 from fedhpc.federation.party import GIVEN_EPOCH, NO_BASE, CaughtUp, MaskedSums, Opened, Party, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts
-from fedhpc.secure import chain
+from fedhpc.secure import transcript_chain
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.masks import Masks, NoMasks
 from fedhpc.secure.pairwise import PairwiseAttempt, refuse_difference
@@ -194,7 +194,7 @@ class MpiSums(MaskedSums):
 
     def _compare_proposals(self, mine: bytes) -> None:
         """Mode `off`: the same comparison of M0, unsigned."""
-        hashes = self._exchange.gather(chain.t0(mine))
+        hashes = self._exchange.gather(transcript_chain.t0(mine))
         if len(set(hashes)) > 1:
             refuse_difference(mine, self._exchange.gather(mine), self._party.members)
 

@@ -28,7 +28,7 @@ from fedhpc.federation.state_tensors import (
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree
-from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "diloco")
 

@@ -12,8 +12,8 @@ from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.config import read_section
 from fedhpc.demo.heart.federation import write_heart_federation
 from fedhpc.mpi.collectives import SerialGroup
+from fedhpc.train.open_trainer import open_trainer
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
-from fedhpc.train.site import open_trainer
 
 
 @pytest.fixture(scope="module")

@@ -217,7 +217,7 @@ def test_the_command_prints_what_it_wrote(tmp_path):
 
 
 def test_a_real_checkpoint_is_exported(tmp_path, monkeypatch):
-    checkpoint = pytest.importorskip("fedhpc.train.checkpoint")
+    checkpoint = pytest.importorskip("fedhpc.train.checkpoint_files")
     monkeypatch.setattr(export_module, "_store", checkpoint.Hdf5Checkpoints)
     run = make(tmp_path / "run", {"a": []})
     held = {name: np.require(t, requirements="C") for name, t in tensors(5).items()}

@@ -15,7 +15,7 @@ from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.report.site_status import status_of_run, status_of_site, status_text
-from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
 TEXT = 'name = "heart"\n[federation]\nrounds = 9\n'
 CONFIG = hashlib.sha256(TEXT.encode()).digest()

@@ -18,7 +18,7 @@ from fedhpc.federation.session import Session
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork
 from fedhpc.rounds.local_round import LocalRounds
-from fedhpc.rounds.loop import run_rounds
+from fedhpc.rounds.loop import Run
 from fedhpc.rounds.null_objects import Endless, Silence
 from fedhpc.sums.unconnected import Unconnected
 from fedhpc.train import evaluate
@@ -162,7 +162,7 @@ class Site:
                 return "75: nothing to exchange"
             trainer = RecordedTrainer(copy.deepcopy(self.box.work))
         try:
-            outcome = run_rounds(session, trainer, self.store, Silence(), outbox=self.box, life=life)
+            outcome = Run(session, trainer, self.store, Silence(), outbox=self.box, life=life).run()
         except InterruptedRun as stopped:
             return f"75: {stopped.what}" if stopped.agreed else "only this rank was interrupted"
         finally:
@@ -344,7 +344,7 @@ def test_who_is_told_keeps_once_and_not_twice() -> None:
     rounds, _ = local(box, Scripted(0, due=lambda: True))
     found = rounds.work(1, STATE, ANCHOR)
     assert (found.result.whole, found.result.steps, box.keeps) == (False, 1, 0)
-    rounds.keep(1, STATE, found)
+    rounds.keep(found)
     assert box.keeps == 1
 
 
@@ -352,7 +352,7 @@ def test_whole_work_is_neither_trained_nor_measured_again() -> None:
     box = Box()
     rounds, trainer = local(box, Scripted())
     done = rounds.work(1, STATE, ANCHOR)
-    rounds.keep(1, STATE, done)
+    rounds.keep(done)
     again, trainer = local(box, Scripted())
     found = again.work(1, STATE, ANCHOR)
     assert (trainer.here, trainer.measurements) == (0, 0)
@@ -366,7 +366,7 @@ def test_whole_work_is_neither_trained_nor_measured_again() -> None:
 def test_work_that_a_checkpoint_covers_goes() -> None:
     box, life = Box(), Scripted()
     rounds, _ = local(box, life)
-    rounds.keep(1, STATE, rounds.work(1, STATE, ANCHOR))
+    rounds.keep(rounds.work(1, STATE, ANCHOR))
     assert box.work is not None
     rounds.covered()
     assert box.work is None

@@ -12,9 +12,10 @@ from fedhpc.federation.checkpoint import Checkpoint, Tensors
 from fedhpc.federation.party import CaughtUp, RoundOverError
 from fedhpc.federation.session import Session
 from fedhpc.federation.state_tensors import state_arrays
-from fedhpc.rounds import later_state
 from fedhpc.rounds.global_model import GlobalModel
+from fedhpc.rounds.measuring import Measuring
 from fedhpc.rounds.null_objects import Silence
+from fedhpc.rounds.progress import Progress
 
 
 class Given(FakeSums):
@@ -35,12 +36,12 @@ def test_it_counts_its_rows_however_late_its_update_was(monkeypatch: pytest.Monk
     model = GlobalModel(session, {"w": np.zeros(3, np.float32)})
     summed: list[Tensors] = []
     saved: list[Checkpoint] = []
-    monkeypatch.setattr(later_state, "report_measured", lambda *args: summed.append(args[-1]))
+    monkeypatch.setattr(Measuring, "report_again", lambda self, pending: summed.append(pending))
     trainer: Any = type("Trainer", (), {"private": lambda self: {}})()
     store: Any = type("Store", (), {"save": lambda self, checkpoint: saved.append(checkpoint)})()
     counts = {"n": np.array(26), "positives": np.array(19)}
     # Its update began from the model after three rounds, and was in the sum of the fifth.
-    later_state.catch_up(session, trainer, store, Silence(), model, RoundOverError(10, "over"), counts)
+    Progress(session, trainer, store, Silence(), model).catch_up(RoundOverError(10, "over"), counts)
     assert model.rounds == 5
     for tensors in (summed[0], saved[0].pending):
         assert {name: int(array) for name, array in tensors.items()} == {"n": 26, "positives": 19}

@@ -17,7 +17,7 @@ from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.party import NO_BASE
 from fedhpc.federation.session import Session
 from fedhpc.rounds.global_model import GlobalModel
-from fedhpc.rounds.start import Taken, _lanes, _packed, _unpacked, take_over
+from fedhpc.rounds.start_sum import Taken, _lanes, _packed, _unpacked, take_over
 from fedhpc.secure import labels
 from fedhpc.secure.keys import derive
 from fedhpc.secure.salt import NO_BLIND

@@ -12,7 +12,7 @@ import pytest
 from fedhpc.errors import DataError, InternalError, PolicyError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
 from fedhpc.rounds.beginning import _refuse_without_blind
-from fedhpc.train.checkpoint import Hdf5Checkpoints
+from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
 
 def a_checkpoint(round_=1, size=10):
@@ -303,7 +303,7 @@ directory = Path({str(tmp_path)!r})
 store = Hdf5Checkpoints(directory)
 replace = os.replace
 def look_first(*names):
-    code = "import sys; from pathlib import Path; from fedhpc.train.checkpoint import Hdf5Checkpoints as H;"
+    code = "import sys; from pathlib import Path; from fedhpc.train.checkpoint_files import Hdf5Checkpoints as H;"
     code += "print(H(Path(sys.argv[1])).rounds())"
     subprocess.run([sys.executable, "-c", code, str(directory)], check=True)
     replace(*names)

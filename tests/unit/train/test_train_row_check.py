@@ -19,9 +19,9 @@ from train_fakes import Net, make_task, make_trainer, rows
 
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.collectives import SerialGroup
+from fedhpc.train.open_trainer import open_trainer
 from fedhpc.train.row_check import check_rows
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
-from fedhpc.train.site import open_trainer
 from fedhpc.train.tasks import cnn, logistic, mlp
 from fedhpc.train.trainer import TorchTrainer
 

@@ -15,8 +15,8 @@ from fedhpc.data.store import write_store
 from fedhpc.errors import ConfigError, DataError, PolicyError
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.train.loading import Reader, fetch
+from fedhpc.train.open_trainer import open_trainer
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
-from fedhpc.train.site import open_trainer
 from fedhpc.train.tasks.loader import TaskDataset, load_task
 
 BINARY = {

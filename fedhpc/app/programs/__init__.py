@@ -1,0 +1,1 @@
+"""What the sites of a federation do together once they have joined: training is one program among others."""
