@@ -20,7 +20,7 @@ ENVELOPE_BYTES = 1024  # what a message may have beside its lists
 
 
 class Signs(Enum):
-    """What stands as `t` in a signed message: a link of the attempt's chain (transcript_chain.py), or another 32 bytes."""
+    """What stands as `t` in a signed message: a link of transcript_chain.py, or other 32 bytes."""
 
     NOTHING = "-"  # the relay signs nothing
     T0 = "T0"
