@@ -186,6 +186,11 @@ def place_of(name: ObjectName) -> Place:
     return Place.ATTEMPT if name.attempt else Place.LOBBY
 
 
+def announced(name: str) -> int:
+    """The attempt that an object of the lobby announces: 3 for `A3`; 0 for every other name."""
+    return int(name[len(ANNOUNCED.name) :]) if row(name) is ANNOUNCED else 0
+
+
 def is_turn(name: str) -> bool:
     """Whether an object of the relay, `name` in full, says that it has gone on."""
     found = row(name)

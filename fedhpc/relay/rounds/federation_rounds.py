@@ -159,7 +159,7 @@ class FederationRounds:
         self._over(round_.number, self._objects(round_.number, 0).get(piece.name.name))
 
     def _take_announced(self, round_: Round, piece: Piece, _: float) -> None:
-        round_.announced.add(int(piece.name.name[1:]))
+        round_.announced.add(kinds.announced(piece.name.name))
 
     def _take_proposal(self, round_: Round, piece: Piece, _: float) -> None:
         attempt = piece.name.attempt

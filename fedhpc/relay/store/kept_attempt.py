@@ -1,4 +1,4 @@
-"""The store's objects of one attempt, as machine.py and summing.py see them, and how the relay writes its own.
+"""The store's objects of one attempt, as machine.py and summing.py see them, and what of it goes when it is done.
 
 An object of the relay is made as `Y.own`, then gets its meta file, then its name: after a crash it is there or not, and
 what is left of it is cleared at the next start.
@@ -24,7 +24,7 @@ from fedhpc.wire.object_names import ObjectName
 
 
 class KeptAttempt(Objects):
-    """One attempt's objects in the store. Messages longer than canonical JSON may be count as absent."""
+    """One attempt's objects in the store. A message longer than canonical JSON may be counts as absent."""
 
     def __init__(self, store: Store, attempt: Attempt) -> None:
         self._store, self._attempt = store, attempt

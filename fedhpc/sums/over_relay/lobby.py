@@ -12,6 +12,7 @@ from fedhpc.secure.transcript import canon
 from fedhpc.sums.over_relay.exchange import RelayExchange, TooLateError, Watch, too_late
 from fedhpc.sums.over_relay.skip import KIND, Skip
 from fedhpc.sums.over_relay.waiting import late_sites, wait_telling
+from fedhpc.wire import kinds
 
 _LOOK_S = 1.0
 
@@ -104,4 +105,4 @@ def explain_lost_sum(exchange: RelayExchange, round_: int, attempt: int) -> NoRe
 
 
 def _newest(watch: Watch) -> int:
-    return max((int(n[1:]) for n in watch.names if n[0] == "A" and n[1:].isdigit()), default=0)
+    return max(map(kinds.announced, watch.names), default=0)

@@ -92,6 +92,11 @@ def test_whoever_waits_hears_that_the_relay_has_gone_on() -> None:
     assert not any(kinds.is_turn(name) for name in ("NEXT/1", "A", "A1/2", "AB1", "B1", "M0", "Y", "DONE2", ""))
 
 
+def test_which_attempt_is_announced() -> None:
+    names = ("A1", "A20", "A", "A1/2", "B1", "DONE", "NEXT")
+    assert [kinds.announced(name) for name in names] == [1, 20, 0, 0, 0, 0, 0]
+
+
 def test_what_goes_along_with_a_listing() -> None:
     along = {path: kinds.carries(ObjectName.parse(f"{CONFIG}/{path}")) for path in ("1/1/M1/1", "1/1/V/1", "1/1/M3v/1")}
     assert list(along.values()) == [Carries.MESSAGE, Carries.MESSAGE, Carries.VECTOR]
