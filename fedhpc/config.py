@@ -1,7 +1,7 @@
 """Reads TOML into frozen dataclasses, and refuses everything it does not know.
 
-This module knows no setting by name, only which table tells which file: each package owns its section as a dataclass
-that validates itself in `__post_init__` (raise ConfigError there), and hands the class to `read_section`.
+This module knows no setting by name, only which table belongs to which file. Each package owns its section as a
+dataclass that validates itself in `__post_init__` (raise ConfigError there), and hands the class to `read_section`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def parse_toml(data: bytes, where: str) -> dict[str, Any]:
 
 
 def refuse_other_file(table: Mapping[str, Any], known: Iterable[str], where: str, wanted: str) -> None:
-    """As `refuse_unknown` for the tables of a whole file; says what file it is if that is another than `wanted`."""
+    """As `refuse_unknown` for the tables of a whole file; names the file's kind if it is not `wanted`."""
     told = {_TELLS[key] for key in table if key in _TELLS}
     if len(told) == 1 and wanted not in told:
         raise ConfigError(f"{where} is {told.pop()}", f"{wanted} belongs here")

@@ -64,7 +64,7 @@ class InterruptedRun(FedhpcError):  # noqa: N818 - not a fault: the run goes on 
         agreed: bool = False,
         untrained: bool = False,
     ):
-        """`agreed`: every rank of the job raises it, so each may end by itself.
+        """`agreed`: every rank of the job raises it, so each may end on its own.
 
         `untrained`: an exchange has nothing to wait for until a job has trained.
         """

@@ -28,7 +28,7 @@ def write_stream(path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o644) -> bool:
-    """Put `data` under `path` unless something is there; whether it was free. Raises OSError."""
+    """Put `data` under `path` unless something is there; returns whether it was free. Raises OSError."""
     try:
         with _temporary(path, (data,), mode) as temporary:
             os.link(temporary, path)
@@ -51,7 +51,7 @@ def private_folder(path: Path) -> None:
 
 
 def tighten(path: Path) -> bool:
-    """Take from others what they may do with a folder of this account; whether that was anything. Raises OSError.
+    """Remove what others may do with a folder of this account; returns whether that was anything. Raises OSError.
 
     Folders of other accounts, and those that many share (sticky, such as /tmp), stay as they are.
     """
@@ -91,7 +91,7 @@ def _temporary(path: Path, data: Iterable[bytes | memoryview], mode: int) -> Ite
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
-            if not mode & 0o007:  # who names the mode of a private file means it, whatever the umask
+            if not mode & 0o007:  # the mode of a private file holds, whatever the umask
                 os.fchmod(file.fileno(), mode)
             for part in data:
                 file.write(part)

@@ -194,7 +194,8 @@ def call(
 def mpi_words(ranks: int, words: Sequence[str | Path], *, guarded: bool = True, warm: bool = False) -> list[str | Path]:
     """The command line of `ranks` ranks of `python [-m mpi4py] words…`; `guarded` is `-m mpi4py`.
 
-    `warm`: ranks that have imported everything already, torch too.
+    `warm`: ranks that have imported everything already, torch too. They are no children of mpirun, so an error ends
+    them through MPI_Abort.
     """
     words = ["-m", "mpi4py", *words] if guarded else list(words)
     if not warm:

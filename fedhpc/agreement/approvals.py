@@ -35,7 +35,7 @@ class Approvals:
     folder: Path
 
     def present(self) -> Configuration | None:
-        """The newest configuration that this site approved, or None. Raises StorageError if its copy was changed."""
+        """The newest configuration that this site approved, if any. Raises StorageError if its copy was changed."""
         source = self.present_source()
         return None if source is None else _place(source, self.folder / "present")
 
@@ -51,7 +51,7 @@ class Approvals:
         if not copy.exists():
             raise StorageError(
                 f"{copy} is lost: it is the federation.toml that this site approved last",
-                "put it back: any file with that SHA-256 is it; the coordinator has it, in epochs/ if a newer one "
+                "put it back: any file with that SHA-256 will do; the coordinator has it, in epochs/ if a newer one "
                 "followed, and each site that ran it, as RUN/federation.toml",
             )
         source = read_bytes(copy)
@@ -102,7 +102,7 @@ class Approvals:
             raise PolicyError(
                 f"this federation.toml is not the one that this site approved; approved {present.hash.hex()} "
                 f"(epoch {present.epoch}), given {agreement.hash.hex()}; they differ in {told}",
-                "it is of an older epoch, which is never taken again"
+                "it belongs to an older epoch, which is never accepted again"
                 if older
                 else "take back the approved file, or read the new one and run `fedhpc site approve`",
             )

@@ -36,7 +36,7 @@ class FederationSection:
 
     name: str
     protocol: str
-    """What the sites speak with each other; a build speaks one."""
+    """What the sites speak with each other; each build speaks one."""
     rounds: int = 1
     """Training rounds."""
     seed: int = 0
@@ -138,10 +138,12 @@ def read_agreement(source: bytes, where: str) -> Agreement:
 
 
 def _refuse_other_protocol(section: object, where: str) -> None:
-    """Older builds wrote no protocol. All sites sign the file, so none of them speaks another in a sum."""
+    """Older builds wrote no protocol. All sites sign the file, so all of them speak the same one in a sum."""
     named = section.get("protocol") if isinstance(section, Mapping) else None
     if named != PROTOCOL_NAME:
-        said = "names no protocol: it is of an older fedhpc" if named is None else f"asks for the protocol {named!r}"
+        said = (
+            "names no protocol: it comes from an older fedhpc" if named is None else f"asks for the protocol {named!r}"
+        )
         raise ConfigError(
             f"{where} {said}; this build speaks {PROTOCOL_NAME}",
             "all sites install one version of fedhpc, and the coordinator begins an epoch with "

@@ -11,10 +11,10 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def lost_keys_hint(folder: Path) -> str:
-    """What helps a site that meets others at a relay, and has lost a key. `folder`: where its site file is."""
+    """What to do at a site that meets others at a relay and has lost a key. `folder`: where its site file is."""
     return (
         f"put the keys back from a backup; if one is lost, `fedhpc site rotate {folder}` makes new ones, and `fedhpc "
-        f"site request {folder} --token - --wait` has them admitted, with a token of `fedhpc federation invite`: that "
+        f"site request {folder} --token - --wait` has them admitted, given a token of `fedhpc federation invite`: that "
         "is the next epoch"
     )
 

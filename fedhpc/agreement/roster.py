@@ -27,7 +27,7 @@ class RosterEntry:
     tls: str = ""
     """Pin of the key that the site shows the relay: SHA-256 of its SubjectPublicKeyInfo, 64 hex digits."""
     first_sign: str = ""
-    """The site's first public Ed25519 key, where it has had others since: by it ledgers know the site again."""
+    """The site's first public Ed25519 key, where it has had others since: ledgers recognise the site by it."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "site.name")
@@ -48,7 +48,7 @@ class RosterEntry:
 
     @property
     def identity(self) -> bytes:
-        """SHA-256 of the site's first public key: who it is in ledgers, whatever its present key [32]."""
+        """SHA-256 of the site's first public key: its identity in ledgers, whatever its current key [32]."""
         return hashlib.sha256(bytes.fromhex(self.first_sign or self.sign)).digest()
 
 

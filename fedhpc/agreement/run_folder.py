@@ -39,16 +39,16 @@ def make_run_folder(directory: Path, federation: Path, *, placed: bool) -> None:
             before = run.exists() and bool(run.stat().st_mode & 0o077)
             private_folder(run)
             if before:
-                _log.info("%s could be looked into by others; now its owner only can", run)
+                _log.info("others could look into %s; now only its owner can", run)
         if directory.is_dir() and tighten(directory):
-            _log.info("%s could be looked into by others; now its owner only can", directory)
+            _log.info("others could look into %s; now only its owner can", directory)
     except OSError as error:
         raise StorageError(f"cannot use {run}: {error.strerror}", hint_for(error)) from None
     private_folder(directory)
 
 
 def bind_run_folder(directory: Path, config: bytes) -> None:
-    """RUN/SITE belongs to the configuration of hash `config` [32] from now on: rounds of two have the same numbers.
+    """Bind RUN/SITE to the configuration of hash `config` [32]: rounds of two configurations have the same numbers.
 
     Then its lock in the ledger's home also keeps a second process out of attempts/ and sums/.
     Raises PolicyError if it is another configuration's, StorageError.

@@ -41,7 +41,7 @@ class JsonLines:
 
     Each line is one os.write, so a kill tears at most the last one. A torn tail that an earlier job left is
     cut off when the file is opened, and a short write (full disk) is taken back: only the last line can ever
-    be torn. Mode 0600: it tells losses and numbers of rows, and on clusters the group is the project.
+    be torn. Mode 0600: it shows losses and numbers of rows, and on clusters the group is often the whole project.
     """
 
     def __init__(self, path: Path) -> None:

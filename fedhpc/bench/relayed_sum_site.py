@@ -35,7 +35,7 @@ def measure(case: dict[str, Any]) -> None:
     }
     kind = "float32" if case["lane_bits"] == 32 else "float64"
     vector = Vector(joined["off"].session.layout([Tensor("vector", kind, (case["params"],), SCALE)]))
-    vector.buffer[:] = 0  # its pages are there before anything is timed
+    vector.whole()[:] = 0  # its pages are there before anything is timed
     baseline = resident_bytes() - vector.layout.nbytes
     spans: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
     report: dict[str, Any] = {"verified": True, "peak_bytes": 0, "baseline_bytes": baseline}

@@ -32,7 +32,7 @@ from fedhpc.sums.in_job.masked_sum import MpiSums
 TILE = 1 << 18  # values drawn at a time
 _VALUE_BITS = 17  # |x̃| < 2^17, so the sum of up to 100 sites is exact in float32
 SCALE = 20
-_STAGES = ("encode", "masks", "wire", "decode", "agree", "ledger", "share")
+_STAGES = ("encode", "masks", "wire", "digest", "decode", "agree", "ledger", "share")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def measure(case: Case) -> None:
 
 @dataclass(frozen=True)
 class _Repeat:
-    """One plain, one unmasked and one masked sum of fresh data with fresh keys."""
+    """One plain, one unmasked and one masked sum of fresh data with fresh keys; seconds of the slowest rank."""
 
     times: ClassVar[tuple[str, ...]] = ("plain_s", "unmasked_s", "masked_s", "compare_results_s")
 
@@ -115,11 +115,14 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
         party = stage.party(mode, lane_bits=case.lane_bits, degree=case.degree)
         sums = stage.sums(party, chunk_bytes=case.chunk_bytes, overlap=overlap)
         plan = SumPlan(number, f"bench {number}", NO_BASE, NO_BASE, replicated=True)
-        opened: list[Opened] = []
         clear_peak()
-        seconds = _timed(stage, lambda: opened.append(sums.open(vector, plan, digest=False)))
+        stage.world.group.barrier()
+        begun = time.perf_counter()
+        opened = sums.open(vector, plan)
+        # The hash of the sum is for M6, not for the sum, and a plain allreduce has none: it stands beside, in `digest`.
+        seconds = max(_over_job(stage, time.perf_counter() - begun - opened.stages.digest))
         peak = max(_over_job(stage, peak_bytes()))
-        return sums, opened[0], seconds, peak, _verify(stage, values, seed)
+        return sums, opened, seconds, peak, _verify(stage, values, seed)
 
     _, _, unmasked_s, _, unmasked_right = ring_sum("off")
     sums, opened, masked_s, peak, masked_right = ring_sum("pairwise")
@@ -150,9 +153,9 @@ def _plain(stage: Stage, vector: Vector) -> None:
     if stage.place.rail is not None:
         start, stop = bounds[stage.place.site.rank]
         if stop > start:
-            stage.place.rail.sum(vector.buffer[start:stop].view(kind))
+            stage.place.rail.sum(vector.whole()[start:stop].view(kind))
     if stage.place.site.size > 1:
-        stage.place.site.gather_parts(vector.buffer, bounds)
+        stage.place.site.gather_parts(vector.whole(), bounds)
 
 
 def _verify(stage: Stage, values: NDArray[Any], seed: bytes) -> bool:

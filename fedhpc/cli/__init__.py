@@ -71,10 +71,10 @@ def cli() -> None:
 
 
 def _hear_signals() -> None:
-    """Have this process, and those that it starts and ends, hear what a batch system or a user sends them.
+    """Make this process and its children react to the signals that a batch system or a user sends.
 
     A wrapper may have started it with signals blocked, or SIGTERM ignored, and children inherit both. SIGINT and SIGHUP
-    that are ignored stay so: that is how a background job and nohup are meant.
+    that are ignored stay so: background jobs and nohup rely on it.
     """
     if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -83,7 +83,7 @@ def _hear_signals() -> None:
 
 
 def main() -> None:
-    """Run the command line; every failure becomes a message and an exit code, and under MPI ends the whole job."""
+    """Run the command line; every failure becomes a message and an exit code, and ends the whole job under MPI."""
     from fedhpc.errors import InterruptedRun
     from fedhpc.mpi.world import abort_job, describe_failure, tell_failure
     from fedhpc.slurm.exit_file import leave_exit_code

@@ -12,7 +12,7 @@ def bench() -> None:
     """Measure masked sums on this machine. Compare figures of one run only: machines are noisy."""
 
 
-@bench.command("sum", short_help="Time one masked sum, beside what the wire can do.")
+@bench.command("sum", short_help="Time one masked sum, and what the wire can do.")
 @click.option("--sites", type=click.IntRange(2, 100), default=4, show_default=True)
 @click.option("--params", type=click.IntRange(1), default=10_000_000, show_default=True, help="Numbers in the vector.")
 @click.option("--ranks-per-site", type=click.IntRange(1), default=1, show_default=True)

@@ -15,7 +15,11 @@ def demo() -> None:
 @demo.command("heart", short_help="Heart disease in four hospitals: alone, federated, pooled.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object, the last line of stdout.")
 @click.option(
-    "--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Of the first split; others count on."
+    "--seed",
+    type=click.IntRange(0, 2**31),
+    default=0,
+    show_default=True,
+    help="Seed of the first split; the others follow it.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--splits", type=click.IntRange(1), default=20, show_default=True, help="Paired splits to compare on.")

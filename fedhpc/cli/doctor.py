@@ -1,4 +1,4 @@
-"""`fedhpc doctor`: what would end a job, looked for before it waits in the queue."""
+"""`fedhpc doctor`: looks for problems that would end a job, before it waits in the queue."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def doctor(
     subject = open_subject(site, os.environ, federation=federation, profile=profile, out=out, quick=quick)
     results = examine(subject, CHECKS)
     code = exit_code(results)
-    # In a step of several tasks one of them talks for all, and any of them may fail.
+    # In a step of several tasks one prints for all, and any of them may fail.
     if subject.environment.get("SLURM_PROCID", "0") == "0" or subject.place != "step" or code:
         width = min(shutil.get_terminal_size((100, 24)).columns, 120)
         click.echo(to_json(subject, results) if as_json else as_text(subject, results, width))

@@ -34,7 +34,7 @@ _PUBLIC = click.option("--public", is_flag=True, help="The file of --from-model 
 
 @click.group("federation", cls=OrderedGroup)
 def federation() -> None:
-    """Begin a federation of sites that never met, admit them, revoke them: the coordinator's commands.
+    """Begin a federation of sites that never met, admit and revoke them: the coordinator's commands.
 
     \b
       1. fedhpc federation new DIR --name heart --relay https://relay.example:8443 --sites leiden,lund,graz
@@ -52,10 +52,12 @@ def federation() -> None:
     "--relay", "url", required=True, metavar="URL", help="Where sites will reach the relay: https://host:port."
 )
 @click.option(
-    "--sites", required=True, metavar="A,B,C", help="Names of the invited sites; their order is their number."
+    "--sites", required=True, metavar="A,B,C", help="Names of the invited sites; their order gives their numbers."
 )
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Training rounds.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of model and data order.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the model and of the data order."
+)
 @click.option(
     "--accept-two-sites",
     "two",
@@ -77,7 +79,7 @@ def new(
 ) -> None:
     """Begin a federation in DIR: a draft of federation.toml, an enrolment authority and everything for a relay.
 
-    Prints a one-time token for each site. Give each its own over a channel that both trust, together with the relay's
+    Prints a one-time token for each site. Give each site its own over a channel that both trust, with the relay's
     URL and pin: by telephone, or in person.
     """
     from fedhpc.enrolment.coordinator import Coordinator
@@ -87,7 +89,7 @@ def new(
     names = [part.strip() for part in sites.split(",")]
     if public and model is None:
         raise ConfigError("--public belongs to --from-model", _PUBLIC_HINT)
-    # The task is only agreed on later, so the file itself must say in which order its tensors are.
+    # The task is agreed on later, so the file itself must give the order of its tensors.
     agreed = "" if model is None else agreed_sha256(model, {"name": "module"}, public=public)
     _, pin, tokens = Coordinator.new(
         directory, name, url, names, rounds=rounds, seed=seed, accept_two_sites=two, model=agreed
@@ -105,7 +107,7 @@ def new(
 @click.argument("directory", metavar="DIR", type=_DIR)
 @click.argument("site")
 def invite(directory: Path, site: str) -> None:
-    """Print a one-time token for SITE: a new site, or one whose keys changed. Its earlier token ends."""
+    """Print a one-time token for SITE: a new site, or one whose keys changed. Its earlier token stops working."""
     from fedhpc.enrolment.coordinator import Coordinator
 
     coordinator = Coordinator(directory)
@@ -113,9 +115,11 @@ def invite(directory: Path, site: str) -> None:
     token = coordinator.invite(site)
     click.echo(f"{site}  token {token}  relay pin {coordinator.relay_pin}")
     if site in known:
-        note = f"{site} was invited before: its earlier token ends, its keys in the roster stay until `admit`"
+        note = (
+            f"{site} was invited before: its earlier token no longer works, its keys stay in the roster until `admit`"
+        )
     else:
-        note = f"{site} is new beside {', '.join(known)}; if that is a slip: `fedhpc federation revoke`"
+        note = f"{site} is new beside {', '.join(known)}; if that is a mistake: `fedhpc federation revoke`"
     click.echo(note, err=True)
 
 
@@ -123,7 +127,7 @@ def invite(directory: Path, site: str) -> None:
 @click.argument("directory", metavar="DIR", type=_DIR)
 @click.argument("requests", metavar="[REQUEST.JSON]...", type=_DIR, nargs=-1)
 @click.option(
-    "--days", type=click.FloatRange(0.01, 397), default=30.0, show_default=True, help="Life of a certificate."
+    "--days", type=click.FloatRange(0.01, 397), default=30.0, show_default=True, help="Lifetime of a certificate."
 )
 @click.option("--yes", is_flag=True, help="Admit without asking; fingerprints are not compared.")
 @click.option("--renew", is_flag=True, help="Only renew certificates that end soon; asks nothing, for cron.")
@@ -133,7 +137,7 @@ def admit(
 ) -> None:
     """Admit sites: put their keys into the roster and issue their certificates.
 
-    Takes the given requests, or all that came through the relay. A site whose keys stand in the roster already just
+    Takes the given requests, or all that came through the relay. A site whose keys are in the roster already just
     gets a new certificate, and federation.toml stays as it is. Compare fingerprints by telephone before you answer yes.
     """
     from fedhpc.enrolment.coordinator import Coordinator
@@ -175,14 +179,14 @@ def _confirmed(candidate: Candidate, *, yes: bool) -> bool:
     if candidate.kind == "renewal":
         click.echo(f"site {name}: its keys are in the roster, a new certificate")
         return True
-    what = "new keys in the place of those in the roster" if candidate.kind == "changed" else "new"
+    what = "new keys in place of those in the roster" if candidate.kind == "changed" else "new"
     how = "made with its token" if candidate.proved else "made WITHOUT a token: compare the fingerprint by telephone"
     click.echo(f"site {name}: {what}, {how}\n  fingerprint {asked.fingerprint}")
     return yes or click.confirm("  is this what its engineer reads out?", default=False)
 
 
 def _told(directory: Path, granted: Granted, *, enrolled: bool = True) -> None:
-    """Where the federation stands, and what comes next."""
+    """Show the state of the federation, and what comes next."""
     if granted.new_epoch:
         click.echo(f"federation.toml is now epoch {granted.epoch}; the one before is in {directory / 'epochs'}")
     for note in granted.notes:
@@ -235,8 +239,8 @@ def revoke(directory: Path, site: str, reinvite: bool, accept: tuple[str, ...]) 
 @click.option("--rounds", type=click.IntRange(1), help="Training rounds of the next epoch.  [default: as before]")
 @_FROM_MODEL
 @_PUBLIC
-@click.option("--again", is_flag=True, help="Begin anew with another seed and the same sites; nothing is asked.")
-@click.option("--from-scratch", is_flag=True, help="Begin anew with another seed, although the sites have changed.")
+@click.option("--again", is_flag=True, help="Start over with another seed and the same sites; asks nothing.")
+@click.option("--from-scratch", is_flag=True, help="Start over with another seed, although the sites have changed.")
 @_ACCEPT
 def next_(
     directory: Path,
@@ -249,7 +253,7 @@ def next_(
 ) -> None:
     """Begin the next epoch of the federation in DIR. It goes on from the newest model, with a new seed.
 
-    Run this before you change a federation.toml that sites have approved, and to train further or once more. DIR is
+    Run this before you change a federation.toml that sites have approved, or to train further or again. DIR is
     the coordinator's folder, or one that `fedhpc new` wrote.
     """
     from fedhpc.enrolment.next_epoch import Beginning

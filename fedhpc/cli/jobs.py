@@ -1,4 +1,4 @@
-"""`fedhpc jobs`: what a site has in its batch queue."""
+"""`fedhpc jobs`: a site's jobs in its batch queue."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def jobs() -> None:
 
 @jobs.command("list", short_help="Show this site's jobs and their states.")
 @_where
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 def list_(site: Path, federation: Path | None, out: Path | None, as_json: bool) -> None:
     """Show this site's jobs, oldest first, with the queue's word for each."""
     import dataclasses
@@ -85,7 +85,7 @@ def cancel(site: Path, federation: Path | None, out: Path | None, name: str | No
 @jobs.command("log", short_help="Print a job's log.")
 @_where
 @click.argument("name", required=False)
-@click.option("--follow", "-f", is_flag=True, help="Go on printing until the job has ended.")
+@click.option("--follow", "-f", is_flag=True, help="Keep printing until the job has ended.")
 def log(site: Path, federation: Path | None, out: Path | None, name: str | None, follow: bool) -> None:
     """Print the log of the job NAME, or of the newest job that has one."""
     from fedhpc.slurm.joblog import follow_log, newest_log

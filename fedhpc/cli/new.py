@@ -23,7 +23,7 @@ import click
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Of the rows held out; with digits also of who has which images, the first model and the order of the data.",
+    help="Seed of the held-out rows; with digits also of the sites' images, the first model and the data order.",
 )
 @click.option(
     "--from-model",
@@ -70,5 +70,5 @@ def new(directory: Path, example: str, ranks: int, rounds: int | None, seed: int
         "python -m mpi4py -m fedhpc run federation.toml --sites sites/"
     )
     if os.geteuid() == 0:
-        click.echo("as root, in a container, Open MPI wants first:")
+        click.echo("as root, in a container, Open MPI first needs:")
         click.echo("  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")

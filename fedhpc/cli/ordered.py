@@ -6,7 +6,7 @@ import click
 
 
 class OrderedGroup(click.Group):
-    """Commands as they were defined, not by the alphabet."""
+    """Lists commands as they were defined, not alphabetically."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of definition."""

@@ -12,7 +12,7 @@ from fedhpc.errors import ConfigError
 
 @click.group("relay", cls=OrderedGroup)
 def relay() -> None:
-    """Run the relay that sites dial out to, say whom it serves, and see where the rounds stand.
+    """Run the relay that sites dial out to, choose whom it serves, and see where the rounds stand.
 
     \b
     `fedhpc federation new DIR` wrote the relay's folder; it may be moved to another machine.
@@ -86,8 +86,8 @@ def admit(federation: Path, file: Path, quota: int | None, objects: int | None) 
 @click.argument("federation", metavar="[FEDERATION.TOML]", type=click.Path(path_type=Path), required=False)
 @click.option("--admin", default="127.0.0.1:9443", show_default=True, metavar="HOST:PORT", help="The admin port.")
 @click.option("--site", type=click.Path(path_type=Path), help="Ask as a site instead: its site.toml, or its folder.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, all numbers.")
-@click.option("--watch", is_flag=True, help="Again every 2 s, until interrupted.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, with all numbers.")
+@click.option("--watch", is_flag=True, help="Repeat every 2 s until interrupted.")
 def status(federation: Path | None, admin: str, site: Path | None, as_json: bool, watch: bool) -> None:
     """Show where the rounds stand and who is late.
 
@@ -107,11 +107,11 @@ def status(federation: Path | None, admin: str, site: Path | None, as_json: bool
         show(lambda: ask_admin(admin), as_json=as_json, watch=watch)
 
 
-@relay.command("drop", short_help="Serve a federation no longer.")
+@relay.command("drop", short_help="Stop serving a federation.")
 @click.argument("config", metavar="HASH|FEDERATION.TOML")
 @_RELAY
 def drop(config: str, file: Path) -> None:
-    """Serve a federation no longer: that of FEDERATION.TOML, or the one whose file has the SHA-256 HASH."""
+    """Stop serving a federation: the one of FEDERATION.TOML, or the one whose file has the SHA-256 HASH."""
     from hashlib import sha256
 
     from fedhpc.config import read_bytes

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     help="Run directory of the epoch before, if it is not found.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of stdout.")
-@click.option("--verbose", is_flag=True, help="More about what is done.")
+@click.option("--verbose", is_flag=True, help="Log more.")
 def run(
     federation: Path,
     sites: Path | None,

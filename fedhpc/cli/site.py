@@ -32,9 +32,9 @@ def site() -> None:
 @site.command("init", short_help="Make this site's folder: keys and site.toml.")
 @click.argument("directory", metavar="DIR", type=_PATH)
 @click.option("--name", required=True, help="The name under which the coordinator invited this site.")
-@click.option("--relay", default="", metavar="URL", help="The relay, as the coordinator told: https://host:port.")
-@click.option("--relay-pin", default="", metavar="PIN", help="The relay's pin, as the coordinator told.")
-@click.option("--data", default="data.h5", show_default=True, help="The site's store, seen from DIR.")
+@click.option("--relay", default="", metavar="URL", help="The relay, as the coordinator gave it: https://host:port.")
+@click.option("--relay-pin", default="", metavar="PIN", help="The relay's pin, as the coordinator gave it.")
+@click.option("--data", default="data.h5", show_default=True, help="The site's store, relative to DIR.")
 def init(directory: Path, name: str, relay: str, relay_pin: str, data: str) -> None:
     """Make this site's keys and site.toml in DIR. Nothing is overwritten, nothing is sent."""
     from fedhpc.enrolment.site import SiteFolder
@@ -128,12 +128,12 @@ def certificate(directory: Path, file: Path) -> None:
     "accepted",
     metavar="CLASS",
     multiple=True,
-    help="Accept what sums of this class show together with earlier ones over other sites.",
+    help="Accept what sums of this class reveal together with earlier ones over other sites.",
 )
 def approve(file: Path, site_file: Path, yes: bool, accepted: tuple[str, ...]) -> None:
     """Read FEDERATION.TOML and sign it for this site. Nothing runs before all sites have signed the same file.
 
-    Where this site's ledger has sums over other sites, whose numbers the new ones would show is said, and refused
+    If this site's ledger has sums over other sites, it says whose numbers the new ones would reveal, and refuses
     unless the file and --accept-difference name their classes.
     """
     from fedhpc.enrolment.approve import review
@@ -197,7 +197,7 @@ def ledger_show(site_file: Path | None, as_json: bool) -> None:
 def ledger_adopt(run: Path, site_file: Path | None, federation: Path | None) -> None:
     """Take over RUN/SITE/ledger.jsonl of fedhpc 0.1.0 into the ledger of each SITE, or of the site given.
 
-    What was summed then counts from now on. A second time changes nothing.
+    What was summed then counts from now on. Running it again changes nothing.
     """
     from fedhpc.ledger.adopt import adopt, sites_of
     from fedhpc.ledger.show import home_for

@@ -35,9 +35,9 @@ _SPOOL = click.option(
 @_SPOOL
 @click.option("--watch", is_flag=True, help="Go on until SIGTERM.")
 def carry(federation: Path, site: Path, directory: Path | None, watch: bool) -> None:
-    """Move what waits in the spool directory to the relay, and back what the site waits for.
+    """Move what waits in the spool directory to the relay, and bring back what the site waits for.
 
-    Without --watch it ends when there is nothing more to do now: for cron, or between two runs of rsync. It needs the
+    Without --watch it ends when there is nothing left to do: for cron, or between two runs of rsync. It needs the
     site's certificate and its key, no other key, and may be killed at any time.
     """
     import signal

@@ -17,7 +17,7 @@ def status(run: Path | None, site: Path | None, as_json: bool) -> None:
     """Show how far the sites of the run directory RUN are: training rounds done, and the hash of the model.
 
     Both are those that run, report, export and metrics.jsonl show, and model_sha256 is equal at all sites. It reads
-    files, also while the run is going. Where the rounds stand between the sites: `fedhpc relay status`.
+    only files, also during a run. Where the rounds stand between the sites: `fedhpc relay status`.
     """
     import json
 

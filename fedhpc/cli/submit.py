@@ -1,4 +1,4 @@
-"""`fedhpc submit`: a site into its batch queue."""
+"""`fedhpc submit`: puts a site's job into its batch queue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; by default `run` beside federation.toml.")
 @click.option("--dry-run", is_flag=True, help="Print the batch script of the first job, and do nothing.")
-@click.option("--links", type=click.IntRange(1, 1000), help="So many jobs of the chain at once; by default 1.")
+@click.option(
+    "--links", type=click.IntRange(1, 1000), help="How many jobs of the chain to submit at once; by default 1."
+)
 @click.option(
     "--shape",
     type=click.Choice(["site", "rehearsal", "multiprog", "array", "hetjob", "relay"]),
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--sites", type=click.Path(path_type=Path), help="rehearsal, multiprog, array: folder of all site files.")
 @click.option("--relay", type=click.Path(path_type=Path), help="relay: its relay.toml.")
 @click.option("--at-once", type=click.IntRange(1), help="array: most tasks at the same time.")
-@click.option("--successor", metavar="NAME", help="Used by a running job: the links after NAME.")
+@click.option("--successor", metavar="NAME", help="For a running job: submit the links after NAME.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each job.")
 def submit(
     site: Path,
@@ -56,7 +58,7 @@ def submit(
     fedhpc submit --profile snellius site.toml --dry-run     # look at the script first
     fedhpc submit --profile snellius site.toml
 
-    Other shapes than one site: rehearsal (all sites in one MPI job), multiprog (the same by srun --multi-prog), array
+    Shapes other than one site: rehearsal (all sites in one MPI job), multiprog (the same by srun --multi-prog), array
     (a rehearsal for each federation.toml), hetjob (this site, and a carrier for its spool in [slurm.exchange]'s
     partition), relay.
     """

@@ -1,6 +1,6 @@
-"""From the text of one CSV cell to the numbers of one row. Pure: text in, floats out, CellError says what is wrong.
+"""Turns the text of one CSV cell into the numbers of one row. Pure: text in, floats out; CellError says what is wrong.
 
-Messages never repeat the cell, because it is somebody's data: they say what was expected there.
+Messages never repeat the cell, because it is personal data: they say what was expected there.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def fill_values(column: Column, source: Source) -> Values | None:
     except CellError as error:
         raise ConfigError(f"feature '{column.column}': fill cannot be used: {error}", error.hint) from None
     if filled is None:
-        raise ConfigError(f"feature '{column.column}': fill is a code for missing itself", "fill with a value")
+        raise ConfigError(f"feature '{column.column}': fill is itself a code for missing", "fill with a value")
     return filled
 
 

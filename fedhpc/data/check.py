@@ -1,7 +1,7 @@
-"""What may be said about a store without saying what is in it.
+"""Facts about a store that do not reveal what is in it.
 
 Counts, names, hashes and licences describe a store. The smallest and largest value of a feature are the values of
-two persons, so they come only when asked for by name.
+two persons, so they are given only on request.
 """
 
 from __future__ import annotations

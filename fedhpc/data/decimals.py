@@ -17,7 +17,7 @@ import numpy as np
 LARGEST_EXACT = 1 << 24  # beyond this, float32 skips whole numbers
 LARGEST_LABEL = 1 << 53  # labels pass through float64
 _LARGEST = float(np.finfo(np.float32).max)
-_SMALLEST = float(np.finfo(np.float32).smallest_normal)  # below it, digits are lost until 0 is left
+_SMALLEST = float(np.finfo(np.float32).smallest_normal)  # below it digits are lost, down to 0
 _LONGEST = 64
 _HINT = "docs/data.md says what a column may hold"
 _FEWER_DIGITS = (
@@ -32,7 +32,7 @@ _SEVERAL_MARKS = re.compile(r"[+-]?[\d., '\u00a0\u2009\u202f]*\d", re.ASCII)
 
 
 class CellError(ValueError):
-    """A cell that does not fit: what was expected, never the cell, which is somebody's data; and what would help."""
+    """A cell that does not fit: what was expected, never the cell, which is personal data; and what would help."""
 
     def __init__(self, what: str, hint: str = _HINT) -> None:
         super().__init__(what)
@@ -44,7 +44,7 @@ class Decimals:
     """How a file writes its numbers."""
 
     mark: Literal[".", ","] = "."  # before the fraction
-    said: bool = True  # the recipe says so: a mark before three digits is the decimal one
+    said: bool = True  # the recipe says that a mark before three digits is the decimal one
     semicolons: bool = False  # the file's delimiter is ';', so its country may write thousands with a point
 
     def value(self, text: str) -> float | None:
@@ -140,12 +140,12 @@ def as_stored(value: float) -> float:
 
 
 def _has_digits(plain: str) -> bool:
-    """Is the number not 0, whatever a float says?"""
+    """Whether the number is not 0, even where a float would be."""
     return any(digit in "123456789" for digit in plain.lower().partition("e")[0])
 
 
 def _loses_digits(plain: str, value: float) -> bool:
-    """Has float32 other digits before the point than were written? Zeros at the end count as a unit, not as digits."""
+    """Whether float32 has other digits before the point than were written. Zeros at the end are a unit, not digits."""
     whole = abs(int(Decimal(plain)))
     digits = len(str(whole).rstrip("0"))
     return Decimal(f"{abs(float(np.float32(value))):.{digits - 1}e}") != whole

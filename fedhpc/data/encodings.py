@@ -1,4 +1,4 @@
-"""What a file is that is not UTF-8 text, and the command that makes it so."""
+"""Names what a file is that is not UTF-8 text, and the command that converts it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STARTS = {
 
 
 def foreign_start(head: bytes, path: Path) -> tuple[str, str] | None:
-    """What a file that begins with `head` is, and a hint, if it is no UTF-8 text from its first bytes on."""
+    """What a file that begins with `head` is, and a hint, if its first bytes are not UTF-8 text."""
     for start, told in _STARTS.items():
         if head.startswith(start):
             return f"it is {told[0]}, not CSV", told[1]
@@ -60,12 +60,12 @@ def _command(name: str, path: Path) -> str:
 
 
 def _wide_encoding(head: bytes) -> str | None:
-    """UTF-16 or UTF-32, by its mark or by where its zeros are, as iconv calls it."""
+    """iconv's name of UTF-16 or UTF-32, by the byte order mark or the places of zeros."""
     if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         return "utf-32"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
-    if head.count(0) * 16 < len(head):  # even in Chinese, delimiters and digits have one each
+    if head.count(0) * 16 < len(head):  # even in Chinese text, delimiters and digits have a zero byte
         return None
     empty = [not any(head[start::4]) for start in range(4)]
     if empty == [False, False, True, True] or empty == [False, True, True, True]:
@@ -77,7 +77,7 @@ def _wide_encoding(head: bytes) -> str | None:
 
 
 def _is_cut(line: bytes) -> bool:
-    """Is a last character begun, and all before it right?"""
+    """Whether the text ends within a character, and is right before it."""
     try:
         line.decode()
     except UnicodeDecodeError as error:
@@ -86,5 +86,5 @@ def _is_cut(line: bytes) -> bool:
 
 
 def _has_utf8(line: bytes) -> bool:
-    """Is there a character of several bytes in it that is right?"""
+    """Whether it has a valid character of several bytes."""
     return any(ord(character) > 0x7F for character in line.decode("utf-8", "ignore"))

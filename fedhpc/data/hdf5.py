@@ -41,10 +41,10 @@ _TOKEN = r"[0-9a-f]{16}"  # noqa: S105 - the random part of a temporary name, no
 
 
 class _Output(io.RawIOBase):
-    """The file HDF5 writes to. It keeps the first error and takes all later writes as done.
+    """The file HDF5 writes to. It keeps the first error and reports all later writes as done.
 
     HDF5 cannot close a file whose last write failed: it leaks it and may crash when Python ends. The file is
-    thrown away after an error, so nothing is lost by letting HDF5 believe that it went well.
+    thrown away after an error, so nothing is lost if HDF5 believes that it went well.
     """
 
     def __init__(self, fd: int) -> None:
@@ -180,8 +180,8 @@ def _storage_error(path: Path, error: OSError) -> StorageError:
 def open_file(path: Path) -> h5py.File:
     """`path`, open for reading. Raises DataError if it is missing, cut short or no HDF5; StorageError for I/O."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # first: to open a pipe would wait for its writer
-            raise DataError(f"{path} is no regular file", "give the path of an HDF5 file")
+        if not stat.S_ISREG(path.stat().st_mode):  # first: opening a pipe would wait for its writer
+            raise DataError(f"{path} is not a regular file", "give the path of an HDF5 file")
         path.open("rb").close()
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", "check the path") from None
@@ -243,7 +243,7 @@ def get_dataset(file: h5py.File, name: str, dtypes: Sequence[str]) -> h5py.Datas
     where = f"{file.filename}: dataset '{name}'"
     try:
         parts = name.split("/")
-        for depth in range(1, len(parts) + 1):  # the links first: to look behind one opens other files
+        for depth in range(1, len(parts) + 1):  # links first: following one opens other files
             link = file.get("/".join(parts[:depth]), getlink=True)
             if link is not None and not isinstance(link, h5py.HardLink):
                 raise DataError(f"{where} is a link to elsewhere", "store the data in the file itself")
@@ -251,7 +251,7 @@ def get_dataset(file: h5py.File, name: str, dtypes: Sequence[str]) -> h5py.Datas
             raise DataError(f"{where} is missing", "was it made by fedhpc?")
         dataset = file[name]
         if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
-            raise DataError(f"{where} is no array", "was it made by fedhpc?")
+            raise DataError(f"{where} is not an array", "was it made by fedhpc?")
         dtype = dataset.dtype
         if dtype.hasobject or dtype.newbyteorder("=").name not in dtypes:
             raise DataError(f"{where} has dtype {dtype}", f"it must be {' or '.join(dtypes)}")

@@ -27,12 +27,12 @@ from fedhpc.data.store import write_store
 from fedhpc.errors import DataError, StorageError
 
 _MOST_NAMES = 5000  # to look for the nearest among
-_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")  # no column is called so: the line is the first person's row
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")  # no column has such a name: the line is the first person's row
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """What an ingest did, for the site's own eyes."""
+    """What an ingest did, for the site only."""
 
     path: Path
     rows_read: int  # in the CSV
@@ -154,7 +154,7 @@ class _Reader:
         )
 
     def _label(self, read: cells.LabelReader, text: str) -> str | None:
-        """Keep the label in the cell `text`; the column's name if the row is to be dropped. Raises CellError."""
+        """Keep the label in the cell `text`; returns the column's name if the row is dropped. Raises CellError."""
         column = self.recipe.label
         try:
             value = read(text)
@@ -170,7 +170,7 @@ class _Reader:
         )
 
     def _identifier(self, row: Sequence[str], place: Mapping[str, int]) -> str:
-        """What names this row in the recipe's moves, and once only in the file. Raises DataError."""
+        """The row's identifier, as the recipe's moves use it; unique in the file. Raises DataError."""
         column = self.recipe.source.id
         if self.recipe.source.numbers_rows:
             return str(self.rows_read)
@@ -181,7 +181,7 @@ class _Reader:
         if first != self.csv.line:
             hint = (
                 "identifiers must be unique: one row for one person (invisible characters do not count); where two "
-                "columns name a person together, as FID and IID of PLINK do, write both into one column of the file"
+                "columns together name a person, as FID and IID of PLINK do, write both into one column of the file"
             )
             raise self.csv.wrong(f"column '{column}' repeats the identifier of line {first}", hint)
         return identifier
@@ -191,7 +191,7 @@ class _Reader:
         return rowkey.row_id(self.key, numbered)
 
     def _places(self, header: Sequence[str], features: Sequence[str]) -> dict[str, int]:
-        """Where each column that is needed stands in a row. Raises DataError."""
+        """The place in a row of each column that is needed. Raises DataError."""
         path = self.csv.path
         if self.recipe.source.numbers_rows and ROW_NUMBER in header:
             raise DataError(f"{path} has a column '{ROW_NUMBER}', which in id = … asks to number rows", "rename it")
@@ -224,7 +224,7 @@ class _Reader:
         return f"{guess}it has: {shown}"
 
     def _is_header(self, header: Sequence[str]) -> bool:
-        """Is the first line sure to be no person's row, so that it may be shown?"""
+        """Whether the first line is certainly not a person's row, so that it may be shown."""
         words = {word for name in header[:_MOST_NAMES] for word in (name, *re.split(r"[;,\t| ]", name))}
         if any(_NUMBER.fullmatch(word) for word in words):
             return False
@@ -239,5 +239,5 @@ class _Reader:
                 "give range = [smallest, largest]"
             )
         if self.recipe.source.numbers_rows:
-            told.append("rows are numbered: a person who is there twice is not found out")
+            told.append("rows are numbered: a person who is in it twice goes unnoticed")
         return tuple(told)

@@ -1,4 +1,4 @@
-"""The rows that an ingest has read, until it knows how many they are: in memory, then in a file without a name."""
+"""The rows that an ingest has read, until it knows how many there are: in memory, then in a file without a name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLOCK_ROWS = 4096
 
 
 class KeptRows:
-    """Rows of `width` float32. `directory` is where the file would lie: its name is gone from the start."""
+    """Rows of `width` float32. `directory` is where the file would lie: its name is removed at once."""
 
     def __init__(self, width: int, directory: Path) -> None:
         self.width = width

@@ -68,6 +68,6 @@ class Lookup(Generic[Value]):
 
 
 def are_numbers(texts: Mapping[str, object], decimals: Decimals) -> bool:
-    """Are all `texts` different numbers, so that a cell may be compared with them as one?"""
+    """Whether all `texts` are different numbers, so that a cell may be compared with them as a number."""
     values = [decimals.value(text) for text in texts]
     return None not in values and len(set(values)) == len(values)

@@ -25,8 +25,8 @@ from fedhpc.data.spelling import visible
 from fedhpc.errors import ConfigError
 
 MISSING_MARKERS = ("", "NA", "NaN", "nan", "N/A", "null", "?")
-ROW_NUMBER = "row number"  # in the place of an identifier's column: rows are numbered in the order of the file
-WHITESPACE = "whitespace"  # in the place of a delimiter: any run of blanks and tabs
+ROW_NUMBER = "row number"  # stands for an identifier's column: rows are numbered in the order of the file
+WHITESPACE = "whitespace"  # stands for a delimiter: any run of blanks and tabs
 LARGEST_RECIPE_BYTES = 64 << 20  # a table for each of a million columns
 
 
@@ -60,12 +60,12 @@ class Source:
 class Column:
     """Section `[[feature]]`: one column of the CSV, which gives one feature, or several for a category.
 
-    With `pattern` or `columns` in the place of `column` it speaks of many columns; `Recipe.for_header` and
+    With `pattern` or `columns` in place of `column` it describes many columns; `Recipe.for_header` and
     `read_recipe` put one entry for each in its place.
     """
 
     column: str = ""  # as in the header of the CSV
-    pattern: str = ""  # all columns of which nothing else in the recipe speaks and which fit: *, ?, [a-z]; sorted
+    pattern: str = ""  # all columns that fit and that nothing else in the recipe names: *, ?, [a-z]; sorted
     columns: str = ""  # a text file beside the recipe, one column on a line, in this order
     type: Literal["number", "integer", "boolean", "category"]
     name: str = ""  # of the feature; the column's unless given
@@ -83,7 +83,7 @@ class Column:
     def __post_init__(self) -> None:
         where = f"feature '{self.column or self.pattern or self.columns}'"
         if sum(map(bool, (self.column, self.pattern, self.columns))) != 1:
-            raise ConfigError(f"{where}: one of column, pattern and columns names what it is about", 'column = "age"')
+            raise ConfigError(f"{where}: give exactly one of column, pattern and columns", 'column = "age"')
         if self.name and not self.column:
             raise ConfigError(f"{where}: name belongs to a single column", "remove it: features get the columns' names")
         if self.rounding != "refuse" and self.type != "number":

@@ -1,6 +1,6 @@
 """The key that hides row identifiers: row id = HMAC-SHA256(key, identifier), so a store names no person.
 
-Without the key nobody can try out identifiers; with it, anybody can. It is 32 random bytes in hex, in a file that
+Identifiers cannot be tried out without the key; with it, anybody can. It is 32 random bytes in hex, in a file that
 only its owner can read. One key per federation: the same person gets unrelated row ids in two federations.
 """
 
@@ -50,7 +50,7 @@ def read_key(path: Path) -> bytes:
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise PolicyError(f"key {path} can be read by others (mode {mode & 0o777:04o})", f"chmod 600 {path}")
     if not _HEX.fullmatch(data):
-        raise ConfigError(f"{path} is no row-id key", "it must hold 64 hex digits; `fedhpc data key FILE` makes one")
+        raise ConfigError(f"{path} is not a row-id key", "it must hold 64 hex digits; `fedhpc data key FILE` makes one")
     return bytes.fromhex(data.decode().strip())
 
 

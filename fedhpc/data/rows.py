@@ -1,6 +1,6 @@
 """The features of one row, quickly: plain numbers go through one array, all other cells through their own reader.
 
-A table may have a million columns. What a plain number is, is said so narrowly here that nothing can be wrong with
+A table may have a million columns. A plain number is defined so narrowly here that nothing can be wrong with
 it: every doubtful cell (a code for missing, digits that float32 may lose, text) is read by `cells.py`.
 """
 
@@ -80,7 +80,7 @@ class RowReader:
         return None
 
     def _read_plain(self, texts: Sequence[str], values: NDArray[np.float32]) -> list[int]:
-        """Fill in what is certain, and give the numbers of the columns where it is not."""
+        """Fill in what is certain; returns the numbers of the columns where it is not."""
         pairs = zip(self._matchers, texts, strict=True)
         if self._comma:
             found = [float(text.replace(",", ".")) if plain(text) else np.nan for plain, text in pairs]

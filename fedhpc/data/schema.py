@@ -102,7 +102,7 @@ class FeatureSet:
 def compare_features(mine: FeatureSet, theirs: FeatureSet) -> list[str]:
     """One line for each difference between two feature sets; empty if and only if their hashes are equal.
 
-    Of more than 20 lines of a kind the rest is counted.
+    More than 20 lines of a kind are only counted.
     """
     lines = []
     here, there = ({f.name: f for f in side.features} for side in (mine, theirs))

@@ -1,4 +1,4 @@
-"""Two spellings of one text: what an eye cannot tell apart is compared as equal.
+"""Treats two spellings of a text as equal if the eye cannot tell them apart.
 
 Files that were joined, copied from a web page or written on another system hold invisible characters (byte order
 marks, zero widths, soft hyphens, marks of direction) and composed or decomposed accents. Numbers are never cleaned
@@ -16,7 +16,7 @@ _IGNORED = re.compile(f"[{_IGNORABLE}]")
 
 
 def visible(text: str) -> str:
-    """`text` in NFC, stripped, without what cannot be seen; every kind of blank is a plain one.
+    """`text` in NFC, stripped, without invisible characters; every kind of blank is a plain one.
 
     Printable ASCII keeps every character but the blanks around it. Case, leading zeros and double blanks stay distinct.
     """

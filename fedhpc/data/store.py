@@ -112,7 +112,7 @@ def chunk_rows(n: int, row_shape: tuple[int, ...]) -> int:
 
 
 class SiteStore:
-    """A validated site store that reads rows when asked. The file is opened at the first read of each process.
+    """A validated site store that reads rows on demand. The file is opened at the first read of each process.
 
     So it may be handed to workers of a data loader, forked or spawned: no open HDF5 handle crosses a fork.
     """

@@ -1,1 +1,1 @@
-"""Looks for what would end a job, before the queue does."""
+"""Looks for problems that would end a job, before it waits in the queue."""

@@ -1,6 +1,6 @@
-"""What a check is: a name, why it matters, and a function that says what it found and how to mend it.
+"""What a check is: a name, why it matters, and a function that says what it found and how to fix it.
 
-A check never says ok about what it could not see: then it is skipped, and says why.
+A check never says ok about something it could not see: it is then skipped, and says why.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedhpc.errors import ConfigError, FedhpcError, StorageError
 
 State = Literal["ok", "warn", "fail", "skipped"]
 
-# Exit codes from the worst: keys and rules, storage, data, settings, and last the relay, which may come back by itself.
+# Exit codes from the worst: keys and rules, storage, data, settings, last the relay, which may come back on its own.
 _WORST = (77, 74, 65, 64, 70, 69)
 _QUICK_S, _FULL_S = 8.0, 90.0
 
@@ -67,7 +67,7 @@ def fail(what: str, fix: str, exit_code: int = ConfigError.exit_code) -> Finding
 
 
 def skipped(reason: str) -> Finding:
-    """Nothing was looked at, because …"""
+    """Nothing was checked, because …"""
     return Finding("skipped", reason)
 
 

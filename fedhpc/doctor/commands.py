@@ -25,7 +25,7 @@ class Output:
 
     @property
     def words(self) -> str:
-        """Its first line of complaint for people, or what happened to it."""
+        """Its first line of error output, or what happened to it."""
         if self.code is None:
             return "it did not answer in time"
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]

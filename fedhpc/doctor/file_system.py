@@ -1,4 +1,4 @@
-"""What a file system does with names, locks and time: tried out with small files that are gone afterwards."""
+"""What a file system does with names, locks and time: tried out with small files that are removed afterwards."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def mount_of(path: Path, table: Iterable[str]) -> Mount | None:
 
 
 def exercise(folder: Path) -> str:
-    """Create, fsync, rename over another file, link and read back; what went wrong, or ''. Raises OSError."""
+    """Create, fsync, rename over another file, link and read back; returns what went wrong, or ''. Raises OSError."""
     name = f".fedhpc-doctor-{secrets.token_hex(8)}"
     old, new, link = (folder / f"{name}{end}" for end in (".a", ".b", ".c"))
     data = secrets.token_bytes(1 << 16)
@@ -87,7 +87,7 @@ def exercise(folder: Path) -> str:
 
 
 def lock_holds(folder: Path) -> str:
-    """Lock a file as the ledger does, and let another process try: what went wrong, or ''. Raises OSError."""
+    """Lock a file as the ledger does, and let another process try; returns what went wrong, or ''. Raises OSError."""
     path = folder / f".fedhpc-doctor-{secrets.token_hex(8)}.lock"
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

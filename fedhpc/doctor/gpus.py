@@ -33,7 +33,7 @@ print(json.dumps({"torch": torch.__version__, "cuda": cuda, "hip": hip, "nccl": 
 
 @dataclass(frozen=True)
 class Devices:
-    """What the driver's tool says."""
+    """What the driver's tool reports."""
 
     names: tuple[str, ...]
     driver: str
@@ -159,10 +159,11 @@ def matching(value: str, here: Iterable[str]) -> list[str]:
 CHECKS = (
     Check("gpus", GROUP, "fewer GPUs than ranks, or a broken driver, ends or slows the job", count),
     Check(
-        "gpu-ranks", GROUP, "two ranks on one GPU halve the speed, a GPU without a rank is paid for nothing", sharing
+        "gpu-ranks",
+        GROUP,
+        "two ranks on one GPU halve the speed, a GPU without a rank is paid for and not used",
+        sharing,
     ),
     Check("torch-build", GROUP, "a PyTorch for another device trains on the CPU", torch_build, quick=False),
-    Check(
-        "nccl-interfaces", GROUP, "NCCL hangs or fails where the interface that it was told does not exist", interfaces
-    ),
+    Check("nccl-interfaces", GROUP, "NCCL hangs or fails if the interface that it is given does not exist", interfaces),
 )

@@ -37,7 +37,7 @@ def private(subject: Subject) -> Finding:
         except OSError as error:
             return fail(f"{path}: {error.strerror}", _fix(subject.site), _CODE)
         if not stat.S_ISREG(found.st_mode):
-            return fail(f"{path} is no file", "name the key file", _CODE)
+            return fail(f"{path} is not a file", "name the key file", _CODE)
         if found.st_mode & 0o077:
             return fail(f"{path} can be read by others (mode {found.st_mode & 0o777:04o})", f"chmod 600 {path}", _CODE)
         if found.st_uid != os.geteuid():
@@ -64,7 +64,7 @@ def key_files(site: SiteFile) -> list[Path]:
 
 
 def roster(subject: Subject) -> Finding:
-    """Our keys are those that the other sites signed."""
+    """Our keys are those in the roster that the other sites signed."""
     site, agreement = subject.site, subject.agreement
     if site is None or agreement is None:
         return skipped("no federation.toml was found" if site is not None else _NO_SITE)
@@ -89,7 +89,7 @@ def roster(subject: Subject) -> Finding:
 
 
 def _fix(site: SiteFile) -> str:
-    """What helps a site without the keys that were enrolled."""
+    """What to do at a site without the keys that were enrolled."""
     return "put the key back from a backup" if site.exchange.kind == "mpi" else lost_keys_hint(site.base)
 
 
@@ -98,7 +98,7 @@ def _pin_of_private(path: Path) -> str:
         key = load_pem_private_key(read_bytes(path), None)
         return pin_of_key(key.public_key()).hex()  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no private key: {error}") from None
+        raise ConfigError(f"{path} is not a private key: {error}") from None
 
 
 def approved(subject: Subject) -> Finding:
@@ -116,7 +116,7 @@ def approved(subject: Subject) -> Finding:
 
 
 CHECKS = (
-    Check("keys-private", GROUP, "who reads a key can sign as this site", private),
-    Check("keys-roster", GROUP, "the other sites and the relay take no other keys", roster),
+    Check("keys-private", GROUP, "anyone who can read a key can sign as this site", private),
+    Check("keys-roster", GROUP, "the other sites and the relay accept no other keys", roster),
     Check("keys-approved", GROUP, "a site runs only what it has signed", approved),
 )

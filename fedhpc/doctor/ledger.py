@@ -17,7 +17,7 @@ _CODE = StorageError.exit_code
 
 
 def ledger(subject: Subject) -> Finding:
-    """The ledger's lines and key are there and fit."""
+    """The ledger's lines and key are there and match."""
     if subject.site is None:
         return skipped(_NO_SITE)
     home = home_of(subject.site)
@@ -44,7 +44,7 @@ def ledger(subject: Subject) -> Finding:
 
 
 def homes(subject: Subject) -> Finding:
-    """The site's store is used with this ledger alone."""
+    """The site's store is used with this ledger only."""
     given = None if subject.site is None else subject.site.data.get("path")
     if subject.site is None or not isinstance(given, str):
         return skipped("the site file names no data")
@@ -60,7 +60,7 @@ def homes(subject: Subject) -> Finding:
         )
     if not store.exists():
         return warn(f"{store} is not there", "is its file system mounted on this node?")
-    return ok(f"{store}: {home.folder} alone, as far as this account has seen")
+    return ok(f"{store}: used with {home.folder} only, as far as this account has seen")
 
 
 def _same(one: Path, other: Path) -> bool:

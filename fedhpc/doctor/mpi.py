@@ -95,7 +95,7 @@ def pmi_fits(library: Library, chosen: str, types: list[str], *, asked: bool, ta
     if not chosen:
         return skipped(f"MpiDefault is not known; srun has {', '.join(types)}")
     if not kind:
-        return skipped(f"{library.name} is of no family that is known here; srun would use {chosen}")
+        return skipped(f"{library.name} belongs to no known family; srun would use {chosen}")
     if chosen in good:
         return ok(f"srun --mpi={chosen} for {library.name}")
     what = f"{library.name} is started with --mpi={chosen} ({name}): each rank may think that it is alone"
@@ -133,13 +133,13 @@ def world_size(subject: Subject) -> Finding:
     if answer.code == 0 and set(answer.out.split()) == {str(ranks)}:
         return ok(f"{ranks} ranks see each other")
     return fail(
-        f"{ranks} ranks were started, and they do not make one world: {_worlds(answer)}",
+        f"{ranks} ranks were started, but they do not form one world: {_worlds(answer)}",
         "`srun --mpi=list` shows what Slurm speaks; Open MPI 5 needs pmix, MPICH and Intel MPI pmi2: set [slurm] mpi",
     )
 
 
 def _worlds(answer: Output) -> str:
-    """What the ranks said instead."""
+    """What the ranks reported instead."""
     sizes = sorted(set(answer.out.split()))
     return answer.words if answer.code != 0 or not sizes else f"they found worlds of {', '.join(sizes)[:80]}"
 

@@ -48,7 +48,7 @@ def threads_fit(wanted: int, asked: int | None, given: int | None, cores: int | 
     if cores is not None and given is not None and cores < given:
         return warn(
             f"this task may use {cores} cores of the {given} that Slurm gave it",
-            "newer srun takes no --cpus-per-task from the job: export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
+            "newer srun does not take --cpus-per-task from the job: export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
         )
     if cores is not None and asked is None and wanted > cores:
         return warn(f"[compute] threads = {wanted}, but this machine has {cores} cores", "fewer threads")

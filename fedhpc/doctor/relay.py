@@ -27,7 +27,7 @@ _SKEW_WARN_S, _SKEW_FAIL_S = 30.0, 300.0  # certificates are judged with five mi
 _DAYS_WARN = 7
 _CARRIER_LATE_S = 900.0
 _MOST_NOTE_BYTES = 64 << 10
-_IN_JOB = "the job waits for it by itself"
+_IN_JOB = "the job itself waits for it"
 
 
 def proxy(subject: Subject) -> Finding:
@@ -90,7 +90,7 @@ def clock(subject: Subject) -> Finding:
     if route.relay_certificate is None:
         return skipped(f"the way to the relay ended at relay-{route.stopped}")
     if route.skew_s is None:
-        return skipped("the relay sends no Date; its certificate's dates fit the clock here, to days")
+        return skipped("the relay sends no Date; its certificate's dates agree with this clock to within days")
     return skew(route.skew_s, route.round_trip_s or 0.0)
 
 
@@ -211,12 +211,17 @@ CHECKS = (
     Check("proxy", GROUP, "compute nodes often reach the world only through a proxy", proxy),
     Check("relay-name", GROUP, "without an address there is no way to the relay", name),
     Check(
-        "relay-connect", GROUP, "firewalls of compute nodes let out little; a site only needs this one port", connect
+        "relay-connect", GROUP, "firewalls of compute nodes let little out; a site needs only this one port", connect
     ),
-    Check("relay-tls", GROUP, "the relay is known by its key alone: another one is somebody in between", tls),
+    Check("relay-tls", GROUP, "only its key identifies the relay: another key means somebody in between", tls),
     Check("relay-certificate", GROUP, "the relay serves only sites whose certificate it accepts", certificate),
     Check("relay-federation", GROUP, "the relay serves only federations that its operator let in", federation),
-    Check("clock", GROUP, "certificates, deadlines and the end of the job are read off this clock", clock),
+    Check("clock", GROUP, "certificates, deadlines and the end of the job are judged by this clock", clock),
     Check("certificates", GROUP, "a certificate that ends during the run ends the run", certificates),
-    Check("spool", GROUP, "what nobody carries never arrives; everybody could send other bytes", spool),
+    Check(
+        "spool",
+        GROUP,
+        "without a carrier nothing arrives; where everybody may write, anybody could send other bytes",
+        spool,
+    ),
 )

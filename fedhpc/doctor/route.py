@@ -1,4 +1,4 @@
-"""The way to the relay, gone step by step: proxy, name, connection, TLS and pin, our certificate, our federation."""
+"""Tries the way to the relay step by step: proxy, name, connection, TLS and pin, our certificate, our federation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAME_S = 4.0  # at least: what a second name server needs
 
 @dataclass(frozen=True)
 class Route:
-    """How far the way goes. `stopped`: the step of STEPS that failed, "" if none; `error`: why."""
+    """How far along the way it got. `stopped`: the step of STEPS that failed, "" if none; `error`: why."""
 
     stopped: str = ""
     error: FedhpcError | None = None
@@ -46,7 +46,7 @@ class Route:
 
 
 def way(site: SiteFile | None, agreement: Agreement | None, *, quick: bool) -> Route | str:
-    """How far the way to the site's relay goes, or why it is not gone. Raises ConfigError, PolicyError of its files."""
+    """How far the way to the site's relay works, or why it is not tried. Raises ConfigError or PolicyError."""
     found = over_relay(site)
     if isinstance(found, str):
         return found
@@ -69,7 +69,7 @@ def over_relay(site: SiteFile | None) -> SiteFile | str:
 
 
 def probe(access: RelayAccess, config: str) -> Route:
-    """Go the way of `fedhpc run`, with limits of a few seconds and without trying again. Raises ConfigError."""
+    """Connect as `fedhpc run` does, with limits of a few seconds and without trying again. Raises ConfigError."""
     via = urllib.parse.urlsplit(access.proxy or access.url)
     host, port = via.hostname or "", via.port or 0
     route = Route(target=joined(host, port))
@@ -90,7 +90,7 @@ def probe(access: RelayAccess, config: str) -> Route:
 
 
 def _addresses(host: str, port: int, limit_s: float) -> tuple[str, ...]:
-    """Asked in a thread, since the C library waits for silent name servers as long as it likes. Raises OSError."""
+    """Asked in a thread, since the C library waits for silent name servers without a limit of ours. Raises OSError."""
     found: list[tuple[str, ...] | OSError] = []
 
     def ask() -> None:
@@ -136,7 +136,7 @@ def _speak(link: Link, access: RelayAccess, config: str, route: Route) -> Route:
 
 
 def _round_trip(link: Link) -> float:
-    """The median of a few."""
+    """The median of a few round trips [s]."""
     times = []
     for _ in range(_ROUND_TRIPS):
         begun = time.perf_counter()

@@ -35,7 +35,7 @@ def tools(subject: Subject) -> Finding:
         if subject.submits and not subject.in_job:
             hint = "is this one of its nodes? `scontrol ping` tells who is asked"
             return fail(what, f"`sacctmgr show clusters` lists the clusters; {hint}" if slurm.cluster else hint)
-        return warn(what, "it may be starting anew, or this is none of its nodes: `scontrol ping`")
+        return warn(what, "it may be restarting, or this is not one of its nodes: see `scontrol ping`")
     mine, its = slurm.call("sbatch", "--version").out.strip(), slurm.config.get("SLURM_VERSION", "")
     ours, theirs = major_minor(mine), major_minor(its)
     if ours and theirs and ours > theirs:
@@ -46,14 +46,14 @@ def tools(subject: Subject) -> Finding:
 
 
 def profile(subject: Subject) -> Finding:
-    """What the cluster's profile knows: its partitions, and whether compute nodes reach anything."""
+    """What the cluster's profile knows: its partitions, and whether compute nodes reach the outside."""
     known = subject.profile
     if known is None or not subject.submits:
         return skipped(_NOT_ASKED)
     known.check(subject.asked)
     if known.about.outbound == "no" and subject.site is not None and subject.site.exchange.kind == "https":
         return warn(
-            f"compute nodes of {known.name} are not known to reach anything outside",
+            f"compute nodes of {known.name} are not known to reach the outside",
             'use [exchange] kind = "spool", with a carrier where a route is',
         )
     return ok(f"{known.name}: {known.about.title}")
@@ -179,7 +179,7 @@ def signals(subject: Subject) -> Finding:
     if asked.signal_s < life.margin_s:
         return warn(
             f"[slurm] signal_s = {asked.signal_s}, but [life] margin_s = {life.margin_s:.0f}: "
-            "the job is told after it should have left",
+            "the job would be told to stop after it should have left",
             "signal_s must be larger than margin_s",
         )
     if asked.signal_s + _EARLY_S >= total:
@@ -213,11 +213,9 @@ def _no_answer(subject: Subject) -> str:
 
 CHECKS = (
     Check("slurm-tools", GROUP, "submitting, chaining and requeueing all go through these commands", tools),
-    Check("profile", GROUP, "what is known of the cluster saves a wait for nothing", profile, quick=False),
-    Check(
-        "slurm-partition", GROUP, "a job for a wrong partition is refused, or waits for ever", partition, quick=False
-    ),
-    Check("slurm-limits", GROUP, "a job that asks for too much is refused, or pends for ever", limits, quick=False),
+    Check("profile", GROUP, "what is known about the cluster saves a wait in vain", profile, quick=False),
+    Check("slurm-partition", GROUP, "a job for a wrong partition is refused, or waits forever", partition, quick=False),
+    Check("slurm-limits", GROUP, "a job that asks for too much is refused, or pends forever", limits, quick=False),
     Check(
         "slurm-accepts", GROUP, "account, QOS and limits are only judged when a job is submitted", accepted, quick=False
     ),

@@ -88,7 +88,7 @@ def left_of_quota(text: str) -> int | None:
 
 
 def semantics(subject: Subject) -> Finding:
-    """Whole files or none: create, fsync, rename, link, read back; and folders that are their owner's only."""
+    """Files are whole or absent: create, fsync, rename, link, read back; and folders that are their owner's only."""
     if subject.directory is None:
         return skipped(_NO_RUN)
     folder = nearest(subject.directory)
@@ -155,10 +155,10 @@ def shared_place(folder: Path, mount: Mount, *, cluster: bool, temporary: list[P
     """`temporary`: directories that end with a job."""
     where = f"{folder} is on {mount.kind}"
     if mount.kind in _MEMORY:
-        return warn(f"{where}, in memory: it does not outlive this machine's next start", "choose another --out")
+        return warn(f"{where}, in memory: it is lost when this machine restarts", "choose another --out")
     inside = next((t for t in temporary if folder.is_relative_to(t)), None)
     if cluster and inside is not None:
-        return warn(f"{folder} is in {inside}, which a job leaves behind", "choose an --out that all nodes see")
+        return warn(f"{folder} is in {inside}, which the next job does not find", "choose an --out that all nodes see")
     if cluster and mount.kind in _LOCAL:
         return warn(f"{where}, a disk of this node", "unless all nodes mount it, choose another --out")
     return ok(where)
@@ -198,11 +198,11 @@ CHECKS = (
     Check(
         "run-files",
         GROUP,
-        "checkpoints and spool need renames that are whole and last; losses and numbers of rows stay at the site",
+        "checkpoints and the spool need renames that are atomic and last; losses and numbers of rows stay at the site",
         semantics,
     ),
     Check("run-locks", GROUP, "the ledger's locks keep two jobs from summing the same at once", locks),
-    Check("run-clock", GROUP, "ages of files are read off the file server's clock", file_clock),
+    Check("run-clock", GROUP, "ages of files are measured by the file server's clock", file_clock),
     Check("run-shared", GROUP, "the next job runs on another node and goes on from these files", shared),
     Check("tmpdir", GROUP, "MPI and PyTorch put sockets and libraries there", temporary_directory),
 )

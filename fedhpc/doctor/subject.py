@@ -44,7 +44,7 @@ class Subject:
     run: Path | None = None
     """RUN, which need not be there yet."""
     submits: bool = False
-    """Whether [slurm] or a profile is given: else `asked` holds defaults that nobody meant."""
+    """Whether [slurm] or a profile is given: else `asked` holds mere defaults."""
     asked: SlurmSettings = field(default_factory=SlurmSettings)
     profile: Profile | None = None
     life: LifeSettings = field(default_factory=LifeSettings)
@@ -75,7 +75,7 @@ class Subject:
 
     @cached_property
     def route(self) -> Route | str:
-        """How far the way to the relay goes, or why it is not gone. Raises ConfigError, PolicyError."""
+        """How far the way to the relay works, or why it is not tried. Raises ConfigError, PolicyError."""
         return way(self.site, self.agreement, quick=self.quick)
 
     @property

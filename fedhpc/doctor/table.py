@@ -15,9 +15,9 @@ _STATES: tuple[State, ...] = ("ok", "skipped", "warn", "fail")
 
 
 def as_text(subject: Subject, results: Sequence[Result], width: int = 100) -> str:
-    """Lines for people: groups in order, then what needs somebody, worst last, then how many of each.
+    """Lines for people: groups in order, then what needs attention, worst last, then how many of each.
 
-    In quick only what needs somebody is shown.
+    With --quick only what needs attention is shown.
     """
     lines: list[str] = []
     if not subject.quick:

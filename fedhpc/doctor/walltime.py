@@ -46,7 +46,7 @@ def fits(records: Sequence[Mapping[str, Any]], total_s: float, margin_s: float, 
     words = f"this site's part of a round takes up to {took(own_s)}, a checkpoint {took(checkpoint_s)}"
     if SCALE * own_s > room_s:
         return fail(
-            f"{words}: doubled and with a margin that is {took(total_s - room_s + SCALE * own_s)}, "
+            f"{words}: doubled, with a margin, that is {took(total_s - room_s + SCALE * own_s)}, "
             f"and [slurm] time gives {took(total_s)}",
             "ask for more time, take fewer local steps in [train], or a partition with a longer limit",
         )
@@ -64,4 +64,4 @@ def _others(seconds: Mapping[str, Any]) -> float:
     return number(seconds.get("agree")) or 0.0
 
 
-CHECKS = (Check("walltime", GROUP, "no round is begun that cannot end before the job does", walltime),)
+CHECKS = (Check("walltime", GROUP, "no round begins that cannot end before the job does", walltime),)

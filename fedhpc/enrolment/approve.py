@@ -1,4 +1,4 @@
-"""What a site is asked to sign, in words, and the checks before anybody is asked."""
+"""Describes what a site is asked to sign, and checks it before anybody is asked."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Review:
     keys: SiteKeys
     changes: str  # since the one this site approved last; empty for the first
     done: bool  # approved already
-    shown: tuple[Difference, ...] = ()  # what sums of this roster would show together with those in the ledger
+    shown: tuple[Difference, ...] = ()  # what sums of this roster would reveal together with those in the ledger
 
     def lines(self) -> list[str]:
-        """What is signed, for a terminal."""
+        """What will be signed, as lines for a terminal."""
         a = self.agreement
         written = parse_toml(a.source, "federation.toml")
         lines = [
@@ -49,7 +49,7 @@ class Review:
         lines += [f"  {u:2} {e.name:{width}}  {fingerprint(e.name, e.sign, e.tls)}" for u, e in enumerate(a.roster, 1)]
         thresholds = a.secure.thresholds(len(a.roster))
         if thresholds is None:
-            lines.append("privacy: NONE, every site's numbers are seen by the others")
+            lines.append("privacy: NONE, the sites see each other's numbers")
         else:
             n, t, tau, d = thresholds.sites, thresholds.colluders, thresholds.threshold, thresholds.losses
             lines += [
@@ -71,13 +71,13 @@ class Review:
     def sign(self, folder: SiteFolder, accepted: Collection[str] = ()) -> bytes:
         """Sign and keep it [message]. `accepted`: classes whose differences this site's operator accepts.
 
-        Raises PolicyError where the ledger has sums that would show something which is not accepted.
+        Raises PolicyError if the ledger has sums that would reveal something which is not accepted.
         """
         self.refuse_differences(accepted)
         return folder.approvals.approve(self.keys.identity, self.number, self.agreement)
 
     def refuse_differences(self, accepted: Collection[str]) -> None:
-        """Raise PolicyError unless the file and this site's operator accept all that would be shown."""
+        """Raise PolicyError unless the file and this site's operator accept all that would be revealed."""
         in_file = self.agreement.secure.accept_difference
         missing = [d for d in self.shown if d.category not in in_file]
         unsaid = [d for d in self.shown if d.category not in accepted]
@@ -105,12 +105,12 @@ def review(path: Path, folder: SiteFolder) -> Review:
         if theirs != ours:
             raise PolicyError(
                 f"{path} has another key for this site: {what} = {theirs[:16]}…, here it is {ours[:16]}…",
-                "the coordinator admits your present request first: `fedhpc site request`",
+                "the coordinator must admit your current request first: `fedhpc site request`",
             )
     pin = folder.relay_pin()
     if pin and pin != agreement.relay.tls:
         raise PolicyError(
-            f"{path} has another key for the relay: {agreement.relay.tls}, the coordinator told this site {pin}",
+            f"{path} has another key for the relay: {agreement.relay.tls}, the coordinator gave this site {pin}",
             "ask by telephone; if the relay has a new key, write it into relay.pin",
         )
     folder.approvals.restore(agreement)
@@ -131,7 +131,7 @@ def review(path: Path, folder: SiteFolder) -> Review:
 
 
 def differences(agreement: Agreement, number: int, file: SiteFile) -> tuple[Difference, ...]:
-    """What the sums of this configuration would show together with those in this site's ledger, class by class.
+    """What the sums of this configuration would reveal together with those in this site's ledger, class by class.
 
     Of statistics with a name of their own, and without, the ledger asks when they are summed; here of those that the
     file accepts beforehand, so that this site's operator does too.
@@ -161,5 +161,5 @@ def _begins(start: StartSettings) -> str:
 
 
 def _table(table: Mapping[str, Any]) -> str:
-    text = ", ".join(f"{key} {value}" for key, value in table.items()) or "as fedhpc has it by default"
+    text = ", ".join(f"{key} {value}" for key, value in table.items()) or "the default of fedhpc"
     return "".join(c if c.isprintable() else "?" for c in text)

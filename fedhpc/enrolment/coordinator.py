@@ -1,4 +1,4 @@
-"""The coordinator's folder: begins a federation, admits sites by their requests, revokes them.
+"""The coordinator's folder: begins a federation, admits sites on their requests, revokes them.
 
 DIR/federation.toml        what all sites will sign; below its line the roster grows
 DIR/authority.{key,pem}    issues the sites' short-lived TLS certificates
@@ -63,7 +63,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Granted:
-    """Where the federation stands after a change of its roster."""
+    """The state of the federation after a change of its roster."""
 
     waiting: tuple[str, ...]  # invited, not admitted yet
     epoch: int
@@ -176,7 +176,7 @@ class Coordinator:
             kind = "renewal" if mailed or self._needs_renewal(asked) else "current"
         if kind in ("new", "changed") and not proved and not (mailed and asked.request.proof == UNPROVED):
             raise PolicyError(
-                f"the request of site {name} was not made with its present token",
+                f"the request of site {name} was not made with its current token",
                 f"give its engineer a new one: `fedhpc federation invite {self.folder} {name}`",
             )
         for other, entry in roster.items():
@@ -185,7 +185,7 @@ class Coordinator:
         return Candidate(asked, kind, proved)
 
     def admit(self, candidates: Sequence[Candidate], days: float, *, accept: Sequence[str] = ()) -> Granted:
-        """Write the roster with the candidates in it, then their certificates. All or, if a check fails, nothing.
+        """Write the roster with the candidates in it, then their certificates; nothing if a check fails.
 
         `accept`: as in `Beginning`, where it is a new epoch. Raises ConfigError (the file that would come out is not
         usable), PolicyError, StorageError.
@@ -196,7 +196,7 @@ class Coordinator:
             asked = candidate.asked
             before = entries.get(asked.name, {})
             entries[asked.name] = before | {"name": asked.name, "sign": asked.sign, "tls": asked.tls}
-            # Ledgers know a site by its first key, so that new keys do not make it another site.
+            # Ledgers know a site by its first key, so new keys do not make it another site.
             first = before.get("first_sign") or before.get("sign", asked.sign)
             if first != asked.sign:
                 entries[asked.name]["first_sign"] = first

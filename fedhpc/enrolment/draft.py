@@ -1,7 +1,7 @@
 """The text of a federation.toml that is still being agreed on: its first form, its roster, its next epoch.
 
-People write above the roster's line, with comments of their own; `fedhpc federation` writes below it: [start] and the
-roster. Above it the program keeps epoch, previous and seed, and changes what a command of it is for.
+People write above the roster's line, with their own comments; `fedhpc federation` writes below it: [start] and the
+roster. Above it the program keeps epoch, previous and seed, and changes only what its command is for.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Draft:
 
     @classmethod
     def read(cls, source: bytes) -> Draft:
-        """Raises ConfigError if the text is no TOML or has lost its roster's line."""
+        """Raises ConfigError if the text is not TOML or has lost its roster's line."""
         table = parse_toml(source, "federation.toml")
         if source.decode("utf-8").count(MARK) != 1 or not isinstance(table.get("federation"), Mapping):
             raise ConfigError(
@@ -109,7 +109,7 @@ class Draft:
 
     @property
     def epoch(self) -> int:
-        """Which epoch it says it is."""
+        """The epoch that it says it is."""
         epoch = self.table["federation"].get("epoch", 0)
         if type(epoch) is not int:
             raise ConfigError("federation.epoch is not a whole number")
@@ -117,7 +117,7 @@ class Draft:
 
     @property
     def identities(self) -> dict[str, str]:
-        """Name -> identity of those sites whose keys are there, in order."""
+        """Name -> identity of the sites whose keys are there, in order."""
         return {name: identity(entry) for name, entry in self.roster.items() if "sign" in entry}
 
     @property
@@ -174,7 +174,7 @@ def new_draft(name: str, relay_pin: str, rounds: int, seed: int, sites: Sequence
 
 
 def identity(entry: Mapping[str, Any]) -> str:
-    """The identity of a roster's entry with keys. Raises ConfigError for keys that are none."""
+    """The identity of a roster's entry with keys. Raises ConfigError for invalid keys."""
     site = RosterEntry(str(entry["name"]), str(entry["sign"]), first_sign=str(entry.get("first_sign", "")))
     return site.identity.hex()
 

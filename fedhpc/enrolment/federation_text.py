@@ -30,7 +30,7 @@ def set_value(text: str, section: str, key: str, value: str | int | list[str], c
     line = f"{key} = {toml(value)}"
     lines, at = _section(text, section)
     if not lines:
-        head, mark, roster = text.partition(MARK)  # what stands below the mark is written anew
+        head, mark, roster = text.partition(MARK)  # everything below the mark is rewritten
         changed = f"{head.rstrip()}\n\n[{section}]\n{line}{comment}\n\n{mark}{roster}"
     else:
         pattern = rf"(?m)^{re.escape(key)}[ \t]*=[ \t]*{_VALUE}" + (r"[ \t]*(?:#.*)?$" if comment else "")
@@ -76,7 +76,7 @@ def _only(changed: str, text: str, section: str, key: str) -> bool:
 
 
 def _without(text: str, section: str, key: str) -> dict[str, Any]:
-    """All that the text says but for one value."""
+    """Everything that the text says, except for one value."""
     table = parse_toml(text.encode(), "federation.toml")
     rest = {k: v for k, v in table.get(section, {}).items() if k != key}
     return {k: v for k, v in table.items() if k != section} | ({section: rest} if rest else {})

@@ -15,12 +15,12 @@ from fedhpc.secure.join_request import Request, read_request
 from fedhpc.secure.transcript import hash_parts
 from fedhpc.wire.pins import UNREADABLE, pin_of_key
 
-_SHOWN_BYTES = 16  # 128 bits: nobody finds other keys with the same fingerprint
+_SHOWN_BYTES = 16  # 128 bits: nobody can find other keys with the same fingerprint
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that is sound in itself: both signatures hold, and it asks for one name only."""
+    """A request that is consistent: both signatures are valid, and it asks for one name only."""
 
     request: Request
     tls: str  # pin of the key in the certificate request, hex

@@ -1,5 +1,5 @@
 """invitations.toml: what the coordinator keeps to itself. Who is invited, how their requests are checked, which keys
-are refused for ever. And the relay's half of it: tokens.toml and the mailbox.
+are refused forever. And the relay's half of it: tokens.toml and the mailbox.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Invitations:
         return cls(path, tokens_path, given.signed, dict(given.invited), dict(given.refused), tokens)
 
     def invite(self, name: str) -> str:
-        """A fresh token for `name`, which is given out once and not kept; an earlier one stops to work."""
+        """A fresh token for `name`, which is given out once and not kept; an earlier one stops working."""
         check_name(name, "the site's name")
         if name not in self.invited and len(self.invited) >= _MOST_SITES:
             raise ConfigError(f"a federation has at most {_MOST_SITES} sites")
@@ -67,7 +67,7 @@ class Invitations:
         return token
 
     def forget(self, name: str) -> None:
-        """`name` is not invited any more."""
+        """Take back the invitation of `name`."""
         self.invited.pop(name, None)
         self.tokens.pop(name, None)
 

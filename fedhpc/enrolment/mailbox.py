@@ -1,7 +1,7 @@
 """A site without a certificate sends its request to the relay, and waits for the certificate there.
 
 The relay shows its pinned key, the site the first half of its one-time token. Requests and certificates are checked by
-those who use them: the relay may lose or change them, and is then found out.
+those who use them: if the relay loses or changes them, this is noticed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedhpc.transport.transport import Traffic
 from fedhpc.wire.pins import MAX_CERTIFICATE_BYTES
 
 _POLL_S = 30.0
-_PATIENCE = Patience(longest_s=10.0)  # its pauses; how long is said with each call
+_PATIENCE = Patience(longest_s=10.0)  # its pauses; each call says how long
 _HINT = "name or token may be wrong, or used with other keys; ask for a new one: `fedhpc federation invite`"
 _T = TypeVar("_T")
 
@@ -38,10 +38,10 @@ class RelayMailbox:
     access: str = field(repr=False)  # first half of the token
     proxy: str = field(default="", repr=False)  # it may hold a password
     on_down: Callable[[str, float], None] = field(default=lambda reason, left_s: None, repr=False)
-    """Told the relay's host:port and why it cannot be reached, and for how many seconds more it is tried."""
+    """Called with the relay's host:port, why it cannot be reached, and how many more seconds it is tried."""
 
     def send(self, request: bytes, patience_s: float = 60.0) -> None:
-        """Leave the request there; again with the same bytes is fine.
+        """Leave the request there; the same bytes may be sent again.
 
         Raises PolicyError (wrong name or token, used with another request, wrong relay), PeersError.
         """
@@ -90,7 +90,7 @@ class RelayMailbox:
         return {"fedhpc-token": self.access}
 
     def _persist(self, act: Callable[[Link, float], _T], patience_s: float) -> _T:
-        """`act` with the seconds left, again with growing pauses while the relay cannot be reached."""
+        """Call `act` with the seconds left; repeat with growing pauses while the relay cannot be reached."""
         access = RelayAccess(self.url, self.relay_pin, Path(), Path(), self.proxy)
         link = Link(access, _context(), Traffic())
         end, failures = time.monotonic() + patience_s, 0

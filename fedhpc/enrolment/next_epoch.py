@@ -1,7 +1,7 @@
 """What the next epoch begins from, and what changes with it: seed, rounds, [start], weights, accepted differences.
 
-Another roster must not be given the old sums again: a difference of two sums over rosters that differ in one site is
-that site's numbers. So an epoch goes on from the newest model, with a new seed, and W stays with its own roster.
+Another roster must not get the old sums again: a difference of two sums over rosters that differ in one site is
+that site's numbers. So an epoch continues from the newest model, with a new seed, and W stays with its own roster.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Beginning:
 
 @dataclass(frozen=True)
 class Following:
-    """The text of the next epoch, and what people should know of it."""
+    """The text of the next epoch, and notes about it for people."""
 
     draft: Draft
     notes: tuple[str, ...]
@@ -97,7 +97,7 @@ def _set(draft: Draft) -> frozenset[str]:
 
 
 def _goes_on(draft: Draft, epochs: Sequence[Draft], after: Draft) -> dict[str, str | list[str]]:
-    """[start] of an epoch that goes on from the newest model.
+    """[start] of an epoch that continues from the newest model.
 
     Nobody here knows which epochs have run. So [start] names all that may have, and as its sites those that have the
     model whichever it is: they were there before the last epoch too, if that one went on from another.
@@ -128,13 +128,14 @@ def _other_roster(after: Draft, beginning: Beginning, notes: list[str]) -> Draft
     weights = "declared" if declared else "uniform"
     why = "by the roster's samples" if declared else "not every site of the roster declares its samples"
     notes.append(
-        f'weights = "{weights}" now ({why}): W is of the old roster; `--accept-difference weights` has it summed anew'
+        f'weights = "{weights}" now ({why}): W belongs to the old roster; `--accept-difference weights` lets it be '
+        "summed again"
     )
     return after.with_value("strategy", "weights", weights, _WAS_SAMPLES)
 
 
 def _accepting(after: Draft, beginning: Beginning, *, changed: bool) -> Draft:
-    """What was accepted for one roster is not accepted for the next."""
+    """Differences accepted for one roster are not accepted for the next."""
     before = [] if changed else [str(name) for name in after.table.get("secure", {}).get("accept_difference", [])]
     accepted = list(dict.fromkeys([*before, *beginning.accept]))
     if accepted:
@@ -145,7 +146,7 @@ def _accepting(after: Draft, beginning: Beginning, *, changed: bool) -> Draft:
 
 
 def _tell_classes(after: Draft, beginning: Beginning, epoch: int, notes: list[str]) -> None:
-    """Which sums show something by their difference to those over the other roster."""
+    """Which sums reveal something by their difference to those over the other roster."""
     anew = beginning.kind in ("again", "scratch")
     asked = ["train", "measured"]
     if anew and after.table.get("task", {}).get("standardise"):
@@ -176,7 +177,7 @@ def _refuse_old_sums(after: Draft, epoch: int) -> None:
 
 @dataclass(frozen=True)
 class Epochs:
-    """The federation.toml of earlier epochs, kept in a folder: a site that slept through one approves it first."""
+    """The federation.toml of earlier epochs, kept in a folder: a site that missed one approves it first."""
 
     folder: Path
 
@@ -186,7 +187,7 @@ class Epochs:
         return [read_bytes(path) for _, path in sorted(numbered)]
 
     def keep(self, draft: Draft) -> None:
-        """Keep an epoch that another one follows."""
+        """Keep the file of an epoch that another one follows."""
         path = self.folder / f"{draft.epoch}.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, draft.file)

@@ -1,4 +1,4 @@
-"""A whole federation enrolled on this machine, for demos, benchmarks and tests: every step that people take, at once.
+"""A whole federation enrolled on this machine, for demos, benchmarks and tests: all the steps that people take.
 
 DIR/coordinator/   the coordinator's folder, with the relay's in it
 DIR/sites/NAME/    one folder per site, as `fedhpc site init` makes it
@@ -118,7 +118,7 @@ def enrol(
 
 @contextmanager
 def running_relay(relay: Path, log: IO[str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """`fedhpc relay serve` in a process of its own, listening until the block ends. Raises PeersError if it fails."""
+    """Run `fedhpc relay serve` as a process that listens until the block ends. Raises PeersError if it fails."""
     process = subprocess.Popen(
         [sys.executable, "-m", "fedhpc", "relay", "serve", str(relay)], stdout=subprocess.PIPE, stderr=log, text=True
     )

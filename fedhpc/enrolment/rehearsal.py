@@ -1,6 +1,6 @@
 """The folder of a federation whose sites all run in one job, as `fedhpc new` writes it: epochs without enrolment.
 
-Nobody was invited and nobody signs there, so a site that leaves is only taken out of the roster.
+Such a folder has no invitations and no signatures, so a site that leaves is only taken out of the roster.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ BYTES, OBJECTS = 64 << 30, 100_000
 def admit(
     federation: Path, relay: Path, *, quota_bytes: int, objects: int, unmasked: bool = False
 ) -> tuple[Agreement, bool]:
-    """Let the federation of federation.toml in; also whether the roster file changed.
+    """Let the federation of federation.toml in; also returns whether the roster file changed.
 
     `unmasked`: also one that hides nothing, for benchmarks.
 
@@ -33,10 +33,10 @@ def admit(
     if without or not agreement.relay.tls:
         raise ConfigError(
             f"{federation} has no TLS pin for {', '.join(without) or 'the relay'}",
-            "sites come in by `fedhpc federation admit`; `tls` then stands at every [[site]] and under [relay]",
+            "sites are admitted with `fedhpc federation admit`; `tls` then stands at every [[site]] and under [relay]",
         )
     if agreement.relay.tls != own:
-        raise PolicyError(f"{federation} is for the relay with the key {agreement.relay.tls}; this one's is {own}")
+        raise PolicyError(f"{federation} is for the relay with the key {agreement.relay.tls}; this one has {own}")
     pins = {str(number): entry.tls for number, entry in enumerate(agreement.roster, start=1)}
     thresholds = thresholds_of(agreement)
     if agreement.secure.mode == "off" and not unmasked:
@@ -62,6 +62,6 @@ def admit(
 
 
 def drop(config: str, relay: Path) -> None:
-    """Serve the federation no longer; its objects stay until the relay cleans up. Raises ConfigError."""
+    """Stop serving the federation; its objects stay until the relay cleans up. Raises ConfigError."""
     settings, _ = read_settings(relay)
     drop_federation(settings.roster, config)

@@ -1,9 +1,9 @@
-"""A site's folder: its keys are made here and stay here; what leaves is a request and a signature.
+"""A site's folder: its keys are made here and stay here; only a request and a signature leave.
 
 DIR/site.toml              the site file for `fedhpc run`
 DIR/sign.key, DIR/tls.key  private keys (mode 0600): messages are signed with one, TLS is spoken with the other
 DIR/tls.pem                the certificate for the second, short-lived
-DIR/relay.pin              the relay's key as the coordinator told it
+DIR/relay.pin              the relay's key as the coordinator gave it
 DIR/request.json           the last request
 DIR/token                  the one-time token that it was made with (mode 0600), for renewals over the same keys
 DIR/approvals/             what was approved (agreement/approvals.py)
@@ -174,7 +174,7 @@ class SiteFolder:
         return Approvals(self.path / "approvals")
 
     def relay_pin(self) -> str:
-        """The relay's pin as the coordinator told it, hex; "" if it was not told."""
+        """The relay's pin as the coordinator gave it, hex; "" if it was not given."""
         path = self.path / "relay.pin"
         pin = read_bytes(path).decode("ascii", "replace").strip() if path.exists() else ""
         if pin and not _PIN.fullmatch(pin):
@@ -189,7 +189,7 @@ class SiteFolder:
         return SiteKeys(self.name, identity, read_bytes(self.tls_path))
 
     def token(self) -> str:
-        """The token of the last request that went to the relay, or "" if there is none for the present keys."""
+        """The token of the last request that went to the relay, or "" if there is none for the current keys."""
         path = self.path / "token"
         if not path.exists():
             return ""
@@ -201,7 +201,7 @@ class SiteFolder:
         write_whole(self.path / "token", token.encode("ascii") + b"\n", mode=0o600)
 
     def request(self, token: Token | None) -> tuple[Path, bytes]:
-        """Write request.json; the same bytes as before if keys and token are, since the relay takes one per token."""
+        """Write request.json; with the same keys and token the same bytes, since the relay takes one per token."""
         keys, path = self.keys(), self.path / "request.json"
         if path.exists():
             from fedhpc.enrolment.fingerprints import read_asked
@@ -226,13 +226,13 @@ class SiteFolder:
         if not pin:
             raise ConfigError(
                 "the relay's pin is not known here, so it could be anybody",
-                f"put what the coordinator told into {self.path / 'relay.pin'}, 64 hex digits",
+                f"put the pin from the coordinator into {self.path / 'relay.pin'}, 64 hex digits",
             )
         proxy = proxy_for(exchange.url, exchange.proxy)
         return RelayMailbox(exchange.url, bytes.fromhex(pin), self.name, token.access, proxy, on_down)
 
     def certificate(self) -> bytes:
-        """The present certificate if it is for the present key, PEM; else nothing, also where it is damaged."""
+        """The certificate if it belongs to the current key, PEM; empty if it does not or is damaged."""
         if not self.certificate_path.exists():
             return b""
         pem = read_bytes(self.certificate_path)
@@ -243,7 +243,7 @@ class SiteFolder:
         return pem if pin == self.keys().tls else b""
 
     def take_certificate(self, pem: bytes) -> datetime.datetime:
-        """Keep a certificate, if it is for this site's own key and has begun and not ended; until when it holds.
+        """Keep a certificate, if it is for this site's own key and is valid now; returns the end of its validity.
 
         Raises PolicyError.
         """
@@ -264,22 +264,22 @@ class SiteFolder:
         if not begins <= now <= ends:
             where, ask = ("has ended", "ask for a new one; or ") if now > ends else ("has not begun", "")
             raise PolicyError(
-                f"the certificate holds from {utc(begins)} to {utc(ends)}: it {where} by the clock here, {utc(now)}",
+                f"the certificate is valid from {utc(begins)} to {utc(ends)}: it {where} by the clock here, {utc(now)}",
                 f"{ask}{COMPARE_CLOCKS}",
             )
         write_whole(self.certificate_path, pem)
         return ends
 
     def rotate(self) -> list[Path]:
-        """Fresh keys in the place of the old ones, which are kept as *.old; the files kept. Raises ConfigError.
+        """Replace the keys by fresh ones; the old ones are kept as *.old and returned. Raises ConfigError.
 
-        A key that is lost is not missed here.
+        A lost key is no obstacle.
         """
         pairs = [(path, path.with_name(path.name + ".old")) for path in (self.sign_path, self.tls_path)]
         old = [kept for path, kept in pairs if path.exists()]
         for path in old:
             if path.exists():
-                raise ConfigError(f"{path} exists", "delete it or move it away when it is not needed any more")
+                raise ConfigError(f"{path} exists", "delete it or move it away when it is no longer needed")
         fresh = [path.with_name(path.name + ".new") for path in (self.sign_path, self.tls_path)]
         try:
             for path in fresh:

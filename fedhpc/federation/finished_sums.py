@@ -111,7 +111,7 @@ class FinishedSums:
 
     def keep(self, plan: SumPlan, opened: Opened, vector: Vector, mark: bytes) -> None:
         """Keep a decoded sum until `erase_until`. `mark`: the fingerprint of this site's own vector."""
-        data = vector.buffer.data
+        data = vector.whole().data
         head = {
             "base": plan.base.hex(),
             "layout": vector.layout.hash.hex(),
@@ -142,8 +142,8 @@ class FinishedSums:
                     f"'{plan.purpose}' was summed in round {plan.round_} already, with other numbers of this site",
                     "give a new statistic a new name; the same numbers give the sum that is kept",
                 )
-            whole = file.readinto(vector.buffer.data) == vector.layout.nbytes and not file.read(1)
-            if not whole or _digest(head, vector.buffer.data) != said:
+            whole = file.readinto(vector.whole().data) == vector.layout.nbytes and not file.read(1)
+            if not whole or _digest(head, vector.whole().data) != said:
                 raise ValueError("its content does not have its SHA-256")
             return bytes.fromhex(head["tree"]), tuple(head["members"])
 

@@ -1,6 +1,6 @@
 """A site's own vector before a sum: equal on its ranks, checked, and known to the ledger by a fingerprint.
 
-Whatever is wrong with this site's own numbers is found here, before any rank waits for another site.
+Faults of this site's own numbers are found here, before any rank waits for another site.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from fedhpc.errors import DataError, InternalError, PolicyError
 from fedhpc.federation.party import Party, SumPlan
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.secure import labels
+from fedhpc.secure.geometry import refuse_lane_bits
 from fedhpc.secure.keys import derive
 from fedhpc.secure.ledger import (
     FINGERPRINT_BLOCK_BYTES,
@@ -22,11 +23,10 @@ from fedhpc.secure.ledger import (
     OtherVectorError,
     fingerprint,
     fingerprint_block,
-    fingerprint_blocks,
     value_fingerprint,
 )
 from fedhpc.secure.ring import Codec, Layout, Tensor
-from fedhpc.secure.salt import salt_words
+from fedhpc.secure.salt import SALT_LANES, salt_words
 from fedhpc.secure.transcript import canon, input_hash, u64
 
 _TAGS_AT = 32 + 1 + 8  # after the layout's hash, whether there are numbers, and how many bytes of tags follow
@@ -36,13 +36,22 @@ _FIRST = 256  # values, which nearly always tell already that a vector is not ze
 def share(party: Party, vector: Vector, plan: SumPlan) -> None:
     """Give the leader's `vector` to all ranks of the site, unless they hold it already, and add the site's salt.
 
-    Raises DataError for other shapes.
+    Raises DataError for other shapes, PolicyError for lanes that sites do not sum in.
     """
+    _refuse_lanes(vector.layout)
     if party.site.size > 1 and not plan.replicated:
         # Compared first: a broadcast into a buffer of another size ends in MPI's own words, or never.
         refuse_other_layouts(party, party.site.gather_bytes(vector.layout.hash))
-        party.site.broadcast(vector.buffer)
+        party.site.broadcast(vector.whole())
     _add_salt(party, vector, plan)
+
+
+def _refuse_lanes(layout: Layout) -> None:
+    for tensor in layout.tensors:
+        refuse_lane_bits(tensor.bits, f"tensor '{tensor.name}'")
+        if tensor.bits != tensor.value_bits:
+            what = f"tensor '{tensor.name}' is {tensor.kind} in {tensor.bits}-bit lanes"
+            raise PolicyError(what, "lanes of another width than their values are not built")
 
 
 def _add_salt(party: Party, vector: Vector, plan: SumPlan) -> None:
@@ -53,7 +62,7 @@ def _add_salt(party: Party, vector: Vector, plan: SumPlan) -> None:
     if not vector.layout.salted or (party.masked and key is None):
         raise InternalError("a vector of several sites without salt", "please report it")
     words = None if key is None else salt_words(key, party.number, plan.round_, plan.purpose, plan.base)
-    vector.salt[:] = 0 if words is None else words
+    vector.put_salt(np.zeros(SALT_LANES, dtype=np.int64) if words is None else words)
 
 
 def codec_of(party: Party, plan: SumPlan) -> Codec:
@@ -68,8 +77,8 @@ def codec_of(party: Party, plan: SumPlan) -> Codec:
 def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) -> Mark:
     """Check the values of every rank's `part` of the vector; what the ledger remembers of it, at a site's leader.
 
-    Empty where nothing is signed. Raises DataError for a value that has no place in the ring, or ranks with other
-    layouts.
+    The mark is empty where nothing is signed. Raises DataError for a value that has no place in the ring, or for ranks
+    with different layouts.
     """
     layout, keys = vector.layout, party.ledger_keys
     tags = _inspect_blocks(vector, part, codec_of(party, plan), keys)
@@ -95,27 +104,28 @@ def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) 
 
 
 def _inspect_blocks(vector: Vector, part: tuple[int, int], codec: Codec, keys: LedgerKeys | None) -> bytes:
-    """Block by block while a block is in the caches; gives the blocks' tags, none without keys.
+    """Check values block by block, and tag each block while it is in the caches; no tags without keys.
 
-    The salt is checked like all lanes, but no part of what a vector is known by.
+    The salt is checked like all lanes, but it is no part of what the ledger knows a vector by.
     """
     tags = []
     end = vector.layout.payload_bytes
     for start in range(*part, FINGERPRINT_BLOCK_BYTES):
         stop = min(start + FINGERPRINT_BLOCK_BYTES, part[1])
         for piece in vector.layout.pieces(start, stop):
-            codec.check(vector.buffer, piece)
-        if keys is not None:
-            tags.append(fingerprint_blocks(keys.blocks, vector.buffer, start, min(stop, end)))
+            codec.check(vector.of(piece), piece)
+        if keys is not None and start < end:
+            low, high = (at - vector.first for at in vector.layout.values_of(start, min(stop, end)))
+            tags.append(fingerprint_block(keys.blocks, start // FINGERPRINT_BLOCK_BYTES, vector.buffer[low:high]))
     return b"".join(tags)
 
 
 def _has_numbers(vector: Vector, part: tuple[int, int]) -> bool:
-    """Whether a value of this part is not 0; most vectors say so at once."""
+    """Whether a value of this part is not 0; most vectors show it at once."""
     end = min(part[1], vector.layout.payload_bytes)
     for start in range(part[0], end, FINGERPRINT_BLOCK_BYTES):
         for piece in vector.layout.pieces(start, min(start + FINGERPRINT_BLOCK_BYTES, end)):
-            values = vector.buffer[piece.start : piece.stop].view(piece.tensor.kind)
+            values = vector.of(piece)
             if values[:_FIRST].any() or values.any():
                 return True
     return False
@@ -127,31 +137,29 @@ def value_header(vector: Vector) -> bytes:
 
 
 def source_tags(vector: Vector, keys: LedgerKeys, rank: int, ranks: int) -> bytes:
-    """Tags of this rank's share of the vector as it would be in lanes of its sources' own widths.
+    """Tags of this rank's share of the vector, as if each tensor were as wide as its source.
 
-    So that a model has one fingerprint of its values, whatever the width of the lanes it travels in.
+    A model then has one fingerprint of its values, in lanes of any width. The rank must hold the whole vector, since
+    shares of the narrow one end at other values.
     """
-    named, kinds = vector.layout.named, vector.sources
-    wide = {t.name: (t, at) for t, at in zip(named, vector.layout.offsets, strict=False)}
-    narrow = Layout([Tensor(t.name, kinds.get(t.name, t.kind), t.shape) for t in named])
+    kinds = vector.sources
+    narrow = Layout([Tensor(t.name, kinds.get(t.name, t.kind), t.shape) for t in vector.layout.named])
+    wide = {name: view.reshape(-1) for name, view in vector.views().items()}
     tags = []
     for start in range(*parts(narrow.nbytes, ranks)[rank], FINGERPRINT_BLOCK_BYTES):
         stop = min(start + FINGERPRINT_BLOCK_BYTES, narrow.nbytes)
         block = np.zeros(stop - start, dtype=np.uint8)
         for piece in narrow.pieces(start, stop):
-            lanes = (piece.stop - piece.start) // piece.tensor.lane_bytes
-            tensor, at = wide[piece.tensor.name]
-            low = at + piece.lane * tensor.lane_bytes
-            values = vector.buffer[low : low + lanes * tensor.lane_bytes].view(tensor.kind)
-            block[piece.start - start : piece.stop - start] = values.astype(piece.tensor.kind).view(np.uint8)
+            into = piece.values_in(block, start)
+            into[:] = wide[piece.tensor.name][piece.lane : piece.lane + into.size]
         tags.append(fingerprint_block(keys.blocks, start // FINGERPRINT_BLOCK_BYTES, block))
     return b"".join(tags)
 
 
 def refuse_other_vector(party: Party, plan: SumPlan, mark: Mark) -> None:
-    """OtherVectorError if this site put a vector other than that of `mark` into the round: told before it is ready.
+    """OtherVectorError if this site put another vector than that of `mark` into the round, before it says READY.
 
-    Whatever else the ledger forbids is told when it is asked for the round's line. Leaders only.
+    Other refusals of the ledger come when the round's line is written. Leaders only.
     """
     assert party.journal is not None
     input_ = input_hash(plan.purpose, plan.base)

@@ -1,4 +1,4 @@
-"""From named arrays to sections of one vector, and the vector's parts for the rails."""
+"""The values of a sum as one vector: what a rank holds of it, named views, and the parts that rails carry."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.errors import ConfigError, DataError
-from fedhpc.secure.ring import Layout
+from fedhpc.errors import ConfigError, DataError, InternalError
+from fedhpc.secure.ring import Layout, Piece
 from fedhpc.secure.salt import SALT_BYTES
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 
@@ -18,19 +18,43 @@ _NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
 
 
 class Vector:
-    """One contiguous buffer with a typed view per tensor. Sums happen in place: views hold inputs, then the sum."""
+    """The values of a vector that this rank holds, in one contiguous buffer. A sum replaces them by the summed values.
 
-    def __init__(self, layout: Layout) -> None:
+    Today every rank holds all of them; the code that sums relies on `part` only, and asks for pieces of it.
+    """
+
+    def __init__(self, layout: Layout, part: tuple[int, int] | None = None) -> None:
+        """`part`: (start, stop) in bytes of the lanes whose values are held; absent: all.
+
+        `start` is a multiple of 16; so is `stop`, unless it is the end.
+        """
         self.layout = layout
-        self.buffer = np.zeros(layout.nbytes, dtype=np.uint8)
+        self.part = part or (0, layout.nbytes)
+        self.first, stop = layout.values_of(*self.part)
+        self.buffer = np.zeros(stop - self.first, dtype=np.uint8)
+        """The values held, gaps included; its byte 0 is byte `first` of all values."""
         self.sources: dict[str, str] = {}
         """The kinds of the numbers that were put in, by tensor, where lanes are wider than they need."""
 
+    def of(self, piece: Piece) -> NDArray[Any]:
+        """The values of `piece`, which lies in `part`: a view."""
+        return piece.values_in(self.buffer, self.first)
+
+    def shared(self, start: int, stop: int) -> NDArray[np.uint8] | None:
+        """The memory of the values of lane bytes start..stop, if the lanes may use it too; else None."""
+        return self.buffer[start - self.first : stop - self.first] if self.layout.in_place else None
+
+    def whole(self) -> NDArray[np.uint8]:
+        """The buffer, of a rank that holds all of it: for statistics and for vectors that are gathered."""
+        if self.part != (0, self.layout.nbytes):
+            raise InternalError("this rank holds a part of the vector only", "please report it")
+        return self.buffer
+
     def view(self, name: str) -> NDArray[Any]:
-        """The tensor `name` in the buffer, in its kind and shape."""
-        for tensor, offset in zip(self.layout.named, self.layout.offsets, strict=False):  # the salt has no name here
+        """The tensor `name` in its kind and shape, at a rank that holds the whole vector: a view."""
+        for index, tensor in enumerate(self.layout.named):  # the salt has no name here
             if tensor.name == name:
-                raw = self.buffer[offset : offset + tensor.lanes * tensor.lane_bytes]
+                raw = self.whole()[self.layout.values.offsets[index] : self.layout.values.end(index)]
                 return raw.view(tensor.kind).reshape(tensor.shape)
         raise KeyError(name)
 
@@ -40,8 +64,15 @@ class Vector:
 
     @property
     def salt(self) -> NDArray[np.int64]:
-        """The salt, int64 [5] in the buffer; empty where one site sums alone."""
-        return self.buffer[self.layout.nbytes - SALT_BYTES if self.layout.salted else self.layout.nbytes :].view("<i8")
+        """The salt, int64 [5], at a rank that holds the whole vector: a view; empty where one site sums alone."""
+        return self.whole()[self.buffer.size - (SALT_BYTES if self.layout.salted else 0) :].view("<i8")
+
+    def put_salt(self, words: NDArray[np.int64]) -> None:
+        """Write what this rank holds of the salt `words` [5]."""
+        for piece in self.layout.pieces(*self.part):
+            if self.layout.salted and piece.tensor is self.layout.tensors[-1]:
+                held = self.of(piece)
+                held[:] = words[piece.lane : piece.lane + held.size]
 
     def fill(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Copy `arrays` into their tensors; same names, shapes and kinds."""
@@ -73,7 +104,7 @@ def parts(nbytes: int, rails: int) -> list[tuple[int, int]]:
 
 
 def check_text(text: Any, what: str) -> str:
-    """`text`, if it is one and can stand in canonical JSON. ConfigError otherwise."""
+    """`text`, if it is text that canonical JSON can hold. ConfigError otherwise."""
     if not (isinstance(text, str) and _NAME.fullmatch(text)):
         raise ConfigError(f"{what} is {text!r}", "1 to 200 printable ASCII characters without quote and backslash")
     return text

@@ -1,1 +1,1 @@
-"""An institution's ledger on disk: which vector went into which sum, for ever."""
+"""An institution's ledger on disk: which vector went into which sum, kept forever."""

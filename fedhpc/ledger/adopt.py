@@ -1,7 +1,7 @@
 """Takes over the ledger that fedhpc 0.1.0 kept in each run directory.
 
-Its fingerprints were made with another key, so they are compared in their own federation only; its classes of sums and
-the sets that they were opened over count like any.
+Its fingerprints were made with another key, so they are compared only within their own federation; its classes of sums
+and the sets that they were opened over count like any other.
 """
 
 from __future__ import annotations

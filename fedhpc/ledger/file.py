@@ -1,4 +1,4 @@
-"""The ledger's file: one line per gain of any federation of the institution, hash-chained, kept for ever.
+"""The ledger's file: one line per gain of any federation of the institution, hash-chained, kept forever.
 
 Several runs write to it, so each gain locks the file, reads what others have added, checks, appends one line, fsyncs
 and unlocks. The rules are in secure/.
@@ -41,7 +41,7 @@ class LedgerFile:
     def __init__(self, path: Path, *, make: bool = True) -> None:
         """Raises StorageError if it cannot be opened or locked, PolicyError if it was altered.
 
-        `make`: False only reads; a file that is not there says nothing then.
+        `make`: False only reads, and a missing file counts as empty.
         """
         self.path = path
         self.known = HomeLedger()
@@ -69,13 +69,13 @@ class LedgerFile:
 
     @contextmanager
     def locked(self, *, alone: bool = True) -> Iterator[None]:
-        """Keep other processes out, with all that they have added taken in. Raises StorageError, PolicyError."""
+        """Keep other processes out, after reading what they have added. Raises StorageError, PolicyError."""
         self._refuse_failed()
         lock(
             self._file,
             self.path,
             time.monotonic() + _LOCKED_S,
-            f"another run does not let go of {self.path}",
+            f"another run keeps its lock on {self.path}",
             alone=alone,
         )
         try:
@@ -99,7 +99,7 @@ class LedgerFile:
                 raise OSError(errno.ENOSPC, "short write")
             os.fsync(self._file)
         except OSError as error:
-            # What lies on disk is unknown now (a torn line, or pages that the kernel dropped), so this process stops
+            # What is on disk is now unknown (a torn line, or pages that the kernel dropped), so this process stops
             # here; the next one cuts a torn line, and repeats a whole one.
             self._failed = True
             raise StorageError(
@@ -109,7 +109,7 @@ class LedgerFile:
         self._head, self._lines, self._read_bytes = head, self._lines + 1, self._read_bytes + len(line)
 
     def close(self) -> None:
-        """Let go of the file. Safe to call twice."""
+        """Release the file. Safe to call twice."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1  # a number that is no file: a later write must not reach a file opened in between

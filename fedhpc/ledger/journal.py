@@ -18,7 +18,7 @@ from fedhpc.ledger.home import LedgerHome
 from fedhpc.secure.home_ledger import HomeLedger, KnownFederation, refusal
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 
-_LOST = "lost ledger"  # in the place of a purpose, in the line that says so
+_LOST = "lost ledger"  # stands in place of a purpose, in the line that says so
 
 
 class Journal(Protocol):

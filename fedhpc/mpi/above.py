@@ -1,7 +1,7 @@
-"""The launcher above this rank, as the process tree of this machine shows it.
+"""Finds the launcher above this rank in the process tree of this machine.
 
 Open MPI's mpirun ends its ranks about half a second after a signal that ends it itself, and passes on nothing that they
-write meanwhile. srun and the daemons of other nodes are no such launchers.
+write in that time. srun and the daemons of other nodes are no such launchers.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def launcher() -> tuple[int, str] | None:
 
 
 def is_parent() -> bool:
-    """Whether it, or its daemon, started this very process, so that it hears of this process's exit code."""
+    """Whether it, or its daemon, started this very process, so that it sees this process's exit code."""
     name = _parent(os.getpid())[1]
     return name in NAMES or name == _DAEMON
 
 
 def tell(process: int, text: str) -> bool:
-    """Write `text` where the launcher's own messages go; False if that cannot be reached."""
+    """Write `text` where the launcher's own messages go; returns False if that cannot be reached."""
     try:
         handle = os.open(
             f"/proc/{process}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC

@@ -112,7 +112,7 @@ class SerialGroup:
         check_buffer(buffer, MOVABLE, "gather", self)
 
     def barrier(self) -> None:
-        """Nobody to wait for."""
+        """There are no other ranks to wait for."""
 
 
 class MpiGroup(Group):

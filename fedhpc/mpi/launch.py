@@ -39,7 +39,7 @@ def launcher_command(ranks: int) -> list[str]:
 
 
 def launcher_environment(base: Mapping[str, str] = os.environ) -> tuple[dict[str, str], str]:
-    """(environment, note): as uid 0 Open MPI's launcher must be told that root is meant; the note says so."""
+    """(environment, note). As uid 0 Open MPI's launcher must be told that root is intended; the note says so."""
     environment = dict(base)
     note = "more ranks than cores are allowed (oversubscribe)"
     if os.geteuid() == 0:

@@ -7,7 +7,7 @@ import threading
 
 _LINE = re.compile(r"(-|=){60,}")
 _SPOKEN = ("error: ", "Traceback (most recent call last)")
-# First lines of what launchers add to a failure that a rank has told itself.
+# First lines of what launchers add to a failure that a rank has reported itself.
 _ADDED = re.compile(
     r"MPI_ABORT was invoked on rank|\S+ has exited due to process rank|=   BAD TERMINATION OF ONE OF YOUR"
     r"|\S+ detected that one or more processes exited with non-zero|Primary job  terminated normally, but"
@@ -17,7 +17,7 @@ _MOST_LINES = 24  # of such a block
 
 
 class Voices:
-    """What several groups of ranks, started together, say of errors: the first that does is heard, and no other."""
+    """Which of several groups of ranks, started together, reports errors: the first one only."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,11 +25,11 @@ class Voices:
 
     @property
     def heard(self) -> bool:
-        """Whether one has told of an error."""
+        """Whether one has reported an error."""
         return self._first is not None
 
     def may_tell(self, who: object) -> bool:
-        """Whether `who`, with an error to tell, is the first."""
+        """Whether `who`, with an error to report, is the first."""
         with self._lock:
             if self._first is None:
                 self._first = who
@@ -43,7 +43,7 @@ class Words:
         self._voices, self._block, self._muted = voices, list[str](), False
 
     def hear(self, line: str) -> str:
-        """What of it, and of lines held back before, is to be shown now."""
+        """The part of it, and of lines held back before, to show now."""
         line = line.replace("\0", "")  # Open MPI 5's mpirun ends its messages with one
         if not line:
             return ""
@@ -73,6 +73,6 @@ class Words:
         shown = ""
         for line in lines:
             if line.startswith(_SPOKEN) and not self._voices.may_tell(self):
-                self._muted = True  # it follows from what another one has said
+                self._muted = True  # it follows from another group's error
             shown += "" if self._muted else line
         return shown

@@ -1,6 +1,6 @@
 """One rank speaks where several of a job meet the same error, or one that follows from the first.
 
-The first of a node speaks. Nothing is asked of MPI: other ranks may be in the middle of a collective. What marks that
+The first of a node speaks. MPI is not used: other ranks may be in the middle of a collective. What marks that
 somebody has spoken goes with the job: a file in the launcher's own folder, or else a name that the kernel forgets with
 the process that holds it.
 """
@@ -53,7 +53,7 @@ class OneVoice:
             self._pause(_HOLD_S)
 
     def await_end(self) -> None:
-        """A silent rank: the one that spoke ends the job, with the exit code of what it said."""
+        """A silent rank: the one that spoke ends the job, with the exit code that goes with its message."""
         self._pause(_END_S)
 
     def _hold(self, name: str) -> bool:
@@ -62,13 +62,13 @@ class OneVoice:
             held.bind(b"\0" + name.encode())
         except OSError as error:
             held.close()
-            return error.errno != errno.EADDRINUSE  # better two voices than none
+            return error.errno != errno.EADDRINUSE  # two messages are better than none
         self._held.append(held)
         return True
 
 
 def _make(path: str) -> bool | None:
-    """Whether this rank made the file; None if nobody can."""
+    """Whether this rank made the file; None if no rank can."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:

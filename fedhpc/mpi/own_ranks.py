@@ -1,7 +1,7 @@
 """Ranks that a command starts on this machine itself, such as those of the demo.
 
-The launcher has a process group of its own. What ends this command is handed on to it, once, and it is waited for:
-killed, it would leave its shared memory and its ranks behind.
+The launcher has its own process group. A signal that ends this command is passed on to it, once, and the command waits
+for it: a killed launcher would leave its shared memory and its ranks behind.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class RanksFailedError(FedhpcError):
 
     def __init__(self, code: int, *, told: bool) -> None:
         how = f"were ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        super().__init__(f"the ranks {how}", "they did not say why: were they killed, for want of memory perhaps?")
+        super().__init__(f"the ranks {how}", "they did not say why: were they killed, perhaps for lack of memory?")
         self.exit_code = 128 - code if code < 0 else code
         self.told = told
 
     def lines(self) -> str:
-        """Nothing, if the ranks have said it."""
+        """Empty, if the ranks have said it."""
         return "" if self.told else super().lines()
 
 
@@ -127,7 +127,7 @@ def _first_failure(running: Sequence[_Running]) -> int:
 
 @contextlib.contextmanager
 def _handing_on(running: Sequence[_Running]) -> Iterator[list[int]]:
-    """Hand on the signals that would end this command; a list of those that came. In the main thread.
+    """Pass on the signals that would end this command; yields a list of those that came. Main thread only.
 
     With handlers of its own here, the launcher begins with the signals' plain effects, also where a shell has this
     command ignore them since it runs in the background. Under nohup SIGHUP stays ignored.

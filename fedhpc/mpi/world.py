@@ -119,7 +119,7 @@ def start() -> World:
 
 
 def is_first() -> bool:
-    """Whether this is rank 0 of the job, or the only process; before `start` as the launcher says."""
+    """Whether this is rank 0 of the job, or the only process; before `start` by the launcher's variables."""
     if _where.comm is not None:
         return bool(_where.comm.Get_rank() == 0)
     return all(os.environ.get(name, "0") == "0" for name in _LAUNCHER_RANKS)
@@ -180,7 +180,7 @@ def split(world: World, number: int, names: Sequence[str], rails: int | str) -> 
         return Place(number, alone, SerialGroup("leaders"), SerialGroup("rail 0"), 1)
     from mpi4py import MPI
 
-    # A site of one rank talks to nobody: the null object saves a call into MPI for every small step of a sum.
+    # A site of one rank has no other ranks: the null object saves a call into MPI for every small step of a sum.
     ranks = world.comm.Split(number, world.group.rank)
     site: Group = MpiGroup(ranks, f"site {name}") if ranks.Get_size() > 1 else SerialGroup(f"site {name}")
     leaders = _split_off(world, site.rank == 0, 0, number, f"leaders, site {name}")
@@ -214,7 +214,7 @@ def _split_off(world: World, joins: bool, color: int, key: int, label: str) -> G
 def install_abort_hook(comm: Any) -> None:
     """After this, an exception that ends this process ends the whole job, with this rank's message.
 
-    Without it the other ranks would wait for this one for ever. Safe to call twice.
+    Without it the other ranks would wait for this one forever. Safe to call twice.
     """
     _where.comm = comm
     if not _where.hooked:
@@ -238,7 +238,7 @@ def abort_job(code: int) -> None:
 
 
 def end_together() -> None:
-    """End MPI, before all ranks of the job leave with an exit code that tells of no fault. Collective.
+    """End MPI, before all ranks of the job leave with an exit code that is not a fault. Collective.
 
     `python -m mpi4py` would answer it with MPI_Abort, whose words come after ours, and which ends ranks that still
     write what is to be kept.
@@ -250,7 +250,7 @@ def end_together() -> None:
 
 
 def tell_failure(text: str, kind: Kind = "failed") -> bool:
-    """Write `text`, unless another rank of the job has told why it ends before; whether it was written.
+    """Write `text`, unless another rank of the job has already said why it ends; returns whether it was written.
 
     A silent rank is ended by the one that spoke; this returns only if that takes long, or before MPI is started.
     """
@@ -269,7 +269,7 @@ def tell_failure(text: str, kind: Kind = "failed") -> bool:
 
 def abort_on_exit(error: SystemExit) -> None:
     """End the job for `sys.exit` with a failure on one of several ranks: Python calls no hook for it, and the other
-    ranks would wait for ever."""
+    ranks would wait forever."""
     if error.code in (None, 0) or _where.comm is None or _where.comm.Get_size() == 1:
         return
     tell_failure(f"error: sys.exit({error.code!r}) inside the federation\n  at: {_where.label}")

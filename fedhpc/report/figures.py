@@ -221,7 +221,7 @@ def _draw(axes: Any, curves: Mapping[str, Curve], first: int = 0, dashed: bool =
 
 
 def _shade(axes: Any, curves: Mapping[str, Curve], public: Mapping[str, Curve]) -> bool:
-    """Shade the intervals around curves that have one worth telling; whether there is any."""
+    """Shade the intervals around curves where they are wide; returns whether there is any."""
     shaded = False
     for i, (name, (x, y)) in enumerate(list(curves.items())[:MAX_CURVES]):
         at, half = public.get(name + HALF_WIDTH, ([], []))

@@ -38,7 +38,7 @@ def ask_admin(address: str) -> dict[str, Any]:
             f"nothing listens on {address}", "start the relay with relay.admin in relay.toml, or give --admin"
         ) from None
     except (http.client.HTTPException, ConnectionResetError):
-        raise PeersError(f"what listens on {address} is no relay's admin port", elsewhere) from None
+        raise PeersError(f"what listens on {address} is not a relay's admin port", elsewhere) from None
     except OSError as error:
         raise PeersError(f"the admin port {address} does not answer: {error.strerror or error}", elsewhere) from None
     finally:
@@ -51,12 +51,12 @@ def ask_admin(address: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if response.status != 200 or not isinstance(found, dict) or found.get("kind") != KIND:
-        raise PeersError(f"what listens on {address} is no relay's admin port", elsewhere)
+        raise PeersError(f"what listens on {address} is not a relay's admin port", elsewhere)
     return found
 
 
 class SiteView:
-    """What a site of a federation may know of its relay."""
+    """What a site of a federation may know about its relay."""
 
     def __init__(self, site: Path, federation: Path) -> None:
         """`site`: site.toml or its folder. Raises ConfigError, PolicyError."""

@@ -1,7 +1,7 @@
 """What a run directory tells about a run, and the report made of it: one HTML page and its figures.
 
 RUN/federation.toml is the agreed file, RUN/<site>/metrics.jsonl the records of each site (app/telemetry.py). In a
-rehearsal all sites are there; in a real federation each institution has its own folder only, and its report is its
+rehearsal all sites are there; in a real federation each institution has only its own folder, and its report is its
 own. The same files give the same report, byte for byte (with the same matplotlib).
 """
 
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def public(self) -> list[Record]:
-        """One record per round, rising, of whichever site has it: public metrics are equal at all of them."""
+        """One record per round, rising, from any site that has it: public metrics are equal at all of them."""
         merged: dict[tuple[int, bool], Record] = {}
         for records in self.sites.values():
             for record in records:
@@ -57,7 +57,7 @@ class Run:
         return done if self.planned is None else min(done, self.planned)
 
     def setting(self, key: str) -> str | None:
-        """A text setting of federation.toml: at the top level, or in whichever section has it first."""
+        """A text setting of federation.toml: at the top level, or in the first section that has it."""
         try:
             document = tomllib.loads((self.config or b"").decode("utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError):

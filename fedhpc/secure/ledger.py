@@ -72,22 +72,12 @@ def home_key(home: bytes, name: bytes) -> bytes:
     return hmac.new(home, b"fedhpc ledger\0" + name, hashlib.sha256).digest()
 
 
-def fingerprint_blocks(key: bytes, buffer: NDArray[np.uint8], start: int, stop: int) -> bytes:
-    """GMAC tags (AES-256-GCM, SP 800-38D, no ciphertext) of blocks of bytes start..stop, joined [16 a block].
-
-    `start` is a multiple of the block size. The nonce is the block's number. Tags never leave the process: with a
-    repeated nonce they would betray the GMAC key, so `fingerprint` keeps only an HMAC of them.
-    """
-    blocks = range(start, stop, FINGERPRINT_BLOCK_BYTES)
-    ends = (min(at + FINGERPRINT_BLOCK_BYTES, stop) for at in blocks)
-    return b"".join(
-        fingerprint_block(key, at // FINGERPRINT_BLOCK_BYTES, buffer[at:end])
-        for at, end in zip(blocks, ends, strict=True)
-    )
-
-
 def fingerprint_block(key: bytes, number: int, block: NDArray[np.uint8]) -> bytes:
-    """The GMAC tag of one block [16]."""
+    """The GMAC tag (AES-256-GCM, SP 800-38D, no ciphertext) of block `number`, 2^20 bytes or the last ones [16].
+
+    The nonce is the number. Tags never leave the process: with a repeated nonce they would betray the GMAC key, so
+    `fingerprint` keeps only an HMAC of them.
+    """
     mac = Cipher(algorithms.AES(key), modes.GCM(number.to_bytes(12, "little"))).encryptor()
     mac.authenticate_additional_data(block.data)
     mac.finalize()

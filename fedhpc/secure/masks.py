@@ -77,10 +77,3 @@ class Masks:
                     np.add(piece, words, out=piece)
                 else:
                     np.subtract(piece, words, out=piece)
-
-
-class NoMasks:
-    """The null object of mode `off`: nothing is hidden. For benchmarks and single sites."""
-
-    def add(self, lanes: NDArray[Any], offset: int) -> None:
-        """Leave `lanes` as they are."""

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from fedhpc.errors import PolicyError
+from fedhpc.secure.geometry import refuse_lane_bits
 from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.secure.message_kinds import SHARES_BYTES, max_bytes
 from fedhpc.secure.pairwise import Member
@@ -139,16 +140,7 @@ def read_proposal(data: bytes, sites: int) -> Proposal:
             (read_int(pair[0], 1, sites, f"a site of {what}"), read_hex(pair[1], HASH_BYTES, f"a base of {what}"))
         )
     _rising([u for u, _ in cohort], f"the cohort of {what}")
-    tensors = []
-    for item in read_list(value["tensors"], MAX_CANON_BYTES, f"the tensors of {what}"):
-        pair = read_list(item, 2, f"a tensor of {what}", exactly=True)
-        bits, lanes = (
-            read_int(pair[0], 8, 64, f"the bits of {what}"),
-            read_int(pair[1], 0, 1 << 53, f"the lanes of {what}"),
-        )
-        if bits not in (8, 16, 32, 64):
-            raise PolicyError(f"{what} has lanes of {bits} bits")
-        tensors.append((bits, lanes))
+    tensors = read_tensors(value["tensors"], MAX_CANON_BYTES, what)
     if type(value["purpose"]) is not str:
         raise PolicyError(f"the purpose of {what} is not text")
     return Proposal(
@@ -159,8 +151,18 @@ def read_proposal(data: bytes, sites: int) -> Proposal:
         value["purpose"],
         read_int(value["round"], 0, 1 << 53, f"the round of {what}"),
         read_hex(value["state"], HASH_BYTES, f"the state of {what}"),
-        tuple(tensors),
+        tensors,
     )
+
+
+def read_tensors(value: Any, most: int, what: str) -> tuple[tuple[int, int], ...]:
+    """(bits, lanes) of at most `most` tensors, as M0 and READY name them. PolicyError for any other form."""
+    tensors = []
+    for item in read_list(value, most, f"the tensors of {what}"):
+        bits, lanes = read_list(item, 2, f"a tensor of {what}", exactly=True)
+        refuse_lane_bits(read_int(bits, 0, 64, f"the bits of {what}"), what)
+        tensors.append((bits, read_int(lanes, 0, (1 << 53) - 1, f"the lanes of {what}")))
+    return tuple(tensors)
 
 
 def read_keys(body: Any, who: str) -> Keys:

@@ -1,18 +1,18 @@
-"""Numbers as lanes of a ring, so that sums are exact whatever the order (docs/protocol.md section 3).
+"""Numbers as lanes of a ring, so that sums are exact in any order (docs/protocol.md section 3).
 
 A vector is a list of tensors. Each is encoded as two's complement little-endian lanes of k bits with a public power of
-two as its scale, at the next multiple of 16 bytes. Encoding and decoding work in place: a float32 tensor becomes 32-bit
-lanes and a float64 or int64 tensor 64-bit lanes in the same memory.
+two as its scale. A tensor's values (float32, float64 or int64) and its lanes are two stretches of memory, each with its
+own geometry. Where all lanes are as wide as their values, as in every sum today, the two may be the same memory.
 """
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import hmac
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from fedhpc.errors import DataError, PolicyError
 from fedhpc.secure import labels
 from fedhpc.secure.elements import scaled
+from fedhpc.secure.geometry import Geometry, Run
 from fedhpc.secure.masks import SLACK_BYTES, TILE_BYTES, Keystream
 from fedhpc.secure.salt import SALT_LANES
 from fedhpc.secure.transcript import canon, hash_parts
 
-ALIGN_BYTES = 16
 MAX_SCALE = 1000  # 2^±scale must be a normal float64
 
 _KIND_BITS = {"float32": 32, "float64": 64, "int64": 64}
-_SMALL_LANES = "lanes of 8 and 16 bits are not built yet: they carry rounding errors from round to round"
+_LANE_BITS = (8, 16, 32, 64)
 
 
 def lane_bound(bits: int, sites: int) -> int:
@@ -67,10 +67,8 @@ class Tensor:
             raise DataError(f"tensor '{self.name}' is {self.kind}", f"sums take {', '.join(_KIND_BITS)}")
         if self.bits == 0:
             object.__setattr__(self, "bits", _KIND_BITS[self.kind])
-        if self.bits in (8, 16):
-            raise PolicyError(f"tensor '{self.name}' asks for {self.bits}-bit lanes", _SMALL_LANES)
-        if self.bits != _KIND_BITS[self.kind]:
-            raise PolicyError(f"tensor '{self.name}' is {self.kind} in {self.bits}-bit lanes")
+        if self.bits not in _LANE_BITS:
+            raise PolicyError(f"tensor '{self.name}' has lanes of {self.bits} bits", f"lanes have {_LANE_BITS} bits")
         if abs(self.scale) > MAX_SCALE or (self.scale and self.kind == "int64"):
             raise PolicyError(f"tensor '{self.name}' has the scale 2^{self.scale}")
 
@@ -85,6 +83,11 @@ class Tensor:
         return self.bits // 8
 
     @property
+    def value_bits(self) -> int:
+        """Bits of one value."""
+        return _KIND_BITS[self.kind]
+
+    @property
     def quantum(self) -> float:
         """The step of the grid that values are rounded to; 0 for whole numbers, which are exact."""
         return 0.0 if self.kind == "int64" else math.ldexp(1.0, -self.scale)
@@ -92,13 +95,23 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of one tensor's bytes: vector bytes start..stop, its lanes from number `lane` of the tensor on."""
+    """A run of one tensor's lanes, and where its values are."""
 
     tensor: Tensor
-    start: int
+    start: int  # bytes start..stop of the vector's lanes
     stop: int
-    lane: int  # place in the tensor
-    lane_number: int  # place among all lanes of the vector, gaps not counted
+    lane: int  # the first one's place in the tensor
+    lane_number: int  # its place among all lanes of the vector, gaps not counted
+    values_start: int  # bytes values_start..values_stop of the vector's values
+    values_stop: int
+
+    def lanes_in(self, window: NDArray[np.uint8], first: int = 0) -> NDArray[Any]:
+        """The lanes, unsigned, in a window of the vector's lanes that begins at byte `first`: a view."""
+        return lanes_of(window, self.start - first, self.stop - first, self.tensor.bits)
+
+    def values_in(self, buffer: NDArray[np.uint8], first: int = 0) -> NDArray[Any]:
+        """The values in a buffer of the vector's values that begins at byte `first`: a view."""
+        return buffer[self.values_start - first : self.values_stop - first].view(self.tensor.kind)
 
 
 class Layout:
@@ -108,33 +121,29 @@ class Layout:
         """`tensors`: named differently. `salted`: with the salt behind them, as wherever two sites or more sum."""
         self.named = tuple(tensors)
         """What people sum."""
+        names = {tensor.name for tensor in self.named}
+        if len(names) < len(self.named):
+            twice = next(t.name for i, t in enumerate(self.named) if t.name in {u.name for u in self.named[:i]})
+            raise DataError(f"two tensors are called '{twice}'")
         self.salted = salted
         self.tensors = (*self.named, *([Tensor(labels.SALT, "int64", (SALT_LANES,))] if salted else []))
         """All that travels, in order."""
-        self.payload_bytes = 0
-        """Bytes of the vector up to the end of the last named tensor."""
-        self.offsets: list[int] = []
-        self._lane_numbers: list[int] = []
-        names: set[str] = set()
-        at = lanes = 0
-        for index, tensor in enumerate(self.tensors):
-            if index < len(self.named):
-                if tensor.name in names:
-                    raise DataError(f"two tensors are called '{tensor.name}'")
-                names.add(tensor.name)
-            at = -(-at // ALIGN_BYTES) * ALIGN_BYTES
-            self.offsets.append(at)
-            self._lane_numbers.append(lanes)
-            at += tensor.lanes * tensor.lane_bytes
-            lanes += tensor.lanes
-            if index < len(self.named):
-                self.payload_bytes = at
-        self.nbytes = at
-        self.lanes = lanes
+        self.geometry = Geometry([(t.bits, t.lanes) for t in self.tensors])
+        """Of the lanes."""
+        self.in_place = all(t.bits == t.value_bits for t in self.tensors)
+        """Whether lanes are as wide as their values, and lie at the same offsets."""
+        self.values = self.geometry if self.in_place else Geometry([(t.value_bits, t.lanes) for t in self.tensors])
+        """The geometry of the values."""
+        self.offsets = self.geometry.offsets
+        self.nbytes = self.geometry.nbytes
+        self.payload_bytes = self.geometry.end(len(self.named) - 1) if self.named else 0
+        """Bytes of the lanes up to the end of the last named tensor."""
+        self._lane_numbers = list(accumulate((t.lanes for t in self.tensors), initial=0))
+        self.lanes = self._lane_numbers.pop()
         self.hash = hash_parts(labels.HASH_LAYOUT, canon(self.as_json()))
 
     def hash_under(self, key: bytes) -> bytes:
-        """The hash as others see it [32]: keyed where the scales are not public; an empty `key` where they are."""
+        """The hash as others see it [32]: keyed where the scales are secret; without a key where they are public."""
         return hmac.digest(key, self.hash, hashlib.sha256) if key else self.hash
 
     def as_json(self) -> list[dict[str, Any]]:
@@ -146,41 +155,41 @@ class Layout:
         return [[t.bits, t.lanes] for t in self.tensors]
 
     def pieces(self, start: int, stop: int) -> list[Piece]:
-        """The parts of tensors in bytes start..stop of the vector. Both must be multiples of 16 or the end."""
+        """The parts of tensors in bytes start..stop of the lanes. Both must be multiples of 16 or the end."""
         found = []
-        # Empty tensors share their offset with the next one, so the search steps back to the first of equals.
-        first = max(bisect.bisect_right(self.offsets, start) - 1, 0)
-        while first and self.offsets[first - 1] == self.offsets[first]:
-            first -= 1
-        for index in range(first, len(self.tensors)):
-            tensor, offset = self.tensors[index], self.offsets[index]
-            if offset >= stop:
-                break
-            low = max(start, offset)
-            high = min(stop, offset + tensor.lanes * tensor.lane_bytes)
-            if low < high:
-                lane = (low - offset) // tensor.lane_bytes
-                found.append(Piece(tensor, low, high, lane, self._lane_numbers[index] + lane))
+        for index, low, high, lane in self.geometry.stretches(start, stop):
+            tensor = self.tensors[index]
+            values_start, values_stop = low, high
+            if not self.in_place:
+                step = tensor.value_bits // 8
+                values_start = self.values.offsets[index] + lane * step
+                values_stop = values_start + (high - low) // tensor.lane_bytes * step
+            number = self._lane_numbers[index] + lane
+            found.append(Piece(tensor, low, high, lane, number, values_start, values_stop))
         return found
 
-    def runs(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """(start, stop, bits) of the stretches of bytes start..stop with lanes of one width, gaps inside included."""
-        runs: list[tuple[int, int, int]] = []
-        for piece in self.pieces(start, stop):
-            if runs and runs[-1][2] == piece.tensor.bits:
-                runs[-1] = (runs[-1][0], piece.stop, piece.tensor.bits)
-            else:
-                runs.append((piece.start, piece.stop, piece.tensor.bits))
-        return runs
+    def runs(self, start: int, stop: int) -> list[Run]:
+        """The stretches of bytes start..stop of the lanes with lanes of one width, gaps inside included."""
+        return self.geometry.runs(start, stop)
+
+    def values_of(self, start: int, stop: int) -> tuple[int, int]:
+        """(start, stop) of the values, in bytes, whose lanes are bytes start..stop."""
+        if self.in_place:
+            return start, stop
+        pieces = self.pieces(start, stop)
+        return (pieces[0].values_start, pieces[-1].values_stop) if pieces else (0, 0)
 
 
 def lanes_of(buffer: NDArray[np.uint8], start: int, stop: int, bits: int) -> NDArray[Any]:
-    """Bytes start..stop of the vector as unsigned lanes of `bits`: a view."""
+    """Bytes start..stop of `buffer` as unsigned lanes of `bits`: a view."""
     return buffer[start:stop].view(f"<u{bits // 8}")
 
 
 class Codec:
-    """Encodes and decodes pieces of a vector in place, tile by tile.
+    """Encodes and decodes pieces of a vector, tile by tile. Not for two threads at once.
+
+    Values and lanes of a piece are views of its own kind and of unsigned integers of its bits, of one size. They are
+    the same memory or share none of it.
 
     `weights`: w_u / W, what this site's floats are multiplied by (1.0 for a sum), by tensor name; 1.0 where absent.
     `rounding`: the key of the public rounding stream for stochastic rounding, or None for half-to-even.
@@ -205,12 +214,11 @@ class Codec:
         self._float32 = self._float64.view(np.float32)
         self._random = np.empty(lanes * 4 + SLACK_BYTES if rounding else 0, dtype=np.uint8)
 
-    def check(self, buffer: NDArray[np.uint8], piece: Piece) -> None:
+    def check(self, values: NDArray[Any], piece: Piece) -> None:
         """Refuse, before anything is sent, what has no place in the ring.
 
         Raises DataError that names tensor and site for NaN, infinity, and a value beyond the bound; nothing is clipped.
         """
-        values = buffer[piece.start : piece.stop].view(piece.tensor.kind)
         per_tile = TILE_BYTES // values.itemsize
         bound = lane_bound(piece.tensor.bits, self.sites)
         for at in range(0, values.size, per_tile):
@@ -229,58 +237,64 @@ class Codec:
             if lane > bound:
                 self._refuse_too_large(piece.tensor, bound)
 
-    def encode(self, buffer: NDArray[np.uint8], piece: Piece) -> None:
-        """Turn the checked values of `piece` into lanes, in place."""
+    def encode(self, values: NDArray[Any], lanes: NDArray[Any], piece: Piece) -> None:
+        """Write the checked `values` of `piece` into its `lanes`."""
         tensor = piece.tensor
+        signed = lanes.view(f"<i{tensor.lane_bytes}")
         if tensor.kind == "int64":
-            return  # whole numbers enter as they are
-        values = buffer[piece.start : piece.stop].view(tensor.kind)
-        lanes = values.view(f"<i{tensor.lane_bytes}")
+            if not _same_memory(values, lanes):
+                np.copyto(signed, values, casting="unsafe")
+            return
         factor = self._factor(tensor)
         # float32 times a power of two is exact, so it gives the bits of the float64 path at twice the speed.
         fast = tensor.kind == "float32" and self._rounding is None and _is_float32_power(factor)
         per_tile = self._float64.size
         for at in range(0, values.size, per_tile):
             tile = values[at : at + per_tile]
+            out = signed[at : at + per_tile]
             if tensor.name in self._exponents:
                 double = self._elements(tile, piece, at)
                 self._round(double, piece.lane_number + at)
-                np.copyto(lanes[at : at + per_tile], double, casting="unsafe")
+                np.copyto(out, double, casting="unsafe")
                 continue
             if fast:
                 single = np.multiply(tile, np.float32(factor), out=self._float32[: tile.size])
                 np.rint(single, out=single)
-                np.copyto(lanes[at : at + per_tile], single, casting="unsafe")
+                np.copyto(out, single, casting="unsafe")
                 continue
             double = np.multiply(tile, np.float64(factor), out=self._float64[: tile.size])
             self._round(double, piece.lane_number + at)
-            np.copyto(lanes[at : at + per_tile], double, casting="unsafe")
+            np.copyto(out, double, casting="unsafe")
 
-    @np.errstate(over="ignore")  # whoever asked for the sum looks whether it is finite
-    def decode(self, buffer: NDArray[np.uint8], piece: Piece) -> None:
-        """Turn the summed lanes of `piece` into values, in place: float64(X)·2^−s, rounded once to the kind.
+    @np.errstate(over="ignore")  # the caller of the sum looks whether it is finite
+    def decode(self, lanes: NDArray[Any], values: NDArray[Any], piece: Piece) -> None:
+        """Write the summed `lanes` of `piece` into its `values`: float64(X)·2^−s, rounded once to the kind.
 
         Raises PolicyError if a lane is beyond N times the bound of one site: the sum was altered or a site cheated.
         """
         tensor = piece.tensor
-        lanes = buffer[piece.start : piece.stop].view(f"<i{tensor.lane_bytes}")
+        signed = lanes.view(f"<i{tensor.lane_bytes}")
         limit = lane_bound(tensor.bits, self.sites) * self.sites
         quantum = math.ldexp(1.0, -tensor.scale)
         per_tile = self._float64.size
-        fast = tensor.kind == "float32" and _is_float32_power(quantum)
-        for at in range(0, lanes.size, per_tile):
-            tile = lanes[at : at + per_tile]
+        # A lane of 32 bits is rounded once on its way to float32; float64 holds it exactly.
+        fast = tensor.kind == "float32" and tensor.bits <= 32 and _is_float32_power(quantum)
+        for at in range(0, signed.size, per_tile):
+            tile = signed[at : at + per_tile]
+            out = values[at : at + per_tile]
             if max(int(tile.max()), -int(tile.min())) > limit:
                 raise PolicyError(
                     f"the sum of '{tensor.name}' is beyond what {self.sites} sites can hold",
                     "a site masked with other keys or its input was altered; nothing was applied",
                 )
             if tensor.kind == "int64":
+                if not _same_memory(out, tile):
+                    np.copyto(out, tile)
                 continue
             if fast:
                 single = self._float32[: tile.size]
                 np.copyto(single, tile, casting="unsafe")
-                np.multiply(single, np.float32(quantum), out=tile.view(np.float32))
+                np.multiply(single, np.float32(quantum), out=out)
                 continue
             double = self._float64[: tile.size]
             np.copyto(double, tile, casting="unsafe")
@@ -288,7 +302,7 @@ class Codec:
                 np.ldexp(double, -self._shift(piece, at, tile.size), out=double)
             else:
                 np.multiply(double, np.float64(quantum), out=double)
-            np.copyto(tile.view(tensor.kind), double, casting="same_kind")
+            np.copyto(out, double, casting="same_kind")
 
     def _shift(self, piece: Piece, at: int, count: int) -> NDArray[np.int32]:
         """s − e of `count` elements, from the piece's element `at` on."""
@@ -334,6 +348,10 @@ class Codec:
             f"tensor '{tensor.name}' of site {self.site} holds a value beyond the bound {allowed}",
             f"values are never clipped in silence: {way_out}",
         )
+
+
+def _same_memory(values: NDArray[Any], lanes: NDArray[Any]) -> bool:
+    return values.itemsize == lanes.itemsize and np.may_share_memory(values, lanes)
 
 
 def _is_float32_power(factor: float) -> bool:

@@ -77,11 +77,11 @@ class Tagger:
     def __repr__(self) -> str:
         return "Tagger(<key>)"
 
-    def of(self, buffer: NDArray[np.uint8], pieces: Sequence[Piece]) -> Tag:
-        """The tag of the lanes of `pieces`, which lie in `buffer`, the vector's bytes."""
+    def of(self, window: NDArray[np.uint8], pieces: Sequence[Piece], first: int = 0) -> Tag:
+        """The tag of the lanes of `pieces` in a window of the vector's lanes that begins at byte `first`."""
         narrow = wide = 0
         for piece in pieces:
-            lanes = buffer[piece.start : piece.stop].view(f"<i{piece.tensor.lane_bytes}")
+            lanes = piece.lanes_in(window, first).view(f"<i{piece.tensor.lane_bytes}")
             for at in range(0, lanes.size, _TILE_LANES):
                 tile = lanes[at : at + _TILE_LANES]
                 words = self._words(piece.lane_number + at, tile.size)

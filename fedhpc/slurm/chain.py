@@ -13,14 +13,14 @@ from fedhpc.slurm.submit import Submitter
 
 @dataclass(frozen=True)
 class Shown:
-    """A record with what the queue says of its job now."""
+    """A record with the current state of its job in the queue."""
 
     record: Record
     found: Found | None
 
     @property
     def state(self) -> str:
-        """The queue's word, or the record's where the queue knows nothing any more."""
+        """The queue's word, or the record's once the queue no longer knows the job."""
         return self.found.state if self.found else self.record.state
 
     @property
@@ -59,7 +59,7 @@ class Chains:
             )
 
     def follow(self, name: str, links: int) -> list[Record]:
-        """Make sure that `links` links after `name` are in the queue; the new ones.
+        """Make sure that `links` links after `name` are in the queue; returns the new ones.
 
         Raises PolicyError if the chain was cancelled or is at its end; ConfigError, PeersError.
         """
@@ -114,7 +114,7 @@ class Chains:
             ) from None
 
     def cancel(self, *, name: str | None = None, after: str | None = None) -> list[Record]:
-        """Cancel one job, the later links of a chain, or all jobs of this site that wait or run; those cancelled.
+        """Cancel one job, the later links of a chain, or all jobs of this site in the queue; returns those cancelled.
 
         Raises ConfigError for an unknown name, PeersError.
         """

@@ -1,7 +1,7 @@
 """[slurm] extra: further options of sbatch, and what may not be among them.
 
 What fedhpc writes itself is refused in every spelling that sbatch takes, since of two options the last one would win
-without a word, or sbatch would refuse the job. A key's option is refused with the key's name.
+silently, or sbatch would refuse the job. A key's option is refused with the key's name.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _OURS = dict.fromkeys(("no-requeue", "open-mode", "parsable", "requeue", "test-o
     "version": "V",
     "wait": "W",
 }
-# What sbatch does not take beside an option that every script has, and the key of that.
+# Options that sbatch refuses beside one that every script has, and that one's key.
 _AGAINST = {"cpus-per-gpu": "cpus_per_task", "ntasks-per-gpu": "tasks_per_node"}
-# Other ways to ask for what a key asks for.
+# Other options that ask for the same as a key.
 _MEMORY = {"mem-per-cpu": "", "mem-per-gpu": ""}
 _GPUS = {"gpus": "G", "gpus-per-node": "", "gpus-per-socket": "", "gpus-per-task": ""}
 _GRES = {"gres": "", "tres-per-job": "", "tres-per-node": "", "tres-per-socket": "", "tres-per-task": ""}
@@ -112,7 +112,7 @@ def read_option(text: str) -> Option:
     long, short = _LONG.fullmatch(text), _SHORT.fullmatch(text)
     if not text.isprintable() or (long is None and short is None):
         raise ConfigError(
-            f"slurm.extra: {text!r} is no option", 'one for each entry, such as "--exclusive" or "--switches=1"'
+            f"slurm.extra: {text!r} is not an option", 'one for each entry, such as "--exclusive" or "--switches=1"'
         )
     if long is not None:
         value = long[2] if long[2] is not None else long[3] or ""

@@ -115,7 +115,7 @@ def check(plan: Plan, *, one_site: bool = True) -> list[str]:
     notes = []
     if kind == "https" and plan.profile.about.outbound == "no":
         notes.append(
-            f"compute nodes of {plan.profile.name} are not known to reach anything outside: "
+            f"compute nodes of {plan.profile.name} are not known to reach the outside: "
             'consider [exchange] kind = "spool"'
         )
     if detached and plan.settings.gpus_per_node and plan.exchange.partition == plan.settings.partition:
@@ -135,7 +135,7 @@ def _check_spool(plan: Plan) -> None:
 
 
 def _check_walltime(plan: Plan) -> None:
-    """A job in which not one round fits would be submitted for ever."""
+    """A job too short for a single round would be submitted again and again."""
     seconds = slow_round_s(plan.directory, plan.life.kind == "detached")
     if seconds is None:
         return

@@ -13,7 +13,7 @@ from fedhpc.app.logs import printable
 from fedhpc.errors import ConfigError, PeersError
 from fedhpc.slurm.settings import check_cluster
 
-# Of the shell or job that submits: they would decide what a job asks for, or tell it of another job.
+# Of the shell or job that submits: they would decide what a job asks for, or describe another job.
 _FOREIGN = (
     *("SBATCH_", "SLURM_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_"),
     *("FEDHPC_JOB_", "FEDHPC_EXIT_", "FEDHPC_PROGRAM_", "PMI_", "PMIX_", "OMPI_COMM_", "PALS_"),
@@ -206,7 +206,7 @@ def _taken(answer: str) -> tuple[str, str] | None:
 
 def _words(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
-    return printable("; ".join(lines))[:600] or f"exit code {done.returncode}, and no words"
+    return printable("; ".join(lines))[:600] or f"exit code {done.returncode}without a message"
 
 
 def _parse(lines: str, cluster: str) -> list[Found]:

@@ -1,6 +1,6 @@
 """RUN/SITE/jobs/NAME.json: what this site has asked of its queue, written before the queue is asked.
 
-A name is never used for two jobs; who decides about names holds the lock.
+A name is never used for two jobs; a process that chooses names holds the lock.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Records:
     folder: Path
 
     def all(self) -> list[Record]:
-        """Every record, in the order of their making. Raises DataError for a damaged one."""
+        """Every record, in the order in which they were made. Raises DataError for a damaged one."""
         found = [self._read(path) for path in self.folder.glob("fedhpc-*.json")]
         return sorted(found, key=lambda r: (r.time, r.chain, r.link))
 
@@ -79,14 +79,14 @@ class Records:
         return self._read(path) if path.exists() else None
 
     def put(self, record: Record) -> Record:
-        """Write it durably; the same record. Raises StorageError."""
+        """Write it durably; returns the same record. Raises StorageError."""
         body = json.dumps({"version": VERSION, **dataclasses.asdict(record)}, indent=1, sort_keys=True)
         write_whole(self.folder / f"{record.name}.json", body.encode() + b"\n", mode=0o600)
         return record
 
     @contextlib.contextmanager
     def locked(self, patience_s: float = _LOCK_S) -> Iterator[None]:
-        """Only one process at a time decides about this site's jobs. Raises StorageError after `patience_s`."""
+        """Let only one process at a time decide about this site's jobs. Raises StorageError after `patience_s`."""
         path = self.folder / "lock"
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -24,7 +24,7 @@ def template(name: str) -> str:
 def fill(text: str, values: Mapping[str, str]) -> str:
     """`text` with every @@NAME@@ replaced, once: a value that looks like a field stays as it is.
 
-    A line that is nothing but a field without a value goes away.
+    A line with only a field without a value is left out.
     """
     found = set(_FIELD.findall(text))
     assert found == values.keys(), found ^ values.keys()

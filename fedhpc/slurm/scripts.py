@@ -173,7 +173,7 @@ def _chain(plan: Plan) -> str:
 
 
 def _again(stage: Stage, settings: SlurmSettings, chained: bool) -> str:
-    """What follows exit code 75."""
+    """What the script does after exit code 75."""
     if not chained:
         return "requeue"
     return f"come_back_or_hand_over {settings.requeue_s}" if stage == "exchange" else "hand_over"

@@ -51,7 +51,7 @@ class SlurmSettings:
     environment: dict[str, str] = field(default_factory=dict)
     """Variables for all that the job starts; of the profile and of the site file both."""
     export: Literal["ALL", "NONE"] = "ALL"
-    """Whether the job begins with the environment of whoever submits it."""
+    """Whether the job begins with the environment of the shell that submits it."""
     gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"
     """How sbatch is asked for GPUs: --gpus-per-node=N, or --gres=gpu:N."""
     preflight: bool = True
@@ -59,9 +59,9 @@ class SlurmSettings:
     signal_s: int = 300
     """How long before the walltime's end the ranks are told to stop."""
     max_requeues: int = 20
-    """How often one job may be requeued, by itself or by the cluster."""
+    """How often one job may be requeued, by its script or by the cluster."""
     requeue_s: int = 600
-    """How long an exchange job that waited in vain for other sites stays away."""
+    """How long an exchange job that waited in vain for other sites stays out of the queue."""
     ahead: int = 1
     """Jobs that wait in the queue behind the running one; not for inline."""
     max_links: int = 1000
@@ -141,7 +141,7 @@ def walltime_s(text: str) -> int:
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
     whole = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     if not whole:
-        raise ConfigError(f"slurm.time = {text!r} is no walltime", "HH:MM:SS or D-HH:MM:SS, such as 1-12:00:00")
+        raise ConfigError(f"slurm.time = {text!r} is not a walltime", "HH:MM:SS or D-HH:MM:SS, such as 1-12:00:00")
     return whole
 
 

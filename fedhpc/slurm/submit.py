@@ -1,4 +1,4 @@
-"""One link into the queue, and never twice.
+"""Puts one link into the queue, and never twice.
 
 The record is on disk before sbatch is called. If sbatch did not say whether it took the job, the queue is searched
 for the name before another try. A job that turns up later all the same finds its name taken and ends at once
@@ -69,7 +69,7 @@ class Submitter:
         )
 
     def submit(self, chain: str, link: int, after: Record | None) -> Record:
-        """Make sure that this link is in the queue; its record. The caller holds the records' lock.
+        """Make sure that this link is in the queue; returns its record. The caller holds the records' lock.
 
         Raises ConfigError if sbatch refuses, PeersError if the queue cannot be reached.
         """
@@ -103,7 +103,7 @@ class Submitter:
         return self.records.put(dataclasses.replace(record, state="submitted", job=job, cluster=cluster, words=""))
 
     def _until_known(self, record: Record, *, looking: bool) -> tuple[str, str]:
-        """Call sbatch until the job has an id and a cluster; with `looking` an earlier call may have succeeded."""
+        """Call sbatch until the job has an id and a cluster. `looking`: an earlier call may have succeeded."""
         words = ""
         script = self.plan.jobs / f"{record.name}.sbatch"
         for pause_s in (*PAUSES_S, None):

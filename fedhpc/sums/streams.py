@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from fedhpc.secure.keys import KEY_BYTES
 
+Streams = Sequence[tuple[bytes, int]]
+"""Mask keys [32] and signs ±1."""
 
-def streams_to_bytes(streams: Sequence[tuple[bytes, int]]) -> bytes:
+
+def streams_to_bytes(streams: Streams) -> bytes:
     """(mask key [32], ±1) of each stream, joined [33 each]."""
     return b"".join(key + (b"+" if sign > 0 else b"-") for key, sign in streams)
 

@@ -101,12 +101,12 @@ class DdpBackend:
         dist.init_process_group(
             transport, store=self._store, rank=group.rank, world_size=group.size, timeout=PEER_TIMEOUT
         )
-        # Of the models behind DDP, while anybody holds them.
+        # Of the models behind DDP, while they are in use.
         self.reach: weakref.WeakKeyDictionary[torch.nn.Module, Reach] = weakref.WeakKeyDictionary()
         self._unreached: list[str] = []
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """`model` behind DDP. Running statistics are not sent around: the trainer takes the leader's."""
+        """`model` behind DDP. It does not broadcast running statistics: the trainer takes the leader's."""
         # torch 2.13 renamed the option, and warns about the old name.
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -119,7 +119,7 @@ class DdpBackend:
 
     @contextmanager
     def averaging(self, wrapped: torch.nn.Module, now: bool) -> Iterator[None]:
-        """DDP's `no_sync` unless `now`; then whatever the pass does not reach gets zeros."""
+        """DDP's `no_sync` unless `now`; with `now`, parameters that the pass does not reach get zeros."""
         assert isinstance(wrapped, DistributedDataParallel)
         reach = self.reach[wrapped]
         reach.begin()
@@ -129,7 +129,7 @@ class DdpBackend:
             self._unreached = reach.complete(wrapped)
 
     def unreached(self, wrapped: torch.nn.Module) -> list[str]:
-        """What the last `averaging` that averaged has found; DDP gave zeros for it."""
+        """What the last averaging pass did not reach; DDP gave zeros for it."""
         return self._unreached
 
     def close(self) -> None:
@@ -137,12 +137,12 @@ class DdpBackend:
 
         No barrier: a rank that fails alone comes here too, and must not wait for the others.
         """
-        # The end of a gloo group waits for its threads, which may want Python's lock. torch gives the lock up where
+        # The end of a gloo group waits for its threads, which may want Python's lock. torch releases the lock where
         # the group's last owner is Python, and not where it is a DDP module's reducer: collected later, or at the
-        # interpreter's exit, that would wait for good (pytorch issue 56297). So the reducers go first.
+        # interpreter's exit, that would wait forever (pytorch issue 56297). So the reducers go first.
         for reach in self.reach.values():
             reach.close()
-        wrapped = list(self.reach)  # whoever may hold them still
+        wrapped = list(self.reach)  # in case something still holds them
         gone = [_drop(vars(model), name) for model in wrapped for name in ("logger", "reducer")]
         if not all(gone):  # a collection walks over all of torch, and takes a good part of a second
             gc.collect()
@@ -199,7 +199,7 @@ def _own_gpu(group: Group, host: str, compute: ComputeSettings) -> tuple[int, st
 
 
 def _drop(attributes: dict[str, Any], name: str) -> bool:
-    """Remove an attribute; whether nobody else held it, so that its object is gone."""
+    """Remove an attribute; returns whether it was the last reference, so that its object is gone."""
     if name not in attributes:
         return True
     still_there = weakref.ref(attributes[name])

@@ -1,4 +1,4 @@
-"""One site's checkpoints: an HDF5 file per round, whole and durable, or not there.
+"""One site's checkpoints: an HDF5 file per round, whole and durable, or absent.
 
     round-000012.h5
       schema_version, sha256      root attributes
@@ -31,7 +31,7 @@ from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.files import private_folder, sync_folder
 
 SCHEMA_VERSION = 2
-_WITHOUT_BLIND = 1  # of fedhpc 0.1.0: its model can still be exported, but nobody goes on from it
+_WITHOUT_BLIND = 1  # of fedhpc 0.1.0: its model can still be exported, but no run continues from it
 LARGEST_JSON = 64 << 20
 _NAME = re.compile(r"round-(\d{6,12})\.h5")
 _STALE_NAME = r"round-\d{6,12}\.h5"
@@ -54,7 +54,7 @@ class Hdf5Checkpoints:
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         if keep < 2:
-            raise ValueError("two checkpoints are the least: sites may have to go back by one round")
+            raise ValueError("keep at least two checkpoints: sites may have to go back by one round")
         self.directory = directory
         self.keep = keep
         self._whole: dict[int, _Identity] = {}  # files whose digest this process has checked
@@ -115,7 +115,9 @@ class Hdf5Checkpoints:
             return read[1]
         checkpoint = _read(self.path(round_))
         if checkpoint.round_ != round_:
-            raise DataError(f"{self.path(round_)} holds round {checkpoint.round_}", "it was renamed; name it back")
+            raise DataError(
+                f"{self.path(round_)} holds round {checkpoint.round_}", "it was renamed; give it its old name back"
+            )
         return checkpoint
 
     def discard_after(self, round_: int) -> None:
@@ -150,7 +152,7 @@ class Hdf5Checkpoints:
         except (DataError, FileNotFoundError):
             self._whole.pop(round_, None)
             return False
-        except OSError as error:  # not damage: to call it that would start the federation over
+        except OSError as error:  # not damage: calling it so would start the federation over
             raise StorageError(f"cannot read {path}: {error.strerror}", "check the file system") from None
         return True
 

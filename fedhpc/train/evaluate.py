@@ -12,8 +12,8 @@ from fedhpc.train.calibration import calibration
 from fedhpc.train.score_bins import expected_between, zero_bin
 
 POSITIVE, NEGATIVE = "hist_positive", "hist_negative"
-EXPECTED = "hist_expected"  # sum of the predicted probabilities; its presence says that the bins are score_bins'
-HALF_WIDTH = "_half_width"  # after a metric's name: how far from it the value of the scores themselves can be
+EXPECTED = "hist_expected"  # sum of the predicted probabilities; present if the bins are those of score_bins
+HALF_WIDTH = "_half_width"  # after a metric's name: how far the exact value can be from it
 _ROUNDING = 1e-2  # of probabilities that a task has in short floats
 
 Counts = NDArray[Any]  # of scores per bin, whole numbers [bins], low scores first

@@ -25,7 +25,7 @@ def open_trainer(
     seed: int,
     proximal: float = 0.0,
 ) -> TorchTrainer:
-    """The trainer of `site` on its data at `data`; `source` is the file of a task of the user's own.
+    """The trainer of `site` on its data at `data`; `source` is the file of the user's own task.
 
     Collective over the site's ranks. Raises what load_task, the task, TorchTrainer and check_rows raise, and DataError
     if the store's features are not those of task.features_sha256.

@@ -1,4 +1,4 @@
-"""The local optimiser: its making, its learning rate over all rounds, and its state as plain arrays."""
+"""The local optimiser: how it is made, its learning rate over all rounds, and its state as plain arrays."""
 
 from __future__ import annotations
 

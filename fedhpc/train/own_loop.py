@@ -1,4 +1,4 @@
-"""How a site's ranks average gradients in a training loop of the user's own.
+"""How a site's ranks average gradients in the user's own training loop.
 
 Such a loop calls `backward()` itself. What `fedhpc run` does between its passes happens at the end of each of them.
 """
@@ -28,14 +28,14 @@ UnusedParameters = Literal["refuse", "allow"]
 def open_own_loop(
     site: Group, device: Literal["auto", "cpu", "cuda"], unused_parameters: UnusedParameters
 ) -> OwnLoopBackend:
-    """The backend of one rank of `site`; what it does is told where users find it (`fedhpc.site_backend`)."""
+    """The backend of one rank of `site`; documented where users find it (`fedhpc.site_backend`)."""
     if unused_parameters not in ("refuse", "allow"):
         raise ConfigError(f"unused_parameters = {unused_parameters!r}", "it must be 'refuse' or 'allow'")
     return OwnLoopBackend(open_backend(ComputeSettings(device=device), site), site.label, unused_parameters)
 
 
 class OwnLoopBackend:
-    """One rank's part in a loop of the user's own. `device` is where the model belongs."""
+    """One rank's part in the user's own loop. `device` is where the model belongs."""
 
     def __init__(self, backend: Backend, label: str, unused_parameters: UnusedParameters) -> None:
         self.name, self.device = backend.name, backend.device

@@ -1,4 +1,4 @@
-"""Torch's random state of one rank: its own, whatever else the process draws, and kept over restarts."""
+"""Torch's random state of one rank: independent of other draws in the process, and kept over restarts."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A Trainer that trains nothing: it plays what a training job has put into the outbox.
 
-So that a job that only exchanges needs neither torch nor the data.
+A job that only exchanges then needs neither torch nor the data.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A look at the start: is a task's loss the mean over rows, and are its sums sums over rows?
+"""Checks at the start that a task's loss is the mean over rows, and its sums are sums over rows.
 
 Ranks, accumulation and passes over held-out rows take a batch apart. Where a row's loss depends on other rows (Cox,
-contrastive, ranking; a mean weighted by the batch's own weights) that would be another loss, in silence. So some rows
+contrastive, ranking; a mean weighted by the batch's own weights) that would silently be another loss. So some rows
 go through loss() and sums() whole and in parts, with the first model and with one beside it: many losses are alike
 where all weights are zero.
 """
@@ -31,7 +31,7 @@ from fedhpc.train.untouched import draw_from, move_beside, standardise_by, untou
 
 ROWS, FEW = 64, 8  # that go through loss() and sums() at most; where so many do not fit
 DRAWS = 24  # of a loss that draws at random: compared on average
-_DEVIATIONS = 8.0  # standard errors of that average; further off is no chance
+_DEVIATIONS = 8.0  # standard errors of that average; a larger difference is not chance
 # Relative differences that rounding may make: on a CPU; with the short floats that GPUs convolve in; in 16 bits.
 _ALIKE, _ALIKE_GPU, _ALIKE_16_BITS = 1e-4, 2e-3, 3e-2
 _MOVED = 4  # counts that rounding may move, of a row from one bin to the next two
@@ -57,7 +57,7 @@ def check_rows(
 ) -> None:
     """Refuse a task whose rows are coupled and which does not say so. Collective over the site.
 
-    `labels` [rows of the dataset], where it has them, bring rows of all classes into the look. Raises ConfigError, on
+    `labels` [rows of the dataset], where it has them, bring rows of all classes into the check. Raises ConfigError, on
     every rank. A site with fewer than four training rows, and a loss that has no finite value yet, cannot be looked at.
     """
     if task.built_in or task.rows == "coupled":
@@ -152,7 +152,7 @@ def _compare_loss(task: Task, loss: _Loss, sample: Sample) -> None:
     try:
         first, second = loss(whole), loss(whole, 2)
     except FedhpcError:
-        return  # of a model that nobody trains
+        return  # of a model that is not trained
     if not math.isfinite(first) or not math.isfinite(second):
         return
     n = sum(rows for rows, _ in parts)
@@ -228,7 +228,7 @@ def _shapes(sums: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _refuse_one_row(task: Task, trainer: TorchTrainer, settings: TrainSettings) -> None:
-    """Refuse what cannot learn from one row, where the settings (not the number of rows) leave one to a pass."""
+    """Refuse a model that cannot learn from one row, if the settings (not the number of rows) leave one to a pass."""
     passes = trainer.group.size * settings.accumulation
     if not 0 < settings.batch_size < min(2 * passes, trainer.train_rows.size + 1):
         return

@@ -29,7 +29,7 @@ def split_rows(n: int, held_out: float, seed: int, site: str, labels: NDArray[An
     for value in np.unique(group):
         members = order[group[order] == value]
         if members.size >= 2:
-            # floor(x + 1/2): Python's and NumPy's round go to the even neighbour, which surprises people
+            # floor(x + 1/2): Python's and NumPy's round go to the even neighbour, which would surprise
             count = int(np.floor(held_out * members.size + 0.5))
             out[members[: min(max(count, 1), members.size - 1)]] = True
     return np.flatnonzero(~out).astype(np.int64), np.flatnonzero(out).astype(np.int64)

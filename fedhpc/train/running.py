@@ -30,7 +30,7 @@ class RunningStatistics:
         return np.stack([np.frombuffer(b, dtype=np.uint8) for b in self._group.gather_bytes(mine)])
 
     def restore(self, saved: NDArray[np.uint8]) -> None:
-        """Each rank's own, if it was the same number of ranks; else all go on from the leader's, which are loaded.
+        """Load each rank's own if the number of ranks is the same; else all load the leader's.
 
         Raises DataError if they are of another model.
         """
@@ -38,7 +38,7 @@ class RunningStatistics:
             return
         arrays, at, mine = read_shared(self._tensors()), 0, saved[self._group.rank]
         if sum(array.nbytes for array in arrays.values()) != mine.size:
-            raise DataError(f"site {self._site}: the kept work is of another model", "remove the outbox")
+            raise DataError(f"site {self._site}: the kept work belongs to another model", "remove the outbox")
         for array in arrays.values():
             array.reshape(-1).view(np.uint8)[:] = mine[at : at + array.nbytes]
             at += array.nbytes

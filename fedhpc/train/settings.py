@@ -81,7 +81,7 @@ class TrainSettings:
     total_steps: int = 0
     # bf16: forward passes under autocast; weights, gradients and sums stay float32.
     precision: Literal["float32", "bf16"] = "float32"
-    # Whether momenta live on in the next round (they belong to the site and never leave it).
+    # Whether momenta are kept for the next round (they belong to the site and never leave it).
     optimizer_state: Literal["keep", "reset"] = "keep"
     # A parameter that no row of a step reaches: an error, or left as it is in that step.
     unused_parameters: Literal["refuse", "allow"] = "refuse"
@@ -148,7 +148,7 @@ class ComputeSettings:
 def depends_on_seed(task: TaskSettings, train: TrainSettings, rows: int = 0) -> bool:
     """Whether a site's first update from scratch differs with the seed; `rows`: of the smallest site, 0 if not known.
 
-    Either the first model is drawn from it, or the first batch is. Of a task of the user's own nothing is known of the
+    Either the first model is drawn from it, or the first batch is. Of the user's own task nothing is known about the
     model, so only batches count; a batch of all rows is the same in whatever order.
     """
     drawn = task.name in ("mlp", "cnn")  # logistic begins with zeros

@@ -1,7 +1,7 @@
 """A model as a safetensors file that an epoch begins from: `fedhpc federation next --from-model`, and the run after it.
 
-Read with safetensors only, which holds numbers and no code. What counts is the SHA-256 over the tensors, in the order
-of the model's layout; a file of `fedhpc export` says that order in its header.
+Read only with safetensors, which holds numbers and no code. Its identity is the SHA-256 over the tensors, in the order
+of the model's layout; a file of `fedhpc export` has that order in its header.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class StartFile:
 
 
 def read_start_file(path: Path) -> StartFile:
-    """Raises ConfigError if there is no such file, DataError if it is no safetensors file."""
+    """Raises ConfigError if there is no such file, DataError if it is not a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -82,9 +82,9 @@ def read_start_file(path: Path) -> StartFile:
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         what = " ".join(str(error).split())[:200]
         hint = _PICKLED if _is_pickled(path) else _ABSENT
-        raise DataError(f"{path} is no safetensors file with float32 or float64 tensors: {what}", hint) from None
+        raise DataError(f"{path} is not a safetensors file with float32 or float64 tensors: {what}", hint) from None
     if not isinstance(layout, list) or not all(isinstance(name, str) for name in layout):
-        raise DataError(f"{path}: the layout in its header is no list of names", _ABSENT)
+        raise DataError(f"{path}: the layout in its header is not a list of names", _ABSENT)
     return StartFile(path, tensors, tuple(layout), str(said.get(SHA256, "")))
 
 
@@ -98,7 +98,7 @@ def _is_pickled(path: Path) -> bool:
 
 
 def agreed_sha256(path: Path, task: Mapping[str, Any], *, public: bool) -> str:
-    """What `start.model` says for the file at `path`. `task`: the federation's [task]. `public`: no federation made it.
+    """The value of `start.model` for the file at `path`. `task`: its [task]. `public`: no federation made it.
 
     Raises ConfigError for a model that could be guessed from its hash, or whose order is not known; DataError for a
     file that is damaged.
@@ -107,7 +107,7 @@ def agreed_sha256(path: Path, task: Mapping[str, Any], *, public: bool) -> str:
     numbers = sum(tensor.size for tensor in file.tensors.values())
     if numbers < GUESSABLE and not public:
         raise ConfigError(
-            f"{path} holds {numbers} numbers: the hash of so small a model gives it away to whoever can try them all",
+            f"{path} holds {numbers} numbers: the hash of so small a model gives it away to anyone who tries them all",
             "`fedhpc federation next` without a file goes on from the federation's newest model; "
             "--public if no federation made this one",
         )

@@ -242,7 +242,9 @@ class TorchTrainer(Trainer):
         load_optimizer(self.model, self._optimizer, _under("optimizer:", arrays))
         counters, saved = split_state(self.model)[1], _under("buffer:", arrays)
         if {n: tuple(v.shape) for n, v in counters.items()} != {n: v.shape for n, v in saved.items()}:
-            raise DataError(f"site {self.site}: the checkpoint has other counters than the model", "another task's?")
+            raise DataError(
+                f"site {self.site}: the checkpoint has other counters than the model", "does it belong to another task?"
+            )
         for name, value in counters.items():
             value.copy_(to_tensor(saved[name]))
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a connection to the relay: what is tried again, and what the relay refuses."""
+"""What can go wrong with a connection to the relay: what is tried again, and what the relay refuses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedhpc.errors import PeersError, PolicyError
 
 MOST_JSON_BYTES = 4 << 20
 _RETRY = {408, 429, 500, 502, 503, 504}
-_ROUND_KINDS = {"round-over", "too-late"}  # where the round stands; no rule was broken
+_ROUND_KINDS = {"round-over", "too-late"}  # the state of the round; no rule was broken
 
 
 class LinkDown(Exception):  # noqa: N818 - what callers retry

@@ -39,7 +39,7 @@ def overlap(gaps: Gaps, wanted: Gaps) -> Gaps:
 
 
 def without(whole: Range, gaps: Gaps) -> Gaps:
-    """What of `whole` lies in none of the rising `gaps`."""
+    """The parts of `whole` that lie in none of the rising `gaps`."""
     first, end = whole
     found: Gaps = []
     for low, high in overlap(gaps, [whole]):
@@ -57,7 +57,7 @@ def size_of(gaps: Gaps) -> int:
 def cut(ranges: Gaps, most: int, ways: int) -> Gaps:
     """Pieces of at most `most` bytes for `ways` connections, large ones first, so that all end at nearly the same time.
 
-    Each batch of `ways` pieces takes half of what is left: few requests, and a slow connection delays the end by a
+    Each batch of `ways` pieces takes half of the rest: few requests, and a slow connection delays the end by a
     small piece only.
     """
     left = -(-size_of(ranges) // BLOCK_BYTES)

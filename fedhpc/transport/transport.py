@@ -14,7 +14,7 @@ from fedhpc.transport.listing import Entry
 from fedhpc.transport.ranges import Gaps
 from fedhpc.wire.object_names import ObjectName
 
-BlockWork = Callable[[int, int], None]  # on bytes [low, high) of the vector: one block
+BlockWork = Callable[[int, int], object]  # on bytes [low, high) of the vector: one block
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Sending(Protocol):
 
 
 class Transport(Protocol):
-    """Objects to and from the relay, by whichever way. Thread-safe. Every call raises what RelayClient raises."""
+    """Objects to and from the relay, whatever the way. Thread-safe. Every call raises what RelayClient raises."""
 
     @property
     def traffic(self) -> Traffic:

@@ -133,8 +133,8 @@ class FakeSums:
         pieces = layout.pieces(0, layout.nbytes)
         kept = vector.buffer.copy()
         for piece in pieces:
-            codec.check(vector.buffer, piece)
-            codec.encode(vector.buffer, piece)
+            codec.check(piece.values_in(vector.buffer), piece)
+            codec.encode(piece.values_in(vector.buffer), piece.lanes_in(vector.buffer), piece)
         mine = Vector(layout)
         mine.buffer[:] = vector.buffer
         meeting.parts[me], meeting.layouts[me] = mine, layout.hash_under(plan.layout_key)
@@ -156,7 +156,7 @@ class FakeSums:
             raise RoundOverError(plan.round_, f"round {plan.round_} ended without site {self._party.name}")
         sum_tree = tree(vector.buffer)
         for piece in pieces:
-            codec.decode(vector.buffer, piece)
+            codec.decode(piece.lanes_in(vector.buffer), piece.values_in(vector.buffer), piece)
         return Opened(plan, sum_tree, Stages(), layout.nbytes, layout.nbytes, members, vector.salt.tobytes())
 
     def settle(self, opened: Opened, state: bytes) -> None:

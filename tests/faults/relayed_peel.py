@@ -37,7 +37,7 @@ def encoded(values: Mapping[str, NDArray[Any]], layout: Layout, sites: int) -> b
     vector.fill(values)
     codec = Codec(sites, "")
     for piece in layout.pieces(0, layout.nbytes):
-        codec.encode(vector.buffer, piece)
+        codec.encode(piece.values_in(vector.buffer), piece.lanes_in(vector.buffer), piece)
     return vector.buffer.tobytes()
 
 

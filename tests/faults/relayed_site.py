@@ -42,9 +42,9 @@ from fedhpc.rounds.interfaces import AtStep, LocalResult
 from fedhpc.rounds.loop import Run
 from fedhpc.secure.attempt import SiteAttempt
 from fedhpc.secure.transcript import parse_canon
+from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.over_relay.attempt_store import AttemptDisk
 from fedhpc.sums.over_relay.exchange import RelayExchange
-from fedhpc.sums.over_relay.masked_blocks import HiddenPart
 from fedhpc.sums.over_relay.round import RelayedRound
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 from fedhpc.transport.https import link as http_link
@@ -185,7 +185,7 @@ def place_transfer(step: str, when: str, round_: int) -> None:
     else:
         count = 1 if when == "begin" else 2
         here = freeze.nth(count, lambda self, low, high: now["round"] == round_)
-        freeze.around(HiddenPart, "hide" if step == "M3v" else "open", "before", here)
+        freeze.around(BlockEngine, "hide" if step == "M3v" else "open", "before", here)
 
 
 def fall_over() -> None:

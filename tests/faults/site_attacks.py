@@ -19,7 +19,7 @@ from fedhpc.secure.attempt import SiteAttempt
 from fedhpc.secure.messages import Survivors, read_survivors
 from fedhpc.secure.ring import lanes_of
 from fedhpc.secure.transcript import canon, parse_canon, sign_message
-from fedhpc.sums.over_relay.masked_blocks import HiddenPart
+from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.over_relay.masked_sum import RelayedSums
 
 
@@ -127,15 +127,15 @@ def other_vector(stage: Stage) -> Victims:
 
 def beyond_the_ring(stage: Stage) -> Victims:
     """Site 3 leaves out its own check of the bound and masks a number that carries the sum beyond it."""
-    hide = HiddenPart.hide
+    hide = BlockEngine.hide
 
-    def wild(part: HiddenPart, low: int, high: int) -> None:
+    def wild(part: BlockEngine, low: int, high: int) -> Any:
         if part.vector.buffer[:8].view("<i8")[0] == 10**3:
             for piece in part.vector.layout.pieces(low, high):
                 lanes_of(part.vector.buffer, piece.start, piece.stop, 64)[:] = np.uint64(2**63 - 1 - 10110)
-        hide(part, low, high)
+        return hide(part, low, high)
 
-    stage.patches.enter_context(mock.patch.object(HiddenPart, "hide", wild))
+    stage.patches.enter_context(mock.patch.object(BlockEngine, "hide", wild))
     stage.start()
     stage.relay.run(1)
     return (1, 2, 4)

@@ -327,7 +327,7 @@ def test_a_relay_with_another_key(place: Place) -> None:
     with spoilt_relay(place, *changes) as port:
         place.exchange(f'url = "https://127.0.0.1:{port}"')
         done = place.run().refused(77, f"has the key {other.pin().hex()}, the configuration says {agreed}")
-        assert "somebody stands between" in done.err
+        assert "somebody is in between" in done.err
 
 
 def test_a_relay_whose_certificate_has_ended(place: Place) -> None:
@@ -400,10 +400,13 @@ def proxy_that_says(words: bytes, more: bytes = b"") -> Callable[[socket.socket]
             proxy_that_says(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n\r\n"),
             ["waiting for the relay (127.0.0.1:", "cannot be reached: the proxy 127.0.0.1:", "503 ", "for 2 s"],
         ),
-        (proxy_that_says(b"\x1b[2J\x00rubbish\r\n\r\n"), ["is no HTTP proxy", "?[2J?rubbish"]),
-        (proxy_that_says(b"", b"x" * 65536), ["is no HTTP proxy", "xxx"]),
+        (proxy_that_says(b"\x1b[2J\x00rubbish\r\n\r\n"), ["is not an HTTP proxy", "?[2J?rubbish"]),
+        (proxy_that_says(b"", b"x" * 65536), ["is not an HTTP proxy", "xxx"]),
         (proxy_that_says(b""), ["cannot be reached: the proxy 127.0.0.1:", "it closed the connection", "for 2 s"]),
-        (proxy_that_says(b"HTTP/1.1 200 OK\r\n\r\nthis is no TLS"), ["cannot be reached: TLS: ", "speaks no TLS"]),
+        (
+            proxy_that_says(b"HTTP/1.1 200 OK\r\n\r\nthis is no TLS"),
+            ["cannot be reached: TLS: ", "does not speak TLS ("],
+        ),
     ],
     ids=["forbidden", "password", "busy", "rubbish", "endless", "silent", "no TLS behind it"],
 )

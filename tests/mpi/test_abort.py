@@ -14,8 +14,6 @@ from fedhpc.mpi.world import check_size, expected_size, launched
 
 HERE = Path(__file__).parent
 PLAIN, GUARDED = False, True
-# Played by processes that start from nothing, as users' do; the others need not import everything again.
-COLD = ("before join", "in the loop", "the same site files everywhere")
 
 
 def fail(tmp_path: Path, case: str, rank: int, guarded: bool) -> Completed:
@@ -26,7 +24,7 @@ def fail(tmp_path: Path, case: str, rank: int, guarded: bool) -> Completed:
     stamp = tmp_path / "stamp"
     done = mpirun(
         sum(ranks.values()), [HERE / "abort_ranks.py", federation, tmp_path / "sites", stamp, str(rank), case],
-        timeout=40, guarded=guarded, warm=case not in COLD,
+        timeout=40, guarded=guarded,
     )  # fmt: skip
     assert stamp.exists(), f"the fault did not happen\n{done.text}"
     assert done.ended - float(stamp.read_text()) < 5 * PATIENCE, f"the job ended too late\n{done.text}"
@@ -139,8 +137,7 @@ def test_one_error_is_told_once(tmp_path: Path, case: str, code: int, words: str
     else:
         spoil(tmp_path, case)
     more = {"usage": ["--sitez"], "before MPI starts": ["--stage", "train"]}.get(case, [])
-    words_ = ["-m", "fedhpc", "run", federation, "--sites", tmp_path / "sites", *more]
-    done = mpirun(3, words_, timeout=60, warm=case not in COLD)
+    done = mpirun(3, ["-m", "fedhpc", "run", federation, "--sites", tmp_path / "sites", *more], timeout=60)
     assert done.code == code, done.text
     told = [line for line in done.err.splitlines() if line.lower().startswith("error: ")]
     assert len(told) == 1, done.text

@@ -199,7 +199,7 @@ def test_a_model_from_a_file_is_where_the_epoch_begins(copy: Path, tmp_path: Pat
     save_file({name: t.astype(np.float64) for name, t in other.items()}, tmp_path / "wide.safetensors")
     run(copy, 4, "--from-model", tmp_path / "wide.safetensors").refused(65, "float64", "task it is float32")
     (tmp_path / "bad.safetensors").write_bytes(b"\x80\x04\x95garbage" * 20)  # what a pickle begins with
-    run(copy, 4, "--from-model", tmp_path / "bad.safetensors").refused(65, "is no safetensors file")
+    run(copy, 4, "--from-model", tmp_path / "bad.safetensors").refused(65, "is not a safetensors file")
     run(copy, 4, "--from-model", model).ok()
     assert records(copy / "run-1", "cc")[0]["metrics"] == records(copy / "run", "cc")[-1]["metrics"]
     run(copy, 4).ok()  # it is done, and goes on from its checkpoint without the file

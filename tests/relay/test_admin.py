@@ -206,7 +206,7 @@ def test_the_command_says_what_is_wrong(running: Relay) -> None:
     for other in (running.port, _start_web_server()):
         code, out, err = command("--admin", f"127.0.0.1:{other}")
         assert (code, out) == (69, "")
-        assert f"error: what listens on 127.0.0.1:{other} is no relay's admin port\nhint: " in err
+        assert f"error: what listens on 127.0.0.1:{other} is not a relay's admin port\nhint: " in err
     assert command("--admin", "here")[0] == 64
     assert command("federation.toml")[0] == 64
     assert command("--site", "site.toml")[0] == 64

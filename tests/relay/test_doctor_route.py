@@ -78,7 +78,7 @@ def test_no_relay(enrolled: Enrolled) -> None:
 
 
 def test_a_relay_that_is_away_does_not_end_a_job(enrolled: Enrolled) -> None:
-    warns("relay-connect", opened(enrolled, quick=True), "the job waits for it by itself")
+    warns("relay-connect", opened(enrolled, quick=True), "the job itself waits for it")
 
 
 def test_a_host_without_an_address(enrolled: Enrolled, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_another_key_than_the_agreed_one(enrolled: Enrolled, relay: None, tmp_pa
     other = tmp_path / "federation.toml"
     other.write_text(text.replace(pin, "ab" * 32))
     site = open_subject(enrolled.site_file("s1"), {}, federation=other)
-    fails("relay-tls", site, pin, "somebody stands between", code=77)
+    fails("relay-tls", site, pin, "somebody is in between", code=77)
     skips("relay-certificate", site)
     fails("keys-approved", site, "not the one that this site approved", code=77)
 
@@ -176,7 +176,7 @@ def test_a_proxy_that_cannot_be_used(enrolled: Enrolled, monkeypatch: pytest.Mon
     fails("proxy", opened(enrolled), "HTTPS_PROXY cannot be used", "http://host:port", code=64)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     monkeypatch.setenv("NO_PROXY", "10.0.0.0/99")
-    fails("proxy", opened(enrolled), "NO_PROXY: '10.0.0.0/99' is no host", "[exchange]", code=64)
+    fails("proxy", opened(enrolled), "NO_PROXY: '10.0.0.0/99' is not a host", "[exchange]", code=64)
 
 
 def test_a_proxy_elsewhere_for_a_relay_here(enrolled: Enrolled, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import places
 from harness import PATIENCE
 from places import Place
 from slurm_conf import GRES_CONF, slurm_conf
+from surroundings import YIELDING
 from topology import RELAY, Router, address, dial, hosts
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
@@ -303,7 +304,7 @@ def clean_environment() -> dict[str, str]:
     drop = ("SLURM", "SBATCH", "OMPI_", "PMI", "MPI", "FEDHPC_")
     keep = {k: v for k, v in os.environ.items() if not k.startswith(drop) and not k.lower().endswith("_proxy")}
     path = os.pathsep.join((str(Path(sys.executable).parent), places.PATH))
-    return keep | {"PATH": path, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    return keep | {"PATH": path, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"} | YIELDING
 
 
 def until(

@@ -137,8 +137,8 @@ def attempt() -> dict[str, Any]:
         own = Codec(sites, f"site-{u}", {t.name: weight for t in layout.tensors if t.name.startswith("model/")})
         pieces = layout.pieces(0, layout.nbytes)
         for piece in pieces:
-            own.check(vector.buffer, piece)
-            own.encode(vector.buffer, piece)
+            own.check(piece.values_in(vector.buffer), piece)
+            own.encode(piece.values_in(vector.buffer), piece.lanes_in(vector.buffer), piece)
         encoded.append(vector.buffer.tobytes())
         masks = Masks(attempts[u - 1].edges())
         for piece in pieces:
@@ -151,7 +151,7 @@ def attempt() -> dict[str, Any]:
     summed = Vector(layout)
     summed.buffer[:] = total
     for piece in layout.pieces(0, layout.nbytes):
-        codec.decode(summed.buffer, piece)
+        codec.decode(piece.lanes_in(summed.buffer), piece.values_in(summed.buffer), piece)
     decoded, blind = _texts(summed), secret("blind")
     # As if the decoded sums were the next model.
     following = next_state(list(summed.views().values()), config, 7, blind, summed.salt.tobytes())
@@ -236,8 +236,8 @@ def rounding() -> dict[str, Any]:
     key = derive(input_, config, labels.KEY_ROUNDING, site)
     codec = Codec(3, "vector", {"a": weight, "b": weight}, key)
     for piece in layout.pieces(0, layout.nbytes):
-        codec.check(vector.buffer, piece)
-        codec.encode(vector.buffer, piece)
+        codec.check(piece.values_in(vector.buffer), piece)
+        codec.encode(piece.values_in(vector.buffer), piece.lanes_in(vector.buffer), piece)
     lanes = {
         p.tensor.name: vector.buffer[p.start : p.stop].view(f"<i{p.tensor.lane_bytes}").tolist()
         for p in layout.pieces(0, layout.nbytes)

@@ -283,8 +283,8 @@ def _encoded(one: Play, u: int) -> np.ndarray[Any, Any]:
         vector.fill(_inputs(u))
         codec = Codec(one.sites, f"site-{u}", {"model/weight": _factor(one, u)})
         for piece in pieces:
-            codec.check(vector.buffer, piece)
-            codec.encode(vector.buffer, piece)
+            codec.check(piece.values_in(vector.buffer), piece)
+            codec.encode(piece.values_in(vector.buffer), piece.lanes_in(vector.buffer), piece)
         return vector.buffer
     bound32, bound64 = ((1 << 31) - 1) // one.sites, ((1 << 63) - 1) // one.sites
     if one.tensors is WIDE:

@@ -49,7 +49,7 @@ def compare(directory: Path, splits: int) -> None:
 
 
 def _train_split(joined: Joined, agreement: Agreement) -> Tensors:
-    """The federation's model on another split, trained by the same ranks; nothing of it is kept on disk."""
+    """The federation's model on another split, trained by the same ranks; nothing is kept on disk."""
     party = joined.session.party
     journal = MemoryJournal() if party.leads else None
     party = dataclasses.replace(party, agreement=agreement, journal=journal)

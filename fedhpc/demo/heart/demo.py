@@ -41,7 +41,7 @@ def _run_in_one_job(directory: Path, *, seed: int, rounds: int, splits: int) -> 
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The comparison as a table, and where things lie."""
+    """Print the comparison as a table, and where the files are."""
     table = Table(title=f"Held-out rows of all sites, {result['splits']} splits")
     for column in ("trained on", "accuracy", "AUC"):
         table.add_column(column, justify="left" if column == "trained on" else "right")

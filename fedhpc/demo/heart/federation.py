@@ -43,7 +43,7 @@ def write_heart_federation(
 
     `start`: the model that it begins from.
     """
-    # Row identifiers are hashed with a key of the federation's own, so that nobody outside can look one up.
+    # Row identifiers are hashed with the federation's own key, so that nobody outside can look one up.
     directory.mkdir(parents=True, exist_ok=True)
     create_key(directory / "row-id.key")
     stores = write_site_stores(directory / "data", read_key(directory / "row-id.key"))

@@ -1,4 +1,4 @@
-"""The four hospitals of the UCI Heart Disease data as four site stores: data that really was collected apart."""
+"""The four hospitals of the UCI Heart Disease data as four site stores: data that were really collected apart."""
 
 from __future__ import annotations
 

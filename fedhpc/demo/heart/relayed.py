@@ -1,4 +1,4 @@
-"""The heart demo over a relay: each hospital is a process group of its own, as if on another machine.
+"""The heart demo over a relay: each hospital has its own process group, as if on another machine.
 
 Everything between them goes through `fedhpc relay serve`, another process: enrolment, signatures, masked vectors.
 """

@@ -21,7 +21,7 @@ from fedhpc.rounds.null_objects import Endless, NoCheckpoints, Silence
 
 
 def run_site(directory: Path, site: str, splits: int) -> None:
-    """Train all splits as `site`; its leader writes down what came out."""
+    """Train all splits as `site`; its leader writes down the results."""
     torch.set_num_threads(1)
     hashes: list[str] = []
     seconds, sent = 0.0, 0

@@ -24,7 +24,7 @@ RESULT_FILE = "demo.json"
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What the kept run cost, and what came out."""
+    """The cost and the result of the run that is kept."""
 
     exchange: str
     ranks_per_site: int

@@ -16,8 +16,9 @@ from typing import Any
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.relay.rounds.attempt_objects import Objects, put_once
-from fedhpc.relay.rounds.summing import MAX_VECTOR_BYTES, sum_vectors, tree_of, vector_runs
+from fedhpc.relay.rounds.summing import MAX_VECTOR_BYTES, sum_vectors, tree_of
 from fedhpc.secure import messages, transcript_chain
+from fedhpc.secure.geometry import Geometry
 from fedhpc.secure.messages import Survivors
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.transcript import body_bytes, canon, parse_canon
@@ -53,7 +54,7 @@ class RoundMachine:
 
     def _begin(self, m0: bytes) -> None:
         proposed = messages.read_proposal(m0, self._sites)
-        _, nbytes = vector_runs(proposed.tensors)
+        nbytes = Geometry(proposed.tensors).nbytes
         if nbytes > self._max_vector_bytes:
             raise PolicyError(f"a vector of {nbytes} bytes; at most {self._max_vector_bytes}")
         if self._proposed not in (None, proposed):

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fedhpc.errors import PolicyError
-from fedhpc.relay.rounds.summing import MAX_VECTOR_BYTES, vector_runs
+from fedhpc.relay.rounds.summing import MAX_VECTOR_BYTES
 from fedhpc.secure import messages
+from fedhpc.secure.geometry import Geometry
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.transcript import HASH_BYTES, canon, parse_canon
 from fedhpc.wire.kinds import MAX_PURPOSE, MAX_READY_BYTES, MAX_TENSORS
@@ -50,18 +51,12 @@ def read_ready(data: bytes) -> tuple[Ready, Tensors]:
     everyone = messages.read_int(value["everyone"], 0, 1, f"everyone in {what}") == 1
     if type(value["purpose"]) is not str or len(value["purpose"]) > MAX_PURPOSE:
         raise PolicyError(f"the purpose of {what} is not text of at most {MAX_PURPOSE} characters")
-    tensors = []
-    for item in messages.read_list(value["tensors"], MAX_TENSORS, f"the tensors of {what}"):
-        bits, lanes = messages.read_list(item, 2, f"a tensor of {what}", exactly=True)
-        messages.read_int(lanes, 0, (1 << 53) - 1, f"the lanes of {what}")
-        if messages.read_int(bits, 8, 64, f"the bits of {what}") not in (8, 16, 32, 64):
-            raise PolicyError(f"{what} has lanes of {bits} bits")
-        tensors.append((bits, lanes))
-    _, nbytes = vector_runs(tensors)
+    tensors = messages.read_tensors(value["tensors"], MAX_TENSORS, what)
+    nbytes = Geometry(tensors).nbytes
     if not 0 < nbytes <= MAX_VECTOR_BYTES:
         raise PolicyError(f"{what} names a vector of {nbytes} bytes")
     digest = hashlib.sha256(canon(tensors)).digest()
-    return Ready(base, everyone, layout, value["purpose"], state, digest, nbytes), tuple(tensors)
+    return Ready(base, everyone, layout, value["purpose"], state, digest, nbytes), tensors
 
 
 def largest_group(ready: Mapping[int, Ready], *, any_base: bool) -> tuple[Ready, frozenset[int]] | None:

@@ -18,13 +18,12 @@ from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.secure import transcript_chain
 from fedhpc.secure.ledger import LedgerEntry
-from fedhpc.secure.masks import Masks, NoMasks
 from fedhpc.secure.pairwise import PairwiseAttempt, refuse_difference
 from fedhpc.secure.proposal import Proposal, one_base
 from fedhpc.secure.transcript import input_hash, tree_root
 from fedhpc.sums.in_job.exchange import Exchange
-from fedhpc.sums.in_job.pipeline import LaneMasks, Pipeline
-from fedhpc.sums.streams import streams_from_bytes, streams_to_bytes
+from fedhpc.sums.in_job.pipeline import Pipeline
+from fedhpc.sums.streams import Streams, streams_from_bytes, streams_to_bytes
 
 
 class MpiSums(MaskedSums):
@@ -116,16 +115,16 @@ class MpiSums(MaskedSums):
         stages.ledger = _lap(begun)
 
         begun = time.perf_counter()
-        masks, message_bytes = self._agree(vector, plan)
+        streams, message_bytes = self._agree(vector, plan)
         stages.agree = _lap(begun)
 
-        digests = self._pipeline.run(vector, my_part, lambda: codec_of(party, plan), masks, stages, digest=digest)
+        digests = self._pipeline.run(vector, my_part, lambda: codec_of(party, plan), streams, stages)
 
         begun = time.perf_counter()
         joined = b"".join(party.site.gather_bytes(b"".join(digests)))
         sum_tree = tree_root(layout.nbytes, [joined])
         if party.site.size > 1:
-            party.site.gather_parts(vector.buffer, parts(layout.nbytes, self.rails))
+            party.site.gather_parts(vector.whole(), parts(layout.nbytes, self.rails))
         stages.share += _lap(begun)
         moved = layout.nbytes + message_bytes
         return Opened(plan, sum_tree, stages, moved, moved, everyone, vector.salt.tobytes())
@@ -155,7 +154,7 @@ class MpiSums(MaskedSums):
         opened.bytes_down += len(message)
         opened.stages.agree += _lap(begun)
 
-    def _agree(self, vector: Vector, plan: SumPlan) -> tuple[LaneMasks, int]:
+    def _agree(self, vector: Vector, plan: SumPlan) -> tuple[Streams, int]:
         """The leaders agree on M0 and on keys; every rail of the site gets the mask keys. Bytes the leader sent too."""
         party, layout = self._party, vector.layout
         proposal = Proposal(
@@ -172,7 +171,7 @@ class MpiSums(MaskedSums):
         if not party.masked:
             if party.leads:
                 self._compare_proposals(proposal.to_bytes())
-            return NoMasks(), 0
+            return (), 0
         sent = 0
         secret = b""
         if party.leads:
@@ -190,7 +189,7 @@ class MpiSums(MaskedSums):
             sent = len(keys) + len(signature)
             self._attempt = attempt
         # Inside a site the ranks trust each other; the keys live for this one sum.
-        return Masks(streams_from_bytes(party.site.broadcast_bytes(secret if party.leads else None))), sent
+        return streams_from_bytes(party.site.broadcast_bytes(secret if party.leads else None)), sent
 
     def _compare_proposals(self, mine: bytes) -> None:
         """Mode `off`: the same comparison of M0, unsigned."""

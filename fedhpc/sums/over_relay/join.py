@@ -189,7 +189,7 @@ def refuse_forgotten_sums(party: Party, exchange: RelayExchange) -> None:
     if standing.get("done") or any(isinstance(of, list) and party.number in of for of in named):
         what = f"site {party.name} took part in this federation before, and its ledger knows nothing of it"
         journal.refuse_lost(what)
-        lost = "if both are lost, this site sums again in the next epoch only"
+        lost = "if both are lost, this site can sum again only in the next epoch"
         raise PolicyError(
             what, f"put ledger or run directory back, or name them ([ledger] path, --out); {lost}: {GIVEN_EPOCH}"
         )

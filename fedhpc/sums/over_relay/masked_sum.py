@@ -25,11 +25,11 @@ from fedhpc.secure.catch_up_messages import CommonKnowledge
 from fedhpc.secure.ledger import Mark, OtherVectorError
 from fedhpc.secure.thresholds import Thresholds
 from fedhpc.secure.transcript import input_hash, tree_root, u64
+from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.over_relay.acceptable_bases import KnownStates
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.catch_up import Attendant, release_input, take
 from fedhpc.sums.over_relay.exchange import RelayExchange
-from fedhpc.sums.over_relay.masked_blocks import HiddenPart
 from fedhpc.sums.over_relay.orders import (
     Answer,
     HideOrder,
@@ -96,11 +96,11 @@ class RelayedSums(MaskedSums):
         stages.ledger = _lap(begun)
         traffic = self._client.traffic
         up, down = traffic.bytes_up, traffic.bytes_down
-        hidden = HiddenPart(vector, my_part, lambda: codec_of(party, plan))
-        result = self._conduct(hidden, plan, mark, stages) if party.leads else self._follow(hidden, plan, stages)
+        engine = BlockEngine(vector, my_part, lambda: codec_of(party, plan))
+        result = self._conduct(engine, plan, mark, stages) if party.leads else self._follow(engine, plan, stages)
         begun = time.perf_counter()
         if party.site.size > 1:
-            party.site.gather_parts(vector.buffer, parts(layout.nbytes, self.rails))
+            party.site.gather_parts(vector.whole(), parts(layout.nbytes, self.rails))
         stages.share += _lap(begun)
         moved = traffic.bytes_up - up, traffic.bytes_down - down
         return Opened(plan, result.sum_tree, stages, *moved, result.members, vector.salt.tobytes(), *self._turns)
@@ -233,7 +233,7 @@ class RelayedSums(MaskedSums):
 
     # --- the leader
 
-    def _conduct(self, hidden: HiddenPart, plan: SumPlan, mark: Mark, stages: Stages) -> SumResult:
+    def _conduct(self, engine: BlockEngine, plan: SumPlan, mark: Mark, stages: Stages) -> SumResult:
         """Go through the round; the other ranks do what they are told."""
         party, lead = self._party, self.lead
         assert lead is not None
@@ -242,13 +242,13 @@ class RelayedSums(MaskedSums):
         kept = None
         try:
             if not plan.absent:
-                kept = lead.finished.find(plan, hidden.vector, mark.fingerprint)
+                kept = lead.finished.find(plan, engine.vector, mark.fingerprint)
                 refuse_other_vector(party, plan, mark)
         except OtherVectorError as other:
             plan = self._sit_out(plan, other)
         if kept is not None:
             self._order(Order.KEPT)
-            party.site.broadcast(hidden.vector.buffer)
+            party.site.broadcast(engine.vector.whole())
             self._round = None
             result = SumResult(*kept)
             self._order(Order.DONE + result.to_bytes())
@@ -257,14 +257,14 @@ class RelayedSums(MaskedSums):
         def hide(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes, resume: bool) -> Upload | None:
             order = HideOrder(attempt, resume, tag_key, streams if self._hides else ())
             self._order(order.to_bytes())
-            return upload_part(self._party, self._client, hidden, plan, order, stages)
+            return upload_part(self._party, self._client, engine, plan, order, stages)
 
         def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch | None:
             order = OpenOrder(attempt, tag_key, streams if self._hides else ())
             self._order(order.to_bytes())
-            return fetch_part(self._party, self._client, hidden, plan, order, stages)
+            return fetch_part(self._party, self._client, engine, plan, order, stages)
 
-        self._round = RelayedRound(party, lead.exchange, lead.files, lead.thresholds, plan, hidden.vector, mark)
+        self._round = RelayedRound(party, lead.exchange, lead.files, lead.thresholds, plan, engine.vector, mark)
         lead.states.reached(plan.round_ - 1, plan.state)
         try:
             answer: Answer = self._round.run(hide, open_, lead.states)
@@ -325,17 +325,17 @@ class RelayedSums(MaskedSums):
 
     # --- every rank
 
-    def _follow(self, hidden: HiddenPart, plan: SumPlan, stages: Stages) -> SumResult:
+    def _follow(self, engine: BlockEngine, plan: SumPlan, stages: Stages) -> SumResult:
         site = self._party.site
         while True:
             order = site.await_bytes(None)
             kind, rest = order[:1], order[1:]
             if kind == Order.HIDE:
-                upload_part(self._party, self._client, hidden, plan, HideOrder.from_bytes(order), stages)
+                upload_part(self._party, self._client, engine, plan, HideOrder.from_bytes(order), stages)
             elif kind == Order.OPEN:
-                fetch_part(self._party, self._client, hidden, plan, OpenOrder.from_bytes(order), stages)
+                fetch_part(self._party, self._client, engine, plan, OpenOrder.from_bytes(order), stages)
             elif kind == Order.KEPT:
-                site.broadcast(hidden.vector.buffer)
+                site.broadcast(engine.vector.whole())
             elif kind == Order.OVER:
                 raise RoundOverError(plan.round_, rest.decode())
             elif kind == Order.STOP:

@@ -8,7 +8,7 @@ import time
 from fedhpc.errors import InterruptedRun
 from fedhpc.federation.party import Party, SumPlan
 from fedhpc.federation.stages import Stages
-from fedhpc.sums.over_relay.masked_blocks import HiddenPart
+from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.over_relay.orders import CLOSED, CUT_OFF, HideOrder, OpenOrder, SumFetch, Upload
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.transport import Transport
@@ -18,24 +18,24 @@ _CLOSED = ("round-over", "too-late", "forbidden")
 
 
 def upload_part(
-    party: Party, client: Transport, hidden: HiddenPart, plan: SumPlan, order: HideOrder, stages: Stages
+    party: Party, client: Transport, engine: BlockEngine, plan: SumPlan, order: HideOrder, stages: Stages
 ) -> Upload | None:
-    """Hide and send this rank's part; at the leader the whole upload, None if the set was closed meanwhile."""
+    """Hide and send this rank's part; at the leader the whole upload, None if the set was closed before its end."""
     begun = time.perf_counter()
-    low, high = hidden.part
-    length = hidden.vector.layout.nbytes
-    hidden.begin_hiding(list(order.streams), order.tag_key)
+    low, high = engine.part
+    length = engine.vector.layout.nbytes
+    engine.begin_hiding(list(order.streams), order.tag_key)
     name = _name(party, plan, order.attempt, f"M3v/{party.number}")
     late, digests = b"", b""
     data: memoryview | None = None
     try:
         if length <= BLOCK_BYTES and high > low:
-            hidden.hide(low, high)
-            data = hidden.vector.buffer.data
+            engine.hide(low, high)
+            data = engine.memory().data
             digests = hashlib.sha256(data).digest()
         elif high > low:
             outgoing = client.upload(name, length, resume=order.resume)
-            outgoing.write(low, hidden.vector.buffer[low:high].data, hidden.hide)
+            outgoing.write(low, engine.memory().data, engine.hide)
             digests = b"".join(outgoing.digests[i] for i in sorted(outgoing.digests))
     except RelayProblem as problem:
         if problem.kind not in _CLOSED:
@@ -44,23 +44,23 @@ def upload_part(
     except InterruptedRun:
         late = CUT_OFF
     stages.wire += time.perf_counter() - begun
-    return Upload.of(name, length, party.site.gather_bytes(late or hidden.tag.to_bytes() + digests), data)
+    return Upload.of(name, length, party.site.gather_bytes(late or engine.tag.to_bytes() + digests), data)
 
 
 def fetch_part(
-    party: Party, client: Transport, hidden: HiddenPart, plan: SumPlan, order: OpenOrder, stages: Stages
+    party: Party, client: Transport, engine: BlockEngine, plan: SumPlan, order: OpenOrder, stages: Stages
 ) -> SumFetch | None:
     """Fetch and open this rank's part of the sum; None if the relay no longer keeps it."""
     begun = time.perf_counter()
-    hidden.begin_opening(list(order.streams), order.tag_key)
-    low, high = hidden.part
-    length = hidden.vector.layout.nbytes
+    engine.begin_opening(list(order.streams), order.tag_key)
+    low, high = engine.part
+    length = engine.vector.layout.nbytes
     hashed: dict[int, bytes] | None = {}
     lost = CLOSED
     if high > low:
-        view = hidden.vector.buffer[low:high].data
+        view = engine.memory().data
         try:
-            hashed = client.fetch_part(_name(party, plan, order.attempt, "Y"), length, low, view, hidden.open)
+            hashed = client.fetch_part(_name(party, plan, order.attempt, "Y"), length, low, view, engine.open)
         except RelayProblem as problem:
             if problem.kind not in (*_CLOSED, "absent"):
                 raise
@@ -70,8 +70,8 @@ def fetch_part(
     stages.wire += time.perf_counter() - begun
     mine = lost
     if hashed is not None:
-        digests = [hashed[i] for i in sorted(hashed)] + hidden.opened_digests()
-        mine = hidden.tag.to_bytes() + b"".join(digests)
+        digests = [hashed[i] for i in sorted(hashed)] + engine.opened_digests()
+        mine = engine.tag.to_bytes() + b"".join(digests)
     return SumFetch.of(length, party.site.gather_bytes(mine))
 
 

@@ -1,4 +1,4 @@
-"""Addresses of relays and proxies: read, checked, and shown without what is secret in them."""
+"""Addresses of relays and proxies: read, checked, and shown without their secrets."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def parse_url(url: str, scheme: str, what: str) -> urllib.parse.SplitResult:
 
 
 def without_password(url: str) -> str:
-    """`url` for messages: whole, but without user and password, wherever their marks stand, or where the @ is missing.
+    """`url` for messages: whole, but without user and password, wherever their marks are, even if the @ is missing.
 
-    So of what is no `host:port` all after the first colon is left out: it may be a password.
+    Of anything but `host:port` all after the first colon is left out: it may be a password.
     """
     scheme = scheme_of(url)
     rest = (url[len(scheme) + 3 :] if scheme else url).rpartition("@")[2]
@@ -47,7 +47,7 @@ def scheme_of(url: str) -> str:
 
 
 def joined(host: str, port: int) -> str:
-    """`host:port` as CONNECT, Host and people have it."""
+    """`host:port` as CONNECT, the Host header and people write it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -75,7 +75,7 @@ def is_loopback(url: str) -> bool:
 
 
 def ascii_name(host: str) -> str:
-    """A name as DNS and TLS have it. Raises ValueError where it has no such form."""
+    """A name as DNS and TLS write it. Raises ValueError if it has no such form."""
     return host if host.isascii() else host.encode("idna").decode("ascii")
 
 

@@ -29,7 +29,7 @@ from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count
 class RelayClient:
     """A site's access to its relay. Thread-safe.
 
-    Vectors use at most `connections` at once; each other call under way has one of its own, so waiting stops nothing.
+    Vectors use at most `connections` at once; every other call under way has its own, so waiting blocks nothing.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class RelayClient:
             length = declared_length(response)
             if response.status != 200 or not 0 < length <= MOST_BYTES:
                 link.close()
-                raise RelayProblem(response.status, "nonsense", f"{length} bytes are no listing")
+                raise RelayProblem(response.status, "nonsense", f"{length} bytes are not a listing")
             data = bytearray(length)
             link.read_into(response, memoryview(data))
             link.end(response)

@@ -1,7 +1,7 @@
 """One connection from a site to the relay: TLS 1.3 with both keys pinned, through a proxy if there is one.
 
-The relay's name only finds it: its key must be the one in the signed configuration, so neither DNS nor a public
-authority is believed. OpenSSL still proves that the relay owns that key. http.client does the heads; bodies go from and
+The relay's name only locates it: its key must be the one in the signed configuration, so neither DNS nor a public
+authority is trusted. OpenSSL still proves that the relay owns that key. http.client does the heads; bodies go from and
 to the caller's memory.
 """
 
@@ -75,11 +75,11 @@ class Link:
     def __init__(
         self, access: RelayAccess, context: ssl.SSLContext, traffic: Traffic, met: threading.Event | None = None
     ) -> None:
-        """`met`: set once the relay has proved its key, and shared by all who look at that."""
+        """`met`: set once the relay has proved its key, and shared by all connections of a client."""
         self._access, self._context, self._traffic = access, context, traffic
         self._met = threading.Event() if met is None else met
         self._http: http.client.HTTPConnection | None = None
-        self.stage: Literal["connect", "tls", "open"] = "connect"  # how far the connection is, or came
+        self.stage: Literal["connect", "tls", "open"] = "connect"  # how far the connection is, or got
         self._aborted = False
         self._raw: socket.socket | None = None  # what `interrupt` shuts down
         self.used = False  # whether this connection has answered before: then a cut may just be the relay's idle limit
@@ -105,13 +105,13 @@ class Link:
             self._traffic.count(up=len(view))
 
     def answered_early(self) -> bool:
-        """Whether the relay has answered before the body was sent: it refuses, and reads no further."""
+        """Whether the relay has answered before the body was sent: it refuses the body and reads no further."""
         with self._troubles():
             sock = self._sock()
         return sock.pending() > 0 or readable(sock)
 
     def response(self, wait_s: float = 0.0) -> http.client.HTTPResponse:
-        """The answer's head, for 2xx and 404. Raises LinkDown where it pays to try again, else the refusal."""
+        """The answer's head, for 2xx and 404. Raises LinkDown if another try may help, else the refusal."""
         with self._troubles():
             self._sock().settimeout(self._access.stall_s + wait_s)
             assert self._http is not None
@@ -169,12 +169,12 @@ class Link:
         self._http, self.used, self._raw = None, False, None
 
     def abort(self) -> None:
-        """End for good whatever the connection waits for; from another thread."""
+        """End for good what the connection waits for; called from another thread."""
         self._aborted = True
         self.interrupt()
 
     def interrupt(self) -> None:
-        """Cut the connection, so that its thread finds LinkDown; from another thread."""
+        """Cut the connection, so that its thread gets LinkDown; called from another thread."""
         if (sock := self._raw) is not None:
             with contextlib.suppress(OSError):  # the plain socket's, because SSLSocket.shutdown drops the TLS state
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -190,7 +190,7 @@ class Link:
             plain = self._dial(host, port)
             try:
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                # The name (SNI) is for who passes TLS on by it, unopened; what is believed is the pin.
+                # The name (SNI) serves machines that route TLS by it, unopened; only the pin is trusted.
                 sock = self._context.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=tls_name(host))
             except BaseException:
                 plain.close()
@@ -246,7 +246,7 @@ class Link:
             raise PolicyError(
                 f"the relay at {self._access.url} has the key {pin_of(certificate).hex()}, "
                 f"the configuration says {self._access.relay_pin.hex()}",
-                "somebody stands between, or the relay has a new key that not all sites have signed yet",
+                "somebody is in between, or the relay has a new key that not all sites have signed yet",
             )
         now = datetime.datetime.now(datetime.UTC)
         if early := begins_later(certificate, now):
@@ -260,7 +260,7 @@ class Link:
         return self._http.sock
 
     def _sock_of(self, response: http.client.HTTPResponse) -> ssl.SSLSocket:
-        """The socket, also where http.client has let go of it because the relay will close it."""
+        """The socket, even if http.client has dropped it because the relay will close it."""
         if self._http is not None and isinstance(self._http.sock, ssl.SSLSocket):
             return self._http.sock
         raw: Any = response.fp
@@ -269,7 +269,7 @@ class Link:
 
     @contextlib.contextmanager
     def _troubles(self) -> Any:
-        """Turn every failure of the network into LinkDown, and a rejected certificate into words."""
+        """Turn every failure of the network into LinkDown, and a rejected certificate into a message."""
         try:
             yield
         except (LinkDown, FedhpcError):
@@ -282,7 +282,7 @@ class Link:
             raise LinkDown(printable(words) or type(error).__name__) from None
 
     def _tls_trouble(self, error: ssl.SSLError) -> LinkDown | FedhpcError:
-        """Once the relay has answered on a connection, or proved its key on another, it only is away for a while."""
+        """Once the relay has answered on a connection, or proved its key on another, it is only away for a while."""
         words, answered = tls_words.words_of(error), self.used
         self.close()
         kind = tls_words.kind_of(words)

@@ -1,4 +1,4 @@
-"""NO_PROXY: which hosts are dialled without the proxy. As curl reads it, and what people write beyond that.
+"""NO_PROXY: which hosts are dialled without the proxy. Read as curl does, and with what people write beyond that.
 
 Entries stand between commas or blanks. A name stands for itself and all below it, at label borders; a leading dot
 changes nothing, `*.site.example` is only what is below. `*` stands for any characters, alone for every host. Addresses
@@ -20,7 +20,7 @@ _PARTS = re.compile(r"(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<plain>[^\[\]:]*))(?P<ne
 def is_direct(host: str, port: int, entries: str, variable: str = "NO_PROXY") -> bool:
     """Whether one of `entries` stands for `host`:`port`.
 
-    Raises ConfigError if none does but one of them cannot be read, naming it: it may have been meant to.
+    Raises ConfigError if none does but one of them cannot be read, naming it: it may have been meant for this host.
     """
     unread = ""
     for entry in re.split(r"[\s,]+", entries):
@@ -31,7 +31,7 @@ def is_direct(host: str, port: int, entries: str, variable: str = "NO_PROXY") ->
             unread = unread or entry
     if unread:
         raise ConfigError(
-            f"{variable}: {unread!r} is no host, address or network",
+            f"{variable}: {unread!r} is not a host, address or network",
             'write site.example, .site.example, 10.0.0.0/8 or host:port; or set proxy under [exchange], "" for none',
         )
     return False
@@ -42,7 +42,7 @@ def _stands_for(entry: str, host: str, port: int) -> bool:
     scheme = scheme_of(entry)
     text = entry[len(scheme) + 3 :].rstrip("/") if scheme else entry
     if text.count(":") > 1 and not text.startswith("["):
-        pattern, only = text, ""  # the colons of IPv6 are its own
+        pattern, only = text, ""  # the colons belong to the IPv6 address
     else:
         found = _PARTS.fullmatch(text)
         if found is None:
@@ -70,6 +70,6 @@ def _fits(pattern: str, host: str) -> bool:
 
 
 def _is_in(here: IpAddress | None, network: str) -> bool:
-    """Raises ValueError for what is no network."""
+    """Raises ValueError if it is not a network."""
     found = ipaddress.ip_network(network, strict=False)
     return here is not None and here.version == found.version and here in found

@@ -1,7 +1,7 @@
 """Proxies: which one leads to the relay, and the tunnel that it is asked for (CONNECT, RFC 9110 section 9.3.6).
 
 A proxy says 5xx when the relay is down, starts again, or its name is not known for a moment, so that is waited out like
-a relay that cannot be reached. What says that the proxy never will ends the site at once.
+a relay that cannot be reached. An answer that says it never will ends the site at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedhpc.transport.https.addresses import ascii_name, joined, parse_url, plac
 from fedhpc.transport.https.no_proxy import is_direct
 from fedhpc.transport.link_problems import LinkDown, NoWayError, printable
 
-_VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")  # the first that says something, as for curl
+_VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")  # the first that is not empty, as for curl
 _WITHOUT = ("no_proxy", "NO_PROXY")
 _MOST_HEAD_BYTES = 16 << 10
 _BUSY = {408, 425, 429}
@@ -89,7 +89,7 @@ def proxy_variable(environment: Mapping[str, str] = os.environ) -> str:
 def ask_for_tunnel(sock: socket.socket, proxy: str, host: str, port: int, limit_s: float) -> None:
     """Have the proxy at the other end of `sock` connect to `host`:`port`, within `limit_s`; TLS may follow then.
 
-    Raises LinkDown where it pays to try again, NoWayError where it does not.
+    Raises LinkDown if another try may help, NoWayError if not.
     """
     place, target = place_of(proxy), joined(ascii_name(host), port)
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", *_credentials(proxy)]
@@ -117,7 +117,7 @@ def _credentials(proxy: str) -> list[str]:
 
 
 def _read_head(sock: socket.socket, place: str, deadline: float) -> bytes:
-    """The answer up to its empty line. Raises TimeoutError, ConnectionError, and NoWayError for what is no answer."""
+    """The answer up to its empty line. Raises TimeoutError, ConnectionError, and NoWayError if it is not an answer."""
     head = b""
     while not head.endswith((b"\r\n\r\n", b"\n\n")):  # byte by byte: what follows belongs to TLS
         left = deadline - time.monotonic()
@@ -144,7 +144,7 @@ def _no_proxy(place: str, said: bytes) -> NoWayError:
     else:
         line = said[:_SHOWN_BYTES].partition(b"\n")[0].rstrip()
         words = f"its answer begins with {printable(line.decode('latin-1'))}"
-    return NoWayError(f"what answers at {place} is no HTTP proxy: {words}", f"{_FORM}; {_DIRECTLY}")
+    return NoWayError(f"what answers at {place} is not an HTTP proxy: {words}", f"{_FORM}; {_DIRECTLY}")
 
 
 def _refusal(

@@ -1,7 +1,7 @@
-"""Going on after failures: connections to the relay, and requests that are tried until patience ends.
+"""Carries on after failures: connections to the relay, and requests that are tried until patience ends.
 
 A failure of the network is retried with growing pauses until nothing has moved for `total_s`; then the site ends with
-exit code 69. Whoever waits is told once a second through `on_retry`, which may end it otherwise.
+exit code 69. A waiting caller hears of it once a second through `on_retry`, which may end the wait.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _Piece = TypeVar("_Piece")
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to go on. Pauses double from `first_s` to `longest_s`; nothing moved for `total_s`: give up."""
+    """How long to keep trying. Pauses double from `first_s` to `longest_s`; nothing moved for `total_s`: give up."""
 
     total_s: float = 300.0
     first_s: float = 0.25
@@ -36,7 +36,7 @@ class Patience:
 
 @dataclass(frozen=True)
 class Retry:
-    """What `on_retry` is told, about once a second while the client pauses, and with 0 s left before it gives up."""
+    """The argument of `on_retry`, about once a second while the client pauses, and with 0 s left before it gives up."""
 
     what: str
     reason: str  # begins with the relay's host:port
@@ -73,18 +73,18 @@ class Clock:
             self.moved, self.failures = time.monotonic(), 0
 
     def failed(self) -> int:
-        """One more failure since something moved; how many there were before."""
+        """Count one more failure since something moved; returns how many there were before."""
         with self._lock:
             self.failures += 1
             return self.failures - 1
 
     def go_on(self) -> None:
-        """Raises Ended if the transfer has been ended. To be asked before each block."""
+        """Raises Ended if the transfer has been ended. Called before each block."""
         if self.ended.is_set():
             raise Ended
 
     def end(self) -> None:
-        """End the transfer: its connections are cut, so that nobody waits for a slow peer any more."""
+        """End the transfer: its connections are cut, so that no thread waits for a slow peer."""
         with self._lock:
             self.ended.set()
             for link in self._using:
@@ -92,7 +92,7 @@ class Clock:
 
     @contextlib.contextmanager
     def using(self, link: Link) -> Iterator[None]:
-        """While it lasts, `end` cuts `link`."""
+        """Inside the block, `end` cuts `link`."""
         with self._lock:
             self.go_on()
             self._using.add(link)
@@ -120,14 +120,14 @@ class Links:
         self.met = threading.Event()
         self._lock = threading.Lock()
         self._all: list[Link] = []
-        self._free: list[Link] = []  # the last one used first: it is the likeliest to be open still
+        self._free: list[Link] = []  # the last one used comes first: it is most likely still open
         self._transfers = threading.BoundedSemaphore(count)
         self._closed = threading.Event()
 
     def persist(
         self, what: str, act: Callable[[Link], _T], clock: Clock | None = None, *, transfer: bool = False
     ) -> _T:
-        """`act` on a connection, again after every LinkDown, until nothing has moved for the patience (PeersError)."""
+        """Call `act` on a connection, again after every LinkDown; PeersError once nothing moved for the patience."""
         clock = clock or Clock()
         while True:
             stale = False
@@ -156,7 +156,7 @@ class Links:
             self._pause(what, placed, pause, clock)
 
     def each(self, pieces: Sequence[_Piece], work: Callable[[_Piece], None], clock: Clock, ways: int = 0) -> None:
-        """`work` on all pieces, `ways` (default: as many as connections) at once, in order.
+        """Call `work` on all pieces in order, `ways` (default: as many as connections) at once.
 
         The first failure ends the clock's transfer and is raised once the others have stopped.
         """

@@ -1,4 +1,4 @@
-"""What it means that TLS with the relay failed: to be waited out, another service, or a certificate that is refused.
+"""What a failure of TLS with the relay means: wait it out, another service, or a refused certificate.
 
 While a relay starts again anything may happen to a handshake, so what is not known for certain is waited out.
 """
@@ -31,7 +31,7 @@ _CERTIFICATE = ("certificate", "unknown ca", "access denied")
 
 
 def kind_of(words: str) -> Kind:
-    """What follows from a failure, as `words_of` says it, before the relay has answered on the connection."""
+    """The error for a failure (`words_of`) before the relay has answered on the connection."""
     if words.startswith("alert ") and any(word in words for word in _CERTIFICATE):
         return "certificate"
     return "no relay" if words in (*_NO_TLS, *_NOT_OURS) else "wait"
@@ -47,11 +47,11 @@ def words_of(error: ssl.SSLError) -> str:
 
 
 def no_relay(words: str, place: str) -> tuple[str, str]:
-    """Reason and hint for what is no relay."""
+    """Reason and hint for a service that is not a relay."""
     port = "its public port, and not its admin port" if words in _NO_TLS else "a relay, and not another service"
     hint = f"is {place} {port} or a middlebox that opens TLS? The address is `url` under [exchange] of site.toml"
     if words in _NO_TLS:
-        return f"TLS: what answers there speaks no TLS ({words})", hint
+        return f"TLS: what answers there does not speak TLS ({words})", hint
     return f"TLS: what answers there does not speak TLS 1.3 as a relay does ({words})", hint
 
 
@@ -73,8 +73,8 @@ def refused_certificate(words: str, certificate: Path) -> PolicyError:
         return PolicyError(
             f"{what}: it ends on {ends}, and the clock here says {utc(now)}", f"{COMPARE_CLOCKS}; or {renew}"
         )
-    if words == "alert bad certificate":  # what OpenSSL says of one that has not begun, among others
+    if words == "alert bad certificate":  # OpenSSL says this also of one that is not yet valid
         begins = utc(shown.not_valid_before_utc)
-        hint = f"it holds since {begins}: where the relay's clock is behind that, it has not begun; else {renew}"
+        hint = f"it is valid from {begins}: where the relay's clock is behind that, it has not begun; else {renew}"
         return PolicyError(what, hint)
     return PolicyError(what, f"it may come from another enrolment: {renew}")

@@ -24,7 +24,7 @@ from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count
 TREE_HEADER = "fedhpc-tree"
 _COMMIT_S = 300.0  # the relay syncs a whole vector to its disk
 
-BlockWork = Callable[[int, int], None]  # on bytes [low, high) of the vector: one block
+BlockWork = Callable[[int, int], object]  # on bytes [low, high) of the vector: one block
 
 
 class Outgoing:
@@ -79,7 +79,7 @@ class Outgoing:
         return root
 
     def _block(self, at: int, end: int, first: int, view: memoryview, prepare: BlockWork | None) -> memoryview:
-        """The block at byte `at`, final and hashed. Only the thread whose piece it is in comes here."""
+        """The block at byte `at`, final and hashed. Called only by the thread whose piece it is in."""
         high = min(at + BLOCK_BYTES, end)
         block = view[at - first : high - first]
         index = at // BLOCK_BYTES
@@ -118,7 +118,7 @@ class Outgoing:
                     link.send(block)
                 response = link.response()
                 link.read_json(response)
-                if response.status == 404:  # dropped meanwhile: the next try begins it anew, or hears why not
+                if response.status == 404:  # dropped in between: the next try starts over, or hears why not
                     raise LinkDown("the relay has dropped the upload")
                 clock.tick()
                 todo = todo[1:]
@@ -186,7 +186,7 @@ class Incoming:
                 finally:
                     known.set()
                 return
-            known.wait()  # so an object that is waited for costs one round trip, and one connection until it is there
+            known.wait()  # so an object that is awaited costs one round trip, and one connection until it is there
             if self.said:
                 self._links.persist(
                     f"fetch {self._name.name}",

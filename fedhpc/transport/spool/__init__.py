@@ -1,1 +1,1 @@
-"""A directory in the place of a connection, for nodes without a route, and the carrier that empties it."""
+"""A directory in place of a connection, for nodes without a route, and the carrier that empties it."""

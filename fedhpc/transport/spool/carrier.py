@@ -1,7 +1,7 @@
 """The carrier of a spool directory: on a machine with a route it moves a site's objects to the relay and back.
 
-It has the site's TLS key, no other: it cannot sign, and what it carries is masked, sealed or public to the relay. It
-can be killed at any moment: all that it does can be done again, and what it has done stands in files.
+It has the site's TLS key and no other: it cannot sign, and what it carries is masked, sealed or public to the relay. It
+can be killed at any moment: everything it does can be repeated, and its results are in files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Carrier:
     """Carries one site's spool directory."""
 
     def __init__(self, folder: SpoolFolder, client: RelayClient, say: Callable[[str], None]) -> None:
-        """`say`: tells people."""
+        """`say`: prints for people."""
         folder.require()
         self._folder, self._client, self._say = folder, client, say
         self.stopping = threading.Event()
@@ -54,7 +54,7 @@ class Carrier:
         self._watchers: dict[tuple[int, int], str] = {}
         self._listed: dict[tuple[int, int], ListedAttempt] = {}
         self._trouble, self._told = "", 0.0
-        self._goes_on = True  # after a trouble, which is told then; one pass ends with it
+        self._goes_on = True  # after a trouble, which is then reported; a single pass ends with it
         self._fatal: BaseException | None = None
         self._messages = ThreadPoolExecutor(_MESSAGES, "carry message")
         self._vectors = ThreadPoolExecutor(_VECTORS, "carry vector")
@@ -85,7 +85,7 @@ class Carrier:
             self._end()
 
     def watch(self, stale_s: float = STALE_S) -> None:
-        """Carry until `stopping` is set. Failures of network and disks are told and tried again."""
+        """Carry until `stopping` is set. Failures of network and disks are reported and tried again."""
         self._begin(stale_s)
         try:
             threading.Thread(target=self._keep_standing, name="standing", daemon=True).start()
@@ -132,7 +132,7 @@ class Carrier:
     def _take_place(self, stale_s: float) -> None:
         for name in names_in(self._folder.spool):
             if len(name) == 64 and name != self._folder.config:
-                self._say(f"not carried: {name[:16]}… in {self._folder.spool} is of another federation.toml")
+                self._say(f"not carried: {name[:16]}… in {self._folder.spool} belongs to another federation.toml")
         self._lease.take(self._say, self.stopping, stale_s)
 
     def _end(self) -> None:
@@ -160,7 +160,7 @@ class Carrier:
     # --- single objects
 
     def _start_all(self) -> list[Future[None]]:
-        """Begin all that the site's notes ask for and that is not under way."""
+        """Start everything that the site's notes ask for and that is not under way."""
         started = []
         asked: set[_Key] = set()
         for put in self._notes.puts():
@@ -175,7 +175,7 @@ class Carrier:
         return [future for future in started if future is not None]
 
     def _forget_all_but(self, asked: set[_Key]) -> None:
-        """What no note asks for is not remembered; sums are, since they come unasked."""
+        """Forget what no note asks for; sums are kept, since they are brought unasked."""
         with self._lock:
             self._done = {key for key in self._done if key in asked or key[0] == "sum"}
             now = time.monotonic()
@@ -308,7 +308,7 @@ class Carrier:
                 self._fail(error)
 
     def _stand(self, *, quiet: bool) -> None:
-        """Bring where the federation stands. `quiet`: that is no sign that the site runs."""
+        """Bring the state of the federation. `quiet`: this is not a sign that the site runs."""
         path = f"/v1/federations/{self._folder.config}" + ("?quiet" if quiet else "")
         try:
             found = self._client.get_json(path)
@@ -323,11 +323,11 @@ class Carrier:
     # --- troubles
 
     def _complain(self, error: FedhpcError) -> None:
-        """Tell people and, by the next sign of life, the site."""
+        """Tell people, and with the next sign of life the site."""
         if self.stopping.is_set():
             return
         if isinstance(error, NoWayError) and not self._client.met:
-            self._fail(error)  # a wrong address, which is found out at the start, and not in the middle of days
+            self._fail(error)  # a wrong address shows at the start, not after days
             return
         now = time.monotonic()
         if self._goes_on and (error.what != self._trouble or now - self._told > _TELL_S):

@@ -1,7 +1,7 @@
 """One carrier for a spool directory: its sign of life is its lease, on whichever host it runs.
 
-Locks of shared file systems are not to be relied on, and process numbers mean nothing on another host, so a second
-carrier looks whether the first one's file changes. If both ran all the same, nothing would break: they do the same.
+Locks of shared file systems cannot be relied on, and process numbers mean nothing on another host, so a second
+carrier looks whether the first one's file changes. If both ran, nothing would break: they do the same.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Lease:
             write_file(self._folder.carrier, to_bytes(self._life))
 
     def end(self) -> None:
-        """Leave the place to the next one, if it is still this carrier's."""
+        """Give up the place, if it is still this carrier's."""
         with self._lock, suppress(PeersError, StorageError):
             self._require()
             self._life = replace(self._life, beats=self._life.beats + 1, ended=True)
@@ -77,7 +77,7 @@ class Lease:
         there = self._read()
         if there is not None and there.carrier != self._life.carrier:
             raise PeersError(
-                f"{self._folder.root} is carried by another one now, on {there.host} by process {there.pid}",
+                f"{self._folder.root} is now carried by another carrier, on {there.host} by process {there.pid}",
                 "this carrier had shown no sign of life for a while; one is enough",
             )
 
@@ -95,7 +95,7 @@ def _place() -> str:
 
 
 def _has_died(life: CarrierLife) -> bool:
-    """Whether that carrier surely runs no more; not known on another host."""
+    """Whether that carrier has certainly ended; unknown on another host."""
     if not life.place or life.place != _place() or life.pid < 1:
         return False
     try:

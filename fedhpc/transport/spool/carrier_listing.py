@@ -13,11 +13,11 @@ from fedhpc.transport.spool.client import MOST_MESSAGE_BYTES, comes_along
 from fedhpc.transport.spool.files import SpoolFolder, read_file, write_file
 from fedhpc.transport.spool.notes import MOST_NAMES, Listed, Listing, Refusal, to_bytes
 
-MOST_ATTEMPT_BYTES = 1 << 30  # of messages of one attempt; a relay that sends more is not believed to be honest
+MOST_ATTEMPT_BYTES = 1 << 30  # of messages of one attempt; a relay that sends more is taken for dishonest
 
 
 class ListedAttempt:
-    """One attempt as the site is shown it. Thread-safe: who watches anew may come before the last poll has ended."""
+    """One attempt as the site is shown it. Thread-safe: a new watcher may come before the last poll has ended."""
 
     def __init__(self, folder: SpoolFolder, round_: int, attempt: int) -> None:
         self._folder, self.round, self.attempt = folder, round_, attempt
@@ -32,14 +32,14 @@ class ListedAttempt:
         return self._listing.objects
 
     def bring(self, client: RelayClient, wait_s: float, still: Callable[[], bool]) -> bool:
-        """Ask the relay for what is new, at most `wait_s`, and show it to the site; whether there was anything.
+        """Ask the relay for what is new, at most `wait_s`, and show it to the site; returns whether there was anything.
 
-        `still`: whether anybody wants it when the answer comes. Raises the relay's refusal, PeersError, StorageError;
+        `still`: whether it is still wanted when the answer comes. Raises the relay's refusal, PeersError, StorageError;
         the next call then goes on where this one was.
         """
         after = self._cursor
         entries, cursor = client.listing(self._folder.config, self.round, self.attempt, after, wait_s)
-        again = cursor.partition(".")[0] != after.partition(".")[0]  # the relay was started anew
+        again = cursor.partition(".")[0] != after.partition(".")[0]  # the relay was restarted
         with self._lock:
             return still() and self._take(client, entries, cursor, again=again)
 
@@ -75,14 +75,14 @@ class ListedAttempt:
             self._show(Listing(self._listing.generation, self._listing.objects, trial, refusal))
 
     def _store(self, client: RelayClient, entry: Entry) -> bool:
-        """The message as a file; False if the relay no longer has it."""
+        """Bring the message as a file; False if the relay no longer has it."""
         name = self._folder.of(self.round, self.attempt, entry.name)
         path = self._folder.come(name)
         there = read_file(path, MOST_MESSAGE_BYTES)
         if there is not None and tree(there) == entry.tree:
             return True
         body = entry.body if entry.body is not None else client.get(name)
-        if body is None or tree(body) != entry.tree:  # removed or replaced since: it is listed again then
+        if body is None or tree(body) != entry.tree:  # removed or replaced in between: it is then listed again
             return False
         write_file(path, body)
         return True

@@ -1,4 +1,4 @@
-"""What a site's half of a spool directory asks for now, and clearing away what it asks for no more."""
+"""Reads what a site's half of a spool directory asks for, and clears away what it no longer asks for."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class SiteNotes:
         self.runs = life is not None and not life.ended and time.monotonic() - self._changed < _RUNS_S
 
     def clear(self) -> None:
-        """Remove from the carrier's half what no note of the site asks for any more, and rounds that are long over."""
+        """Remove from the carrier's half what no note of the site asks for, and rounds that are long over."""
         folder = self._folder
         wanted = set(names_in(folder.out / WANTS))
         for text in names_in(folder.in_ / ANSWERS):
@@ -135,7 +135,7 @@ class SiteNotes:
                     self._clear_sums(round_, attempt)
 
     def _clear_sums(self, round_: int, attempt: str) -> None:
-        """Sums of a round that the site is through with. They are large, and fetched again if it comes back."""
+        """Sums of a round that the site has finished. They are large, and are fetched again if it comes back."""
         for text in names_in(self._folder.in_ / str(round_) / attempt):
             name = _object(f"{round_}.{attempt}.{text}", self._folder.config)
             if name is not None and not comes_along(name):

@@ -1,6 +1,6 @@
 """What the carrier does for one note of the site: send an object to the relay, or fetch one; each can be repeated.
 
-Large objects go in windows of bounded memory, and go on after a cut or a kill where they were.
+Large objects go in windows of bounded memory, and resume after a cut or a kill.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _REFUSED = "the relay refused ("
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the relay refused one object: the site's to know. Other errors are the carrier's own."""
+    """Whether the relay refused one object, which the site must know. Other errors are the carrier's own."""
     if isinstance(error, RelayProblem):
         return True
     return isinstance(error, PolicyError) and error.what.startswith((_REFUSED, "the relay sent", "the relay has"))
@@ -51,14 +51,14 @@ class Tasks:
         self._folder, self._client = folder, client
         self._lock = threading.Lock()
         self._locks: dict[ObjectName, threading.Lock] = {}
-        self._sums: dict[ObjectName, str] = {}  # Trees of those that this carrier has seen whole
+        self._sums: dict[ObjectName, str] = {}  # Trees of the sums that this carrier has seen whole
 
     # --- to the relay
 
     def send(self, name: ObjectName, note: PutNote) -> bool:
-        """Put an object there and leave the relay's answer; False if it is not whole here (yet).
+        """Send an object to the relay and leave its answer; False if it is not whole here (yet).
 
-        Raises PeersError (relay out of reach) and StorageError: then nothing is said, and it is tried again.
+        Raises PeersError (relay out of reach) and StorageError: then no answer is left, and it is tried again.
         """
         refusal: Refusal | None = None
         try:
@@ -118,7 +118,7 @@ class Tasks:
         length, root = 0, ""
         try:
             if name.kind in UNSHARED:
-                raise PolicyError(f"{_REFUSED}403 forbidden): {name.kind} is given to nobody")
+                raise PolicyError(f"{_REFUSED}403 forbidden): {name.kind} is given to no site")
             length, root = self._fetch_sum(name, want.length) if want.length else self._fetch_message(name)
         except (RelayProblem, PolicyError) as error:
             if not is_refusal(error):
@@ -160,7 +160,7 @@ class Tasks:
                 handle = open_part(part)
             try:
                 found = self._grow(name, handle, length)
-                if found is not None and found.hex() != root:  # what a predecessor left may be of another sum
+                if found is not None and found.hex() != root:  # a predecessor's file may belong to another sum
                     os.ftruncate(handle, 0)
                     found = self._grow(name, handle, length)
                 if found is None:
@@ -193,7 +193,7 @@ class Tasks:
                 if self._sums[name] == root:
                     return True
         self._sums.pop(name, None)
-        remove(path)  # of a relay that has lost its disk since
+        remove(path)  # from a relay that has lost its disk since
         return False
 
     def _grow(self, name: ObjectName, handle: int, length: int) -> bytes | None:

@@ -1,7 +1,7 @@
-"""The site's side of a spool directory: for nodes without any route, what RelayClient is for nodes with one.
+"""The site's side of a spool directory: for nodes without a route what RelayClient is for nodes with one.
 
 Objects are files; a carrier on another machine (carrier.py) moves them to the relay and back. What the relay answers
-comes back too, so a refusal is the same error as over https. Nothing secret is in the directory: it holds what the
+comes back too, so a refusal is the same error as over https. Nothing in the directory is secret: it holds what the
 relay is sent, and what the relay sends.
 """
 
@@ -72,7 +72,7 @@ class SpoolClient:
         self._watched: set[tuple[int, int]] = set()
         self._newest = 0  # round that was written to
         if leads:
-            for kind in (WANTS, WATCHES):  # of a predecessor: nobody waits for them
+            for kind in (WANTS, WATCHES):  # a predecessor's: no thread waits for them
                 for name in names_in(folder.out / kind):
                     remove(folder.note(kind, name))
 
@@ -109,7 +109,7 @@ class SpoolClient:
         return data
 
     def get_json(self, path: str) -> dict[str, Any]:
-        """Where the federation stands, as the carrier heard it last. Nothing else is to be had through a spool."""
+        """The state of the federation, as the carrier last heard it. A spool gives nothing else."""
         if path.partition("?")[0] != f"/v1/federations/{self._folder.config}":
             raise PeersError(f"the spool does not carry {path}")
         found = self._patience.poll("see where the federation stands", self._standing)
@@ -127,7 +127,7 @@ class SpoolClient:
     ) -> tuple[list[Entry], str]:
         """Objects of an attempt that came after the cursor `after`, and the next cursor; see RelayClient.listing."""
         if config != self._folder.config:
-            raise PeersError("the spool is another federation's")
+            raise PeersError("the spool belongs to another federation")
         self._watch(round_, attempt)
         new: tuple[list[Entry], str] = ([], after)
         generation, _, known = after.partition(".")
@@ -194,8 +194,8 @@ class SpoolClient:
         return read_blocks(path, length, first, view, finish, self._threads, self.traffic)
 
     def close(self) -> None:
-        """End all waiting; the carrier waits for nothing on this site's behalf any more."""
-        with contextlib.suppress(StorageError):  # the carrier finds out by itself
+        """End all waiting; the carrier then waits for nothing on this site's behalf."""
+        with contextlib.suppress(StorageError):  # the carrier finds out on its own
             self._patience.close()
 
     # --- notes
@@ -218,7 +218,7 @@ class SpoolClient:
         if name.kind in UNSHARED:
             drop(self._folder.sent(name))  # large, and the relay has it; note and receipt say so
         elif name.round == 0 and name.attempt:
-            remove(self._folder.note(PUTS, note_name(name)))  # catch-up: nobody repeats it
+            remove(self._folder.note(PUTS, note_name(name)))  # catch-up: it is not repeated
             drop(self._folder.sent(name))
 
     def _ask(self, name: ObjectName, length: int) -> Answer:
@@ -240,7 +240,7 @@ class SpoolClient:
         return answer
 
     def _watch(self, round_: int, attempt: int) -> None:
-        """Leave a note that this site waits for what comes under an attempt, and take away those that are old."""
+        """Leave a note that this site waits for what comes under an attempt, and remove those that are old."""
         with self._lock:
             if (round_, attempt) in self._watched:
                 return
@@ -251,7 +251,7 @@ class SpoolClient:
                 remove(self._folder.note(WATCHES, f"{old[0]}.{old[1]}"))
 
     def _make_room(self, round_: int) -> None:
-        """Remove what this site wrote for rounds that nobody comes back to."""
+        """Remove what this site wrote for rounds that are over."""
         with self._lock:
             if round_ <= self._newest:
                 return
@@ -271,7 +271,7 @@ class SpoolClient:
     # --- what the carrier wrote
 
     def _accepted(self, name: ObjectName, root: bytes) -> bool:
-        """Whether the relay has these bytes already, and nothing else was offered since."""
+        """Whether the relay already has these bytes, and nothing else was offered since."""
         note, receipt = self._put_note(name), self._receipt(name)
         return (
             note is not None
@@ -311,7 +311,7 @@ class SpoolClient:
         return entries
 
     def _body(self, name: ObjectName, length: int, root: str) -> bytes | None:
-        """The message, once its file has the bytes that were announced. Raises PolicyError if that is no message."""
+        """The message, once its file has the announced bytes. Raises PolicyError if they are not a message."""
         if length > MOST_MESSAGE_BYTES:
             raise PolicyError(f"{name.name} has {length} bytes, at most {MOST_MESSAGE_BYTES} are expected")
         path = self._folder.come(name)
@@ -330,7 +330,7 @@ def comes_along(name: ObjectName) -> bool:
 
 
 def _is_old(watched: tuple[int, int], round_: int, attempt: int) -> bool:
-    """Whether nobody waits for `watched` once (round_, attempt) is waited for."""
+    """Whether `watched` is no longer awaited once (round_, attempt) is."""
     if watched[0] == 0:
         return watched[1] > 0 and (round_ > 0 or attempt > 0)
     return round_ > 0 and (watched[0] < round_ - 1 or (watched[0] == round_ and 0 < watched[1] < attempt))

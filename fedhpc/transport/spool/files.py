@@ -1,7 +1,7 @@
 """The files of a spool directory: where everything lies, writing whole files, reading on slow shared file systems.
 
 SPOOL/<config>/<site>/out/ is written by the site alone, in/ by the carrier alone, so that each half can be copied one
-way. A file appears by rename, and a name that begins with a dot is nobody's yet. docs/spool.md has the layout.
+way. A file appears by rename; a name that begins with a dot is not ready yet. docs/spool.md has the layout.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class SpoolFolder:
 
     @property
     def standing(self) -> Path:
-        """Where the federation stands, as the relay told the carrier."""
+        """The state of the federation, as the relay told the carrier."""
         return self.in_ / "standing.json"
 
     @property
@@ -86,7 +86,7 @@ class SpoolFolder:
         return self.out / "site.json"
 
     def require(self) -> None:
-        """Raise StorageError unless the spool directory is there: it is never made, for it may not be mounted."""
+        """Raise StorageError unless the spool directory is there: it is never made, since it may be unmounted."""
         if not self.spool.is_dir():
             raise StorageError(
                 f"the spool directory {self.spool} is not there",
@@ -103,12 +103,12 @@ def _object(half: Path, name: ObjectName) -> Path:
 
 
 def flat(name: str) -> str:
-    """`M3v.2` for `M3v/2`: as a file is called."""
+    """`M3v.2` for `M3v/2`: the name of a file."""
     return name.replace("/", ".")
 
 
 def note_name(name: ObjectName) -> str:
-    """`3.1.M1.2`: as a note about an object is called."""
+    """`3.1.M1.2`: the name of a note about an object."""
     return f"{name.round}.{name.attempt}.{flat(name.name)}"
 
 
@@ -141,7 +141,7 @@ def read_file(path: Path, most: int) -> bytes | None:
             return None
         size = os.fstat(handle).st_size
         if size > most:
-            raise StorageError(f"{path} has {size} bytes, at most {most} are expected", "it is no file of a spool")
+            raise StorageError(f"{path} has {size} bytes, at most {most} are expected", "it is not a file of a spool")
         data = bytearray()
         while piece := os.read(handle, most + 1 - len(data)):
             data += piece
@@ -160,7 +160,7 @@ def opened(path: Path) -> Iterator[int | None]:
         return
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise StorageError(f"{path} is no regular file", "nothing else belongs into a spool directory")
+            raise StorageError(f"{path} is not a regular file", "nothing else belongs in a spool directory")
         yield handle
     finally:
         os.close(handle)
@@ -185,7 +185,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all in it, if it is there. What cannot be removed stays: it is only old."""
+    """Remove a file or a folder with all in it, if it is there. What cannot be removed stays: it is merely old."""
     with contextlib.suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Who may use what lies in a spool directory: this account alone, or a group, as the directory itself says.
+"""Who may use a spool directory: this account alone, or a group, as the directory's own mode says.
 
 A carrier may run under another account. Then people make the directory writable for a group that both are in, and
 everything below it is the group's too: files 0660, folders 2770. Else files are 0600 and folders 0700. The umask
@@ -28,14 +28,14 @@ def file_mode(folder: Path) -> int:
 
 
 def make_folder(path: Path) -> None:
-    """Make `path` and what is missing above it, for whom the folder above that is. Raises OSError."""
+    """Make `path` and what is missing above it, with the access of the folder above. Raises OSError."""
     if path.is_dir():
         return
     make_folder(path.parent)
     if not is_groups(path.parent):
         path.mkdir(_OWN_FOLDER, exist_ok=True)
         return
-    # Under another name first: who finds the folder finds it with its mode, and makes others in it accordingly.
+    # Under another name first: a process that finds the folder finds it with its final mode.
     made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     made.mkdir(_OWN_FOLDER)
     group = path.parent.stat().st_gid

@@ -1,7 +1,7 @@
 """What site and carrier write to each other in a spool directory: small JSON files, checked when they are read.
 
 They hold names, lengths, Trees, and what the relay answered: nothing that the relay does not know. A note of another
-form is a ValueError; who reads it treats it as not there yet.
+form is a ValueError; its reader treats it as not there yet.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Refusal:
 
     @classmethod
     def of(cls, error: RelayProblem | PolicyError) -> Refusal:
-        """As the carrier writes it down."""
+        """The form in which the carrier writes it."""
         if isinstance(error, RelayProblem):
             detail = error.what.split("): ", 1)[-1]
             return cls(error.status, error.kind, detail, error.hint)
         return cls(0, "policy", error.what, error.hint)
 
     def error(self) -> FedhpcError:
-        """As the site raises it: the same error that it would have met over https."""
+        """The error that the site raises: the one it would have met over https."""
         if self.status:
             return RelayProblem(self.status, self.kind, self.detail, self.hint)
         return PolicyError(self.detail, self.hint)
@@ -50,7 +50,7 @@ class Refusal:
 class PutNote:
     """out/puts/…: an object of the site is there, whole."""
 
-    trial: str  # of one call of put, so that a refusal is known to be the answer to it
+    trial: str  # drawn by each call of put, so that a refusal is known to answer it
     length: int
     tree: str
 
@@ -98,7 +98,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Listing:
-    """in/R/A/listing.json: what has come, in order. Another `generation` begins anew."""
+    """in/R/A/listing.json: what has come, in order. A new `generation` starts over."""
 
     generation: str
     objects: tuple[Listed, ...]
@@ -135,7 +135,7 @@ def to_bytes(note: Any) -> bytes:
 
 
 def read_note(kind: type[_Note], data: bytes | None) -> _Note | None:
-    """The note in `data`; None for None and for another form: a file that is not there yet, to whoever waits for it."""
+    """The note in `data`; None for None and for another form: to its reader, the file is not there yet."""
     if data is None:
         return None
     try:
@@ -174,7 +174,7 @@ def _tree(value: Any, empty: bool = False) -> str:
 
 
 def _words(value: Any) -> str:
-    """One line for a terminal, whoever wrote it."""
+    """One line that is safe for a terminal."""
     if not isinstance(value, str):
         raise ValueError("not text")
     return "".join(c if c.isprintable() else "?" for c in value[:600])

@@ -1,6 +1,6 @@
-"""Waiting in a spool directory: looking again and again, and giving up when the carrier shows no sign of life.
+"""Waits in a spool directory: looks again and again, and gives up when the carrier shows no sign of life.
 
-There is no other way than to look: file systems that several machines share tell nobody of a change.
+Looking is the only way: file systems that several machines share do not notify of a change.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class SpoolPatience:
         now = time.monotonic()
         self._changed, self._looked, self._beaten = now, now - _LOOK_S, now - _BEAT_S
         self._told = now - total_s
-        self._beats = time.time_ns() // 1_000_000  # a site that starts again goes on above what it wrote before
+        self._beats = time.time_ns() // 1_000_000  # a site that starts again counts on from what it wrote before
 
     def poll(self, what: str, look: Callable[[], _T | None], wait_s: float | None = None) -> _T | None:
-        """`look()`, again and again, until it gives something; None after `wait_s`.
+        """Call `look()` again and again until it gives something; None after `wait_s`.
 
-        Raises PeersError if meanwhile nothing is heard of the carrier for too long, or after `close`.
+        Raises PeersError if the carrier gives no sign of life for too long, or after `close`.
         """
         end = None if wait_s is None else time.monotonic() + wait_s
         pause = _FIRST_S
@@ -60,7 +60,7 @@ class SpoolPatience:
             pause = min(1.5 * pause, _LONGEST_S)
 
     def close(self) -> None:
-        """End all polls. The carrier is told that this site waits for nothing any more."""
+        """End all polls, and tell the carrier that this site waits for nothing."""
         if not self.closed.is_set():
             self.closed.set()
             if self._speaks and self._folder.spool.is_dir():
@@ -86,7 +86,7 @@ class SpoolPatience:
             life = read_note(CarrierLife, read_file(self._folder.carrier, MOST_NOTE_BYTES))
             before, self._seen = self._seen, life or self._seen
             if since > _QUIET_S or (life and (before is None or _sign(before) != _sign(life))):
-                self._changed = now  # it moves; or nobody has looked for it lately
+                self._changed = now  # it moves, or no poll has looked for it lately
             quiet = now - self._changed
         if quiet > self._total_s:
             self._on_retry(Retry(what, f"spool: {self._last_sign()}", 0.0, 0.0))
@@ -109,5 +109,5 @@ class SpoolPatience:
 
 
 def _sign(life: CarrierLife) -> tuple[str, int]:
-    """What shows that the relay is reached: a carrier that only lives helps nobody."""
+    """The sign that the relay is reached: a carrier that merely runs does not help."""
     return life.carrier, life.moved

@@ -39,7 +39,7 @@ class SpoolOutgoing:
         self.digests: dict[int, bytes] = {}
 
     def write(self, first: int, view: memoryview, prepare: BlockWork | None = None) -> None:
-        """Write whole blocks from byte `first` on, and see them on the disk. `prepare`: see http_transfer.Outgoing.
+        """Write whole blocks from byte `first` on, and see them on the disk. `prepare`: see https/transfer.py.
 
         Raises StorageError, and what `prepare` raises.
         """
@@ -70,7 +70,7 @@ class SpoolOutgoing:
             os.close(handle)
 
     def commit(self, tree: bytes | None = None) -> bytes:
-        """The file gets its name, with the Tree of all ranks' blocks, and the relay takes it. Tree [32].
+        """Give the file its name, with the Tree of all ranks' blocks, and send it to the relay; its Tree [32].
 
         Raises the relay's refusal; PeersError if not all of it is there.
         """
@@ -130,7 +130,7 @@ def check_blocks(first: int, end: int, length: int) -> None:
 
 
 def in_threads(starts: range, work: Callable[[int], None], threads: int) -> None:
-    """`work` on each block, `threads` at once; the first failure stops the others and is raised."""
+    """Call `work` on each block, `threads` at once; the first failure stops the others and is raised."""
     failed: list[BaseException] = []
 
     def guarded(at: int) -> None:
@@ -148,7 +148,7 @@ def in_threads(starts: range, work: Callable[[int], None], threads: int) -> None
 
 
 def drop(path: Path) -> None:
-    """Remove a file and what has grown of it."""
+    """Remove a file and its unfinished part."""
     for one in (path, part_of(path)):
         remove(one)
 

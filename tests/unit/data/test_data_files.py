@@ -311,7 +311,7 @@ def test_rows_without_identifiers_are_numbered(tmp_path):
     text = "age,town,ill\n63,Bonn,0\n41,Köln,1\n41,Köln,1\n"
     done = ingest(tmp_path, text, recipe=UNNAMED, where={"town": "Köln"})
     assert (done.rows_kept, done.rows_elsewhere) == (2, 1)
-    assert "a person who is there twice is not found out" in done.warnings[0]
+    assert "a person who is in it twice goes unnoticed" in done.warnings[0]
     with SiteStore.open(tmp_path / "out.h5") as store:
         wanted = [hmac.digest(KEY, f"row number {n}".encode(), hashlib.sha256) for n in (2, 3)]
         assert store.row_ids().tobytes() == b"".join(wanted)  # of the file, whatever is picked

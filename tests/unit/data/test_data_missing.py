@@ -212,7 +212,7 @@ def test_a_column_has_codes_of_its_own_beside_the_common_ones(tmp_path):
         ('levels = ["m", "f"]', 'levels = ["m", "0"]', "'0' is a value and a missing marker"),
         ('levels = ["m", "f"]', 'levels = ["m", "NA"]', "'NA' is a value and a missing marker"),
         ("above = 1\nrange = [1, 2]", 'classes = { "0.0" = 0, "1" = 1 }', "'0.0' is a value and a missing marker"),
-        ('fill = "m"', 'fill = "NA"', "fill is a code for missing itself"),
+        ('fill = "m"', 'fill = "NA"', "fill is itself a code for missing"),
         ("range = [1, 2]", "range = [2, 3]", "above is not inside range"),
         ("range = [1, 2]", "range = [2, 1]", "smallest, largest"),
         ("range = [1, 2]", "range = [1]", "smallest, largest"),

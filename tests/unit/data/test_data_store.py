@@ -136,9 +136,9 @@ def test_a_file_cut_short_is_refused(tmp_path, keep):
 
 def test_missing_files_and_directories_are_bad_data(tmp_path):
     assert refused(tmp_path / "no.h5", "does not exist").exit_code == 65
-    refused(tmp_path, "is no regular file")
+    refused(tmp_path, "is not a regular file")
     os.mkfifo(tmp_path / "pipe.h5")
-    refused(tmp_path / "pipe.h5", "is no regular file")
+    refused(tmp_path / "pipe.h5", "is not a regular file")
     (tmp_path / "text.h5").write_text("hello")
     refused(tmp_path / "text.h5", "not HDF5")
 
@@ -242,7 +242,7 @@ DAMAGE = {
     "keeps its values in other files": virtual,
     "is a link to elsewhere": lambda f: link(f, h5py.ExternalLink("/etc/passwd", "x")),
     "is a link to elsewhere ": lambda f: link(f, h5py.SoftLink("/row_ids")),
-    "is no array": lambda f: (f.__delitem__("labels"), f.create_group("labels")),
+    "is not an array": lambda f: (f.__delitem__("labels"), f.create_group("labels")),
     "filter that is not allowed": lambda f: replace(f, "labels", data=np.zeros(5, np.int64), fletcher32=True),
     "chunks larger than 64 MiB": lambda f: replace(
         f, "features", data=table(5), maxshape=(None, 2), chunks=(9 * 10**6, 2), compression="gzip"

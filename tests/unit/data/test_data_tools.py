@@ -151,7 +151,7 @@ def test_key_files_are_private(tmp_path):
         assert "chmod 600" in caught.value.hint
     path.chmod(0o600)
     path.write_text("ab" * 31)
-    with pytest.raises(ConfigError, match="no row-id key"):
+    with pytest.raises(ConfigError, match="not a row-id key"):
         read_key(path)
     with pytest.raises(ConfigError, match="No such file"):
         read_key(tmp_path / "no")

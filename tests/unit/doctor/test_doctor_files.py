@@ -70,7 +70,7 @@ def test_a_key_that_is_missing_or_no_file(tmp_path: Path) -> None:
     (tmp_path / "keys" / "aa.key").unlink()
     fails("keys-private", site, "No such file", code=77)
     (tmp_path / "keys" / "aa.key").mkdir()
-    fails("keys-private", site, "is no file", code=77)
+    fails("keys-private", site, "is not a file", code=77)
 
 
 def test_a_key_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ def test_launchers_that_may_fit(tmp_path: Path) -> None:
 
 def test_launchers_that_are_not_judged(tmp_path: Path) -> None:
     skips("mpi-pmi", launched(tmp_path / "1", NONE, "pmix", "none pmix", "none"), "no MPI library")
-    skips("mpi-pmi", launched(tmp_path / "2", Library("new", ()), "pmix", "none pmix", "none"), "no family")
+    skips("mpi-pmi", launched(tmp_path / "2", Library("new", ()), "pmix", "none pmix", "none"), "no known family")
     skips("mpi-pmi", subject(tmp_path / "3", {}, slurm=TWO_RANKS), "no srun")
     skips("mpi-pmi", subject(tmp_path / "4", slurm() | {"srun": complains("no")}, slurm=TWO_RANKS), "no answer")
     skips("mpi-pmi", subject(tmp_path / "5", slurm(), slurm='launcher = "mpirun"'), "starts its ranks itself")

@@ -151,11 +151,11 @@ def test_from_the_mailbox_a_certificate_is_renewed_when_it_ends_soon(new: Enrolm
 def test_a_request_is_refused_unless_its_token_or_a_person_vouches_for_it(new: Enrolment) -> None:
     assert new.candidate("aa").proved
     assert not new.candidate("aa", token=False).proved  # by mail: a person compares the fingerprint
-    with pytest.raises(PolicyError, match="not made with its present token"):
+    with pytest.raises(PolicyError, match="not made with its current token"):
         new.candidate("aa", mailed=False, token=False)  # what a relay could put into the mailbox
     new.tokens["aa"] = new.tokens["bb"]
     for mailed in (True, False):
-        with pytest.raises(PolicyError, match="not made with its present token"):
+        with pytest.raises(PolicyError, match="not made with its current token"):
             new.candidate("aa", mailed=mailed)
     new.tokens["dd"] = new.tokens["bb"]
     uninvited = new.request("dd", new.site("dd"))
@@ -222,7 +222,7 @@ def test_an_invitation_ends_the_token_before_and_empties_the_mailbox(new: Enrolm
     fresh = Coordinator(new.coordinator.folder)
     assert fresh.candidate(new.request("aa"), mailed=False).proved
     new.tokens["aa"] = old
-    with pytest.raises(PolicyError, match="not made with its present token"):
+    with pytest.raises(PolicyError, match="not made with its current token"):
         fresh.candidate(new.request("aa"), mailed=False)
 
 

@@ -78,7 +78,7 @@ def test_only_a_certificate_for_the_own_key_that_holds_now_is_kept(enrolled: Enr
     now = datetime.datetime.now(datetime.UTC)
     for days, words in ((-9, "it has ended by the clock here"), (9, "it has not begun by the clock here")):
         shifted = issue(authority, new_request(site.keys().tls_key, "aa"), 1.0, now + datetime.timedelta(days=days))
-        with pytest.raises(PolicyError, match=f"the certificate holds from .*{words}, .* UTC"):
+        with pytest.raises(PolicyError, match=f"the certificate is valid from .*{words}, .* UTC"):
             site.take_certificate(shifted)
     for junk in (b"", b"-----BEGIN CERTIFICATE-----\n", before + b"x" * (1 << 17), site.keys().tls_key):
         with pytest.raises(PolicyError, match="not a certificate"):
@@ -182,7 +182,7 @@ def test_a_federation_without_pins_masks_or_for_another_relay_is_refused(enrolle
     broken = {
         f'tls = "{enrolled.sites["bb"].keys().tls}"': ("", "no TLS pin for bb"),
         f'tls = "{enrolled.pin}"': ("", "no TLS pin for the relay"),
-        enrolled.pin: ("ab" * 32, f"for the relay with the key {'ab' * 32}; this one's is {enrolled.pin}"),
+        enrolled.pin: ("ab" * 32, f"for the relay with the key {'ab' * 32}; this one has {enrolled.pin}"),
         'mode = "pairwise"': ('mode = "off"', 'mode = "off"'),
     }
     for old, (new, words) in broken.items():

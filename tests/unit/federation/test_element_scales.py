@@ -76,17 +76,17 @@ def test_lanes_of_many_elements_cut_anywhere() -> None:
     cuts = [0, 16, 1 << 15, 1 << 18, layout.nbytes]
     pieces = [p for low, high in itertools.pairwise(cuts) for p in layout.pieces(low, high)]
     for piece in pieces:
-        codec.check(buffer, piece)
-        codec.encode(buffer, piece)
+        codec.check(piece.values_in(buffer), piece)
+        codec.encode(piece.values_in(buffer), piece.lanes_in(buffer), piece)
     lanes = buffer[layout.offsets[1] :].view("<i8")
     assert (np.abs(lanes) >= 2**60).all()
     for piece in reversed(pieces):
-        codec.decode(buffer, piece)
+        codec.decode(piece.lanes_in(buffer), piece.values_in(buffer), piece)
     np.testing.assert_allclose(buffer[layout.offsets[1] :].view("<f8"), values * 0.3, rtol=4e-16)
     buffer[layout.offsets[1] :] = values.view(np.uint8)
     low = Codec(3, "basel", {"x": 0.3}, None, {"x": exponents - np.int32(2)})
     with pytest.raises(DataError, match="beyond the bound"):
-        low.check(buffer, pieces[-1])
+        low.check(pieces[-1].values_in(buffer), pieces[-1])
 
 
 # --- sums

@@ -76,7 +76,7 @@ def test_every_site_fits_the_chosen_scale(sites: list[list[float]], kind: str, f
         buffer = np.zeros(layout.nbytes, dtype=np.uint8)
         buffer[: a.nbytes] = a.view(np.uint8)
         (piece,) = layout.pieces(0, layout.nbytes)
-        Codec(len(sites), "basel", {"x": factor}).check(buffer, piece)  # no site is refused
+        Codec(len(sites), "basel", {"x": factor}).check(piece.values_in(buffer), piece)  # no site is refused
     largest = max(float(np.abs(a).max()) for a in arrays) * factor
     if largest >= 2.0 ** LOWEST[kind]:  # and at most two bits are wasted
         assert math.ldexp(largest, scale + 3) > lane_bound(bits, len(sites))
@@ -108,7 +108,7 @@ def test_what_a_scale_rounds_to_nothing_is_found(values: list[float], larger: in
     buffer = np.zeros(layout.nbytes, dtype=np.uint8)
     buffer[: array.nbytes] = array.view(np.uint8)
     for piece in layout.pieces(0, layout.nbytes):
-        Codec(4, "basel").encode(buffer, piece)
+        Codec(4, "basel").encode(piece.values_in(buffer), piece.lanes_in(buffer), piece)
     all_zero = not buffer.any()
     largest = float(np.abs(array).max())
     if largest >= 2.0 ** LOWEST[kind] and math.ldexp(largest, scales["x"]) != 0.5:

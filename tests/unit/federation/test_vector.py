@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhpc.errors import DataError
+from fedhpc.errors import DataError, InternalError
 from fedhpc.federation.vector import Vector, parts, sum_kind
 from fedhpc.secure.ring import Layout, Tensor
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
@@ -53,6 +53,31 @@ def test_vector_views_share_the_buffer() -> None:
         vector.view("c")
     with pytest.raises(TypeError):
         vector.fill({"n": np.array(0.5)})
+
+
+def test_a_rank_may_hold_a_part() -> None:
+    """Values of a narrow and a wide tensor, cut in the middle of both, and of the salt."""
+    layout = Layout([Tensor("a", "float32", (64,), 0, 8), Tensor("n", "int64", (6,))], salted=True)
+    whole = Vector(layout)
+    whole.fill({"a": np.arange(64, dtype=np.float32), "n": np.arange(6)})
+    whole.put_salt(np.arange(11, 16))
+    assert whole.salt.tolist() == [11, 12, 13, 14, 15]
+    assert whole.whole() is whole.buffer
+    spans = {(0, 48): (0, 192), (48, 80): (192, 272), (80, 128): (272, 320), (128, 152): (320, 344), (0, 0): (0, 0)}
+    for (start, stop), span in spans.items():
+        part = Vector(layout, (start, stop))
+        assert (part.first, part.first + part.buffer.size) == span
+        part.buffer[:] = whole.buffer[span[0] : span[1]]
+        for piece in layout.pieces(start, stop):
+            assert part.of(piece).tolist() == whole.of(piece).tolist()
+        assert part.shared(start, stop) is None
+        part.put_salt(np.arange(21, 26))
+        for piece in layout.pieces(start, stop):
+            if piece.tensor is layout.tensors[-1]:
+                assert part.of(piece).tolist() == list(range(21, 26))[piece.lane :][: part.of(piece).size]
+        for use in (part.whole, part.views, lambda part=part: part.salt):
+            with pytest.raises(InternalError, match="holds a part of the vector only"):
+                use()
 
 
 @pytest.mark.parametrize(

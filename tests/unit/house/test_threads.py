@@ -25,8 +25,8 @@ from fedhpc.relay.rounds.phase_times import KEPT, PhaseTimes
 from fedhpc.relay.rounds.ready import Ready
 from fedhpc.relay.settings import Roster, read_settings
 from fedhpc.secure.transcript import tree
+from fedhpc.sums.blocks import _Tools
 from fedhpc.sums.over_relay.exchange import RelayExchange
-from fedhpc.sums.over_relay.masked_blocks import _Tools
 from fedhpc.transport.https.retry import Clock
 from fedhpc.transport.listing import Entry
 from fedhpc.transport.spool.carrier import Carrier

@@ -17,7 +17,6 @@ from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds import round_threads as coordinator
 from fedhpc.relay.rounds.ready import largest_group, read_ready
-from fedhpc.relay.rounds.summing import vector_runs
 from fedhpc.relay.settings import Roster, read_roster
 from fedhpc.relay.store.kept_attempt import KeptAttempt
 from fedhpc.secure.transcript import canon
@@ -48,6 +47,8 @@ def test_ready_as_it_is_read() -> None:
         {"tensors": []},
         {"tensors": [[32, 0]]},
         {"tensors": [[33, 1]]},
+        {"tensors": [[8, 1]]},
+        {"tensors": [[16, 1]]},
         {"tensors": [[32]]},
         {"tensors": [[64, (1 << 53) - 1]]},
         {"tensors": [[32, 1]] * (MAX_TENSORS + 1)},
@@ -85,14 +86,6 @@ def test_the_largest_group(purposes: dict[int, str], any_base: bool) -> None:
     groups = [frozenset(u for u, p in purposes.items() if p == purpose) for purpose in "abc"]
     assert members == max(filter(None, groups), key=lambda g: (len(g), -min(g)))
     assert all(purposes[u] == chosen.purpose for u in members)
-
-
-@given(st.lists(st.tuples(st.sampled_from([8, 16, 32, 64]), st.integers(0, 40)), max_size=12))
-def test_runs_begin_at_multiples_of_16_bytes(tensors: list[tuple[int, int]]) -> None:
-    runs, nbytes = vector_runs(tensors)
-    assert all(start % 16 == 0 for start, _, _ in runs)
-    assert sum(stop - start for start, stop, _ in runs) == sum(bits * lanes // 8 for bits, lanes in tensors)
-    assert nbytes >= max([stop for _, stop, _ in runs], default=0)
 
 
 # --- the roster file

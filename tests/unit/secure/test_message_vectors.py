@@ -153,7 +153,7 @@ def read_ready_again(text: str) -> None:
     for name in ("base", "layout", "state"):
         good = good and len(bytes.fromhex(value[name])) == 32 and value[name] == value[name].lower()
     for bits, lanes in value["tensors"]:
-        good = good and bits in (8, 16, 32, 64) and 0 <= lanes < 2**53
+        good = good and bits in (32, 64) and 0 <= lanes < 2**53
     if not good:
         raise ValueError(text)
 

@@ -13,8 +13,9 @@ from protocol_fakes import LAYOUT, Memory, World, lanes_at_random
 from secure_fakes import key_of
 
 from fedhpc.errors import PolicyError
-from fedhpc.relay.rounds.summing import sum_vectors, tree_of, vector_runs
+from fedhpc.relay.rounds.summing import sum_vectors, tree_of
 from fedhpc.secure.attempt_file import from_private, sealed, unsealed
+from fedhpc.secure.geometry import Geometry
 from fedhpc.secure.masks import Keystream
 from fedhpc.secure.ring import Layout, Tensor
 from fedhpc.secure.sealing import seal, unseal
@@ -252,19 +253,14 @@ SMALL_FILE = stored()
 # --- the relay's sum ---
 
 
-def test_vector_runs_are_those_of_the_layout() -> None:
-    runs, nbytes = vector_runs([(b, n) for b, n in LAYOUT.shapes()])
-    assert nbytes == LAYOUT.nbytes
-    assert runs == [(p.start, p.stop, p.tensor.bits) for p in LAYOUT.pieces(0, nbytes)]
-
-
 TENSORS = [[(32, 700_000), (64, 3), (32, 1)], [(8, 5), (16, 9), (64, 1)], [(32, 0)], [], [(32, 3), (32, 3_000_000)]]
 
 
 @pytest.mark.parametrize("tensors", TENSORS)
 def test_sum_over_many_chunks(tensors: list[tuple[int, int]]) -> None:
     objects = Memory()
-    runs, nbytes = vector_runs(tensors)
+    nbytes = Geometry(tensors).nbytes
+    runs = [(low, high, tensors[i][0]) for i, low, high, _ in Geometry(tensors).stretches(0, nbytes)]
     expected = np.zeros(nbytes, dtype=np.uint8)
     for u in (1, 2, 3):
         raw = np.frombuffer(secrets.token_bytes(nbytes), dtype=np.uint8)  # gaps too: a site may fill them

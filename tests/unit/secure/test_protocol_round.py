@@ -94,8 +94,8 @@ def test_weights_and_values_through_the_codec() -> None:
         floats[u] = {name: view.copy() for name, view in vector.views().items()}
         codec = Codec(4, f"site-{u}", {"w": sizes[u] / total})
         for piece in layout.pieces(0, layout.nbytes):
-            codec.check(vector.buffer, piece)
-            codec.encode(vector.buffer, piece)
+            codec.check(piece.values_in(vector.buffer), piece)
+            codec.encode(piece.values_in(vector.buffer), piece.lanes_in(vector.buffer), piece)
         lanes[u] = vector.buffer
     world.plain = lanes
     attempt = world.attempt()
@@ -105,7 +105,7 @@ def test_weights_and_values_through_the_codec() -> None:
     result = Vector(layout)
     result.buffer[:] = np.frombuffer(opened[1], dtype=np.uint8)
     for piece in layout.pieces(0, layout.nbytes):
-        Codec(4, "all").decode(result.buffer, piece)
+        Codec(4, "all").decode(piece.lanes_in(result.buffer), piece.values_in(result.buffer), piece)
     views = result.views()
     assert int(views["rows"]) == 393
     mean = sum(sizes[u] / total * floats[u]["w"].astype(float) for u in (1, 2, 4))

@@ -14,12 +14,13 @@ from protocol_fakes import LAYOUT, Crash, World
 from secure_fakes import key_of
 
 from fedhpc.app.federation import Federation
-from fedhpc.errors import InternalError
+from fedhpc.errors import InternalError, PolicyError
 from fedhpc.federation.input_check import inspect, share
 from fedhpc.federation.party import NO_BASE, Party, SumPlan
 from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.rounds.global_model import GlobalModel
+from fedhpc.secure.ledger import Mark
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.ring import Layout, Tensor, lane_bound
 from fedhpc.secure.salt import NO_BLIND, SALT_BYTES, blind_after, layout_key, salt_key, salt_words
@@ -96,7 +97,7 @@ def test_a_fingerprint_covers_all_but_the_salt(nbytes: int, rails: int) -> None:
     party, layout = party_of(agreement_of(3), 1), salted(nbytes)
     assert sum(stop - start for start, stop in parts(layout.nbytes, rails)) == layout.nbytes
 
-    def mark(round_: int, change: int | None = None) -> list[bytes]:
+    def mark(round_: int, change: int | None = None, *, partial: bool = False) -> list[Mark]:
         vector = Vector(layout)
         vector.view("x")[...] = 0.25
         if change is not None:
@@ -104,20 +105,40 @@ def test_a_fingerprint_covers_all_but_the_salt(nbytes: int, rails: int) -> None:
         plan = SumPlan(round_, "train", NO_BASE, NO_BASE)
         share(party, vector, plan)
         assert vector.salt.all()
-        return [inspect(party, vector, plan, part) for part in parts(layout.nbytes, rails)]
+        found = []
+        for part in parts(layout.nbytes, rails):
+            mine = Vector(layout, part) if partial else vector
+            if partial:  # a rank that holds its own part only
+                mine.buffer[:] = vector.buffer[part[0] : part[1]]
+                for piece in layout.pieces(*part):
+                    if piece.tensor is layout.tensors[-1]:
+                        mine.of(piece)[:] = 0
+                share(party, mine, plan)
+                assert mine.buffer.tobytes() == vector.buffer[part[0] : part[1]].tobytes()
+            found.append(inspect(party, mine, plan, part))
+        return found
 
-    assert mark(1) == mark(2)
+    assert mark(1) == mark(2) == mark(1, partial=True)
     if nbytes:
         assert mark(1) != mark(1, nbytes // 4 - 1)
 
 
-def test_a_vector_without_salt_is_refused() -> None:
+def test_vectors_that_are_not_summed() -> None:
     party = party_of(agreement_of(3), 1)
     plan = SumPlan(1, "train", NO_BASE, NO_BASE)
     with pytest.raises(InternalError, match="without salt"):
         share(party, Vector(Layout([Tensor("x", "float32", (3,))])), plan)
     with pytest.raises(InternalError, match="without salt"):
         share(dataclasses.replace(party, salt_key=None), Vector(salted(12)), plan)
+    for tensor, what in (
+        (Tensor("x", "float32", (3,), bits=8), "tensor 'x' has lanes of 8 bits"),
+        (Tensor("x", "float32", (3,), bits=16), "tensor 'x' has lanes of 16 bits"),
+        (Tensor("x", "float32", (3,), bits=64), "tensor 'x' is float32 in 64-bit lanes"),
+        (Tensor("x", "float64", (3,), bits=32), "tensor 'x' is float64 in 32-bit lanes"),
+    ):
+        with pytest.raises(PolicyError, match=what) as refused:
+            share(party, Vector(Layout([tensor], salted=True)), plan)
+        assert "not built" in refused.value.hint
     alone = party_of(agreement_of(1), 1)
     share(alone, Vector(Layout([Tensor("x", "float32", (3,))])), plan)
 

@@ -33,7 +33,7 @@ def test_walltimes(text: str, seconds: int) -> None:
     "text", ["", "60", "1:00", "00:00:00", "1-00", "01:60:00", "01:00:00 ", "-1:00:00", "UNLIMITED"]
 )
 def test_what_is_no_walltime(text: str) -> None:
-    with pytest.raises(ConfigError, match="no walltime"):
+    with pytest.raises(ConfigError, match="not a walltime"):
         walltime_s(text)
 
 
@@ -168,14 +168,14 @@ def test_exchange_jobs_contradict_themselves_apart() -> None:
         ("--switches=1 --requeue", "more than one option"),
         ("--no", "short for several"),
         ("--mem-per=4G", "short for several"),
-        ('--"mem"=4G', "no option"),
-        ('"--mem=4G"', "no option"),
-        ("---mem=4G", "no option"),
-        ("--", "no option"),
-        ("-", "no option"),
-        ("", "no option"),
-        (" --mem=4G", "no option"),
-        ("#--mem=4G", "no option"),
+        ('--"mem"=4G', "not an option"),
+        ('"--mem=4G"', "not an option"),
+        ("---mem=4G", "not an option"),
+        ("--", "not an option"),
+        ("-", "not an option"),
+        ("", "not an option"),
+        (" --mem=4G", "not an option"),
+        ("#--mem=4G", "not an option"),
     ],
 )
 def test_an_entry_of_extra_is_one_option(text: str, words: str) -> None:
@@ -209,14 +209,14 @@ def test_options_as_words_of_a_command_line(text: str, words: list[str]) -> None
         ({"partition": "p\x1b[0m"}, "slurm.partition"),
         ({"environment": {"A-B": "x"}}, "slurm.environment"),
         ({"environment": {"A": 1}}, "slurm.environment"),
-        ({"extra": ["exclusive"]}, "no option"),
+        ({"extra": ["exclusive"]}, "not an option"),
         ({"extra": ["--job-name=x"]}, "set by fedhpc itself"),
         ({"extra": ["-t 5"]}, "set by fedhpc itself"),
         ({"extra": ["--wrap"]}, "set by fedhpc itself"),
-        ({"extra": ["--x\n#SBATCH --y"]}, "no option"),
+        ({"extra": ["--x\n#SBATCH --y"]}, "not an option"),
         ({"launcher": "aprun"}, "launcher"),
         ({"exchange": {"nodes": 2}}, "slurm.exchange: unknown key 'nodes'"),
-        ({"exchange": {"time": "x"}}, "no walltime"),
+        ({"exchange": {"time": "x"}}, "not a walltime"),
         ({"ahead": 101}, "ahead"),
         ({"max_requeues": -1}, "max_requeues"),
         ({"max_links": 0}, "max_links"),

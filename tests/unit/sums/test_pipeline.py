@@ -15,10 +15,10 @@ from secure_fakes import edges_of, random_bytes
 from fedhpc.errors import PolicyError
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts
-from fedhpc.secure.masks import Masks, NoMasks
 from fedhpc.secure.ring import Codec, Layout, Tensor
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree, tree_root
-from fedhpc.sums.in_job.pipeline import BlockHasher, Pipeline, cut
+from fedhpc.secure.transcript import tree, tree_root
+from fedhpc.sums.blocks import BlockEngine
+from fedhpc.sums.in_job.pipeline import Pipeline, cut
 
 WEIGHTS = {"w": 0.3, "b": 0.3}
 
@@ -26,6 +26,12 @@ MIXED = [
     Tensor("w", "float32", (600_001,), 12),  # 2.3 blocks, a gap of 12 bytes
     Tensor("n", "int64", (3,)),
     Tensor("loss", "float64", (70_000,), 20),
+    Tensor("b", "float32", (5,), 12),
+]
+OTHER_WIDTHS = [  # a meeting of their own memory: lanes narrower and wider than their values
+    Tensor("w", "float32", (600_001,), 4, 16),
+    Tensor("n", "int64", (3,)),
+    Tensor("loss", "float64", (70_000,), 15, 32),
     Tensor("b", "float32", (5,), 12),
 ]
 SMALL = [Tensor("w", "float32", (5,), 12), Tensor("n", "int64", (1,)), Tensor("b", "float32", (3,), 12)]
@@ -78,8 +84,8 @@ def vector_of(layout: Layout, site: int) -> Vector:
 
 def expected(layout: Layout, sites: int) -> tuple[bytes, bytes]:
     """X with its gaps, and the decoded vector, by plain integers for each lane: no pipeline, no masks."""
-    summed, decoded = np.zeros(layout.nbytes, np.uint8), np.zeros(layout.nbytes, np.uint8)
-    for tensor, offset in zip(layout.tensors, layout.offsets, strict=True):
+    summed, decoded = np.zeros(layout.nbytes, np.uint8), np.zeros(layout.values.nbytes, np.uint8)
+    for tensor, offset, values_at in zip(layout.tensors, layout.offsets, layout.values.offsets, strict=True):
         total = np.zeros(tensor.lanes, dtype=np.int64)
         for site in range(sites):
             x = values_of(layout, site)[tensor.name]
@@ -92,12 +98,19 @@ def expected(layout: Layout, sites: int) -> tuple[bytes, bytes]:
         stop = offset + tensor.lanes * tensor.lane_bytes
         summed[offset:stop] = total.astype(f"<i{tensor.lane_bytes}").view(np.uint8)
         out = total if tensor.kind == "int64" else (total * 2.0**-tensor.scale).astype(tensor.kind)
-        decoded[offset:stop] = out.view(np.uint8)
+        decoded[values_at : values_at + out.nbytes] = out.view(np.uint8)
     return summed.tobytes(), decoded.tobytes()
 
 
 def run_sites(
-    tensors: list[Tensor], sites: int, *, chunk_bytes: int, overlap: bool, rails: int = 1, masked: bool = True
+    tensors: list[Tensor],
+    sites: int,
+    *,
+    chunk_bytes: int,
+    overlap: bool,
+    rails: int = 1,
+    masked: bool = True,
+    partial: bool = False,
 ) -> tuple[list[bytes], list[bytes], Meeting]:
     """Every site in a thread; gives each site's decoded vector and its Tree(X), and the calls of the exchange."""
     layout = Layout(tensors)
@@ -109,10 +122,15 @@ def run_sites(
         pipeline = Pipeline(ThreadExchange(meeting, place), chunk_bytes=chunk_bytes, overlap=overlap)
         digests: list[bytes] = []
         for part in parts(layout.nbytes, rails):
-            masks = Masks(edges[place]) if masked else NoMasks()
-            digests += pipeline.run(
-                vector, part, lambda: Codec(sites, f"site-{place}", WEIGHTS), masks, Stages(), digest=True
-            )
+            streams = edges[place] if masked else ()
+            mine = vector
+            if partial:
+                mine = Vector(layout, part)
+                held = vector.buffer[mine.first : mine.first + mine.buffer.size]
+                mine.buffer[:] = held
+            digests += pipeline.run(mine, part, lambda: Codec(sites, f"site-{place}", WEIGHTS), streams, Stages())
+            if partial:
+                held[:] = mine.buffer
         return vector.buffer.tobytes(), tree_root(layout.nbytes, digests)
 
     with ThreadPoolExecutor(sites) as pool:
@@ -120,21 +138,23 @@ def run_sites(
     return [r[0] for r in results], [r[1] for r in results], meeting
 
 
+@pytest.mark.parametrize("tensors", [MIXED, OTHER_WIDTHS], ids=["in place", "other widths"])
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("chunk_bytes", [4096, 1 << 18, 1_000_000 // 16 * 16, 1 << 22])
-def test_chunk_size_and_overlap_do_not_show(chunk_bytes: int, overlap: bool) -> None:
-    summed, decoded = expected(Layout(MIXED), 3)
-    found, trees, _ = run_sites(MIXED, 3, chunk_bytes=chunk_bytes, overlap=overlap)
+def test_chunk_size_and_overlap_do_not_show(chunk_bytes: int, overlap: bool, tensors: list[Tensor]) -> None:
+    summed, decoded = expected(Layout(tensors), 3)
+    found, trees, _ = run_sites(tensors, 3, chunk_bytes=chunk_bytes, overlap=overlap)
     assert set(found) == {decoded}
     assert set(trees) == {tree(summed)}
 
 
-@pytest.mark.parametrize("tensors", [MIXED, SMALL], ids=["blocks", "less than a block"])
+@pytest.mark.parametrize("partial", [False, True], ids=["whole", "part"])
+@pytest.mark.parametrize("tensors", [MIXED, OTHER_WIDTHS, SMALL], ids=["blocks", "other widths", "less than a block"])
 @pytest.mark.parametrize("rails", [1, 2, 3, 4, 5, 9])
-def test_rails_do_not_show(tensors: list[Tensor], rails: int) -> None:
-    """More rails than blocks leave some without a part; Tree(X) stays what it is."""
+def test_rails_do_not_show(tensors: list[Tensor], rails: int, partial: bool) -> None:
+    """More rails than blocks leave some without a part; Tree(X) stays what it is. A rail may hold its part only."""
     summed, decoded = expected(Layout(tensors), 2)
-    found, trees, _ = run_sites(tensors, 2, chunk_bytes=1 << 18, overlap=False, rails=rails)
+    found, trees, _ = run_sites(tensors, 2, chunk_bytes=1 << 18, overlap=False, rails=rails, partial=partial)
     assert set(found) == {decoded}
     assert set(trees) == {tree(summed)}
 
@@ -160,11 +180,9 @@ def test_what_the_exchange_carries_is_masked_and_gaps_are_zero() -> None:
     vector = vector_of(layout, 0)
     plain = vector_of(layout, 0)
     for piece in layout.pieces(0, layout.nbytes):
-        Codec(3, "a", WEIGHTS).encode(plain.buffer, piece)
+        Codec(3, "a", WEIGHTS).encode(piece.values_in(plain.buffer), piece.lanes_in(plain.buffer), piece)
     pipeline = Pipeline(Recorder(Meeting(1), 0), chunk_bytes=4096)
-    pipeline.run(
-        vector, (0, layout.nbytes), lambda: Codec(3, "a", WEIGHTS), Masks(edges_of(3)[0]), Stages(), digest=False
-    )
+    pipeline.run(vector, (0, layout.nbytes), lambda: Codec(3, "a", WEIGHTS), edges_of(3)[0], Stages())
     sent = b"".join(s.tobytes() for s in seen)
     assert [s.dtype.itemsize for s in seen] == [4, 8, 4]
     bare = plain.buffer[:20].tobytes() + plain.buffer[32:40].tobytes() + plain.buffer[48:].tobytes()
@@ -173,10 +191,8 @@ def test_what_the_exchange_carries_is_masked_and_gaps_are_zero() -> None:
         assert sent[i : i + 4] != bare[i : i + 4]
     same_width = Layout([Tensor("w", "float32", (5,), 12), Tensor("b", "float32", (3,), 12)])
     seen.clear()
-    pipeline.run(
-        vector_of(same_width, 0), (0, same_width.nbytes), lambda: Codec(3, "a", WEIGHTS), Masks(edges_of(3)[0]),
-        Stages(), digest=False,
-    )  # fmt: skip
+    part = (0, same_width.nbytes)
+    pipeline.run(vector_of(same_width, 0), part, lambda: Codec(3, "a", WEIGHTS), edges_of(3)[0], Stages())
     (run,) = seen  # one message with the gap of 12 bytes inside
     assert run[5:8].tolist() == [0, 0, 0]
     assert np.count_nonzero(run) == 8
@@ -192,22 +208,24 @@ def test_a_sum_out_of_range_is_refused() -> None:
     for overlap in (False, True):
         pipeline = Pipeline(Noise(Meeting(1), 0), chunk_bytes=4096, overlap=overlap)
         with pytest.raises(PolicyError, match="sum of 'n'"):
-            pipeline.run(Vector(layout), (0, layout.nbytes), lambda: Codec(3, "a"), NoMasks(), Stages(), digest=True)
+            pipeline.run(Vector(layout), (0, layout.nbytes), lambda: Codec(3, "a"), (), Stages())
 
 
-def test_an_error_while_preparing_reaches_the_caller() -> None:
+def test_an_error_while_hiding_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout([Tensor("n", "int64", (5000,))])
+    hide = BlockEngine.hide
 
-    class Broken:
-        def add(self, lanes: Any, offset: int) -> None:
-            if offset >= 8192:
-                raise MemoryError("no room")
+    def broken(engine: BlockEngine, low: int, high: int) -> Any:
+        if low >= 8192:
+            raise MemoryError("no room")
+        return hide(engine, low, high)
 
+    monkeypatch.setattr(BlockEngine, "hide", broken)
     for overlap in (False, True):
         meeting = Meeting(1)
         pipeline = Pipeline(ThreadExchange(meeting, 0), chunk_bytes=4096, overlap=overlap)
         with pytest.raises(MemoryError, match="no room"):
-            pipeline.run(Vector(layout), (0, layout.nbytes), lambda: Codec(3, "a"), Broken(), Stages(), digest=False)
+            pipeline.run(Vector(layout), (0, layout.nbytes), lambda: Codec(3, "a"), (), Stages())
         assert len(meeting.calls[0]) <= 2  # nothing unmasked was sent
 
 
@@ -228,14 +246,3 @@ def test_chunks_hold_every_lane_once(shapes: list[tuple[str, int]], chunk_bytes:
         assert {p.tensor.bits for p in layout.pieces(chunk.start, chunk.stop)} <= {chunk.bits}
         assert (chunk.stop - chunk.start) % (chunk.bits // 8) == 0
         at = chunk.stop
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 3 * TREE_BLOCK_BYTES), st.lists(st.integers(0, 3 * TREE_BLOCK_BYTES), max_size=6))
-def test_block_hasher(size: int, stops: list[int]) -> None:
-    data = random_bytes(3 * TREE_BLOCK_BYTES, 1)[:size]
-    hasher = BlockHasher(data, 0)
-    for stop in sorted(stops):
-        hasher.advance(min(stop, size))
-    assert tree_root(size, hasher.finish(size)) == tree(data)
-    assert BlockHasher(data, size).finish(size) == []  # a rail without a part

@@ -71,7 +71,7 @@ def test_a_header_with_a_layout_that_is_none(tmp_path: Path, layout: str) -> Non
 def test_a_file_that_is_none(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a"
     path.write_bytes(data)
-    with pytest.raises(DataError, match="is no safetensors file"):
+    with pytest.raises(DataError, match="is not a safetensors file"):
         read_start_file(path)
     with pytest.raises(ConfigError, match="no such file"):
         read_start_file(tmp_path)
@@ -114,6 +114,6 @@ def test_a_file_for_a_task_that_is_fixed(tmp_path: Path) -> None:
 def test_a_file_of_torch_save_is_told(tmp_path: Path, zipped: bool) -> None:
     torch = pytest.importorskip("torch")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(DataError, match="no safetensors file") as refused:
+    with pytest.raises(DataError, match="not a safetensors file") as refused:
         read_start_file(tmp_path / "x.pt")
     assert "save_file(" in refused.value.hint

@@ -281,7 +281,7 @@ def test_work_of_another_round_or_length_is_refused() -> None:
         trainer.restore(private)
         with pytest.raises(DataError, match="now it is round 4 with 3 steps"):
             trainer.train(4, trainer.tensors())
-    with make_trainer(ADAMW, model=Net(norm=False)) as trainer, pytest.raises(DataError, match="of another model"):
+    with make_trainer(ADAMW, model=Net(norm=False)) as trainer, pytest.raises(DataError, match="to another model"):
         trainer.restore(private)
 
 

@@ -182,8 +182,8 @@ def tls_1_2(place: Place) -> Answer:
 
 
 OTHERS: dict[str, tuple[Callable[[Place], Answer], str]] = {
-    "plain HTTP": (lambda place: lambda peer: peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "speaks no TLS"),
-    "a greeting": (lambda place: lambda peer: (peer.sendall(b"SSH-2.0-OpenSSH\r\n"), peer.recv(9999)), "speaks no TLS"),
+    "plain HTTP": (lambda place: lambda peer: peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), r"speak TLS \("),
+    "a greeting": (lambda place: lambda peer: (peer.sendall(b"SSH-2.0-OpenSSH\r\n"), peer.recv(9999)), r"speak TLS \("),
     "TLS 1.2": (tls_1_2, "does not speak TLS 1.3 as a relay does .alert protocol version"),
     "nothing in common": (lambda place: alert(40), "alert handshake failure"),
     "too weak": (lambda place: alert(71), "alert insufficient security"),

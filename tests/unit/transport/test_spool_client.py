@@ -206,7 +206,7 @@ def test_sums_that_are_not_there_or_have_another_length(site: SpoolClient, relay
 
 def test_a_masked_vector_is_given_to_nobody(site: SpoolClient, relay: FakeRelay) -> None:
     relay.add(name("M3v/1"), VECTOR)
-    with pytest.raises(PolicyError, match="given to nobody"):
+    with pytest.raises(PolicyError, match="given to no site"):
         site.get(name("M3v/1"))
 
 

@@ -1,0 +1,224 @@
+"""A rank's part of a masked sum, stretch by stretch: values become masked lanes, and summed lanes become values again.
+
+Both protocols go through a vector this way. `hide` encodes, tags and masks a stretch just before it is sent; `open`
+unmasks, tags, hashes and decodes it just after its sum has come. A stretch is a chunk in one job and a block over a
+relay. Within it the work goes tile by tile, so that a tile stays in a core's caches from one step to the next.
+
+Lanes lie in a window of the stretch's size, never in a second whole vector. Where all lanes are as wide as their values
+(`Layout.in_place`) the window is the memory of the values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.errors import InternalError
+from fedhpc.federation.stages import Stages
+from fedhpc.federation.vector import Vector
+from fedhpc.secure.masks import TILE_BYTES, Masks
+from fedhpc.secure.ring import Codec, Piece
+from fedhpc.secure.tag import Tag, Tagger
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES
+from fedhpc.sums.streams import Streams
+
+Tools = tuple[Codec, Masks | None, Tagger | None]
+
+
+class BlockEngine:
+    """Hides and opens bytes `part` of a vector's lanes. Thread-safe for stretches of different blocks."""
+
+    def __init__(
+        self, vector: Vector, part: tuple[int, int], codec: Callable[[], Codec], stages: Stages | None = None
+    ) -> None:
+        """`vector` holds the values of `part`, whole blocks of 2^20 bytes.
+
+        `codec` makes a codec for a thread's own use. `stages`: where the seconds of each step are added.
+        """
+        self.vector, self.part = vector, part
+        self._codec = codec
+        self._stages = Stages() if stages is None else stages
+        self._lock = threading.Lock()
+        self._encoded: set[tuple[int, int]] = set()  # stretches whose memory holds lanes, no longer values
+        self._masked: set[tuple[int, int]] = set()
+        self._streams: Streams = ()
+        self._hiding = self._opening = _Tools(codec, (), None)
+        self._windows: list[NDArray[np.uint8]] = []
+        self.tag = Tag()
+        """Of the lanes hidden since `begin_hiding`, or of the sum opened since `begin_opening`."""
+        self.hasher = BlockHasher()
+
+    def memory(self) -> NDArray[np.uint8]:
+        """The lanes of the whole part, in the memory of its values: what a transport sends from and receives into."""
+        window = self.vector.shared(*self.part)
+        if window is None:
+            raise InternalError("a transport moves lanes that are as wide as their values", "please report it")
+        return window
+
+    def begin_hiding(self, streams: Streams, tag_key: bytes | None = None) -> None:
+        """Hide under these masks from now on, and tag with `tag_key`; masks of an earlier attempt are taken off."""
+        self._unmask()
+        self._streams, self._hiding, self.tag = streams, _Tools(self._codec, streams, tag_key), Tag()
+
+    def hide(self, low: int, high: int) -> NDArray[np.uint8]:
+        """The masked lanes of bytes low..high, gaps zero, in a window that `open` takes back."""
+        shared = self.vector.shared(low, high)
+        window = self._lend(low, high) if shared is None else shared
+        encoded = masked = 0.0
+        tag = Tag()
+        with self._hiding.one() as (codec, masks, tagger):
+            for pieces in self._tiles(low, high):
+                begun = time.perf_counter()
+                if (low, high) not in self._encoded:
+                    for piece in pieces:
+                        codec.encode(self.vector.of(piece), piece.lanes_in(window, low), piece)
+                if tagger is not None:
+                    tag = tag + tagger.of(window, pieces, low)
+                lap = time.perf_counter()
+                if masks is not None:
+                    for piece in pieces:
+                        masks.add(piece.lanes_in(window, low), piece.start)
+                encoded += lap - begun
+                masked += time.perf_counter() - lap
+        with self._lock:
+            if shared is not None:
+                self._encoded.add((low, high))
+                self._masked.add((low, high))
+            self.tag = self.tag + tag
+            self._stages.encode += encoded
+            self._stages.masks += masked
+        return window
+
+    def begin_opening(self, streams: Streams, tag_key: bytes | None = None) -> None:
+        """The sum comes now. `streams` take off the masks that are left in it; `tag_key` tags what is under them."""
+        self._opening, self.tag = _Tools(self._codec, streams, tag_key), Tag()
+        self.hasher = BlockHasher()
+        if self.vector.layout.in_place:
+            self._streams, self._masked = (), set()  # the sum overwrites what was hidden
+
+    def open(self, low: int, high: int, window: NDArray[np.uint8] | None = None) -> None:
+        """Turn the summed lanes of bytes low..high in `window` into values.
+
+        Without a window they lie in the memory of the values. Raises PolicyError for a sum out of range.
+        """
+        shared = self.vector.shared(low, high)
+        lanes = shared if window is None else window
+        if lanes is None:
+            raise InternalError("lanes of another width than their values lie in a window of their own")
+        hashed = decoded = 0.0
+        tag = Tag()
+        self._clear_gaps(lanes, low, high)  # those bytes are the relay's
+        with self._opening.one() as (codec, masks, tagger):
+            for at, pieces in zip(range(low, high, TILE_BYTES), self._tiles(low, high), strict=True):
+                begun = time.perf_counter()
+                if masks is not None:
+                    for piece in pieces:
+                        masks.add(piece.lanes_in(lanes, low), piece.start)
+                if tagger is not None:
+                    tag = tag + tagger.of(lanes, pieces, low)
+                self.hasher.add(at, lanes[at - low : min(at + TILE_BYTES, high) - low])
+                lap = time.perf_counter()
+                for piece in pieces:
+                    codec.decode(piece.lanes_in(lanes, low), self.vector.of(piece), piece)
+                hashed += lap - begun
+                decoded += time.perf_counter() - lap
+        with self._lock:
+            self.tag = self.tag + tag
+            self._stages.digest += hashed
+            self._stages.decode += decoded
+            if shared is None:
+                self._windows.append(lanes)
+
+    def opened_digests(self) -> list[bytes]:
+        """SHA-256 of the opened sum's blocks in this part, in order."""
+        return self.hasher.finish(self.part[1])
+
+    def _tiles(self, low: int, high: int) -> Iterator[list[Piece]]:
+        for start in range(low, high, TILE_BYTES):
+            yield self.vector.layout.pieces(start, min(start + TILE_BYTES, high))
+
+    def _lend(self, low: int, high: int) -> NDArray[np.uint8]:
+        """A window for the lanes of bytes low..high, gaps zero; one that was used before has its pages already."""
+        with self._lock:
+            fitting = [i for i, window in enumerate(self._windows) if window.size == high - low]
+            window = self._windows.pop(fitting[-1]) if fitting else np.empty(high - low, dtype=np.uint8)
+        self._clear_gaps(window, low, high)
+        return window
+
+    def _clear_gaps(self, window: NDArray[np.uint8], low: int, high: int) -> None:
+        for start, stop in self.vector.layout.geometry.gaps(low, high):
+            window[start - low : stop - low] = 0
+
+    def _unmask(self) -> None:
+        """Take this site's own masks off again: a new attempt needs the lanes."""
+        masks = Masks([(key, -sign) for key, sign in self._streams])
+        for low, high in self._masked:
+            window = self.vector.shared(low, high)
+            assert window is not None
+            for piece in self.vector.layout.pieces(low, high):
+                masks.add(piece.lanes_in(window, low), piece.start)
+        self._masked = set()
+
+
+class _Tools:
+    """What a thread needs for a stretch, with scratch memory of its own: lent, not made anew for every stretch."""
+
+    def __init__(self, codec: Callable[[], Codec], streams: Streams, tag_key: bytes | None) -> None:
+        self._codec, self._streams, self._tag_key = codec, streams, tag_key
+        self._free: list[Tools] = []
+
+    @contextmanager
+    def one(self) -> Iterator[Tools]:
+        try:
+            tools = self._free.pop()  # not after a look whether there are any: another thread may take the last ones
+        except IndexError:
+            tools = self._new()
+        yield tools
+        self._free.append(tools)
+
+    def _new(self) -> Tools:
+        masks = Masks(self._streams) if self._streams else None
+        return self._codec(), masks, None if self._tag_key is None else Tagger(self._tag_key)
+
+
+class BlockHasher:
+    """SHA-256 of the 2^20-byte blocks of a vector's lanes, which come in rising order within each block.
+
+    Bytes that are left out are gaps, and zero; no block is all gap. Thread-safe for different blocks.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[hashlib._Hash, int]] = {}  # block number -> its hash so far, up to byte
+        self._digests: dict[int, bytes] = {}
+
+    def add(self, start: int, lanes: NDArray[np.uint8]) -> None:
+        """Hash `lanes`, which begin at byte `start` of the vector."""
+        at, stop = start, start + lanes.size
+        while at < stop:
+            number = at // TREE_BLOCK_BYTES
+            to = min(stop, (number + 1) * TREE_BLOCK_BYTES)
+            begun = (hashlib.sha256(), number * TREE_BLOCK_BYTES)
+            digest, hashed = self._open.pop(number, begun)
+            digest.update(bytes(at - hashed))
+            digest.update(lanes[at - start : to - start].data)
+            self._open[number] = digest, to
+            if to == (number + 1) * TREE_BLOCK_BYTES:
+                self._close(number, to)
+            at = to
+
+    def finish(self, stop: int) -> list[bytes]:
+        """The digests of all blocks, in order. `stop`: the end of the part, where its last block ends too."""
+        for number in list(self._open):
+            self._close(number, min(stop, (number + 1) * TREE_BLOCK_BYTES))
+        return [self._digests[number] for number in sorted(self._digests)]
+
+    def _close(self, number: int, stop: int) -> None:
+        digest, hashed = self._open.pop(number)
+        digest.update(bytes(stop - hashed))
+        self._digests[number] = digest.digest()
