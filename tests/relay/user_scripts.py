@@ -132,7 +132,11 @@ def skipping(fed: Federation) -> dict[str, Any]:
     """A sum that may be skipped, and one that is waited for."""
     first = fed.sum({"n": fed.session.party.number}, name="may be skipped", everyone=True, skip=True)
     second = fed.sum({"n": fed.session.party.number}, name="is waited for", everyone=True)
-    return {"first": None if first is None else int(first["n"]), "second": int(second["n"]), "round": fed.round_}
+    return {
+        "first": None if first is None else int(first["n"]),
+        "second": int(second["n"]),
+        "round": fed.session.round_,
+    }
 
 
 def patients(fed: Federation) -> dict[str, Any]:
