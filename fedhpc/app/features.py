@@ -17,10 +17,10 @@ def compare_stores(session: Session, mine: FeatureSet | None) -> None:
 
     Called by every rank; the leaders compare.
     """
-    if not session.party.leads or len(session.sites) == 1:
+    if not session.leads or len(session.sites) == 1:
         return
     described = b"" if mine is None else describe(mine)
-    for number, message in session.sums.announce("FEATURES", described).items():
+    for number, message in session.peers.announce("FEATURES", described).items():
         if message == described:
             continue
         site = session.sites[number - 1]

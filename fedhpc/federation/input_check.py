@@ -27,7 +27,7 @@ from fedhpc.secure.ledger import (
 )
 from fedhpc.secure.ring import Codec, Layout, Tensor
 from fedhpc.secure.salt import SALT_LANES, salt_words
-from fedhpc.secure.transcript import canon, input_hash, u64
+from fedhpc.secure.transcript import canon, u64
 
 _TAGS_AT = 32 + 1 + 8  # after the layout's hash, whether there are numbers, and how many bytes of tags follow
 _FIRST = 256  # values, which nearly always tell already that a vector is not zero
@@ -69,8 +69,7 @@ def codec_of(party: Party, plan: SumPlan) -> Codec:
     """What encodes this site's values and decodes the sum. Not for two threads at once."""
     rounding = None
     if party.agreement.secure.rounding == "stochastic":
-        input_ = input_hash(plan.purpose, plan.base)
-        rounding = derive(input_, party.agreement.hash, labels.KEY_ROUNDING, party.number)
+        rounding = derive(plan.input, party.agreement.hash, labels.KEY_ROUNDING, party.number)
     return Codec(len(party.members), party.name, plan.factors, rounding, plan.exponents)
 
 
@@ -162,9 +161,8 @@ def refuse_other_vector(party: Party, plan: SumPlan, mark: Mark) -> None:
     Other refusals of the ledger come when the round's line is written. Leaders only.
     """
     assert party.journal is not None
-    input_ = input_hash(plan.purpose, plan.base)
     try:
-        party.journal.ledger.check(LedgerEntry(plan.round_, plan.purpose, input_, mark.fingerprint, NO_SET))
+        party.journal.ledger.check(LedgerEntry(plan.round_, plan.purpose, plan.input, mark.fingerprint, NO_SET))
     except OtherVectorError:
         raise
     except PolicyError:
