@@ -23,7 +23,7 @@ def test_cells_of_real_processes() -> None:
 
 
 def test_cells_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "unit"))
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "unit" / "secure"))
     import test_protocol_faults as pure
 
     machines = sum(sum(1 for _ in pure.cells(n)) + 1 + len(pure.relay_moments(n)) for n in pure.SIZES)
