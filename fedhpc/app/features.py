@@ -1,4 +1,4 @@
-"""Before the first round the sites compare what their columns mean. Names and units are public; values are not."""
+"""What the sites' columns mean, compared before the first round. Names and units are public; values are not."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def compare_stores(session: Session, mine: FeatureSet | None) -> None:
 
     Called by every rank; the leaders compare.
     """
-    if not session.party.leads or len(session.sites) == 1:
+    if not session.leads or len(session.sites) == 1:
         return
     described = b"" if mine is None else describe(mine)
-    for number, message in session.sums.announce("FEATURES", described).items():
+    for number, message in session.peers.announce("FEATURES", described).items():
         if message == described:
             continue
         site = session.sites[number - 1]
@@ -37,7 +37,7 @@ def compare_stores(session: Session, mine: FeatureSet | None) -> None:
 
 
 def describe(mine: FeatureSet) -> bytes:
-    """What a site tells of its features: their canonical JSON, or its hash where it is longer than 1 MiB."""
+    """What a site tells the others of its features: their canonical JSON, or its hash beyond 1 MiB."""
     canonical = mine.canonical()
     return canonical if len(canonical) <= LARGEST_TOLD_BYTES else _HASHED + mine.sha256.encode()
 

@@ -1,4 +1,4 @@
-"""The federation as a user meets it: sums and means over sites that show nobody their values, and training loops."""
+"""The federation as a user meets it: sums and means that show no site's own values, and training loops."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Federation:
     def close(self) -> None:
         """Leave the federation: the leaders meet once more, and no sum is possible afterwards. Safe to call twice.
 
-        A site that sums while another one leaves gets a PeersError instead of waiting for ever.
+        A site that sums while another one leaves gets a PeersError instead of waiting forever.
         """
         self.session.close()
 
@@ -85,7 +85,8 @@ class Federation:
         """Drop what is kept to repeat the sums so far. Call it after your script has saved what it needs of them.
 
         Over a relay a script that is killed gets all finished sums again until then, from the site's disk; afterwards
-        it must start from what it saved. Every rank of every site calls it after the same sum; over mpi it is nothing.
+        it must start from what it saved. Every rank of every site calls it after the same sum. Over mpi it does
+        nothing.
         """
         self.session.forget()
 
@@ -123,13 +124,13 @@ class Federation:
         array. With a bound it is one for each array by default. One of each element costs a lane of 8 bytes for every
         power of 2^8 that it may have: 35 for float32, 263 for float64, at most 76 with a bound.
         `name`: what is summed; a second, different sum under the same name is refused (PolicyError).
-        `everyone`: all sites of the roster must be in it, by default if it has no name or may be skipped: the same
-        numbers over two sets of sites show those of the site that one set lacks. A named sum through a relay may
-        otherwise lack up to N − τ sites that were lost meanwhile; `.sites` names those in it. Within one MPI job nobody
-        can be lacking.
+        `everyone`: all sites of the roster must be in the sum. This is the default without a name and with `skip`: the
+        same numbers over two sets of sites show those of the site that one set lacks. Otherwise a named sum through a
+        relay may lack up to N − τ sites that were lost on the way; `.sites` names those in it. Within one MPI job
+        no site can be missing.
         `skip`, the same at all sites, for sums over everyone: None on every rank if the sum is not there
-        `[cohort] upload_s` after this site was ready and τ sites do without it. Then some sites may hold the sum
-        nevertheless, so nothing that sites do in common may hang on whether it came. Floats need `bound` then.
+        `[cohort] upload_s` after this site was ready and τ sites do without it. Some sites may hold the sum even so;
+        nothing that the sites do together may depend on whether it came. Floats then need `bound`.
         Raises DataError for NaN, infinity and values beyond the bound or ±(2^63 − 1)/N; nothing is clipped or sent.
         """
         everyone = (name is None or skip) if everyone is None else everyone
@@ -159,8 +160,8 @@ class Federation:
         """The mean over all sites of each named array, weighted by each site's private `weight` (absent: equally).
 
         Integers are averaged as float64. The sum of the weights is a masked sum of its own; no single weight is shown.
-        All sites must be in both, by default also in an equal mean without a name: over fewer sites a mean of
-        something whose total is known would show the weight of who is lacking.
+        All sites must be in both, by default also in an equal mean without a name: over fewer sites, a mean of
+        values whose total is known would show the weight of the site that is missing.
         `bound` is for the values before weighting. Otherwise as `sum`. Raises DataError if the weights add up to 0.
         """
         given = arrays if isinstance(arrays, Mapping) else {"value": arrays}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,7 +17,7 @@ from fedhpc.agreement.site_file import SiteFile, number_of_rank, read_site_direc
 from fedhpc.app.federation import Federation
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError
-from fedhpc.federation.finished_sums import Reached
+from fedhpc.federation.going_on import Reached
 from fedhpc.federation.life import Life
 from fedhpc.federation.party import Party
 from fedhpc.federation.session import Session
@@ -35,9 +36,13 @@ from fedhpc.sums.in_job.exchange import Exchange
 from fedhpc.sums.in_job.masked_sum import MpiSums
 from fedhpc.sums.in_job.mpi_exchange import MpiExchange
 from fedhpc.sums.in_job.no_exchange import NoExchange
+from fedhpc.sums.in_job.peers import JobPeers, JobRecovery
 from fedhpc.sums.in_job.pipeline import Pipeline
-from fedhpc.sums.over_relay.join import open_relayed_sums
-from fedhpc.sums.unconnected import Unconnected
+from fedhpc.sums.over_relay.join import open_relay
+from fedhpc.sums.over_relay.masked_sum import RelayedSums
+from fedhpc.sums.over_relay.peers import RelayPeers
+from fedhpc.sums.over_relay.recovery import RelayRecovery
+from fedhpc.sums.unconnected import NeverAway, NoSums, OwnRanks
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Joined:
     site_directory: Path
     first: bool  # rank 0 of the job
     life: Life = field(default_factory=Endless)
+    again: Callable[[Party], Session] | None = None  # for another configuration of these ranks, in one job of all sites
 
 
 Live = Callable[[Place, SiteFile, Path], Life]
@@ -95,6 +101,7 @@ def join_with_files(
             "`--sites DIR` if all sites are in this job, `--site FILE` for one site of a federation over a relay",
         )
     world = mpi_world.start()
+    again: Callable[[Party], Session] | None = None
     agreement, files = _read_files(world, federation, sites, site)
     if sites is not None:
         number = number_of_rank(world.group.rank, world.group.size, files)
@@ -112,15 +119,18 @@ def join_with_files(
         life = live(place, mine, directory)
         _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s, always_signs=True)
-        session = _join_relay(party, mine, directory, life) if connect else Session(party, Unconnected(party))
+        session = Session(party, NoSums(), OwnRanks(party), NeverAway())
+        if connect:
+            session = _join_relay(party, mine, directory, life)
     else:
         rails, chunk_bytes = _agree_on_exchange(world.group, mine)
         place = mpi_world.split(world, number, agreement.names, rails)
         life = live(place, mine, directory)
         _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s)
-        session = _join_job(world, place, party, mine, chunk_bytes)
-    return Joined(session, mine, directory, world.group.rank == 0, life)
+        again = partial(_join_job, world, place, mine, chunk_bytes)
+        session = again(party)
+    return Joined(session, mine, directory, world.group.rank == 0, life, again)
 
 
 def _make_folder(place: Place, federation: Path, mine: SiteFile, directory: Path) -> None:
@@ -140,19 +150,21 @@ def _kind(world: Group, mine: SiteFile) -> str:
 
 def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Session:
     """A site that meets the others at a relay."""
-    sums = open_relayed_sums(party, mine, directory, life)
-    session = Session(party, sums)
+    client, rails, lead = open_relay(party, mine, directory, life)
+    recovery = RelayRecovery(party, lead)
+    sums = RelayedSums(party, client, rails, lead, recovery)
+    session = Session(party, sums, RelayPeers(party, client, lead), recovery)
     # A program that starts again asks its sums again from here on, and gets those that are finished.
     kept = b""
-    if sums.lead is not None:
-        kept = canon([[r.round_, r.salt.hex()] for r in (sums.lead.finished.first(), sums.lead.finished.last())])
+    if lead is not None:
+        kept = canon([[r.round_, r.salt.hex()] for r in (lead.finished.first(), lead.finished.last())])
     first, last = parse_canon(party.site.broadcast_bytes(kept or None))
     session.round_, session.last_salt = int(first[0]), bytes.fromhex(first[1])
     session.finished = Reached(int(last[0]), bytes.fromhex(last[1]))
     return session
 
 
-def _join_job(world: World, place: Place, party: Party, mine: SiteFile, chunk_bytes: int) -> Session:
+def _join_job(world: World, place: Place, mine: SiteFile, chunk_bytes: int, party: Party) -> Session:
     """All sites are in this job."""
     agreement = party.agreement
     exchange: Exchange = NoExchange()
@@ -160,7 +172,8 @@ def _join_job(world: World, place: Place, party: Party, mine: SiteFile, chunk_by
         exchange = MpiExchange(agreement.names, place.leaders, place.rail)
     pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=_overlap(world, mine.exchange.overlap))
     attempt = mpi_world.attempt_number(world.group)
-    session = Session(party, MpiSums(party, exchange, pipeline, rails=place.rails, attempt=attempt))
+    sums = MpiSums(party, exchange, pipeline, rails=place.rails, attempt=attempt)
+    session = Session(party, sums, JobPeers(party, exchange), JobRecovery(party, exchange))
     session.round_ = _last_round(place, party.journal)
     return session
 

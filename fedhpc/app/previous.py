@@ -1,4 +1,4 @@
-"""Finds what a site has of the epochs before: the newest model in one of its run directories."""
+"""Finds what a site has of earlier epochs: the newest model in one of its run directories."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def find_previous(
 ) -> Taken | None:
     """What site `number` has of the epochs that [start] names; None for a site that is new and has nothing.
 
-    `directory`: of this run, beside which older ones are looked for. `given`: the run directory that somebody named.
+    `directory`: of this run; older runs are looked for beside it. `given`: the run directory that somebody named.
     `remembered`: this site's part of run directories, as its ledger knows them. Raises ConfigError for a named
     directory of another federation, DataError if the site should have a model and has none.
     """
@@ -78,7 +78,7 @@ def _newest(directory: Path) -> Checkpoint | None:
 
 
 def _total_weight(agreement: Agreement, directory: Path, checkpoint: Checkpoint) -> float | None:
-    """W, if the epoch that summed it had the same sites: over others its shares would not add up to 1."""
+    """W, if the epoch that summed it had the same sites: over other sites the shares would not add up to 1."""
     if agreement.strategy.weights != "samples" or TOTAL_WEIGHT not in checkpoint.outer:
         return None
     path = directory.parent / FEDERATION_FILE

@@ -1,4 +1,4 @@
-"""A run directory belongs to one federation.toml: a copy lies in it, and another file is refused."""
+"""A run directory belongs to one federation.toml: it holds a copy, and refuses any other file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def keep_agreement(run: Path, agreement: Agreement) -> None:
     path = run / FEDERATION_FILE
     try:
         run.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Several sites may come here at once, with the same bytes or, wrongly, with others: the first stays.
+        # Several sites may get here at once, with the same bytes or, wrongly, with others: the first file stays.
         if not path.exists():
             write_new(path, agreement.source, mode=0o600)
         kept = path.read_bytes()

@@ -53,8 +53,8 @@ _log = logging.getLogger(__name__)
 class Telemetry:
     """The Reporter of one rank. Rank 0 of each site writes records; the rank with `show` talks to people.
 
-    A record that cannot be written is a warning, not an error: the model does not depend on it, and a
-    leader that stopped here would leave the others waiting in a collective.
+    A record that cannot be written is a warning, not an error: the model does not depend on it, and a leader that
+    stopped here would keep the other ranks waiting in a collective.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Telemetry:
             self._say(printable(text))
 
     def close(self) -> None:
-        """Take the bar away and close the file; a second call does nothing."""
+        """Remove the bar and close the file; a second call does nothing."""
         if self._bar is not None:
             self._bar.clear()
             self._bar = None
@@ -115,7 +115,7 @@ class Telemetry:
 
 
 def _interactive() -> bool:
-    """Whether a person watches. mpirun gives ranks a terminal for stdout even into a file, not for stderr."""
+    """Whether a person is watching. Under mpirun stdout is a terminal even where it goes into a file; stderr is not."""
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
@@ -252,9 +252,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, rounds rising, each round once.
 
     A record of round r takes the place of all earlier ones of round r and later: the run was resumed from an
-    older checkpoint, and they tell of a future that was given up. A record that is `again` keeps what the one of the
-    same round before it says besides. A record that is `final` comes after the round of the same number. A torn last
-    line (a kill, or a writer at work) is passed over. Raises StorageError if the file cannot be read, DataError for
+    older checkpoint, and those records tell of a future that was given up. A record that is `again` keeps what the one
+    of the same round before it says besides. A record that is `final` comes after the round of the same number. A torn
+    last line (a kill, or a writer at work) is skipped. Raises StorageError if the file cannot be read, DataError for
     any other line that is not a record.
     """
     try:

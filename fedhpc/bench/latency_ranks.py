@@ -14,7 +14,6 @@ import numpy as np
 from fedhpc.app.federation import Federation
 from fedhpc.bench.rehearsal import set_stage
 from fedhpc.bench.sum_ranks import versions
-from fedhpc.federation.session import Session
 
 _WARM_UP = 10
 
@@ -27,7 +26,7 @@ def measure(sites: int, repeat: int) -> None:
         for where in ("memory", "disk"):
             home = Path(folder) / str(stage.place.number) if where == "disk" else None
             party = stage.party("pairwise", home=home)
-            with Federation(Session(party, stage.sums(party))) as federation:
+            with Federation(stage.session(party)) as federation:
                 suffix = "" if where == "memory" else "_with_fsync"
                 result[f"sum_int_s{suffix}"] = _median(federation, np.array([1]), repeat)
                 if where == "memory":

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedhpc.agreement.federation_file import PROTOCOL_NAME, read_agreement
 from fedhpc.app.join import share_ledger_keys
 from fedhpc.federation.party import Party
+from fedhpc.federation.session import Session
 from fedhpc.ledger.home import LedgerHome, known_federation
 from fedhpc.ledger.journal import FileJournal, Journal, MemoryJournal
 from fedhpc.mpi import world as mpi_world
@@ -21,6 +22,7 @@ from fedhpc.sums.in_job.exchange import Exchange
 from fedhpc.sums.in_job.masked_sum import MpiSums
 from fedhpc.sums.in_job.mpi_exchange import MpiExchange
 from fedhpc.sums.in_job.no_exchange import NoExchange
+from fedhpc.sums.in_job.peers import JobPeers, JobRecovery
 from fedhpc.sums.in_job.pipeline import CHUNK_BYTES, Pipeline
 
 _FEDERATION = """\
@@ -75,14 +77,15 @@ class Stage:
             salt_key=salts if masked else None,
         )
 
-    def sums(self, party: Party, *, chunk_bytes: int = CHUNK_BYTES, overlap: bool = False) -> MpiSums:
-        """What sums over this job's sites."""
+    def session(self, party: Party, *, chunk_bytes: int = CHUNK_BYTES, overlap: bool = False) -> Session:
+        """A session that sums over this job's sites."""
         exchange: Exchange = NoExchange()
         if self.sites > 1:
             exchange = MpiExchange(party.agreement.names, self.place.leaders, self.place.rail)
         pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=overlap)
         attempt = mpi_world.attempt_number(self.world.group)
-        return MpiSums(party, exchange, pipeline, rails=self.place.rails, attempt=attempt)
+        sums = MpiSums(party, exchange, pipeline, rails=self.place.rails, attempt=attempt)
+        return Session(party, sums, JobPeers(party, exchange), JobRecovery(party, exchange))
 
 
 def set_stage(sites: int, rails: int | str = "auto") -> Stage:

@@ -16,7 +16,7 @@ from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
 from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
 from fedhpc.bench.sum_ranks import SCALE, TILE, draw, integers
-from fedhpc.federation.party import NO_BASE, SumPlan
+from fedhpc.federation.party import SumKind, SumPlan
 from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Tensor
@@ -49,15 +49,15 @@ def measure(case: dict[str, Any]) -> None:
             draw(values, seed, session.party.number)
             Federation(session).sum(np.array([1]), name=f"start {number}")  # all sites go on together
             clear_peak()
-            plan = SumPlan(session.round_ + 1, f"bench {number}", NO_BASE, session.state, replicated=True)
+            plan = SumPlan(session.round_ + 1, f"bench {number}", SumKind.STATISTIC, session.state, replicated=True)
             begun = time.time()
-            opened = session.sums.open(vector, plan)
+            opened = session.open(vector, plan)
             ended = time.time()
             spans[mode].append((begun, ended))
             report["peak_bytes"] = max(report["peak_bytes"], peak_bytes())
             report["verified"] = report["verified"] and _verify(session, values, seed)
             begun = time.perf_counter()
-            session.finish(opened, session.tensors_tree)
+            session.settle(opened, session.tensors_tree)
             settles.append(time.perf_counter() - begun)
             if mode == "masked":
                 stages.append({name: getattr(opened.stages, name) for name in _STAGES})

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
 from fedhpc.bench.rehearsal import Stage, set_stage
-from fedhpc.federation.party import NO_BASE, Opened, SumPlan
+from fedhpc.federation.party import Opened, SumKind, SumPlan
+from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.mpi import world as mpi_world
 from fedhpc.secure.ring import Layout, Tensor
-from fedhpc.sums.in_job.masked_sum import MpiSums
 
 TILE = 1 << 18  # values drawn at a time
 _VALUE_BITS = 17  # |x̃| < 2^17, so the sum of up to 100 sites is exact in float32
@@ -110,24 +110,24 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
     draw(values, seed, stage.place.number)
     plain_s = _timed(stage, lambda: _plain(stage, vector))
 
-    def ring_sum(mode: str) -> tuple[MpiSums, Opened, float, int, bool]:
+    def ring_sum(mode: str) -> tuple[Session, Opened, float, int, bool]:
         draw(values, seed, stage.place.number)
         party = stage.party(mode, lane_bits=case.lane_bits, degree=case.degree)
-        sums = stage.sums(party, chunk_bytes=case.chunk_bytes, overlap=overlap)
-        plan = SumPlan(number, f"bench {number}", NO_BASE, NO_BASE, replicated=True)
+        session = stage.session(party, chunk_bytes=case.chunk_bytes, overlap=overlap)
+        plan = SumPlan(number, f"bench {number}", SumKind.STATISTIC, bytes(32), replicated=True)
         clear_peak()
         stage.world.group.barrier()
         begun = time.perf_counter()
-        opened = sums.open(vector, plan)
+        opened = session.open(vector, plan)
         # The hash of the sum is for M6, not for the sum, and a plain allreduce has none: it stands beside, in `digest`.
         seconds = max(_over_job(stage, time.perf_counter() - begun - opened.stages.digest))
         peak = max(_over_job(stage, peak_bytes()))
-        return sums, opened, seconds, peak, _verify(stage, values, seed)
+        return session, opened, seconds, peak, _verify(stage, values, seed)
 
     _, _, unmasked_s, _, unmasked_right = ring_sum("off")
-    sums, opened, masked_s, peak, masked_right = ring_sum("pairwise")
+    session, opened, masked_s, peak, masked_right = ring_sum("pairwise")
     stages = {name: statistics.fmean(_over_job(stage, getattr(opened.stages, name))) for name in _STAGES}
-    compare_s = _timed(stage, lambda: sums.settle(opened, NO_BASE))
+    compare_s = _timed(stage, lambda: session.settle(opened, session.tensors_tree))
     right = unmasked_right and masked_right
     return _Repeat(plain_s, unmasked_s, masked_s, compare_s, right, opened.bytes_up, peak, stages)
 

@@ -24,7 +24,7 @@ class Checkpoint:
     tensors: Tensors  # the global model
     outer: Tensors = field(default_factory=dict)  # the strategy's state, and W of the weights
     private: dict[str, NDArray[Any]] = field(default_factory=dict)  # the trainer's
-    ledger: bytes = b""  # hash of the ledger's head when this was written [32]
+    ledger: bytes = b""  # hash of the ledger's head when the checkpoint was written [32]
     blind: bytes = field(default=bytes(32), repr=False)  # of the state [32]; empty: written before there was one
     pending: Tensors = field(default_factory=dict)  # what this site measured in the round, which is summed afterwards
     whole: bool = False  # all sites were in the round's sum, so that `pending` is summed

@@ -1,7 +1,8 @@
-"""A scale for every element of a float array, so that no column's unit takes the digits of another one.
+"""A scale for each element of a statistic, so that a column in large units does not cost a small one its digits.
 
-The sites learn which power of 2^8 the largest value at any site reaches, element by element, by masked sums that do not
-tell how many sites reach it (secure/largest.py). Lanes hold x · 2^−e then, and their public bound is 1.
+The sites learn which power of 2^8 the largest value at any site reaches, element by element, by masked sums that hide
+how many sites reach it (secure/largest.py). Lanes then hold x · 2^−e, with the public bound 1. Models, and arrays with
+many elements, have one scale for a whole tensor instead (scale_choice.py).
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def choose_element_scales(
                 levels = ranges[name].levels(exponents_of(arrays[name].reshape(-1)[low:high], factor))
                 vector.fill({name: marks(levels, ranges[name].bins, sites, stream, lane)})
                 lane += levels.size * ranges[name].bins
-        opened = session.add(vector, what, everyone=everyone, category=labels.CLASS_SCALE)
+        opened = session.add(vector, session.statistic(what, everyone=everyone, category=labels.CLASS_SCALE))
         assert opened is not None
         salt = opened.salt
         for name, (low, high) in part.items():

@@ -1,4 +1,4 @@
-"""What people hand to a sum, as NumPy arrays; refused is whatever would lose its meaning on the way.
+"""What users hand to a sum, as NumPy arrays. Values that would lose their meaning on the way are refused.
 
 NumPy reads almost anything as an array, and drops masks, units, labels and the parts of other ranks without a word.
 """
@@ -82,7 +82,7 @@ def _has(given: Any, word: str) -> bool:
 
 
 def _is_tensor(given: Any) -> bool:
-    torch = sys.modules.get("torch")  # nobody has a tensor without it, and sums do not need it
+    torch = sys.modules.get("torch")  # without it there are no tensors, and sums do not need it
     return torch is not None and isinstance(given, torch.Tensor)
 
 

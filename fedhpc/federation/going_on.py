@@ -1,18 +1,28 @@
 """A program that starts again: which round its sums belong to, and when what was kept for it may go.
 
 Without a checkpoint a program asks its sums again from the first one on. Over a relay those that are finished are
-given to it from the site's disk (finished_sums.py), and it goes on where it was killed.
+given to it from the site's disk (sums/over_relay/finished_sums.py), and it goes on where it was killed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedhpc.federation.party import NO_BASE
 from fedhpc.secure.transcript import input_hash, u64
 
 if TYPE_CHECKING:
     from fedhpc.federation.session import Session
+
+
+class Reached(NamedTuple):
+    """A sum that this site has finished."""
+
+    round_: int  # 0: none
+    salt: bytes  # its S [40]; empty where there is none
+
+
+NONE_FINISHED = Reached(0, b"")
 
 
 def round_of(session: Session, purpose: str) -> int:

@@ -27,7 +27,7 @@ from fedhpc.secure.ledger import (
 )
 from fedhpc.secure.ring import Codec, Layout, Tensor
 from fedhpc.secure.salt import SALT_LANES, salt_words
-from fedhpc.secure.transcript import canon, input_hash, u64
+from fedhpc.secure.transcript import canon, u64
 
 _TAGS_AT = 32 + 1 + 8  # after the layout's hash, whether there are numbers, and how many bytes of tags follow
 _FIRST = 256  # values, which nearly always tell already that a vector is not zero
@@ -69,8 +69,7 @@ def codec_of(party: Party, plan: SumPlan) -> Codec:
     """What encodes this site's values and decodes the sum. Not for two threads at once."""
     rounding = None
     if party.agreement.secure.rounding == "stochastic":
-        input_ = input_hash(plan.purpose, plan.base)
-        rounding = derive(input_, party.agreement.hash, labels.KEY_ROUNDING, party.number)
+        rounding = derive(plan.input, party.agreement.hash, labels.KEY_ROUNDING, party.number)
     return Codec(len(party.members), party.name, plan.factors, rounding, plan.exponents)
 
 
@@ -139,8 +138,8 @@ def value_header(vector: Vector) -> bytes:
 def source_tags(vector: Vector, keys: LedgerKeys, rank: int, ranks: int) -> bytes:
     """Tags of this rank's share of the vector, as if each tensor were as wide as its source.
 
-    A model then has one fingerprint of its values, whatever the width of the lanes it travels in. It takes a rank that
-    holds the whole vector: shares of the narrow one end elsewhere.
+    A model then has one fingerprint of its values, in lanes of any width. The rank must hold the whole vector, since
+    shares of the narrow one end at other values.
     """
     kinds = vector.sources
     narrow = Layout([Tensor(t.name, kinds.get(t.name, t.kind), t.shape) for t in vector.layout.named])
@@ -162,9 +161,8 @@ def refuse_other_vector(party: Party, plan: SumPlan, mark: Mark) -> None:
     Other refusals of the ledger come when the round's line is written. Leaders only.
     """
     assert party.journal is not None
-    input_ = input_hash(plan.purpose, plan.base)
     try:
-        party.journal.ledger.check(LedgerEntry(plan.round_, plan.purpose, input_, mark.fingerprint, NO_SET))
+        party.journal.ledger.check(LedgerEntry(plan.round_, plan.purpose, plan.input, mark.fingerprint, NO_SET))
     except OtherVectorError:
         raise
     except PolicyError:

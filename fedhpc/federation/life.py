@@ -24,11 +24,11 @@ class Life(Protocol):
         ...
 
     def may_begin(self) -> str:
-        """Why another round would not end in time; "" if it would, or if nothing is known."""
+        """Why another round would not end in time; "" if it would, or if that is not known."""
         ...
 
     def hands_on(self) -> bool:
-        """Whether the next job may wait for an absent relay in the place of this one."""
+        """Whether this job may end and leave it to the next one to wait for an absent relay."""
         ...
 
     def trained(self) -> None:
@@ -36,11 +36,11 @@ class Life(Protocol):
         ...
 
     def round_took(self, seconds: float) -> None:
-        """A round took so long, without waiting for others."""
+        """A round took so many `seconds`, without waiting for other sites."""
         ...
 
     def keeps_now(self) -> bool:
-        """Whether local work should be kept at this step, having not been kept for long."""
+        """Whether local work should be kept at this step, since nothing was kept for a long time."""
         ...
 
     def kept(self) -> None:

@@ -1,4 +1,4 @@
-"""Tells people, once per name, where the grid that a site's values are rounded to is not small against their sum."""
+"""Warns, once per name, where the grid that a site's values are rounded to is not small against their sum."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Choosing scales by a masked count of sites per exponent; a count that honest sites cannot have made ends the epoch.
+"""One scale for a whole tensor, chosen with the other sites: a masked count of sites per exponent (scales.py).
 
-The count is open to a false mark: −1 in the highest bin makes it miss the site with the largest value, a mark in the
-last bin would round everybody's update to zero. Whoever does that twice learns twice, so a site counts on only in the
-next epoch, which has a public bound. Nobody is blamed, and no size is told: both would say who holds the largest value.
+A false mark can spoil the count: −1 in the highest bin hides the site with the largest value, and a mark in the last
+bin would round every update to zero. A cheat that tries again learns again. So a count that honest sites cannot have
+made ends the epoch, and the next one has a public bound. No site is blamed and no size is told, since either would
+show which site holds the largest value.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def choose_scales(
 ) -> Scales:
     """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
 
-    `everyone`: as the sum that it is for. One that went on without a site would be waited for by that sum for ever.
+    `everyone`: as in the sum that the scale is for; otherwise that sum would wait forever for a site that this count
+    left out.
 
     The values of the site's rank 0 count. The sites learn how many of them have each exponent, and nothing else.
     Raises PolicyError for counts that honest sites cannot have made; then this epoch never counts again.
@@ -48,7 +50,7 @@ def choose_scales(
     marks = exponent_counts(seen, factor, session.site)
     vector = Vector(session.layout([Tensor(n, "int64", m.shape) for n, m in marks.items()]))
     vector.fill(marks)
-    opened = session.add(vector, purpose, everyone=everyone, category=labels.CLASS_SCALE)
+    opened = session.add(vector, session.statistic(purpose, everyone=everyone, category=labels.CLASS_SCALE))
     assert opened is not None
     check_counts(party, vector.views(), marks, len(opened.members))
     bits = {n: 8 * a.itemsize for n, a in arrays.items()}

@@ -1,7 +1,10 @@
-"""Which power of two scales a float tensor, where no bound is agreed: from counts of sites per exponent.
+"""The arithmetic of one scale for a whole tensor: marks of exponents, and the power of two that their sum gives.
 
-Each site marks the exponent of its largest absolute value; the marks are summed under masks. The sites learn a small
-histogram of exponents, and choose the scale of the largest that occurs, so that no value can be beyond its lane.
+scale_choice.py asks the other sites with it; element_scales.py gives each element a scale of its own.
+
+Where no bound is agreed, each site marks the exponent of its largest absolute value, and the marks are summed under
+masks. The sites learn a small histogram of exponents and take the scale of the largest, so that every value fits its
+lane.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ _RANGES = {"float32": (-64, 63), "float64": (-512, 1024)}
 
 @dataclass(frozen=True)
 class Scales:
-    """The scales of one vector, and who may know them."""
+    """The scales of one vector, and the sum that they were chosen from."""
 
     by_name: Mapping[str, int] = field(default_factory=dict)
     salt: bytes = field(default=b"", repr=False)  # S of the sum that they were chosen from [40]; empty: all may
@@ -48,7 +51,7 @@ def exponent_counts(arrays: Mapping[str, NDArray[Any]], factor: float, site: str
         if exponent > highest:
             raise DataError(
                 f"tensor '{name}' of site {site} holds a value beyond 2^{highest}",
-                "has the training diverged? Statistics may be float64, or get per_element=True",
+                "has the training diverged? Give statistics as float64, or use per_element=True",
             )
         marks = np.zeros(highest - lowest + 1, dtype=np.int64)
         marks[max(exponent, lowest) - lowest] = 1

@@ -7,17 +7,20 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
+from fedhpc.agreement.federation_file import Agreement
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
-from fedhpc.federation.finished_sums import NONE_FINISHED
-from fedhpc.federation.going_on import round_of
-from fedhpc.federation.party import NO_BASE, MaskedSums, Opened, Party, RoundOverError, SumPlan
+from fedhpc.federation.going_on import NONE_FINISHED, round_of
+from fedhpc.federation.input_check import inspect, share
+from fedhpc.federation.other_sites import Peers, Recovery, Summing
+from fedhpc.federation.party import Checked, Opened, Party, RoundOverError, SumKind, SumPlan
 from fedhpc.federation.scales import PUBLIC, Scales
+from fedhpc.federation.stages import Stages
 from fedhpc.federation.sum_result import Spent, Sums
-from fedhpc.federation.vector import Vector
+from fedhpc.federation.vector import Vector, parts
 from fedhpc.federation.weighted_sum import weighted_sum
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
@@ -32,9 +35,9 @@ _WEIGHT_BOUND = 2.0**40
 class Session:
     """A party's sums and state. Every rank of every site makes the same calls in the same order."""
 
-    def __init__(self, party: Party, sums: MaskedSums) -> None:
+    def __init__(self, party: Party, sums: Summing, peers: Peers, recovery: Recovery) -> None:
         self.party = party
-        self.sums = sums
+        self.sums, self.peers, self.recovery = sums, peers, recovery
         self.round_ = 0
         """Masked sums finished: the protocol's round number."""
         self.finished = NONE_FINISHED
@@ -42,13 +45,13 @@ class Session:
         self.tensors_tree = tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
         self.last_salt = b""
-        """S of the newest finished sum [40]: known to the sites in it and to nobody else; empty before the first."""
+        """S of the newest finished sum [40]: known only to the sites in it; empty before the first."""
         self.data = UNKNOWN
         """What the ledger may know of the store that is trained on [64]; unknown for a loop of the user's own."""
         self.spent = Spent()
         """Costs since `take_spent`."""
         self.warned: set[tuple[str | None, str]] = set()
-        """(name, array) of sums whose rounding people were told of."""
+        """(name, array) of sums for which a warning about rounding was given."""
         self._closed = False
         self._refused = False  # the last sum, for what this site was to put into it
 
@@ -69,10 +72,12 @@ class Session:
     def close(self) -> None:
         """Leave the federation: the leaders meet once more, and no sum is possible afterwards. Safe to call twice.
 
-        A site that sums while another one leaves gets a PeersError instead of waiting for ever.
+        A site that sums while another one leaves gets a PeersError instead of waiting forever.
         """
         if not self._closed and self.party.leads:
-            self.sums.leave(refused=self._refused)
+            self.sums.leave()
+            self.recovery.leave()
+            self.peers.leave(refused=self._refused)
         self._release()
 
     def _release(self) -> None:
@@ -88,7 +93,7 @@ class Session:
     @property
     def sites(self) -> list[str]:
         """All sites, in roster order."""
-        return self.party.agreement.names
+        return self.agreement.names
 
     @property
     def rank(self) -> int:
@@ -100,16 +105,36 @@ class Session:
         """The number of ranks of this site."""
         return self.party.site.size
 
-    def forget(self) -> None:
-        """Drop what is kept to repeat the sums so far. Call it after your script has saved what it needs of them.
+    @property
+    def agreement(self) -> Agreement:
+        """What all sites have signed."""
+        return self.party.agreement
 
-        Over a relay a script that is killed gets all finished sums again until then, from the site's disk; afterwards
-        it must start from what it saved. Every rank of every site calls it after the same sum; over mpi it is nothing.
-        """
+    @property
+    def rounds(self) -> int:
+        """The agreed number of training rounds."""
+        return self.agreement.federation.rounds
+
+    @property
+    def seed(self) -> int:
+        """The agreed seed of local training."""
+        return self.agreement.federation.seed
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks for its site."""
+        return self.party.leads
+
+    def forget(self) -> None:
+        """Every rank of the site has saved what it needs of the sums so far: drop what is kept to repeat them."""
         self._refuse_closed()
-        self.party.site.barrier()  # every rank has saved
+        self.party.site.barrier()
+        self.covered()
+
+    def covered(self, *, given: bool = True) -> None:
+        """Everything up to the newest sum is durable elsewhere. Every rank may call; the leader acts. See Summing."""
         if self.party.leads:
-            self.sums.keep_until(self.round_)
+            self.sums.covered(self.round_, given=given)
 
     def take_spent(self) -> Spent:
         """The costs of the sums since the last call."""
@@ -122,7 +147,7 @@ class Session:
         return self._state_after(self.round_, self.tensors_tree)
 
     def _state_after(self, round_: int, tensors_tree: bytes) -> bytes:
-        return state_hash(self.party.agreement.hash, round_, tensors_tree)
+        return state_hash(self.agreement.hash, round_, tensors_tree)
 
     def weight_share(self, weight: float, name: str | None = None) -> float:
         """w_u / W for this site's private `weight`, 0 to 2^40; W is a masked sum.
@@ -143,7 +168,7 @@ class Session:
 
     @contextmanager
     def own_input(self) -> Iterator[None]:
-        """Remembers whether the last sum ended with this site's own numbers: others must not wait in vain for why."""
+        """Remember whether the last sum was refused for this site's own numbers, which `close` tells the others."""
         try:
             yield
             self._refused = False
@@ -170,9 +195,8 @@ class Session:
         """The layout of a vector of this federation."""
         return Layout(tensors, salted=len(self.sites) > 1)
 
-    def add(
+    def statistic(
         self,
-        vector: Vector,
         purpose: str,
         factors: dict[str, float] | None = None,
         scales: Scales = PUBLIC,
@@ -181,54 +205,111 @@ class Session:
         skip: bool = False,
         absent: bool = False,
         category: str = "",
-    ) -> Opened | None:
-        """Replace a statistic's `vector` by its sum and finish the round. The model stays as it is.
+    ) -> SumPlan:
+        """The plan of a sum that leaves the model as it is, in the next round or the one it has had before.
 
-        `category`: the ledger's class of it; empty: its purpose. `absent`: see SumPlan.
-        None, with `skip`, if the round ended without a sum here: the sites skipped it, or this site was away.
+        `category`: the ledger's class of it; empty: its purpose. `skip`, `absent`: see SumPlan. Every rank calls.
         """
         self._refuse_closed()
         round_ = round_of(self, purpose)
-        following = self._state_after(round_, self.tensors_tree)
-        how = {"everyone": everyone, "skip": skip, "absent": absent, "following": following, "category": category}
-        plan = self._plan(round_, purpose, NO_BASE, factors or {}, scales, exponents=scales.exponents, **how)
-        salt = self.last_salt
-        try:
-            opened = self.sums.open(vector, plan)
-            self.finish(opened, self.tensors_tree)
-        except RoundOverError:
-            if not skip:
-                raise
-            self.round_ = max(self.round_, plan.round_)  # a statistic leaves the tensors, so the next state is known
-            return None
-        if skip:
-            self.last_salt = salt  # some sites may hold this sum and others not
-        return opened
+        return SumPlan(
+            round_,
+            purpose,
+            SumKind.STATISTIC,
+            self.state,
+            factors=factors or {},
+            exponents=scales.exponents,
+            everyone=everyone,
+            skip=skip,
+            absent=absent,
+            following=self._state_after(round_, self.tensors_tree),
+            layout_key=self._layout_key(round_, scales),
+            category=category,
+        )
 
-    def begin_training_sum(
-        self, vector: Vector, factors: dict[str, float], base: bytes, scales: Scales, *, checkpointed: bool = False
-    ) -> Opened:
-        """Replace an update's `vector`, equal on all ranks of the site, by its sum; `finish` it with the new model.
+    def training(
+        self, base: bytes, factors: dict[str, float], scales: Scales, *, checkpointed: bool = False
+    ) -> SumPlan:
+        """The plan of a round's update, whose vector every rank of the site holds.
 
         `base`: the hash of the state that the update began from [32]. `checkpointed`: see SumPlan.
         """
+        round_ = self.round_ + 1
+        return SumPlan(
+            round_,
+            labels.PURPOSE_TRAIN,
+            SumKind.TRAINING,
+            self.state,
+            base,
+            factors,
+            replicated=True,
+            layout_key=self._layout_key(round_, scales),
+            checkpointed=checkpointed,
+            category=labels.CLASS_TRAIN,
+            data=self.data,
+        )
+
+    def _layout_key(self, round_: int, scales: Scales) -> bytes:
+        return layout_key(self.agreement.hash, round_, scales.salt)
+
+    def open(self, vector: Vector, plan: SumPlan) -> Opened:
+        """Replace `vector`, in place and on every rank, by the sum over the sites; `settle` it then.
+
+        The one door of every sum, whatever its kind and however the sites are connected. Faults in this site's own
+        numbers are found here, before any rank waits for another site. Raises DataError for numbers that have no place
+        in the ring, and what `Summing.open` raises.
+        """
         self._refuse_closed()
-        how = {"replicated": True, "checkpointed": checkpointed, "category": labels.CLASS_TRAIN, "data": self.data}
-        plan = self._plan(self.round_ + 1, labels.PURPOSE_TRAIN, base, factors, scales, **how)
-        return self.sums.open(vector, plan)
+        party, stages = self.party, Stages()
+        with stages.timed("share"):
+            share(party, vector, plan)
+            bounds = parts(vector.layout.nbytes, self.sums.rails)
+        if len(party.members) == 1:
+            return Opened(plan, bytes(32), stages, 0, 0, (party.number,), b"")
+        part = bounds[party.site.rank] if party.site.rank < len(bounds) else (0, 0)
+        with stages.timed("ledger"):
+            mark = inspect(party, vector, plan, part)
+        summed = self.sums.open(Checked(plan, vector, part, mark), stages)
+        with stages.timed("share"):
+            if party.site.size > 1:
+                party.site.gather_parts(vector.whole(), bounds)
+        return Opened(
+            plan,
+            summed.tree,
+            stages,
+            summed.bytes_up,
+            summed.bytes_down,
+            summed.members,
+            vector.salt.tobytes(),
+            summed.round_trips,
+            summed.round_trips_exposed,
+        )
 
-    def _plan(
-        self, round_: int, purpose: str, base: bytes, factors: dict[str, float], scales: Scales, **how: Any
-    ) -> SumPlan:
-        key = layout_key(self.party.agreement.hash, round_, scales.salt)
-        return SumPlan(round_, purpose, base, self.state, factors, layout_key=key, **how)
-
-    def finish(self, opened: Opened, tensors_tree: bytes) -> None:
+    def settle(self, opened: Opened, tensors_tree: bytes) -> None:
         """Compare results with the other sites and move to the next state, whose tensors have this Tree [32]."""
         self.sums.settle(opened, self._state_after(opened.plan.round_, tensors_tree))
         self.round_ = max(self.round_, opened.plan.round_)
         self.tensors_tree, self.last_salt = tensors_tree, opened.salt
         self.spent.add(opened)
+
+    def add(self, vector: Vector, plan: SumPlan) -> Opened | None:
+        """Open and settle a statistic.
+
+        None, where it may be skipped, if the round ended without a sum here: the sites skipped it, or this site was
+        away.
+        """
+        salt = self.last_salt
+        try:
+            opened = self.open(vector, plan)
+            self.settle(opened, self.tensors_tree)
+        except RoundOverError:
+            if not plan.skip:
+                raise
+            self.round_ = max(self.round_, plan.round_)  # a statistic leaves the tensors, so the next state is known
+            return None
+        if plan.skip:
+            self.last_salt = salt  # some sites may hold this sum and others not
+        return opened
 
     def _refuse_closed(self) -> None:
         if self._closed:  # told on every rank: only the leader has a ledger to miss

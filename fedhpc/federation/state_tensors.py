@@ -26,7 +26,7 @@ Arrays = list[NDArray[Any]]
 def model_sha256(tensors: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 of all tensors' raw little-endian bytes in their order, in hex: THE hash of a model, equal at all sites.
 
-    It covers what is exported, not the state around it, and is never sent: whoever guesses a small model could check.
+    It covers what is exported, not the state around it. It is never sent: it would confirm a guess of a small model.
     """
     digest = hashlib.sha256()
     for tensor in tensors.values():

@@ -18,9 +18,9 @@ _NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
 
 
 class Vector:
-    """The values of a vector that this rank holds, in one contiguous buffer; a sum replaces them by the summed values.
+    """The values of a vector that this rank holds, in one contiguous buffer. A sum replaces them by the summed values.
 
-    Today every rank holds all of them. Whoever sums knows only `part`, and asks for pieces of it.
+    Today every rank holds all of them; the code that sums relies on `part` only, and asks for pieces of it.
     """
 
     def __init__(self, layout: Layout, part: tuple[int, int] | None = None) -> None:

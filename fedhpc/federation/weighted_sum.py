@@ -58,7 +58,7 @@ def weighted_sum(
         raise ConfigError("skip=True is for a sum over everyone, of integers or with bound=", "give bound= alone")
     fine = {n: floats[n] for n in with_own_scales(floats, bound, per_element)}
     rest = {n: a for n, a in floats.items() if a.size and n not in fine}
-    if session.party.leads:  # the leader's values count
+    if session.leads:  # the leader's values count
         if bound is not None:
             refuse_beyond(floats, bound, session.site)
         else:
@@ -75,11 +75,12 @@ def weighted_sum(
     vector.sources = sources
     factors = dict.fromkeys(floats, factor)
     category = category or class_of(name)
-    opened = session.add(vector, purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+    plan = session.statistic(purpose, factors, scales, everyone=everyone, skip=skip, category=category)
+    opened = session.add(vector, plan)
     if opened is None:
         return None
     sums = Sums.of(vector, opened, session.sites, own, kinds, average=average)
-    if session.party.leads and len(session.sites) > 1:
+    if session.leads and len(session.sites) > 1:
         warn_of_coarse(session, name, {n: (a, factor) for n, a in floats.items()}, sums)
     return sums
 

@@ -55,7 +55,7 @@ class Beginning:
                 "the first exchange makes it: `fedhpc run --stage exchange`",
                 agreed=True,
             )
-        if self._session.party.agreement.start.from_ is not None:
+        if self._session.agreement.start.from_ is not None:
             return self._go_on(previous), None
         return self._begin_fresh(prepare), None
 
@@ -85,7 +85,7 @@ class Beginning:
         session.round_ = 0
         progress = self._progress(fresh=False)
         model = progress.model
-        own = previous() if session.party.leads else None
+        own = previous() if session.leads else None
         pending: Tensors | None = None
         try:
             take_over(session, model, own)
@@ -106,13 +106,13 @@ class Beginning:
         session = self._session
         checkpoint = self._store.load(newest)
         _refuse_without_blind(checkpoint)
-        if checkpoint.config != session.party.agreement.hash:
+        if checkpoint.config != session.agreement.hash:
             raise DataError(
                 f"the run directory belongs to another federation.toml (SHA-256 {checkpoint.config.hex()}, "
-                f"now {session.party.agreement.hash.hex()})",
+                f"now {session.agreement.hash.hex()})",
                 "continue with the file it was started with; a changed one is a new federation with its own directory",
             )
-        if session.party.leads:
+        if session.leads:
             _require_ledger(session, checkpoint)
             self._store.discard_after(newest)
         progress = self._progress(fresh=False)
@@ -142,7 +142,7 @@ class Beginning:
         party = self._session.party
         answer = b""
         if party.leads:
-            newest = self._session.sums.common_round(self._store.rounds())
+            newest = self._session.recovery.common_round(self._store.rounds())
             answer = b"none" if newest is None else str(newest).encode()
         answer = party.site.broadcast_bytes(answer if party.leads else None)
         return None if answer == b"none" else int(answer)

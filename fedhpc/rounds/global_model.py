@@ -30,12 +30,8 @@ from fedhpc.rounds.strategy import FedAvg, make_strategy
 from fedhpc.rounds.update import MODEL, Base, Transform, refuse_lost, update_vector
 from fedhpc.rounds.weights import Weights
 from fedhpc.secure import labels
-from fedhpc.secure.ring import Tensor, scale_for
 from fedhpc.secure.salt import NO_BLIND, blind_after
 from fedhpc.secure.transcript import state_hash
-
-_MEASURED = "measured/"
-_MEASURED_BOUND = 2.0**40  # of a float sum of metrics at one site; public
 
 
 class GlobalModel:
@@ -58,14 +54,14 @@ class GlobalModel:
     ) -> None:
         """`weights_name`: what the sum of the sites' weights is called in the ledger; one per model.
 
-        `checkpointed`: each state is put into a checkpoint, which ends what is kept to repeat its round (keep_until).
+        `checkpointed`: each state is put into a checkpoint, after which nothing is kept to repeat its round (covered).
         `fresh`: False if `restore` follows, which hashes the state that counts. `transforms`: of this site's updates.
         """
         self._session = session
         self._checkpointed = checkpointed
         self._transforms = tuple(transforms)
         self.weights = Weights(session, weights_name)
-        self._settings = session.party.agreement.strategy
+        self._settings = session.agreement.strategy
         self._strategy = make_strategy(self._settings)
         self._average = FedAvg(1.0)
         self._averaged = averaged
@@ -135,7 +131,7 @@ class GlobalModel:
     @property
     def state(self) -> bytes:
         """The hash of the state after the last training round [32]."""
-        return state_hash(self._session.party.agreement.hash, self.reached, self._session.tensors_tree)
+        return state_hash(self._session.agreement.hash, self.reached, self._session.tensors_tree)
 
     def base(self) -> Base:
         """What local training starts from now."""
@@ -164,13 +160,14 @@ class GlobalModel:
         # Step 1. The update in one vector; then its sum over the sites.
         vector, scales = update_vector(session, base, local, share, self._transforms)
         factors = {MODEL + name: share for name in self.tensors}
-        opened = session.begin_training_sum(vector, factors, base.state, scales, checkpointed=self._checkpointed)
+        plan = session.training(base.state, factors, scales, checkpointed=self._checkpointed)
+        opened = session.open(vector, plan)
         refuse_lost(session.party, vector, scales)
         # Step 2. The outer step. The model is replaced only once the sites have compared what comes out.
         following = self._outer_step(vector, self.weights.of_all_over(opened.members))
         self.rounds += 1
         self.blind = blind_after(self.blind, opened.salt)
-        session.finish(opened, self._tree(following))
+        session.settle(opened, self._tree(following))
         self.tensors, self.reached = following, session.round_
         return len(opened.members) == len(session.sites)
 
@@ -194,35 +191,13 @@ class GlobalModel:
             following[name] = np.asarray(step)  # NumPy makes a scalar of a tensor without dimensions
         return following
 
-    def total_of(self, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors | None:
-        """The sum of `measured`, int64 and float64, over all sites; None if they went on without it.
-
-        Nothing measured: this site does without the sum, and so do the others then.
-        Over fewer sites it would show, beside another such sum, the counts of those that one of the two lacks.
-        """
-        vector = Vector(self._session.layout(self._measured_tensors(measured)))
-        vector.fill({_MEASURED + n: a for n, a in measured.items()})
-        opened = self._session.add(
-            vector, name, everyone=True, skip=True, absent=not measured, category=labels.CLASS_MEASURED
-        )
-        return None if opened is None else {n: vector.view(_MEASURED + n).copy() for n in measured}
-
     def facts(self) -> dict[str, Any]:
         """What a round's record says of the state (app/telemetry.py)."""
         session = self._session
         # Where it is written only: hashing a model takes as long as reading it from memory.
-        sha256 = self.sha256() if session.party.leads else None
+        sha256 = self.sha256() if session.leads else None
         return {"sites": session.sites, "state": session.state.hex(), "model_sha256": sha256}
 
     def sha256(self) -> str:
         """As `model_sha256`. It stays at the sites."""
         return model_sha256(self.tensors)
-
-    def _measured_tensors(self, measured: Mapping[str, NDArray[Any]]) -> list[Tensor]:
-        tensors = []
-        for name, array in measured.items():
-            if array.dtype not in (np.int64, np.float64):
-                raise DataError(f"the measured sum '{name}' is {array.dtype}", "use int64 counts or float64 sums")
-            scale = scale_for(_MEASURED_BOUND, 64, len(self._session.sites)) if array.dtype == np.float64 else 0
-            tensors.append(Tensor(_MEASURED + name, array.dtype.name, array.shape, scale))
-        return tensors

@@ -59,7 +59,7 @@ class Trainer(Protocol):
         ...
 
     def private(self) -> dict[str, NDArray[Any]]:
-        """The site's private state: optimiser state, RNG, data position. Leader's ranks give all of it.
+        """The site's private state: optimiser state, RNG, data position. The leader's holds for all ranks.
 
         Also within a round, from `at_step`.
         """
@@ -87,7 +87,7 @@ class Outbox(Protocol):
     """Where one site keeps its newest local work until a checkpoint covers it. Leaders write, every rank reads."""
 
     def find(self, state: bytes) -> LocalWork | None:
-        """The work that began from `state` [32], if it is there. Raises DataError if it is damaged."""
+        """The work that began from `state` [32], None if it is not there. Raises DataError if it is damaged."""
         ...
 
     def holds(self, state: bytes) -> bool:
@@ -99,7 +99,7 @@ class Outbox(Protocol):
         ...
 
     def clear(self) -> None:
-        """A checkpoint covers it."""
+        """Remove the work: a checkpoint covers it."""
         ...
 
 

@@ -94,7 +94,7 @@ class LocalRounds:
         self._life.kept()
 
     def is_due(self) -> bool:
-        """Whether it is long ago that anything was kept; the same on all ranks."""
+        """Whether nothing was kept for a long time; the same on all ranks."""
         return bool(self._word_of_all() & _DUE)
 
     def covered(self) -> None:

@@ -61,7 +61,7 @@ class Run:
         """
         self._session, self._store, self._reporter = session, store, reporter
         self._life, outbox = life or Endless(), outbox or NoOutbox()
-        self._rounds = session.party.agreement.federation.rounds
+        self._rounds = session.rounds
         self._local_rounds = LocalRounds(session.party.site, trainer, outbox, self._life)
         self._beginning = Beginning(session, trainer, store, reporter, outbox, self._life, transforms)
         self._prepare, self._previous = prepare, previous
@@ -112,8 +112,8 @@ class Run:
     def _begin(self) -> Progress:
         """Where this run goes on. What the last job measured and did not live to sum is summed here."""
         progress, pending = self._beginning.begin(self._prepare, self._previous)
-        if self._session.party.leads:
-            self._session.sums.attend(self._store)
+        if self._session.leads:
+            self._session.recovery.serve_catch_up(self._store)
         if pending is not None and self._life.stage != "train":
             progress.measuring.report_again(pending)
         return progress
@@ -122,7 +122,7 @@ class Run:
         """This site's work of the next round, kept in the outbox where somebody may need it there."""
         life = self._life
         local = self._local_rounds.work(model.rounds + 1, model.state, model.tensors)
-        told = self._session.sums.hear(life.leaves())
+        told = self._session.peers.agree_to_stop(life.leaves())
         if told or life.stage == "train" or self._local_rounds.is_due():
             self._local_rounds.keep(local)
         self._stop_if_told(told, f"in round {local.round_}, after {local.result.steps} steps")
@@ -155,8 +155,8 @@ class Run:
             return True
         if model.rounds >= self._rounds:
             return False  # it has caught up with the final model
-        staleness = self._session.party.agreement.cohort.staleness
-        return model.rounds - base.rounds <= staleness and self._session.sums.is_free(base.state)
+        staleness = self._session.agreement.cohort.staleness
+        return model.rounds - base.rounds <= staleness and self._session.recovery.is_free(base.state)
 
     def _measure_final(self, progress: Progress) -> dict[str, float | None]:
         """Metrics of the final model, as one more masked sum over all sites."""
@@ -173,6 +173,6 @@ class Run:
 
     def _stop_if_told(self, word: str, where: str) -> None:
         """Raise InterruptedRun on every rank if one of them was told to stop; `word`: why this one was, "" if not."""
-        said = self._session.sums.hear(word)
+        said = self._session.peers.agree_to_stop(word)
         if said:
             raise InterruptedRun(f"stopped {where}: {said}", agreed=True)

@@ -11,11 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.errors import DataError
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.session import Session
+from fedhpc.federation.vector import Vector
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import Reporter, Trainer
+from fedhpc.secure import labels
+from fedhpc.secure.ring import Tensor, scale_for
 
+_PREFIX = "measured/"
+_BOUND = 2.0**40  # of a float sum of metrics at one site; public
 LOST = "not all sites were in this round's sum"
 SKIPPED = "not all sites were there to sum them"
 
@@ -60,9 +69,32 @@ class Measuring:
         self._reporter.round_done(self._round() | {"final": True} | found.facts() | self._model.facts())
 
     def _round(self) -> dict[str, Any]:
-        return {"round": self._model.rounds, "rounds": self._session.party.agreement.federation.rounds}
+        return {"round": self._model.rounds, "rounds": self._session.rounds}
 
     def _sum(self, measured: Tensors, what: str) -> Measured:
         """`what` begins the sum's name in the ledger."""
-        total = self._model.total_of(measured, f"{what} after round {self._model.rounds}")
+        total = total_of(self._session, measured, f"{what} after round {self._model.rounds}")
         return Measured({}, SKIPPED) if total is None else Measured(self._trainer.summarise(total))
+
+
+def total_of(session: Session, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors | None:
+    """The sum of `measured`, int64 and float64, over all sites; None if they went on without it.
+
+    Where this site measured nothing it does without the sum, and so do the others then. Over fewer sites the sum would
+    show, beside another such sum, the counts of those that one of the two lacks.
+    """
+    vector = Vector(session.layout(_tensors(session, measured)))
+    vector.fill({_PREFIX + n: a for n, a in measured.items()})
+    plan = session.statistic(name, everyone=True, skip=True, absent=not measured, category=labels.CLASS_MEASURED)
+    opened = session.add(vector, plan)
+    return None if opened is None else {n: vector.view(_PREFIX + n).copy() for n in measured}
+
+
+def _tensors(session: Session, measured: Mapping[str, NDArray[Any]]) -> list[Tensor]:
+    tensors = []
+    for name, array in measured.items():
+        if array.dtype not in (np.int64, np.float64):
+            raise DataError(f"the measured sum '{name}' is {array.dtype}", "use int64 counts or float64 sums")
+        scale = scale_for(_BOUND, 64, len(session.sites)) if array.dtype == np.float64 else 0
+        tensors.append(Tensor(_PREFIX + name, array.dtype.name, array.shape, scale))
+    return tensors

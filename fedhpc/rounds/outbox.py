@@ -1,8 +1,8 @@
 """A site's local work of a round on its way to the sum: one sealed file in RUN/SITE/outbox.
 
-Whoever can read the file system sees how much was trained, and nothing of it: an update before masking is what the
-whole protocol hides. The key comes from the site's own; a file has a salt of its own, so that no key seals two blocks
-with one number.
+A person who can read the file system sees how much was trained and nothing of what: an update before masking is what
+the whole protocol hides. The key derives from the site's own key and from a salt of each file, so that no key seals two
+blocks with one number.
 
     magic, salt [32]
     length of the index u64; the index sealed: JSON of what is not arrays, and name, dtype, shape of those
@@ -44,7 +44,7 @@ _KINDS = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", 
 class FileOutbox(Outbox):
     """The outbox of one site. Every rank of the site makes every call; its leader reads and writes.
 
-    One rank's word holds for all: on a parallel file system two nodes may disagree for a while about what is there.
+    What the leader finds holds for all ranks: on a parallel file system two nodes may disagree for a while.
     """
 
     def __init__(self, directory: Path, config: bytes, key: bytes, site: Group) -> None:
@@ -58,7 +58,7 @@ class FileOutbox(Outbox):
         return self._find(state)
 
     def newest(self) -> LocalWork | None:
-        """Whatever work is there."""
+        """The work that is there, from any state."""
         return self._find(None)
 
     @override

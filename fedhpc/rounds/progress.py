@@ -29,14 +29,14 @@ class Progress:
         """
         session, model = self._session, self.model
         private = self._trainer.private()
-        if not session.party.leads:
+        if not session.leads:
             return
         journal = session.party.journal
         self._store.save(
             Checkpoint(
                 round_=model.rounds,
                 sums=session.round_,
-                config=session.party.agreement.hash,
+                config=session.agreement.hash,
                 tensors=model.tensors,
                 outer=model.saved_outer(),
                 private=dict(private),
@@ -46,7 +46,7 @@ class Progress:
                 blind=model.blind,
             )
         )
-        session.sums.keep_until(session.round_, given=model.reached > 0)
+        session.covered(given=model.reached > 0)
 
     def catch_up(self, over: RoundOverError, measured: Tensors | None = None) -> None:
         """Go on from a state that other sites have reached, and keep it. Raises PeersError if nobody gives it.
@@ -66,7 +66,7 @@ class Progress:
         session, model = self._session, self.model
         self._reporter.note(f"{over.what}; asking the others for their model")
         before = model.rounds
-        caught = session.sums.catch_up(model.state, model.reached, total_bytes(model.arrays()))
+        caught = session.recovery.catch_up(model.state, model.reached, total_bytes(model.arrays()))
         model.take_over(caught.data)
         session.round_ = model.reached = caught.round_
         self._reporter.note(f"caught up: from {before} to {model.rounds} rounds")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import DataError, PolicyError
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.party import SumPlan
+from fedhpc.federation.party import SumKind, SumPlan
 from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.rounds.global_model import GlobalModel
@@ -55,25 +55,26 @@ def take_over(session: Session, model: GlobalModel, own: Taken | None) -> None:
     plan = SumPlan(
         round_=session.round_ + 1,
         purpose=labels.PURPOSE_START,
-        base=state,
+        kind=SumKind.TRAINING,
         state=state,
+        base=state,
         everyone=True,
         checkpointed=True,
         category=labels.CLASS_START,
     )
-    opened = session.sums.open(vector, plan)
+    opened = session.open(vector, plan)
     given = vector.views()
     _refuse_other(session, bool(mine) and any(np.any(mine[name] != given[name]) for name in mine))
     tensors = {name: _unpacked(given[_MODEL + name], like) for name, like in model.tensors.items()}
     weight = float(_unpacked(given[_WEIGHT], np.zeros(1, dtype="<f8"))[0])
-    session.finish(opened, model.go_on_from(tensors, weight or None, opened.salt))
+    session.settle(opened, model.go_on_from(tensors, weight or None, opened.salt))
     model.reached = session.round_
 
 
 def refuse_other_model(session: Session, model: GlobalModel, own: Taken | None) -> None:
     """As `take_over`, for a `model` that this site was given with τ signatures after the sum. Every rank calls it."""
     other = own is not None and any(model.tensors[n].tobytes() != t.tobytes() for n, t in own.tensors.items())
-    _refuse_other(session, session.party.leads and other)
+    _refuse_other(session, session.leads and other)
 
 
 def _refuse_other(session: Session, other: bool) -> None:

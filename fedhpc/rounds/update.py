@@ -69,7 +69,7 @@ def update_vector(
     """
     if local.keys() != base.tensors.keys():
         raise DataError("the local model has other tensors than the global one")
-    wide = session.party.agreement.secure.lane_bits == 64
+    wide = session.agreement.secure.lane_bits == 64
     plain = [Tensor(MODEL + n, "float64" if wide else t.dtype.name, t.shape) for n, t in base.tensors.items()]
     vector = Vector(session.layout(plain))
     vector.sources = {MODEL + n: t.dtype.name for n, t in base.tensors.items() if wide}
@@ -98,7 +98,7 @@ def _transform(update: Update, transforms: Sequence[Transform]) -> None:
 
 def _scales(session: Session, updates: Mapping[str, NDArray[Any]], share: float) -> Scales:
     """The scale that the agreed bound gives each of `updates`, or the one that the sites choose by a masked count."""
-    bound, sites = session.party.agreement.secure.bound, len(session.sites)
+    bound, sites = session.agreement.secure.bound, len(session.sites)
     if bound is None:
         return choose_scales(session, updates, share, f"scale of round {session.round_ + 1}")
     refuse_beyond(updates, bound, session.site)

@@ -13,7 +13,7 @@ class Weights:
 
     def __init__(self, session: Session, name: str = labels.PURPOSE_WEIGHTS) -> None:
         """`name`: what the sum of the sites' weights is called in the ledger; one per model."""
-        agreement = session.party.agreement
+        agreement = session.agreement
         self._session, self._name = session, name
         self._kind, self._roster, self._cohort = agreement.strategy.weights, agreement.roster, agreement.cohort
         self.total: float | None = None

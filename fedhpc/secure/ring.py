@@ -1,4 +1,4 @@
-"""Numbers as lanes of a ring, so that sums are exact whatever the order (docs/protocol.md section 3).
+"""Numbers as lanes of a ring, so that sums are exact in any order (docs/protocol.md section 3).
 
 A vector is a list of tensors. Each is encoded as two's complement little-endian lanes of k bits with a public power of
 two as its scale. A tensor's values (float32, float64 or int64) and its lanes are two stretches of memory, each with its
@@ -143,7 +143,7 @@ class Layout:
         self.hash = hash_parts(labels.HASH_LAYOUT, canon(self.as_json()))
 
     def hash_under(self, key: bytes) -> bytes:
-        """The hash as others see it [32]: keyed where the scales are not public; an empty `key` where they are."""
+        """The hash as others see it [32]: keyed where the scales are secret; without a key where they are public."""
         return hmac.digest(key, self.hash, hashlib.sha256) if key else self.hash
 
     def as_json(self) -> list[dict[str, Any]]:

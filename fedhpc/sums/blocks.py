@@ -1,8 +1,8 @@
 """A rank's part of a masked sum, stretch by stretch: values become masked lanes, and summed lanes become values again.
 
-The one way through a vector, whatever carries it: `hide` encodes, tags and masks just before a stretch is sent, `open`
-unmasks, tags, hashes and decodes just after its sum has come. A stretch is a chunk in one job and a block over a relay.
-Within it the work goes tile by tile, so that each tile is still in a core's caches from one step to the next.
+Both protocols go through a vector this way. `hide` encodes, tags and masks a stretch just before it is sent; `open`
+unmasks, tags, hashes and decodes it just after its sum has come. A stretch is a chunk in one job and a block over a
+relay. Within it the work goes tile by tile, so that a tile stays in a core's caches from one step to the next.
 
 Lanes lie in a window of the stretch's size, never in a second whole vector. Where all lanes are as wide as their values
 (`Layout.in_place`) the window is the memory of the values.
@@ -67,7 +67,7 @@ class BlockEngine:
         self._streams, self._hiding, self.tag = streams, _Tools(self._codec, streams, tag_key), Tag()
 
     def hide(self, low: int, high: int) -> NDArray[np.uint8]:
-        """The masked lanes of bytes low..high, gaps zero: a window that `open` takes back."""
+        """The masked lanes of bytes low..high, gaps zero, in a window that `open` takes back."""
         shared = self.vector.shared(low, high)
         window = self._lend(low, high) if shared is None else shared
         encoded = masked = 0.0
@@ -96,7 +96,7 @@ class BlockEngine:
         return window
 
     def begin_opening(self, streams: Streams, tag_key: bytes | None = None) -> None:
-        """The sum comes now; `streams` take away what hides it."""
+        """The sum comes now. `streams` take off the masks that are left in it; `tag_key` tags what is under them."""
         self._opening, self.tag = _Tools(self._codec, streams, tag_key), Tag()
         self.hasher = BlockHasher()
         if self.vector.layout.in_place:

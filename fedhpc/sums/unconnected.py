@@ -1,44 +1,32 @@
-"""Masked sums of a job that trains and exchanges nothing: it dials nobody and waits for nobody."""
+"""A site by itself: what it says to other sites they do not hear, it misses no round, and it sums nothing."""
 
 from __future__ import annotations
-
-from typing import NoReturn
 
 from typing_extensions import override
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.checkpoint import CheckpointStore
-from fedhpc.federation.party import CaughtUp, MaskedSums, Opened, Party, SumPlan
-from fedhpc.federation.vector import Vector
+from fedhpc.federation.other_sites import CaughtUp, Peers, Recovery, Summing
+from fedhpc.federation.party import Checked, Opened, Party, Summed
+from fedhpc.federation.stages import Stages
 
 
-class Unconnected(MaskedSums):
-    """Peers of a job that trains only: it can sum nothing."""
-
-    name = "none"
-    rails = 1
+class OwnRanks(Peers):
+    """Only the ranks of this site hear each other."""
 
     def __init__(self, party: Party) -> None:
         self._party = party
 
     @override
-    def of(self, party: Party) -> Unconnected:
-        return Unconnected(party)
-
-    @override
-    def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
-        """Never called."""
-        _refuse()
-
-    @override
-    def settle(self, opened: Opened, state: bytes) -> None:
-        """Never called."""
-        _refuse()
-
-    @override
     def announce(self, topic: str, message: bytes) -> dict[int, bytes]:
-        """Tells nobody."""
         return {self._party.number: message}
+
+    @override
+    def agree_to_stop(self, word: str) -> str:
+        return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
+
+
+class NeverAway(Recovery):
+    """A site without which no round ends."""
 
     @override
     def common_round(self, held: list[int]) -> int | None:
@@ -46,31 +34,24 @@ class Unconnected(MaskedSums):
         return max(held) if held else None
 
     @override
-    def attend(self, store: CheckpointStore) -> None:
-        """Returns at once: no other site can ask."""
-
-    @override
     def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
-        """Never called."""
-        _refuse()
+        raise InternalError("a site that was never away was asked to catch up")
 
     @override
     def is_free(self, base: bytes) -> bool:
-        """Left to the job that exchanges."""
         return True
 
-    @override
-    def keep_until(self, sums: int, *, given: bool = True) -> None:
-        """Keys are kept and erased by the job that sums."""
+
+class NoSums(Summing):
+    """Of a job that trains and exchanges nothing: it dials no relay and waits for no other site."""
+
+    name = "none"
+    rails = 1
 
     @override
-    def hear(self, word: str) -> str:
-        return next((w for w in self._party.site.gather_bytes(word.encode()) if w), b"").decode()
+    def open(self, checked: Checked, stages: Stages) -> Summed:
+        raise InternalError("a job that only trains was asked to sum")
 
     @override
-    def leave(self, *, refused: bool = False) -> None:
-        pass
-
-
-def _refuse() -> NoReturn:
-    raise InternalError("a job that only trains was asked to sum")
+    def settle(self, opened: Opened, state: bytes) -> None:
+        raise InternalError("a job that only trains was asked to sum")

@@ -106,7 +106,7 @@ class DdpBackend:
         self._unreached: list[str] = []
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-        """`model` behind DDP. Running statistics are not sent around: the trainer takes the leader's."""
+        """`model` behind DDP. It does not broadcast running statistics: the trainer takes the leader's."""
         # torch 2.13 renamed the option, and warns about the old name.
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"

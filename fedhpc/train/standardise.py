@@ -39,7 +39,7 @@ def standardise(sum_function: Callable[..., Sums], trainer: TorchTrainer) -> Non
     x - c and of (x - c)^2. Both cover the training rows only; what is held out stays unseen.
 
     A feature gets the scale 1 if no row of any site differs from c, or by no more than the rounding of float64. Where
-    the buffer holds the mean more coarsely than the feature varies, people are told its name, and its values are kept
+    the buffer holds the mean more coarsely than the feature varies, a warning names it, and its values are kept
     within 1 of 0. Raises ConfigError for a model without the two buffers; DataError, on every rank of the site, for
     features that are not finite, and on every rank of all sites where a deviation cannot be told from 0.
     """

@@ -38,16 +38,11 @@ class Sync:
         weight: int | None = None,
         keep_optimizer_state: bool = True,
     ) -> None:
-        """`model`: the same initial values at every site (seed them); DDP-wrapped models are unwrapped.
-
-        `every`: local steps per round; by default [train] local_steps of federation.toml. `weight`: this site's number
-        of training rows, private; needed unless the strategy's weights are uniform or declared.
-        `keep_optimizer_state`: False forgets momenta after each exchange.
-        """
-        steps = session.party.agreement.train.get("local_steps", 1) if every is None else every
+        """The parameters are told where users find them: `Federation.sync`."""
+        steps = session.agreement.train.get("local_steps", 1) if every is None else every
         if type(steps) is not int or steps < 1:
             raise ConfigError(f"sync(every={steps!r})", "a whole number of local steps, at least 1")
-        if weight is None and session.party.agreement.strategy.weights == "samples":
+        if weight is None and session.agreement.strategy.weights == "samples":
             raise ConfigError(
                 "sync needs weight=, this site's number of training rows",
                 'or set [strategy] weights = "uniform" in federation.toml',
@@ -101,7 +96,7 @@ class Sync:
         import torch
 
         saved: dict[str, Any] = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-        # Whoever has both can try out which small model a state's hash at the relay is of: saved files are private.
+        # Both together confirm a guess of a small model against a state's hash at the relay: saved files are private.
         for name, secret in (("blind", model.blind), ("salt", self._session.last_salt)):
             saved[name] = torch.from_numpy(np.array(list(secret), np.uint8))
         return saved | {"rounds": model.rounds, "sums": self._session.round_, "steps": self._count}

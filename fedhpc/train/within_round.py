@@ -1,4 +1,4 @@
-"""Where a trainer stands within a round: what it takes to go on from that step in another job."""
+"""Where a trainer stands within a round: what another job needs to go on from that step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class WithinRound:
     losses: Any = None  # this rank's parts, of all steps; a tensor while training
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """As it is kept."""
+        """The arrays that are kept of it: int64 [4] and float64 [1]."""
         return {
             "round": np.array([self.round_, self.epoch, self.offset, self.steps], dtype=np.int64),
             "round:loss": np.array([self.loss], dtype=np.float64),
@@ -35,7 +35,7 @@ class WithinRound:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> WithinRound | None:
-        """What `arrays` was made from; None where work was kept between rounds. Raises DataError."""
+        """Made from what `arrays` gave; None where work was kept between rounds. Raises DataError for a part of it."""
         if not any(name in arrays for name in _NAMES):
             return None
         try:

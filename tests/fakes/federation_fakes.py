@@ -18,9 +18,9 @@ from secure_fakes import key_of
 
 from fedhpc.agreement.federation_file import PROTOCOL_NAME, Agreement, read_agreement
 from fedhpc.errors import InterruptedRun
-from fedhpc.federation.checkpoint import CheckpointStore
-from fedhpc.federation.input_check import codec_of, share
-from fedhpc.federation.party import Opened, Party, RoundOverError, SumPlan
+from fedhpc.federation.input_check import codec_of
+from fedhpc.federation.other_sites import Recovery, Summing
+from fedhpc.federation.party import Checked, Opened, Party, RoundOverError, Summed, SumPlan
 from fedhpc.federation.session import Session
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
@@ -33,6 +33,7 @@ from fedhpc.secure.ledger import ledger_keys
 from fedhpc.secure.ring import Layout, lanes_of
 from fedhpc.secure.salt import salt_key
 from fedhpc.secure.transcript import tree
+from fedhpc.sums.unconnected import NeverAway, OwnRanks
 
 _T = TypeVar("_T")
 WAIT_S = 60.0
@@ -72,6 +73,11 @@ def journal_in(folder: Path, federation: KnownFederation | None = None, **more: 
     return FileJournal(LedgerHome(folder), federation or known(), folder / "run", **more)
 
 
+def session_of(party: Party, sums: Summing, recovery: Recovery | None = None) -> Session:
+    """A session whose other sites are met in sums only."""
+    return Session(party, sums, OwnRanks(party), recovery or NeverAway())
+
+
 class Meeting:
     """N sites whose sums are over those that are not lost in that round."""
 
@@ -92,7 +98,7 @@ class Meeting:
 
     def session(self, number: int) -> Session:
         party = party_of(self.agreement, number)
-        return Session(party, FakeSums(self, party))
+        return session_of(party, FakeSums(self, party))
 
     def run(self, work: Callable[[Session], _T]) -> dict[int, _T]:
         """What `work` gives at each site; the first error of a site is raised."""
@@ -113,8 +119,8 @@ class Meeting:
         return {u: f.result() for u, f in running.items()}
 
 
-class FakeSums:
-    """MaskedSums of one site of a Meeting: encoded, added as integers, decoded; nothing is masked or sent."""
+class FakeSums(Summing):
+    """Summing of one site of a Meeting: encoded, added as integers, decoded; nothing is masked or sent."""
 
     name = "meeting"
     rails = 1
@@ -122,18 +128,16 @@ class FakeSums:
     def __init__(self, meeting: Meeting, party: Party) -> None:
         self._meeting, self._party = meeting, party
 
-    def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
+    def open(self, checked: Checked, stages: Stages) -> Summed:
         self._look_up("open")
-        meeting, me = self._meeting, self._party.number
+        meeting, me, plan, vector = self._meeting, self._party.number, checked.plan, checked.vector
         if me == 1:
             meeting.plans.append(plan)
             meeting.noted(plan, vector.layout)
-        share(self._party, vector, plan)
         layout, codec = vector.layout, codec_of(self._party, plan)
         pieces = layout.pieces(0, layout.nbytes)
         kept = vector.buffer.copy()
         for piece in pieces:
-            codec.check(piece.values_in(vector.buffer), piece)
             codec.encode(piece.values_in(vector.buffer), piece.lanes_in(vector.buffer), piece)
         mine = Vector(layout)
         mine.buffer[:] = vector.buffer
@@ -157,7 +161,7 @@ class FakeSums:
         sum_tree = tree(vector.buffer)
         for piece in pieces:
             codec.decode(piece.lanes_in(vector.buffer), piece.values_in(vector.buffer), piece)
-        return Opened(plan, sum_tree, Stages(), layout.nbytes, layout.nbytes, members, vector.salt.tobytes())
+        return Summed(sum_tree, layout.nbytes, layout.nbytes, members)
 
     def settle(self, opened: Opened, state: bytes) -> None:
         """All sites add the same numbers."""
@@ -168,22 +172,3 @@ class FakeSums:
         meeting.calls[key] = meeting.calls.get(key, -1) + 1
         if meeting.interrupt == (kind, meeting.calls[key]):
             raise InterruptedRun(f"left in {kind}", agreed=True)
-
-    def hear(self, word: str) -> str:
-        """The ranks of a site are one."""
-        return word
-
-    def common_round(self, held: list[int]) -> int | None:
-        return max(held) if held else None
-
-    def attend(self, store: CheckpointStore) -> None:
-        """Nobody is away."""
-
-    def keep_until(self, sums: int, *, given: bool = True) -> None:
-        """Nothing is kept."""
-
-    def is_free(self, base: bytes) -> bool:
-        return True
-
-    def leave(self, *, refused: bool = False) -> None:
-        """Nobody waits."""

@@ -12,7 +12,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from secure_fakes import key_of
 
-from fedhpc.errors import FedhpcError, PeersError, PolicyError
+from fedhpc.errors import PeersError, PolicyError
 from fedhpc.relay.rounds.attempt_objects import put_once
 from fedhpc.relay.rounds.machine import RoundMachine
 from fedhpc.secure import messages
@@ -23,7 +23,7 @@ from fedhpc.secure.masks import Masks
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.ring import Layout, Tensor, lanes_of
-from fedhpc.secure.tag import Tag, Tagger
+from fedhpc.secure.tag import Tagger
 from fedhpc.secure.thresholds import Thresholds, choose_thresholds
 from fedhpc.secure.transcript import parse_canon, tree
 from fedhpc.wire import kinds
@@ -49,7 +49,7 @@ class Disk:
         self.ledger = RoundLedger()
         self.private: bytes | None = None
         self.trap: Callable[[str], None] = lambda when: None
-        self.log: list[str] = []
+        self.entries: list[LedgerEntry] = []  # of the ledger, as they were added
 
     def allows(self, entry: LedgerEntry) -> None:
         self.ledger.check(entry)
@@ -58,13 +58,12 @@ class Disk:
         self.trap("before")
         if self.ledger.check(entry):
             self.ledger.add(entry)
-            self.log.append("ledger")
+            self.entries.append(entry)
         self.trap("after")
 
     def save(self, private: bytes) -> None:
         self.trap("before")
         self.private = private
-        self.log.append("file")
         self.trap("after")
 
 
@@ -87,7 +86,7 @@ class Memory:
         self.trap("after", name)
 
     def names(self) -> list[str]:
-        return list(self.small)
+        return [*self.small, *self.large]
 
     def size(self, name: str) -> int:
         return len(self.large.get(name, b""))
@@ -117,12 +116,6 @@ class FakeRelay(RoundMachine):
     """The relay's machine with its door: what arrives is checked as the real relay does, and sites may read."""
 
     _objects: Memory
-    hostile: Callable[[], bool] = staticmethod(lambda: False)
-    """A hostile relay counts whatever it likes, so that the sites' own checks are what stops it."""
-
-    def _check(self, name: str, u: int, data: bytes) -> None:
-        if not self.hostile() or name == "M6":
-            super()._check(name, u, data)
 
     def put(self, name: str, u: int, data: bytes) -> None:
         messages.read_envelope(data, name, u, self._sites)
@@ -313,7 +306,6 @@ class Attempt:
     def __init__(self, world: World, number: int, cohort: list[int]) -> None:
         self.world, self.number, self.cohort = world, number, cohort
         self.m0 = world.proposal(number, cohort)
-        self.writes_before = {u: len(disk.log) for u, disk in world.disks.items()}
         self.round_ = world.round_
         self.objects = Memory()
         self.relay = self.new_relay()
@@ -330,9 +322,7 @@ class Attempt:
         self.refused: dict[int, tuple[str, str]] = {}  # site -> step and error, where hostile
 
     def new_relay(self) -> FakeRelay:
-        relay = FakeRelay(self.objects, self.world.sites, self.world.tau)
-        relay.hostile = lambda: self.hostile
-        return relay
+        return FakeRelay(self.objects, self.world.sites, self.world.tau)
 
     def each(self, step: str, act: Callable[[Site], None], among: Iterable[int] | None = None) -> None:
         """Let every living site of a set make a step; one that crashes is gone."""
@@ -484,19 +474,3 @@ def audit(world: World) -> None:
     assert len(opened) <= 1
     for entry in ledgers.values():
         assert entry is None or entry.cohort == () or not opened or entry.cohort in opened
-
-
-__all__ = [
-    "Attempt",
-    "Crash",
-    "Disk",
-    "FedhpcError",
-    "LAYOUT",
-    "Memory",
-    "STEPS",
-    "Site",
-    "Tag",
-    "World",
-    "audit",
-    "apply",
-]

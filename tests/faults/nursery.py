@@ -1,7 +1,7 @@
 """Starts processes that have imported everything already: a kill -9 is as real, and a start costs milliseconds.
 
 Run as a script it is the parent: one line of JSON {"body", "words", "log", "environment"} on stdin forks a child that
-calls `main(words)` of relayed_site, relayed_relay or hostile_relay, with stdout and stderr in `log`. It answers
+calls `main(words)` of relayed_site or relayed_relay, with stdout and stderr in `log`. It answers
 {"pid": …}, and later {"pid", "code"} for each child that ended. Imported, it is the test's side.
 """
 
@@ -135,7 +135,6 @@ def run_child(order: dict[str, Any]) -> None:
 
 
 def parent() -> None:
-    import hostile_relay  # noqa: F401
     import relayed_relay  # noqa: F401
     import relayed_site  # noqa: F401
 

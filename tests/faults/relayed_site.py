@@ -35,7 +35,6 @@ from fedhpc.app.join import join_with_files
 from fedhpc.data import hdf5
 from fedhpc.errors import FedhpcError, InterruptedRun
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.session import Session
 from fedhpc.ledger.journal import FileJournal
 from fedhpc.rounds.interfaces import AtStep, LocalResult
@@ -45,6 +44,7 @@ from fedhpc.secure.transcript import parse_canon
 from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.over_relay.attempt_store import AttemptDisk
 from fedhpc.sums.over_relay.exchange import RelayExchange
+from fedhpc.sums.over_relay.finished_sums import FinishedSums
 from fedhpc.sums.over_relay.round import RelayedRound
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 from fedhpc.transport.https import link as http_link

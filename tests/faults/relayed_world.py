@@ -145,12 +145,12 @@ class World:
     def frozen(self, who: str) -> Path:
         return self.folder / f"{who}.frozen"
 
-    def start_relay(self, point: str = "", body: str = "relayed_relay", **environment: str) -> Child:
+    def start_relay(self, point: str = "", **environment: str) -> Child:
         """`point`: where it freezes; of a hostile relay the name of its attack."""
         file = self.folder / "coordinator" / "relay" / "relay.toml"
         log = self.folder / "relay.log"
         before = log.read_text().count("listening") if log.exists() else 0
-        self.relay = self._start(body, [file, point], "relay", log, environment)
+        self.relay = self._start("relayed_relay", [file, point], "relay", log, environment)
         self.until(lambda: log.read_text().count("listening") > before, "the relay")
         return self.relay
 
@@ -223,11 +223,6 @@ class World:
         """Names of the relay's objects in all attempts of a round, `ATTEMPT/NAME`, whole ones."""
         found = self.store / self.config / str(round_)
         return {f"{p.parent.name}/{p.name}" for p in found.glob("*/*") if p.suffix not in (".meta", ".part", ".own")}
-
-    def upload_begun(self, round_: int, number: int) -> bool:
-        """Whether the relay has any byte of a site's vector."""
-        parts = (self.store / self.config / str(round_)).glob(f"*/M3v.{number}.part")
-        return any(part.stat().st_size for part in parts)
 
     def ledger(self, number: int) -> list[dict[str, Any]]:
         return ledger_entries(self.site_file(number).parent / "ledger" / "ledger.jsonl")

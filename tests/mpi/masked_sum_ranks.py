@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fedhpc.agreement.federation_file import PROTOCOL_NAME, read_agreement
-from fedhpc.federation.party import NO_BASE, Party, SumPlan
+from fedhpc.federation.party import NO_BASE, Party, SumKind, SumPlan
+from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.ledger.journal import MemoryJournal
 from fedhpc.mpi import world as mpi_world
@@ -30,6 +31,7 @@ from fedhpc.secure.transcript import tree
 from fedhpc.sums.in_job.masked_sum import MpiSums
 from fedhpc.sums.in_job.mpi_exchange import MpiExchange
 from fedhpc.sums.in_job.pipeline import Pipeline
+from fedhpc.sums.unconnected import NeverAway, OwnRanks
 
 RANKS = 8
 MIB = 1 << 20
@@ -150,9 +152,10 @@ def check(case: dict[str, Any]) -> None:
         pipeline = Pipeline(exchange, chunk_bytes=case["chunk"], overlap=case["overlap"])
         attempt = mpi_world.attempt_number(world.group)
         sums = MpiSums(party, exchange, pipeline, rails=place.rails, attempt=attempt)
-        plan = SumPlan(number, "test", NO_BASE, bytes(32), mine, replicated=case["replicated"])
-        opened = sums.open(vector, plan)
-        sums.settle(opened, bytes(32))
+        plan = SumPlan(number, "test", SumKind.STATISTIC, bytes(32), factors=mine, replicated=case["replicated"])
+        session = Session(party, sums, OwnRanks(party), NeverAway())
+        opened = session.open(vector, plan)
+        session.settle(opened, bytes(32))
         salts[mode] = salt_by_hand(case, party.agreement.hash, number) * (mode == "pairwise")
         assert opened.salt == salts[mode].tobytes(), f"rank {world.group.rank} has another salt"
         vectors[mode], trees[mode] = vector, opened.sum_tree

@@ -1,4 +1,7 @@
-"""One enrolled site against a running relay: the others' round ends all the same."""
+"""One enrolled site that floods a running relay: the others' round ends all the same.
+
+What such a site can do to the coordinator alone is tried in unit/relay/test_relay_hostile_site.py.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from relay_process import CONFIG, Relay, World, noise, until
+from relay_process import CONFIG, Relay, World, noise
 from round_sites import Sites
 
 from fedhpc.errors import FedhpcError
@@ -35,30 +38,6 @@ def ends_without_it(sites: Sites, attempt: int) -> None:
     assert json.loads(sites.get(attempt, "M4r"))["u3"] == HONEST
     sites.finish(attempt, HONEST)
     assert json.loads(sites.get(0, "DONE")) == {"attempt": attempt, "u3": HONEST}
-
-
-def test_a_site_that_says_everyone_and_keeps_its_vector_back(sites: Sites) -> None:
-    sites.ready(HOSTILE, everyone=1)
-    sites.ready(*HONEST)
-    until(lambda: sites.standing()["sums"][0]["attempt"] == 1)
-    proposed = [u for u, _ in json.loads(sites.get(1, "M0"))["cohort"]]
-    assert HOSTILE in proposed
-    sites.agree(1, proposed)
-    ends_without_it(sites, 1)
-
-
-def test_an_answer_without_signatures_binds_the_relay_to_no_set(sites: Sites) -> None:
-    sites.ready(1, 2, HOSTILE)
-    sites.agree(1, [1, 2, HOSTILE])
-    sites.upload(1, [1, 2, HOSTILE], {u: noise(80, u) for u in (1, 2, HOSTILE)})
-    assert json.loads(sites.get(1, "M4r"))["u3"] == [1, 2, HOSTILE]
-    sites.send(1, "M5", {HOSTILE: b"garbage"})
-    sites.ready(3)  # it comes a moment late
-    sites.get(1, "NEXT")
-    proposed = [u for u, _ in json.loads(sites.get(2, "M0"))["cohort"]]
-    assert set(HONEST) <= set(proposed)
-    sites.agree(2, proposed)
-    ends_without_it(sites, 2)
 
 
 def test_a_site_that_is_ready_with_all_that_the_relay_takes(sites: Sites) -> None:

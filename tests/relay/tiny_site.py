@@ -158,11 +158,11 @@ def die(purpose: str, when: str) -> None:
     asked: list[str] = []
     real_open, real_put = RelayedSums.open, RelayExchange.put
 
-    def open_(sums: RelayedSums, vector: Any, plan: Any, **more: Any) -> Any:
-        asked[:] = [plan.purpose]
-        if (plan.purpose, "open") == (purpose, when):
+    def open_(sums: RelayedSums, checked: Any, stages: Any) -> Any:
+        asked[:] = [checked.plan.purpose]
+        if (checked.plan.purpose, "open") == (purpose, when):
             os.kill(os.getpid(), signal.SIGKILL)
-        return real_open(sums, vector, plan, **more)
+        return real_open(sums, checked, stages)
 
     def put(exchange: RelayExchange, round_: int, attempt: int, kind: str, data: bytes, **more: Any) -> None:
         real_put(exchange, round_, attempt, kind, data, **more)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pages
 import pytest
 from clusters import Cluster
-from harness import PATIENCE, ROOT
+from harness import ROOT, call
 
 pytestmark = pytest.mark.slurm
 
 
+@pytest.mark.timeout(900)
 def test_the_page_does_what_it_says(alpha: Cluster, tmp_path: Path) -> None:
     steps = pages.blocks((ROOT / "docs" / "tutorials" / "slurm.md").read_text())
-    done = subprocess.run(
-        alpha.command("bash", "-c", pages.script(steps), cwd=tmp_path),
-        env=alpha.env | {"COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        timeout=120 * PATIENCE,
-    )
-    found = pages.wrong(steps, done.returncode, done.stdout)
+    command = alpha.command("bash", "-c", pages.script(steps), cwd=tmp_path)
+    done = call(command, env=alpha.env | {"COLUMNS": "80"}, timeout=400)
+    found = pages.wrong(steps, done.code, done.out)
     assert not found, found

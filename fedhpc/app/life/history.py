@@ -25,7 +25,7 @@ class Finished:
 
 
 def round_seconds(site_directory: Path) -> list[float]:
-    """Seconds of the newest rounds, each without the time that others were waited for; [] if nothing is known."""
+    """Seconds of the newest rounds, each without the time spent waiting for others; [] if nothing is known."""
     try:
         with open(site_directory / METRICS_FILE, "rb") as file:
             file.seek(max(0, file.seek(0, 2) - _MOST_BYTES))
@@ -38,7 +38,7 @@ def round_seconds(site_directory: Path) -> list[float]:
             seconds = json.loads(line)["seconds"]
             found.append(max(0.0, float(seconds["total"]) - float(seconds.get("agree", 0.0))))
         except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # the final metrics, or a line that was cut by a kill
+            continue  # the final metrics, or a line that a kill has cut off
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the batch system says about this job: when it ends, and whether another one was before it."""
+"""What the batch system says about this job: when it ends, and whether it follows another one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from datetime import datetime
 
 _ASK_S = 10.0
 _PREDECESSOR_S = 60.0
-_log = logging.getLogger("fedhpc.ops")
+_log = logging.getLogger("fedhpc.app")
 
 
 def job_end(environment: Mapping[str, str] = os.environ) -> float | None:
-    """Unix time in seconds at which this job is killed; None outside of one, or without a limit.
+    """Unix time in seconds at which this job is killed; None outside a job, or without a limit.
 
-    FEDHPC_JOB_END is what our batch scripts set, SLURM_JOB_END_TIME what newer Slurm sets; an older one is asked.
+    Our batch scripts set FEDHPC_JOB_END, newer Slurm sets SLURM_JOB_END_TIME; an older Slurm is asked.
     """
     for name in ("FEDHPC_JOB_END", "SLURM_JOB_END_TIME"):
         text = environment.get(name, "")
@@ -37,14 +37,14 @@ def _ask_slurm(job: str) -> float | None:
         # A Slurm that ignores the format answers in local time, without a zone.
         return float(answer) if answer.isdigit() else datetime.fromisoformat(answer).timestamp()
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        _log.warning("the end of job %s is not to be had (%s): it is not kept in mind", job, type(error).__name__)
+        _log.warning("Slurm does not say when job %s ends (%s): its end is not planned for", job, type(error).__name__)
         return None
 
 
 def ledger_wait_s(environment: Mapping[str, str] = os.environ) -> float:
     """How long to wait for another run in the same directory: it may be the job before, at its end.
 
-    Slurm starts a requeued job, or the next of a chain, while the processes of the one before still die.
+    Slurm starts a requeued job, or the next of a chain, while the processes of the one before are still ending.
     """
     follows = environment.get("SLURM_RESTART_COUNT", "0") != "0" or environment.get("SLURM_JOB_DEPENDENCY", "") != ""
     return _PREDECESSOR_S if follows else 0.0

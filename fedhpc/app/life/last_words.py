@@ -1,8 +1,8 @@
 """What a rank says at once when the launcher above it is ending it.
 
-mpirun leaves its ranks about half a second, which is no time for a checkpoint, and shows nothing that they write
-meanwhile. So the first rank writes where mpirun itself writes, from a thread that a signal wakes also while the main
-thread is busy in a step.
+mpirun leaves its ranks about half a second, which is too short for a checkpoint, and shows nothing that they write in
+it. So the first rank writes where mpirun itself writes, from a thread that a signal wakes even while the main thread
+is busy in a step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CHECKPOINT = re.compile(r"round-(\d+)\.h5")
 
 
 def listen(told: Told) -> None:
-    """From now on, if mpirun started this rank here. In the main thread, after `told` has its handlers."""
+    """Be ready to speak, if mpirun started this rank. Called in the main thread, after `told` has its handlers."""
     found = above.launcher()
     if found is None:
         return

@@ -24,7 +24,7 @@ OUTBOX = "outbox"
 
 
 def open_life(stage: Stage, told: Told, place: Place, site_file: SiteFile, site_directory: Path) -> JobLife:
-    """How long this rank may go on. The leader knows the job's end, and what it says holds for the site's ranks."""
+    """How long this rank may go on. Only the leader asks for the job's end, and decides for the site's ranks."""
     settings = read_section(LifeSettings, site_file.life, "life")
     leads = place.site.rank == 0
     told.site_directory = site_directory
@@ -40,7 +40,7 @@ def open_outbox(party: Party, site_directory: Path) -> FileOutbox:
 
 
 def finished_before(federation: Path, site: Path, run: Path | None, stage: Stage) -> Finished | None:
-    """What this site ended with, if a link of a chain has nothing more to do. Reads files only.
+    """What this site ended with, if this job, one of a chain, has nothing left to do. Reads files only.
 
     Raises ConfigError for files that cannot be used.
     """

@@ -1,7 +1,7 @@
-"""Signals that tell this process to stop. Handlers only remember; ranks look at it at step boundaries.
+"""Signals that tell this process to stop. Handlers only remember; ranks look at what they remember between steps.
 
-SIGUSR2 is what our batch scripts send some minutes before the end, and SIGUSR1 what other scripts send, though NCCL may
-catch it. SIGTERM comes with `scancel` and preemption, and leaves about half a minute; from mpirun half a second.
+Our batch scripts send SIGUSR2 some minutes before the end; other scripts send SIGUSR1, which NCCL may catch. SIGTERM
+comes with `scancel` and preemption and leaves about half a minute; from mpirun it leaves half a second.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Told:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.by = ""
-        """The signal's name; "" while none came."""
+        """The signal's name; "" before one has come."""
         self.since = 0.0
         self.ignored = False
-        """Whether no signal counts any more."""
+        """Whether signals no longer count."""
         self.site_directory: Path | None = None
         """Where this rank's site keeps its checkpoints, once that is known."""
 

@@ -128,14 +128,14 @@ class Training(Program):
 
         Raises ConfigError where a model is given and none is agreed on, later where it is the other way round.
         """
-        agreed = session.party.agreement.start.model
+        agreed = session.agreement.start.model
         named = read_section(DataSection, self._files.data, "data").start_model
         if self._before.model is not None and not agreed:
             raise ConfigError("--from-model is given, and federation.toml has no [start] model", _NEXT_MODEL)
         if agreed:
             file = self._before.model or (None if named is None else self._files.path(named))
             return partial(self._load, session, file, agreed)
-        if read_section(TaskSettings, session.party.agreement.task, "task").standardise:
+        if read_section(TaskSettings, session.agreement.task, "task").standardise:
             return partial(self._standardise, session)
         return _nothing
 
@@ -159,7 +159,7 @@ class Training(Program):
         """At the leader: what the site has of the epochs before; its ledger remembers where they ran."""
         if self._directory is None:
             return None
-        agreement, home = session.party.agreement, home_of(self._files)
+        agreement, home = session.agreement, home_of(self._files)
         remembered = [home.run_of(bytes.fromhex(config)) for config in agreement.start.epochs]
         places = [place for place in remembered if place is not None]
         return find_previous(agreement, session.party.number, self._directory, self._before.run, places)
@@ -178,7 +178,7 @@ class RecordedTraining(Program):
 
 def open_site_trainer(session: Session, files: SiteFile) -> TorchTrainer:
     """The trainer of this rank's site. Raises ConfigError, DataError or PolicyError before anything is exchanged."""
-    agreement = session.party.agreement
+    agreement = session.agreement
     if "name" not in agreement.task:
         raise ConfigError("federation.toml has no [task] name", "logistic, mlp, cnn, or module for your own")
     data = read_section(DataSection, files.data, "data")

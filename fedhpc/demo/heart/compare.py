@@ -34,7 +34,7 @@ def compare(directory: Path, splits: int) -> None:
     joined = join_with_files(directory / "federation.toml", sites=directory / "sites", site=None, run=None)
     with joined.session as session:
         ran = run_joined(joined)
-        own = session.party.agreement
+        own = session.agreement
         agreements = [read_agreement(other_split(own, k), "federation.toml") for k in range(splits)]
         models = [ran.outcome.model.tensors]
         for agreement in agreements[1:]:
@@ -53,7 +53,8 @@ def _train_split(joined: Joined, agreement: Agreement) -> Tensors:
     party = joined.session.party
     journal = MemoryJournal() if party.leads else None
     party = dataclasses.replace(party, agreement=agreement, journal=journal)
-    session = Session(party, joined.session.sums.of(party))
+    assert joined.again is not None, "all hospitals are in this job"
+    session = joined.again(party)
     with open_site_trainer(session, joined.site_file) as trainer:
         outcome = Training(trainer, joined.site_file).run(session, Endless(), NoCheckpoints(), Silence())
     return outcome.model.tensors
@@ -64,7 +65,7 @@ def _score_all(
 ) -> list[dict[str, Score]]:
     """Per split: the score of each hospital alone, of the pooled rows and of the federation. Ranks share the work."""
     session = joined.session
-    files = read_site_directory(directory / "sites", session.party.agreement)
+    files = read_site_directory(directory / "sites", session.agreement)
     stores = {f.site.name: f.path(Path(f.data["path"])) for f in files}
     place, places = _place_in_job(session)
     mine: dict[int, dict[str, Any]] = {}
@@ -86,9 +87,9 @@ def _place_in_job(session: Session) -> tuple[int, int]:
 def _gather_over_job(session: Session, message: bytes) -> list[bytes]:
     """Every rank's message, at the leaders; at other ranks those of their site. The scores are of public data."""
     within = session.party.site.gather_bytes(message)
-    if not session.party.leads:
+    if not session.leads:
         return within
-    joined = session.sums.announce("SCORES", b"\n".join(within)).values()
+    joined = session.peers.announce("SCORES", b"\n".join(within)).values()
     return [line for lines in joined for line in lines.split(b"\n")]
 
 

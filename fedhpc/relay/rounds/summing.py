@@ -1,6 +1,6 @@
 """The sum of masked vectors in one pass: every stretch of Y is added, hashed and written once, while it is in cache.
 
-Memory is a block and a piece per thread, whatever the vectors' size and number. NumPy, hashlib and reading run outside
+Memory is a block and a piece per thread, for vectors of any size and number. NumPy, hashlib and reading run outside
 the interpreter's lock, so threads on separate stretches use separate cores. Addition mod 2^k commutes, so the order of
 the vectors does not matter.
 """

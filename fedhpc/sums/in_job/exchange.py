@@ -18,9 +18,9 @@ class Exchange(Protocol):
         ...
 
     def leave(self, *, refused: bool = False) -> None:
-        """Say that this site exchanges nothing more, so that a site that still does learns it and does not wait.
+        """Say that this site exchanges nothing more, so that a site that still does need not wait for it.
 
-        `refused`: because it found its own input to be no numbers for a sum.
+        `refused`: it found that its own input cannot be summed.
         """
         ...
 

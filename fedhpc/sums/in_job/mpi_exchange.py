@@ -54,9 +54,8 @@ class MpiExchange(Exchange):
 
     @override
     def add(self, lanes: NDArray[Any]) -> None:
-        """Blocking: `Iallreduce` progresses only inside MPI calls and was measured to take 1.3 to 1.5 times as long.
-        Overlap comes from the thread that prepares the next chunks.
-        """
+        # Blocking: Iallreduce progresses only inside MPI calls, and was measured to take 1.3 to 1.5 times as long.
+        # Overlap comes from the thread that hides the next chunks.
         if self._rail is None:
             raise InternalError("this rank carries no part of the vector")
         self._rail.sum(lanes)

@@ -1,4 +1,4 @@
-"""The null object: a federation of one site has nobody to exchange with."""
+"""The null object: a federation of one site has no other site to exchange with."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ class Pipeline:
     ) -> list[bytes]:
         """Replace the values of lane bytes `part` by their sum over the sites; gives SHA-256 of the sum's blocks.
 
-        `codec` makes a codec: hiding and opening run at the same time, and each need their own scratch memory.
-        Errors: PolicyError for a sum out of range.
+        `codec` makes a codec: hiding and opening may run at the same time, each with scratch memory of its own.
+        Raises PolicyError for a sum out of range.
         """
         engine = BlockEngine(vector, part, codec, stages)
         engine.begin_hiding(streams)

@@ -11,7 +11,7 @@ import logging
 from dataclasses import replace
 
 from fedhpc.errors import FedhpcError, PolicyError
-from fedhpc.federation.party import NO_BASE, Party, SumPlan
+from fedhpc.federation.party import Party, SumKind, SumPlan
 from fedhpc.secure import labels
 from fedhpc.secure.attempt import Expected
 from fedhpc.secure.proposal import Proposal
@@ -44,8 +44,8 @@ class KnownStates:
 
     def bases(self, plan: SumPlan) -> frozenset[bytes]:
         """What the vectors of a sum may start from, as far as this site knows by itself."""
-        if plan.base == NO_BASE:
-            return frozenset({NO_BASE})
+        if plan.kind is SumKind.STATISTIC:
+            return frozenset({plan.base})
         late = {state for round_, state in self._by_round.items() if round_ >= plan.round_ - self._rounds}
         return frozenset({plan.base, plan.state} | (late if self._staleness else set()))
 
@@ -63,7 +63,7 @@ class KnownStates:
     def look_up(self, plan: SumPlan, wanted: frozenset[bytes]) -> frozenset[bytes]:
         """Those of the `wanted` bases of other sites that τ sites signed in one of the last rounds."""
         found: set[bytes] = set()
-        if plan.base == NO_BASE or not self._staleness:
+        if plan.kind is SumKind.STATISTIC or not self._staleness:
             return frozenset()
         for round_ in range(plan.round_ - 1, max(0, plan.round_ - 1 - self._rounds), -1):
             if wanted <= found:
@@ -71,7 +71,7 @@ class KnownStates:
             try:
                 state = self._signed(round_)
             except (FedhpcError, ValueError, LookupError, TypeError) as error:
-                _log.info("the results of round %d are not to be had: %s", round_, error)
+                _log.info("the results of round %d cannot be read: %s", round_, error)
                 continue
             found |= {state} & wanted
         return frozenset(found)

@@ -1,12 +1,12 @@
 """Attempt files on disk: what a site needs to go on with an attempt after a restart (docs/protocol.md section 6).
 
-Whoever reads one while its attempt lasts can open this site's vector. So they are mode 0600 in a directory 0700, under
+A reader of one, while its attempt lasts, can open this site's vector. So they have mode 0600 in a directory 0700, under
 the ledger's lock of the configuration, never part of a checkpoint, and erased when they are not needed.
 
     round-R.attempt  the newest version, replaced by rename; each version is sealed
     round-R.key      what seals them [32]: written once per attempt, before the first version, and overwritten in place
 
-With the key overwritten no version opens any more, whatever blocks of the disk or copies still hold it. A kill between
+Once the key is overwritten no version can be opened, even if blocks of the disk or copies still hold it. A kill between
 the two leaves a key without a version, or a version without its key: as if there were none, and nothing was sent then.
 """
 

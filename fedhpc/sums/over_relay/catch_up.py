@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
-from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
 from fedhpc.secure import labels
@@ -29,6 +28,7 @@ from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, Federation, G
 from fedhpc.secure.transcript import joined_block_digests, parse_canon, tree_root
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.exchange import RelayExchange, Watch, objects_of
+from fedhpc.sums.over_relay.finished_sums import FinishedSums
 
 _log = logging.getLogger("fedhpc.federation")
 _LOOK_S = 2.0
@@ -132,11 +132,11 @@ def take(
     state: bytes,
     round_: int,
     deadline_s: float,
-    meanwhile: Callable[[], bool] = lambda: False,
+    while_waiting: Callable[[], bool] = lambda: False,
 ) -> tuple[CaughtUp, NDArray[np.uint8]]:
     """A later state than `state` [32] of `round_`, from whichever site gives one; its bytes [known.nbytes].
 
-    `meanwhile` is called now and then while it is waited for, and says whether it must be asked for again.
+    `while_waiting` is called from time to time, and says whether the model must be asked for again.
     Raises PeersError if none comes within `deadline_s`.
     """
     deadline = time.monotonic() + deadline_s
@@ -146,7 +146,7 @@ def take(
         exchange.put(0, number, labels.SIGN_NEED, taker.need)
         watch = exchange.watch(0, number)
         end = time.monotonic() + min(left, _ASK_AGAIN_S)
-        _await_state(watch, exchange, end, meanwhile)
+        _await_state(watch, exchange, end, while_waiting)
         for giver in _givers(watch, exchange.me):
             try:
                 taker.receive_state(giver, watch.body(f"{labels.SIGN_STATE}/{giver}/{exchange.me}"))
@@ -165,11 +165,11 @@ def take(
     )
 
 
-def _await_state(watch: Watch, exchange: RelayExchange, end: float, meanwhile: Callable[[], bool]) -> None:
-    """Until a site gives its model or `meanwhile` says so, at the latest until `end` (time.monotonic)."""
+def _await_state(watch: Watch, exchange: RelayExchange, end: float, while_waiting: Callable[[], bool]) -> None:
+    """Wait until a site gives its model or `while_waiting` says to ask again, at most until `end` (time.monotonic)."""
     told = time.monotonic() + _TELL_S
     while True:
-        if meanwhile():
+        if while_waiting():
             return
         until = min(end, time.monotonic() + _LOOK_S)
         if (

@@ -14,7 +14,6 @@ from fedhpc.agreement.identity import lost_keys_hint
 from fedhpc.agreement.run_folder import bind_run_folder
 from fedhpc.agreement.site_file import SiteFile
 from fedhpc.errors import ConfigError, InterruptedRun, PeersError, PolicyError
-from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.life import Life
 from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.files import write_whole
@@ -24,8 +23,10 @@ from fedhpc.secure.transcript import canon, parse_canon
 from fedhpc.sums.over_relay.acceptable_bases import KnownStates
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.exchange import Interrupts, RelayExchange, objects_of
-from fedhpc.sums.over_relay.masked_sum import Lead, RelayedSums
+from fedhpc.sums.over_relay.finished_sums import FinishedSums
+from fedhpc.sums.over_relay.lead import Lead
 from fedhpc.sums.over_relay.orders import Order, end_if_stopped
+from fedhpc.sums.over_relay.retention import Retention
 from fedhpc.sums.over_relay.waiting import wait_telling
 from fedhpc.transport.https.addresses import place_of
 from fedhpc.transport.https.client import RelayClient
@@ -45,8 +46,10 @@ _TELL_S = 10.0  # somebody sits there: two sites are started by telephone
 _MOST_RAILS = 8  # a relay takes 64 connections of a site, and a few fill its line
 
 
-def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life) -> RelayedSums:
-    """Sums over the relay of this site file. Every rank of the site calls it; the leader also proves the configuration.
+def open_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> tuple[Transport, int, Lead | None]:
+    """This rank's way to the relay of this site file, the ranks of the site that move a part, and what a leader has.
+
+    Every rank of the site calls it; the leader also proves the configuration.
 
     Raises ConfigError, PolicyError (another key, or not all sites signed), PeersError (relay out of reach), and
     InterruptedRun on every rank if `life` ends before all sites have signed.
@@ -76,9 +79,9 @@ def open_relayed_sums(party: Party, mine: SiteFile, directory: Path, life: Life)
         finished = FinishedSums(directory / "sums", beside)
         finished.refuse_lost_ledger(party.journal.ledger, party.name)
         files.refuse_lost_ledger(party.name)
-        lead = Lead(exchange, files, finished, thresholds, states)
+        lead = Lead(exchange, files, finished, Retention(files, finished), thresholds, states)
     end_if_stopped(party.site.await_bytes(word if party.leads else None))
-    return RelayedSums(party, client, rails, lead)
+    return client, rails, lead
 
 
 def _open_transport(party: Party, mine: SiteFile, life: Life, *, met: bool) -> Transport:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 from fedhpc.errors import InterruptedRun, PolicyError
+from fedhpc.mpi.collectives import Group
 from fedhpc.secure.opening import Streams
 from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
 from fedhpc.secure.transcript import tree_root, u16
@@ -20,6 +22,12 @@ class Order:
     """The first byte of what a leader tells the other ranks of its site."""
 
     HIDE, OPEN, DONE, KEPT, OVER, STOP = b"H", b"O", b"D", b"K", b"X", b"S"
+
+
+def stop_site(site: Group, stopped: InterruptedRun) -> NoReturn:
+    """The leader leaves, and every rank of its `site` with it: they await its order. Leaders only."""
+    site.await_bytes(Order.STOP + stopped.what.encode())
+    raise InterruptedRun(stopped.what, agreed=True) from None
 
 
 def end_if_stopped(word: bytes) -> None:

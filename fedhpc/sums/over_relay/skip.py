@@ -11,12 +11,11 @@ import math
 import time
 
 from fedhpc.errors import InterruptedRun, PeersError, PolicyError
-from fedhpc.federation.party import NO_BASE, Party, SumPlan
+from fedhpc.federation.party import Party, SumPlan
 from fedhpc.secure import labels
 from fedhpc.secure.ledger import NO_SET, LedgerEntry, Mark
 from fedhpc.secure.results import RoundResults, Settled, abandon
 from fedhpc.secure.thresholds import Thresholds
-from fedhpc.secure.transcript import input_hash
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.exchange import RelayExchange, TooLateError, Watch
 from fedhpc.sums.over_relay.waiting import late_sites, wait_telling
@@ -58,8 +57,7 @@ class Skip:
         before = party.journal.ledger.entry_of(plan.round_)
         if plan.absent and before is not None:
             mark = Mark(before.fingerprint, before.category, before.value, before.everyone, before.data)
-        input_ = input_hash(plan.purpose, NO_BASE)
-        entry = LedgerEntry(plan.round_, plan.purpose, input_, mark.fingerprint, NO_SET)
+        entry = LedgerEntry(plan.round_, plan.purpose, plan.input, mark.fingerprint, NO_SET)
         disk = self._files.disk(plan.round_, mark)
         mine = abandon(party.identity, party.number, disk, entry, plan.state, plan.following)
         _log.info("round %d (%s): this site does without the sum", plan.round_, plan.purpose)

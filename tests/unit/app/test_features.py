@@ -15,9 +15,8 @@ def table(columns, unit="beta"):
 
 def compare(mine, theirs):
     told = {1: describe(mine), 2: describe(theirs)}
-    sums = SimpleNamespace(announce=lambda topic, message: told)
-    party = SimpleNamespace(leads=True)
-    compare_stores(SimpleNamespace(party=party, sites=["a", "b"], site="a", sums=sums), mine)
+    peers = SimpleNamespace(announce=lambda topic, message: told)
+    compare_stores(SimpleNamespace(leads=True, sites=["a", "b"], site="a", peers=peers), mine)
 
 
 WIDE, NARROW = table(50_000), table(3)

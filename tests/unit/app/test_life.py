@@ -286,7 +286,7 @@ def test_a_slurm_that_does_not_know_is_no_end(
     on_path: Path, caplog: pytest.LogCaptureFixture, answer: str, code: int
 ) -> None:
     assert job_end(squeue(on_path, answer, code)) is None
-    assert "the end of job 77 is not to be had" in caplog.text
+    assert "does not say when job 77 ends" in caplog.text
 
 
 @pytest.mark.parametrize("job", ["77; rm -rf /", "--help", "77_1", "", "9" * 11])

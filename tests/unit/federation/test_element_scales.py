@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation_fakes import FakeSums, Meeting
+from federation_fakes import FakeSums, Meeting, session_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from train_fakes import make_trainer
@@ -18,10 +18,9 @@ from fedhpc.app.federation import Federation
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation import element_scales
 from fedhpc.federation.element_scales import MOST_ELEMENTS, with_own_scales
-from fedhpc.federation.input_check import inspect, share
-from fedhpc.federation.party import Opened, SumPlan
+from fedhpc.federation.party import Checked, Summed
 from fedhpc.federation.session import Session
-from fedhpc.federation.vector import Vector
+from fedhpc.federation.stages import Stages
 from fedhpc.secure.elements import NO_VALUE, exponents_of, scaled
 from fedhpc.secure.largest import largest
 from fedhpc.secure.ring import Codec, Layout, Tensor, lane_bound, scale_for_exponent
@@ -219,15 +218,14 @@ class Noting(FakeSums):
 
     seen: dict[str, list[Any]]
 
-    def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
+    def open(self, checked: Checked, stages: Stages) -> Summed:
+        plan, mark = checked.plan, checked.mark
         if self._party.number == 1:
-            share(self._party, vector, plan)
-            mark = inspect(self._party, vector, plan, (0, vector.layout.nbytes))
             self.seen.setdefault(plan.purpose, []).append((mark.value, mark.fingerprint, plan.category))
-        opened = super().open(vector, plan, digest=digest)
+        summed = super().open(checked, stages)
         if self._party.number == 1 and plan.category == "scale":
-            self.seen.setdefault("levels", []).append(largest(vector.view("x")).tolist())
-        return opened
+            self.seen.setdefault("levels", []).append(largest(checked.vector.view("x")).tolist())
+        return summed
 
 
 def noted(values: dict[int, Any], **how: Any) -> dict[str, list[Any]]:
@@ -235,7 +233,7 @@ def noted(values: dict[int, Any], **how: Any) -> dict[str, list[Any]]:
 
     def work(session: Session) -> None:
         party = session.party
-        mine = Session(party, type("Noted", (Noting,), {"seen": seen})(meeting, party))
+        mine = session_of(party, type("Noted", (Noting,), {"seen": seen})(meeting, party))
         Federation(mine).sum({"x": values[party.number]}, name="x", **how)
 
     meeting.run(work)
@@ -264,11 +262,11 @@ def test_the_sites_learn_one_level_for_each_element() -> None:
 class Exaggerating(FakeSums):
     """Site 3 marks the largest size for every element, and adds nothing."""
 
-    def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
-        if self._party.number == 3 and plan.category == "scale":
-            for cells in vector.views().values():
+    def open(self, checked: Checked, stages: Stages) -> Summed:
+        if self._party.number == 3 and checked.plan.category == "scale":
+            for cells in checked.vector.views().values():
                 cells += 1
-        return super().open(vector, plan, digest=digest)
+        return super().open(checked, stages)
 
 
 def test_a_false_mark_is_told_and_makes_no_constant(caplog: pytest.LogCaptureFixture) -> None:
@@ -277,7 +275,7 @@ def test_a_false_mark_is_told_and_makes_no_constant(caplog: pytest.LogCaptureFix
 
     def work(session: Session) -> None:
         party = session.party
-        mine = Session(party, Exaggerating(meeting, party))
+        mine = session_of(party, Exaggerating(meeting, party))
         seen.append(Federation(mine).sum({"x": np.array([1.0, 2.0]) * (party.number != 3)}))
 
     with caplog.at_level(logging.WARNING, logger="fedhpc.federation"):
@@ -288,7 +286,7 @@ def test_a_false_mark_is_told_and_makes_no_constant(caplog: pytest.LogCaptureFix
 
     def standardised(session: Session) -> str:
         trainer = make_trainer(TrainSettings(lr=0.1, local_steps=1), held_out=0)
-        mine = Session(session.party, Exaggerating(meeting, session.party))
+        mine = session_of(session.party, Exaggerating(meeting, session.party))
         with pytest.raises(DataError) as caught:
             standardise(Federation(mine).sum, trainer)
         return caught.value.what

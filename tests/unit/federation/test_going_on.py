@@ -7,12 +7,12 @@ from typing import Any
 from federation_fakes import Meeting
 from secure_fakes import key_of
 
-from fedhpc.federation.finished_sums import Reached
 from fedhpc.federation.going_on import round_of
 from fedhpc.federation.party import NO_BASE
 from fedhpc.federation.session import Session
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.transcript import input_hash
+from fedhpc.sums.over_relay.finished_sums import Reached
 
 NAMES = {1: "patients", 2: "sum 2", 3: "after"}
 

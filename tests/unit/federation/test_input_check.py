@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation_fakes import FakeSums, Meeting, agreement_of, party_of
+from federation_fakes import FakeSums, Meeting, agreement_of, party_of, session_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedhpc.app.federation import Federation
-from fedhpc.federation.input_check import inspect, share, source_tags
-from fedhpc.federation.party import NO_BASE, Opened, SumPlan
+from fedhpc.federation.input_check import inspect, source_tags
+from fedhpc.federation.party import Checked, SumKind, Summed, SumPlan
 from fedhpc.federation.session import Session
+from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ledger import FINGERPRINT_BLOCK_BYTES, UNKNOWN, ZERO_VALUE, Mark, ledger_keys
 from fedhpc.secure.ring import Layout, Tensor
@@ -32,7 +33,7 @@ def mark(
     vector = Vector(layout)
     vector.sources = {n: a.dtype.name for n, a in arrays.items() if wide}
     vector.fill(arrays)
-    full = {"purpose": "train", "base": NO_BASE, "state": bytes(32), "category": "train"} | plan
+    full = {"purpose": "train", "kind": SumKind.TRAINING, "state": bytes(32), "category": "train"} | plan
     return inspect(party, vector, SumPlan(round_, **full), (0, layout.nbytes))
 
 
@@ -61,11 +62,10 @@ class Noting(FakeSums):
 
     values: dict[str, bytes]
 
-    def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
+    def open(self, checked: Checked, stages: Stages) -> Summed:
         if self._party.number == 1:
-            share(self._party, vector, plan)
-            self.values[plan.purpose] = inspect(self._party, vector, plan, (0, vector.layout.nbytes)).value
-        return super().open(vector, plan, digest=digest)
+            self.values[checked.plan.purpose] = checked.mark.value
+        return super().open(checked, stages)
 
 
 @pytest.mark.parametrize("numbers", [np.array([104, -7]), np.array([1.5, 0.25]), np.array([True, False])])
@@ -73,7 +73,7 @@ def test_a_sum_a_mean_and_a_weighted_mean_of_the_same_array_are_the_same_numbers
     meeting, values = Meeting(3), {}  # type: ignore[var-annotated]
 
     def work(session: Session) -> None:
-        mine = Session(session.party, type("Noted", (Noting,), {"values": values})(meeting, session.party))
+        mine = session_of(session.party, type("Noted", (Noting,), {"values": values})(meeting, session.party))
         Federation(mine).sum({"n": numbers}, name="sum", bound=200.0)
         Federation(mine).mean({"n": numbers}, name="mean", bound=200.0)
         Federation(mine).mean({"n": numbers}, weight=3 * session.party.number, name="weighted", bound=200.0)

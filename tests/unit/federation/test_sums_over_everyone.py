@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation_fakes import FakeSums, Meeting
+from federation_fakes import FakeSums, Meeting, session_of
 
 from fedhpc.app.federation import Federation
 from fedhpc.errors import ConfigError, FedhpcError
 from fedhpc.federation import scale_choice
-from fedhpc.federation.party import Opened, Party, RoundOverError, SumPlan
+from fedhpc.federation.party import Checked, Party, RoundOverError, Summed
 from fedhpc.federation.scale_choice import _possible
 from fedhpc.federation.session import Session
-from fedhpc.federation.vector import Vector
+from fedhpc.federation.stages import Stages
 from fedhpc.rounds.global_model import GlobalModel
+from fedhpc.rounds.measuring import total_of
 
 ROWS = {1: 52, 2: 61, 3: 25, 4: 26}  # held out; private
 UNIFORM: dict[str, Any] = {"strategy": {"weights": "uniform"}, "secure": {"bound": 8.0}}
@@ -53,7 +54,7 @@ def test_a_lost_site_does_not_show_its_counts() -> None:
             except RoundOverError:
                 return found
             counts = {"n": np.array(ROWS[number])}
-            found.append(model.total_of(counts, f"measured after round {round_}") if whole else None)
+            found.append(total_of(session, counts, f"measured after round {round_}") if whole else None)
         return found
 
     found = meeting.run(work)
@@ -195,12 +196,12 @@ class Cheat(FakeSums):
 
     change: tuple[tuple[int, int], ...]
 
-    def open(self, vector: Vector, plan: SumPlan, *, digest: bool = True) -> Opened:
-        cheats = plan.purpose.startswith("scale") and self._party.number == 3
-        for counts in vector.views().values() if cheats else ():
+    def open(self, checked: Checked, stages: Stages) -> Summed:
+        cheats = checked.plan.purpose.startswith("scale") and self._party.number == 3
+        for counts in checked.vector.views().values() if cheats else ():
             for where, by in self.change:
                 counts[where] += by
-        return super().open(vector, plan, digest=digest)
+        return super().open(checked, stages)
 
 
 @pytest.fixture(autouse=True)
@@ -241,7 +242,7 @@ def cheated(
         if folder is not None:
             (folder / str(number)).mkdir(exist_ok=True)
             party = dataclasses.replace(party, memory=folder / str(number))
-        mine = Session(party, kind(meeting, party))
+        mine = session_of(party, kind(meeting, party))
         model = GlobalModel(mine, {"w": np.zeros(2, np.float32)})
         update = np.float32((values or LARGEST)[number])
         try:

@@ -4,165 +4,51 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from federation_fakes import Meeting
+from federation_fakes import Meeting, session_of
+from loop_fakes import STEPS, Box, Scripted, Store, Trainer
 
 from fedhpc.errors import InternalError, InterruptedRun
-from fedhpc.federation.checkpoint import Checkpoint, Tensors
 from fedhpc.federation.life import Stage
 from fedhpc.federation.session import Session
 from fedhpc.mpi.collectives import SerialGroup
-from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork
+from fedhpc.rounds.interfaces import LocalResult, LocalWork
 from fedhpc.rounds.local_round import LocalRounds
 from fedhpc.rounds.loop import Run
 from fedhpc.rounds.null_objects import Endless, Silence
-from fedhpc.sums.unconnected import Unconnected
-from fedhpc.train import evaluate
+from fedhpc.rounds.update import Transform, Update
+from fedhpc.sums.unconnected import NeverAway, NoSums, OwnRanks
 from fedhpc.train.recorded import RecordedTrainer
 
-SITES, ROUNDS, STEPS = 3, 3, 4
+SITES, ROUNDS = 3, 3
 UNMASKED: dict[str, Any] = {"secure": {"mode": "off"}, "strategy": {"name": "diloco"}}
-
-
-class Trainer:
-    """A model of two tensors with a momentum; every step depends on all steps before it."""
-
-    def __init__(self, site: int) -> None:
-        self.site = site
-        self.now: Tensors = {"w": np.zeros(5, np.float32), "running": np.zeros(2, np.float32)}
-        self.momentum = np.zeros(5, np.float32)
-        self.steps = 0  # in all rounds
-        self.here = 0  # in this process
-        self.at: list[int] = []  # round and step within it, while a round is under way
-        self.measurements = 0
-
-    def tensors(self) -> Tensors:
-        return {n: t.copy() for n, t in self.now.items()}
-
-    def averaged(self) -> frozenset[str]:
-        return frozenset({"running"})
-
-    def load(self, tensors: Mapping[str, Any]) -> None:
-        self.now = {n: t.copy() for n, t in tensors.items()}
-
-    def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep = lambda: False) -> LocalResult:
-        self.at = self.at or [round_, 0]
-        assert self.at[0] == round_
-        while self.at[1] < STEPS:
-            noise = np.random.default_rng([self.site, self.steps]).standard_normal(5).astype(np.float32)
-            self.momentum = np.float32(0.9) * self.momentum + noise + np.float32(0.1) * self.now["w"]
-            self.now["w"] = self.now["w"] - np.float32(0.1) * self.momentum
-            self.now["running"] = np.float32(0.5) * self.now["running"] + noise[:2]
-            self.steps, self.here, self.at[1] = self.steps + 1, self.here + 1, self.at[1] + 1
-            if self.at[1] < STEPS and at_step():
-                return LocalResult(7 + self.site, self.at[1], 0.5, 0.0, whole=False)
-        self.at = []
-        return LocalResult(7 + self.site, STEPS, 0.5, 0.0)
-
-    def measure(self) -> Tensors:
-        self.measurements += 1
-        return {"n": np.array(self.site), "total": np.array(float(self.now["w"].sum()))}
-
-    def summarise(self, sums: Mapping[str, Any]) -> dict[str, float | None]:
-        return evaluate.summarise(sums)
-
-    def private(self) -> dict[str, Any]:
-        return {"steps": np.array(self.steps), "momentum": self.momentum.copy(), "at": np.array(self.at)}
-
-    def restore(self, private: Mapping[str, Any]) -> None:
-        self.steps, self.momentum = int(private["steps"]), private["momentum"].copy()
-        self.at = [int(v) for v in private["at"]]
-
-
-class Store:
-    """Checkpoints in memory, deep copies."""
-
-    def __init__(self) -> None:
-        self.kept: dict[int, Checkpoint] = {}
-
-    def rounds(self) -> list[int]:
-        return sorted(self.kept)
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        self.kept[checkpoint.round_] = copy.deepcopy(checkpoint)
-
-    def load(self, round_: int) -> Checkpoint:
-        return copy.deepcopy(self.kept[round_])
-
-    def discard_after(self, round_: int) -> None:
-        self.kept = {r: c for r, c in self.kept.items() if r <= round_}
-
-
-class Box:
-    """An outbox in memory, which counts."""
-
-    def __init__(self) -> None:
-        self.work: LocalWork | None = None
-        self.keeps = 0
-
-    def find(self, state: bytes) -> LocalWork | None:
-        return self.newest() if self.work is not None and self.work.state == state else None
-
-    def holds(self, state: bytes) -> bool:
-        return self.work is not None and self.work.state == state
-
-    def newest(self) -> LocalWork | None:
-        return copy.deepcopy(self.work)
-
-    def keep(self, work: LocalWork) -> None:
-        self.work, self.keeps = copy.deepcopy(work), self.keeps + 1
-
-    def clear(self) -> None:
-        self.work = None
-
-
-class Scripted(Endless):
-    """Told to stop once `leaves` has been asked so many times; keeps when `due` says so."""
-
-    def __init__(
-        self, told_after: int | None = None, stage: Stage = "all", due: Callable[[], bool] | None = None
-    ) -> None:
-        self.stage, self.told_after, self.due = stage, told_after, due or (lambda: False)
-        self.asked = self.kepts = 0
-        self.may = ""
-
-    def leaves(self) -> str:
-        self.asked += 1
-        return "told" if self.told_after is not None and self.asked > self.told_after else ""
-
-    def may_begin(self) -> str:
-        return self.may
-
-    def keeps_now(self) -> bool:
-        return self.due()
-
-    def kept(self) -> None:
-        self.kepts += 1
 
 
 class Site:
     """What one site has on its disk, and its jobs."""
 
-    def __init__(self, number: int) -> None:
-        self.number, self.store, self.box = number, Store(), Box()
+    def __init__(self, number: int, transforms: Sequence[Transform] = ()) -> None:
+        self.number, self.store, self.box, self.transforms = number, Store(), Box(), transforms
         self.steps = 0
         self.said: list[str] = []
 
     def job(self, session: Session, life: Endless) -> str:
         """One job: the hash of the final model, or why it was interrupted, after "75: "."""
         if life.stage == "train":
-            session = Session(session.party, Unconnected(session.party))
+            session = session_of(session.party, NoSums())
         trainer: Any = Trainer(self.number)
         if life.stage == "exchange" and self.store.kept:
             if self.box.work is None:
                 return "75: nothing to exchange"
             trainer = RecordedTrainer(copy.deepcopy(self.box.work))
         try:
-            outcome = Run(session, trainer, self.store, Silence(), outbox=self.box, life=life).run()
+            outcome = Run(
+                session, trainer, self.store, Silence(), outbox=self.box, life=life, transforms=self.transforms
+            ).run()
         except InterruptedRun as stopped:
             return f"75: {stopped.what}" if stopped.agreed else "only this rank was interrupted"
         finally:
@@ -174,8 +60,8 @@ class Site:
 class Sites:
     """All sites through jobs, each with a fresh federation."""
 
-    def __init__(self, **sections: Any) -> None:
-        self.sites = {u: Site(u) for u in range(1, SITES + 1)}
+    def __init__(self, transforms: Sequence[Transform] = (), **sections: Any) -> None:
+        self.sites = {u: Site(u, transforms) for u in range(1, SITES + 1)}
         self.sections = UNMASKED | sections
 
     def job(
@@ -236,6 +122,29 @@ def test_left_in_every_sum(unbroken: str, kind: str) -> None:
         assert sites.steps() == {ROUNDS * STEPS}, number
         assert sites.boxes() == [None] * SITES
     assert number == 1 + 3 * ROUNDS + 1
+
+
+class Noise:
+    """Noise that is the same whenever the round is repeated."""
+
+    name = "noise"
+
+    def apply(self, update: Update) -> Update:
+        draw = np.random.default_rng(list(update.base.state))
+        for tensor in update.tensors.values():
+            tensor += draw.normal(size=tensor.shape).astype(tensor.dtype)
+        return update
+
+
+@pytest.mark.parametrize("kind", ["open", "settle"])
+def test_a_round_that_is_repeated_is_transformed_to_the_same_bits(kind: str, unbroken: str) -> None:
+    (expected,) = set(Sites([Noise()]).job().values())
+    assert expected != unbroken
+    sites = Sites([Noise()])
+    for number in (2, 4):  # W was the first sum; each round has one of updates and one of what was measured
+        assert set(sites.job(interrupt=(kind, number)).values()) == {f"75: left in {kind}"}
+    assert set(sites.job().values()) == {expected}
+    assert sites.steps() == {ROUNDS * STEPS}
 
 
 def test_stopped_again_and_again(unbroken: str) -> None:
@@ -399,18 +308,18 @@ def test_one_ranks_word_holds_for_all(other: int, steps: int, keeps: int) -> Non
 
 def test_a_job_that_only_trains_sums_nothing() -> None:
     party = Meeting(1, **UNMASKED).session(1).party
-    sums = Unconnected(party)
+    sums, peers, recovery = NoSums(), OwnRanks(party), NeverAway()
     for call in (
         lambda: sums.open(None, None),  # type: ignore[arg-type]
         lambda: sums.settle(None, b""),  # type: ignore[arg-type]
-        lambda: sums.catch_up(b"", 0, 0),
+        lambda: recovery.catch_up(b"", 0, 0),
     ):
-        with pytest.raises(InternalError, match="only trains"):
+        with pytest.raises(InternalError, match=r"only trains|never away"):
             call()
-    assert sums.common_round([1, 3]) == 3
-    assert sums.common_round([]) is None
-    assert sums.announce("FEATURES", b"x") == {1: b"x"}
-    assert sums.hear("told") == "told"
+    assert recovery.common_round([1, 3]) == 3
+    assert recovery.common_round([]) is None
+    assert peers.announce("FEATURES", b"x") == {1: b"x"}
+    assert peers.agree_to_stop("told") == "told"
 
 
 def test_a_recorded_trainer_plays_what_was_trained() -> None:

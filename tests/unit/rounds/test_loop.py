@@ -1,15 +1,24 @@
-"""The main loop's refusals before anything is exchanged. The loop itself is tested under mpirun and by kills."""
+"""What the main loop tells of its rounds, and its refusals before anything is exchanged.
+
+The loop itself is tested in test_lives_of_a_loop.py, under mpirun and by kills.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from federation_fakes import Meeting
+from loop_fakes import Store, Trainer
 
 from fedhpc.errors import PolicyError
 from fedhpc.federation.checkpoint import Checkpoint
+from fedhpc.federation.session import Session
+from fedhpc.federation.stages import Stages
 from fedhpc.rounds.beginning import _require_ledger
+from fedhpc.rounds.loop import Run
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger
 
 
@@ -51,3 +60,43 @@ def test_a_site_that_caught_up_and_was_stopped_before_its_next_sum_goes_on() -> 
     with pytest.raises(PolicyError, match="ends at round 2, its checkpoint is from round 9"):
         _require_ledger(federation(2), checkpoint(9, summed=3))
     _require_ledger(federation(0), checkpoint(9, summed=0))
+
+
+class Told:
+    """A Reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def round_done(self, record: Mapping[str, Any]) -> None:
+        self.records.append(dict(record))
+
+    def note(self, text: str) -> None:
+        """Nothing to remember."""
+
+
+def test_the_record_of_a_round_has_its_facts_in_this_order() -> None:
+    """metrics.jsonl is written in the order of the record."""
+    told = {u: Told() for u in (1, 2, 3)}
+
+    def work(session: Session) -> str:
+        number = session.party.number
+        return Run(session, Trainer(number), Store(), told[number]).run().model.sha256()
+
+    (sha256,) = set(Meeting(3, rounds=2, secure={"mode": "off"}).run(work).values())
+    for number, reporter in told.items():
+        first, second, final = reporter.records
+        for record, round_ in ((first, 1), (second, 2)):
+            assert list(record) == [
+                *("round", "rounds", "metrics", "train_loss", "samples", "seconds", "bytes_up", "bytes_down"),
+                *("sites", "state", "model_sha256"),
+            ]  # fmt: skip
+            assert (record["round"], record["rounds"]) == (round_, 2)
+            assert (record["train_loss"], record["samples"]) == (0.5, 7 + number)
+            assert list(record["seconds"]) == [
+                *("train", "evaluate", "exchange", "checkpoint", "total"),
+                *vars(Stages()),
+            ]
+        assert list(final) == ["round", "rounds", "final", "metrics", "sites", "state", "model_sha256"]
+        assert (final["final"], final["model_sha256"], second["model_sha256"]) == (True, sha256, sha256)
+        assert final["sites"] == ["s1", "s2", "s3"]

@@ -6,19 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation_fakes import FakeSums, Meeting
+from federation_fakes import FakeSums, Meeting, session_of
 
 from fedhpc.federation.checkpoint import Checkpoint, Tensors
-from fedhpc.federation.party import CaughtUp, RoundOverError
-from fedhpc.federation.session import Session
+from fedhpc.federation.other_sites import CaughtUp
+from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.state_tensors import state_arrays
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.measuring import Measuring
 from fedhpc.rounds.null_objects import Silence
 from fedhpc.rounds.progress import Progress
+from fedhpc.sums.unconnected import NeverAway
 
 
-class Given(FakeSums):
+class Given(NeverAway):
     """Another site gives its model after five rounds, whose last sum was over all sites."""
 
     def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
@@ -32,7 +33,7 @@ def test_it_counts_its_rows_however_late_its_update_was(monkeypatch: pytest.Monk
     """Beside the sums of other rounds, one without its rows would show how many they are."""
     meeting = Meeting(3, strategy={"weights": "uniform"}, secure={"bound": 8.0})
     party = meeting.session(2).party
-    session = Session(party, Given(meeting, party))
+    session = session_of(party, FakeSums(meeting, party), Given())
     model = GlobalModel(session, {"w": np.zeros(3, np.float32)})
     summed: list[Tensors] = []
     saved: list[Checkpoint] = []

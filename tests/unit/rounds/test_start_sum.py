@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation_fakes import FakeSums, Meeting, party_of
+from federation_fakes import FakeSums, Meeting, party_of, session_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as npst
 from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.errors import DataError, PolicyError
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.party import NO_BASE
+from fedhpc.federation.party import SumKind
 from fedhpc.federation.session import Session
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.start_sum import Taken, _lanes, _packed, _unpacked, take_over
@@ -70,7 +70,7 @@ def test_a_new_site_learns_the_model_to_the_last_bit() -> None:
     (plan,) = meeting.plans
     before = state_hash(meeting.agreement.hash, 0, tree(b""))  # the same for all: nothing is known of the model
     assert (plan.base, plan.state) == (before, before)
-    assert plan.base != NO_BASE
+    assert plan.kind is SumKind.TRAINING
     assert (plan.everyone, plan.skip, plan.checkpointed) == (True, False, True)
     assert (plan.purpose, plan.category) == (labels.PURPOSE_START, labels.CLASS_START)
 
@@ -150,7 +150,7 @@ def test_two_givers_are_found_out() -> None:
             object.__setattr__(session.party.agreement, "start", agreements[2].start)
         return begin(session, own)
 
-    meeting.session = lambda number: Session(*_own(meeting, number))  # type: ignore[method-assign]
+    meeting.session = lambda number: session_of(*_own(meeting, number))  # type: ignore[method-assign]
     with pytest.raises((PolicyError, DataError)):
         meeting.run(site)
 

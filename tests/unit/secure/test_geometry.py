@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from secure_fakes import proposal_of
 
 from fedhpc.errors import PolicyError
 from fedhpc.secure.geometry import Geometry, refuse_lane_bits
+from fedhpc.secure.messages import read_proposal
 from fedhpc.secure.ring import Layout, Tensor
 
 tensors_of_a_vector = st.lists(st.tuples(st.sampled_from([8, 16, 32, 64]), st.integers(0, 40)), max_size=12)
@@ -78,3 +80,11 @@ def test_widths_that_sites_do_not_sum_in(bits: int) -> None:
         refuse_lane_bits(bits, "READY")
     for good in (32, 64):
         refuse_lane_bits(good, "READY")
+
+
+@pytest.mark.parametrize("bits", [8, 16, 33])
+def test_a_proposal_of_other_widths_is_refused(bits: int) -> None:
+    """M0, at sites and relay; READY: tests/unit/relay/test_relay_parts.py."""
+    assert read_proposal(proposal_of(3, tensors=((32, 5), (64, 5))).to_bytes(), 3).tensors == ((32, 5), (64, 5))
+    with pytest.raises(PolicyError, match=f"M0.* has lanes of {bits} bits"):
+        read_proposal(proposal_of(3, tensors=((32, 5), (bits, 5))).to_bytes(), 3)

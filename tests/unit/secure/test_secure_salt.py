@@ -16,7 +16,7 @@ from secure_fakes import key_of
 from fedhpc.app.federation import Federation
 from fedhpc.errors import InternalError, PolicyError
 from fedhpc.federation.input_check import inspect, share
-from fedhpc.federation.party import NO_BASE, Party, SumPlan
+from fedhpc.federation.party import NO_BASE, Party, SumKind, SumPlan
 from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.rounds.global_model import GlobalModel
@@ -102,7 +102,7 @@ def test_a_fingerprint_covers_all_but_the_salt(nbytes: int, rails: int) -> None:
         vector.view("x")[...] = 0.25
         if change is not None:
             vector.view("x")[change] = 0.5
-        plan = SumPlan(round_, "train", NO_BASE, NO_BASE)
+        plan = SumPlan(round_, "train", SumKind.TRAINING, bytes(32))
         share(party, vector, plan)
         assert vector.salt.all()
         found = []
@@ -125,7 +125,7 @@ def test_a_fingerprint_covers_all_but_the_salt(nbytes: int, rails: int) -> None:
 
 def test_vectors_that_are_not_summed() -> None:
     party = party_of(agreement_of(3), 1)
-    plan = SumPlan(1, "train", NO_BASE, NO_BASE)
+    plan = SumPlan(1, "train", SumKind.TRAINING, bytes(32))
     with pytest.raises(InternalError, match="without salt"):
         share(party, Vector(Layout([Tensor("x", "float32", (3,))])), plan)
     with pytest.raises(InternalError, match="without salt"):
@@ -145,7 +145,7 @@ def test_vectors_that_are_not_summed() -> None:
 
 def test_nothing_of_salt_or_blind_is_in_a_repr() -> None:
     party: Party = party_of(agreement_of(3), 1)
-    plan = SumPlan(1, "train", NO_BASE, NO_BASE, layout_key=KEY)
+    plan = SumPlan(1, "train", SumKind.TRAINING, bytes(32), layout_key=KEY)
     assert party.salt_key is not None
     for shown in (repr(party), repr(plan), repr(LAYOUT)):
         assert party.salt_key.hex() not in shown

@@ -10,7 +10,7 @@ from protocol_fakes import World
 from secure_fakes import key_of
 
 from fedhpc.errors import PolicyError
-from fedhpc.federation.party import NO_BASE, SumPlan
+from fedhpc.federation.party import NO_BASE, SumKind, SumPlan
 from fedhpc.secure.messages import Result
 from fedhpc.secure.transcript import canon, sign_message
 from fedhpc.sums.over_relay.acceptable_bases import KnownStates
@@ -64,7 +64,10 @@ def known(relay: Relay, staleness: int = 2, bound: float | None = 8.0, weights: 
 
 def plan(round_: int, base: bytes | None = None) -> SumPlan:
     present = state(round_ - 1)
-    return SumPlan(round_, "train", present if base is None else base, present)
+    return SumPlan(round_, "train", SumKind.TRAINING, present, present if base is None else base)
+
+
+STATISTIC = SumPlan(8, "mean age", SumKind.STATISTIC, state(7))
 
 
 def test_without_staleness_only_the_present_model_counts() -> None:
@@ -101,8 +104,8 @@ def test_sums_without_a_base_know_no_other() -> None:
     relay.end(7)
     states = known(relay)
     states.reached(7, state(7))
-    assert states.bases(plan(8, base=NO_BASE)) == {NO_BASE}
-    assert states.look_up(plan(8, base=NO_BASE), frozenset({state(7)})) == frozenset()
+    assert states.bases(STATISTIC) == {NO_BASE}
+    assert states.look_up(STATISTIC, frozenset({state(7)})) == frozenset()
 
 
 def test_a_state_that_enough_sites_signed_is_found_and_no_older_one() -> None:

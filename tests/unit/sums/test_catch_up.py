@@ -19,7 +19,6 @@ from secure_fakes import key_of
 
 from fedhpc.errors import DataError, PeersError, PolicyError
 from fedhpc.federation.checkpoint import Checkpoint
-from fedhpc.federation.finished_sums import FinishedSums
 from fedhpc.federation.state_tensors import arrays_of_checkpoint
 from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, Federation
 from fedhpc.secure.messages import Result
@@ -27,6 +26,7 @@ from fedhpc.secure.transcript import canon, sign_message, state_hash, tree
 from fedhpc.sums.over_relay import catch_up as catching_up
 from fedhpc.sums.over_relay.catch_up import Attendant, take
 from fedhpc.sums.over_relay.exchange import RelayExchange
+from fedhpc.sums.over_relay.finished_sums import FinishedSums
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.listing import Entry
 from fedhpc.wire.object_names import ObjectName

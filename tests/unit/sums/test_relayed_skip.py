@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation_fakes import Meeting
 from secure_fakes import key_of
 
-from fedhpc.federation.party import NO_BASE, Party, SumPlan
+from fedhpc.federation.party import Party, SumKind, SumPlan
 from fedhpc.ledger.journal import MemoryJournal
 from fedhpc.secure.ledger import Mark
 from fedhpc.secure.transcript import canon, sign_message, tree
@@ -21,7 +21,7 @@ from fedhpc.sums.over_relay.skip import Skip
 from fedhpc.transport.listing import Entry
 
 STATE, NEXT = key_of("state"), key_of("next")
-PLAN = SumPlan(7, "measured after round 1", NO_BASE, STATE, everyone=True, skip=True, following=NEXT)
+PLAN = SumPlan(7, "measured after round 1", SumKind.STATISTIC, STATE, everyone=True, skip=True, following=NEXT)
 
 
 class Lobby:

@@ -148,7 +148,8 @@ def test_a_loop_of_ones_own_on_one_rank() -> None:
 
 
 def test_the_ways_out_of_a_loop_of_ones_own() -> None:
-    federation: Any = types.SimpleNamespace(party=types.SimpleNamespace(site=SerialGroup("site a")))
+    session: Any = types.SimpleNamespace(party=types.SimpleNamespace(site=SerialGroup("site a")))
+    federation = fedhpc.Federation(session)
     x, y = torch.ones(3, 5), torch.ones(3)
     with pytest.raises(ConfigError, match=r"site a: backward\(\) leaves parameters without a gradient: late\.weight"):
         loss(fedhpc.site_backend(federation, device="cpu").wrap(Branches()), (x, y)).backward()

@@ -4,7 +4,7 @@ Other sites cannot repeat a sum for one that was killed after it, since they hav
 given again to the same question: statistics, and training sums where no checkpoint will hold their model (scripts).
 All of it was opened to every site in the sum; nothing here is secret to them.
 
-`until` says up to which sum nothing is kept any more, and S of that sum: there a script that starts again begins.
+`until` says up to which sum nothing is kept, with S of that sum: a script that starts again begins there.
 
 A second copy lies beside the institution's ledger, so that a site that lost its run directory can repeat what no other
 site gives it: all sums before the first model, those of scripts, and the statistics since the newest checkpoint.
@@ -18,10 +18,11 @@ import re
 from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from fedhpc.errors import PolicyError, StorageError
-from fedhpc.federation.party import NO_BASE, Opened, SumPlan
+from fedhpc.federation.going_on import NONE_FINISHED, Reached
+from fedhpc.federation.party import Opened, SumKind, SumPlan
 from fedhpc.federation.vector import Vector
 from fedhpc.files import private_folder, write_whole
 from fedhpc.ledger.file import LOST_LEDGER_HINT
@@ -38,14 +39,6 @@ BESIDE_BYTES = 256 << 20
 """Most that the copies beside the ledger may take, which often lies under a quota; what is beyond is in RUN only."""
 
 
-class Reached(NamedTuple):
-    """A sum that this site has finished."""
-
-    round_: int  # 0: none
-    salt: bytes  # its S [40]; empty where there is none
-
-
-NONE_FINISHED = Reached(0, b"")
 _DAMAGED = (
     "put the run directory back from a backup that is not older than its ledger; or remove it and start again: the "
     "site then catches up with the others, where they have a model"
@@ -136,7 +129,7 @@ class FinishedSums:
             said = head.pop("sha256")
             if (head["base"], head["purpose"]) != (plan.base.hex(), plan.purpose):
                 return None
-            same = plan.base != NO_BASE or hmac.compare_digest(head["mark"], mark.hex())
+            same = plan.kind is SumKind.TRAINING or hmac.compare_digest(head["mark"], mark.hex())
             if head["layout"] != vector.layout.hash.hex() or not same:
                 raise OtherVectorError(
                     f"'{plan.purpose}' was summed in round {plan.round_} already, with other numbers of this site",

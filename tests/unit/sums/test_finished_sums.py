@@ -14,15 +14,15 @@ import pytest
 from secure_fakes import key_of
 
 from fedhpc.errors import PolicyError, StorageError
-from fedhpc.federation.finished_sums import NONE_FINISHED, FinishedSums, Reached
-from fedhpc.federation.party import NO_BASE, Opened, SumPlan
+from fedhpc.federation.party import Opened, SumKind, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ledger import LedgerEntry, OtherVectorError, RoundLedger
 from fedhpc.secure.ring import Layout, Tensor
+from fedhpc.sums.over_relay.finished_sums import NONE_FINISHED, FinishedSums, Reached
 
 LAYOUT = Layout([Tensor("x", "float64", (3,), 20), Tensor("n", "int64", (2,))], salted=True)
-PLAN = SumPlan(5, "mean age", NO_BASE, key_of("state"))
+PLAN = SumPlan(5, "mean age", SumKind.STATISTIC, key_of("state"))
 MARK = key_of("fingerprint")
 
 
@@ -205,7 +205,7 @@ def test_a_ledger_that_lost_what_was_finished_is_refused(finished: FinishedSums)
 
 
 def test_a_training_sum_is_given_to_the_update_from_the_same_state(finished: FinishedSums) -> None:
-    plan = SumPlan(5, "train", key_of("base"), key_of("state"))
+    plan = SumPlan(5, "train", SumKind.TRAINING, key_of("state"), key_of("base"))
     keep(finished, plan)
     vector = Vector(LAYOUT)
     assert finished.find(dataclasses.replace(plan, base=key_of("another base")), vector, MARK) is None
@@ -310,7 +310,7 @@ def test_what_no_other_site_can_give_stays_beside_the_ledger(tmp_path: Path, bot
 def test_the_copies_keep_within_their_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(FinishedSums(tmp_path / "size"))
     size = (tmp_path / "size" / "round-5.sum").stat().st_size
-    monkeypatch.setattr("fedhpc.federation.finished_sums.BESIDE_BYTES", 2 * size - 1)
+    monkeypatch.setattr("fedhpc.sums.over_relay.finished_sums.BESIDE_BYTES", 2 * size - 1)
     finished = again(tmp_path)
     for number in range(1, 4):
         keep(finished, dataclasses.replace(PLAN, round_=number))

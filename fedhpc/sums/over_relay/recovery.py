@@ -1,0 +1,84 @@
+"""A site that was away, or helps one that was: over a relay rounds end without a site that does not come."""
+
+from __future__ import annotations
+
+import numpy as np
+from typing_extensions import override
+
+from fedhpc.errors import InterruptedRun
+from fedhpc.federation.checkpoint import CheckpointStore
+from fedhpc.federation.other_sites import CaughtUp
+from fedhpc.federation.party import Party
+from fedhpc.secure import labels
+from fedhpc.secure.catch_up_messages import Federation as Known
+from fedhpc.secure.transcript import input_hash, u64
+from fedhpc.sums.over_relay.catch_up import Attendant, release_input, take
+from fedhpc.sums.over_relay.lead import Lead
+from fedhpc.sums.over_relay.orders import Order, end_if_stopped, stop_site
+from fedhpc.sums.over_relay.standing_aside import StandingAside
+from fedhpc.sums.unconnected import NeverAway
+
+
+class RelayRecovery(NeverAway):
+    """A site goes on from its own newest round; that of the others is found by catching up."""
+
+    def __init__(self, party: Party, lead: Lead | None) -> None:
+        """`lead`: at the leader."""
+        self._party, self._lead = party, lead
+        self._attendant: Attendant | None = None
+
+    @property
+    def serves(self) -> bool:
+        """Whether this program has checkpoints to give, and can take one; a script of sums has none. At the leader."""
+        return self._attendant is not None
+
+    @override
+    def serve_catch_up(self, store: CheckpointStore) -> None:
+        assert self._lead is not None
+        assert self._party.identity is not None
+        lead = self._lead
+        self._attendant = Attendant(self._known(lead, 0), lead.exchange, self._party.identity, lead.finished)
+        self._attendant.start(store)
+
+    @override
+    def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
+        """An input of this site in the round that ended without it is free again."""
+        site, lead = self._party.site, self._lead
+        data = np.empty(nbytes, dtype=np.uint8)
+        number = b""
+        if lead is not None:
+            assert self._party.identity is not None
+            deadline_s = self._party.agreement.cohort.deadline_s
+            try:
+                known = self._known(lead, nbytes)
+                aside = StandingAside(self._party, lead.exchange, lead.thresholds)
+                caught, found = take(known, lead.exchange, self._party.identity, state, round_, deadline_s, aside.look)
+            except InterruptedRun as stopped:
+                stop_site(site, stopped)
+            lead.finished.keep_proof(caught.round_, caught.settled.proof)
+            release_input(self._party, lead.files, caught)
+            lead.states.reached(caught.round_, caught.state)
+            data[:] = found
+            whole = len(caught.settled.u3) == len(self._party.members)
+            number = Order.DONE + bytes([whole]) + u64(caught.round_)
+        word = site.await_bytes(number if lead is not None else None)
+        end_if_stopped(word)
+        reached = int.from_bytes(word[2:], "little")
+        site.broadcast(data)
+        return CaughtUp(reached, data, whole=word[1:2] == b"\1")
+
+    @override
+    def is_free(self, base: bytes) -> bool:
+        taken = b""
+        if self._party.leads:
+            assert self._party.journal is not None
+            taken = b"\1" if self._party.journal.ledger.round_of(input_hash(labels.PURPOSE_TRAIN, base)) else b"\0"
+        return self._party.site.await_bytes(taken or None) == b"\0"
+
+    @override
+    def leave(self) -> None:
+        if self._attendant is not None:
+            self._attendant.stop()
+
+    def _known(self, lead: Lead, nbytes: int) -> Known:
+        return Known(self._party.agreement.hash, self._party.members, lead.thresholds, nbytes)
