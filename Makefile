@@ -88,8 +88,8 @@ test: setup tools
 suites: setup tools
 	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --no-loadscope-reorder --timeout 1800 --durations 20
 
-# Lines and branches of the package that the tests run, in all processes: build/coverage/coverage.json. Takes longer than
-# the tests, and is no part of CI.
+# Lines and branches of the package that the tests run, in all processes: build/coverage/coverage.json. Slower than the
+# tests, and no part of CI.
 COVERAGE := $(CURDIR)/build/coverage
 coverage: setup tools
 	rm -rf $(COVERAGE)

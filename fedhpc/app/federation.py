@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedhpc.federation.session import Session
 from fedhpc.federation.sum_result import Sums
-from fedhpc.federation.weighted_sum import weighted_sum
+from fedhpc.federation.weighted_sum import weight_share, weighted_sum
 
 if TYPE_CHECKING:
     import torch
@@ -169,7 +169,7 @@ class Federation:
         with self.session.own_input():
             share = 1.0 / len(self.sites)
             if weight is not None:
-                share = self.session.weight_share(weight, name and f"weights of {name}")
+                share = weight_share(self.session, weight, name and f"weights of {name}")
             means = weighted_sum(
                 self.session, given, share, bound=bound, name=name, per_element=per_element, everyone=everyone,
                 average=weight is None, floats_only=True,

@@ -10,19 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.secure import labels
 from fedhpc.secure.elements import NO_VALUE, exponents_of
 from fedhpc.secure.largest import NONE, largest, marks, marks_stream
 from fedhpc.secure.ring import Tensor
-
-if TYPE_CHECKING:
-    from fedhpc.federation.session import Session
 
 MOST_ELEMENTS = 4096  # of one call that have a scale each unless it says otherwise
 _BIN = 8  # exponents; 64-bit lanes keep 45 bits of the smallest value in a bin for 100 sites, 53 for 3

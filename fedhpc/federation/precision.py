@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from fedhpc.federation.session import Session
-    from fedhpc.federation.sum_result import Sums
+from fedhpc.federation.session import Session
+from fedhpc.federation.sum_result import Sums
 
 _log = logging.getLogger("fedhpc.federation")
 _STEPS = 2.0**13  # of the grid: fewer in a sum are an error of up to 1 in 10^4

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from fedhpc.errors import PolicyError
 from fedhpc.federation.party import Party
 from fedhpc.federation.scales import Scales, exponent_counts, exponent_scales, lost_to_rounding
+from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.files import write_whole
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Tensor
-
-if TYPE_CHECKING:
-    from fedhpc.federation.session import Session
 
 _log = logging.getLogger("fedhpc.federation")
 _HINT = "no site is known to be at fault; start the next epoch with a public bound: [secure] bound in federation.toml"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
-
-import numpy as np
 
 from fedhpc.agreement.federation_file import Agreement
 from fedhpc.errors import ConfigError, DataError, InterruptedRun
@@ -18,18 +15,15 @@ from fedhpc.federation.input_check import inspect, share
 from fedhpc.federation.other_sites import Peers, Recovery, Summing
 from fedhpc.federation.party import Checked, Opened, Party, RoundOverError, SumKind, SumPlan
 from fedhpc.federation.scales import PUBLIC, Scales
+from fedhpc.federation.spent import Spent
 from fedhpc.federation.stages import Stages
-from fedhpc.federation.sum_result import Spent, Sums
 from fedhpc.federation.vector import Vector, parts
-from fedhpc.federation.weighted_sum import weighted_sum
 from fedhpc.mpi.world import abort_on_exit
 from fedhpc.secure import labels
 from fedhpc.secure.ledger import UNKNOWN
 from fedhpc.secure.ring import Layout, Tensor
 from fedhpc.secure.salt import layout_key
 from fedhpc.secure.transcript import state_hash, tree
-
-_WEIGHT_BOUND = 2.0**40
 
 
 class Session:
@@ -149,23 +143,6 @@ class Session:
     def _state_after(self, round_: int, tensors_tree: bytes) -> bytes:
         return state_hash(self.agreement.hash, round_, tensors_tree)
 
-    def weight_share(self, weight: float, name: str | None = None) -> float:
-        """w_u / W for this site's private `weight`, 0 to 2^40; W is a masked sum.
-
-        Whole numbers are exact, fractions are rounded to a public grid (2^-20 for 3 sites, 2^-15 for
-        100), here as in W, so that shares add up to 1.
-        """
-        weight = self.from_leader(weight)  # all ranks of the site must scale their parts alike
-        total = self._sum_of_weights(weight, name)
-        if total["weight"] <= 0:
-            raise DataError("the weights of all sites add up to 0", "at least one site must have rows")
-        grid = total.quantum["weight"]
-        return (round(weight / grid) * grid if grid else weight) / float(total["weight"])
-
-    def total_weight(self, weight: float, name: str | None = None) -> float:
-        """W, the sum of every site's private `weight`."""
-        return float(self._sum_of_weights(weight, name)["weight"])
-
     @contextmanager
     def own_input(self) -> Iterator[None]:
         """Remember whether the last sum was refused for this site's own numbers, which `close` tells the others."""
@@ -175,17 +152,6 @@ class Session:
         except DataError:
             self._refused = True
             raise
-
-    def _sum_of_weights(self, weight: float, name: str | None) -> Sums:
-        if not (math.isfinite(weight) and 0 <= weight <= _WEIGHT_BOUND):
-            raise DataError(f"site {self.site} has the weight {weight}", "weights are finite and at least 0")
-        weights = {"weight": np.float64(weight)}
-        # W over two sets that differ in one site would be that site's size, so it is always the sum over all.
-        name = name or f"weights {self.round_ + 1}"
-        category = labels.CLASS_WEIGHTS
-        found = weighted_sum(self, weights, 1.0, bound=_WEIGHT_BOUND, name=name, everyone=True, category=category)
-        assert found is not None
-        return found
 
     def from_leader(self, number: float) -> float:
         """The `number` of this site's rank 0, on all its ranks."""

@@ -1,9 +1,8 @@
-"""What sums give back to a user, and what they have cost."""
+"""What sums give back to a user."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from fedhpc.errors import DataError
 from fedhpc.federation.element_scales import ElementScales
 from fedhpc.federation.party import Opened
-from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Tensor
 
@@ -66,22 +64,6 @@ def _quantum(tensor: Tensor, own: ElementScales) -> float | NDArray[np.float64]:
     steps = np.ldexp(1.0, own.exponents[tensor.name] - tensor.scale)
     each = np.where(own.zero[tensor.name], 0.0, steps).reshape(tensor.shape)
     return each if each.shape else float(each)
-
-
-@dataclass
-class Spent:
-    """What sums have cost since the last `take`: seconds by stage, bytes of this site."""
-
-    stages: Stages = field(default_factory=Stages)
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-    def add(self, opened: Opened) -> None:
-        """Count one sum."""
-        for stage, seconds in vars(opened.stages).items():
-            setattr(self.stages, stage, getattr(self.stages, stage) + seconds)
-        self.bytes_up += opened.bytes_up
-        self.bytes_down += opened.bytes_down
 
 
 def rescaled(values: NDArray[Any], factor: float) -> NDArray[Any]:

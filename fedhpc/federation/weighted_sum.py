@@ -1,28 +1,29 @@
-"""Σ factor · array over the sites, array by array: what `fed.sum` and `fed.mean` have in common."""
+"""Σ factor · array over the sites, array by array: what `fed.sum`, `fed.mean` and the sums of weights share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.errors import ConfigError
+from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.element_scales import ElementScales, choose_element_scales, with_own_scales
 from fedhpc.federation.given_arrays import given_arrays
 from fedhpc.federation.precision import warn_of_coarse
 from fedhpc.federation.scale_choice import choose_scales
 from fedhpc.federation.scales import Scales, refuse_beyond, refuse_not_finite
+from fedhpc.federation.session import Session
 from fedhpc.federation.sum_result import Sums, as_float
 from fedhpc.federation.vector import Vector, check_text, sum_kind
 from fedhpc.ledger.sum_class import class_of
+from fedhpc.secure import labels
 from fedhpc.secure.ring import Tensor, scale_for, scale_for_exponent
 
-if TYPE_CHECKING:
-    from fedhpc.federation.session import Session
-
 _Floats = Mapping[str, NDArray[Any]]
+_WEIGHT_BOUND = 2.0**40
 
 
 def weighted_sum(
@@ -83,6 +84,37 @@ def weighted_sum(
     if session.leads and len(session.sites) > 1:
         warn_of_coarse(session, name, {n: (a, factor) for n, a in floats.items()}, sums)
     return sums
+
+
+def weight_share(session: Session, weight: float, name: str | None = None) -> float:
+    """w_u / W for this site's private `weight`, 0 to 2^40; W is a masked sum.
+
+    Whole numbers are exact, fractions are rounded to a public grid (2^-20 for 3 sites, 2^-15 for 100), here as in W, so
+    that shares add up to 1.
+    """
+    weight = session.from_leader(weight)  # all ranks of the site must scale their parts alike
+    total = _sum_of_weights(session, weight, name)
+    if total["weight"] <= 0:
+        raise DataError("the weights of all sites add up to 0", "at least one site must have rows")
+    grid = total.quantum["weight"]
+    return (round(weight / grid) * grid if grid else weight) / float(total["weight"])
+
+
+def total_weight(session: Session, weight: float, name: str | None = None) -> float:
+    """W, the sum of every site's private `weight`. `name`: what the ledger calls it."""
+    return float(_sum_of_weights(session, weight, name)["weight"])
+
+
+def _sum_of_weights(session: Session, weight: float, name: str | None) -> Sums:
+    if not (math.isfinite(weight) and 0 <= weight <= _WEIGHT_BOUND):
+        raise DataError(f"site {session.site} has the weight {weight}", "weights are finite and at least 0")
+    weights = {"weight": np.float64(weight)}
+    # W over two sets that differ in one site would be that site's size, so it is always the sum over all.
+    name = name or f"weights {session.round_ + 1}"
+    category = labels.CLASS_WEIGHTS
+    found = weighted_sum(session, weights, 1.0, bound=_WEIGHT_BOUND, name=name, everyone=True, category=category)
+    assert found is not None
+    return found
 
 
 def _scales(

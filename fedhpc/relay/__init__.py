@@ -1,7 +1,8 @@
 """The untrusted meeting point: it stores what sites sign, adds what they masked, and proposes who takes part.
 
-machine.py is one attempt at the relay, without I/O of its own; objects.py names what it keeps; summing.py adds.
-federation_rounds.py decides what happens next in a federation's rounds, coordinator.py has a thread for each, gate.py
-says what sites may write. server.py and what it imports move objects over HTTPS. Nothing here holds a key of the sums:
-what the relay says is checked by the sites or bound into their keys (docs/protocol.md).
+rounds/machine.py is one attempt at the relay, without I/O of its own, over the interface of attempt_objects.py;
+summing.py adds. federation_rounds.py decides what happens next in a federation's rounds, round_threads.py runs each in
+a thread, gate.py says what sites may write: wire/kinds.py has a row for each thing. http/ moves objects over HTTPS,
+store/ keeps them, status/ shows the operator where things stand. Nothing here holds a key of the sums: the sites check
+what the relay says, or bind it into their keys (docs/protocol.md).
 """

@@ -13,7 +13,7 @@ _KINDS = {
     "slow": (408, "The request did not arrive in time"),
     "other-bytes": (409, "The object exists with other bytes"),
     "round-over": (409, "The round is over and was cleaned up"),
-    "too-late": (409, "It is not waited for any more"),
+    "too-late": (409, "Nobody waits for it any longer"),
     "length-needed": (411, "The length must be declared"),
     "too-large": (413, "The object is larger than the federation's limits"),
     "bad-range": (416, "The range does not fit the object"),

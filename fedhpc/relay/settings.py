@@ -99,7 +99,7 @@ class RelaySettings:
 
 
 @dataclass(frozen=True)
-class Federation:
+class HostedFederation:
     """What the relay knows of a federation: pins by site number, the quota, and how its rounds are run."""
 
     config: str
@@ -107,7 +107,7 @@ class Federation:
     quota: Quota
     threshold: int
     cohort: CohortSettings
-    revoked: tuple[int, ...] = ()  # numbers of sites whose key opens nothing any more
+    revoked: tuple[int, ...] = ()  # numbers of sites whose key no longer opens anything
 
     @property
     def numbers(self) -> int:
@@ -136,7 +136,7 @@ class _FederationTable:
 class Roster:
     """All federations by configuration hash."""
 
-    federations: dict[str, Federation] = field(default_factory=dict)
+    federations: dict[str, HostedFederation] = field(default_factory=dict)
 
     @property
     def keys(self) -> int:
@@ -197,7 +197,7 @@ def read_roster(path: Path) -> Roster:
             raise ConfigError(f"{where}: threshold = {threshold} of {numbers} sites")
         cohort = read_section(CohortSettings, given.cohort or {}, f"{where}: cohort")
         quota = Quota(given.bytes, given.objects, len(pins))
-        federations[config] = Federation(config, pins, quota, threshold, cohort, tuple(revoked))
+        federations[config] = HostedFederation(config, pins, quota, threshold, cohort, tuple(revoked))
     return Roster(federations)
 
 

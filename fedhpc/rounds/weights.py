@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedhpc.cohort.staleness import discount
 from fedhpc.errors import DataError
 from fedhpc.federation.session import Session
+from fedhpc.federation.weighted_sum import total_weight
 from fedhpc.secure import labels
 
 
@@ -36,7 +37,7 @@ class Weights:
         if samples < 1:
             raise DataError(f"site {self._session.site} has no rows to train on")
         if self.total is None:
-            self.total = self._session.total_weight(samples, self._name)
+            self.total = total_weight(self._session, samples, self._name)
         return samples / self.total
 
     def of_all_over(self, members: tuple[int, ...]) -> float:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedhpc.errors import InternalError, PeersError, PolicyError
-from fedhpc.secure import chain, labels, messages
+from fedhpc.secure import labels, messages, transcript_chain
 from fedhpc.secure.attempt_file import AttemptSecrets, SiteDisk, fresh_secrets
 from fedhpc.secure.dealing import Dealt, deal, take
 from fedhpc.secure.keys import derive
@@ -140,7 +140,7 @@ class SiteAttempt:
         elif secrets.m0 != m0 or secrets.config != own.config:
             raise PolicyError("the attempt file belongs to another attempt", "a new attempt starts without a file")
         self._m0, self._own, self._secrets = proposed, own, secrets
-        self._t0 = chain.t0(m0)
+        self._t0 = transcript_chain.t0(m0)
         body = Keys(secrets.chan_key().public, secrets.mask_key().public, -1).as_json()
         return self._sign_once(labels.SIGN_KEYS, self._t0, body)
 
@@ -174,7 +174,7 @@ class SiteAttempt:
         publics = [key for k in keys.values() for key in (k.chan, k.mask)]
         if len(set(publics)) != len(publics):
             raise PolicyError("two sites sent the same key", "a key was replayed; the attempt is refused")
-        t1 = chain.t1(self._t0, {u: canon(body) for u, body in bodies.items()})
+        t1 = transcript_chain.t1(self._t0, {u: canon(body) for u, body in bodies.items()})
         chan = self._channels(t1, keys)
         mask = secrets.mask_key()
         edges = {v: mask.shared(k.mask, self._name(v)) for v, k in keys.items() if v != self._me}
@@ -212,7 +212,7 @@ class SiteAttempt:
         bodies = {u: self._open(m2s[u], labels.SIGN_SHARES, self._t1, u) for u in u2}
         places = {u: i for i, u in enumerate(self.u1)}
         shares = {u: messages.read_shares(b, places[u], len(places), self._name(u)) for u, b in bodies.items()}
-        t2 = chain.t2(self._t1, {u: canon(body) for u, body in bodies.items()})
+        t2 = transcript_chain.t2(self._t1, {u: canon(body) for u, body in bodies.items()})
         if secrets.t2 not in (b"", t2):
             raise PolicyError(
                 "the relay shows another U2 than this site masked its vector for",
@@ -265,7 +265,7 @@ class SiteAttempt:
         u3 = self._check_set(m3s, self.u2, labels.SIGN_MASKED, "U3", "U2")
         bodies = {u: self._open(m3s[u], labels.SIGN_MASKED, self._t2, u) for u in u3}
         masked = {u: messages.read_masked(body, self._name(u)) for u, body in bodies.items()}
-        t3 = chain.t3(self._t2, {u: canon(body) for u, body in bodies.items()}, survivors.sum_)
+        t3 = transcript_chain.t3(self._t2, {u: canon(body) for u, body in bodies.items()}, survivors.sum_)
         self._refuse_other_transcript(labels.SIGN_SURVIVORS, t3, "set of survivors or another sum")
         # A signature over a set that this site could not answer over would only help others to bind themselves to it.
         self._disk.allows(self._entry(_given(self._own), self._fingerprint, tuple(u3)))
@@ -301,7 +301,7 @@ class SiteAttempt:
         return True
 
     def _answer(self) -> messages.Unmask:
-        """This site's shares, sealed to each of U3: of b for who is in the sum, of a for who is lost; never both."""
+        """This site's shares, sealed to each of U3: of b for a site in the sum, of a for a lost one; never both."""
         shares = b"".join(self._own_share(w) for w in self.u2)
         return messages.Unmask(
             tuple(

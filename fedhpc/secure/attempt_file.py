@@ -1,10 +1,10 @@
 """What a site keeps to go on with an attempt after a restart: the attempt file (docs/protocol.md section 6).
 
 An outer layer keeps them in a file of mode 0600, outside checkpoints, locked to one process, replaced by rename and
-fsynced before a message leaves. Whoever reads the file while the attempt lasts can open this site's vector.
+fsynced before a message leaves. A thief who reads the file while the attempt lasts can open this site's vector.
 
 Each replacement leaves the blocks of the version before it somewhere on the disk. So every version is sealed under a
-key that lies in a file of its own, is written once and is overwritten in place at the end: then none opens any more.
+key that lies in a file of its own, is written once and is overwritten in place at the end: then no version opens again.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ BLOCK_BYTES = TREE_BLOCK_BYTES
 
 
 @dataclass(frozen=True)
-class Federation:
-    """What both ends know: the configuration, who is in it, and how long the tensors of a state are."""
+class CommonKnowledge:
+    """What both ends know: the configuration, its sites, and how long the tensors of a state are."""
 
     config: bytes
     roster: Sequence[Member]
@@ -81,7 +81,7 @@ class Taker:
 
     def __init__(
         self,
-        federation: Federation,
+        federation: CommonKnowledge,
         me: int,
         identity: Ed25519PrivateKey,
         state: bytes,
@@ -153,7 +153,7 @@ class Giver:
 
     def __init__(
         self,
-        federation: Federation,
+        federation: CommonKnowledge,
         me: int,
         identity: Ed25519PrivateKey,
         taker: int,

@@ -1,4 +1,4 @@
-"""M2: a site deals shares of its two secrets and takes those dealt to it (docs/protocol.md section 4)."""
+"""M2: a site deals shares (Shamir 1979) of its two secrets and takes those dealt to it (docs/protocol.md section 4)."""
 
 from __future__ import annotations
 

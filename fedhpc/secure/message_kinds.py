@@ -1,7 +1,7 @@
 """The messages of one round over the relay: what each signature covers, and how long each can be.
 
-The vault checks both and imports nothing from above, so this much of a kind stands here. Who owns an object, where it
-lies and in which phase it counts is the relay's and the transport's business: wire/kinds.py, whose rows build on these.
+The vault checks both and imports nothing from above, so this much of a kind stands here. Owner, place and phase of
+an object are the business of relay and transport: wire/kinds.py, whose rows build on these.
 Two signed messages never meet the relay's rounds: MPI in one job (pairwise.py), and ENROL (join_request.py).
 """
 
@@ -20,7 +20,7 @@ ENVELOPE_BYTES = 1024  # what a message may have beside its lists
 
 
 class Signs(Enum):
-    """What stands as `t` in a signed message: a link of the attempt's chain (chain.py), or another 32 bytes."""
+    """What stands as `t` in a signed message: a link of transcript_chain.py, or other 32 bytes."""
 
     NOTHING = "-"  # the relay signs nothing
     T0 = "T0"
@@ -80,5 +80,5 @@ OF_AN_ATTEMPT = tuple(message.name for message in MESSAGES if message.signs.link
 
 
 def max_bytes(name: str, sites: int) -> int:
-    """The longest message `name` in a federation of `sites`."""
-    return BY_NAME[name].most_bytes(sites)
+    """The longest message `name` in a federation of `sites`; of a name without a row, the envelope."""
+    return BY_NAME[name].most_bytes(sites) if name in BY_NAME else ENVELOPE_BYTES

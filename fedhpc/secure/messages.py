@@ -29,7 +29,7 @@ _HINT_LIMIT = 1 << 40
 
 @dataclass(frozen=True)
 class Keys:
-    """M1: two fresh X25519 public keys [32 each]; `left_s` is a hint to the relay."""
+    """M1: two fresh X25519 public keys [32 each]. `left_s` is -1 and says nothing (message_kinds.py)."""
 
     chan: bytes
     mask: bytes
@@ -233,7 +233,7 @@ def read_empty(body: Any, name: str, who: str) -> None:
     read_object(body, (), f"the {name} message of site {who}")
 
 
-# --- fields; also those of catchup.py ---
+# --- fields; also those of catch_up_messages.py ---
 
 
 def _parse(data: bytes, what: str) -> Any:

@@ -1,7 +1,7 @@
 """M5 to X: checked shares become the secrets that τ sites agreed to open, and those the streams that hide the sum.
 
 Of a site in the sum only the self mask b opens; of a lost one only the mask key a, for the edges that Y still holds
-(docs/protocol.md section 4).
+(docs/protocol.md section 4). That is the double masking of Bonawitz et al. (2017).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Opening:
 
 
 class Pools:
-    """Good shares of one secret per site of U2: of b for who is in the sum, of a for who is lost."""
+    """Good shares of one secret per site of U2: of b for a site in the sum, of a for a lost one."""
 
     def __init__(self, t1: bytes, u1: Sequence[int], u3: Sequence[int], shares: Mapping[int, Shares]) -> None:
         self._t1 = t1

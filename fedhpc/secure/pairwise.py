@@ -1,7 +1,8 @@
 """One attempt of the `mpi` exchange, without I/O: keys, the signed transcript, the masks (docs/protocol.md section 7).
 
-All sites are in one MPI job, so the set is the whole cohort, nobody can be lost within the attempt, and no self mask,
-tag or recovery is needed. The leaders exchange two messages before the sum and one after it:
+The masks are the pairwise ones of Bonawitz et al. (2017). All sites are in one MPI job, so the set is the whole cohort,
+nobody can be lost within the attempt, and no self mask, tag or recovery is needed. The leaders exchange two messages
+before the sum and one after it:
 
     propose -> M1 (fresh X25519 keys) of every site -> signature over T2 of every site -> masks -> … -> M6 of every site
 
@@ -19,7 +20,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedhpc.errors import InternalError, PolicyError
-from fedhpc.secure import chain, labels
+from fedhpc.secure import labels, transcript_chain
 from fedhpc.secure.keys import AttemptKey, derive
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.thresholds import neighbours
@@ -57,7 +58,7 @@ class PairwiseAttempt:
         self._roster = roster
         self._degree = degree
         self.proposal = proposal.to_bytes()
-        self._t0 = chain.t0(self.proposal)
+        self._t0 = transcript_chain.t0(self.proposal)
         self._chan, self._mask = fresh or (AttemptKey(), AttemptKey())
         self._masks_of: list[bytes] = []
         self.t2 = b""
@@ -88,7 +89,7 @@ class PairwiseAttempt:
         if len(set(self._masks_of)) != len(self._masks_of):
             raise PolicyError("two sites sent the same key", "a key was replayed; the round is refused")
         listed = {m.number: body for m, body in zip(self._roster, bodies, strict=True)}
-        self.t2 = chain.t2(chain.t1(self._t0, listed), {})
+        self.t2 = transcript_chain.t2(transcript_chain.t1(self._t0, listed), {})
         return sign_message(self._identity, labels.SIGN_MPI, self._me, self.t2, {})
 
     def receive_signatures(self, messages: Sequence[bytes]) -> None:

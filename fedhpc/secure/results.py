@@ -1,8 +1,8 @@
 """M6 and ABANDON: which next state τ sites stand behind (docs/protocol.md sections 5 and 6).
 
-A round ends once one M6 body is signed by τ sites, in whichever of its attempts. M6 of another attempt is signed over
+A round ends once τ sites have signed one M6 body, in any of its attempts. M6 of another attempt is signed over
 a T3 that this site cannot compute; that is enough, since the state it names holds configuration and round in its hash,
-and whoever acts on a state has the tensors that hash to it.
+and a site that acts on a state has the tensors that hash to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Settled:
     """What τ sites signed for a round, and their messages as proof."""
 
     state: bytes
-    u3: tuple[int, ...]  # ABANDONED where operators gave the round up
+    u3: tuple[int, ...]  # ABANDONED where sites do without the sum
     sum_: bytes  # Tree(X); empty where abandoned
     proof: tuple[bytes, ...]
 
@@ -117,7 +117,7 @@ def read_abandon(body: object, who: str) -> bytes:
 def abandon(
     identity: Ed25519PrivateKey, me: int, disk: SiteDisk, entry: LedgerEntry, present: bytes, following: bytes
 ) -> bytes:
-    """This site's ABANDON of the round of `entry`, its ledger's entry, signed at its operator's word.
+    """This site's ABANDON of the round of `entry`, its ledger's entry, which it can do without.
 
     `following` [32]: the next state, which has the same tensors as `present` [32]. The ledger allows one next state per
     round, so a site that signed M6 of a round cannot abandon it for another state, nor the other way round.

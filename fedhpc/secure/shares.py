@@ -1,4 +1,4 @@
-"""Shamir's secret sharing over the prime field of p = 2^256 − 189 (docs/protocol.md section 2).
+"""Shamir's secret sharing (1979) over the prime field of p = 2^256 − 189 (docs/protocol.md section 2).
 
 The secret is the value at 0 of a polynomial of degree τ − 1; site v holds the value at v. Any τ shares give the secret,
 fewer say nothing about it. Every number is 32 bytes, little-endian.

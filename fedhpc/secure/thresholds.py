@@ -64,7 +64,10 @@ def check_degree(degree: int, thresholds: Thresholds) -> None:
 
 
 def neighbours(place: int, count: int, degree: int) -> list[int]:
-    """Places that `place` of 0..count-1 shares a mask with: all others, or those at distance 1..degree/2."""
+    """Places that `place` of 0..count-1 shares a mask with: all others, or those at distance 1..degree/2.
+
+    That not every two sites need a mask is from Bell et al. (2020); this graph is a fixed circulant, not a random one.
+    """
     if degree == 0 or degree >= count - 1:
         return [p for p in range(count) if p != place]
     near = {(place + step) % count for d in range(1, degree // 2 + 1) for step in (d, -d)}

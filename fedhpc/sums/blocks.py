@@ -2,7 +2,7 @@
 
 Both protocols go through a vector this way. `hide` encodes, tags and masks a stretch just before it is sent; `open`
 unmasks, tags, hashes and decodes it just after its sum has come. A stretch is a chunk in one job and a block over a
-relay. Within it the work goes tile by tile, so that a tile stays in a core's caches from one step to the next.
+relay. Codec, masks and tagger go through it by tiles of 256 KiB, which fit a core's cache.
 
 Lanes lie in a window of the stretch's size, never in a second whole vector. Where all lanes are as wide as their values
 (`Layout.in_place`) the window is the memory of the values.
@@ -22,11 +22,15 @@ from numpy.typing import NDArray
 from fedhpc.errors import InternalError
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
-from fedhpc.secure.masks import TILE_BYTES, Masks
-from fedhpc.secure.ring import Codec, Piece
+from fedhpc.secure.masks import Masks
+from fedhpc.secure.ring import Codec
 from fedhpc.secure.tag import Tag, Tagger
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 from fedhpc.sums.streams import Streams
+
+STEP_BYTES = (
+    1 << 20
+)  # encoded, tagged and masked before the next bytes are; within them codec, masks and tagger go by tiles of 256 KiB
 
 Tools = tuple[Codec, Masks | None, Tagger | None]
 
@@ -70,29 +74,27 @@ class BlockEngine:
         """The masked lanes of bytes low..high, gaps zero, in a window that `open` takes back."""
         shared = self.vector.shared(low, high)
         window = self._lend(low, high) if shared is None else shared
-        encoded = masked = 0.0
+        pieces = self.vector.layout.pieces(low, high)
         tag = Tag()
         with self._hiding.one() as (codec, masks, tagger):
-            for pieces in self._tiles(low, high):
-                begun = time.perf_counter()
-                if (low, high) not in self._encoded:
-                    for piece in pieces:
-                        codec.encode(self.vector.of(piece), piece.lanes_in(window, low), piece)
-                if tagger is not None:
-                    tag = tag + tagger.of(window, pieces, low)
-                lap = time.perf_counter()
-                if masks is not None:
-                    for piece in pieces:
-                        masks.add(piece.lanes_in(window, low), piece.start)
-                encoded += lap - begun
-                masked += time.perf_counter() - lap
+            begun = time.perf_counter()
+            if (low, high) not in self._encoded:
+                for piece in pieces:
+                    codec.encode(self.vector.of(piece), piece.lanes_in(window, low), piece)
+            encoded = time.perf_counter()
+            if tagger is not None:
+                tag = tagger.of(window, pieces, low)
+            if masks is not None:
+                for piece in pieces:
+                    masks.add(piece.lanes_in(window, low), piece.start)
+            masked = time.perf_counter()
         with self._lock:
             if shared is not None:
                 self._encoded.add((low, high))
                 self._masked.add((low, high))
             self.tag = self.tag + tag
-            self._stages.encode += encoded
-            self._stages.masks += masked
+            self._stages.encode += encoded - begun
+            self._stages.masks += masked - encoded
         return window
 
     def begin_opening(self, streams: Streams, tag_key: bytes | None = None) -> None:
@@ -111,37 +113,31 @@ class BlockEngine:
         lanes = shared if window is None else window
         if lanes is None:
             raise InternalError("lanes of another width than their values lie in a window of their own")
-        hashed = decoded = 0.0
+        pieces = self.vector.layout.pieces(low, high)
         tag = Tag()
         self._clear_gaps(lanes, low, high)  # those bytes are the relay's
         with self._opening.one() as (codec, masks, tagger):
-            for at, pieces in zip(range(low, high, TILE_BYTES), self._tiles(low, high), strict=True):
-                begun = time.perf_counter()
-                if masks is not None:
-                    for piece in pieces:
-                        masks.add(piece.lanes_in(lanes, low), piece.start)
-                if tagger is not None:
-                    tag = tag + tagger.of(lanes, pieces, low)
-                self.hasher.add(at, lanes[at - low : min(at + TILE_BYTES, high) - low])
-                lap = time.perf_counter()
+            begun = time.perf_counter()
+            if masks is not None:
                 for piece in pieces:
-                    codec.decode(piece.lanes_in(lanes, low), self.vector.of(piece), piece)
-                hashed += lap - begun
-                decoded += time.perf_counter() - lap
+                    masks.add(piece.lanes_in(lanes, low), piece.start)
+            if tagger is not None:
+                tag = tagger.of(lanes, pieces, low)
+            self.hasher.add(low, lanes)
+            hashed = time.perf_counter()
+            for piece in pieces:
+                codec.decode(piece.lanes_in(lanes, low), self.vector.of(piece), piece)
+            decoded = time.perf_counter()
         with self._lock:
             self.tag = self.tag + tag
-            self._stages.digest += hashed
-            self._stages.decode += decoded
+            self._stages.digest += hashed - begun
+            self._stages.decode += decoded - hashed
             if shared is None:
                 self._windows.append(lanes)
 
     def opened_digests(self) -> list[bytes]:
         """SHA-256 of the opened sum's blocks in this part, in order."""
         return self.hasher.finish(self.part[1])
-
-    def _tiles(self, low: int, high: int) -> Iterator[list[Piece]]:
-        for start in range(low, high, TILE_BYTES):
-            yield self.vector.layout.pieces(start, min(start + TILE_BYTES, high))
 
     def _lend(self, low: int, high: int) -> NDArray[np.uint8]:
         """A window for the lanes of bytes low..high, gaps zero; one that was used before has its pages already."""
@@ -203,9 +199,11 @@ class BlockHasher:
         while at < stop:
             number = at // TREE_BLOCK_BYTES
             to = min(stop, (number + 1) * TREE_BLOCK_BYTES)
-            begun = (hashlib.sha256(), number * TREE_BLOCK_BYTES)
-            digest, hashed = self._open.pop(number, begun)
-            digest.update(bytes(at - hashed))
+            if number not in self._open:
+                self._open[number] = hashlib.sha256(), number * TREE_BLOCK_BYTES
+            digest, hashed = self._open[number]
+            if at > hashed:
+                digest.update(bytes(at - hashed))
             digest.update(lanes[at - start : to - start].data)
             self._open[number] = digest, to
             if to == (number + 1) * TREE_BLOCK_BYTES:

@@ -1,6 +1,6 @@
 """The table of everything that sites and relay put before each other: one row for each kind of object.
 
-Who owns it, where it lies, in which phase it counts, how long it can be, what its signature covers. The relay's gate,
+Its owner, its place, the phase in which it counts, its length, what its signature covers. The relay's gate,
 its machine and its listings, and the spool, read this table; docs/relay-rounds.md shows it to people, and a test
 compares the two. What a row's signature covers and how long its message is, the vault must know by itself:
 secure/message_kinds.py.
@@ -45,7 +45,7 @@ class Place(Enum):
 
 
 class Owner(Enum):
-    """Who writes an object, and how many sites its name has."""
+    """The writer of an object, and how many sites its name has."""
 
     RELAY = 0
     SITE = 1  # NAME/u
@@ -83,7 +83,7 @@ class Kind:
     senders: Set | None = None  # whose members may send it
     forms: Set | None = None  # what those who sent it become
     shared: bool = True  # whether other sites may read it
-    turn: bool = False  # says that the relay has gone on: whoever waits must know, whatever it waits for
+    turn: bool = False  # says that the relay has gone on: it ends every wait
     after_next: bool = False  # taken after NEXT too: a site that answered is bound, and the relay wants to know
     after_done: bool = False  # taken after DONE too: a site that comes back opens the sum that holds its vector
     binds: bool = False  # kept of an old attempt in which sites answered: over which set, and who
@@ -184,6 +184,11 @@ def place_of(name: ObjectName) -> Place:
     if name.round == 0:
         return Place.CATCH_UP if name.attempt else Place.FEDERATION
     return Place.ATTEMPT if name.attempt else Place.LOBBY
+
+
+def announced(name: str) -> int:
+    """The attempt that an object of the lobby announces: 3 for `A3`; 0 for every other name."""
+    return int(name[len(ANNOUNCED.name) :]) if row(name) is ANNOUNCED else 0
 
 
 def is_turn(name: str) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from attack_stage import ALL, Stage, Victims
 from attacks_by_relay import Play, about, fields, flipped
 
-from fedhpc.secure import chain
+from fedhpc.secure import transcript_chain
 from fedhpc.secure.attempt import SiteAttempt
 from fedhpc.secure.messages import Survivors, read_survivors
 from fedhpc.secure.ring import lanes_of
@@ -177,5 +177,5 @@ def signed_survivors(stage: Stage, u: int, survivors: Survivors) -> bytes:
     machine = stage.machine(1)
     bodies = (parse_canon(stage.objects(1).get(f"M3/{v}") or b"")["body"] for v in survivors.u3)
     m3s = {v: canon(body) for v, body in zip(survivors.u3, bodies, strict=True)}
-    t3 = chain.t3(machine._hash(2), m3s, survivors.sum_)
+    t3 = transcript_chain.t3(machine._hash(2), m3s, survivors.sum_)
     return sign_message(stage.identity(u), "M4", u, t3, {})

@@ -16,7 +16,7 @@ from fedhpc.enrolment.certificates import Issued
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.rounds.machine import RoundMachine
 from fedhpc.relay.rounds.round_threads import Coordinator
-from fedhpc.relay.settings import Federation, Roster, default_threshold
+from fedhpc.relay.settings import HostedFederation, Roster, default_threshold
 from fedhpc.relay.store.store import Quota, Store
 from fedhpc.secure.transcript import canon, parse_canon, sign_message, tree
 from fedhpc.wire import kinds
@@ -28,15 +28,17 @@ TENSORS = [[32, 5], [64, 3]]  # with a gap
 NBYTES = 56
 
 
-def federation(sites: int = 4, config: str = CONFIG, **cohort: Any) -> Federation:
+def federation(sites: int = 4, config: str = CONFIG, **cohort: Any) -> HostedFederation:
     pins = {u: key_of("pin", config, u) for u in range(1, sites + 1)}
-    return Federation(config, pins, Quota(1 << 30, 10_000, sites), default_threshold(sites), CohortSettings(**cohort))
+    return HostedFederation(
+        config, pins, Quota(1 << 30, 10_000, sites), default_threshold(sites), CohortSettings(**cohort)
+    )
 
 
 class Relay:
     """A store and a coordinator without threads. `now` is its clock."""
 
-    def __init__(self, folder: Path, *federations: Federation) -> None:
+    def __init__(self, folder: Path, *federations: HostedFederation) -> None:
         self.folder, self.federations = folder, federations or (federation(),)
         self.now = 1000.0
         self.open()

@@ -44,7 +44,7 @@ from fedhpc.relay.rounds.ready import read_ready
 from fedhpc.relay.settings import Limits, Roster, read_roster, read_settings
 from fedhpc.secure import labels, message_kinds, messages
 from fedhpc.secure.attempt_file import from_private
-from fedhpc.secure.catch_up_messages import Federation, Giver, Taker
+from fedhpc.secure.catch_up_messages import CommonKnowledge, Giver, Taker
 from fedhpc.secure.epochs import Configuration, approve, check_signed
 from fedhpc.secure.home_ledger import KnownFederation
 from fedhpc.secure.join_request import MAX_REQUEST_BYTES, read_request, sign_request, split_token
@@ -182,7 +182,7 @@ def _hostile_sites() -> list[Target]:
     world = _world()
     key = world.identities[2]
     config = world.config if hasattr(world, "config") else key_of("config")
-    known = Federation(config, world.roster, world.thresholds, (1 << 20) + 5)
+    known = CommonKnowledge(config, world.roster, world.thresholds, (1 << 20) + 5)
     taker = Taker(known, 1, world.identities[1], key_of("old"), 1)
     proof = [_sent("M6", u) for u in (1, 2, 3)]
     state = Giver(known, 2, key, 1, taker.need, 9, proof).state
@@ -321,7 +321,7 @@ def _site() -> list[Target]:
     def asked(data: bytes) -> None:
         """Whom the relay asks this site to help."""
         world = _world()
-        known = Federation(key_of("config"), world.roster, world.thresholds, 0)
+        known = CommonKnowledge(key_of("config"), world.roster, world.thresholds, 0)
         exchange = SimpleNamespace(standing=lambda: _document(data), me=1)
         attendant = Attendant(known, exchange, world.identities[1], None)  # type: ignore[arg-type]
         for site, number in attendant._asked():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedhpc.app.federation import Federation
+from fedhpc.federation.weighted_sum import total_weight
 
 MIB = 1 << 20
 
@@ -100,7 +101,7 @@ def small(fed: Federation) -> dict[str, Any]:
     me, found = fed.session.party.number, {}
     found["patients"] = int(fed.sum({"n": np.array(200 + 31 * me)}, name="patients")["n"])
     salts = {"patients": fed.session.last_salt.hex()}
-    found["W"] = fed.session.total_weight(20 + 7 * me, "weights of age")
+    found["W"] = total_weight(fed.session, 20 + 7 * me, "weights of age")
     salts["W"] = fed.session.last_salt.hex()
     scaled = fed.sum({"x": np.array(3.0 * me)}, name="without a bound")
     return found | {"quantum": scaled.quantum["x"], "salts": salts}
@@ -131,7 +132,11 @@ def skipping(fed: Federation) -> dict[str, Any]:
     """A sum that may be skipped, and one that is waited for."""
     first = fed.sum({"n": fed.session.party.number}, name="may be skipped", everyone=True, skip=True)
     second = fed.sum({"n": fed.session.party.number}, name="is waited for", everyone=True)
-    return {"first": None if first is None else int(first["n"]), "second": int(second["n"]), "round": fed.round_}
+    return {
+        "first": None if first is None else int(first["n"]),
+        "second": int(second["n"]),
+        "round": fed.session.round_,
+    }
 
 
 def patients(fed: Federation) -> dict[str, Any]:

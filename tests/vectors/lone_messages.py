@@ -13,7 +13,7 @@ from fedhpc.enrolment.fingerprints import fingerprint
 from fedhpc.federation.state_tensors import state_arrays
 from fedhpc.relay.rounds.ready import read_ready
 from fedhpc.secure import labels
-from fedhpc.secure.catch_up_messages import BLOCK_BYTES, Federation, Giver, Taker
+from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CommonKnowledge, Giver, Taker
 from fedhpc.secure.epochs import Configuration, approve, check_signed
 from fedhpc.secure.join_request import access_hash, read_request, sign_request, split_token
 from fedhpc.secure.keys import AttemptKey
@@ -103,7 +103,7 @@ def _results() -> dict[str, Any]:
 def _catch_up() -> dict[str, Any]:
     """Site 3 was away since round 5; site 2 gives it the state after round 9, in a whole block and a short one."""
     taker_key, giver_key = AttemptKey(secret("need key")), AttemptKey(secret("state key"))
-    known = Federation(CONFIG, ROSTER, choose_thresholds(SITES), STATE_BYTES)
+    known = CommonKnowledge(CONFIG, ROSTER, choose_thresholds(SITES), STATE_BYTES)
     taker = Taker(known, 3, IDENTITIES[3], secret("old state"), 5, fresh=taker_key)
     proof = [message.encode() for message in _results()["messages"].values()]
     giver = Giver(known, 2, IDENTITIES[2], 3, taker.need, ROUND, proof, fresh=giver_key)

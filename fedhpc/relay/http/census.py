@@ -86,7 +86,7 @@ class Census:
             mine, all_ = self._pins[pin], self._pins.total()
             room = self._limits.of_sites
             share = max(1, room // max(1, keys))
-            crowded = all_ >= room or (4 * all_ >= 3 * room and mine >= share)  # the last quarter is for who has little
+            crowded = all_ >= room or (4 * all_ >= 3 * room and mine >= share)  # the last quarter is for those with few
             if ticket.evicted or crowded or mine >= self._limits.connections_per_site:
                 return False
             ticket.pin = pin
@@ -115,7 +115,7 @@ class Census:
     # --- inside; the caller holds the lock
 
     def _in_the_way(self, where: str, *, reserved: bool) -> Ticket | None:
-        """Who must leave before somebody from `where` comes in."""
+        """The connection that must end before one from `where` comes in."""
         pool = [t for t in self._guests if t.reserved == reserved]
         most = self._limits.connections_reserved if reserved else self._limits.connections_without_certificate
         here = [t for t in pool if t.place == where]

@@ -37,7 +37,7 @@ class Wanted:
             raise Problem("bad-request", "inline is 0 or 1")
 
     def choose(self, objects: Sequence[Stored], after: int) -> list[Stored] | None:
-        """The objects that came after sequence `after`; None if whoever asked should wait for more."""
+        """The objects that came after sequence `after`; None if there is more to wait for."""
         new = [s for s in objects if s.sequence > after]
         if not self.kind:
             return new or None
@@ -64,7 +64,7 @@ def fill(chosen: Sequence[Stored], buffer: memoryview) -> tuple[list[Stored], in
     for stored in chosen:
         try:
             body = stored.path.read_bytes()
-        except FileNotFoundError:  # removed meanwhile
+        except FileNotFoundError:  # removed since it was listed
             continue
         buffer[filled : filled + len(body)] = body
         there.append(stored)

@@ -25,7 +25,7 @@ from fedhpc.relay.http.buffers import Buffers
 from fedhpc.relay.http.connection import Connection, Head
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds.round_threads import Coordinator
-from fedhpc.relay.settings import Federation, Limits, Roster
+from fedhpc.relay.settings import HostedFederation, Limits, Roster
 from fedhpc.relay.store.store import Attempt, Store, Stored
 from fedhpc.relay.store.upload import Upload
 from fedhpc.wire.kinds import UNSHARED
@@ -93,7 +93,7 @@ class Routes:
         if head.method not in methods:
             raise Problem("method", f"only {', '.join(methods)}")
 
-    def _member(self, config: str, pin: bytes, *, runs: bool = True) -> tuple[Federation, int]:
+    def _member(self, config: str, pin: bytes, *, runs: bool = True) -> tuple[HostedFederation, int]:
         """The federation and whose pin it is; `runs`: asking shows that the site runs. Raises Problem."""
         federation = self._roster().federations.get(config)
         site = federation.site_of(pin) if federation else None
@@ -107,14 +107,14 @@ class Routes:
         """Refuse a round that was cleaned up: a site that waits there would wait forever."""
         self._rounds.check_round(attempt[0], attempt[1])
 
-    def _object(self, path: str, pin: bytes) -> tuple[ObjectName, Federation, int]:
+    def _object(self, path: str, pin: bytes) -> tuple[ObjectName, HostedFederation, int]:
         try:
             name = ObjectName.parse(path)
         except ValueError as error:
             raise Problem("bad-request", str(error)) from None
         return name, *self._member(name.config, pin)
 
-    def _attempt(self, path: str, pin: bytes) -> tuple[Federation, int, Attempt]:
+    def _attempt(self, path: str, pin: bytes) -> tuple[HostedFederation, int, Attempt]:
         try:
             attempt = ObjectName.parse(path + "X").attempt_name
         except ValueError as error:
@@ -237,7 +237,7 @@ class Routes:
     # --- writing
 
     def _put(
-        self, connection: Connection, head: Head, name: ObjectName, federation: Federation, site: int, pin: bytes
+        self, connection: Connection, head: Head, name: ObjectName, federation: HostedFederation, site: int, pin: bytes
     ) -> None:
         if name.owner != site:
             raise Problem("forbidden", f"site {site} may not write {name.name}")

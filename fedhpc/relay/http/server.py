@@ -122,7 +122,7 @@ class RelayServer:
     def stop(self) -> None:
         """End `serve`, within half a second; safe in a signal handler.
 
-        Which may run inside another one in the same thread: it must take no lock, and setting an Event takes one.
+        A handler may run inside another in the same thread, so it must take no lock, and setting an Event takes one.
         """
         self._stop_asked = True
 

@@ -17,7 +17,7 @@ KIND = kinds.ABANDON.name
 
 
 def take(lobby: Objects, round_: Round, site: int, sites: int) -> None:
-    """Note the ABANDON of `site`. Nobody waits for it any more. Raises PolicyError for another form."""
+    """Note the ABANDON of `site`. Nobody waits for that site from now on. Raises PolicyError for another form."""
     data = lobby.get(f"{KIND}/{site}")
     if data is None:
         return

@@ -17,15 +17,15 @@ from fedhpc.cohort.policy import Propose, Situation, decide
 from fedhpc.errors import PolicyError
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.rounds import abandoning
-from fedhpc.relay.rounds.catch_up import CatchUps
 from fedhpc.relay.rounds.heard import Heard
 from fedhpc.relay.rounds.machine import RoundMachine, opened_set
+from fedhpc.relay.rounds.needs import CatchUps
 from fedhpc.relay.rounds.news import News, Piece
 from fedhpc.relay.rounds.one_round import Round, awaited, limits
 from fedhpc.relay.rounds.pace import Paces
 from fedhpc.relay.rounds.phase_times import PhaseTimes
 from fedhpc.relay.rounds.ready import largest_group, proposal, read_ready
-from fedhpc.relay.settings import Federation
+from fedhpc.relay.settings import HostedFederation
 from fedhpc.relay.store.kept_attempt import KeptAttempt, drop_large, drop_messages, drop_ready
 from fedhpc.relay.store.store import Store, Stored
 from fedhpc.secure.transcript import canon, parse_canon
@@ -61,7 +61,7 @@ class FederationRounds:
     `lock` guards everything but `note` and what `heard` does, which any thread may call.
     """
 
-    def __init__(self, store: Store, federation: Federation, metrics: Metrics) -> None:
+    def __init__(self, store: Store, federation: HostedFederation, metrics: Metrics) -> None:
         self.lock = threading.Lock()
         self.federation = federation
         self.rounds: dict[int, Round] = {}
@@ -75,7 +75,7 @@ class FederationRounds:
         metrics.begin_federation(self._label)
         self.paces = Paces()
         self._news = News(store)
-        self._holders: tuple[int, ...] = ()  # who has the result of the last round that is done
+        self._holders: tuple[int, ...] = ()  # the sites that have the result of the last round that is done
 
     @property
     def kept_rounds(self) -> int:
@@ -100,7 +100,7 @@ class FederationRounds:
         return stored is not None and tree in (None, stored.tree)
 
     def make_room(self, name: ObjectName, length: int, tree: bytes) -> None:
-        """Remove a READY of other content: its site was set up wrongly, and is not any more. With the lock."""
+        """Drop a READY whose content changed: its site was reconfigured. The caller holds the lock."""
         kept = self._store.find(name) or self._store.upload(name)
         if kept is not None and (kept.length, kept.tree) != (length, tree):
             self._store.drop(lambda other: other == name)
@@ -159,7 +159,7 @@ class FederationRounds:
         self._over(round_.number, self._objects(round_.number, 0).get(piece.name.name))
 
     def _take_announced(self, round_: Round, piece: Piece, _: float) -> None:
-        round_.announced.add(int(piece.name.name[1:]))
+        round_.announced.add(kinds.announced(piece.name.name))
 
     def _take_proposal(self, round_: Round, piece: Piece, _: float) -> None:
         attempt = piece.name.attempt
@@ -297,7 +297,7 @@ class FederationRounds:
         return Job(f"the sum of round {round_.number}", run, then)
 
     def _give_up(self, round_: Round, why: str, seen: frozenset[str] | None = None) -> None:
-        """`seen`: only if nothing else has come meanwhile. Who finds τ answers so finds NEXT too, or never will."""
+        """`seen`: only if nothing else has come since. So a site that finds τ answers finds NEXT too, or never will."""
         objects = self._objects(round_.number, round_.last)
         if not objects.put_beside(kinds.NEXT.name, canon({"why": why}), seen):
             return

@@ -3,8 +3,8 @@
     propose(M0) · M1 … close_keys() -> U1 · M2 … close_shares() -> U2 · M3, y … close_masked() -> M4 of the relay, Y
     M4 · M5 · M6 … settled()
 
-Sites put their messages into the objects; whoever lets them in has authenticated the sender and asks `check_open`
-first. The caller owns the deadlines and closes a set when it likes: each is formed once and kept, so a relay that
+Sites put their messages into the objects; the caller has authenticated the sender and asks `check_open` before it lets
+one in. The caller owns the deadlines and closes a set when it likes: each is formed once and kept, so a relay that
 starts again from its objects says the same. A message counts if its form, size, sender and transcript are right: one
 that is wrong would have every site refuse the set. Its signature is the sites' business.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.relay.rounds.attempt_objects import Objects, put_once
 from fedhpc.relay.rounds.summing import MAX_VECTOR_BYTES, sum_vectors, tree_of
-from fedhpc.secure import chain, messages
+from fedhpc.secure import messages, transcript_chain
 from fedhpc.secure.geometry import Geometry
 from fedhpc.secure.messages import Survivors
 from fedhpc.secure.proposal import Proposal
@@ -60,7 +60,7 @@ class RoundMachine:
         if self._proposed not in (None, proposed):
             raise PolicyError("another M0 is there")
         self._proposed, self.nbytes = proposed, nbytes
-        self._t[0] = chain.t0(m0)
+        self._t[0] = transcript_chain.t0(m0)
 
     @property
     def proposed(self) -> Proposal:
@@ -208,7 +208,7 @@ class RoundMachine:
             self._results[u] = canon(body)
 
     def _transcript(self, kind: Kind) -> bytes:
-        """T0 to T3, whichever a kind of message signs."""
+        """The link of T0 to T3 that a kind of message signs."""
         return self._hash(self._need(kind.signs.link))
 
     def _hash(self, n: int) -> bytes:
@@ -217,9 +217,9 @@ class RoundMachine:
             kind = kinds.FORMING[n - 1]
             bodies = {u: self._body(f"{kind.name}/{u}") for u in self._need(self.set_of(kind.forms))}
             if n == 3:
-                self._t[n] = chain.t3(self._hash(2), bodies, self._need(self.survivors).sum_)
+                self._t[n] = transcript_chain.t3(self._hash(2), bodies, self._need(self.survivors).sum_)
             else:
-                self._t[n] = (chain.t1 if n == 1 else chain.t2)(self._hash(n - 1), bodies)
+                self._t[n] = (transcript_chain.t1 if n == 1 else transcript_chain.t2)(self._hash(n - 1), bodies)
         return self._t[n]
 
     def _body(self, name: str) -> bytes:

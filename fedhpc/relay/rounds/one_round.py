@@ -17,7 +17,7 @@ class Round:
 
     number: int
     ready: dict[int, tuple[Ready, float]] = field(default_factory=dict)  # well-formed READY, and when it came
-    left: set[int] = field(default_factory=set)  # said that they leave, and were not heard of in this round since
+    left: set[int] = field(default_factory=set)  # sites that said they leave, and were not READY again
     abandoned: dict[int, bytes] = field(default_factory=dict)  # the next state [32] of who does without the sum
     attempts: dict[int, RoundMachine] = field(default_factory=dict)  # by number, rising
     announced: set[int] = field(default_factory=set)  # attempts whose A… is in the lobby
@@ -42,7 +42,7 @@ class Round:
     def needs_all(self, number: int, settings: CohortSettings) -> bool:
         """Whether an attempt means something over all sites only, as the group of sites says that made its M0.
 
-        Nobody else's word counts: one site that says so alone would have the others wait for it for ever. After a
+        Nobody else's word counts: a single site that says so could have the others wait for it forever. After a
         restart the group is the largest of those that have the values of M0, as it was when they were proposed.
         """
         if number not in self.everyone:
@@ -81,7 +81,7 @@ def phase_of(attempt: RoundMachine, threshold: int) -> str:
 
 
 def awaited(attempt: RoundMachine, phase: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Whose message a phase waits for, and who has sent it."""
+    """The sites that a phase waits for, and those of them whose message is there."""
     kind = _AWAITED[phase]
     return attempt.set_of(kind.senders) or (), attempt.whole() if kind is kinds.M3 else attempt.there(kind)
 

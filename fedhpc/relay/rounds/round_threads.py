@@ -19,7 +19,7 @@ from fedhpc.relay.rounds import gate
 from fedhpc.relay.rounds.federation_rounds import FederationRounds
 from fedhpc.relay.rounds.heard import Heard
 from fedhpc.relay.rounds.status_json import PAST, standing
-from fedhpc.relay.settings import Federation, Roster
+from fedhpc.relay.settings import HostedFederation, Roster
 from fedhpc.relay.store.store import Store, Stored
 from fedhpc.wire.object_names import ObjectName
 
@@ -57,7 +57,7 @@ class Coordinator:
                 if self._started:
                     self._work(config)
 
-    def _take_up(self, config: str, federation: Federation, before: FederationRounds | None) -> None:
+    def _take_up(self, config: str, federation: HostedFederation, before: FederationRounds | None) -> None:
         rounds = FederationRounds(self._store, federation, self._metrics)
         if before is not None:
             rounds.heard = Heard(before.heard.times())
@@ -172,5 +172,5 @@ class _Worker:
                 self._event.wait(None if until is None else max(0.0, until - self._clock()))
 
 
-def _rules(federation: Federation) -> tuple[Any, ...]:
+def _rules(federation: HostedFederation) -> tuple[Any, ...]:
     return federation.pins, federation.threshold, federation.cohort

@@ -15,7 +15,7 @@ from typing import Any
 from fedhpc.relay.http.server import RelayServer
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds.phase_times import KEPT
-from fedhpc.relay.settings import Federation, Limits, RelaySettings
+from fedhpc.relay.settings import HostedFederation, Limits, RelaySettings
 from fedhpc.relay.status.notices import notices
 from fedhpc.wire.pins import read_certificate
 
@@ -78,7 +78,7 @@ def snapshot(server: RelayServer, since: Since) -> dict[str, Any]:
 
 
 def _federation(
-    server: RelayServer, federation: Federation, used: dict[int | None, dict[str, int]], now: datetime.datetime
+    server: RelayServer, federation: HostedFederation, used: dict[int | None, dict[str, int]], now: datetime.datetime
 ) -> dict[str, Any]:
     standing: dict[str, Any] = {"done": 0, "sums": [], "seen_s": {}, "needs": [], "bad_vectors": [], "times": []}
     with contextlib.suppress(Problem):  # admitted a moment ago, or just dropped

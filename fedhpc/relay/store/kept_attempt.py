@@ -1,4 +1,4 @@
-"""The store's objects of one attempt, as machine.py and summing.py see them, and how the relay writes its own.
+"""The store's objects of one attempt, as machine.py and summing.py see them, and what of it goes when it is done.
 
 An object of the relay is made as `Y.own`, then gets its meta file, then its name: after a crash it is there or not, and
 what is left of it is cleared at the next start.
@@ -24,7 +24,7 @@ from fedhpc.wire.object_names import ObjectName
 
 
 class KeptAttempt(Objects):
-    """One attempt's objects in the store. Messages longer than canonical JSON may be count as absent."""
+    """One attempt's objects in the store. A message longer than canonical JSON may be counts as absent."""
 
     def __init__(self, store: Store, attempt: Attempt) -> None:
         self._store, self._attempt = store, attempt
@@ -36,7 +36,7 @@ class KeptAttempt(Objects):
             return None
         try:
             return stored.path.read_bytes()
-        except FileNotFoundError:  # dropped meanwhile
+        except FileNotFoundError:  # dropped since it was found
             return None
 
     @override
@@ -161,7 +161,7 @@ def drop_messages(store: Store, where: Attempt, answered: Iterable[int]) -> None
 def drop_ready(store: Store, lobby: Attempt, site: int) -> None:
     """READY and LEAVE of a site that leaves, so that it can be ready again with the same words.
 
-    READY first: who is killed in between finds LEAVE, and comes here again.
+    READY first: a relay that is killed in between finds LEAVE, and comes here again.
     """
     for kind in (kinds.READY.name, kinds.LEAVE.name):
         store.drop(partial(eq, ObjectName(*lobby, f"{kind}/{site}")))

@@ -291,7 +291,7 @@ class Store:
                 if not self._attempts[stored.name.attempt_name]:
                     del self._attempts[stored.name.attempt_name]
                 self._count(stored.name, -stored.length, -1)
-        # Without the lock, for large files take long; who is killed meanwhile has objects back, and drops them again.
+        # Without the lock: large files take long. A relay killed here finds the objects again, and drops them.
         for stored in objects:
             stored.path.unlink(missing_ok=True)
             stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)

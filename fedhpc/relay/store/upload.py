@@ -49,7 +49,7 @@ class Upload:
         self._part, self._meta = base.with_name(base.name + ".part"), base.with_name(base.name + ".meta")
         self._final = base
         self._lock, self._finishing = threading.Lock(), threading.Lock()
-        self._disk = threading.Lock()  # the kernel writes a file one call at a time, and spins meanwhile
+        self._disk = threading.Lock()  # the kernel writes a file one call at a time, and others would spin
         self._done: dict[int, bytes] = {}
         self._writing: dict[int, bytes] = {}
         self._fd = self._meta_fd = -1

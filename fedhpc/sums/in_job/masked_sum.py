@@ -13,7 +13,7 @@ from fedhpc.federation.other_sites import Summing
 from fedhpc.federation.party import Checked, Opened, Party, SumKind, Summed, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
-from fedhpc.secure import chain
+from fedhpc.secure import transcript_chain
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.pairwise import PairwiseAttempt, refuse_difference
 from fedhpc.secure.proposal import Proposal, one_base
@@ -119,6 +119,6 @@ class MpiSums(Summing):
 
     def _compare_proposals(self, mine: bytes) -> None:
         """Mode `off`: the same comparison of M0, unsigned."""
-        hashes = self._exchange.gather(chain.t0(mine))
+        hashes = self._exchange.gather(transcript_chain.t0(mine))
         if len(set(hashes)) > 1:
             refuse_difference(mine, self._exchange.gather(mine), self._party.members)

@@ -24,7 +24,7 @@ from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
 from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
 from fedhpc.secure import labels
-from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, Federation, Giver, Taker, release
+from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, CommonKnowledge, Giver, Taker, release
 from fedhpc.secure.transcript import joined_block_digests, parse_canon, tree_root
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.exchange import RelayExchange, Watch, objects_of
@@ -43,7 +43,7 @@ class Attendant:
     """Gives this site's newest checkpoint to sites that ask, in a thread of its own, until `stop`."""
 
     def __init__(
-        self, known: Federation, exchange: RelayExchange, identity: Ed25519PrivateKey, finished: FinishedSums
+        self, known: CommonKnowledge, exchange: RelayExchange, identity: Ed25519PrivateKey, finished: FinishedSums
     ) -> None:
         """`known.nbytes` is ignored: each checkpoint says how long its state is."""
         self._known, self._exchange, self._identity, self._finished = known, exchange, identity, finished
@@ -101,7 +101,7 @@ class Attendant:
         if not proof or need is None:
             return False
         arrays = arrays_of_checkpoint(checkpoint)
-        known = Federation(self._known.config, self._known.roster, self._known.thresholds, total_bytes(arrays))
+        known = CommonKnowledge(self._known.config, self._known.roster, self._known.thresholds, total_bytes(arrays))
         try:
             giver = Giver(known, self._exchange.me, self._identity, taker, need, checkpoint.sums, proof)
             if parse_canon(need)["body"]["state"] == parse_canon(proof[0])["body"]["state"]:
@@ -126,7 +126,7 @@ class Attendant:
 
 
 def take(
-    known: Federation,
+    known: CommonKnowledge,
     exchange: RelayExchange,
     identity: Ed25519PrivateKey,
     state: bytes,
@@ -198,7 +198,7 @@ def _givers(watch: Watch, me: int) -> list[int]:
     return sorted(int(parts[1]) for parts in found if parts[0] == labels.SIGN_STATE and parts[2:] == [str(me)])
 
 
-def _fetch(taker: Taker, known: Federation, exchange: RelayExchange, number: int, giver: int) -> NDArray[np.uint8]:
+def _fetch(taker: Taker, known: CommonKnowledge, exchange: RelayExchange, number: int, giver: int) -> NDArray[np.uint8]:
     data = np.empty(known.nbytes, dtype=np.uint8)
 
     def one(index: int) -> None:

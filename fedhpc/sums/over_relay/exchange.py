@@ -33,7 +33,7 @@ _Answer = tuple[list[Entry], str]
 
 
 class TooLateError(PeersError):
-    """The relay takes no more of this: the set was closed, or the round is over. `kind` says which."""
+    """The relay no longer takes this: the set was closed, or the round is over. `kind` says which."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -100,7 +100,7 @@ class RelayExchange:
             self.client.put(self.name(round_, attempt, name), data)
 
     def leave(self, round_: int) -> None:
-        """Tell the relay that this site is not ready for a round any more. A hint, which must not cost much time."""
+        """Tell the relay that this site is no longer ready for a round. A hint, which must not cost much time."""
 
         def send() -> None:
             with contextlib.suppress(FedhpcError, OSError):
@@ -158,7 +158,7 @@ class Watch:
     def ahead(self, kind: str, count: int = 1) -> None:
         """Begin to wait for `count` objects of `kind` at once, on a connection of its own; `wait` takes up the answer.
 
-        A message that is sent meanwhile and the answer to it then cost one round trip together. Nothing is asked if
+        A message that is sent then and the answer to it cost one round trip together. Nothing is asked if
         they are known already: a site that was killed repeats messages whose answers are there.
         """
         if self._coming is None and self._known(kind) < count:
@@ -206,7 +206,7 @@ class Watch:
         return sum(name.split("/")[0] == kind for name in self._names)
 
     def body(self, name: str) -> bytes:
-        """The object `name`, which has been seen. Raises PeersError if the relay has it no more, or TooLateError."""
+        """The object `name`, which has been seen. Raises PeersError if the relay no longer has it, or TooLateError."""
         if name not in self._bodies:
             self._exchange.turn()
             with too_late():

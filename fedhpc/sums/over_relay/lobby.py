@@ -12,6 +12,7 @@ from fedhpc.secure.transcript import canon
 from fedhpc.sums.over_relay.exchange import RelayExchange, TooLateError, Watch, too_late
 from fedhpc.sums.over_relay.skip import KIND, Skip
 from fedhpc.sums.over_relay.waiting import late_sites, wait_telling
+from fedhpc.wire import kinds
 
 _LOOK_S = 1.0
 
@@ -21,7 +22,7 @@ class Lobby:
 
     def __init__(self, party: Party, exchange: RelayExchange, plan: SumPlan, layout: Layout, skip: Skip) -> None:
         self._party, self._exchange, self._plan, self._layout, self._skip = party, exchange, plan, layout, skip
-        self._awaited = (KIND if skip.allowed else "DONE", 1)  # the relay's own turns wake whoever waits for anything
+        self._awaited = (KIND if skip.allowed else "DONE", 1)  # the relay's own turns end every wait
         self._watch = exchange.watch(plan.round_, 0)
 
     def be_ready(self, *, ahead: bool) -> None:
@@ -60,7 +61,7 @@ class Lobby:
         """The newest attempt of the round that was proposed after attempt `after`.
 
         Raises RoundOverError if the round ended without this site, DoWithoutError if it does without the sum now,
-        PeersError that names who is late.
+        PeersError that names the sites that are late.
         """
         agreed_s, own_s = self._party.agreement.cohort.deadline_s, self._exchange.interrupts.wait_s
         deadline_s = agreed_s if own_s is None else min(agreed_s, own_s)
@@ -96,12 +97,12 @@ def explain_lost_sum(exchange: RelayExchange, round_: int, attempt: int) -> NoRe
     with too_late():
         done = exchange.client.get(exchange.name(round_, 0, "DONE"))
     if done is not None:
-        raise TooLateError("round-over", "the relay keeps its sum no more")
+        raise TooLateError("round-over", "the relay no longer keeps its sum")
     raise PeersError(
-        f"round {round_}: the relay does not have the sum of attempt {attempt} any more",
+        f"round {round_}: the relay no longer has the sum of attempt {attempt}",
         "start this site again: it goes on with the next attempt over the same sites",
     )
 
 
 def _newest(watch: Watch) -> int:
-    return max((int(n[1:]) for n in watch.names if n[0] == "A" and n[1:].isdigit()), default=0)
+    return max(map(kinds.announced, watch.names), default=0)

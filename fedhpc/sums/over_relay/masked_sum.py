@@ -17,14 +17,22 @@ from fedhpc.federation.other_sites import Summing
 from fedhpc.federation.party import NEXT_EPOCH, Checked, Opened, Party, RoundOverError, Summed, SumPlan
 from fedhpc.federation.stages import Stages
 from fedhpc.secure.ledger import Mark, OtherVectorError
-from fedhpc.secure.transcript import u64
 from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.over_relay.lead import Lead
-from fedhpc.sums.over_relay.orders import Answer, Order, SumFetch, SumResult, Upload, end_if_stopped, stop_site
+from fedhpc.sums.over_relay.orders import (
+    Answer,
+    HideOrder,
+    OpenOrder,
+    Order,
+    SumFetch,
+    SumResult,
+    Upload,
+    end_if_stopped,
+    stop_site,
+)
 from fedhpc.sums.over_relay.parts import fetch_part, upload_part
 from fedhpc.sums.over_relay.recovery import RelayRecovery
 from fedhpc.sums.over_relay.round import RelayedRound
-from fedhpc.sums.streams import streams_to_bytes
 from fedhpc.transport.transport import Transport
 
 _CLOSED = ("round-over", "too-late", "forbidden")
@@ -119,14 +127,13 @@ class RelayedSums(Summing):
             return result
 
         def hide(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes, resume: bool) -> Upload | None:
-            keys = streams_to_bytes(streams if self._hides else ())
-            order = Order.HIDE + u64(attempt) + bytes([resume]) + tag_key + keys
-            self._order(order)
+            order = HideOrder(attempt, resume, tag_key, streams if self._hides else ())
+            self._order(order.to_bytes())
             return upload_part(self._party, self._client, engine, plan, order, stages)
 
         def open_(attempt: int, streams: tuple[tuple[bytes, int], ...], tag_key: bytes) -> SumFetch | None:
-            order = Order.OPEN + u64(attempt) + tag_key + streams_to_bytes(streams if self._hides else ())
-            self._order(order)
+            order = OpenOrder(attempt, tag_key, streams if self._hides else ())
+            self._order(order.to_bytes())
             return fetch_part(self._party, self._client, engine, plan, order, stages)
 
         self._round = RelayedRound(party, lead.exchange, lead.files, lead.thresholds, plan, engine.vector, mark)
@@ -191,9 +198,9 @@ class RelayedSums(Summing):
             order = site.await_bytes(None)
             kind, rest = order[:1], order[1:]
             if kind == Order.HIDE:
-                upload_part(self._party, self._client, engine, plan, order, stages)
+                upload_part(self._party, self._client, engine, plan, HideOrder.from_bytes(order), stages)
             elif kind == Order.OPEN:
-                fetch_part(self._party, self._client, engine, plan, order, stages)
+                fetch_part(self._party, self._client, engine, plan, OpenOrder.from_bytes(order), stages)
             elif kind == Order.KEPT:
                 site.broadcast(engine.vector.whole())
             elif kind == Order.OVER:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
 from fedhpc.errors import InterruptedRun, PolicyError
 from fedhpc.mpi.collectives import Group
+from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.secure.opening import Streams
 from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
-from fedhpc.secure.transcript import tree_root, u16
+from fedhpc.secure.transcript import HASH_BYTES, tree_root, u16, u64
 from fedhpc.sums.over_relay.exchange import TooLateError
+from fedhpc.sums.streams import streams_from_bytes, streams_to_bytes
 from fedhpc.wire.object_names import ObjectName
-
-_HASH_BYTES = 32
 
 
 class Order:
@@ -36,6 +36,52 @@ def end_if_stopped(word: bytes) -> None:
         raise InterruptedRun(word[1:].decode(), agreed=True)
 
 
+@dataclass(frozen=True)
+class HideOrder:
+    """Hide this rank's part of the vector, and send it."""
+
+    attempt: int
+    resume: bool  # whether an earlier job may have sent some of it
+    tag_key: bytes  # [32]
+    streams: Sequence[tuple[bytes, int]]  # (mask key [32], ±1); empty: nothing is hidden
+
+    def to_bytes(self) -> bytes:
+        """As the leader tells it to the other ranks of its site."""
+        head = Order.HIDE + u64(self.attempt) + bytes([self.resume])
+        return head + self.tag_key + streams_to_bytes(self.streams)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> HideOrder:
+        """What `to_bytes` was made from."""
+        attempt, rest = _attempt(data)
+        resume, rest = bool(rest[0]), rest[1:]
+        return cls(attempt, resume, rest[:KEY_BYTES], streams_from_bytes(rest[KEY_BYTES:]))
+
+
+@dataclass(frozen=True)
+class OpenOrder:
+    """Fetch this rank's part of the sum, and open it."""
+
+    attempt: int
+    tag_key: bytes  # [32]
+    streams: Sequence[tuple[bytes, int]]  # what to take away: (mask key [32], ±1)
+
+    def to_bytes(self) -> bytes:
+        """As the leader tells it to the other ranks of its site."""
+        return Order.OPEN + u64(self.attempt) + self.tag_key + streams_to_bytes(self.streams)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> OpenOrder:
+        """What `to_bytes` was made from."""
+        attempt, rest = _attempt(data)
+        return cls(attempt, rest[:KEY_BYTES], streams_from_bytes(rest[KEY_BYTES:]))
+
+
+def _attempt(order: bytes) -> tuple[int, bytes]:
+    """The number of the attempt after the first byte, and the rest."""
+    return int.from_bytes(order[1:9], "little"), order[9:]
+
+
 @contextmanager
 def silent_without_keys() -> Iterator[None]:
     """Raise TooLateError where the relay has other keys (M1) of this site: an earlier job made and erased them.
@@ -51,8 +97,8 @@ def silent_without_keys() -> Iterator[None]:
 
 
 CLOSED, CUT_OFF = b"x", b"!"
-"""What a rank says in place of its part's tag and digests, which are longer: the relay takes or has it no more; it had
-no relay and no time left."""
+"""What a rank says in place of its part's tag and digests, which are longer. CLOSED: the relay no longer takes or has
+that part. CUT_OFF: this rank could not reach the relay in the time it had left."""
 
 
 def _all_moved(answers: list[bytes], what: str) -> bool:
@@ -93,7 +139,7 @@ class SumFetch:
     def of(cls, length: int, answers: list[bytes]) -> SumFetch | None:
         """From what each rank says of its part of the `length` bytes: its tag, then digests of Y, then those of X.
 
-        None if the relay does not have the sum any more.
+        None if the relay no longer has the sum.
         """
         if not _all_moved(answers, "fetched"):
             return None
@@ -128,11 +174,11 @@ class SumResult:
     @classmethod
     def from_bytes(cls, data: bytes) -> SumResult:
         """What `to_bytes` was made from."""
-        numbers = (int.from_bytes(data[i : i + 2], "little") for i in range(_HASH_BYTES, len(data), 2))
-        return cls(data[:_HASH_BYTES], tuple(numbers))
+        numbers = (int.from_bytes(data[i : i + 2], "little") for i in range(HASH_BYTES, len(data), 2))
+        return cls(data[:HASH_BYTES], tuple(numbers))
 
 
 Hide = Callable[[int, Streams, bytes, bool], Upload | None]
 """(attempt, mask streams, tag key, resume): all ranks hide and upload. None if the relay had closed the set."""
 Open = Callable[[int, Streams, bytes], SumFetch | None]
-"""(attempt, streams to take away, tag key): all ranks fetch and open the sum. None if the relay has it no more."""
+"""(attempt, streams to take away, tag key): all ranks fetch and open the sum. None if the relay no longer has it."""

@@ -8,10 +8,8 @@ import time
 from fedhpc.errors import InterruptedRun
 from fedhpc.federation.party import Party, SumPlan
 from fedhpc.federation.stages import Stages
-from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.sums.blocks import BlockEngine
-from fedhpc.sums.over_relay.orders import CLOSED, CUT_OFF, SumFetch, Upload
-from fedhpc.sums.streams import streams_from_bytes
+from fedhpc.sums.over_relay.orders import CLOSED, CUT_OFF, HideOrder, OpenOrder, SumFetch, Upload
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.transport import Transport
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName
@@ -20,16 +18,14 @@ _CLOSED = ("round-over", "too-late", "forbidden")
 
 
 def upload_part(
-    party: Party, client: Transport, engine: BlockEngine, plan: SumPlan, order: bytes, stages: Stages
+    party: Party, client: Transport, engine: BlockEngine, plan: SumPlan, order: HideOrder, stages: Stages
 ) -> Upload | None:
     """Hide and send this rank's part; at the leader the whole upload, None if the set was closed before its end."""
     begun = time.perf_counter()
-    attempt, resume, rest = int.from_bytes(order[1:9], "little"), bool(order[9]), order[10:]
-    tag_key, streams = rest[:KEY_BYTES], streams_from_bytes(rest[KEY_BYTES:])
     low, high = engine.part
     length = engine.vector.layout.nbytes
-    engine.begin_hiding(streams, tag_key)
-    name = _name(party, plan, attempt, f"M3v/{party.number}")
+    engine.begin_hiding(list(order.streams), order.tag_key)
+    name = _name(party, plan, order.attempt, f"M3v/{party.number}")
     late, digests = b"", b""
     data: memoryview | None = None
     try:
@@ -38,7 +34,7 @@ def upload_part(
             data = engine.memory().data
             digests = hashlib.sha256(data).digest()
         elif high > low:
-            outgoing = client.upload(name, length, resume=resume)
+            outgoing = client.upload(name, length, resume=order.resume)
             outgoing.write(low, engine.memory().data, engine.hide)
             digests = b"".join(outgoing.digests[i] for i in sorted(outgoing.digests))
     except RelayProblem as problem:
@@ -52,12 +48,11 @@ def upload_part(
 
 
 def fetch_part(
-    party: Party, client: Transport, engine: BlockEngine, plan: SumPlan, order: bytes, stages: Stages
+    party: Party, client: Transport, engine: BlockEngine, plan: SumPlan, order: OpenOrder, stages: Stages
 ) -> SumFetch | None:
     """Fetch and open this rank's part of the sum; None if the relay no longer keeps it."""
     begun = time.perf_counter()
-    attempt, tag_key = int.from_bytes(order[1:9], "little"), order[9 : 9 + KEY_BYTES]
-    engine.begin_opening(streams_from_bytes(order[9 + KEY_BYTES :]), tag_key)
+    engine.begin_opening(list(order.streams), order.tag_key)
     low, high = engine.part
     length = engine.vector.layout.nbytes
     hashed: dict[int, bytes] | None = {}
@@ -65,7 +60,7 @@ def fetch_part(
     if high > low:
         view = engine.memory().data
         try:
-            hashed = client.fetch_part(_name(party, plan, attempt, "Y"), length, low, view, engine.open)
+            hashed = client.fetch_part(_name(party, plan, order.attempt, "Y"), length, low, view, engine.open)
         except RelayProblem as problem:
             if problem.kind not in (*_CLOSED, "absent"):
                 raise

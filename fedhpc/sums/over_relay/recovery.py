@@ -10,7 +10,7 @@ from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.other_sites import CaughtUp
 from fedhpc.federation.party import Party
 from fedhpc.secure import labels
-from fedhpc.secure.catch_up_messages import Federation as Known
+from fedhpc.secure.catch_up_messages import CommonKnowledge
 from fedhpc.secure.transcript import input_hash, u64
 from fedhpc.sums.over_relay.catch_up import Attendant, release_input, take
 from fedhpc.sums.over_relay.lead import Lead
@@ -80,5 +80,5 @@ class RelayRecovery(NeverAway):
         if self._attendant is not None:
             self._attendant.stop()
 
-    def _known(self, lead: Lead, nbytes: int) -> Known:
-        return Known(self._party.agreement.hash, self._party.members, lead.thresholds, nbytes)
+    def _known(self, lead: Lead, nbytes: int) -> CommonKnowledge:
+        return CommonKnowledge(self._party.agreement.hash, self._party.members, lead.thresholds, nbytes)

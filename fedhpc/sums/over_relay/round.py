@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -19,7 +20,9 @@ from fedhpc.federation.party import Party, RoundOverError, SumPlan
 from fedhpc.federation.vector import Vector
 from fedhpc.secure import labels, messages
 from fedhpc.secure.attempt import Expected, SiteAttempt
+from fedhpc.secure.attempt_file import AttemptSecrets
 from fedhpc.secure.ledger import Mark
+from fedhpc.secure.opening import Opening
 from fedhpc.secure.results import RoundResults, Settled
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.thresholds import Thresholds
@@ -46,6 +49,17 @@ class _LeftOut(Exception):  # noqa: N818
     """A set was closed without this site."""
 
 
+@dataclass(frozen=True)
+class _Going:
+    """An attempt that this site is in."""
+
+    number: int
+    watch: Watch
+    site: SiteAttempt
+    stored: AttemptSecrets | None  # of the attempt file, if this site has been in it before
+    own: Expected
+
+
 class RelayedRound:
     """The leader's way through one round."""
 
@@ -63,9 +77,7 @@ class RelayedRound:
         self._party, self._exchange, self._files, self._thresholds = party, exchange, files, thresholds
         self._plan, self.vector, self.layout, self.mark = plan, vector, vector.layout, mark
         self._skip = Skip(party, exchange, files, thresholds, plan)
-        self._attempt: SiteAttempt | None = None
-        self._number = 0
-        self._watch: Watch | None = None
+        self._settling: _Going | None = None  # the attempt whose sum is open
         self._first: Watch | None = None  # of attempt 1, asked for before it was proposed
         self._waited_s = 0.0
         self._turns_before = exchange.turns
@@ -119,11 +131,11 @@ class RelayedRound:
 
         Raises PolicyError if it is not this site's own state, RoundOverError if the others have gone on long since.
         """
-        attempt = self._attempt
-        assert attempt is not None
+        going = self._settling
+        assert going is not None
         with self._ends_with_the_round():
             try:
-                settled = self._settled(attempt, sum_tree, state)
+                settled = self._settled(going, sum_tree, state)
             except DoWithoutError:  # τ others do without: this site keeps what it holds
                 settled = self._skip.abandon(self.mark)
         if settled.state != state:
@@ -131,15 +143,13 @@ class RelayedRound:
                 f"{self._thresholds.threshold} sites have another state after round {self._plan.round_} than this one",
                 "its memory, NumPy or software differs; the round is not applied",
             )
-        attempt.forget()
+        going.site.forget()
         return settled.proof
 
-    def _settled(self, attempt: SiteAttempt, sum_tree: bytes, state: bytes) -> Settled:
-        watch = self._watch
-        assert watch is not None
-        mine = attempt.result(state, sum_tree)
-        watch.ahead(labels.SIGN_RESULT, self._thresholds.threshold)
-        self._exchange.put(self._plan.round_, self._number, labels.SIGN_RESULT, mine)
+    def _settled(self, going: _Going, sum_tree: bytes, state: bytes) -> Settled:
+        watch = going.watch
+        mine = going.site.result(state, sum_tree)
+        self._put(going, labels.SIGN_RESULT, mine, labels.SIGN_RESULT, self._thresholds.threshold)
         results = RoundResults(self._party.members, self._thresholds, self._plan.state)
         results.receive(mine)
         seen = {self._party.number}
@@ -166,6 +176,26 @@ class RelayedRound:
     # --- one attempt
 
     def _go_through(self, number: int, own: Expected, states: KnownStates, hide: Hide, open_: Open) -> Answer:
+        """One attempt, from M0 to X."""
+        going = self._enter(number, own, states)
+        self._agree_on_keys(going)
+        self._send_vector(going, hide)
+        uploaded = self._exchange.turns
+        u3 = self._agree_on_set(going)
+        opening = self._answer(going, u3)
+        exposed = self._exchange.turns - uploaded
+        fetched = open_(number, opening.streams, opening.tag_key)
+        if fetched is None:
+            explain_lost_sum(self._exchange, self._plan.round_, number)
+        going.site.check_sum(fetched.hidden_tree, fetched.tag)
+        for fault in going.site.faults:
+            _log.warning("round %d: %s", self._plan.round_, fault)
+        self._settling = going
+        turns = self._exchange.turns - self._turns_before + 2
+        return Answer(fetched.plain_tree, u3, self._waited_s, turns, exposed)
+
+    def _enter(self, number: int, own: Expected, states: KnownStates) -> _Going:
+        """M0: whether this site takes part, and with what it begins or goes on."""
         plan, me = self._plan, self._party.number
         watch = self._first if self._first and number == 1 else self._exchange.watch(plan.round_, number)
         self._first = None
@@ -191,70 +221,77 @@ class RelayedRound:
             degree=self._party.agreement.secure.degree,
             stored=stored,
         )
+        return _Going(number, watch, site, stored, own)
 
-        def put(kind: str, message: bytes, awaited: str, count: int = 1) -> None:
-            watch.ahead(awaited, count)  # before the message: both cost one round trip then
-            self._exchange.put(plan.round_, number, kind, message)
+    def _put(self, going: _Going, kind: str, message: bytes, awaited: str, count: int = 1) -> None:
+        going.watch.ahead(awaited, count)  # before the message: both cost one round trip then
+        self._exchange.put(self._plan.round_, going.number, kind, message)
 
-        # M1, M2: keys and shares of whom the relay counts.
+    def _agree_on_keys(self, going: _Going) -> None:
+        """M1 and M2: keys, then shares, of the sites that the relay counts."""
+        watch, site = going.watch, going.site
         with silent_without_keys():
-            put(labels.SIGN_KEYS, site.receive_proposal(m0, own), "U1")
-        put(labels.SIGN_SHARES, site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS)), "U2")
+            self._put(going, labels.SIGN_KEYS, site.receive_proposal(watch.body("M0"), going.own), "U1")
+        m2 = site.receive_keys(self._set(watch, "U1", labels.SIGN_KEYS))
+        self._put(going, labels.SIGN_SHARES, m2, "U2")
         site.receive_shares(self._set(watch, "U2", labels.SIGN_SHARES))
-        # M3: the vector. What was sent before a restart need not be sent again, and is not kept once it was added.
-        plan_of_masks = site.begin_masking(self.mark.fingerprint)
+
+    def _send_vector(self, going: _Going, hide: Hide) -> None:
+        """M3 and the vector; what was sent before a restart is not sent again, and is not kept once it was added."""
+        watch, site, stored = going.watch, going.site, going.stored
+        masks = site.begin_masking(self.mark.fingerprint)
         before = None if stored is None else stored.sent.get(labels.SIGN_MASKED)
-        if before is not None and "M4r" not in watch and self._has_blocks(number):
-            put(labels.SIGN_MASKED, before, "M4r")
+        if before is not None and "M4r" not in watch and self._has_blocks(going.number):
+            self._put(going, labels.SIGN_MASKED, before, "M4r")
             tree = messages.read_masked(parse_canon(before)["body"], self._party.name).vector
-            self._finish(Upload(self._vector_name(number), tree, Tag()))
+            self._finish(Upload(self._vector_name(going.number), tree, Tag()))
         elif before is None or "M4r" not in watch:
-            upload = hide(number, plan_of_masks.streams, plan_of_masks.tag_key, stored is not None)
+            upload = hide(going.number, masks.streams, masks.tag_key, stored is not None)
             if upload is None and before is None:
                 raise _LeftOut("its vector came too late")
             if upload is not None:
                 m3 = site.masked(upload.tree, upload.tag)
                 with ThreadPoolExecutor(1) as pool:
                     finished = pool.submit(self._finish, upload)
-                    put(labels.SIGN_MASKED, m3, "M4r")
+                    self._put(going, labels.SIGN_MASKED, m3, "M4r")
                     finished.result()
-        uploaded = self._exchange.turns
-        # M4: the set and the sum that are about to be opened.
+
+    def _agree_on_set(self, going: _Going) -> tuple[int, ...]:
+        """M4: the set and the sum that are about to be opened; U3."""
+        watch, plan, number = going.watch, self._plan, going.number
         self._wait(watch, lambda w: "M4r" in w, self._attempt_s, "M4r")
         m4r = watch.body("M4r")
         u3 = messages.read_survivors(m4r, self._thresholds.sites).u3
-        if me not in u3:
+        if self._party.number not in u3:
             raise _LeftOut("its vector is not in the sum")
         if plan.everyone and len(u3) < len(self._party.members):
             raise PolicyError(f"the sum '{plan.purpose}' needs every site, and the relay offers it over {len(u3)}")
         self._wait(watch, lambda w: set(u3) <= set(w.sites(labels.SIGN_MASKED)), self._attempt_s, "M3", len(u3))
-        answers = min(self._thresholds.threshold, len(u3))  # this site's own among them
         try:
-            m4 = site.receive_survivors(m4r, watch.messages(labels.SIGN_MASKED, u3))
+            m4 = going.site.receive_survivors(m4r, watch.messages(labels.SIGN_MASKED, u3))
         except PolicyError as refused:
             # The attempt file brings a site that starts again back to an attempt that it has refused. Once that was
             # given up, the next one may be over the set that this site is bound to.
-            if stored is None or "NEXT" not in watch:
+            if going.stored is None or "NEXT" not in watch:
                 raise
             _log.warning("round %d: attempt %d, given up, is refused: %s", plan.round_, number, refused.what)
             raise _GivenUp from None
-        put(labels.SIGN_SURVIVORS, m4, labels.SIGN_SURVIVORS, answers)
-        # M5: τ signatures, then this site's shares; then τ sites' shares open the sum.
+        self._put(going, labels.SIGN_SURVIVORS, m4, labels.SIGN_SURVIVORS, self._answers(u3))
+        return u3
+
+    def _answer(self, going: _Going, u3: tuple[int, ...]) -> Opening:
+        """M5: τ signatures, then this site's shares; then τ sites' shares open the sum."""
+        watch, site = going.watch, going.site
         m5 = self._enough(watch, labels.SIGN_SURVIVORS, site.receive_signatures, u3)
-        put(labels.SIGN_UNMASK, m5, labels.SIGN_UNMASK, answers)
+        self._put(going, labels.SIGN_UNMASK, m5, labels.SIGN_UNMASK, self._answers(u3))
         opening = self._enough(watch, labels.SIGN_UNMASK, site.receive_answers, u3)
         if "NEXT" in watch:  # it came before enough answers did: the sum goes, and this vector is needed again
             raise _GivenUp
-        exposed = self._exchange.turns - uploaded
-        fetched = open_(number, opening.streams, opening.tag_key)
-        if fetched is None:
-            explain_lost_sum(self._exchange, plan.round_, number)
-        site.check_sum(fetched.hidden_tree, fetched.tag)
-        for fault in site.faults:
-            _log.warning("round %d: %s", plan.round_, fault)
-        self._attempt, self._number, self._watch = site, number, watch
-        turns = self._exchange.turns - self._turns_before + 2
-        return Answer(fetched.plain_tree, u3, self._waited_s, turns, exposed)
+        return opening
+
+    def _answers(self, u3: tuple[int, ...]) -> int:
+        """How many M4 or M5 to wait for, this site's own among them."""
+        return min(self._thresholds.threshold, len(u3))
 
     def _set(self, watch: Watch, name: str, kind: str) -> dict[int, bytes]:
         """The messages of a set of the relay's. Raises _LeftOut if this site is not in it."""

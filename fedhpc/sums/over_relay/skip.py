@@ -19,9 +19,10 @@ from fedhpc.secure.thresholds import Thresholds
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.exchange import RelayExchange, TooLateError, Watch
 from fedhpc.sums.over_relay.waiting import late_sites, wait_telling
+from fedhpc.wire import kinds
 
 _log = logging.getLogger("fedhpc.federation")
-KIND = labels.SIGN_ABANDON
+KIND = kinds.ABANDON.name
 _LOOK_S = 1.0
 
 
@@ -48,7 +49,7 @@ class Skip:
     def abandon(self, mark: Mark) -> Settled:
         """Sign ABANDON, and wait until τ sites stand behind the next state. `mark`: of the vector.
 
-        A site that is absent may have put a vector into this round that it does not have any more: the ledger knows.
+        An absent site may have put a vector into this round that it no longer has: the ledger knows.
         Raises TooLateError if the others have gone on, PeersError if too few sites do without the sum.
         """
         plan, party = self._plan, self._party
@@ -124,7 +125,7 @@ class Skip:
 
     def _take_results(self, results: RoundResults, watch: Watch) -> None:
         """M6 of every attempt: some of those whom the relay counted hold the sum."""
-        for attempt in sorted(int(n[1:]) for n in watch.names if n[0] == "A" and n[1:].isdigit()):
+        for attempt in sorted(filter(None, map(kinds.announced, watch.names))):
             entries, _ = self._exchange.listing(self._plan.round_, attempt, "", 0.0)
             messages: dict[int, bytes] = {}
             for entry in entries:

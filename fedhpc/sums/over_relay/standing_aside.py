@@ -1,4 +1,4 @@
-"""A site that catches up keeps nobody waiting in the rounds that are open meanwhile.
+"""A site that catches up keeps nobody waiting in the rounds that are open.
 
 An earlier job may have begun one of them, whose run directory is lost or which this site cannot repeat: LEAVE ends the
 others' wait. Where the policy wants all sites (`sync`), a round begins only once this site is ready too, and it cannot

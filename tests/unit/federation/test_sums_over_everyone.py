@@ -23,6 +23,7 @@ from fedhpc.federation.party import Checked, Party, RoundOverError, Summed
 from fedhpc.federation.scale_choice import _possible
 from fedhpc.federation.session import Session
 from fedhpc.federation.stages import Stages
+from fedhpc.federation.weighted_sum import total_weight, weight_share
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.measuring import total_of
 
@@ -97,7 +98,7 @@ def weighted(session: Session) -> Any:
         (lambda session: Federation(session).mean(np.array([1.0]), weight=3.0, bound=1.0), 2),
         (lambda session: Federation(session).mean(np.array([1.0]), bound=1.0), 1),
         (lambda session: Federation(session).sum({"patients": ROWS[session.party.number]}), 1),
-        (lambda session: session.total_weight(7.0), 1),
+        (lambda session: total_weight(session, 7.0), 1),
     ],
 )
 def test_a_sum_that_a_lost_site_would_show_itself_by_is_over_everyone(
@@ -131,10 +132,10 @@ def test_every_sum_of_weights_is_of_their_class_whatever_its_name() -> None:
     meeting = Meeting(4)
 
     def work(session: Session) -> None:
-        session.total_weight(7.0, "patients")
-        session.weight_share(7.0, "cases")
+        total_weight(session, 7.0, "patients")
+        weight_share(session, 7.0, "cases")
         Federation(session).mean(np.array([1.0]), weight=3.0, bound=1.0, name="age")
-        session.total_weight(7.0)
+        total_weight(session, 7.0)
 
     meeting.run(work)
     assert [plan.category for plan in meeting.plans] == ["weights", "weights", "weights", "age", "weights"]

@@ -16,7 +16,7 @@ from fedhpc.config import parse_toml
 from fedhpc.enrolment.certificates import issue, issue_new, new_authority, new_key, new_request
 from fedhpc.enrolment.fingerprints import read_asked
 from fedhpc.errors import ConfigError, DataError, PolicyError
-from fedhpc.secure.catch_up_messages import Federation
+from fedhpc.secure.catch_up_messages import CommonKnowledge
 from fedhpc.secure.join_request import sign_request
 from fedhpc.secure.thresholds import choose_thresholds
 from fedhpc.sums.over_relay.catch_up import Attendant
@@ -112,7 +112,7 @@ def test_hints_of_another_form_are_no_hints(said: Any) -> None:
 
 def test_requests_for_help_that_name_nobody() -> None:
     roster = [SimpleNamespace(number=u) for u in (1, 2, 3)]
-    known = Federation(bytes(32), roster, choose_thresholds(3), 0)  # type: ignore[arg-type]
+    known = CommonKnowledge(bytes(32), roster, choose_thresholds(3), 0)  # type: ignore[arg-type]
     asked = [(2, 5), (4, 5), (0, 5), (2, 0), (2, 1 << 53), (-1, 5), (2, -7), ("2", 5), (True, 5), (2, 1.5)]
     needs = [{"site": site, "attempt": number, "asked": 1} for site, number in asked]
     exchange = SimpleNamespace(standing=lambda: {"needs": [*needs, {"site": 2, "attempt": 9, "asked": 3}, 7]}, me=1)

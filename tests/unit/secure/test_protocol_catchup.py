@@ -14,7 +14,7 @@ from secure_fakes import key_of
 from test_protocol_fuzz import mutated
 
 from fedhpc.errors import FedhpcError, InternalError, PolicyError
-from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, Federation, Giver, Taker
+from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, CommonKnowledge, Giver, Taker
 from fedhpc.secure.epochs import NO_PREVIOUS, Configuration, approve, check_follows, check_signed, move
 from fedhpc.secure.messages import Result
 from fedhpc.secure.pairwise import Member
@@ -26,8 +26,8 @@ CONFIG = key_of("config")
 TENSORS = secrets.token_bytes(2 * BLOCK_BYTES + 1234)
 
 
-def federation(nbytes: int = len(TENSORS)) -> Federation:
-    return Federation(CONFIG, WORLD.roster, WORLD.thresholds, nbytes)
+def federation(nbytes: int = len(TENSORS)) -> CommonKnowledge:
+    return CommonKnowledge(CONFIG, WORLD.roster, WORLD.thresholds, nbytes)
 
 
 def proof(
@@ -127,7 +127,7 @@ def test_a_need_of_another_site_or_configuration() -> None:
     to = taker()
     with pytest.raises(PolicyError, match="expected NEED of site site-3"):
         Giver(federation(), 2, WORLD.identities[2], 3, to.need, 9, proof())
-    elsewhere = Federation(key_of("other"), WORLD.roster, WORLD.thresholds, 10)
+    elsewhere = CommonKnowledge(key_of("other"), WORLD.roster, WORLD.thresholds, 10)
     with pytest.raises(PolicyError, match="signed another transcript in NEED"):
         Giver(elsewhere, 2, WORLD.identities[2], 4, to.need, 9, proof())
     with pytest.raises(PolicyError, match="there is no site 9"):

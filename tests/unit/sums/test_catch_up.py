@@ -20,7 +20,7 @@ from secure_fakes import key_of
 from fedhpc.errors import DataError, PeersError, PolicyError
 from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.state_tensors import arrays_of_checkpoint
-from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, Federation
+from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, CommonKnowledge
 from fedhpc.secure.messages import Result
 from fedhpc.secure.transcript import canon, sign_message, state_hash, tree
 from fedhpc.sums.over_relay import catch_up as catching_up
@@ -167,8 +167,8 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catching_up, "_LOOK_S", 0.01)
 
 
-def federation(nbytes: int) -> Federation:
-    return Federation(CONFIG, WORLD.roster, WORLD.thresholds, nbytes)
+def federation(nbytes: int) -> CommonKnowledge:
+    return CommonKnowledge(CONFIG, WORLD.roster, WORLD.thresholds, nbytes)
 
 
 @contextmanager
