@@ -11,7 +11,7 @@ import click
 from fedhpc.cli.ordered import OrderedGroup
 
 if TYPE_CHECKING:
-    from fedhpc.slurm.chain import Chains
+    from fedhpc.slurm.job_chain import Chains
 
 _WHERE = (
     click.option("--out", type=click.Path(path_type=Path), help="As for `fedhpc submit`."),
@@ -27,7 +27,7 @@ def _where(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _chains(site: Path, federation: Path | None, out: Path | None) -> Chains:
-    from fedhpc.slurm.chain import Chains
+    from fedhpc.slurm.job_chain import Chains
     from fedhpc.slurm.plan import make_plan
     from fedhpc.slurm.submit import Submitter
 

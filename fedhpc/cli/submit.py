@@ -66,7 +66,7 @@ def submit(
     from typing import cast
 
     from fedhpc.errors import ConfigError
-    from fedhpc.slurm.chain import Chains
+    from fedhpc.slurm.job_chain import Chains
     from fedhpc.slurm.plan import check, make_plan
     from fedhpc.slurm.scripts import Kind, Shape
     from fedhpc.slurm.submit import Submitter

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedhpc.app.logs import printable
 from fedhpc.errors import ConfigError, PeersError, StorageError
-from fedhpc.slurm.chain import Chains
+from fedhpc.slurm.job_chain import Chains
 from fedhpc.slurm.records import Record, Records
 
 _BLOCK = 1 << 16

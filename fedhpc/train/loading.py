@@ -64,7 +64,7 @@ class Reader:
 
 
 class _Plan(torch.utils.data.Sampler[Any]):
-    """What a DataLoader hands to its workers, one entry after the other; filled anew for every round."""
+    """What a DataLoader hands to its workers, one entry after the other; filled again for every round."""
 
     def __init__(self, plan: list[tuple[bytes, Rows]]) -> None:
         self._plan = plan

@@ -16,7 +16,7 @@ from slurm_fakes import Fakes, submitter_of, write_site
 
 from fedhpc.app.life.job_end import job_end
 from fedhpc.errors import ConfigError, PeersError
-from fedhpc.slurm.chain import Chains
+from fedhpc.slurm.job_chain import Chains
 from fedhpc.slurm.queue import DoubtError, Queue, at_cluster, named_cluster
 from fedhpc.slurm.records import Record, Records
 

@@ -12,7 +12,7 @@ from harness import start, until
 from slurm_fakes import Fakes, submitter_of, write_site
 
 from fedhpc.errors import ConfigError, DataError, PeersError, PolicyError, StorageError
-from fedhpc.slurm.chain import Chains
+from fedhpc.slurm.job_chain import Chains
 from fedhpc.slurm.queue import Queue, clean
 from fedhpc.slurm.records import Records, job_name
 
