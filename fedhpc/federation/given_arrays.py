@@ -25,7 +25,7 @@ _DEEPEST = 32  # lists in lists
 def given_arrays(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Each of `arrays` by name as a C-contiguous NumPy array of its own kind; 16-bit floats as float32.
 
-    Raises ConfigError for a name, DataError for what is no plain array of numbers.
+    Raises ConfigError for a name, DataError for what is not a plain array of numbers.
     """
     found = {}
     for name, given in arrays.items():

@@ -76,7 +76,7 @@ class Kind:
     name: str  # of the object, without sites; followed by a number where `numbered`
     place: Place
     owner: Owner
-    limit: int = 0  # bytes, where it is no message of secure/message_kinds.py and no vector
+    limit: int = 0  # bytes, where it is neither a message of secure/message_kinds.py nor a vector
     carries: Carries = Carries.MESSAGE
     numbered: bool = False
     phase: str = ""  # of PHASES, which waits for it or ends with it
