@@ -206,7 +206,7 @@ def _taken(answer: str) -> tuple[str, str] | None:
 
 def _words(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
-    return printable("; ".join(lines))[:600] or f"exit code {done.returncode}without a message"
+    return printable("; ".join(lines))[:600] or f"exit code {done.returncode} without a message"
 
 
 def _parse(lines: str, cluster: str) -> list[Found]:

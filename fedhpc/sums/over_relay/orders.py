@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from fedhpc.errors import InterruptedRun, PolicyError
@@ -42,8 +42,8 @@ class HideOrder:
 
     attempt: int
     resume: bool  # whether an earlier job may have sent some of it
-    tag_key: bytes  # [32]
-    streams: Sequence[tuple[bytes, int]]  # (mask key [32], ±1); empty: nothing is hidden
+    tag_key: bytes = field(repr=False)  # [32]
+    streams: Sequence[tuple[bytes, int]] = field(repr=False)  # (mask key [32], ±1); empty: nothing is hidden
 
     def to_bytes(self) -> bytes:
         """As the leader tells it to the other ranks of its site."""
@@ -63,8 +63,8 @@ class OpenOrder:
     """Fetch this rank's part of the sum, and open it."""
 
     attempt: int
-    tag_key: bytes  # [32]
-    streams: Sequence[tuple[bytes, int]]  # what to take away: (mask key [32], ±1)
+    tag_key: bytes = field(repr=False)  # [32]
+    streams: Sequence[tuple[bytes, int]] = field(repr=False)  # what to take away: (mask key [32], ±1)
 
     def to_bytes(self) -> bytes:
         """As the leader tells it to the other ranks of its site."""

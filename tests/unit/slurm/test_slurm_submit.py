@@ -283,6 +283,13 @@ def test_no_slurm_here(tmp_path: Path) -> None:
         queue.submit(tmp_path / "x")
 
 
+def test_a_refusal_without_a_message_tells_the_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    with pytest.raises(ConfigError, match=r"exit code 3 without a message"):
+        Queue(environment={"PATH": str(tmp_path)}).submit(tmp_path / "x")
+
+
 @pytest.mark.parametrize(
     "body", ["", "{}", "[1]", '{"version": 2}', "\xff", '{"version": 1, "name": 3}', "[" * 100_000, '{"version": 1}']
 )
