@@ -63,7 +63,7 @@ class RelaySection:
 
     def __post_init__(self) -> None:
         if self.tls and not _KEY.fullmatch(self.tls):
-            raise ConfigError("relay.tls is not a pin", "64 lower-case hex digits; `fedhpc relay new` shows it")
+            raise ConfigError("relay.tls is not a pin", "64 lower-case hex digits; `fedhpc federation new` shows it")
 
 
 @dataclass(frozen=True)

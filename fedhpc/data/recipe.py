@@ -194,7 +194,7 @@ class Recipe:
     def for_header(self, header: Sequence[str], where: Iterable[str] = ()) -> tuple[Column, ...]:
         """The features with each pattern replaced by the columns of `header` that fit it. Raises DataError.
 
-        `where`: columns that pick rows without the recipe's saying so, which are no features.
+        `where`: columns that pick rows without the recipe's saying so, which are not features.
         """
         taken = {visible(name) for name in (*self.columns(), *where)}
         columns: list[Column] = []

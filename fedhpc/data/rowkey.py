@@ -40,7 +40,7 @@ def create_key(path: Path) -> None:
 
 
 def read_key(path: Path) -> bytes:
-    """The 32 bytes in `path`. Raises PolicyError if others may read the file, ConfigError if it is no key."""
+    """The 32 bytes in `path`. Raises PolicyError if others may read the file, ConfigError if it is not a key."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode

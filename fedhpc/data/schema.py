@@ -137,7 +137,7 @@ def texts(name: str, text: str) -> list[str]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise DataError(f"attribute '{name}' is no JSON list of texts", "make the file again")
+        raise DataError(f"attribute '{name}' is not a JSON list of texts", "make the file again")
     return value
 
 

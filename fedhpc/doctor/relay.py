@@ -172,7 +172,7 @@ def carrier(folder: Path, beat: Path) -> Finding:
     except FileNotFoundError:
         return warn(f"{folder} takes files, but no carrier was here yet", "start `fedhpc spool carry` where a route is")
     except (ValueError, RecursionError):
-        return warn(f"{beat} is no note of a carrier", fix)
+        return warn(f"{beat} is not a note of a carrier", fix)
     if age > _CARRIER_LATE_S:
         return warn(f"the carrier was last here {span(age)} ago", fix)
     if trouble:

@@ -34,11 +34,11 @@ previous = ""
 tls = "{relay}"   # its key; the relay is not believed, only recognised
 
 [cohort]
-policy = "sync"              # every round over all sites; quorum and buffered go on without those who are late
+policy = "sync"              # every round over all sites; quorum and buffered go on without late sites
 deadline_s = 86400           # how long a site that is ready waits for a round to begin
 
 [secure]
-mode = "pairwise"            # nobody sees one site's numbers; colluders and threshold follow from the number of sites
+mode = "pairwise"            # nobody sees one site's numbers; the thresholds follow from the number of sites
 
 [strategy]
 name = "fedavg"

@@ -15,7 +15,7 @@ from fedhpc.secure.keys import identity_public, new_identity
 from fedhpc.train.start_file import StartFile
 
 _FEDERATION = """\
-# What all sites agree on. Its SHA-256 is in every mask, so a single other byte keeps a site out.
+# What all sites agree on. Its SHA-256 is in every mask, so one different byte keeps a site out.
 # Nothing in here depends on one site's machine; that is in the site files.
 
 [federation]
@@ -25,7 +25,7 @@ rounds = {rounds}
 seed = {seed}
 
 [secure]
-mode = "{mode}"            # pairwise: no site's numbers are seen by another; off: for benchmarks
+mode = "{mode}"            # pairwise: no site sees another's numbers; off: for benchmarks
 
 [strategy]
 {strategy}

@@ -25,7 +25,7 @@ _DEEPEST = 32  # lists in lists
 def given_arrays(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Each of `arrays` by name as a C-contiguous NumPy array of its own kind; 16-bit floats as float32.
 
-    Raises ConfigError for a name, DataError for what is no plain array of numbers.
+    Raises ConfigError for a name, DataError for what is not a plain array of numbers.
     """
     found = {}
     for name, given in arrays.items():
@@ -44,7 +44,7 @@ def _as_array(name: str, given: Any, depth: int = 0) -> NDArray[Any]:
         array = _read(name, given)
     if array.dtype.kind == "O":
         raise DataError(
-            f"'{name}' holds objects that are no numbers of 64 bits (dtype object)",
+            f"'{name}' holds objects that are not 64-bit numbers (dtype object)",
             "sums take integers, float32 and float64; convert it first",
         )
     if array.dtype.name.startswith(_SMALL_FLOATS):
@@ -118,6 +118,6 @@ def _read(name: str, given: Any) -> NDArray[Any]:
         return np.asarray(given)
     except Exception as error:  # whatever a stranger's __array__ raises; its text may hold values
         raise DataError(
-            f"'{name}' is no array of numbers ({type(given).__name__}: {type(error).__name__})",
+            f"'{name}' is not an array of numbers ({type(given).__name__}: {type(error).__name__})",
             "give a NumPy array, a tensor, a number or lists of equal lengths",
         ) from None

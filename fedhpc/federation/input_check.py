@@ -105,7 +105,7 @@ def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) 
 def _inspect_blocks(vector: Vector, part: tuple[int, int], codec: Codec, keys: LedgerKeys | None) -> bytes:
     """Check values block by block, and tag each block while it is in the caches; no tags without keys.
 
-    The salt is checked like all lanes, but it is no part of what the ledger knows a vector by.
+    The salt is checked like all lanes, but it is not part of what the ledger knows a vector by.
     """
     tags = []
     end = vector.layout.payload_bytes

@@ -57,7 +57,7 @@ def choose_scales(
     if party.leads and party.agreement.secure.rounding != "stochastic":
         lost = lost_to_rounding(marks, found, bits)
     for name in lost:
-        _log.warning("'%s': all values of this site are rounded to zero, others hold so much larger ones", name)
+        _log.warning("'%s': all values of this site are rounded to zero: other sites' are that much larger", name)
     return Scales(found, opened.salt, lost)
 
 

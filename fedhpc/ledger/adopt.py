@@ -131,7 +131,7 @@ def _federation(folder: Path, given: Path | None) -> KnownFederation:
     if folder.name not in names:
         raise ConfigError(
             f"{folder.name} is not in the roster of {path}",
-            "the folder RUN/SITE is called as the site; see --federation",
+            "the folder RUN/SITE has the site's name; see --federation",
         )
     thresholds = read_section(SecureSettings, table.get("secure", {}), "secure").thresholds(len(roster))
     return KnownFederation(

@@ -112,7 +112,7 @@ class LedgerFile:
         """Release the file. Safe to call twice."""
         if self._file >= 0:
             os.close(self._file)
-            self._file = -1  # a number that is no file: a later write must not reach a file opened in between
+            self._file = -1  # a number of no file: a later write must not reach a file opened in between
 
     def _refuse_failed(self) -> None:
         if self._failed:

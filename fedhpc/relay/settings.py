@@ -33,7 +33,7 @@ from fedhpc.wire.pins import require_private, same_pin
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 MAX_SITES = 100
-REVOKED = "revoked"  # in the place of a pin
+REVOKED = "revoked"  # instead of a pin
 
 
 @dataclass(frozen=True)

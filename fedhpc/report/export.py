@@ -29,9 +29,9 @@ def export_model(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]
     """Write the newest valid checkpoint over the sites in the run directory `run` to the safetensors file `out`.
 
     Gives {"file", "site" (whose checkpoint), "round", "model_sha256", "tensors" and "parameters" (counts), "bytes"
-    (file size), "metadata" {str: str} (what is in the file's header)}. Raises ConfigError if `run` is no run
-    directory, holds no checkpoint, or `out` exists and not `force`; DataError if no checkpoint is valid, if it belongs
-    to another federation.toml, or if the sites disagree on the model; StorageError if `out` cannot be written.
+    (file size), "metadata" {str: str} (what is in the file's header)}. Raises ConfigError if `run` is not a
+    run directory, holds no checkpoint, or `out` exists and not `force`; DataError if no checkpoint is valid, if it
+    belongs to another federation.toml, or if the sites disagree on the model; StorageError if `out` cannot be written.
     """
     if not run.is_dir() or not is_run(run):
         raise ConfigError(

@@ -147,7 +147,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """Write the report of the run directory `run` into the directory `out` (default RUN/report).
 
     Gives the path of the page, which holds all figures itself; the figures lie beside it as PNG files too. Raises
-    ConfigError if `run` is no run directory or matplotlib is missing, DataError if there is nothing to report,
+    ConfigError if `run` is not a run directory or matplotlib is missing, DataError if there is nothing to report,
     StorageError if `out` cannot be written.
     """
     from fedhpc.report.figures import figures

@@ -1,6 +1,6 @@
 """One site's own part of a round: taken up from the outbox, or trained from the global model, and kept.
 
-What is kept is sealed and private to the site. A job that is told to stop keeps its work at the next step, and the next
+What is kept is sealed and private to the site. A job that must stop keeps its work at the next step, and the next
 job goes on from there, to the same bits.
 """
 
@@ -46,7 +46,7 @@ class LocalRounds:
         self._site, self._trainer, self._outbox, self._life = site, trainer, outbox, life
 
     def work(self, round_: int, state: bytes, anchor: Mapping[str, NDArray[Any]]) -> Local:
-        """Round `round_` from the global model `anchor` of hash `state` [32]; not whole if this site is told to stop.
+        """Round `round_` from the global model `anchor` of hash `state` [32]; not whole if this site must stop.
 
         Raises InterruptedRun where training is not this process's stage and nothing was trained.
         """

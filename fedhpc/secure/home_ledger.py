@@ -32,7 +32,7 @@ _MOST_NAMES = 8
 
 @dataclass(frozen=True)
 class KnownFederation:
-    """One configuration, as its ledger must know it for ever."""
+    """One configuration, as its ledger must keep it forever."""
 
     config: bytes  # [32]
     name: str

@@ -1,8 +1,8 @@
 """Which sites a set of opened sums would isolate: linear algebra over sets of sites, exact.
 
-The same numbers x of this site in sums over the sets S1, S2, … give Σ c_i (x + Σ_{v in S_i} x_v) to whoever holds them,
-for any coefficients c_i. Its own numbers a site knows; so what counts is on which others a combination of two or more
-different sets rests. One set alone is what a single sum shows anyway.
+The same numbers x of this site in sums over the sets S1, S2, … tell those who hold them
+Σ c_i (x + Σ_{v in S_i} x_v) for any coefficients c_i. A site knows its own numbers; so what counts is on which others a
+combination of two or more different sets rests. One set alone is what a single sum shows anyway.
 """
 
 from __future__ import annotations

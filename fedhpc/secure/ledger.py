@@ -1,4 +1,4 @@
-"""The round ledger: what a site has put into which sum of one federation, for ever (docs/protocol.md section 5).
+"""The round ledger: what a site has put into which sum of one federation, kept forever (docs/protocol.md section 5).
 
 Two sums of a site's number that differ in one other site are that site's number. So a round has one vector and opens
 over one set, and an input belongs to one round. These four rules are here; what holds over all federations of an
@@ -35,7 +35,7 @@ NO_SET: tuple[int, ...] = ()  # the round was begun; no set was opened with this
 NO_VECTOR = bytes(32)  # τ sites signed a result without this site: its input is free again, the round is closed to it
 NO_STATE = b""
 UNKNOWN = b""  # a configuration, value or store that the entry does not say
-ZERO_VALUE = bytes(32)  # the value of a vector of zeros, which shows nobody's numbers
+ZERO_VALUE = bytes(32)  # the value of a vector of zeros, which shows no site's numbers
 
 _FIELDS = {"cohort", "fingerprint", "input", "purpose", "round"}
 _DIGESTS = ("state", "config", "value", "data")

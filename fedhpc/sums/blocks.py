@@ -28,10 +28,6 @@ from fedhpc.secure.tag import Tag, Tagger
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 from fedhpc.sums.streams import Streams
 
-STEP_BYTES = (
-    1 << 20
-)  # encoded, tagged and masked before the next bytes are; within them codec, masks and tagger go by tiles of 256 KiB
-
 Tools = tuple[Codec, Masks | None, Tagger | None]
 
 

@@ -6,7 +6,7 @@
       tensors/000000 …            the arrays, contiguous; names may hold any character, so they are in `index`
       outer/000000 …   private/000000 …   pending/000000 …
 
-`sha256` is over index and the bytes of all arrays in that order. It finds damage; it is no signature.
+`sha256` is over index and the bytes of all arrays in that order. It finds damage; it is not a signature.
 """
 
 from __future__ import annotations

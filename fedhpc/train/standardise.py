@@ -80,7 +80,7 @@ def standardise(sum_function: Callable[..., Sums], trainer: TorchTrainer) -> Non
     offset = _floats(total["shift"], shape) / rows
     square = _floats(total["squares"], shape) / rows
     quantum = np.broadcast_to(getattr(total, "quantum", {}).get("squares", 0.0), shape)
-    lost = np.where(square == 0, quantum > 0, square < _FEW_DIGITS)  # of what varies, and so is no constant
+    lost = np.where(square == 0, quantum > 0, square < _FEW_DIGITS)  # of what varies, and so is not a constant
     _refuse(trainer, lost, "the deviation is too small to be told from 0", "a smaller")
     variance = square - offset**2
     # A constant that the buffer cannot hold is as far from c in all rows; the rest is the rounding of these sums.

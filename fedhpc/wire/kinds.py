@@ -76,7 +76,7 @@ class Kind:
     name: str  # of the object, without sites; followed by a number where `numbered`
     place: Place
     owner: Owner
-    limit: int = 0  # bytes, where it is no message of secure/message_kinds.py and no vector
+    limit: int = 0  # bytes, where it is neither a message of secure/message_kinds.py nor a vector
     carries: Carries = Carries.MESSAGE
     numbered: bool = False
     phase: str = ""  # of PHASES, which waits for it or ends with it
@@ -103,8 +103,8 @@ class Kind:
 
 CONFIG = Kind(labels.SIGN_CONFIG, Place.FEDERATION, Owner.SITE)
 FEATURES = Kind("FEATURES", Place.FEDERATION, Owner.SITE, MAX_CANON_BYTES)
-# With the purpose `absent` and values that fit nobody's, READY says that its site stands aside: a row of its own would
-# be refused by relays that do not know it.
+# With the purpose `absent` and values that match no other site's, READY says that its site stands aside: a row of its
+# own would be refused by relays that do not know it.
 READY = Kind("READY", Place.LOBBY, Owner.SITE, MAX_READY_BYTES, phase="ready", purse="READY")
 LEAVE = Kind("LEAVE", Place.LOBBY, Owner.SITE, MAX_LEAVE_BYTES, purse="READY")
 ABANDON = Kind(labels.SIGN_ABANDON, Place.LOBBY, Owner.SITE)

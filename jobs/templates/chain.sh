@@ -6,11 +6,11 @@ submit_successors() {
   "$python" -m fedhpc submit "${where[@]}" --profile @@profile@@ --successor "$name" --links "$1"
   case $? in
     0) successor=1 ;;
-    77) barred=1 ;; # cancelled, or as long as it may be; after other codes this job comes back itself
+    77) barred=1 ;; # the chain is cancelled, or as long as allowed; after other codes this job comes back itself
   esac
   ((successor)) || say "no successor was submitted"
 }
-# Where the site file itself is what is wrong, the queue is asked for the names of this chain.
+# If the site file itself is wrong, this chain's jobs are found in the queue by their names.
 drop_successors() {
   local job other
   "$python" -m fedhpc jobs cancel "${where[@]}" --after "$name" && return

@@ -1,4 +1,4 @@
-# Two jobs of one name: only where sbatch was believed to have failed. The first to begin does the work.
+# Two jobs have one name only where sbatch was wrongly believed to have failed. The first to begin does the work.
 if ! printf '%s\n' "$SLURM_JOB_ID" > "$jobs/.$name.$SLURM_JOB_ID"; then
   say "cannot write in $jobs"
   exit 74

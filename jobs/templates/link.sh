@@ -24,8 +24,8 @@ say "@@version@@, $name, job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}, restart 
 export FEDHPC_EXIT_FILE=$jobs/$name.exit
 rm -f "$FEDHPC_EXIT_FILE"
 launch @@launch@@
-# A launcher that ends the step as soon as one rank has left tells of the kill, and not of the rank's own code; so does
-# one that got TERM itself, as mpirun with 1. Without such a file ranks that were told to stop were killed before they
+# A launcher that ends the step as soon as one rank has left reports the kill, and not that rank's own exit code; so
+# does one that got TERM itself (mpirun: 1). Without such a file, ranks that were told to stop were killed before they
 # could leave: the run goes on from its newest checkpoint.
 left='' next=''
 [[ ! -s $FEDHPC_EXIT_FILE ]] || read -r left next < "$FEDHPC_EXIT_FILE"

@@ -1,7 +1,7 @@
 #!/bin/bash
 @@header@@
 # shellcheck disable=SC2317  # what traps run
-# Written by fedhpc @@version@@: the relay. It outlives its jobs: its folder is on a disk, and sites try again meanwhile.
+# Written by fedhpc @@version@@: the relay. It outlives its jobs: its folder is on a disk, and sites keep trying in between.
 # Its address is that of the node: [slurm] extra = ["--nodelist=NODE"] keeps it.
 
 name=@@name@@

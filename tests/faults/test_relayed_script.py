@@ -145,7 +145,11 @@ def test_a_clean_leave_before_the_vector_has_left_erases_its_keys(theatre: Theat
         leaving(world, "rounds", "M1 7")
         assert not any(attempts(world, u) for u in world.numbers)
         assert not [name for name in world.objects(7) if "M3" in name]
+        log = world.folder / "relay.log"
+        world.until(lambda: "round 7, attempt 1 is given up" in log.read_text(), "the end of the attempt", 90)
+        left = log.read_text().count("leaves for a while")
         world.finish(world.start_sites(world.numbers, "rounds"))
+        assert log.read_text().count("leaves for a while") == left, "it would go for the next attempt, over three sites"
         assert world.final() == theatre.unbroken()
         assert not any(attempts(world, u) for u in world.numbers)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from harness import PATIENCE
 from relay_process import CONFIG, Relay
 
 from fedhpc.secure.attempt import Expected, SiteAttempt
@@ -57,7 +58,7 @@ class Sites:
 
     def get(self, attempt: int, text: str, u: int = 1) -> bytes:
         """An object, waited for by a long poll."""
-        found = self.clients[u].get(self.name(attempt, text), 20.0)
+        found = self.clients[u].get(self.name(attempt, text), 20.0 * PATIENCE)
         assert found is not None, text
         return found
 

@@ -42,7 +42,7 @@ class Head:
     keep: bool
 
 
-class Hangup(Exception):  # noqa: N818 - the end of a connection is no error
+class Hangup(Exception):  # noqa: N818 - the end of a connection is not an error
     """The peer is gone, or the connection has reached its end."""
 
 

@@ -79,7 +79,7 @@ def start_admin(server: RelayServer, settings: RelaySettings, limits: Limits, ve
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing: a scrape every few seconds is no news."""
+            """Nothing: a scrape every few seconds is not news."""
 
     host, port = split_address(settings.admin, "relay.admin")
     try:

@@ -211,6 +211,8 @@ class RelayedRound:
         stored = self._files.load(plan.round_)
         if stored is not None and stored.m0 != m0:
             stored = None
+        if stored is None and "NEXT" in watch:  # not after a message: LEAVE would be taken for the next attempt
+            raise _GivenUp
         assert self._party.identity is not None
         site = SiteAttempt(
             me,

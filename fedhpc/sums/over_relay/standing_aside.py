@@ -2,7 +2,7 @@
 
 An earlier job may have begun one of them, whose run directory is lost or which this site cannot repeat: LEAVE ends the
 others' wait. Where the policy wants all sites (`sync`), a round begins only once this site is ready too, and it cannot
-be: of a training round it may lack the scales. So it is ready with values that fit nobody's and leaves at once.
+be: of a training round it may lack the scales. So it is ready with values that match no other's, and leaves at once.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def ascii_name(host: str) -> str:
 def tls_name(host: str) -> str | None:
     """What TLS says it wants to reach (SNI): a name without a final dot; None for an address (RFC 6066 section 3).
 
-    Numbers such as 127.1, which the C library takes for an address, are no names either.
+    Numbers such as 127.1, which the C library takes for an address, are not names either.
     """
     name = ascii_name(host).rstrip(".")
     last = name.rpartition(".")[2]

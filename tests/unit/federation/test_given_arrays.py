@@ -139,14 +139,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "text in a list": (["a", "b"], "dtype <U1"),
     "bytes": (b"12", "dtype |S2"),
     "dates": (np.array(["2026-01-01"], "datetime64[D]"), "dtype datetime64"),
-    "large whole numbers": ([2**70], "no numbers of 64 bits"),
-    "none": (None, "no numbers of 64 bits"),
-    "a missing number": ([1.0, None], "no numbers of 64 bits"),
-    "a set": ({1, 2}, "no numbers of 64 bits"),
-    "a dictionary": ({"a": 1}, "no numbers of 64 bits"),
-    "a generator": ((i for i in range(3)), "no numbers of 64 bits"),
-    "rows of different lengths": ([[1, 2], [3]], "no array of numbers"),
-    "what raises": (Raises(), "no array of numbers"),
+    "large whole numbers": ([2**70], "are not 64-bit numbers"),
+    "none": (None, "are not 64-bit numbers"),
+    "a missing number": ([1.0, None], "are not 64-bit numbers"),
+    "a set": ({1, 2}, "are not 64-bit numbers"),
+    "a dictionary": ({"a": 1}, "are not 64-bit numbers"),
+    "a generator": ((i for i in range(3)), "are not 64-bit numbers"),
+    "rows of different lengths": ([[1, 2], [3]], "not an array of numbers"),
+    "what raises": (Raises(), "not an array of numbers"),
 }
 
 

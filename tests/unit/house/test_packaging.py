@@ -251,22 +251,42 @@ def commands(text: str) -> Iterator[list[str]]:
             yield words.split()
 
 
+def refuse_unknown(words: list[str]) -> None:
+    """Fail for a command or an option that `fedhpc` does not have."""
+    command: click.Command = cli
+    context = click.Context(cli)
+    rest = list(words)
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        found = command.get_command(context, rest[0])
+        assert found is not None, f"fedhpc {' '.join(words)}"
+        command, _ = found, rest.pop(0)
+    options = {o for p in command.params for o in p.opts} | {"--help", "-h"}
+    for word in rest:
+        assert not word.startswith("--") or word in options, f"fedhpc {' '.join(words)}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
 def test_commands_of_documents_exist(document: Path) -> None:
-    seen = 0
-    for words in commands(document.read_text()):
-        command: click.Command = cli
-        context = click.Context(cli)
-        rest = list(words)
-        while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
-            found = command.get_command(context, rest[0])
-            assert found is not None, f"fedhpc {' '.join(words)}"
-            command, _ = found, rest.pop(0)
-        options = {o for p in command.params for o in p.opts} | {"--help", "-h"}
-        for word in rest:
-            assert not word.startswith("--") or word in options, f"fedhpc {' '.join(words)}"
-        seen += 1
-    assert seen or document.name != "README.md"
+    found = list(commands(document.read_text()))
+    for words in found:
+        refuse_unknown(words)
+    assert found or document.name != "README.md"
+
+
+def test_commands_that_messages_name_exist() -> None:
+    named = 0
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(p.value if isinstance(p, ast.Constant) else "X" for p in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            else:
+                continue
+            for words in re.findall(r"`fedhpc((?: +[\w./=$-]+)+)`", text):
+                refuse_unknown(words.split())
+                named += 1
+    assert named > 50
 
 
 def test_the_readme_names_every_command_and_target() -> None:

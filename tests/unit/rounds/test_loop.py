@@ -5,21 +5,26 @@ The loop itself is tested in test_lives_of_a_loop.py, under mpirun and by kills.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from federation_fakes import Meeting
 from loop_fakes import Store, Trainer
+from typing_extensions import override
 
 from fedhpc.errors import PolicyError
 from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.session import Session
 from fedhpc.federation.stages import Stages
-from fedhpc.rounds.beginning import _require_ledger
+from fedhpc.rounds.beginning import Beginning, _require_ledger
 from fedhpc.rounds.loop import Run
+from fedhpc.rounds.null_objects import Endless, NoOutbox
+from fedhpc.rounds.progress import Progress
 from fedhpc.secure.ledger import LedgerEntry, RoundLedger
+from fedhpc.sums.unconnected import NeverAway
 
 
 def ledger(rounds: int, *more: int) -> RoundLedger:
@@ -73,6 +78,38 @@ class Told:
 
     def note(self, text: str) -> None:
         """Nothing to remember."""
+
+
+def resumed(held: int, of: Sequence[int], *, lost: int = 0) -> tuple[Progress, Store]:
+    """A site of a job that has checkpoints `of` these rounds, where all have that of round `held`."""
+    session, trainer, store = Meeting(3).session(1), Trainer(1), Store()
+    assert session.party.journal is not None
+
+    class Common(NeverAway):
+        @override
+        def common_round(self, held_here: list[int]) -> int | None:
+            assert held_here == list(of)
+            return held
+
+    session.recovery = Common()
+    head = ledger(lost).head if lost else session.party.journal.ledger.head
+    for round_ in of:
+        kept = Checkpoint(round_=round_, sums=2 * round_, config=session.agreement.hash, tensors=trainer.tensors())
+        private = trainer.private()
+        store.save(dataclasses.replace(kept, ledger=head, blind=bytes([round_] * 32), private=private))
+    beginning = Beginning(session, trainer, store, Told(), NoOutbox(), Endless(), ())
+    return beginning.begin(lambda: None, lambda: None)[0], store
+
+
+def test_a_run_goes_on_from_the_round_that_all_have_and_forgets_later_ones() -> None:
+    progress, store = resumed(1, [1, 2])
+    assert (progress.model.rounds, progress.model.reached, progress.model.blind) == (1, 2, bytes([1] * 32))
+    assert store.rounds() == [1]
+
+
+def test_a_run_does_not_go_on_with_a_ledger_that_lost_its_end() -> None:
+    with pytest.raises(PolicyError, match="lines between them are lost"):
+        resumed(1, [1], lost=2)
 
 
 def test_the_record_of_a_round_has_its_facts_in_this_order() -> None:

@@ -113,6 +113,13 @@ def test_scales_are_chosen_after_the_transforms() -> None:
     assert clipped.by_name["model/b"] - plain.by_name["model/b"] == 1
 
 
+def test_each_tensor_has_a_scale_of_its_own() -> None:
+    vector, scales = made()
+    found = {tensor.name: tensor.scale for tensor in vector.layout.named}
+    assert found == scales.by_name
+    assert len(set(found.values())) == 2, "40 and 2 take another number of bits"
+
+
 def test_changes_in_place_are_made_in_the_vector_itself() -> None:
     """So that a transform costs no second vector."""
     kept: list[NDArray[Any]] = []
