@@ -152,7 +152,10 @@ def read_settings(path: Path) -> tuple[RelaySettings, Limits]:
     """relay.toml; relative paths start at its folder. Raises ConfigError, also if others can read the key."""
     table = parse_toml(read_bytes(path), str(path))
     refuse_other_file(table, ("relay", "limits"), str(path), "a relay.toml")
-    given = read_section(RelaySettings, table.get("relay", {}), "relay")
+    relay = table.get("relay", {})
+    if isinstance(relay, dict) and "rounds" in relay:
+        raise ConfigError("relay: 'rounds' is no longer a key", "remove the line: every relay runs rounds")
+    given = read_section(RelaySettings, relay, "relay")
     base = path.absolute().parent
     settings = RelaySettings(
         listen=given.listen,

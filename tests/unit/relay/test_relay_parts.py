@@ -17,7 +17,7 @@ from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds import round_threads as coordinator
 from fedhpc.relay.rounds.ready import largest_group, read_ready
-from fedhpc.relay.settings import Roster, read_roster
+from fedhpc.relay.settings import Roster, read_roster, read_settings
 from fedhpc.relay.store.kept_attempt import KeptAttempt
 from fedhpc.secure.transcript import canon
 from fedhpc.wire.kinds import MAX_READY_BYTES, MAX_TENSORS
@@ -88,7 +88,16 @@ def test_the_largest_group(purposes: dict[int, str], any_base: bool) -> None:
     assert all(purposes[u] == chosen.purpose for u in members)
 
 
-# --- the roster file
+# --- relay.toml and the roster file
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_relay_toml_of_an_earlier_version_is_told_what_to_remove(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "relay.toml"
+    path.write_text(f'[relay]\nlisten = "127.0.0.1:0"\nrounds = {value}\n')
+    with pytest.raises(ConfigError, match="'rounds' is no longer a key") as refused:
+        read_settings(path)
+    assert refused.value.hint == "remove the line: every relay runs rounds"
 
 
 def roster(tmp_path: Path, text: str, sites: int = 4) -> Roster:
