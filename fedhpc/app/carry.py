@@ -8,13 +8,13 @@ from pathlib import Path
 
 from fedhpc.agreement.federation_file import Agreement
 from fedhpc.agreement.site_file import SiteFile
-from fedhpc.sums.over_relay.join import relay_access, spool_of
+from fedhpc.sums.over_relay.access import relay_access, spool_of
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.https.retry import Patience
 from fedhpc.transport.spool.carrier import Carrier
 from fedhpc.transport.spool.carrier_notes import SiteNotes
 from fedhpc.transport.spool.carrier_tasks import Tasks
-from fedhpc.transport.spool.files import ANSWERS, MOST_NOTE_BYTES, SpoolFolder, names_in, read_file
+from fedhpc.transport.spool.folder import ANSWERS, MOST_NOTE_BYTES, SpoolFolder, names_in, read_file
 from fedhpc.transport.spool.notes import CarrierLife, SiteLife, read_note
 
 _PATIENCE_S = 30.0  # of one try; with --watch there is another one after it

@@ -38,7 +38,7 @@ from fedhpc.sums.in_job.mpi_exchange import MpiExchange
 from fedhpc.sums.in_job.no_exchange import NoExchange
 from fedhpc.sums.in_job.peers import JobPeers, JobRecovery
 from fedhpc.sums.in_job.pipeline import Pipeline
-from fedhpc.sums.over_relay.join import open_relay
+from fedhpc.sums.over_relay.access import open_relay
 from fedhpc.sums.over_relay.masked_sum import RelayedSums
 from fedhpc.sums.over_relay.peers import RelayPeers
 from fedhpc.sums.over_relay.recovery import RelayRecovery

@@ -15,7 +15,7 @@ from cryptography import x509
 from fedhpc.agreement.federation_file import Agreement
 from fedhpc.agreement.site_file import SiteFile
 from fedhpc.errors import FedhpcError, PeersError
-from fedhpc.sums.over_relay.join import relay_access
+from fedhpc.sums.over_relay.access import relay_access
 from fedhpc.transport.https.addresses import joined
 from fedhpc.transport.https.link import Link, RelayAccess, site_context
 from fedhpc.transport.link_problems import LinkDown, RelayProblem

@@ -11,7 +11,7 @@ from fedhpc.enrolment.draft import read_complete
 from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.relay.roster_file import drop_federation, federation_sites, put_federation
 from fedhpc.relay.settings import REVOKED, read_settings
-from fedhpc.sums.over_relay.join import thresholds_of
+from fedhpc.sums.over_relay.access import thresholds_of
 from fedhpc.wire.pins import pin_of, read_certificate
 
 BYTES, OBJECTS = 64 << 30, 100_000

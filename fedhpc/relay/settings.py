@@ -27,7 +27,7 @@ from typing import Any
 from fedhpc.cohort.settings import CohortSettings
 from fedhpc.config import parse_toml, read_bytes, read_section, refuse_other_file
 from fedhpc.errors import ConfigError
-from fedhpc.relay.store.store import Quota
+from fedhpc.relay.store.object_store import Quota
 from fedhpc.secure.thresholds import choose_thresholds
 from fedhpc.wire.pins import require_private, same_pin
 

@@ -12,8 +12,8 @@ from fedhpc.agreement.site_file import SiteFile
 from fedhpc.errors import ConfigError, PeersError, PolicyError
 from fedhpc.relay.settings import split_address
 from fedhpc.relay.status.snapshot import KIND
+from fedhpc.sums.over_relay.access import relay_access
 from fedhpc.sums.over_relay.exchange import RelayExchange
-from fedhpc.sums.over_relay.join import relay_access
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.https.retry import Patience
 

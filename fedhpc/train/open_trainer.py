@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.mpi.collectives import Group
+from fedhpc.train.held_out import split_rows
 from fedhpc.train.row_check import check_rows
-from fedhpc.train.rows import split_rows
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 from fedhpc.train.tasks.loader import TaskDataset, load_task
 from fedhpc.train.trainer import TorchTrainer

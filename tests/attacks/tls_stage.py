@@ -36,7 +36,7 @@ from fedhpc.relay.rounds.machine import RoundMachine
 from fedhpc.relay.rounds.ready import proposal, read_ready
 from fedhpc.relay.settings import read_settings
 from fedhpc.relay.store.kept_attempt import KeptAttempt
-from fedhpc.relay.store.store import Attempt, Store, Stored
+from fedhpc.relay.store.object_store import Attempt, Store, Stored
 from fedhpc.secure.thresholds import choose_thresholds
 from fedhpc.secure.transcript import canon, tree
 from fedhpc.wire.object_names import ObjectName

@@ -17,7 +17,7 @@ from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.rounds.machine import RoundMachine
 from fedhpc.relay.rounds.round_threads import Coordinator
 from fedhpc.relay.settings import HostedFederation, Roster, default_threshold
-from fedhpc.relay.store.store import Quota, Store
+from fedhpc.relay.store.object_store import Quota, Store
 from fedhpc.secure.transcript import canon, parse_canon, sign_message, tree
 from fedhpc.wire import kinds
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName

@@ -20,7 +20,7 @@ from fedhpc.transport.listing import Entry
 from fedhpc.transport.ranges import Gaps
 from fedhpc.transport.spool.carrier import Carrier
 from fedhpc.transport.spool.client import SpoolClient
-from fedhpc.transport.spool.files import SpoolFolder
+from fedhpc.transport.spool.folder import SpoolFolder
 from fedhpc.transport.transport import BlockWork, Traffic
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.transport.link_problems import RelayProblem
-from fedhpc.transport.spool.files import flat, note_name, read_attempt_name, read_note_name
+from fedhpc.transport.spool.folder import flat, note_name, read_attempt_name, read_note_name
 from fedhpc.transport.spool.notes import (
     Answer,
     CarrierLife,

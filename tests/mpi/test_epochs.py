@@ -20,7 +20,7 @@ from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT
 from fedhpc.secure.salt import NO_BLIND
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
-from fedhpc.train.rows import split_rows
+from fedhpc.train.held_out import split_rows
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(600)]
 

@@ -136,7 +136,7 @@ from pathlib import Path
 import numpy as np, torch
 from fedhpc.train.batches import Batches
 from fedhpc.train.randomness import RankRandom, rank_seed
-from fedhpc.train.rows import split_rows
+from fedhpc.train.held_out import split_rows
 from fedhpc.train.tasks import mlp
 from harness import table
 

@@ -13,7 +13,7 @@ from harness import Site, mpirun, write_federation
 
 from fedhpc.data.schema import Feature, FeatureSet, Label
 from fedhpc.data.store import write_store
-from fedhpc.train.rows import split_rows
+from fedhpc.train.held_out import split_rows
 
 RANKS_SCRIPT = Path(__file__).with_name("training_ranks.py")
 COLUMNS = ("age", "sex", "creatinine", "date", "platelets")

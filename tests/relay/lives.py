@@ -24,8 +24,8 @@ from fedhpc.agreement.federation_file import Agreement
 from fedhpc.agreement.site_file import SiteFile
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.one_machine import Enrolled, enrol
+from fedhpc.sums.over_relay.access import relay_access
 from fedhpc.sums.over_relay.exchange import RelayExchange
-from fedhpc.sums.over_relay.join import relay_access
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.https.retry import Patience
 

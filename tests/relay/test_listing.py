@@ -15,7 +15,7 @@ from relay_process import CONFIG, MIB, Relay, name, noise, root
 
 from fedhpc.errors import PolicyError
 from fedhpc.relay.http.listing import Wanted
-from fedhpc.relay.store.store import Stored
+from fedhpc.relay.store.object_store import Stored
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.transport.listing import read_listing
 

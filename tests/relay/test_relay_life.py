@@ -18,7 +18,7 @@ import pytest
 from relay_process import CONFIG, MIB, PATIENCE, ROOT, SITES, Relay, name, noise, root, until
 
 from fedhpc.errors import PeersError, StorageError
-from fedhpc.relay.store.store import Store
+from fedhpc.relay.store.object_store import Store
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.https.retry import Patience
 from fedhpc.transport.link_problems import RelayProblem

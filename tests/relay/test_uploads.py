@@ -9,7 +9,7 @@ import pytest
 from relay_process import CONFIG, MIB, SITES, name, noise, root
 
 from fedhpc.relay.problems import Problem
-from fedhpc.relay.store.store import Quota, Store
+from fedhpc.relay.store.object_store import Quota, Store
 
 QUOTA = Quota(1 << 30, 1000, SITES)
 

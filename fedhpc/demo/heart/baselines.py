@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedhpc.data.store import SiteStore
 from fedhpc.train.evaluate import auc
-from fedhpc.train.rows import split_rows
+from fedhpc.train.held_out import split_rows
 from fedhpc.train.settings import TaskSettings, TrainSettings
 from fedhpc.train.tasks import logistic
 

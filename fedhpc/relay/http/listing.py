@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedhpc.relay.problems import Problem
-from fedhpc.relay.store.store import Stored
+from fedhpc.relay.store.object_store import Stored
 from fedhpc.wire.kinds import Carries, carries, is_turn
 
 MAX_INLINE_BYTES = 1 << 20  # of all bodies in one answer

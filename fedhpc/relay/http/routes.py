@@ -26,7 +26,7 @@ from fedhpc.relay.http.connection import Connection, Head
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds.round_threads import Coordinator
 from fedhpc.relay.settings import HostedFederation, Limits, Roster
-from fedhpc.relay.store.store import Attempt, Store, Stored
+from fedhpc.relay.store.object_store import Attempt, Store, Stored
 from fedhpc.relay.store.upload import Upload
 from fedhpc.wire.kinds import UNSHARED
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_bytes, block_count

@@ -29,7 +29,7 @@ from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds.round_threads import Coordinator
 from fedhpc.relay.settings import Limits, RelaySettings, read_roster, split_address
-from fedhpc.relay.store.store import Store
+from fedhpc.relay.store.object_store import Store
 from fedhpc.wire.certificate_times import utc
 from fedhpc.wire.pins import pin_of, read_der
 

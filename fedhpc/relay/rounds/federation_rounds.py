@@ -27,7 +27,7 @@ from fedhpc.relay.rounds.phase_times import PhaseTimes
 from fedhpc.relay.rounds.ready import largest_group, proposal, read_ready
 from fedhpc.relay.settings import HostedFederation
 from fedhpc.relay.store.kept_attempt import KeptAttempt, drop_large, drop_messages, drop_ready
-from fedhpc.relay.store.store import Store, Stored
+from fedhpc.relay.store.object_store import Store, Stored
 from fedhpc.secure.transcript import canon, parse_canon
 from fedhpc.wire import kinds
 from fedhpc.wire.kinds import Kind, Owner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fedhpc.relay.store.store import Store
+from fedhpc.relay.store.object_store import Store
 from fedhpc.wire import kinds
 from fedhpc.wire.object_names import ObjectName
 

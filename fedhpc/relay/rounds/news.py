@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fedhpc.errors import PolicyError
 from fedhpc.relay.rounds.ready import Ready, read_ready
-from fedhpc.relay.store.store import Store, Stored
+from fedhpc.relay.store.object_store import Store, Stored
 from fedhpc.wire import kinds
 from fedhpc.wire.object_names import ObjectName
 

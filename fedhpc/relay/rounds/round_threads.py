@@ -20,7 +20,7 @@ from fedhpc.relay.rounds.federation_rounds import FederationRounds
 from fedhpc.relay.rounds.heard import Heard
 from fedhpc.relay.rounds.status_json import PAST, standing
 from fedhpc.relay.settings import HostedFederation, Roster
-from fedhpc.relay.store.store import Store, Stored
+from fedhpc.relay.store.object_store import Store, Stored
 from fedhpc.wire.object_names import ObjectName
 
 _log = logging.getLogger("fedhpc.relay")

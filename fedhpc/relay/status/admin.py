@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from fedhpc.errors import ConfigError
 from fedhpc.relay.http.server import RelayServer
 from fedhpc.relay.settings import Limits, RelaySettings, split_address
-from fedhpc.relay.status.page import PAUSED, page
 from fedhpc.relay.status.snapshot import Since, gauges, snapshot
+from fedhpc.relay.status.status_page import PAUSED, page
 from fedhpc.relay.status.style import HEADERS
 
 _LOCAL = {"127.0.0.1", "localhost", "::1"}

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from fedhpc.files import sync_folder
 from fedhpc.relay.rounds.attempt_objects import Objects
-from fedhpc.relay.store.store import Attempt, Store
+from fedhpc.relay.store.object_store import Attempt, Store
 from fedhpc.relay.store.upload import Upload, full_disk_is_a_problem
 from fedhpc.secure.transcript import MAX_CANON_BYTES, tree
 from fedhpc.wire import kinds

@@ -19,7 +19,7 @@ from fedhpc.transport.spool.carrier_lease import BEAT_S, STALE_S, Lease
 from fedhpc.transport.spool.carrier_listing import ListedAttempt
 from fedhpc.transport.spool.carrier_notes import Put, SiteNotes, Watched, Wish
 from fedhpc.transport.spool.carrier_tasks import Tasks, is_refusal
-from fedhpc.transport.spool.files import MOST_NOTE_BYTES, PUTS, SpoolFolder, names_in, read_file, remove, write_file
+from fedhpc.transport.spool.folder import MOST_NOTE_BYTES, PUTS, SpoolFolder, names_in, read_file, remove, write_file
 from fedhpc.transport.spool.notes import PutNote, Refusal, read_note
 from fedhpc.wire import kinds
 from fedhpc.wire.object_names import BLOCK_BYTES

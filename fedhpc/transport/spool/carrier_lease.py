@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from fedhpc.errors import PeersError, StorageError
-from fedhpc.transport.spool.files import MOST_NOTE_BYTES, SpoolFolder, read_file, write_file
+from fedhpc.transport.spool.folder import MOST_NOTE_BYTES, SpoolFolder, read_file, write_file
 from fedhpc.transport.spool.notes import CarrierLife, read_note, to_bytes
 
 BEAT_S = 2.0

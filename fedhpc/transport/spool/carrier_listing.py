@@ -10,7 +10,7 @@ from fedhpc.secure.transcript import tree
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.listing import Entry
 from fedhpc.transport.spool.client import MOST_MESSAGE_BYTES, comes_along
-from fedhpc.transport.spool.files import SpoolFolder, read_file, write_file
+from fedhpc.transport.spool.folder import SpoolFolder, read_file, write_file
 from fedhpc.transport.spool.notes import MOST_NAMES, Listed, Listing, Refusal, to_bytes
 
 MOST_ATTEMPT_BYTES = 1 << 30  # of messages of one attempt; a relay that sends more is taken for dishonest

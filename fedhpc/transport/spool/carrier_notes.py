@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from fedhpc.transport.spool.client import KEPT_ROUNDS, comes_along
-from fedhpc.transport.spool.files import (
+from fedhpc.transport.spool.folder import (
     ANSWERS,
     MOST_NOTE_BYTES,
     PUTS,

@@ -14,7 +14,7 @@ from fedhpc.secure.transcript import tree, tree_root
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.spool.client import MOST_MESSAGE_BYTES
-from fedhpc.transport.spool.files import (
+from fedhpc.transport.spool.folder import (
     ANSWERS,
     MOST_NOTE_BYTES,
     PUTS,

@@ -20,7 +20,7 @@ from fedhpc.secure.transcript import tree
 from fedhpc.transport.https.retry import Retry
 from fedhpc.transport.listing import Entry
 from fedhpc.transport.ranges import Gaps
-from fedhpc.transport.spool.files import (
+from fedhpc.transport.spool.folder import (
     ANSWERS,
     MOST_LISTING_BYTES,
     MOST_NOTE_BYTES,

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fedhpc.errors import PeersError
 from fedhpc.transport.https.retry import Retry
-from fedhpc.transport.spool.files import MOST_NOTE_BYTES, SpoolFolder, read_file, write_file
+from fedhpc.transport.spool.folder import MOST_NOTE_BYTES, SpoolFolder, read_file, write_file
 from fedhpc.transport.spool.notes import CarrierLife, SiteLife, read_note, to_bytes
 
 COMMAND = "fedhpc spool carry FEDERATION.TOML --site SITE.TOML --watch"

@@ -12,7 +12,7 @@ from pathlib import Path
 from fedhpc.errors import InternalError, PeersError
 from fedhpc.files import sync_folder
 from fedhpc.secure.transcript import tree_root
-from fedhpc.transport.spool.files import SpoolFolder, length_of, opened, remove, storage
+from fedhpc.transport.spool.folder import SpoolFolder, length_of, opened, remove, storage
 from fedhpc.transport.spool.modes import open_part
 from fedhpc.transport.transport import BlockWork, Traffic
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count

@@ -22,7 +22,7 @@ from fedhpc.enrolment.site import SiteFolder
 from fedhpc.errors import ConfigError, FedhpcError, PeersError, PolicyError
 from fedhpc.relay.roster_file import drop_federation, drop_pin, put_federation
 from fedhpc.relay.settings import read_roster
-from fedhpc.sums.over_relay.join import relay_access
+from fedhpc.sums.over_relay.access import relay_access
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.https.link import RelayAccess
 from fedhpc.wire.pins import pin_of, read_certificate

@@ -50,8 +50,8 @@ TWIN_ROOMS = {
     "demo/digits": "demo/heart",
 }
 KNOWN_NAMESAKES = {
-    *("federation.py", "files.py", "join.py", "listing.py", "mailbox.py", "page.py", "rehearsal.py"),
-    *("rows.py", "store.py"),
+    *("federation.py", "rehearsal.py"),  # the federation of an example, of a user's program, of a command
+    *("listing.py", "mailbox.py"),  # a site's end and the relay's
 }
 # In two halves, since this file names no registry's host either.
 REGISTRIES = tuple(

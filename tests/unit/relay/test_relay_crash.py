@@ -12,7 +12,7 @@ from relay_fakes import CONFIG, Hand, Relay, all_ready, federation, ready
 
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.store import kept_attempt as kept
-from fedhpc.relay.store.store import Store
+from fedhpc.relay.store.object_store import Store
 from fedhpc.relay.store.upload import Upload
 from fedhpc.secure.transcript import tree
 

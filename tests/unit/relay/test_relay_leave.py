@@ -11,7 +11,7 @@ from relay_fakes import CONFIG, OTHER, Hand, Relay, all_ready, federation, ready
 
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.store.kept_attempt import drop_ready
-from fedhpc.relay.store.store import Store
+from fedhpc.relay.store.object_store import Store
 from fedhpc.wire.kinds import MAX_LEAVE_BYTES
 from fedhpc.wire.object_names import ObjectName
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from status_fakes import DAY, EMPTY, FEDERATION, snapshot
 
-from fedhpc.relay.status.federation import SHOWN
+from fedhpc.relay.status.federation_part import SHOWN
 from fedhpc.relay.status.markup import Html, element, joined
 from fedhpc.relay.status.notices import notices
-from fedhpc.relay.status.page import page
+from fedhpc.relay.status.status_page import page
 from fedhpc.relay.status.style import HEADERS, STYLE
 from fedhpc.report.relay_table import console, render
 from fedhpc.wire.units import ago, ranges, sites, size, span, took

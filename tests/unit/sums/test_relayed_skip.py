@@ -14,9 +14,9 @@ from fedhpc.federation.party import Party, SumKind, SumPlan
 from fedhpc.ledger.journal import MemoryJournal
 from fedhpc.secure.ledger import Mark
 from fedhpc.secure.transcript import canon, sign_message, tree
+from fedhpc.sums.over_relay.access import thresholds_of
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.exchange import RelayExchange, TooLateError
-from fedhpc.sums.over_relay.join import thresholds_of
 from fedhpc.sums.over_relay.skip import Skip
 from fedhpc.transport.listing import Entry
 

@@ -9,8 +9,8 @@ from federation_fakes import Meeting
 
 from fedhpc.relay.rounds.ready import largest_group, read_ready
 from fedhpc.sums.over_relay import standing_aside
+from fedhpc.sums.over_relay.access import thresholds_of
 from fedhpc.sums.over_relay.exchange import RelayExchange
-from fedhpc.sums.over_relay.join import thresholds_of
 from fedhpc.sums.over_relay.standing_aside import StandingAside
 
 ME = 2

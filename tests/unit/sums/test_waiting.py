@@ -13,9 +13,9 @@ import pytest
 
 from fedhpc.errors import InterruptedRun, PeersError, PolicyError
 from fedhpc.federation.party import RoundOverError
-from fedhpc.sums.over_relay import join as join_relay
+from fedhpc.sums.over_relay import access
+from fedhpc.sums.over_relay.access import _prove_configuration, _Retries
 from fedhpc.sums.over_relay.exchange import Interrupts, RelayExchange
-from fedhpc.sums.over_relay.join import _prove_configuration, _Retries
 from fedhpc.sums.over_relay.lobby import Lobby
 from fedhpc.sums.over_relay.orders import CLOSED, CUT_OFF, SumFetch, Upload, end_if_stopped
 from fedhpc.transport.https.retry import Retry
@@ -175,7 +175,7 @@ def test_a_round_that_ended_is_over_also_at_the_deadline(exchange: RelayExchange
 
 def joining(exchange: RelayExchange, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, deadline_s: float = 600.0) -> None:
     """Until every site has signed; nobody else ever does."""
-    monkeypatch.setattr(join_relay, "Approvals", lambda folder: SimpleNamespace(own=lambda agreement: b"signed"))
+    monkeypatch.setattr(access, "Approvals", lambda folder: SimpleNamespace(own=lambda agreement: b"signed"))
     members = [SimpleNamespace(number=u, name=n) for u, n in enumerate(("aa", "bb", "cc"), start=1)]
     agreement = SimpleNamespace(hash=CONFIG, cohort=SimpleNamespace(deadline_s=deadline_s))
     before = SimpleNamespace(ledger=(), fresh=False)  # a run directory that is there

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedhpc.errors import DataError
 from fedhpc.train.batches import Batches, derive_key, permutation, pieces, share
-from fedhpc.train.rows import split_rows
+from fedhpc.train.held_out import split_rows
 
 
 def test_permutation_is_keyed_and_stable() -> None:

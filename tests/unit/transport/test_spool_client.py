@@ -30,7 +30,7 @@ from fedhpc.errors import FedhpcError, PeersError, PolicyError, StorageError
 from fedhpc.secure.transcript import tree
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.spool.client import SpoolClient
-from fedhpc.transport.spool.files import PUTS, RECEIPTS, SpoolFolder, names_in, note_name, write_file
+from fedhpc.transport.spool.folder import PUTS, RECEIPTS, SpoolFolder, names_in, note_name, write_file
 from fedhpc.transport.spool.notes import PutNote, to_bytes
 from fedhpc.transport.spool.transfer import part_of
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName

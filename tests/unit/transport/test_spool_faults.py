@@ -21,7 +21,7 @@ from fedhpc.transport.link_problems import NoWayError, RelayProblem
 from fedhpc.transport.spool.carrier import Carrier
 from fedhpc.transport.spool.carrier_lease import Lease
 from fedhpc.transport.spool.client import SpoolClient
-from fedhpc.transport.spool.files import PUTS, SpoolFolder, names_in, read_note_name, write_file
+from fedhpc.transport.spool.folder import PUTS, SpoolFolder, names_in, read_note_name, write_file
 from fedhpc.transport.spool.notes import CarrierLife, PutNote, to_bytes
 
 

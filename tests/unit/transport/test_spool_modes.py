@@ -13,7 +13,7 @@ from spool_fakes import CONFIG, VECTOR, FakeRelay, carrying, halves, name, spool
 
 from fedhpc.transport.spool import modes as spool_modes
 from fedhpc.transport.spool.client import SpoolClient
-from fedhpc.transport.spool.files import write_file
+from fedhpc.transport.spool.folder import write_file
 from fedhpc.transport.spool.modes import make_folder
 from fedhpc.wire.object_names import BLOCK_BYTES
 

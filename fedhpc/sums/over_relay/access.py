@@ -35,7 +35,7 @@ from fedhpc.transport.https.proxies import proxy_for
 from fedhpc.transport.https.retry import Patience, Retry
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.spool.client import SpoolClient
-from fedhpc.transport.spool.files import SpoolFolder
+from fedhpc.transport.spool.folder import SpoolFolder
 from fedhpc.transport.transport import Transport
 from fedhpc.wire.pins import pin_of, read_certificate
 

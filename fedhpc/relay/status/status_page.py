@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedhpc.relay.status.federation import federation_section
+from fedhpc.relay.status.federation_part import federation_section
 from fedhpc.relay.status.markup import Html, element, joined
 from fedhpc.relay.status.style import STYLE
 from fedhpc.wire.units import size, span

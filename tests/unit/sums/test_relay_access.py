@@ -12,7 +12,7 @@ from secure_fakes import key_of
 
 from fedhpc.errors import PolicyError
 from fedhpc.secure.ledger import LedgerEntry
-from fedhpc.sums.over_relay import join as join_relay
+from fedhpc.sums.over_relay import access
 
 LOST = "its ledger knows nothing of it"
 AGREEMENT = cast(Any, SimpleNamespace(hash=b"\xab" * 32))
@@ -38,8 +38,8 @@ class Exchange:
 def publish(monkeypatch: pytest.MonkeyPatch) -> Any:
     def act(exchange: Exchange) -> None:
         clock = SimpleNamespace(monotonic=lambda: exchange.now, sleep=exchange.sleep)
-        monkeypatch.setattr(join_relay, "time", clock)
-        join_relay._publish(cast(Any, exchange), b"signed", AGREEMENT)
+        monkeypatch.setattr(access, "time", clock)
+        access._publish(cast(Any, exchange), b"signed", AGREEMENT)
 
     return act
 
@@ -86,7 +86,7 @@ def party(home: Path, number: int = 1) -> Any:
 
 def refuse(of: Any, **said: Any) -> None:
     try:
-        join_relay.refuse_forgotten_sums(of, cast(Any, Standing(**said)))
+        access.refuse_forgotten_sums(of, cast(Any, Standing(**said)))
     finally:
         of.journal.close()
 
