@@ -25,10 +25,10 @@ def new_relay(world: World, tmp_path: Path) -> Iterator[Callable[..., Relay]]:
     """Starts relays of the test's own, with their limits."""
     made: list[Relay] = []
 
-    def make(limits: str = "", roster: str = "", extra: str = "", **start: object) -> Relay:
+    def make(limits: str = "", roster: str = "", extra: str = "", *, any_name: bool = True, **start: object) -> Relay:
         folder = tmp_path / f"relay{len(made)}"
         folder.mkdir()
-        made.append(Relay(world, folder, limits, roster, extra, any_name=True))
+        made.append(Relay(world, folder, limits, roster, extra, any_name=any_name))
         return made[-1].start(**start)  # type: ignore[arg-type]
 
     yield make

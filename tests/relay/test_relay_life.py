@@ -125,7 +125,7 @@ def _deafen() -> None:
 
 
 def test_it_hears_signals_whatever_started_it(new_relay: Callable[..., Relay]) -> None:
-    relay = new_relay(before=_deafen)
+    relay = new_relay(before=_deafen, any_name=False)
     assert relay.stop(signal.SIGTERM) == 0
 
 
