@@ -71,7 +71,7 @@ class Profile:
 
 def jobs_folder() -> Path:
     """jobs/ with profiles and templates, as it is installed."""
-    return Path(__file__).parents[2] / "jobs"
+    return Path(__file__).parents[1] / "jobs"
 
 
 def profile_names() -> list[str]:
