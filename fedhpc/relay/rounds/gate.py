@@ -37,6 +37,8 @@ def check_write(rounds: FederationRounds, name: ObjectName, length: int, tree: b
         raise Problem("forbidden", "rounds and attempts are below 2^53")
     kind = kinds.kind_of(name)
     if kind is None or kind.owner is Owner.RELAY:
+        if kinds.row(name.kind) is None:
+            raise Problem("forbidden", f"there is no message {name.kind}")
         where = "in the lobby" if name.round and not name.attempt else "there"
         raise Problem("forbidden", f"no site writes {name.name} {where}")
     _check_pace(rounds, kind, name, length, tree, now)
