@@ -21,7 +21,7 @@ import numpy as np
 from attack_stage import Change, Lie, Stage
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from free_for_all import FreeForAll
-from harness import edit, ledger_entries
+from harness import PATIENCE, edit, ledger_entries
 from numpy.typing import NDArray
 from typing_extensions import override
 
@@ -41,7 +41,7 @@ from fedhpc.secure.thresholds import choose_thresholds
 from fedhpc.secure.transcript import canon, tree
 from fedhpc.wire.object_names import ObjectName
 
-PATIENCE_S = 60.0  # for one message; a test that waits longer has failed
+PATIENCE_S = 30.0 * PATIENCE  # for one message; a test that waits longer has failed
 SECTIONS = """
 [cohort]
 policy = "sync"

@@ -245,7 +245,7 @@ def _relay() -> list[Target]:
         head % (CONFIG.encode(), b"content-range: bytes 0-1048575/4194304\r\nfedhpc-tree: " + b"0" * 64 + b"\r\n"),
         b"GET /v1/objects/%s/3/1/?wait=20&after=ab.7 HTTP/1.1\r\nhost: r\r\nrange: bytes=0-\r\n\r\n" % CONFIG.encode(),
     ]
-    routes = Routes(None, Roster, Limits())  # type: ignore[arg-type]
+    routes = Routes(None, Roster, Limits(), None)  # type: ignore[arg-type]
 
     def parsed(data: bytes) -> Head:
         found = parse_head(data, Limits().head_bytes)

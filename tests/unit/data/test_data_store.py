@@ -234,7 +234,7 @@ DAMAGE = {
     "labels are float32": lambda f: replace(f, "labels", data=np.zeros(5, np.float32)),
     "2 feature names": lambda f: replace(f, "features", data=np.zeros((5, 3), np.float32)),
     "feature_sha256 is not the hash": lambda f: hdf5.put_text(f, "units", '["years", "feet"]'),
-    "no JSON list": lambda f: hdf5.put_text(f, "units", '{"a": 1}'),
+    "not a JSON list": lambda f: hdf5.put_text(f, "units", '{"a": 1}'),
     "2 names, 1 units": lambda f: hdf5.put_text(f, "units", '["years"]'),
     "not the JSON of a label": lambda f: hdf5.put_text(f, "label", '{"name": "ill", "colour": "red"}'),
     "is there twice": lambda f: hdf5.put_text(f, "feature_names", '["age", "age"]'),

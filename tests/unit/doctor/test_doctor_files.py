@@ -506,7 +506,7 @@ def test_a_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes("spool", made, "this account's only; carrier here")
     (tmp_path / "spool").chmod(0o2770)
     passes("spool", made, "its group's; carrier here")
-    for text, words in (('{"trouble": "403\\u001b[2J"}', "in trouble: 403"), ("nonsense", "no note of a carrier")):
+    for text, words in (('{"trouble": "403\\u001b[2J"}', "in trouble: 403"), ("nonsense", "not a note of a carrier")):
         beat.write_text(text)
         warns("spool", made, words)
         assert "\x1b" not in found("spool", made).what
