@@ -40,12 +40,6 @@ SECTIONS = """
 deadline_s = 3.0
 answer_s = 2.0
 
-[secure]
-mode = "pairwise"
-
-[strategy]
-name = "fedavg"
-
 [task]
 name = "logistic"
 options = { features = 4 }
