@@ -11,7 +11,7 @@ from federation_fakes import Meeting
 from numpy.typing import NDArray
 
 from fedhpc.app.federation import Federation
-from fedhpc.errors import PolicyError
+from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.session import Session
 from fedhpc.rounds.global_model import Base, GlobalModel
@@ -178,6 +178,21 @@ def test_an_update_that_is_too_old_is_refused_before_anything_is_summed() -> Non
         for rounds in (-3, 1):  # three rounds behind, and from a model that does not exist yet
             with pytest.raises(PolicyError, match="rounds behind the present model"):
                 exchange(mine, UPDATES[1], 1, Base(mine.tensors, bytes(32), rounds))
+
+    meeting.run(work)
+    assert meeting.plans == []
+
+
+def test_nothing_is_trained_or_summed_once_the_federation_is_closed() -> None:
+    meeting = Meeting(4, strategy={"weights": "uniform"}, secure={"bound": BOUND}, cohort=COHORT)
+
+    def work(session: Session) -> None:
+        mine = model(session)
+        session.close()
+        with pytest.raises(ConfigError, match="the federation is closed"):
+            exchange(mine, UPDATES[1], 1)
+        with pytest.raises(ConfigError, match="the federation is closed"):
+            Federation(session).sum(np.ones(2), bound=8.0)
 
     meeting.run(work)
     assert meeting.plans == []

@@ -11,11 +11,12 @@ import pytest
 from harness import ROOT
 from slurm_fakes import PROFILES, plan_of, write_site
 
+import fedhpc
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.slurm.exit_file import leave_exit_code
 from fedhpc.slurm.extra import option_words
 from fedhpc.slurm.plan import check, make_plan
-from fedhpc.slurm.profile import profile_names, read_profile
+from fedhpc.slurm.profile import jobs_folder, profile_names, read_profile
 from fedhpc.slurm.settings import exchange_settings, overlay, walltime_s
 
 FACT = re.compile(r"(?P<key>\w[\w-]*) += .*?(?:# (?P<word>source|unverified|choice): (?P<why>.+))?")
@@ -446,3 +447,8 @@ def test_a_failure_goes_before_75(tmp_path: Path) -> None:
     leave_exit_code(64, environment={"FEDHPC_EXIT_FILE": str(tmp_path / "other")})
     assert not (tmp_path / "other").exists(), "commands of the batch script itself are no ranks"
     leave_exit_code(64, environment={"FEDHPC_EXIT_FILE": str(tmp_path / "no" / "folder"), "SLURM_PROCID": "0"})
+
+
+def test_profiles_and_templates_are_those_of_the_package() -> None:
+    """A wheel carries jobs/ inside the package; in a checkout fedhpc/jobs is a link, and ROOT/jobs would do too."""
+    assert jobs_folder() == Path(fedhpc.__file__).parent / "jobs"
