@@ -20,9 +20,7 @@ from fedhpc.rounds.global_model import GlobalModel
 
 pytestmark = pytest.mark.faults
 
-UNIFORM = SECTIONS.replace('name = "fedavg"', 'name = "fedavg"\nweights = "uniform"').replace(
-    'mode = "pairwise"', 'mode = "pairwise"\nbound = 8192.0'
-)
+UNIFORM = SECTIONS + '[strategy]\nname = "fedavg"\nweights = "uniform"\n[secure]\nbound = 8192.0\n'
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from fedhpc.sums.over_relay.exchange import RelayExchange, Until, Watch, objects_of
+from fedhpc.transport.link_problems import RelayProblem
 
 _log = logging.getLogger("fedhpc.federation")
 _FIRST_S = 60.0
@@ -32,8 +33,15 @@ def wait_telling(
 
 
 def late_sites(exchange: RelayExchange, names: Sequence[str], round_: int) -> str:
-    """Whom the relay waits for in a round, in words. `names`: of the sites, in roster order."""
-    for entry in objects_of(exchange.standing(), "sums"):
+    """Whom the relay waits for in a round, in words. `names`: of the sites, in roster order.
+
+    A relay that does not answer this costs a name in a warning, and not the round.
+    """
+    try:
+        standing = exchange.standing()
+    except RelayProblem as problem:
+        return f"the relay does not say for whom it waits ({problem.what})"
+    for entry in objects_of(standing, "sums"):
         late = entry.get("late")
         if entry.get("sum") == round_ and isinstance(late, list):
             named = [name for u, name in enumerate(names, start=1) if u in late]

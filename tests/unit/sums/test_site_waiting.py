@@ -10,6 +10,7 @@ import pytest
 
 from fedhpc.sums.over_relay import waiting as patience
 from fedhpc.sums.over_relay.exchange import RelayExchange, Watch
+from fedhpc.transport.link_problems import RelayProblem
 
 
 class Clock:
@@ -36,6 +37,14 @@ class Clock:
 def test_late_sites_are_named(standing: dict[str, Any], told: str) -> None:
     exchange = SimpleNamespace(standing=lambda: standing)
     assert patience.late_sites(cast(RelayExchange, exchange), ["aa", "bb", "cc"], 8) == told
+
+
+def test_a_relay_that_does_not_say_for_whom_it_waits_costs_a_name() -> None:
+    def standing() -> dict[str, Any]:
+        raise RelayProblem(404, "absent", "there is nothing at /v1/federations/c")
+
+    told = patience.late_sites(cast(RelayExchange, SimpleNamespace(standing=standing)), ["aa"], 8)
+    assert told.startswith("the relay does not say for whom it waits (the relay refused (404 absent)")
 
 
 @pytest.mark.parametrize(
