@@ -7,6 +7,8 @@ from fedhpc.mpi.collectives import Group
 from fedhpc.train.backends.base import Backend
 from fedhpc.train.backends.ddp import DdpBackend
 from fedhpc.train.backends.devices import place
+from fedhpc.train.backends.fsdp import FsdpBackend
+from fedhpc.train.backends.mpi import MpiBackend
 from fedhpc.train.backends.serial import SerialBackend
 from fedhpc.train.settings import ComputeSettings
 
@@ -32,3 +34,7 @@ def open_backend(compute: ComputeSettings, group: Group) -> Backend:
             return SerialBackend(placement.device)
         case "ddp":
             return DdpBackend(group, placement)
+        case "fsdp":
+            return FsdpBackend(group, placement)
+        case "mpi":
+            return MpiBackend(group, placement)
