@@ -5,7 +5,6 @@ A unit's parameters are gathered when its forward or backward pass needs them, a
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -135,7 +134,6 @@ class FsdpBackend(Backend):
         for reach in self._reach.values():
             reach.close()
         self._reach.clear()
-        gc.collect()
         self._process_group.leave()
 
 
