@@ -25,6 +25,9 @@ class TaskSettings:
     name: Literal["logistic", "mlp", "cnn", "module"]
     # SHA-256 (hex) of that file. Only for `module`, and required there.
     source_sha256: str = ""
+    # SHA-256 (hex) over the safetensors that the first model is read from, each site's in [data] weights; empty: the
+    # task draws it.
+    weights_sha256: str = ""
     # What the task's functions are given: sizes, classes, number of histogram bins.
     options: dict[str, Any] = field(default_factory=dict)
     # SHA-256 (hex) of the feature names; when given, a site whose store has other features is refused.
@@ -37,7 +40,7 @@ class TaskSettings:
     standardise: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("source_sha256", "features_sha256"):
+        for key in ("source_sha256", "features_sha256", "weights_sha256"):
             value = getattr(self, key)
             if value and not _SHA256.fullmatch(value):
                 raise ConfigError(
