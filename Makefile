@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay tools test suites test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
+.PHONY: setup demo demo-relay tools test suites test-gpu test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
 
 # More tests side by side than two cores: many of them wait.
 SIDE_BY_SIDE := 4
@@ -69,6 +69,10 @@ relay: setup tools
 
 test-slurm: setup tools
 	$(BIN)/python -m pytest tests/slurm
+
+# Where there are GPUs: one rank for each of them.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu tests/mpi/test_gpu.py
 
 faults: setup
 	$(BIN)/python -m pytest tests/faults

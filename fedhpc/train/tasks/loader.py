@@ -23,8 +23,8 @@ from fedhpc.config import read_bytes
 from fedhpc.data.schema import FeatureSet
 from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
 from fedhpc.train.evaluate import EXPECTED, NEGATIVE, POSITIVE, wrong_histograms
+from fedhpc.train.model_units import default_units
 from fedhpc.train.settings import TaskSettings
-from fedhpc.train.units import default_units
 
 _HISTOGRAMS = (POSITIVE, NEGATIVE, EXPECTED)
 FUNCTIONS = ("model", "dataset", "loss", "sums")
