@@ -6,12 +6,25 @@ where the model's tensor is double (half-precision tensors are held as float32).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 Tensors = dict[str, NDArray[Any]]
+Source = Tensors | Callable[[Tensors], None]
+"""Tensors, or what copies them into arrays of their names and shapes: where they need not be in memory twice."""
+
+
+def read_into(into: Tensors, source: Source) -> None:
+    """Copy the tensors of `source` into those of `into`, which may be of a wider kind."""
+    if callable(source):
+        source(into)
+        return
+    for name, array in into.items():
+        np.copyto(array, source[name], casting="same_kind")
 
 
 @dataclass

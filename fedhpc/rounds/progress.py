@@ -5,7 +5,6 @@ from __future__ import annotations
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore, Tensors
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.session import Session
-from fedhpc.federation.state_tensors import total_bytes
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import Reporter, Trainer
 from fedhpc.rounds.measuring import Measuring
@@ -22,13 +21,14 @@ class Progress:
         self.measuring = Measuring(session, trainer, reporter, model)
 
     def save(self, measured: Tensors | None = None) -> None:
-        """Put the model into a checkpoint. All ranks help to collect the private state; the leader writes it.
+        """Put the model into a checkpoint. All ranks give what they hold of it; the leader writes it.
 
         `measured`: what is still to be summed, since all sites were in the round; empty if this site has nothing to
         put in.
         """
         session, model = self._session, self.model
         private = self._trainer.private()
+        tensors, outer = model.whole()
         if not session.leads:
             return
         journal = session.party.journal
@@ -37,8 +37,8 @@ class Progress:
                 round_=model.rounds,
                 sums=session.round_,
                 config=session.agreement.hash,
-                tensors=model.tensors,
-                outer=model.saved_outer(),
+                tensors=tensors,
+                outer=outer,
                 private=dict(private),
                 ledger=b"" if journal is None else journal.ledger.head,
                 pending=measured or {},
@@ -66,7 +66,7 @@ class Progress:
         session, model = self._session, self.model
         self._reporter.note(f"{over.what}; asking the others for their model")
         before = model.rounds
-        caught = session.recovery.catch_up(model.state, model.reached, total_bytes(model.arrays()))
+        caught = session.recovery.catch_up(model.state, model.reached, model.state_bytes)
         model.take_over(caught.data)
         session.round_ = model.reached = caught.round_
         self._reporter.note(f"caught up: from {before} to {model.rounds} rounds")

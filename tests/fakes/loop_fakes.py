@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from held_fakes import HeldTensors
 
 from fedhpc.federation.checkpoint import Checkpoint, Tensors
 from fedhpc.federation.life import Stage
@@ -17,7 +18,7 @@ from fedhpc.train import evaluate
 STEPS = 4
 
 
-class Trainer:
+class Trainer(HeldTensors):
     """A model of two tensors with a momentum; every step depends on all steps before it."""
 
     def __init__(self, site: int) -> None:
@@ -29,14 +30,8 @@ class Trainer:
         self.at: list[int] = []  # round and step within it, while a round is under way
         self.measurements = 0
 
-    def tensors(self) -> Tensors:
-        return {n: t.copy() for n, t in self.now.items()}
-
     def averaged(self) -> frozenset[str]:
         return frozenset({"running"})
-
-    def load(self, tensors: Mapping[str, Any]) -> None:
-        self.now = {n: t.copy() for n, t in tensors.items()}
 
     def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep = lambda: False) -> LocalResult:
         self.at = self.at or [round_, 0]

@@ -31,12 +31,13 @@ from fedhpc.rounds.loop import Run
 from fedhpc.secure.masks import Masks
 from fedhpc.sums.in_job.masked_sum import MpiSums
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
+from tests.fakes.held_fakes import HeldTensors
 
 SHAPES = {"weight": (300_000,), "bias": (7,)}  # 1.2 MB: two blocks
 federation, sites, point = sys.argv[1:]
 
 
-class Model:
+class Model(HeldTensors):
     """A Trainer: each site pulls the model towards its own target, with noise of its own that restarts must repeat."""
 
     def __init__(self, site: str, prepare: Callable[[], float]) -> None:
@@ -47,14 +48,8 @@ class Model:
         self.steps = 0
         self.site = site
 
-    def tensors(self) -> Tensors:
-        return {n: t.copy() for n, t in self.now.items()}
-
     def averaged(self) -> frozenset[str]:
         return frozenset({"bias"})
-
-    def load(self, tensors: Mapping[str, Any]) -> None:
-        self.now = {n: t.copy() for n, t in tensors.items()}
 
     def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep = lambda: False) -> LocalResult:
         self.steps += 1
@@ -163,5 +158,6 @@ with session:
     keep_agreement(joined.site_directory.parent, agreement)
     previous = partial(find_previous, agreement, number, joined.site_directory, None)
     outcome = Run(session, model, store, Quiet(), prepare=prepare, previous=previous).run()
+    sha256 = outcome.model.sha256()
     if joined.first:
-        print(f"final {outcome.model.sha256()} after {outcome.started_at}")
+        print(f"final {sha256} after {outcome.started_at}")

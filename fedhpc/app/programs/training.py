@@ -147,7 +147,7 @@ class Training(Program):
                 f"`fedhpc run --from-model FILE`, or start_model in [data] of the site file; its SHA-256 is {agreed}",
             )
         trainer, party = self._trainer, session.party
-        tensors = read_start_file(file).fit(trainer.tensors(), agreed, session.site) if party.leads else {}
+        tensors = read_start_file(file).fit(trainer.forms(), agreed, session.site) if party.leads else {}
         trainer.load(from_leader(party.site, tensors))
 
     def _standardise(self, session: Session) -> None:
