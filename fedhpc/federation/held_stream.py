@@ -32,13 +32,13 @@ class Runs:
 
     def __init__(self, runs: Sequence[tuple[int, NDArray[np.uint8]]]) -> None:
         """`runs`: (first byte, memory), rising, apart."""
-        self._runs = runs
+        self.all = runs
         self._starts = [start for start, _ in runs]
 
     def views(self, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """(first byte, memory) of what lies in bytes start..stop, rising: views."""
-        for index in range(max(bisect.bisect_right(self._starts, start) - 1, 0), len(self._runs)):
-            at, memory = self._runs[index]
+        for index in range(max(bisect.bisect_right(self._starts, start) - 1, 0), len(self.all)):
+            at, memory = self.all[index]
             if at >= stop:
                 break
             low, high = max(at, start), min(at + memory.size, stop)
@@ -65,10 +65,25 @@ def joined(arrays: Sequence[NDArray[Any]]) -> Runs:
     return Runs(runs)
 
 
-class _Segment(NamedTuple):
+class Segment(NamedTuple):
+    """Bytes start..stop of a stream, which rank `rank` holds."""
+
     start: int
     stop: int
     rank: int
+
+
+def segments_of(held: Held, cut_as: Sequence[str], at: int = 0) -> list[Segment]:
+    """Who holds a stream of arrays that are cut, each, as a tensor; it begins at byte `at`. Where all hold
+    all it is the leader.
+    """
+    found = []
+    for name in cut_as:
+        form = held.forms[name]
+        item = form.dtype.itemsize
+        found += [Segment(at + start * item, at + stop * item, rank) for rank, start, stop in held.cuts(name)]
+        at += form.nbytes
+    return found
 
 
 class HeldStream:
@@ -78,25 +93,23 @@ class HeldStream:
         """`entries`: the arrays in the order of the stream, C-contiguous; the stream reads and writes their memory."""
         self._site, self._replicated = held.site, held.replicated
         self._arrays = [array for _, array in entries]
-        self._segments: list[_Segment] = []
+        self._segments: list[Segment] = []
         mine, at = [], 0
         for name, array in entries:
             if name is None:
-                self._segments.append(_Segment(at, at + array.nbytes, 0))
+                self._segments.append(Segment(at, at + array.nbytes, 0))
                 mine.append((at, raw(array)))
                 at += array.nbytes
                 continue
-            item, first = array.itemsize, held.cut(name)[0]
-            for rank, start, stop in held.cuts(name):
-                self._segments.append(_Segment(at + start * item, at + stop * item, rank))
-            mine.append((at + first * item, raw(array)))
-            at += held.forms[name].size * item
+            self._segments += segments_of(held, [name], at)
+            mine.append((at + held.cut(name)[0] * array.itemsize, raw(array)))
+            at += held.forms[name].nbytes
         self.nbytes = at
         """Of the whole stream."""
         self.mine = Runs([run for run in mine if run[1].size])
         self._stops = [segment.stop for segment in self._segments]
 
-    def within(self, start: int, stop: int) -> list[_Segment]:
+    def within(self, start: int, stop: int) -> list[Segment]:
         """The segments in bytes start..stop, cut to them."""
         found = []
         for index in range(bisect.bisect_right(self._stops, start), len(self._segments)):
@@ -105,7 +118,7 @@ class HeldStream:
                 break
             low, high = max(segment.start, start), min(segment.stop, stop)
             if low < high:
-                found.append(_Segment(low, high, segment.rank))
+                found.append(Segment(low, high, segment.rank))
         return found
 
     def to_leader(self) -> Iterator[NDArray[np.uint8]]:
@@ -140,7 +153,7 @@ class HeldStream:
             return tensors_tree(self._site, self._arrays)
         owners: list[int] = []
         digests: dict[int, bytes] = {}
-        mixed: list[tuple[int, list[_Segment]]] = []
+        mixed: list[tuple[int, list[Segment]]] = []
         for block, start in enumerate(range(0, self.nbytes, TREE_BLOCK_BYTES)):
             stop = min(start + TREE_BLOCK_BYTES, self.nbytes)
             segments = self.within(start, stop)
@@ -160,7 +173,7 @@ class HeldStream:
             taken[owner] += 32
         return tree_root(self.nbytes, found)
 
-    def _mixed(self, blocks: Sequence[tuple[int, list[_Segment]]]) -> dict[int, bytes]:
+    def _mixed(self, blocks: Sequence[tuple[int, list[Segment]]]) -> dict[int, bytes]:
         """The digests of blocks of several ranks, by number, at the rank that holds the first byte of each."""
         mine = [block for block, segments in blocks if segments[0].rank == self._site.rank]
         here = [(b * TREE_BLOCK_BYTES, min((b + 1) * TREE_BLOCK_BYTES, self.nbytes)) for b in mine]
@@ -215,13 +228,13 @@ def spread(held: Held, pieces: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str
         return
     buffer = np.empty(WINDOW_BYTES, np.uint8)
     for window in _windows(held):
-        places: list[_Segment] = []  # of neighbours that one rank holds
+        places: list[Segment] = []  # of neighbours that one rank holds
         for name, rank, start, stop, at, size in window:
             if rank == site.rank:
                 first = held.cut(name)[0]
                 buffer[at : at + size] = raw(pieces[name].reshape(-1)[start - first : stop - first])
             low = places.pop().start if places and places[-1].rank == rank else at
-            places.append(_Segment(low, at + size, rank))
+            places.append(Segment(low, at + size, rank))
         for low, high, rank in places:
             site.broadcast(buffer[low:high], rank)
         for name, _, start, _, at, size in window:

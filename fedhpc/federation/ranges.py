@@ -67,9 +67,10 @@ class Held:
         offsets = list(accumulate((form.size for form in forms.values()), initial=0))
         self._all = offsets.pop()
         self._offsets = dict(zip(forms, offsets, strict=True))
-        self._bounds = [(0, self._all)] if bounds is None else list(bounds)
-        self._lasts = [last for _, last in self._bounds]
-        self._mine = (0, self._all) if bounds is None else self._bounds[site.rank]
+        self.bounds = [(0, self._all)] if bounds is None else list(bounds)
+        """(first, last) of each rank in the joined elements; of the leader only where everything is replicated."""
+        self._lasts = [last for _, last in self.bounds]
+        self._mine = (0, self._all) if bounds is None else self.bounds[site.rank]
 
     @classmethod
     def of_parts(cls, site: Group, forms: Forms, layout: Layout, parts: Sequence[tuple[int, int]]) -> Held:
@@ -97,8 +98,8 @@ class Held:
         offset = self._offsets[name]
         end = offset + self.forms[name].size
         found = []
-        for rank in range(bisect.bisect_right(self._lasts, offset), len(self._bounds)):
-            first, last = self._bounds[rank]
+        for rank in range(bisect.bisect_right(self._lasts, offset), len(self.bounds)):
+            first, last = self.bounds[rank]
             if first >= end:
                 break
             start, stop = max(first, offset), min(last, end)

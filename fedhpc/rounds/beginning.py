@@ -104,7 +104,8 @@ class Beginning:
     def _resume(self, newest: int) -> tuple[Progress, Tensors | None]:
         """The checkpoint of round `newest`, which every site can go on from."""
         session = self._session
-        checkpoint = self._store.load(newest)
+        held = held_in(session, self._trainer.forms())
+        checkpoint = self._store.load(newest, None if held.replicated else held)
         _refuse_without_blind(checkpoint)
         if checkpoint.config != session.agreement.hash:
             raise DataError(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import DataError
 from fedhpc.federation.checkpoint import Source, Tensors, read_into
-from fedhpc.federation.held_stream import HeldStream, gather
+from fedhpc.federation.held_stream import HeldStream
 from fedhpc.federation.ranges import Held, forms_of
 from fedhpc.federation.scales import refuse_beyond
 from fedhpc.federation.session import Session
@@ -86,13 +86,6 @@ class GlobalModel:
         total = {} if self.weights.total is None else {TOTAL_WEIGHT: np.array([self.weights.total])}
         return self.outer | total
 
-    def whole(self) -> tuple[Tensors, Tensors]:
-        """The whole tensors, and the outer state with W, at the leader; empty at the other ranks. Collective."""
-        tensors = gather(self.held, {name: (name, tensor) for name, tensor in self.tensors.items()})
-        outer = gather(self.held, {name: (model_name(name), array) for name, array in self.outer.items()})
-        total = {} if self.weights.total is None else {TOTAL_WEIGHT: np.array([self.weights.total])}
-        return tensors, outer | total
-
     def _stream(self, tensors: Tensors, arrays: Arrays) -> HeldStream:
         """The state of `arrays` (state_tensors.py), whose first are `tensors`."""
         cut_as: list[str | None] = [*tensors, *(model_name(name) for name in sorted(self.outer))]
@@ -133,20 +126,15 @@ class GlobalModel:
         return self._stream(tensors, arrays).tree()
 
     def restore(self, tensors: Tensors, outer: Mapping[str, NDArray[Any]], rounds: int, blind: bytes) -> None:
-        """Continue from a checkpoint's whole `tensors` and `outer`.
-
-        Raises DataError if it belongs to another model or strategy.
-        """
-        if self.held.forms != forms_of(tensors):
+        """Continue from what this rank holds of a checkpoint. Raises DataError for another model or strategy."""
+        shapes = {n: (t.shape, t.dtype) for n, t in tensors.items()}
+        if shapes != {n: (self.held.piece_shape(n), form.dtype) for n, form in self.held.forms.items()}:
             raise DataError(
                 "the checkpoint holds another model than this task builds", "did the task's options change?"
             )
         states = {n: a for n, a in outer.items() if n != TOTAL_WEIGHT}
         if states.keys() != self.outer.keys():
             raise DataError("the checkpoint holds the state of another strategy")
-        if not self.held.replicated:
-            tensors = self.held.pieces(tensors)
-            states = {n: np.array(self.held.piece(model_name(n), a), order="C") for n, a in states.items()}
         self.tensors, self.outer = tensors, states
         self.weights.total = float(outer[TOTAL_WEIGHT][0]) if TOTAL_WEIGHT in outer else None
         self.rounds, self.blind = rounds, blind

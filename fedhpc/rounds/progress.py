@@ -21,29 +21,27 @@ class Progress:
         self.measuring = Measuring(session, trainer, reporter, model)
 
     def save(self, measured: Tensors | None = None) -> None:
-        """Put the model into a checkpoint. All ranks give what they hold of it; the leader writes it.
+        """Put the model into a checkpoint. Every rank writes what it holds of it, the leader the private state.
 
         `measured`: what is still to be summed, since all sites were in the round; empty if this site has nothing to
         put in.
         """
         session, model = self._session, self.model
         private = self._trainer.private()
-        tensors, outer = model.whole()
-        if not session.leads:
-            return
         journal = session.party.journal
         self._store.save(
             Checkpoint(
                 round_=model.rounds,
                 sums=session.round_,
                 config=session.agreement.hash,
-                tensors=tensors,
-                outer=outer,
-                private=dict(private),
+                tensors=model.tensors,
+                outer=model.saved_outer(),
+                private=dict(private) if session.leads else {},
                 ledger=b"" if journal is None else journal.ledger.head,
                 pending=measured or {},
                 whole=measured is not None,
                 blind=model.blind,
+                held=None if model.held.replicated else model.held,
             )
         )
         session.covered(given=model.reached > 0)

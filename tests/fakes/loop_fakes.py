@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from held_fakes import HeldTensors
 
 from fedhpc.federation.checkpoint import Checkpoint, Tensors
 from fedhpc.federation.life import Stage
+from fedhpc.federation.ranges import Held
 from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork
 from fedhpc.rounds.null_objects import Endless
 from fedhpc.train import evaluate
@@ -72,9 +74,9 @@ class Store:
         return sorted(self.kept)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        self.kept[checkpoint.round_] = copy.deepcopy(checkpoint)
+        self.kept[checkpoint.round_] = copy.deepcopy(dataclasses.replace(checkpoint, held=None))
 
-    def load(self, round_: int) -> Checkpoint:
+    def load(self, round_: int, held: Held | None = None) -> Checkpoint:
         return copy.deepcopy(self.kept[round_])
 
     def discard_after(self, round_: int) -> None:

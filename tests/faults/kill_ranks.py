@@ -109,13 +109,17 @@ def place_fault(where: str, count: int) -> None:
     kind, _, when = where.partition("-")
     if kind == "admit":
         before_and_after(FileJournal, "admit", lambda self, entry: when if len(self.ledger) + 1 == count else "")
-    elif kind == "save" and when != "half":
+    elif kind == "save" and when in ("before", "after"):
         before_and_after(Hdf5Checkpoints, "save", lambda self, c: when if c.round_ == count else "")
     elif kind == "save":
         real = hdf5.os.replace
 
         def replace(source: Any, target: Any) -> None:
-            if Path(target).name == f"round-{count:06d}.h5":
+            path = Path(target)
+            files = {"half": path.parent, "private": path.with_name("private.h5"), "index": path.with_name("index.h5")}
+            files["rank"] = path.with_name(f"rank-{session.ranks - 1:04d}-of-{session.ranks:04d}.h5")
+            round_ = path.stem if when == "half" else path.parent.name
+            if round_ == f"round-{count:06d}" and path in (files[when], files["half"] / f"{round_}.h5"):
                 freeze()  # all is written, under the temporary name
             real(source, target)
 

@@ -27,6 +27,7 @@ import user_scripts
 from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
 from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.held_stream import gather
 from fedhpc.federation.session import Session
 from fedhpc.mpi.world import abort_job, describe_failure
 from fedhpc.rounds.interfaces import AtStep, LocalResult
@@ -135,6 +136,7 @@ def train(session: Session, case: Mapping[str, Any], directory: Path) -> dict[st
             model.now["bias"] = np.asarray(total["bias"] / len(total.sites), np.float32)
 
     outcome = Run(session, model, Hdf5Checkpoints(directory / "checkpoints"), reporter, prepare=prepare).run()
+    tensors = gather(outcome.model.held, {n: (n, t) for n, t in outcome.model.tensors.items()})
     return {
         "sha256": outcome.model.sha256(),
         "state": outcome.model.state.hex(),
@@ -144,7 +146,7 @@ def train(session: Session, case: Mapping[str, Any], directory: Path) -> dict[st
         "trained": model.trained,
         "metrics": outcome.metrics,
         "records": reporter.records,
-        "tensors": {n: t.tolist() for n, t in outcome.model.whole()[0].items() if t.size < 100},
+        "tensors": {n: t.tolist() for n, t in tensors.items() if t.size < 100},
     }
 
 

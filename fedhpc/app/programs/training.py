@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from fedhpc.agreement.run_folder import checkpoints
 from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.features import compare_stores
 from fedhpc.app.federation import Federation
@@ -75,7 +76,7 @@ def open_training(
     to exchange yet, else what `open_site_trainer` raises.
     """
     outbox = open_outbox(session.party, directory)
-    if stage == "exchange" and any((directory / CHECKPOINTS).glob("round-*.h5")):
+    if stage == "exchange" and checkpoints(directory / CHECKPOINTS):
         work = outbox.newest()
         if work is None:
             raise InterruptedRun(
