@@ -82,7 +82,7 @@ class Trainer(Protocol):
         ...
 
     def restore(self, private: Mapping[str, NDArray[Any]]) -> None:
-        """Continue as if never interrupted, from what `private` returned on the site's leader."""
+        """Continue as if never interrupted, from what `private` returned on the site's leader; it has it alone."""
         ...
 
 

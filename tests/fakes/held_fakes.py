@@ -10,6 +10,7 @@ import numpy as np
 from fedhpc.federation.checkpoint import Tensors, read_into
 from fedhpc.federation.held_stream import spread
 from fedhpc.federation.ranges import Forms, Held, forms_of
+from fedhpc.mpi.arrays import from_leader
 
 
 class HeldTensors:
@@ -40,3 +41,7 @@ class HeldTensors:
         for name, first, values in spread(self.held, tensors):
             whole[name].reshape(-1)[first : first + values.size] = values
         self.now = whole
+
+    def from_leader(self, private: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the site's leader has of a checkpoint, on every rank."""
+        return private if self.held is None else from_leader(self.held.site, private)

@@ -60,6 +60,7 @@ class Trainer(HeldTensors):
         return {"steps": np.array(self.steps), "momentum": self.momentum.copy(), "at": np.array(self.at)}
 
     def restore(self, private: Mapping[str, Any]) -> None:
+        private = self.from_leader(private)
         self.steps, self.momentum = int(private["steps"]), private["momentum"].copy()
         self.at = [int(v) for v in private["at"]]
 

@@ -70,6 +70,7 @@ class Model(HeldTensors):
         return {"steps": np.array([self.steps]), **{f"velocity {n}": v for n, v in self.velocity.items()}}
 
     def restore(self, private: Mapping[str, Any]) -> None:
+        private = self.from_leader(private)
         self.steps = int(private["steps"][0])
         self.velocity = {n: private[f"velocity {n}"].copy() for n in SHAPES}
 

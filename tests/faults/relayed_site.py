@@ -108,6 +108,7 @@ class Model(HeldTensors):
         return {"steps": np.array([self.steps])}
 
     def restore(self, private: Mapping[str, Any]) -> None:
+        private = self.from_leader(private)
         self.steps = int(private["steps"][0])
 
 

@@ -102,6 +102,7 @@ class Model(HeldTensors):
         return {"trained": np.array([self.trained])}
 
     def restore(self, private: Mapping[str, Any]) -> None:
+        private = self.from_leader(private)
         self.trained = int(private["trained"][0])
 
 
