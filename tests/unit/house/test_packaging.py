@@ -31,7 +31,7 @@ from fedhpc.relay import settings as relay_settings
 from fedhpc.secure.settings import SecureSettings
 from fedhpc.slurm.settings import SlurmSettings
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
-from fedhpc.train.tasks import cnn, logistic, mlp
+from fedhpc.train.tasks import cnn, logistic, mlp, transformer
 
 PACKAGE = ROOT / "fedhpc"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -74,6 +74,7 @@ SECTIONS = {
     "logistic": logistic._Options,
     "mlp": mlp._Options,
     "cnn": cnn._Options,
+    "transformer": transformer._Options,
     "[site]": site_file.SiteSection,
     "[data]": DataSection,
     "[compute]": ComputeSettings,
