@@ -48,6 +48,7 @@ TWIN_ROOMS = {
     "sums/over_relay": "sums/in_job",
     "transport/spool": "transport/https",
     "demo/digits": "demo/heart",
+    "demo/text": "demo/heart",
 }
 KNOWN_NAMESAKES = {
     *("federation.py", "rehearsal.py"),  # the federation of an example, of a user's program, of a command
