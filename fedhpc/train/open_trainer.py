@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.mpi.collectives import Group
+from fedhpc.train.first_model import Drawn, FirstModel
 from fedhpc.train.row_check import check_rows
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 from fedhpc.train.tasks.loader import TaskDataset, load_task
@@ -45,9 +46,14 @@ def open_trainer(
                 "names, units, codings and their order must be equal; ingest the source again with the agreed list",
             )
     train_rows, held_out_rows = dataset.split(task.held_out, task.split_seed)
-    model = loaded.model(task.options, seed)
+    first = FirstModel(
+        lambda: loaded.model(task.options, seed),
+        Drawn(loaded.fill, seed, loaded.where) if loaded.fills else None,
+        loaded.units,
+        train.precision == "bf16",
+    )
     trainer = TorchTrainer(
-        loaded, model, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal, features
+        loaded, first, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal, features
     )
     try:
         check_rows(loaded, trainer, train, seed=seed, labels=dataset.labels, standardise=task.standardise)

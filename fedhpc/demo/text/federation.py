@@ -11,7 +11,7 @@ from fedhpc.enrolment.scaffold import NewSite, Plan, write_federation
 
 ROUNDS = 10
 VOCABULARY = 1024
-SHARDED = "nerves"  # the site of two ranks, which share the model
+SHARDED = "nerves"  # the site of two ranks, each with half of the model (FSDP)
 STORES = "data"
 
 STRATEGY = """\
@@ -57,5 +57,6 @@ def write_text_federation(directory: Path, ontology: Ontology, *, rounds: int = 
         tokenize([texts / f"{site}.txt"], tokenizer, paths[site], unit="line")
     task = TASK.format(seed=seed, vocabulary=tokenizer.vocabulary, sha256=tokenizer.sha256)
     plan = Plan("text", rounds, seed, STRATEGY, task, TRAIN)
-    sites = {site: NewSite(path, 2 if site == SHARDED else 1, "cpu") for site, path in paths.items()}
+    sites = {site: NewSite(path, device="cpu") for site, path in paths.items()}
+    sites[SHARDED] = NewSite(paths[SHARDED], ranks=2, device="cpu", backend="fsdp")
     return write_federation(directory, plan, sites)

@@ -16,6 +16,7 @@ from fedhpc.data.tokens import write_tokens
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.train.evaluate import summarise
+from fedhpc.train.first_model import Drawn, FirstModel
 from fedhpc.train.open_trainer import open_trainer
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 from fedhpc.train.tasks import transformer
@@ -38,9 +39,14 @@ def counting(n: int = 40) -> list[list[int]]:
     return [[(i + k) % 10 for k in range(3 + i % 9)] + [11] for i in range(n)]
 
 
+def first_model(options: dict, seed: int) -> torch.nn.Module:
+    task = load_task(TaskSettings("transformer"))
+    return FirstModel(lambda: task.model(options, seed), Drawn(task.fill, seed, "transformer")).whole()
+
+
 def moved_model(seed: int = 0) -> torch.nn.Module:
     """A model that is not at its first values, where blocks do nothing."""
-    model = load_task(TaskSettings("transformer")).model(OPTIONS, seed)
+    model = first_model(OPTIONS, seed)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for p in model.parameters():
@@ -135,10 +141,9 @@ def test_metrics_of_nothing_and_of_unknown_bytes() -> None:
 
 
 def test_first_values_come_from_names_and_the_seed() -> None:
-    task = load_task(TaskSettings("transformer"))
-    model, same, other = (task.model(OPTIONS, seed) for seed in (1, 1, 2))
+    model, same, other = (first_model(OPTIONS, seed) for seed in (1, 1, 2))
     values, again, differing = (dict(m.named_parameters()) for m in (model, same, other))
-    deeper = dict(task.model(OPTIONS | {"layers": 3}, 1).named_parameters())
+    deeper = dict(first_model(OPTIONS | {"layers": 3}, 1).named_parameters())
     assert len(values) == 5 + 2 * 12 - 1
     for name, value in values.items():
         assert torch.equal(value, again[name])
