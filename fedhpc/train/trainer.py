@@ -25,8 +25,9 @@ from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
 from fedhpc.rounds.interfaces import AtStep, LocalResult, Trainer
 from fedhpc.train import evaluate
-from fedhpc.train.backends import open_backend
+from fedhpc.train.backends.open_backend import open_backend
 from fedhpc.train.batches import Batches, Piece, Rows, derive_key, pieces, share
+from fedhpc.train.first_model import FirstModel
 from fedhpc.train.loading import Reader, to_device
 from fedhpc.train.measure import measured
 from fedhpc.train.optimise import build_optimizer, learning_rate, load_optimizer, optimizer_arrays
@@ -47,7 +48,7 @@ class TorchTrainer(Trainer):
     def __init__(
         self,
         task: Task,
-        model: torch.nn.Module,
+        first: FirstModel,
         dataset: Any,
         train_rows: Rows,
         held_out_rows: Rows,
@@ -59,32 +60,41 @@ class TorchTrainer(Trainer):
         proximal: float = 0.0,
         features: FeatureSet | None = None,
     ) -> None:
-        """`model` as `task.model(options, seed)` made it, the same at every site; the trainer moves it to its device.
+        """`first`: the model that all sites begin from; made here, on the trainer's device.
 
         `train_rows` and `held_out_rows` int64: rows of `dataset` (len, and items or `rows`), all readable on every
         rank. `proximal` is FedProx's mu. `features`: what the columns of the site's store mean, where it has such a
         list. Collective over the site: joins its ranks' process group.
         """
-        self.model, self.site, self.group = model, site, group
+        self.site, self.group = site, group
         self.dataset, self.train_rows, self.held_out_rows = dataset, train_rows, held_out_rows
         self.features = features
         self._task, self._settings, self._proximal, self._seed = task, settings, proximal, seed
         task.require_layout(group.size, settings.accumulation)
         self._batches = Batches(train_rows, settings.batch_size, seed, site)
-        if not any(p.requires_grad for p in model.parameters()):
-            raise ConfigError(f"task {task.name}: the model has no parameter to train", "check model()")
-        split_state(model)
         _configure(compute)
         self._backend = open_backend(compute, group)
         self.device = self._backend.device
-        self.model.to(self.device)
+        try:
+            self._begin(first, compute)
+        except BaseException:
+            self._backend.close()
+            raise
+
+    def _begin(self, first: FirstModel, compute: ComputeSettings) -> None:
+        """Make the model and what is kept beside it."""
+        settings, group, site, seed = self._settings, self.group, self.site, self._seed
+        self.model = self._backend.build(first)
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise ConfigError(f"task {self._task.name}: the model has no parameter to train", "check model()")
+        split_state(self.model)
         self._wrapped = self._backend.wrap(self.model)
         self._running = RunningStatistics(self.model, group, site)
         self._unused = UnusedParameters(self.model, group, site, allowed=settings.unused_parameters == "allow")
         self._optimizer = build_optimizer(self.model, settings)
         self._random = RankRandom(rank_seed(seed, site, group.rank), self.device)
         worker_seed = derive_key("fedhpc workers of v1", seed, site, group.rank)
-        self._reader = Reader(dataset, compute.workers, worker_seed, self.device.type == "cuda")
+        self._reader = Reader(self.dataset, compute.workers, worker_seed, self.device.type == "cuda")
         self._step = 0  # optimiser steps in all rounds
         self._within: WithinRound | None = None
 
@@ -163,7 +173,7 @@ class TorchTrainer(Trainer):
             pull = (parameter.detach() - target) * self._proximal
             parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
         if self._settings.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm)
+            self._backend.clip(self.model, self._settings.clip_norm)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = learning_rate(self._settings, self._step)
         self._optimizer.step()

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from fedhpc.mpi.collectives import Group, SerialGroup
+from fedhpc.train.first_model import FirstModel
 from fedhpc.train.settings import ComputeSettings, TrainSettings
 from fedhpc.train.tasks.loader import Task
 from fedhpc.train.trainer import TorchTrainer
@@ -73,6 +74,6 @@ def make_trainer(
     built = model if isinstance(model, torch.nn.Module) else task.model(model or {}, 3)
     order = np.arange(n, dtype=np.int64)
     return TorchTrainer(
-        task, built, dataset or rows(n), order[held_out:], order[:held_out], settings,
+        task, FirstModel(lambda: built), dataset or rows(n), order[held_out:], order[:held_out], settings,
         compute or ComputeSettings(device="cpu"), group or SerialGroup("site a"), "a", 11, proximal,
     )  # fmt: skip

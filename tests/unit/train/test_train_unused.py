@@ -14,7 +14,7 @@ from train_fakes import make_task, make_trainer
 import fedhpc
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.collectives import SerialGroup
-from fedhpc.train.backends import SerialBackend
+from fedhpc.train.backends.serial import SerialBackend
 from fedhpc.train.own_loop import OwnLoopBackend
 from fedhpc.train.settings import TrainSettings
 from fedhpc.train.trainer import CHECK_STEPS
