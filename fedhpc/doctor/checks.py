@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fedhpc.doctor import gpus, keys, ledger, mpi, node, relay, slurm, software, storage, walltime
+from fedhpc.doctor import gpus, horovod, keys, ledger, mpi, node, relay, slurm, software, storage, walltime
 from fedhpc.doctor.check import Check
 
 CHECKS: tuple[Check, ...] = (
     *software.CHECKS,
     *mpi.CHECKS,
+    *horovod.CHECKS,
     *gpus.CHECKS,
     *slurm.CHECKS,
     *walltime.CHECKS,

@@ -1,6 +1,6 @@
 """What of Horovod is installed here, asked in a process of its own: `python -m fedhpc.horovod.installed`.
 
-That prints one JSON object: `version`, whether MPI, gloo and CUDA are built in, and the MPI libraries in a process that
+That prints one JSON object: `version`, whether MPI, gloo and GPUs are built in, and the MPI libraries in a process that
 has loaded mpi4py first and Horovod after it. Nothing starts MPI. Run it apart: a wrong library may crash it.
 """
 
@@ -19,6 +19,8 @@ from fedhpc.mpi.library import libraries, load_library
 
 HOW = "build it: `make horovod`, or without a checkout `python -m fedhpc.horovod` (docs/horovod.md)"
 
+HOW_FOR_GPUS = "build it with HOROVOD_GPU_OPERATIONS=NCCL in the environment (docs/horovod.md), or use backend = 'ddp'"
+
 
 @dataclass(frozen=True)
 class Installed:
@@ -27,7 +29,7 @@ class Installed:
     version: str = ""
     mpi: bool = False
     gloo: bool = False
-    cuda: bool = False
+    gpus: bool = False
     libraries: tuple[str, ...] = field(default=())
     trouble: str = ""
 
@@ -53,8 +55,8 @@ def look(environment: Mapping[str, str], limit_s: float) -> Installed | None:
         return Installed(trouble=last[:200])
 
 
-def require_fit(found: Installed | None) -> Installed:
-    """What is there, if sites can train with it. Raises ConfigError."""
+def require_fit(found: Installed | None, *, gpus: bool = False) -> Installed:
+    """What is there, if a site can train with it, and on `gpus` if so. Raises ConfigError."""
     if found is None:
         raise ConfigError("Horovod is not installed", HOW)
     if found.trouble:
@@ -65,6 +67,8 @@ def require_fit(found: Installed | None) -> Installed:
         raise ConfigError(
             f"Horovod {found.version} brings another MPI library than mpi4py's: {', '.join(found.libraries)}", HOW
         )
+    if gpus and not found.gpus:
+        raise ConfigError(f"Horovod {found.version} is built for the CPU, and the site trains on GPUs", HOW_FOR_GPUS)
     return found
 
 
@@ -77,7 +81,7 @@ def _main() -> None:
         version=importlib.metadata.version("horovod"),
         mpi=bool(hvd.mpi_built()),
         gloo=bool(hvd.gloo_built()),
-        cuda=bool(hvd.cuda_built()),
+        gpus=bool(hvd.cuda_built() or hvd.rocm_built()),
         libraries=tuple(loaded),
     )
     sys.stdout.write("\n" + json.dumps(asdict(facts)) + "\n")

@@ -7,6 +7,7 @@ from fedhpc.mpi.collectives import Group
 from fedhpc.train.backends.base import Backend
 from fedhpc.train.backends.ddp import DdpBackend
 from fedhpc.train.backends.devices import place
+from fedhpc.train.backends.horovod import HorovodBackend
 from fedhpc.train.backends.serial import SerialBackend
 from fedhpc.train.settings import ComputeSettings
 
@@ -14,8 +15,8 @@ from fedhpc.train.settings import ComputeSettings
 def open_backend(compute: ComputeSettings, group: Group) -> Backend:
     """The backend and device of [compute] for this rank. Collective over the site.
 
-    Raises ConfigError, on every rank alike, if a GPU is asked for and some rank has none, or if several ranks ask
-    for `serial`.
+    Raises ConfigError, on every rank alike, if a GPU is asked for and some rank has none, if several ranks ask for
+    `serial`, or if several ask for `horovod` and it is not there.
     """
     if compute.backend == "serial" and group.size > 1:
         raise ConfigError(
@@ -32,3 +33,7 @@ def open_backend(compute: ComputeSettings, group: Group) -> Backend:
             return SerialBackend(placement.device)
         case "ddp":
             return DdpBackend(group, placement)
+        case "horovod":
+            if group.size == 1:
+                return SerialBackend(placement.device)
+            return HorovodBackend(group, placement.device, deterministic=compute.deterministic)
