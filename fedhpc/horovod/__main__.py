@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedhpc.errors import ConfigError, FedhpcError
-from fedhpc.horovod import recipe
+from fedhpc.horovod import build
 from fedhpc.horovod.cache import cache_folder, find, install, put
 from fedhpc.horovod.installed import look, require_fit
 from fedhpc.horovod.target import Mpi, Target, find_compiler, find_mpi, find_target
@@ -45,7 +45,7 @@ def _provide(*, cached: bool, jobs: int) -> None:
             raise
         _say(f"Horovod is not taken from the cache: {error.what}")
         return
-    key = target.key(recipe.TEXT)
+    key = target.key(build.RECIPE)
     folder = find(cache_folder(), key)
     if folder is None:
         if cached:
@@ -62,12 +62,12 @@ def _build(mpi: Mpi, target: Target, key: str, jobs: int) -> Path:
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = cache / f"{key}.log"
     log.write_bytes(b"")
-    _say(f"builds Horovod {recipe.VERSION} for {mpi.name}, torch {target.torch} and {target.compiler}: some minutes")
+    _say(f"builds Horovod {build.VERSION} for {mpi.name}, torch {target.torch} and {target.compiler}: some minutes")
     compiler, _ = find_compiler()
     made = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
     try:
         with tempfile.TemporaryDirectory(prefix="fedhpc-horovod-") as work:
-            recipe.build(mpi, compiler, target.flags, Path(work), made, jobs, log)
+            build.build_wheel(mpi, compiler, target.flags, Path(work), made, jobs, log)
         return put(made, cache, key, target)
     finally:
         shutil.rmtree(made, ignore_errors=True)

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedhpc.errors import ConfigError, StorageError
-from fedhpc.horovod.recipe import VERSION
+from fedhpc.horovod.build import VERSION
 from fedhpc.horovod.target import Target
 
 _BUILT = "built.json"

@@ -13,7 +13,7 @@ import pytest
 
 from fedhpc.errors import ConfigError, InternalError, StorageError
 from fedhpc.horovod import __main__ as command
-from fedhpc.horovod import recipe, target
+from fedhpc.horovod import build, target
 from fedhpc.horovod.cache import cache_folder, find, put
 from fedhpc.horovod.installed import Installed, look, require_fit
 from fedhpc.horovod.target import Mpi, Target
@@ -86,22 +86,22 @@ def test_the_compiler_of_the_mpi_that_mpi4py_loads(tmp_path: Path) -> None:
     other = mpicxx(tmp_path / "path" / "mpicxx", "Open MPI v4.1.4, package")
     environment = {"PATH": f"{other.parent}:{os.defpath}"}
     with pytest.raises(ConfigError) as caught:
-        recipe.mpi_compiler(mpi, work, environment)
+        build.mpi_compiler(mpi, work, environment)
     assert f"{other} builds for Open MPI v4.1.4" in caught.value.what
     assert "MPICXX" in caught.value.hint
     beside = mpicxx(tmp_path / "prefix" / "bin" / "mpicxx", mpi.version)
-    assert recipe.mpi_compiler(mpi, work, environment) == beside
+    assert build.mpi_compiler(mpi, work, environment) == beside
     broken = script(tmp_path / "broken", "echo 'mpi.h: no such file' >&2; exit 1")
     with pytest.raises(ConfigError, match=r"builds for nothing: mpi\.h"):
-        recipe.mpi_compiler(mpi, work, environment | {"MPICXX": str(broken)})
+        build.mpi_compiler(mpi, work, environment | {"MPICXX": str(broken)})
     with pytest.raises(ConfigError, match="no mpicxx is beside it"):
-        recipe.mpi_compiler(Mpi("MPICH", tmp_path / "a" / "b" / "libmpi.so.12"), work, {"PATH": str(tmp_path)})
+        build.mpi_compiler(Mpi("MPICH", tmp_path / "a" / "b" / "libmpi.so.12"), work, {"PATH": str(tmp_path)})
 
 
 def test_the_environment_of_the_build() -> None:
     base = {"PYTHONPATH": "/mine", "HOME": "/home/x", "CXX": "clang++"}
-    made = recipe.build_environment(base, Path("/t"), Path("/w/compiler"), Path("/w/tc"), "-mavx", 3)
-    assert made.items() >= recipe.SETTINGS.items()
+    made = build.build_environment(base, Path("/t"), Path("/w/compiler"), Path("/w/tc"), "-mavx", 3)
+    assert made.items() >= build.SETTINGS.items()
     assert (made["CXX"], made["MAKEFLAGS"], made["PYTHONPATH"]) == ("/w/compiler", "-j3", "/t:/mine")
     assert (made["CMAKE_TOOLCHAIN_FILE"], made["HOROVOD_CMAKE"]) == ("/w/tc", "/t/bin/cmake")
     assert made["HOME"] == "/home/x"
@@ -110,12 +110,12 @@ def test_the_environment_of_the_build() -> None:
 def test_the_standard_that_torch_wants_comes_last(tmp_path: Path) -> None:
     """As the compiler's wrapper calls it, wherever it and Python lie."""
     real = script(tmp_path / "a 'b" / "g++", 'for word in "$@"; do echo "$word"; done')
-    text = recipe.COMPILER.format(compiler=recipe._quoted(real), headers=recipe._quoted(Path("/include it")))
+    text = build.COMPILER.format(compiler=build._quoted(real), headers=build._quoted(Path("/include it")))
     wrapper = tmp_path / "wrapper"
     wrapper.write_text(text)
     wrapper.chmod(0o700)
     out = tmp_path / "out"
-    recipe._run([str(wrapper), "-std=c++14", "x.cc"], {}, out)
+    build._run([str(wrapper), "-std=c++14", "x.cc"], {}, out)
     assert out.read_text().split("\n")[:-1] == ["-std=c++14", "x.cc", "-std=c++17", "-g0", "-isystem", "/include it"]
 
 
@@ -123,14 +123,14 @@ def test_a_build_that_fails_says_its_last_error(tmp_path: Path) -> None:
     log = tmp_path / "log"
     failing = script(tmp_path / "pip", "echo '#error C++17 or later'; echo make stopped; exit 2")
     with pytest.raises(ConfigError) as caught:
-        recipe._run([str(failing), "-m", "pip", "wheel", "horovod"], {}, log)
+        build._run([str(failing), "-m", "pip", "wheel", "horovod"], {}, log)
     assert caught.value.what.endswith("failed at `-m pip wheel`: #error C++17 or later")
     assert str(log) in caught.value.hint
 
 
 def wheel(folder: Path, *names: str) -> Path:
     folder.mkdir(exist_ok=True)
-    path = folder / f"horovod-{recipe.VERSION}-cp311-cp311-linux_x86_64.whl"
+    path = folder / f"horovod-{build.VERSION}-cp311-cp311-linux_x86_64.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
             archive.writestr(name, b"library")
@@ -141,18 +141,18 @@ def test_a_wheel_that_could_not_be_moved_is_refused(tmp_path: Path, monkeypatch:
     out, library = tmp_path / "out", "horovod/torch/mpi_lib_v2.so"
     wheel(out)
     with pytest.raises(InternalError, match="has no part for torch"):
-        recipe.check_wheel(out, tmp_path)
+        build.check_wheel(out, tmp_path)
     wheel(out, library)
     line = " 0x000000000000001d (RUNPATH)            Library runpath: [{}]"
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     script(tmp_path / "bin" / "readelf", f"echo '{line.format('$ORIGIN/../../torch/lib:$ORIGIN/../../../..')}'")
-    recipe.check_wheel(out, tmp_path)
+    build.check_wheel(out, tmp_path)
     script(tmp_path / "bin" / "readelf", f"echo '{line.format('$ORIGIN/..:/venv/lib')}'")
     with pytest.raises(InternalError, match="looks for libraries in /venv/lib"):
-        recipe.check_wheel(out, tmp_path)
-    (out / f"horovod-{recipe.VERSION}-cp312.whl").touch()
+        build.check_wheel(out, tmp_path)
+    (out / f"horovod-{build.VERSION}-cp312.whl").touch()
     with pytest.raises(InternalError, match="left 2 wheels"):
-        recipe.check_wheel(out, tmp_path)
+        build.check_wheel(out, tmp_path)
 
 
 # --- where it is kept

@@ -53,11 +53,11 @@ int main() {
     return fputs(words, stdout) < 0;
 }
 """
-TEXT = repr((VERSION, SOURCE_SHA256, TOOLS, sorted(SETTINGS.items()), COMPILER, TOOLCHAIN))
+RECIPE = repr((VERSION, SOURCE_SHA256, TOOLS, sorted(SETTINGS.items()), COMPILER, TOOLCHAIN))
 """The recipe, for the key: a wheel that another one built is not taken."""
 
 
-def build(mpi: Mpi, compiler: Path, flags: str, work: Path, out: Path, jobs: int, log: Path) -> None:
+def build_wheel(mpi: Mpi, compiler: Path, flags: str, work: Path, out: Path, jobs: int, log: Path) -> None:
     """Put the wheel and those that it needs into `out`; takes minutes. `work`: an empty directory.
 
     Raises ConfigError if a tool is missing or the build fails, InternalError if what came out is not what was meant.
