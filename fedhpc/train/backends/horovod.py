@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from fedhpc.errors import ConfigError, InternalError, PeersError
+from fedhpc.errors import ConfigError, InternalError, InterruptedRun, PeersError
 from fedhpc.horovod.installed import HOW, HOW_FOR_GPUS
 from fedhpc.mpi.collectives import Group
 from fedhpc.mpi.lent import communicator_for_horovod
@@ -107,14 +107,15 @@ class HorovodBackend(Backend):
 
     @override
     def close(self) -> None:
-        """Stop Horovod, unless an exception is on its way: stopping ends it at all ranks of the site.
+        """Stop Horovod, unless an exception is on its way that may be this rank's alone: it stops at all ranks then.
 
         They would tell of that, and not of what happened here. A process that lives on stops it with the next backend
         or at its end.
         """
         for averages in self._averages.values():
             averages.close()
-        if sys.exception() is None:
+        error = sys.exception()
+        if error is None or (isinstance(error, InterruptedRun) and error.agreed):
             self._hvd.shutdown()
             HorovodBackend._left_open = False
 

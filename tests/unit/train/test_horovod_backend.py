@@ -16,7 +16,7 @@ import torch
 from horovod_fakes import FakeHorovod, ThreadGroup, on_ranks
 from train_fakes import Net, make_trainer
 
-from fedhpc.errors import ConfigError, InternalError, PeersError
+from fedhpc.errors import ConfigError, InternalError, InterruptedRun, PeersError
 from fedhpc.mpi.collectives import MpiGroup, SerialGroup
 from fedhpc.mpi.lent import communicator_for_horovod
 from fedhpc.train.backends import horovod
@@ -286,6 +286,20 @@ def test_a_rank_that_fails_leaves_horovod_to_the_others(hvd: FakeHorovod) -> Non
         return left and not hvd.is_initialized()
 
     assert on_ranks(2, work) == [True, True]
+
+
+def test_ranks_that_are_stopped_together_stop_horovod(hvd: FakeHorovod) -> None:
+    """They end MPI before they leave, and its thread would still talk."""
+
+    def work(group: ThreadGroup) -> bool:
+        backend = opened(group)
+        try:
+            raise InterruptedRun("told to stop", agreed=True)
+        except InterruptedRun:
+            backend.close()
+        return hvd.is_initialized()
+
+    assert on_ranks(2, work) == [False, False]
 
 
 # --- which ranks, and how
