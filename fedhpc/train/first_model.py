@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedhpc.errors import ConfigError
 from fedhpc.train.batches import derive_key
-from fedhpc.train.shards import local_part, rows_of
+from fedhpc.train.dealt_rows import local_part, rows_of
 from fedhpc.train.units import default_units
 
 Fill = Callable[[str, tuple[int, ...], torch.Generator], torch.Tensor]
@@ -95,16 +95,29 @@ class FirstModel:
     def fill(self, model: torch.nn.Module, device: torch.device) -> None:
         """Give the outline `model`, dealt out or not, memory on `device` and its values."""
         assert self.values is not None
-        buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-        model.to_empty(device=device)
+        _give_memory(model, device)
         with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
             for names, tensor in _with_all_names(model):
                 first, last = rows_of(tensor, names[0])
                 rows = self.values.rows(names, tensor, first, last)
                 if rows is not None:
                     local_part(tensor).copy_(rows)
+
+
+def _give_memory(model: torch.nn.Module, device: torch.device) -> None:
+    """Memory for the parameters of an outline; torch's `to_empty` empties buffers too, and parts what is shared."""
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    places: dict[int, list[tuple[torch.nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            places.setdefault(id(parameter), []).append((module, name))
+    model.to_empty(device=device)
+    for (module, name), *others in places.values():
+        for other, alias in others:
+            setattr(other, alias, getattr(module, name))
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 def _with_all_names(model: torch.nn.Module) -> Iterator[tuple[list[str], torch.Tensor]]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedhpc.errors import ConfigError
+from fedhpc.train.dealt_rows import local_part, rows_of
 from fedhpc.train.state import as_bits, kind_of, split_state
-
-_NO_DTENSOR: tuple[type, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,49 +55,6 @@ class Shard:
         return first, -(-(stop - self.start) // size), start - self.start - first * size
 
 
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of `tensor`: itself, or its part of a DTensor. It aliases it; without gradients."""
-    return tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()  # type: ignore[attr-defined]
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` is a DTensor, of which each rank holds a part."""
-    return type(tensor) is not torch.Tensor and isinstance(tensor, _dtensor())
-
-
-def rows_of(tensor: torch.Tensor, name: str) -> tuple[int, int]:
-    """Which rows (first, last) of the whole `tensor` this rank holds; of a scalar and a plain tensor, all.
-
-    Raises ConfigError for a DTensor that is laid out in another way than FSDP2 lays out: rows dealt out over one
-    dimension of its mesh.
-    """
-    rows = tensor.shape[0] if tensor.ndim else 1
-    if not is_sharded(tensor):
-        return 0, rows
-    from torch.distributed.tensor import Replicate
-    from torch.distributed.tensor import Shard as Rows
-
-    split = [i for i, kind in enumerate(tensor.placements) if not isinstance(kind, Replicate)]  # type: ignore[attr-defined]
-    # By type: a strided shard, of tensor parallelism under FSDP, derives from it.
-    if len(split) > 1 or any(type(tensor.placements[i]) is not Rows or tensor.placements[i].dim for i in split):  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"{name} is laid out as {tuple(tensor.placements)} over the ranks",  # type: ignore[attr-defined]
-            "a site's model may be dealt out by rows (FSDP2's default) or replicated; tensor parallelism and shards of "
-            "another dimension are not supported",
-        )
-    if not split:
-        return 0, rows
-    mesh = tensor.device_mesh  # type: ignore[attr-defined]
-    coordinate = mesh.get_coordinate()
-    if coordinate is None:
-        raise ConfigError(f"{name} lies on a mesh that this rank is not in", "shard it over the ranks of the site")
-    step = -(-rows // mesh.size(split[0]))
-    first, last = min(rows, coordinate[split[0]] * step), min(rows, (coordinate[split[0]] + 1) * step)
-    if local_part(tensor).shape[0] != last - first:
-        raise ConfigError(f"{name} has {local_part(tensor).shape[0]} rows at this rank, not {last - first}")
-    return first, last
-
-
 def shard_of(name: str, tensor: torch.Tensor, kind: str) -> Shard:
     """This rank's part of `tensor`, whose numbers are moved as `kind`. Raises what `rows_of` raises."""
     first, last = rows_of(tensor, name)
@@ -122,12 +76,3 @@ def named_shards(tensors: Mapping[str, torch.Tensor]) -> list[Shard]:
         shard = shard_of(name, tensor, kind)
         shards.append(dataclasses.replace(shard, local=as_bits(shard.local)))
     return shards
-
-
-def _dtensor() -> Any:
-    """DTensor, where torch has it: a tensor can be one only then."""
-    try:
-        from torch.distributed.tensor import DTensor
-    except ImportError:
-        return _NO_DTENSOR
-    return DTensor

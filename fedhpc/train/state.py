@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.mpi.collectives import Group
+from fedhpc.train.dealt_rows import local_part, rows_of
 
 # NumPy has no bfloat16: its bits are kept as integers. Other dtypes are kept as they are.
 _BITS = {torch.bfloat16: torch.int16}
@@ -70,7 +71,10 @@ def read_shared(shared: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
 
 
 def write_shared(shared: Mapping[str, torch.Tensor], tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Copy `tensors` into the model. Raises DataError, before anything is changed, if they do not fit."""
+    """Copy `tensors` into the model, of which a rank may hold some rows only.
+
+    Raises DataError, before anything is changed, if they do not fit.
+    """
     for name, value in shared.items():
         array = tensors.get(name)
         want = np.dtype(kind_of(value))
@@ -86,7 +90,9 @@ def write_shared(shared: Mapping[str, torch.Tensor], tensors: Mapping[str, NDArr
     with torch.no_grad():
         for name, value in shared.items():
             # torch shares no read-only memory: a writable array passes without a copy
-            value.copy_(torch.from_numpy(np.require(tensors[name], requirements=["C", "W"])))
+            whole = torch.from_numpy(np.require(tensors[name], requirements=["C", "W"]))
+            first, last = rows_of(value, name)
+            local_part(value).copy_(whole[first:last] if whole.ndim else whole)
 
 
 def add_over_ranks(group: Group, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

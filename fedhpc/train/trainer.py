@@ -27,16 +27,20 @@ from fedhpc.rounds.interfaces import AtStep, LocalResult, Trainer
 from fedhpc.train import evaluate
 from fedhpc.train.backends.open_backend import open_backend
 from fedhpc.train.batches import Batches, Piece, Rows, derive_key, pieces, share
+from fedhpc.train.dealt_rows import from_rows, local_part, rows_of
 from fedhpc.train.first_model import FirstModel
 from fedhpc.train.loading import Reader, to_device
 from fedhpc.train.measure import measured
+from fedhpc.train.moves import whole_arrays
 from fedhpc.train.optimise import build_optimizer, learning_rate, load_optimizer, optimizer_arrays
 from fedhpc.train.randomness import RankRandom, rank_seed
 from fedhpc.train.running import RunningStatistics
 from fedhpc.train.settings import ComputeSettings, TrainSettings
+from fedhpc.train.shards import model_shards
 from fedhpc.train.state import add_over_ranks, read_shared, split_state, to_array, to_tensor, write_shared
 from fedhpc.train.tasks.loader import Task
-from fedhpc.train.unused import UnusedParameters
+from fedhpc.train.units import compute_again, separable
+from fedhpc.train.unused import UnusedParameters, trained
 from fedhpc.train.within_round import WithinRound
 
 CHECK_STEPS = 64  # the loss is looked at this often: each look waits for the device and for all ranks
@@ -88,6 +92,8 @@ class TorchTrainer(Trainer):
         if not any(p.requires_grad for p in self.model.parameters()):
             raise ConfigError(f"task {self._task.name}: the model has no parameter to train", "check model()")
         split_state(self.model)
+        if compute.activation_checkpointing:
+            compute_again(separable(self.model, first.units(self.model)))
         self._wrapped = self._backend.wrap(self.model)
         self._running = RunningStatistics(self.model, group, site)
         self._unused = UnusedParameters(self.model, group, site, allowed=settings.unused_parameters == "allow")
@@ -112,6 +118,7 @@ class TorchTrainer(Trainer):
         plan, first_piece = self._plan(steps, within.steps)
         batches = self._reader.read([piece.rows for step in plan for piece in step], first_piece)
         # Step 2. An optimiser, old or new, and the point that FedProx pulls to.
+        self.settle()
         if settings.optimizer_state == "reset" and not within.steps:
             self._optimizer = build_optimizer(self.model, settings)
         pulled = self._proximal_terms(anchor)
@@ -149,8 +156,10 @@ class TorchTrainer(Trainer):
         """
         settings, group = self._settings, self.group
         twice = settings.batch_size != 1 and self._task.rows == "independent"
+        equally = self._backend.sharded  # every pass gathers parameters, so all ranks make equally many
         plan = [
-            pieces(self._batches.next(), group.rank, group.size, settings.accumulation, twice) for _ in range(steps)
+            pieces(self._batches.next(), group.rank, group.size, settings.accumulation, twice, equally)
+            for _ in range(steps)
         ]
         return plan[done:], self._step - done + sum(map(len, plan[:done]))
 
@@ -160,18 +169,26 @@ class TorchTrainer(Trainer):
         for piece in step:
             batch = to_device(next(batches), self.device)
             with self._backend.averaging(self._wrapped, now=piece.last):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
+                with self._precision():
                     loss = self._task.loss(self._wrapped, batch)
                 if loss.requires_grad:
                     (loss * piece.weight).backward()  # type: ignore[no-untyped-call]
             if piece.part:
                 loss_of_step += loss.detach().double() * piece.part
 
+    def _precision(self, applies: bool = True) -> torch.autocast:
+        """Forward passes in the precision of [train]. Sharded parameters are gathered in it, also for measuring."""
+        enabled = applies and self._settings.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
     def _take_step(self, pulled: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """One step of the local optimiser; `pulled` as `_proximal_terms` gives it."""
         for parameter, target in pulled:
-            pull = (parameter.detach() - target) * self._proximal
-            parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
+            pull = (local_part(parameter) - target) * self._proximal
+            if parameter.grad is None:
+                parameter.grad = from_rows(parameter, pull)
+            else:
+                local_part(parameter.grad).add_(pull)
         if self._settings.clip_norm:
             self._backend.clip(self.model, self._settings.clip_norm)
         for parameters in self._optimizer.param_groups:
@@ -179,8 +196,15 @@ class TorchTrainer(Trainer):
         self._optimizer.step()
         self._step += 1
 
+    def settle(self) -> None:
+        """Before the parameters of `model` are read or changed from outside."""
+        self._backend.settled(self.model)
+
     @override
     def tensors(self) -> Tensors:
+        self.settle()
+        if self._backend.sharded:
+            return whole_arrays(self.group, model_shards(self.model))
         return read_shared(split_state(self.model)[0])
 
     @override
@@ -191,15 +215,18 @@ class TorchTrainer(Trainer):
     @override
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Raises DataError if names, shapes or dtypes differ."""
+        self.settle()
         write_shared(split_state(self.model)[0], tensors)
 
     @override
     def measure(self) -> Tensors:
         """The task's sums over the held-out rows, each rank over its share."""
         mine = share(self.held_out_rows, self.group.rank, self.group.size)
+        sharded = self._backend.sharded
+        most = -(-self.held_out_rows.size // self.group.size) if sharded else 0
         # Without rows of its own a rank measures training rows, for names and shapes, and counts nothing.
-        with self._random.active():
-            sums = measured(self._task, self.model, self.dataset, mine, self.train_rows, self.device)
+        with self._random.active(), self._precision(sharded):
+            sums = measured(self._task, self.model, self.dataset, mine, self.train_rows, self.device, most)
         return add_over_ranks(self.group, sums)
 
     @override
@@ -221,8 +248,9 @@ class TorchTrainer(Trainer):
         if self._within is not None:
             self._look(self._within)
             arrays |= self._within.arrays() | {"round:running": self._running.of_ranks()}
+        self.settle()
         if self._settings.optimizer_state == "keep" or self._within is not None:
-            state = optimizer_arrays(self.model, self._optimizer)
+            state = optimizer_arrays(self.model, self._optimizer, self.group)
             arrays |= {f"optimizer:{name}": array for name, array in state.items()}
         return arrays | {f"buffer:{name}": to_array(value) for name, value in split_state(self.model)[1].items()}
 
@@ -248,6 +276,7 @@ class TorchTrainer(Trainer):
             self._random.set_state(states[rank])
         else:
             self._random = RankRandom(rank_seed(self._seed, self.site, rank, step), self.device)
+        self.settle()
         self._optimizer = build_optimizer(self.model, self._settings)
         load_optimizer(self.model, self._optimizer, _under("optimizer:", arrays))
         counters, saved = split_state(self.model)[1], _under("buffer:", arrays)
@@ -276,11 +305,12 @@ class TorchTrainer(Trainer):
         """Parameters and what they are pulled to: the gradient of mu/2 ||w - anchor||^2 is mu (w - anchor)."""
         if not self._proximal:
             return []
-        return [
-            (parameter, torch.from_numpy(np.array(anchor[name])).to(self.device, parameter.dtype))
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        ]
+        pulled: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for name, parameter in trained(self.model).items():
+            target = torch.from_numpy(np.array(anchor[name])).to(self.device, parameter.dtype)
+            first, last = rows_of(parameter, name)
+            pulled.append((parameter, target[first:last] if target.ndim else target))
+        return pulled
 
     def _enter(self, round_: int, steps: int) -> WithinRound:
         """A round that begins here, or the one that `restore` was told of. Raises DataError if that does not fit."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -42,10 +44,10 @@ def compute_again(units: list[torch.nn.Module]) -> None:
 class _Again:
     """A forward method whose activations are not kept."""
 
-    def __init__(self, forward: Callable[..., object]) -> None:
+    def __init__(self, forward: Callable[..., Any]) -> None:
         self._forward = forward
 
-    def __call__(self, *inputs: object, **named: object) -> object:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():
             return self._forward(*inputs, **named)
-        return checkpoint(self._forward, *inputs, use_reentrant=False, **named)
+        return checkpoint(partial(self._forward, **named), *inputs, use_reentrant=False)

@@ -5,7 +5,6 @@ A unit's parameters are gathered when its forward or backward pass needs them, a
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -35,8 +34,7 @@ class FsdpBackend(Backend):
     sharded = True
 
     def __init__(self, group: Group, placement: Placement) -> None:
-        """Collective over the site. Raises PeersError if the ranks cannot meet, ConfigError for a torch without FSDP2.
-        """
+        """Collective over the site. Raises ConfigError without FSDP2 in torch, PeersError if the ranks do not meet."""
         try:
             from torch.distributed.fsdp import fully_shard  # noqa: F401
         except ImportError:
@@ -65,6 +63,8 @@ class FsdpBackend(Backend):
                     f"{self._label}: the model's {name} is a scalar, which fsdp cannot deal out by rows",
                     "give it the shape [1], or use backend = 'ddp'",
                 )
+            if not parameter.numel():  # torch deals out its gradient too, and fails in that
+                parameter.requires_grad_(False)
         self._shard(model, first)
         first.fill(model, self.device)
         self._reach[id(model)] = _ShardedReach(model)
@@ -80,7 +80,8 @@ class FsdpBackend(Backend):
             fully_shard(unit, mesh=mesh, mp_policy=MixedPrecisionPolicy(low, torch.float32))
         # The model's own inputs keep their digits: it may standardise them first.
         whole = MixedPrecisionPolicy(low, torch.float32, cast_forward_inputs=False)
-        for module in (fully_shard(model, mesh=mesh, mp_policy=whole), *_units(model)):
+        fully_shard(model, mesh=mesh, mp_policy=whole)
+        for module in _units(model):
             # A rank whose rows leave a parameter out would reduce other tensors than the rest: it gives zeros.
             if hasattr(module, "set_reduce_scatter_unused_params"):
                 module.set_reduce_scatter_unused_params(True)
@@ -119,9 +120,10 @@ class FsdpBackend(Backend):
 
     @override
     def settled(self, model: torch.nn.Module) -> None:
-        """After a forward pass without a backward pass the root's parameters are whole, and changes to them are lost."""
+        """After a forward pass without a backward pass the root's parameters are whole, and what is written is lost."""
         root = _root(model)
-        if hasattr(root, "reset_iter_state"):  # also after a pass that has failed
+        # Also after a pass that has failed; before the first one torch has nothing to reset, and fails.
+        if self._reach[id(model)].entered and hasattr(root, "reset_iter_state"):
             root.reset_iter_state()
         for unit in _units(model):
             unit.reshard()
@@ -132,7 +134,6 @@ class FsdpBackend(Backend):
         for reach in self._reach.values():
             reach.close()
         self._reach.clear()
-        gc.collect()
         self._process_group.leave()
 
 
@@ -142,6 +143,8 @@ class _ShardedReach:
     def __init__(self, model: torch.nn.Module) -> None:
         names = {id(p): name for name, p in trained(model).items()}
         self._trained = list(names.values())
+        self.entered = False
+        """Whether there has been a forward pass."""
         self._pass: set[str] = set()
         self._step: set[str] = set()
         self._known: dict[int, Any] = {}  # whole parameters, each with its hook
@@ -173,6 +176,7 @@ class _ShardedReach:
         self._known.clear()
 
     def _watch(self, own: list[tuple[str, torch.nn.Module, str]], _: torch.nn.Module, __: Any) -> None:
+        self.entered = True
         for name, module, attribute in own:
             parameter = getattr(module, attribute)
             if id(parameter) not in self._known and parameter.requires_grad:

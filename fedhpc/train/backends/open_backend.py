@@ -7,7 +7,9 @@ from fedhpc.mpi.collectives import Group
 from fedhpc.train.backends.base import Backend
 from fedhpc.train.backends.ddp import DdpBackend
 from fedhpc.train.backends.devices import place
+from fedhpc.train.backends.fsdp import FsdpBackend
 from fedhpc.train.backends.horovod import HorovodBackend
+from fedhpc.train.backends.mpi import MpiBackend
 from fedhpc.train.backends.serial import SerialBackend
 from fedhpc.train.settings import ComputeSettings
 
@@ -33,6 +35,10 @@ def open_backend(compute: ComputeSettings, group: Group) -> Backend:
             return SerialBackend(placement.device)
         case "ddp":
             return DdpBackend(group, placement)
+        case "fsdp":
+            return FsdpBackend(group, placement)
+        case "mpi":
+            return MpiBackend(group, placement)
         case "horovod":
             if group.size == 1:
                 return SerialBackend(placement.device)
