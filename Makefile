@@ -93,7 +93,7 @@ suites: setup tools
 
 # What CI does not run: each target keeps what it showed, and of which files, in tests/evidence, and a test of every day
 # refuses what has not run with the files as they are (tests/prove.py).
-EVIDENCE :=
+EVIDENCE := test-horovod
 test-all: $(EVIDENCE)
 	$(MAKE) test
 

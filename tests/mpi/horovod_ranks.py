@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,27 @@ def gradients(group: Any) -> None:
     backend.close()
 
 
+def again(group: Any) -> None:
+    """Three ranks that hand over their gradients at other times get the same bits again."""
+    sizes = (3, 17, 64, 100, 257, 1000, 33, 4096, 5000, 12)
+    torch.manual_seed(group.rank)
+    slopes = [torch.randn(size) for size in sizes]
+    model = torch.nn.ParameterList([torch.zeros(size) for size in sizes])
+    draw = random.Random(group.rank)
+    for parameter in model:
+        parameter.register_hook(lambda _: time.sleep(0.004 * draw.random() * (draw.random() < 0.3)))
+    backend = open_backend(HOROVOD, group)
+    wrapped = backend.wrap(model)
+    results = set()
+    for _ in range(20):
+        model.zero_grad()
+        with backend.averaging(wrapped, now=True):
+            sum((p * slope).sum() for p, slope in zip(model, slopes, strict=True)).backward()  # type: ignore[union-attr]
+        results.add(b"".join(p.grad.numpy().tobytes() for p in model))
+    backend.close()
+    assert len(results) == 1, f"{len(results)} different averages"
+
+
 def main() -> None:
     from mpi4py import MPI
 
@@ -101,6 +124,10 @@ def main() -> None:
             assert off <= RELATIVE[name], (what, name, off)
         assert len(found["steps"][name]) == 2, "the sites must take unequal numbers of steps"
     gradients(group)
+    three = world.Split(0 if world.Get_rank() < 3 else MPI.UNDEFINED)
+    if three != MPI.COMM_NULL:
+        again(collectives.MpiGroup(three, "site of three"))
+    world.Barrier()
 
     # Whoever has started Horovod in this process keeps it.
     import horovod.torch as hvd
