@@ -133,7 +133,7 @@ class ComputeSettings:
     """[compute] of site.toml: how this site's ranks compute."""
 
     # auto: serial for one rank, ddp for more.
-    backend: Literal["auto", "serial", "ddp", "fsdp", "mpi"] = "auto"
+    backend: Literal["auto", "serial", "ddp", "fsdp", "mpi", "horovod"] = "auto"
     # auto: a GPU if every rank of the site has one, else the CPU.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Threads of one rank. Another number changes the last bits of what a site computes.
