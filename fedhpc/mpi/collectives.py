@@ -71,6 +71,15 @@ class Group(Protocol):
         """Complete `buffer` [n] on every rank, in place: rank i holds bytes bounds[i] = (start, stop) of it."""
         ...
 
+    def exchange(
+        self, outgoing: NDArray[np.uint8], sends: Sequence[int], incoming: NDArray[np.uint8], receives: Sequence[int]
+    ) -> None:
+        """Send each rank its part of `outgoing` and fill `incoming`, both joined in rank order.
+
+        `sends`, `receives` [size]: bytes for and from each rank. At most 2^28 bytes either way.
+        """
+        ...
+
     def barrier(self) -> None:
         """Return when every rank has come here."""
         ...
@@ -110,6 +119,13 @@ class SerialGroup:
     def gather_parts(self, buffer: NDArray[np.uint8], bounds: Sequence[tuple[int, int]]) -> None:
         """The buffer is already whole."""
         check_buffer(buffer, MOVABLE, "gather", self)
+
+    def exchange(
+        self, outgoing: NDArray[np.uint8], sends: Sequence[int], incoming: NDArray[np.uint8], receives: Sequence[int]
+    ) -> None:
+        """What this rank sends itself."""
+        _check_exchange(outgoing, sends, incoming, receives, self)
+        incoming[:] = outgoing
 
     def barrier(self) -> None:
         """There are no other ranks to wait for."""
@@ -191,6 +207,13 @@ class MpiGroup(Group):
                 self.broadcast(buffer[start:stop], root)
 
     @override
+    def exchange(
+        self, outgoing: NDArray[np.uint8], sends: Sequence[int], incoming: NDArray[np.uint8], receives: Sequence[int]
+    ) -> None:
+        _check_exchange(outgoing, sends, incoming, receives, self)
+        self._comm.Alltoallv([outgoing, list(sends)], [incoming, list(receives)])
+
+    @override
     def barrier(self) -> None:
         self._comm.Barrier()
 
@@ -213,6 +236,20 @@ def check_buffer(array: Any, allowed: Sequence[str], operation: str, group: Grou
         raise DataError(
             f"{_who(group)}: {operation} of a buffer that is {state}", "use np.ascontiguousarray or .copy()"
         )
+
+
+def _check_exchange(
+    outgoing: NDArray[np.uint8],
+    sends: Sequence[int],
+    incoming: NDArray[np.uint8],
+    receives: Sequence[int],
+    group: Group,
+) -> None:
+    """Raise InternalError for counts that do not fit the buffers, which MPI would read or write beyond."""
+    for buffer, counts in ((outgoing, sends), (incoming, receives)):
+        check_buffer(buffer, ("uint8",), "exchange", group)
+        if len(counts) != group.size or min(counts) < 0 or not sum(counts) == buffer.size <= MAX_COUNT:
+            raise InternalError(f"{_who(group)}: an exchange of {buffer.size} bytes, counted as {sum(counts)}")
 
 
 def _pieces(array: NDArray[Any]) -> list[NDArray[Any]]:

@@ -21,19 +21,21 @@ from typing_extensions import override
 from fedhpc.data.schema import FeatureSet
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.ranges import Forms, Held
 from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
 from fedhpc.rounds.interfaces import AtStep, LocalResult, Trainer
 from fedhpc.train import evaluate
 from fedhpc.train.backends import open_backend
 from fedhpc.train.batches import Batches, Piece, Rows, derive_key, pieces, share
+from fedhpc.train.held_model import forms_of_model, read_pieces, write_pieces
 from fedhpc.train.loading import Reader, to_device
 from fedhpc.train.measure import measured
 from fedhpc.train.optimise import build_optimizer, learning_rate, load_optimizer, optimizer_arrays
 from fedhpc.train.randomness import RankRandom, rank_seed
 from fedhpc.train.running import RunningStatistics
 from fedhpc.train.settings import ComputeSettings, TrainSettings
-from fedhpc.train.state import add_over_ranks, read_shared, split_state, to_array, to_tensor, write_shared
+from fedhpc.train.state import add_over_ranks, split_state, to_array, to_tensor, write_shared
 from fedhpc.train.tasks.loader import Task
 from fedhpc.train.unused import UnusedParameters
 from fedhpc.train.within_round import WithinRound
@@ -87,6 +89,7 @@ class TorchTrainer(Trainer):
         self._reader = Reader(dataset, compute.workers, worker_seed, self.device.type == "cuda")
         self._step = 0  # optimiser steps in all rounds
         self._within: WithinRound | None = None
+        self._held: Held | None = None
 
     @override
     def train(self, round_: int, anchor: Mapping[str, NDArray[Any]], at_step: AtStep = lambda: False) -> LocalResult:
@@ -170,8 +173,29 @@ class TorchTrainer(Trainer):
         self._step += 1
 
     @override
+    def forms(self) -> Forms:
+        return forms_of_model(split_state(self.model)[0])
+
+    @override
+    def hold(self, held: Held) -> None:
+        self._held = held
+
+    @override
     def tensors(self) -> Tensors:
-        return read_shared(split_state(self.model)[0])
+        pieces = self._holding().empty()
+        self.read(pieces)
+        return pieces
+
+    @override
+    def read(self, into: Tensors) -> None:
+        held = self._holding()
+        read_pieces(split_state(self.model)[0], held, into)
+        if self._within is not None and not held.replicated:  # ranks see their own rows; the leader's statistics count
+            for name, array in self._running.of_leader().items():
+                np.copyto(into[name], held.piece(name, array))
+
+    def _holding(self) -> Held:
+        return Held(self.group, self.forms()) if self._held is None else self._held
 
     @override
     def averaged(self) -> frozenset[str]:
@@ -181,7 +205,12 @@ class TorchTrainer(Trainer):
     @override
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Raises DataError if names, shapes or dtypes differ."""
-        write_shared(split_state(self.model)[0], tensors)
+        shared = split_state(self.model)[0]
+        held = self._holding()
+        if held.replicated:
+            write_shared(shared, tensors)
+        else:
+            write_pieces(held, shared, tensors)
 
     @override
     def measure(self) -> Tensors:
@@ -266,11 +295,10 @@ class TorchTrainer(Trainer):
         """Parameters and what they are pulled to: the gradient of mu/2 ||w - anchor||^2 is mu (w - anchor)."""
         if not self._proximal:
             return []
-        return [
-            (parameter, torch.from_numpy(np.array(anchor[name])).to(self.device, parameter.dtype))
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        ]
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        targets = {name: torch.empty_like(parameter, requires_grad=False) for name, parameter in trained.items()}
+        write_pieces(self._holding(), targets, anchor)
+        return [(parameter, targets[name]) for name, parameter in trained.items()]
 
     def _enter(self, round_: int, steps: int) -> WithinRound:
         """A round that begins here, or the one that `restore` was told of. Raises DataError if that does not fit."""

@@ -65,6 +65,13 @@ for n in (0, 1, 1019, 1020, 1021, 5 << 20):
     assert group.gather_bytes(bytes([me]) * sizes[me]) == [bytes([r]) * k for r, k in enumerate(sizes)]
     assert group.gather_bytes(bytes([me]) * n) == [bytes([r]) * n for r in range(size)]
 
+for counts in ([[0, 0, 0]] * 3, [[1, 2, 3], [0, 0, 5], [70_000, 1, 0]]):  # from each rank to each
+    sends, receives = counts[me], [counts[other][me] for other in range(size)]
+    incoming = np.zeros(sum(receives), np.uint8)
+    group.exchange(drawn("uint8", (sum(sends),), me), sends, incoming, receives)
+    sent = [np.split(drawn("uint8", (sum(counts[r]),), r), np.cumsum(counts[r])[:-1])[me] for r in range(size)]
+    assert (incoming == np.concatenate(sent)).all()
+
 # What every rank refuses alike leaves no rank waiting.
 with pytest.raises(InternalError, match="site hungary, rank"):
     group.broadcast_bytes(b"x" * (collectives.MAX_MESSAGE_BYTES + 1) if me == 0 else None)
@@ -74,6 +81,13 @@ with pytest.raises(InternalError, match="site hungary, rank"):
     group.gather_bytes(b"x" * (collectives.MAX_MESSAGE_BYTES + 1))
 with pytest.raises(InternalError, match="site hungary, rank"):
     group.gather_bytes(b"x" * (collectives.MAX_MESSAGE_BYTES // 2))
+
+one = np.zeros(1, np.uint8)
+for wrong in (([1, 1, 0], [1, 0, 0]), ([1, 0], [1, 0, 0]), ([2, -1, 0], [1, 0, 0]), ([1, 0, 0], [0, 0, 0])):
+    with pytest.raises(InternalError, match="site hungary, rank"):
+        group.exchange(one, wrong[0], one.copy(), wrong[1])
+with pytest.raises(DataError, match="exchange"):
+    group.exchange(np.zeros(1, np.float32), [1, 0, 0], one, [1, 0, 0])
 
 # The door is shut for what MPI adds wrongly.
 frozen = np.ones(4)
