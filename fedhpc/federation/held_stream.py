@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedhpc.federation.ranges import Held
 from fedhpc.federation.state_tensors import tensors_tree
-from fedhpc.mpi.transfers import Read, Transfer, carry
+from fedhpc.mpi.byte_moves import Plan, Read, Span, move
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree_root
 
 WINDOW_BYTES = 8 << 20
@@ -50,9 +50,9 @@ class Runs:
         for at, view in self.views(start, stop):
             into[at - start : at - start + view.size] = view
 
-    def write(self, start: int, data: NDArray[np.uint8]) -> None:
-        """Replace the bytes from `start` on by `data`, where they are here."""
-        for at, view in self.views(start, start + data.size):
+    def write(self, start: int, stop: int, data: NDArray[np.uint8]) -> None:
+        """Replace bytes start..stop by `data`, where they are here."""
+        for at, view in self.views(start, stop):
             view[:] = data[at - start : at - start + view.size]
 
 
@@ -134,18 +134,27 @@ class HeldStream:
                 if leads:
                     self.mine.read(start, stop, window)
             else:
-                moves = [Transfer(low, high, rank, 0) for low, high, rank in self.within(start, stop)]
-                carry(self._site, moves, self.mine.read, Runs([(start, window)]).write)
+                plan = Plan(self._spans(self.within(start, stop)), self._at_leader((start, stop)))
+                move(self._site, plan, self.mine.read, Runs([(start, window)]).write)
             yield window[: stop - start] if leads else window
 
     def from_leader(self, read: Read) -> None:
         """Fill the arrays of all ranks with the stream that the leader can `read`."""
-        held: Sequence[int] = range(self._site.size) if self._replicated else ()
         for start in range(0, self.nbytes, WINDOW_BYTES):
             stop = min(start + WINDOW_BYTES, self.nbytes)
-            moves = [Transfer(start, stop, 0, rank) for rank in held]
-            moves = moves or [Transfer(low, high, 0, rank) for low, high, rank in self.within(start, stop)]
-            carry(self._site, moves, read, self.mine.write)
+            everywhere = [[(start, stop)]] * self._site.size
+            wanted = everywhere if self._replicated else self._spans(self.within(start, stop))
+            move(self._site, Plan(self._at_leader((start, stop)), wanted), read, self.mine.write)
+
+    def _spans(self, segments: Iterable[Segment]) -> list[list[Span]]:
+        """Of each rank."""
+        spans: list[list[Span]] = [[] for _ in range(self._site.size)]
+        for start, stop, rank in segments:
+            spans[rank].append((start, stop))
+        return spans
+
+    def _at_leader(self, span: Span) -> list[list[Span]]:
+        return [[span], *([] for _ in range(self._site.size - 1))]
 
     def tree(self) -> bytes:
         """Tree of the stream [32], on every rank. Each rank hashes the blocks that it holds, or a share of them."""
@@ -178,12 +187,9 @@ class HeldStream:
         mine = [block for block, segments in blocks if segments[0].rank == self._site.rank]
         here = [(b * TREE_BLOCK_BYTES, min((b + 1) * TREE_BLOCK_BYTES, self.nbytes)) for b in mine]
         gathered = [(start, np.empty(stop - start, np.uint8)) for start, stop in here]
-        moves = [
-            Transfer(segment.start, segment.stop, segment.rank, segments[0].rank)
-            for _, segments in blocks
-            for segment in segments
-        ]
-        carry(self._site, moves, self.mine.read, Runs(gathered).write)
+        held = self._spans(segment for _, segments in blocks for segment in segments)
+        wanted = self._spans(s._replace(rank=segments[0].rank) for _, segments in blocks for s in segments)
+        move(self._site, Plan(held, wanted), self.mine.read, Runs(gathered).write)
         return {block: _digest([memory]) for block, (_, memory) in zip(mine, gathered, strict=True)}
 
     def sha256(self) -> str:
@@ -212,7 +218,7 @@ def gather(held: Held, arrays: Mapping[str, tuple[str, NDArray[Any]]]) -> dict[s
         whole = {name: np.empty(held.forms[model].shape, array.dtype) for name, (model, array) in arrays.items()}
     into, at = joined(list(whole.values())), 0
     for window in stream.to_leader():
-        into.write(at, window)
+        into.write(at, at + window.size, window)
         at += window.size
     return whole
 

@@ -5,6 +5,7 @@ Faults of this site's own numbers are found here, before any rank waits for anot
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from fedhpc.errors import DataError, InternalError, PolicyError
 from fedhpc.federation.party import Party, SumPlan
 from fedhpc.federation.vector import Vector, parts
+from fedhpc.mpi.byte_moves import Plan, Span, move
 from fedhpc.mpi.collectives import Group
-from fedhpc.mpi.transfers import Transfer, carry
 from fedhpc.secure import labels
 from fedhpc.secure.geometry import refuse_lane_bits
 from fedhpc.secure.keys import derive
@@ -152,7 +153,8 @@ def source_tags(
     kinds = vector.sources
     narrow = Layout([Tensor(t.name, kinds.get(t.name, t.kind), t.shape) for t in vector.layout.named])
     shares = parts(narrow.nbytes, site.size)
-    held = [_narrow_runs(vector, narrow, part) for part in parts_ or [vector.part]]
+    held = [_narrow_runs(vector, narrow, part) for part in parts_ or [vector.part] * site.size]
+    every = sorted(run for runs in held for run in runs) if parts_ else held[0]
     wide = {piece.tensor.name: (piece, vector.of(piece)) for piece in vector.named_pieces(vector.part)}
 
     def read(start: int, stop: int, into: NDArray[np.uint8]) -> None:
@@ -162,21 +164,23 @@ def source_tags(
             out[:] = values[piece.lane - first.lane : piece.lane - first.lane + out.size]
 
     tags = []
-    for round_ in range(-(-max(stop - start for start, stop in shares) // FINGERPRINT_BLOCK_BYTES)):
-        blocks = [_block_of(share, round_) for share in shares]
+    for number in range(-(-max(stop - start for start, stop in shares) // FINGERPRINT_BLOCK_BYTES)):
+        blocks = [_block_of(share, number) for share in shares]
         start, stop = blocks[site.rank]
         block = np.zeros(stop - start, dtype=np.uint8)
-        moves = [
-            Transfer(max(low, first), min(high, last), source if parts_ else target, target)
-            for source, runs in enumerate(held)
-            for low, high in runs
-            for target, (first, last) in enumerate(blocks)
-            if max(low, first) < min(high, last)
-        ]
-        carry(site, moves, read, partial(_put, block, start))
+        give = [[run for other in blocks for run in _within(runs, *other)] for runs in held]
+        plan = Plan(give, [_within(every, *block_) for block_ in blocks])
+        move(site, plan, read, partial(_put, block, start))
         if start < stop:
             tags.append(fingerprint_block(keys.blocks, start // FINGERPRINT_BLOCK_BYTES, block))
     return b"".join(tags)
+
+
+def _within(runs: Sequence[Span], start: int, stop: int) -> list[Span]:
+    """The rising `runs` in bytes start..stop, cut to them."""
+    first = bisect.bisect_right(runs, start, key=lambda run: run[1])
+    last = bisect.bisect_left(runs, stop, key=lambda run: run[0])
+    return [(max(low, start), min(high, stop)) for low, high in runs[first:last] if max(low, start) < min(high, stop)]
 
 
 def _narrow_runs(vector: Vector, narrow: Layout, part: tuple[int, int]) -> list[tuple[int, int]]:
@@ -196,8 +200,8 @@ def _block_of(share: tuple[int, int], number: int) -> tuple[int, int]:
     return start, min(start + FINGERPRINT_BLOCK_BYTES, share[1])
 
 
-def _put(block: NDArray[np.uint8], first: int, start: int, data: NDArray[np.uint8]) -> None:
-    block[start - first : start - first + data.size] = data
+def _put(block: NDArray[np.uint8], first: int, start: int, stop: int, data: NDArray[np.uint8]) -> None:
+    block[start - first : stop - first] = data
 
 
 def refuse_other_vector(party: Party, plan: SumPlan, mark: Mark) -> None:

@@ -67,6 +67,9 @@ class Held:
         offsets = list(accumulate((form.size for form in forms.values()), initial=0))
         self._all = offsets.pop()
         self._offsets = dict(zip(forms, offsets, strict=True))
+        places = accumulate((form.nbytes for form in forms.values()), initial=0)
+        self.byte_offsets = dict(zip(forms, places, strict=False))
+        """Where each tensor begins in the joined bytes of all."""
         self.bounds = [(0, self._all)] if bounds is None else list(bounds)
         """(first, last) of each rank in the joined elements; of the leader only where everything is replicated."""
         self._lasts = [last for _, last in self.bounds]
@@ -106,6 +109,18 @@ class Held:
             if start < stop:
                 found.append(Cut(rank, start - offset, stop - offset))
         return found
+
+    @property
+    def byte_ranges(self) -> list[tuple[int, int]]:
+        """(start, stop) of each rank in the joined bytes of all tensors, as `bounds`."""
+        return [(self._byte(first), self._byte(last)) for first, last in self.bounds]
+
+    def _byte(self, element: int) -> int:
+        """Where the joined element begins in the joined bytes; at the end, where those end."""
+        for name, form in self.forms.items():
+            if element <= self._offsets[name] + form.size:
+                return self.byte_offsets[name] + (element - self._offsets[name]) * form.dtype.itemsize
+        return 0
 
     def piece(self, name: str, whole: NDArray[Any]) -> NDArray[Any]:
         """What this rank holds of the `whole` tensor `name`: a view, if it is C-contiguous."""

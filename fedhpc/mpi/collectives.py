@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 MAX_COUNT = 1 << 28  # elements in one MPI call; larger counts overflow on MPI 3.1 libraries
+MAX_EXCHANGE_BYTES = 1 << 30  # of one rank in one alltoall; MPI counts them in 32 bits
 MAX_MESSAGE_BYTES = 64 << 20  # a control message; a vector never travels as one
 
 SUMMABLE = ("int32", "uint32", "int64", "uint64", "float32", "float64")
@@ -71,12 +72,17 @@ class Group(Protocol):
         """Complete `buffer` [n] on every rank, in place: rank i holds bytes bounds[i] = (start, stop) of it."""
         ...
 
-    def exchange(
-        self, outgoing: NDArray[np.uint8], sends: Sequence[int], incoming: NDArray[np.uint8], receives: Sequence[int]
+    def alltoall(
+        self,
+        sent: NDArray[np.uint8],
+        sent_bytes: Sequence[int],
+        received: NDArray[np.uint8],
+        received_bytes: Sequence[int],
     ) -> None:
-        """Send each rank its part of `outgoing` and fill `incoming`, both joined in rank order.
+        """Every rank sends bytes to every rank: `sent` holds those for rank 0, then those for rank 1, …
 
-        `sends`, `receives` [size]: bytes for and from each rank. At most 2^28 bytes either way.
+        `received` gets those of rank 0, then those of rank 1, … Both counts [ranks] are of this rank; what rank i sends
+        to rank j must be what j expects of i. At most 1 GiB each.
         """
         ...
 
@@ -120,12 +126,16 @@ class SerialGroup:
         """The buffer is already whole."""
         check_buffer(buffer, MOVABLE, "gather", self)
 
-    def exchange(
-        self, outgoing: NDArray[np.uint8], sends: Sequence[int], incoming: NDArray[np.uint8], receives: Sequence[int]
+    def alltoall(
+        self,
+        sent: NDArray[np.uint8],
+        sent_bytes: Sequence[int],
+        received: NDArray[np.uint8],
+        received_bytes: Sequence[int],
     ) -> None:
-        """What this rank sends itself."""
-        _check_exchange(outgoing, sends, incoming, receives, self)
-        incoming[:] = outgoing
+        """What this rank sends to itself."""
+        _check_alltoall(sent, sent_bytes, received, received_bytes, self)
+        received[:] = sent
 
     def barrier(self) -> None:
         """There are no other ranks to wait for."""
@@ -207,11 +217,15 @@ class MpiGroup(Group):
                 self.broadcast(buffer[start:stop], root)
 
     @override
-    def exchange(
-        self, outgoing: NDArray[np.uint8], sends: Sequence[int], incoming: NDArray[np.uint8], receives: Sequence[int]
+    def alltoall(
+        self,
+        sent: NDArray[np.uint8],
+        sent_bytes: Sequence[int],
+        received: NDArray[np.uint8],
+        received_bytes: Sequence[int],
     ) -> None:
-        _check_exchange(outgoing, sends, incoming, receives, self)
-        self._comm.Alltoallv([outgoing, list(sends)], [incoming, list(receives)])
+        _check_alltoall(sent, sent_bytes, received, received_bytes, self)
+        self._comm.Alltoallv([sent, list(sent_bytes)], [received, list(received_bytes)])
 
     @override
     def barrier(self) -> None:
@@ -238,18 +252,21 @@ def check_buffer(array: Any, allowed: Sequence[str], operation: str, group: Grou
         )
 
 
-def _check_exchange(
-    outgoing: NDArray[np.uint8],
-    sends: Sequence[int],
-    incoming: NDArray[np.uint8],
-    receives: Sequence[int],
+def _check_alltoall(
+    sent: NDArray[np.uint8],
+    sent_bytes: Sequence[int],
+    received: NDArray[np.uint8],
+    received_bytes: Sequence[int],
     group: Group,
 ) -> None:
-    """Raise InternalError for counts that do not fit the buffers, which MPI would read or write beyond."""
-    for buffer, counts in ((outgoing, sends), (incoming, receives)):
-        check_buffer(buffer, ("uint8",), "exchange", group)
-        if len(counts) != group.size or min(counts) < 0 or not sum(counts) == buffer.size <= MAX_COUNT:
-            raise InternalError(f"{_who(group)}: an exchange of {buffer.size} bytes, counted as {sum(counts)}")
+    for array, counts in ((sent, sent_bytes), (received, received_bytes)):
+        check_buffer(array, ("uint8",), "alltoall", group)
+        if len(counts) != group.size or min(counts) < 0 or sum(counts) != array.size:
+            raise InternalError(f"{_who(group)}: alltoall of {array.size} bytes as {list(counts)}")
+        if array.size > MAX_EXCHANGE_BYTES:
+            raise InternalError(f"{_who(group)}: alltoall of {array.size} bytes; at most {MAX_EXCHANGE_BYTES}")
+    if sent_bytes[group.rank] != received_bytes[group.rank]:
+        raise InternalError(f"{_who(group)}: alltoall sends itself other bytes than it expects")
 
 
 def _pieces(array: NDArray[Any]) -> list[NDArray[Any]]:

@@ -108,7 +108,7 @@ class GlobalModel:
         """Go on from a state that this site was given: the joined bytes of its arrays, on every rank."""
         tensors = {name: tensor.copy() for name, tensor in self.tensors.items()}  # others may look at the old ones
         arrays = self._arrays(tensors)
-        self._stream(tensors, arrays).mine.write(0, data)
+        self._stream(tensors, arrays).mine.write(0, data.size, data)
         weight, rounds, blind = float(arrays[-3][0]), int(arrays[-2][0]), arrays[-1].tobytes()
         self.tensors, self.weights.total, self.rounds, self.blind = tensors, weight or None, rounds, blind
         self._session.tensors_tree = self._tree(self.tensors)

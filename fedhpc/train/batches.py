@@ -8,6 +8,7 @@ share of the batch. The position is two integers: (epoch, offset).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 
@@ -59,17 +60,22 @@ class Piece:
     last: bool  # of its step on this rank: the backend averages gradients here
 
 
-def pieces(batch: Rows, rank: int, size: int, accumulation: int, twice: bool = True) -> list[Piece]:
+def pieces(
+    batch: Rows, rank: int, size: int, accumulation: int, twice: bool = True, equally: bool = False
+) -> list[Piece]:
     """What `rank` works on for one step over the site's `batch` [m]; at least one piece, the last marked.
 
-    `twice`: whether a row that is alone is passed twice.
+    `twice`: whether a row that is alone is passed twice. `equally`: whether all ranks take equally many pieces; those
+    that one has too few of count nothing, and come first.
     """
     times = 2 if twice else 1
     mine = share(batch, rank, size)
+    nothing = Piece(np.repeat(batch[:1], times), 0.0, 0.0, last=False)
+    most = max(1, min(-(-batch.size // size), accumulation)) if equally else 1
     if not mine.size:
-        return [Piece(np.repeat(batch[:1], times), 0.0, 0.0, True)]
+        return [nothing] * (most - 1) + [dataclasses.replace(nothing, last=True)]
     parts = [rows for rows in (share(mine, i, accumulation) for i in range(accumulation)) if rows.size]
-    return [
+    return [nothing] * (most - len(parts)) + [
         Piece(
             np.repeat(rows, times) if rows.size == 1 else rows,
             rows.size * size / batch.size,

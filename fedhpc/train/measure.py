@@ -16,7 +16,13 @@ MEASURE_ROWS = 1024  # in one call of sums(), unless it couples rows
 
 
 def measured(
-    task: Task, model: torch.nn.Module, dataset: Any, rows: Rows, instead: Rows, device: torch.device
+    task: Task,
+    model: torch.nn.Module,
+    dataset: Any,
+    rows: Rows,
+    instead: Rows,
+    device: torch.device,
+    most_rows: int = 0,
 ) -> dict[str, NDArray[Any]]:
     """Sums of `model` over `rows` int64 [m] of `dataset`: int64 and float64 arrays by name.
 
@@ -28,11 +34,12 @@ def measured(
     sums: dict[str, NDArray[Any]] = {}
     model.eval()
     with torch.no_grad():
-        for start in range(0, max(rows.size, 1), step):
-            chosen = rows[start : start + step] if rows.size else instead[:shown]
+        for start in range(0, max(rows.size, most_rows, 1), step):
+            counts = start < rows.size
+            chosen = rows[start : start + step] if counts else instead[:shown]
             for name, value in task.sums(model, to_device(fetch(dataset, chosen), device)).items():
                 kind = np.float64 if value.is_floating_point() else np.int64
                 array = value.detach().cpu().to(torch.float64 if kind is np.float64 else torch.int64).numpy()
                 array = array.reshape(()) if name == "n" else array
-                sums[name] = sums.get(name, np.zeros_like(array)) + (array if rows.size else np.zeros_like(array))
+                sums[name] = sums.get(name, np.zeros_like(array)) + (array if counts else np.zeros_like(array))
     return {name: np.asarray(value) for name, value in sums.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.mpi.collectives import Group
+from fedhpc.train.first_model import Drawn, FirstModel
 from fedhpc.train.held_out import split_rows
 from fedhpc.train.row_check import check_rows
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
@@ -48,9 +49,14 @@ def open_trainer(
             )
     labels = opened.labels() if hasattr(opened, "labels") else None
     train_rows, held_out_rows = split_rows(len(opened), task.held_out, task.split_seed, site, labels)
-    model = loaded.model(task.options, seed)
+    first = FirstModel(
+        lambda: loaded.model(task.options, seed),
+        Drawn(loaded.fill, seed, loaded.where) if loaded.fills else None,
+        loaded.units,
+        train.precision == "bf16",
+    )
     trainer = TorchTrainer(
-        loaded, model, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal, features
+        loaded, first, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal, features
     )
     try:
         check_rows(loaded, trainer, train, seed=seed, labels=labels, standardise=task.standardise)

@@ -10,7 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from fedhpc.errors import DataError
+from fedhpc.mpi.collectives import Group
+from fedhpc.train.dealt_rows import dealt_like, is_sharded
+from fedhpc.train.moves import whole_arrays
 from fedhpc.train.settings import TrainSettings
+from fedhpc.train.shards import named_shards
 from fedhpc.train.state import to_array, to_tensor
 
 
@@ -44,15 +48,23 @@ def _names(model: torch.nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if p.requires_grad]
 
 
-def optimizer_arrays(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, NDArray[Any]]:
-    """The optimiser's state as arrays named `parameter:key`; empty before its first step."""
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state as tensors named `parameter:key`, dealt out as the parameters are; empty at first."""
     names = _names(model)
-    arrays: dict[str, NDArray[Any]] = {}
-    for index, values in optimizer.state_dict()["state"].items():
-        for key, value in values.items():
-            if isinstance(value, torch.Tensor):
-                arrays[f"{names[index]}:{key}"] = to_array(value)
-    return arrays
+    return {
+        f"{names[index]}:{key}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def optimizer_arrays(model: torch.nn.Module, optimizer: torch.optim.Optimizer, group: Group) -> dict[str, NDArray[Any]]:
+    """`optimizer_tensors` as arrays, whole on every rank. Collective over the site where they are dealt out."""
+    tensors = optimizer_tensors(model, optimizer)
+    if any(is_sharded(tensor) for tensor in tensors.values()):
+        return whole_arrays(group, named_shards(tensors))
+    return {name: to_array(tensor) for name, tensor in tensors.items()}
 
 
 def load_optimizer(
@@ -61,13 +73,19 @@ def load_optimizer(
     """Continue with what `optimizer_arrays` gave. Raises DataError if it belongs to another model."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     index = {name: i for i, name in enumerate(parameters)}
+    without_elements = {
+        name for name, p in model.named_parameters() if not p.numel()
+    }  # not trained under every backend
     state: dict[int, dict[str, torch.Tensor]] = {}
     for full, array in arrays.items():
         name, _, key = full.rpartition(":")
+        if name in without_elements:
+            continue
         if name not in index or array.shape not in ((), tuple(parameters[name].shape)):
             raise DataError(
                 f"the checkpoint has optimiser state for {name} {list(array.shape)}, which this model does not have",
                 "the checkpoint belongs to another task",
             )
-        state.setdefault(index[name], {})[key] = to_tensor(array, parameters[name].dtype if array.ndim else None)
+        tensor = to_tensor(array, parameters[name].dtype if array.ndim else None)
+        state.setdefault(index[name], {})[key] = dealt_like(parameters[name], tensor) if array.ndim else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -18,7 +18,9 @@ from torch.utils import _pytree as pytree
 
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.collectives import Group
-from fedhpc.train.backends import Backend, DdpBackend, open_backend
+from fedhpc.train.backends.base import Backend
+from fedhpc.train.backends.ddp import DdpBackend
+from fedhpc.train.backends.open_backend import open_backend
 from fedhpc.train.settings import ComputeSettings
 from fedhpc.train.unused import Reach, refusal, without_gradient
 

@@ -63,6 +63,7 @@ def check_rows(
     if task.built_in or task.rows == "coupled":
         return
     found: FedhpcError | None = None
+    trainer.settle()
     try:
         with untouched(trainer.model, trainer.device):
             _refuse_one_row(task, trainer, settings)
@@ -94,6 +95,7 @@ def _look(
         for loss in losses:
             _compare_loss(task, loss, sample)
         _compare_sums(task, trainer.model, trainer.device, sample)
+        trainer.settle()
         move_beside(trainer.model)
 
 

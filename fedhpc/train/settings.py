@@ -130,7 +130,7 @@ class ComputeSettings:
     """[compute] of site.toml: how this site's ranks compute."""
 
     # auto: serial for one rank, ddp for more.
-    backend: Literal["auto", "serial", "ddp"] = "auto"
+    backend: Literal["auto", "serial", "ddp", "fsdp", "mpi"] = "auto"
     # auto: a GPU if every rank of the site has one, else the CPU.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Threads of one rank. Another number changes the last bits of what a site computes.
@@ -139,6 +139,8 @@ class ComputeSettings:
     workers: int = 0
     # Only algorithms that give the same bits again. Some models need false; they then run a little faster.
     deterministic: bool = True
+    # Keep no activations inside the model's blocks: the backward pass computes them again. The bits stay the same.
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         _require(self.threads >= 1, "compute.threads", self.threads, "1 or more")

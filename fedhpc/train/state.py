@@ -1,6 +1,7 @@
 """A model's tensors as NumPy arrays: what is shared between sites, and what stays.
 
-Shared are parameters and floating buffers, in state_dict order. Integer buffers (counters) stay local.
+Shared are parameters and floating buffers, in state_dict order, one that has several names (tied weights) once, under
+the first of them. Integer buffers (counters) stay local.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.mpi.collectives import Group
+from fedhpc.train.dealt_rows import local_part, rows_of
 
 # NumPy has no bfloat16: its bits are kept as integers. Other dtypes are kept as they are.
 _BITS = {torch.bfloat16: torch.int16}
 
 
+def as_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in a dtype that NumPy has: bfloat16 as the int16 of the same bits. It aliases it."""
+    return tensor.view(_BITS[tensor.dtype]) if tensor.dtype in _BITS else tensor
+
+
 def to_array(tensor: torch.Tensor) -> NDArray[Any]:
     """A copy of `tensor` on the host, bit for bit; bfloat16 as the int16 of the same bits."""
-    host = tensor.detach().to("cpu").contiguous()
-    if host.dtype in _BITS:
-        host = host.view(_BITS[host.dtype])
-    return host.numpy().copy()
+    return as_bits(tensor.detach().to("cpu").contiguous()).numpy().copy()
 
 
 def to_tensor(array: NDArray[Any], dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -39,6 +43,7 @@ def split_state(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[s
     """(shared, local) tensors of `model` by name, in state_dict order; they alias the model's own."""
     shared: dict[str, torch.Tensor] = {}
     local: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, torch.Tensor) or value.is_complex():
             kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
@@ -46,26 +51,33 @@ def split_state(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[s
                 f"the model's {name} is {kind}, which cannot be averaged",
                 "parameters and buffers must be real tensors; write complex ones as pairs of real ones",
             )
-        (shared if value.is_floating_point() else local)[name] = value
+        if id(value) not in seen:
+            seen.add(id(value))
+            (shared if value.is_floating_point() else local)[name] = value
     return shared, local
+
+
+def kind_of(tensor: torch.Tensor) -> str:
+    """The NumPy kind in which sites share `tensor`: float64 of doubles, float32 of all others."""
+    return "float64" if tensor.dtype == torch.float64 else "float32"
 
 
 def read_shared(shared: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
     """Copies: float64 arrays of double tensors, float32 arrays of all others, C-contiguous."""
     return {
-        name: np.array(
-            value.detach().to("cpu", torch.float64 if value.dtype == torch.float64 else torch.float32).numpy(),
-            order="C",
-        )
+        name: np.array(value.detach().to("cpu", getattr(torch, kind_of(value))).numpy(), order="C")
         for name, value in shared.items()
     }
 
 
 def write_shared(shared: Mapping[str, torch.Tensor], tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Copy `tensors` into the model. Raises DataError, before anything is changed, if they do not fit."""
+    """Copy `tensors` into the model, of which a rank may hold some rows only.
+
+    Raises DataError, before anything is changed, if they do not fit.
+    """
     for name, value in shared.items():
         array = tensors.get(name)
-        want = np.dtype(np.float64 if value.dtype == torch.float64 else np.float32)
+        want = np.dtype(kind_of(value))
         if array is None or array.shape != tuple(value.shape) or array.dtype != want:
             found = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
             raise DataError(
@@ -78,7 +90,9 @@ def write_shared(shared: Mapping[str, torch.Tensor], tensors: Mapping[str, NDArr
     with torch.no_grad():
         for name, value in shared.items():
             # torch shares no read-only memory: a writable array passes without a copy
-            value.copy_(torch.from_numpy(np.require(tensors[name], requirements=["C", "W"])))
+            whole = torch.from_numpy(np.require(tensors[name], requirements=["C", "W"]))
+            first, last = rows_of(value, name)
+            local_part(value).copy_(whole[first:last] if whole.ndim else whole)
 
 
 def add_over_ranks(group: Group, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

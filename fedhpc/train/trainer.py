@@ -7,6 +7,7 @@ loop over the same batches computes.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -26,18 +27,22 @@ from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
 from fedhpc.rounds.interfaces import AtStep, LocalResult, Trainer
 from fedhpc.train import evaluate
-from fedhpc.train.backends import open_backend
+from fedhpc.train.backends.open_backend import open_backend
 from fedhpc.train.batches import Batches, Piece, Rows, derive_key, pieces, share
-from fedhpc.train.held_model import forms_of_model, read_pieces, write_pieces
+from fedhpc.train.dealt_rows import from_rows, local_part
+from fedhpc.train.first_model import FirstModel
+from fedhpc.train.held_model import forms_of_model, read_pieces, read_shards, write_pieces, write_shards
 from fedhpc.train.loading import Reader, to_device
 from fedhpc.train.measure import measured
 from fedhpc.train.optimise import build_optimizer, learning_rate, load_optimizer, optimizer_arrays
 from fedhpc.train.randomness import RankRandom, rank_seed
 from fedhpc.train.running import RunningStatistics
 from fedhpc.train.settings import ComputeSettings, TrainSettings
+from fedhpc.train.shards import model_shards
 from fedhpc.train.state import add_over_ranks, split_state, to_array, to_tensor, write_shared
 from fedhpc.train.tasks.loader import Task
-from fedhpc.train.unused import UnusedParameters
+from fedhpc.train.units import compute_again, separable
+from fedhpc.train.unused import UnusedParameters, trained
 from fedhpc.train.within_round import WithinRound
 
 CHECK_STEPS = 64  # the loss is looked at this often: each look waits for the device and for all ranks
@@ -49,7 +54,7 @@ class TorchTrainer(Trainer):
     def __init__(
         self,
         task: Task,
-        model: torch.nn.Module,
+        first: FirstModel,
         dataset: Any,
         train_rows: Rows,
         held_out_rows: Rows,
@@ -61,32 +66,43 @@ class TorchTrainer(Trainer):
         proximal: float = 0.0,
         features: FeatureSet | None = None,
     ) -> None:
-        """`model` as `task.model(options, seed)` made it, the same at every site; the trainer moves it to its device.
+        """`first`: the model that all sites begin from; made here, on the trainer's device.
 
         `train_rows` and `held_out_rows` int64: rows of `dataset` (len, and items or `rows`), all readable on every
         rank. `proximal` is FedProx's mu. `features`: what the columns of the site's store mean, where it has such a
         list. Collective over the site: joins its ranks' process group.
         """
-        self.model, self.site, self.group = model, site, group
+        self.site, self.group = site, group
         self.dataset, self.train_rows, self.held_out_rows = dataset, train_rows, held_out_rows
         self.features = features
         self._task, self._settings, self._proximal, self._seed = task, settings, proximal, seed
         task.require_layout(group.size, settings.accumulation)
         self._batches = Batches(train_rows, settings.batch_size, seed, site)
-        if not any(p.requires_grad for p in model.parameters()):
-            raise ConfigError(f"task {task.name}: the model has no parameter to train", "check model()")
-        split_state(model)
         _configure(compute)
         self._backend = open_backend(compute, group)
         self.device = self._backend.device
-        self.model.to(self.device)
+        try:
+            self._begin(first, compute)
+        except BaseException:
+            self._backend.close()
+            raise
+
+    def _begin(self, first: FirstModel, compute: ComputeSettings) -> None:
+        """Make the model and what is kept beside it."""
+        settings, group, site, seed = self._settings, self.group, self.site, self._seed
+        self.model = self._backend.build(first)
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise ConfigError(f"task {self._task.name}: the model has no parameter to train", "check model()")
+        split_state(self.model)
+        if compute.activation_checkpointing:
+            compute_again(separable(self.model, first.units(self.model)))
         self._wrapped = self._backend.wrap(self.model)
         self._running = RunningStatistics(self.model, group, site)
         self._unused = UnusedParameters(self.model, group, site, allowed=settings.unused_parameters == "allow")
         self._optimizer = build_optimizer(self.model, settings)
         self._random = RankRandom(rank_seed(seed, site, group.rank), self.device)
         worker_seed = derive_key("fedhpc workers of v1", seed, site, group.rank)
-        self._reader = Reader(dataset, compute.workers, worker_seed, self.device.type == "cuda")
+        self._reader = Reader(self.dataset, compute.workers, worker_seed, self.device.type == "cuda")
         self._step = 0  # optimiser steps in all rounds
         self._within: WithinRound | None = None
         self._held: Held | None = None
@@ -105,6 +121,7 @@ class TorchTrainer(Trainer):
         plan, first_piece = self._plan(steps, within.steps)
         batches = self._reader.read([piece.rows for step in plan for piece in step], first_piece)
         # Step 2. An optimiser, old or new, and the point that FedProx pulls to.
+        self.settle()
         if settings.optimizer_state == "reset" and not within.steps:
             self._optimizer = build_optimizer(self.model, settings)
         pulled = self._proximal_terms(anchor)
@@ -142,8 +159,10 @@ class TorchTrainer(Trainer):
         """
         settings, group = self._settings, self.group
         twice = settings.batch_size != 1 and self._task.rows == "independent"
+        equally = self._backend.sharded  # every pass gathers parameters, so all ranks make equally many
         plan = [
-            pieces(self._batches.next(), group.rank, group.size, settings.accumulation, twice) for _ in range(steps)
+            pieces(self._batches.next(), group.rank, group.size, settings.accumulation, twice, equally)
+            for _ in range(steps)
         ]
         return plan[done:], self._step - done + sum(map(len, plan[:done]))
 
@@ -153,24 +172,36 @@ class TorchTrainer(Trainer):
         for piece in step:
             batch = to_device(next(batches), self.device)
             with self._backend.averaging(self._wrapped, now=piece.last):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
+                with self._precision():
                     loss = self._task.loss(self._wrapped, batch)
                 if loss.requires_grad:
                     (loss * piece.weight).backward()  # type: ignore[no-untyped-call]
             if piece.part:
                 loss_of_step += loss.detach().double() * piece.part
 
+    def _precision(self, applies: bool = True) -> torch.autocast:
+        """Forward passes in the precision of [train]. Sharded parameters are gathered in it, also for measuring."""
+        enabled = applies and self._settings.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
     def _take_step(self, pulled: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """One step of the local optimiser; `pulled` as `_proximal_terms` gives it."""
         for parameter, target in pulled:
-            pull = (parameter.detach() - target) * self._proximal
-            parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
+            pull = (local_part(parameter) - target) * self._proximal
+            if parameter.grad is None:
+                parameter.grad = from_rows(parameter, pull)
+            else:
+                local_part(parameter.grad).add_(pull)
         if self._settings.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm)
+            self._backend.clip(self.model, self._settings.clip_norm)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = learning_rate(self._settings, self._step)
         self._optimizer.step()
         self._step += 1
+
+    def settle(self) -> None:
+        """Before the parameters of `model` are read or changed from outside."""
+        self._backend.settled(self.model)
 
     @override
     def forms(self) -> Forms:
@@ -188,8 +219,12 @@ class TorchTrainer(Trainer):
 
     @override
     def read(self, into: Tensors) -> None:
+        self.settle()
         held = self._holding()
-        read_pieces(split_state(self.model)[0], held, into)
+        if self._backend.sharded:
+            read_shards(held, model_shards(self.model), into)
+        else:
+            read_pieces(split_state(self.model)[0], held, into)
         if self._within is not None and not held.replicated:  # ranks see their own rows; the leader's statistics count
             for name, array in self._running.of_leader().items():
                 np.copyto(into[name], held.piece(name, array))
@@ -205,9 +240,11 @@ class TorchTrainer(Trainer):
     @override
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Raises DataError if names, shapes or dtypes differ."""
-        shared = split_state(self.model)[0]
-        held = self._holding()
-        if held.replicated:
+        self.settle()
+        shared, held = split_state(self.model)[0], self._holding()
+        if self._backend.sharded:
+            write_shards(held, model_shards(self.model), tensors)
+        elif held.replicated:
             write_shared(shared, tensors)
         else:
             write_pieces(held, shared, tensors)
@@ -216,9 +253,11 @@ class TorchTrainer(Trainer):
     def measure(self) -> Tensors:
         """The task's sums over the held-out rows, each rank over its share."""
         mine = share(self.held_out_rows, self.group.rank, self.group.size)
+        sharded = self._backend.sharded
+        most = -(-self.held_out_rows.size // self.group.size) if sharded else 0
         # Without rows of its own a rank measures training rows, for names and shapes, and counts nothing.
-        with self._random.active():
-            sums = measured(self._task, self.model, self.dataset, mine, self.train_rows, self.device)
+        with self._random.active(), self._precision(sharded):
+            sums = measured(self._task, self.model, self.dataset, mine, self.train_rows, self.device, most)
         return add_over_ranks(self.group, sums)
 
     @override
@@ -240,8 +279,9 @@ class TorchTrainer(Trainer):
         if self._within is not None:
             self._look(self._within)
             arrays |= self._within.arrays() | {"round:running": self._running.of_ranks()}
+        self.settle()
         if self._settings.optimizer_state == "keep" or self._within is not None:
-            state = optimizer_arrays(self.model, self._optimizer)
+            state = optimizer_arrays(self.model, self._optimizer, self.group)
             arrays |= {f"optimizer:{name}": array for name, array in state.items()}
         return arrays | {f"buffer:{name}": to_array(value) for name, value in split_state(self.model)[1].items()}
 
@@ -267,6 +307,7 @@ class TorchTrainer(Trainer):
             self._random.set_state(states[rank])
         else:
             self._random = RankRandom(rank_seed(self._seed, self.site, rank, step), self.device)
+        self.settle()
         self._optimizer = build_optimizer(self.model, self._settings)
         load_optimizer(self.model, self._optimizer, _under("optimizer:", arrays))
         counters, saved = split_state(self.model)[1], _under("buffer:", arrays)
@@ -295,10 +336,15 @@ class TorchTrainer(Trainer):
         """Parameters and what they are pulled to: the gradient of mu/2 ||w - anchor||^2 is mu (w - anchor)."""
         if not self._proximal:
             return []
-        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        targets = {name: torch.empty_like(parameter, requires_grad=False) for name, parameter in trained.items()}
-        write_pieces(self._holding(), targets, anchor)
-        return [(parameter, targets[name]) for name, parameter in trained.items()]
+        parameters, held = trained(self.model), self._holding()
+        if self._backend.sharded:
+            shards = [shard for shard in model_shards(self.model) if shard.name in parameters]
+            pulled = [dataclasses.replace(shard, local=torch.empty_like(shard.local)) for shard in shards]
+            write_shards(held, pulled, anchor)
+            return [(parameters[shard.name], shard.local) for shard in pulled]
+        targets = {name: torch.empty_like(parameter, requires_grad=False) for name, parameter in parameters.items()}
+        write_pieces(held, targets, anchor)
+        return [(parameters[name], target) for name, target in targets.items()]
 
     def _enter(self, round_: int, steps: int) -> WithinRound:
         """A round that begins here, or the one that `restore` was told of. Raises DataError if that does not fit."""

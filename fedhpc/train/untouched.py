@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedhpc.train.dealt_rows import is_sharded, local_part, rows_of
+
 _RELATIVE, _ABSOLUTE = 0.3, 0.5  # how far `move_beside` moves a tensor: of its size, or where it is zero
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -17,7 +20,8 @@ _PLAIN = (bool, int, float, str, type(None))
 @contextmanager
 def untouched(model: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """Inside the block `model` may be trained, moved, and switched between modes, and anything drawn at random."""
-    tensors = [(t, t._version, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
+    held = [local_part(tensor) for tensor in (*model.parameters(), *model.buffers())]
+    tensors = [(tensor, tensor._version, tensor.clone()) for tensor in held]
     # A forward() may put another tensor in a buffer's place, and count in plain attributes; `training` is one of them.
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     plain = [(m, {key: value for key, value in vars(m).items() if isinstance(value, _PLAIN)}) for m in model.modules()]
@@ -50,9 +54,20 @@ def move_beside(model: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            size = float(parameter.float().square().mean().sqrt()) if parameter.numel() else 0.0
+            size = _size(parameter) if parameter.numel() else 0.0
             step = _RELATIVE * size if size > 0 else _ABSOLUTE
-            parameter.add_((torch.randn(parameter.shape, generator=generator) * step).to(parameter))
+            first, last = rows_of(parameter, "a parameter")
+            drawn = torch.randn(parameter.shape, generator=generator) * step
+            here = local_part(parameter)
+            here.add_((drawn[first:last] if drawn.ndim else drawn).to(here))
+
+
+def _size(parameter: torch.Tensor) -> float:
+    """The root of the mean square of its numbers. Collective where they are dealt out."""
+    if is_sharded(parameter):
+        norm: torch.Tensor = torch.linalg.vector_norm(parameter.float()).full_tensor()
+        return float(norm) / math.sqrt(parameter.numel())
+    return float(parameter.float().square().mean().sqrt())
 
 
 def standardise_by(model: torch.nn.Module, batch: Any) -> None:

@@ -85,6 +85,10 @@ class Reach:
                 for p in asleep:
                     p.requires_grad_(False)
                     p.grad = None
+        return self.end_step()
+
+    def end_step(self) -> list[str]:
+        """Forget the passes of a step. Names of parameters that none of them has reached."""
         unreached = [name for name, p in self.parameters.items() if p.requires_grad and name not in self._step]
         self._pass.clear()
         self._step.clear()

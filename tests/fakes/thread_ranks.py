@@ -1,81 +1,76 @@
-"""The ranks of a site as threads, for code that talks by a Group and needs no MPI."""
+"""Ranks of a group as threads of one process: bytes are gathered and exchanged as MPI would."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-_T = TypeVar("_T")
+from fedhpc.mpi.collectives import SerialGroup
+
+T = TypeVar("T")
 
 
-class ThreadRanks:
-    """A group of `size` ranks; each call of a collective is checked to be the same one on all of them."""
+class ThreadGroup(SerialGroup):
+    """One rank; what the ranks share is `shared`."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._slots: list[Any] = [None] * size
-        self._barrier = threading.Barrier(size, timeout=60)
+    def __init__(self, rank: int, size: int, barrier: threading.Barrier, shared: dict[int, Any]) -> None:
+        super().__init__("site a")
+        self.rank, self.size, self._barrier, self._shared = rank, size, barrier, shared
 
-    def run(self, work: Callable[[Any], _T]) -> list[_T]:
-        """What `work(group)` gives at each rank."""
-        with ThreadPoolExecutor(self.size) as pool:
-            return list(pool.map(lambda rank: self._of(work, rank), range(self.size)))
-
-    def _of(self, work: Callable[[Any], _T], rank: int) -> _T:
-        try:
-            return work(_Rank(self, rank))
-        except BaseException:
-            self._barrier.abort()
-            raise
-
-    def meet(self, rank: int, what: str, data: Any) -> list[Any]:
-        self._slots[rank] = what, data
+    def _all(self, mine: Any) -> list[Any]:
         self._barrier.wait()
-        found = list(self._slots)
+        self._shared[self.rank] = mine
         self._barrier.wait()
-        assert {name for name, _ in found} == {what}, found
-        return [value for _, value in found]
-
-
-class _Rank:
-    def __init__(self, ranks: ThreadRanks, rank: int) -> None:
-        self._ranks, self.rank, self.size, self.label = ranks, rank, ranks.size, f"rank {rank}"
+        return [self._shared[rank] for rank in range(self.size)]
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
-        return self._ranks.meet(self.rank, "gather", bytes(data))
+        return self._all(data)
 
     def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
-        found = self._ranks.meet(self.rank, "broadcast bytes", data)[root]
-        assert isinstance(found, bytes)
+        found: bytes = self._all(data)[root]
         return found
 
-    await_bytes = broadcast_bytes
+    def await_bytes(self, data: bytes | None) -> bytes:
+        return self.broadcast_bytes(data)
 
-    def broadcast(self, array: NDArray[Any], root: int = 0) -> None:
-        found = self._ranks.meet(self.rank, "broadcast", array.copy())[root]
+    def broadcast(self, array: Any, root: int = 0) -> None:
+        found = self._all(array.copy())[root]
         assert (found.dtype, found.shape) == (array.dtype, array.shape)
         array[...] = found
 
-    def gather_parts(self, buffer: NDArray[np.uint8], bounds: Sequence[tuple[int, int]]) -> None:
-        for root, (start, stop) in enumerate(bounds):
-            self.broadcast(buffer[start:stop], root)
-
-    def exchange(
-        self, outgoing: NDArray[np.uint8], sends: Sequence[int], incoming: NDArray[np.uint8], receives: Sequence[int]
-    ) -> None:
-        assert (sum(sends), sum(receives)) == (outgoing.size, incoming.size)
-        found = self._ranks.meet(self.rank, "exchange", (outgoing.copy(), list(sends)))
-        coming = []
-        for (data, counts), count in zip(found, receives, strict=True):
-            first = sum(counts[: self.rank])
-            assert counts[self.rank] == count
-            coming.append(data[first : first + count])
-        incoming[:] = np.concatenate(coming)
-
     def barrier(self) -> None:
-        self._ranks.meet(self.rank, "barrier", None)
+        self._all(None)
+
+    def alltoall(self, sent: Any, sent_bytes: Sequence[int], received: Any, received_bytes: Sequence[int]) -> None:
+        assert sum(sent_bytes) == sent.size
+        assert sum(received_bytes) == received.size
+        parts = np.split(sent.copy(), np.cumsum(sent_bytes)[:-1])
+        mine = [of_rank[self.rank] for of_rank in self._all(parts)]
+        assert [part.size for part in mine] == list(received_bytes)
+        received[:] = np.concatenate(mine) if mine else []
+
+
+def run_ranks(size: int, function: Callable[[ThreadGroup], T]) -> list[T]:
+    """`function(group)` on `size` ranks at once; their results, or the first error."""
+    barrier, shared = threading.Barrier(size, timeout=60), {}
+    results: list[Any] = [None] * size
+    errors: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = function(ThreadGroup(rank, size, barrier, shared))
+        except BaseException as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in sorted(errors, key=lambda e: isinstance(e, threading.BrokenBarrierError)):
+        raise error
+    return results

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from fedhpc.mpi.collectives import Group, SerialGroup
+from fedhpc.train.first_model import FirstModel
 from fedhpc.train.settings import ComputeSettings, TrainSettings
 from fedhpc.train.tasks.loader import Task
 from fedhpc.train.trainer import TorchTrainer
@@ -60,7 +61,7 @@ def rows(n: int = 53, features: int = 5) -> TensorDataset:
 def make_trainer(
     settings: TrainSettings,
     *,
-    model: dict[str, Any] | torch.nn.Module | None = None,
+    model: dict[str, Any] | torch.nn.Module | FirstModel | None = None,
     group: Group | None = None,
     n: int = 53,
     held_out: int = 10,
@@ -70,9 +71,11 @@ def make_trainer(
     dataset: Any = None,
 ) -> TorchTrainer:
     task = task or make_task()
-    built = model if isinstance(model, torch.nn.Module) else task.model(model or {}, 3)
+    if not isinstance(model, FirstModel):
+        built = model if isinstance(model, torch.nn.Module) else task.model(model or {}, 3)
+        model = FirstModel(lambda: built)
     order = np.arange(n, dtype=np.int64)
     return TorchTrainer(
-        task, built, dataset or rows(n), order[held_out:], order[:held_out], settings,
+        task, model, dataset or rows(n), order[held_out:], order[:held_out], settings,
         compute or ComputeSettings(device="cpu"), group or SerialGroup("site a"), "a", 11, proximal,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from train_fakes import make_task, make_trainer, rows
 
 from fedhpc.errors import ConfigError, FedhpcError
 from fedhpc.mpi import collectives
-from fedhpc.train.backends import open_backend
+from fedhpc.train.backends.open_backend import open_backend
 from fedhpc.train.own_loop import OwnLoopBackend
 from fedhpc.train.row_check import check_rows
 from fedhpc.train.settings import ComputeSettings, TrainSettings

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from fedhpc.data.schema import FeatureSet
 from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
 from fedhpc.train.evaluate import EXPECTED, NEGATIVE, POSITIVE, wrong_histograms
 from fedhpc.train.settings import TaskSettings
+from fedhpc.train.units import default_units
 
 _HISTOGRAMS = (POSITIVE, NEGATIVE, EXPECTED)
 FUNCTIONS = ("model", "dataset", "loss", "sums")
@@ -31,7 +33,7 @@ ONE_ROW = "Expected more than 1 value per channel when training"  # torch's word
 
 
 class Task:
-    """The four functions of a task, for one site. Errors inside them become ConfigError or DataError, chained.
+    """The functions of a task, for one site. Errors inside them become ConfigError or DataError, chained.
 
     `rows` says what a row's loss depends on: "independent", on the row alone; "coupled", on all rows of the batch.
     """
@@ -53,6 +55,9 @@ class Task:
             )
         self.name, self.site = name, site
         self.built_in = source is None
+        self.fills = _asks_for(getattr(module, "fill", None), ("name", "shape", "generator"))
+        """Whether it gives a first model tensor by tensor: fill(name, shape, generator)."""
+        self._names_units = _asks_for(getattr(module, "fsdp_units", None), ("model",))
         self._module, self._source, self.where = module, source, where
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -75,7 +80,27 @@ class Task:
             model = self._module.model(dict(options))
         if not isinstance(model, torch.nn.Module):
             raise ConfigError(f"model() of task {self.where} returned {type(model).__name__}, not a torch Module")
-        return model.cpu()
+        return model if any(p.is_meta for p in model.parameters()) else model.cpu()
+
+    def fill(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        """The first value of the parameter `name`, drawn from `generator` on the CPU. Only where `fills`."""
+        with self._blame("fill", ConfigError), torch.no_grad():
+            value: torch.Tensor = self._module.fill(name, shape, generator)
+        return value
+
+    def units(self, model: torch.nn.Module) -> list[torch.nn.Module]:
+        """The parts of `model` that are gathered, or computed again, one at a time: fsdp_units(), else its blocks."""
+        if not self._names_units:
+            return default_units(model)
+        with self._blame("fsdp_units", ConfigError):
+            units = list(self._module.fsdp_units(model))
+        inside = {id(module) for module in model.modules()}
+        if not all(id(unit) in inside for unit in units):
+            raise ConfigError(
+                f"fsdp_units() of task {self.where} must return modules of the model that it is given",
+                "for example list(model.blocks)",
+            )
+        return units
 
     def dataset(self, path: Path, options: Mapping[str, Any]) -> Any:
         """The site's data at `path`, opened."""
@@ -127,6 +152,11 @@ class Task:
             raise kind(
                 f"site {self.site}: {function}() of task {self.where} failed: {type(error).__name__}: {detail}", hint
             ) from error
+
+
+def _asks_for(function: Any, names: tuple[str, ...]) -> bool:
+    """Whether `function` is one, of just these arguments: a task may well use the name for something else."""
+    return isinstance(function, types.FunctionType) and tuple(inspect.signature(function).parameters) == names
 
 
 class TaskDataset(torch.utils.data.Dataset[Any]):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from thread_ranks import ThreadRanks
+from thread_ranks import run_ranks
 
 from fedhpc.federation import held_stream
 from fedhpc.federation.held_stream import Entry, HeldStream, gather, joined, spread
@@ -78,7 +78,7 @@ def test_a_state_that_no_rank_holds_whole(drawn: list[tuple[str, list[int]]], cu
             everything[name].reshape(-1)[first : first + values.size] = values
         assert all((everything[n] == tensors[n]).all() for n in tensors)
 
-    ThreadRanks(len(cuts) + 1).run(work)
+    run_ranks(len(cuts) + 1, work)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -95,4 +95,4 @@ def test_a_state_that_every_rank_holds(ranks: int) -> None:
         HeldStream(Held(site, forms_of(tensors)), list(empty.items())).from_leader(joined(list(tensors.values())).read)
         assert all((empty[n] == t).all() for n, t in tensors.items())
 
-    ThreadRanks(ranks).run(work)
+    run_ranks(ranks, work)

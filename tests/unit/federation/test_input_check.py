@@ -9,7 +9,7 @@ import pytest
 from federation_fakes import FakeSums, Meeting, agreement_of, party_of, session_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from thread_ranks import ThreadRanks
+from thread_ranks import run_ranks
 
 from fedhpc.app.federation import Federation
 from fedhpc.federation.input_check import inspect, source_tags
@@ -133,8 +133,7 @@ def test_ranks_share_the_work_of_wide_lanes(ranks: int) -> None:
     vector.fill(arrays)
     keys = ledger_keys(bytes(32), bytes(32), 1)
     whole = source_tags(vector, keys, SerialGroup())
-    site = ThreadRanks(ranks)
-    assert b"".join(site.run(lambda group: source_tags(vector, keys, group))) == whole
+    assert b"".join(run_ranks(ranks, lambda group: source_tags(vector, keys, group))) == whole
 
     def of_part(group: Group) -> bytes:
         """Where each rank holds its part of the wide vector only."""
@@ -144,7 +143,7 @@ def test_ranks_share_the_work_of_wide_lanes(ranks: int) -> None:
         mine.buffer[:] = vector.buffer[slice(*held[group.rank])]
         return source_tags(mine, keys, group, held)
 
-    assert b"".join(site.run(of_part)) == whole
+    assert b"".join(run_ranks(ranks, of_part)) == whole
     assert mark(arrays).value == mark(arrays, wide=True).value
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from thread_ranks import ThreadRanks
+from thread_ranks import run_ranks
 
 from fedhpc.federation import vector as vector_module
 from fedhpc.federation.ranges import Form, Forms, Held, forms_of
@@ -59,7 +59,7 @@ def test_every_element_has_one_rank_the_one_that_carries_its_lane(
 
 def test_where_every_rank_holds_all() -> None:
     tensors = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(())}
-    for held in ThreadRanks(2).run(lambda site: Held(site, forms_of(tensors))):
+    for held in run_ranks(2, lambda site: Held(site, forms_of(tensors))):
         assert held.replicated
         assert {n: p.shape for n, p in held.pieces(tensors).items()} == {"a": (2, 3), "b": ()}
         assert held.cuts("a") == [(0, 0, 6)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from federation_fakes import Meeting
 from numpy.typing import NDArray
-from thread_ranks import ThreadRanks
+from thread_ranks import run_ranks
 
 from fedhpc.federation.checkpoint import Checkpoint, Tensors
 from fedhpc.federation.session import Session
@@ -129,4 +129,4 @@ def test_the_ranks_of_a_site_hash_a_share_each(ranks: int) -> None:
     ]
     data = joined(arrays)
     assert len(data) > 3 * TREE_BLOCK_BYTES
-    assert set(ThreadRanks(ranks).run(lambda site: tensors_tree(site, arrays))) == {tree(data)}
+    assert set(run_ranks(ranks, lambda site: tensors_tree(site, arrays))) == {tree(data)}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from thread_ranks import ThreadRanks
+from thread_ranks import run_ranks
 
 from fedhpc.errors import DataError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint
@@ -54,7 +54,7 @@ def write(directory: Path, round_: int = 3, cuts: tuple[float, ...] = (0.3, 0.6)
         made.whole, made.held = True, held
         Hdf5Checkpoints(directory).save(made)
 
-    ThreadRanks(len(cuts) + 1).run(work)
+    run_ranks(len(cuts) + 1, work)
 
 
 def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(
         same(found.private, PRIVATE if site.rank == 0 else {})
         same(found.pending, PENDING)
 
-    ThreadRanks(len(after) + 1).run(work)
+    run_ranks(len(after) + 1, work)
 
 
 def test_a_file_of_one_rank_is_read_by_several(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_file_of_one_rank_is_read_by_several(tmp_path: Path) -> None:
         held = held_by(site, (0.2, 0.4))
         same(Hdf5Checkpoints(tmp_path).load(3, held).tensors, held.pieces(TENSORS))
 
-    ThreadRanks(3).run(work)
+    run_ranks(3, work)
     write(tmp_path)  # the round again, by three ranks: the file of one goes
     assert [path.name for path in tmp_path.iterdir()] == ["round-000003"]
     Hdf5Checkpoints(tmp_path).save(Checkpoint(3, 9, b"c" * 32, TENSORS, OUTER, PRIVATE))
@@ -170,7 +170,7 @@ def test_every_rank_is_told_of_damage(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="SHA-256"):
             Hdf5Checkpoints(tmp_path).load(3, held_by(site, (0.3, 0.6)))
 
-    ThreadRanks(3).run(work)
+    run_ranks(3, work)
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="another model than this task builds"):
             Hdf5Checkpoints(tmp_path).load(3, Held(site, forms, [(0, 10), (10, sum(f.size for f in forms.values()))]))
 
-    ThreadRanks(2).run(work)
+    run_ranks(2, work)
 
 
 def test_folders_of_a_nodes_own_are_refused_on_every_rank(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_folders_of_a_nodes_own_are_refused_on_every_rank(tmp_path: Path) -> Non
         with pytest.raises(StorageError, match=r"rank 1: does not see what the leader .* writes"):
             Hdf5Checkpoints(tmp_path / str(site.rank)).save(checkpoint)
 
-    ThreadRanks(2).run(work)
+    run_ranks(2, work)
     assert Hdf5Checkpoints(tmp_path / "0").rounds() == []
 
 
