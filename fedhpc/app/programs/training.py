@@ -181,7 +181,9 @@ def open_site_trainer(session: Session, files: SiteFile) -> TorchTrainer:
     """The trainer of this rank's site. Raises ConfigError, DataError or PolicyError before anything is exchanged."""
     agreement = session.agreement
     if "name" not in agreement.task:
-        raise ConfigError("federation.toml has no [task] name", "logistic, mlp, cnn, or module for your own")
+        raise ConfigError(
+            "federation.toml has no [task] name", "logistic, mlp, cnn, transformer, or module for your own"
+        )
     data = read_section(DataSection, files.data, "data")
     task = read_section(TaskSettings, agreement.task, "task")
     train = read_section(TrainSettings, agreement.train, "train")
