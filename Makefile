@@ -105,7 +105,7 @@ demo-text: $(VENV)/.text
 
 # What CI does not run: each target keeps what it showed, and of which files, in tests/evidence, and a test of every day
 # refuses what has not run with the files as they are (tests/prove.py).
-EVIDENCE := test-horovod
+EVIDENCE := test-horovod demo-text
 test-all: $(EVIDENCE)
 	$(MAKE) test
 
