@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay tools test test-all suites test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
+.PHONY: setup demo demo-relay demo-text tools test test-all suites test-gpu test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
 .PHONY: horovod test-horovod
 
 # More tests side by side than two cores: many of them wait.
@@ -71,6 +71,10 @@ relay: setup tools
 test-slurm: setup tools
 	$(BIN)/python -m pytest tests/slurm
 
+# Where there are GPUs: one rank for each of them.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu tests/mpi/test_gpu.py
+
 faults: setup
 	$(BIN)/python -m pytest tests/faults
 
@@ -90,6 +94,14 @@ test: setup tools
 
 suites: setup tools
 	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --no-loadscope-reorder --timeout 1800 --durations 20
+
+$(VENV)/.text: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo-text]'
+	touch $@
+
+# Four sites' medical texts, one site with a sharded model; in three minutes on two cores.
+demo-text: $(VENV)/.text
+	$(BIN)/python tests/prove.py demo-text
 
 # What CI does not run: each target keeps what it showed, and of which files, in tests/evidence, and a test of every day
 # refuses what has not run with the files as they are (tests/prove.py).

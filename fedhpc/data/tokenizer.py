@@ -46,7 +46,7 @@ class Tokenizer:
                 f"{path} is no tokenizer: {told}", "save_pretrained of a fast tokenizer writes the file that is meant"
             ) from None
         self._tokenizer.encode_special_tokens = True  # a text that says <|endoftext|> ends no document
-        self._ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         if not self._ids:
             raise DataError(f"{path} has no token", "is it a trained tokenizer?")
         last = max(self._ids, key=self._ids.__getitem__)

@@ -37,7 +37,7 @@ class StoredValues(Values):
         for path in weight_files(folder):
             try:
                 file = safe_open(path, "pt")
-                names = list(file.keys())
+                names = list(file.keys())  # type: ignore[no-untyped-call]
             except (SafetensorError, OSError) as error:
                 raise DataError(f"{path} is not a safetensors file: {error}", _PICKLED) from None
             for name in names:

@@ -31,7 +31,7 @@ from fedhpc.relay import settings as relay_settings
 from fedhpc.secure.settings import SecureSettings
 from fedhpc.slurm.settings import SlurmSettings
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
-from fedhpc.train.tasks import cnn, logistic, mlp
+from fedhpc.train.tasks import cnn, logistic, mlp, transformer
 
 PACKAGE = ROOT / "fedhpc"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -49,6 +49,7 @@ TWIN_ROOMS = {
     "sums/over_relay": "sums/in_job",
     "transport/spool": "transport/https",
     "demo/digits": "demo/heart",
+    "demo/text": "demo/heart",
 }
 KNOWN_NAMESAKES = {
     *("federation.py", "rehearsal.py"),  # the federation of an example, of a user's program, of a command
@@ -75,6 +76,7 @@ SECTIONS = {
     "logistic": logistic._Options,
     "mlp": mlp._Options,
     "cnn": cnn._Options,
+    "transformer": transformer._Options,
     "[site]": site_file.SiteSection,
     "[data]": DataSection,
     "[compute]": ComputeSettings,
