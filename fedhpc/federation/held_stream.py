@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.ranges import Held
-from fedhpc.federation.state_tensors import tensors_tree
+from fedhpc.federation.state_tensors import arrays_of_checkpoint, tensors_tree, total_bytes
 from fedhpc.mpi.byte_moves import Plan, Read, Span, move
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree_root
 
@@ -63,6 +64,18 @@ def joined(arrays: Sequence[NDArray[Any]]) -> Runs:
         runs.append((at, raw(array)))
         at += array.nbytes
     return Runs(runs)
+
+
+class LoadedState:
+    """The state of a whole checkpoint in memory, as one stream of bytes: see StoredState."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        arrays = [np.ascontiguousarray(array) for array in arrays_of_checkpoint(checkpoint)]
+        self.round_, self.sums, self.nbytes = checkpoint.round_, checkpoint.sums, total_bytes(arrays)
+        self.read = joined(arrays).read
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Segment(NamedTuple):
