@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -115,8 +116,8 @@ def parts(nbytes: int, rails: int) -> list[tuple[int, int]]:
     A vector of less than a block is rail 0's alone: splitting it would cost more than it saves.
     """
     blocks = -(-nbytes // TREE_BLOCK_BYTES)
-    step = -(-blocks // rails) * TREE_BLOCK_BYTES
-    return [(min(nbytes, i * step), min(nbytes, (i + 1) * step)) for i in range(rails)]
+    cuts = [min(nbytes, -(-blocks * i // rails) * TREE_BLOCK_BYTES) for i in range(rails + 1)]
+    return list(itertools.pairwise(cuts))
 
 
 def check_text(text: Any, what: str) -> str:

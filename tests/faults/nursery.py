@@ -8,6 +8,8 @@ calls `main(words)` of relayed_site or relayed_relay, with stdout and stderr in 
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import json
 import os
 import random
@@ -22,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+# What sites and relays import when they first need it.
+IMPORTED_LATE = ("encodings.idna", "numpy.ma", "numpy.random", "torch")
 
 
 class Child:
@@ -135,9 +139,9 @@ def run_child(order: dict[str, Any]) -> None:
 
 
 def parent() -> None:
-    import relayed_relay  # noqa: F401
-    import relayed_site  # noqa: F401
-
+    for name in ("relayed_relay", "relayed_site", *IMPORTED_LATE):
+        importlib.import_module(name)
+    gc.freeze()  # a collection in a child would copy every page
     assert threading.active_count() == 1  # a fork of several threads could inherit a held lock
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)

@@ -51,6 +51,8 @@ class DataSection:
     """The site's store, relative to the site file."""
     task_source: Path | None = None
     """The file of a task of the federation's own, for [task] name = "module"."""
+    weights: Path | None = None
+    """The folder of safetensors that the first model is read from, for [task] weights_sha256."""
     start_model: Path | None = None
     """The model that the federation begins from, for [start] model; a safetensors file."""
 
@@ -181,7 +183,9 @@ def open_site_trainer(session: Session, files: SiteFile) -> TorchTrainer:
     """The trainer of this rank's site. Raises ConfigError, DataError or PolicyError before anything is exchanged."""
     agreement = session.agreement
     if "name" not in agreement.task:
-        raise ConfigError("federation.toml has no [task] name", "logistic, mlp, cnn, or module for your own")
+        raise ConfigError(
+            "federation.toml has no [task] name", "logistic, mlp, cnn, transformer, or module for your own"
+        )
     data = read_section(DataSection, files.data, "data")
     task = read_section(TaskSettings, agreement.task, "task")
     train = read_section(TrainSettings, agreement.train, "train")
@@ -194,6 +198,7 @@ def open_site_trainer(session: Session, files: SiteFile) -> TorchTrainer:
         compute,
         data=files.path(data.path),
         source=None if data.task_source is None else files.path(data.task_source),
+        weights=None if data.weights is None else files.path(data.weights),
         group=session.party.site,
         site=session.site,
         seed=agreement.federation.seed,
