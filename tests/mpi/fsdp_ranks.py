@@ -152,27 +152,25 @@ def check_steps(group: Any, alone: Any) -> None:
         ("adamw, accumulated, clipped", ADAMW, 1e-4, {}),
         ("fedprox, computed again", dataclasses.replace(SGD, momentum=0.0, clip_norm=0.1), 1e-6,
          {"proximal": 0.3, "again": True}),
-        ("empty shares", dataclasses.replace(SGD, batch_size=2, accumulation=2), 1e-6, {}),
+        ("empty shares, momenta dropped",
+         dataclasses.replace(SGD, batch_size=2, accumulation=2, optimizer_state="reset"), 1e-6, {}),
         ("rows that leave out a parameter",
          dataclasses.replace(SGD, unused_parameters="allow", batch_size=5), 1e-6, {"rare": True}),
-        ("reset", dataclasses.replace(ADAMW, optimizer_state="reset"), 1e-4, {}),
     ):  # fmt: skip
         ours = trained(group, settings, "fsdp", **more)
         same(group, digest(ours))
         theirs = trained(alone, settings, "serial", **more)
         assert away(ours, theirs) < bound, (name, away(ours, theirs))
-        if name not in ("fedprox, computed again", "reset"):
+        if not name.startswith("fedprox"):
             plain = trained(group, settings, "mpi", **more)
             same(group, digest(plain))
             assert away(plain, theirs) < bound, (name, away(plain, theirs))
         if name == "sgd":
             assert away(trained(group, settings, "ddp"), theirs) < bound
-            assert digest(trained(group, settings, "fsdp")) == digest(ours), "the same bits again"
-            assert digest(trained(group, settings, "fsdp", again=True)) == digest(ours)
+            assert digest(trained(group, settings, "fsdp", again=True)) == digest(ours), "the same bits again"
     low = dataclasses.replace(SGD, precision="bf16")
     ours, theirs = trained(group, low, "fsdp"), trained(alone, low, "serial")
     assert away(ours, theirs) < 2e-2, away(ours, theirs)
-    assert digest(ours) == digest(trained(group, low, "fsdp"))
 
 
 def check_going_on(group: Any, alone: Any) -> None:
