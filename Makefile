@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay tools test suites test-gpu test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
+.PHONY: setup demo demo-relay demo-text tools test test-all suites test-gpu test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
+.PHONY: horovod test-horovod
 
 # More tests side by side than two cores: many of them wait.
 SIDE_BY_SIDE := 4
@@ -85,12 +86,35 @@ fuzz: setup
 wheel: setup
 	$(BIN)/python -m pytest tests/wheel
 
-# All suites must run, and a test that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP).
+# All suites must run, and a test that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP). The tests of Horovod run
+# where it is in the user's cache.
 test: setup tools
+	$(BIN)/python -m fedhpc.horovod --cached
 	$(MAKE) --jobs 2 suites lint docs
 
 suites: setup tools
 	FEDHPC_NO_SKIP=1 $(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --no-loadscope-reorder --timeout 1800 --durations 20
+
+$(VENV)/.text: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo-text]'
+	touch $@
+
+# Four sites' medical texts, one site with a sharded model; in three minutes on two cores.
+demo-text: $(VENV)/.text
+	$(BIN)/python tests/prove.py demo-text
+
+# What CI does not run: each target keeps what it showed, and of which files, in tests/evidence, and a test of every day
+# refuses what has not run with the files as they are (tests/prove.py).
+EVIDENCE := test-horovod
+test-all: $(EVIDENCE)
+	$(MAKE) test
+
+# Horovod, built for the torch, MPI and compiler that are here (7 minutes on one core), or taken from the user's cache.
+horovod: $(VENV)/.demo
+	$(BIN)/python -m fedhpc.horovod
+
+test-horovod: setup horovod
+	$(BIN)/python tests/prove.py $@
 
 # Lines and branches of the package that the tests run, in all processes: build/coverage/coverage.json. Slower than the
 # tests, and no part of CI.

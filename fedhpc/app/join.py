@@ -123,8 +123,8 @@ def join_with_files(
         if connect:
             session = _join_relay(party, mine, directory, life)
     else:
-        rails, chunk_bytes = _agree_on_exchange(world.group, mine)
-        place = mpi_world.split(world, number, agreement.names, rails)
+        chunk_bytes = _agree_on_chunks(world.group, mine)
+        place = mpi_world.split(world, number, agreement.names, mine.exchange.rails)
         life = live(place, mine, directory)
         _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s)
@@ -167,12 +167,13 @@ def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Se
 def _join_job(world: World, place: Place, mine: SiteFile, chunk_bytes: int, party: Party) -> Session:
     """All sites are in this job."""
     agreement = party.agreement
+    assert place.rails is not None
     exchange: Exchange = NoExchange()
     if len(agreement.roster) > 1:
-        exchange = MpiExchange(agreement.names, place.leaders, place.rail)
+        exchange = MpiExchange(agreement.names, place.leaders, place.rails)
     pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=_overlap(world, mine.exchange.overlap))
     attempt = mpi_world.attempt_number(world.group)
-    sums = MpiSums(party, exchange, pipeline, rails=place.rails, attempt=attempt)
+    sums = MpiSums(party, exchange, pipeline, rails=place.rails.counts, attempt=attempt)
     session = Session(party, sums, JobPeers(party, exchange), JobRecovery(party, exchange))
     session.round_ = _last_round(place, party.journal)
     return session
@@ -201,13 +202,10 @@ def _read_files(
     return agreement, site_files(agreement)
 
 
-def _agree_on_exchange(world: Group, mine: SiteFile) -> tuple[int | str, int]:
-    """(rails, bytes of a chunk): the smallest that any site asks for, since all ranks of a rail move equal chunks."""
-    asked = mine.exchange.rails if isinstance(mine.exchange.rails, int) else 0
-    wish = asked.to_bytes(4, "little") + mine.exchange.chunk_bytes.to_bytes(4, "little")
-    wishes = world.gather_bytes(wish)
-    rails = [number for w in wishes if (number := int.from_bytes(w[:4], "little"))]
-    return min(rails, default="auto"), min(int.from_bytes(w[4:], "little") for w in wishes)
+def _agree_on_chunks(world: Group, mine: SiteFile) -> int:
+    """Bytes of a chunk: the smallest that any site asks for, since all who carry the same bytes move equal chunks."""
+    wishes = world.gather_bytes(mine.exchange.chunk_bytes.to_bytes(4, "little"))
+    return min(int.from_bytes(w, "little") for w in wishes)
 
 
 def _party(

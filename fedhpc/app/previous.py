@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.run_folder import checkpoints
 from fedhpc.app.rundir import FEDERATION_FILE
 from fedhpc.config import parse_toml, read_bytes
 from fedhpc.enrolment.draft import identity
@@ -68,7 +69,7 @@ def _beside(directory: Path, epochs: Sequence[str]) -> list[Path]:
 def _newest(directory: Path) -> Checkpoint | None:
     """The newest whole checkpoint in a site's part of a run directory; None if there is none."""
     folder = directory / CHECKPOINTS
-    if not any(folder.glob("round-*.h5")):
+    if not checkpoints(folder):
         return None
     store = Hdf5Checkpoints(folder)
     rounds = store.rounds()

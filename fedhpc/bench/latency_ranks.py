@@ -20,7 +20,7 @@ _WARM_UP = 10
 
 def measure(sites: int, repeat: int) -> None:
     """Time `repeat` sums of one integer, and of one float without a bound (two masked sums); rank 0 prints JSON."""
-    stage = set_stage(sites)
+    stage = set_stage([1] * sites)
     result: dict[str, object] = {"sites": sites, "repeat": repeat, "ranks_per_site": stage.place.site.size}
     with tempfile.TemporaryDirectory() as folder:
         for where in ("memory", "disk"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +42,7 @@ accept_two_sites = true
 
 @dataclass(frozen=True)
 class Stage:
-    """This rank in a job whose ranks are dealt evenly to the sites."""
+    """This rank in a job whose ranks are dealt to the sites in their order."""
 
     world: World
     place: Place
@@ -79,21 +82,22 @@ class Stage:
 
     def session(self, party: Party, *, chunk_bytes: int = CHUNK_BYTES, overlap: bool = False) -> Session:
         """A session that sums over this job's sites."""
+        assert self.place.rails is not None
         exchange: Exchange = NoExchange()
         if self.sites > 1:
-            exchange = MpiExchange(party.agreement.names, self.place.leaders, self.place.rail)
+            exchange = MpiExchange(party.agreement.names, self.place.leaders, self.place.rails)
         pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=overlap)
         attempt = mpi_world.attempt_number(self.world.group)
-        sums = MpiSums(party, exchange, pipeline, rails=self.place.rails, attempt=attempt)
+        sums = MpiSums(party, exchange, pipeline, rails=self.place.rails.counts, attempt=attempt)
         return Session(party, sums, JobPeers(party, exchange), JobRecovery(party, exchange))
 
 
-def set_stage(sites: int, rails: int | str = "auto") -> Stage:
-    """Start MPI, deal the ranks evenly to `sites`, and make an identity for each site."""
-    world = mpi_world.start()
-    per_site = world.group.size // sites
-    number = world.group.rank // per_site + 1
-    place = mpi_world.split(world, number, [f"site{u}" for u in range(1, sites + 1)], rails)
+def set_stage(ranks: Sequence[int], rails: int | str = "auto", world: World | None = None) -> Stage:
+    """Deal the ranks of `world`, absent: of the job, to sites of ranks[s] ranks; make an identity for each site."""
+    world = mpi_world.start() if world is None else world
+    first = list(itertools.accumulate(ranks, initial=0))  # rank of each site
+    number = bisect.bisect_right(first, world.group.rank)
+    place = mpi_world.split(world, number, [f"site{u}" for u in range(1, len(ranks) + 1)], rails)
     identity = new_identity()
     publics = [p.hex() for p in world.group.gather_bytes(identity_public(identity))]
-    return Stage(world, place, identity, publics[::per_site])
+    return Stage(world, place, identity, [publics[rank] for rank in first[:-1]])

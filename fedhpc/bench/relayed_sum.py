@@ -10,6 +10,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ accept_two_sites = true
 
 
 def measure(
-    *, sites: int, params: int, lane_bits: int, repeat: int, degree: int, ranks_per_site: int, folder: str | None
+    *, ranks: Sequence[int], params: int, lane_bits: int, repeat: int, degree: int, folder: str | None
 ) -> dict[str, Any]:
-    """The result for --json. `folder`: where the relay keeps its objects; absent: a temporary one."""
+    """The result for --json. `ranks` of each site. `folder`: where the relay keeps its objects; absent: temporary."""
+    sites = len(ranks)
     with tempfile.TemporaryDirectory(prefix="fedhpc-bench-", dir=folder) as name:
         home = Path(name)
         nbytes = params * lane_bits // 8
@@ -44,7 +46,7 @@ def measure(
         masked = off.variant(home / "masked", read_bytes(off.federation).replace(b'"off"', b'"pairwise"'), quota)
         pairs = [tls_pair_bytes_per_s(sites, nbytes) for _ in range(repeat)]
         with running_relay(off.relay) as relay:
-            reports = _run_sites(off, masked, repeat, params, lane_bits, ranks_per_site)
+            reports = _run_sites(off, masked, repeat, params, lane_bits, ranks)
             peak = _peak_bytes(relay.pid)
     socket_rate = statistics.median(pairs)
     times = {mode: _spans(reports, mode) for mode in ("off", "masked")}
@@ -73,7 +75,7 @@ def measure(
         "stages_s": {n: statistics.fmean(r["stages_s"][n] for r in reports) for n in first["stages_s"]},
         "params": params,
         "sites": sites,
-        "ranks_per_site": ranks_per_site,
+        "ranks": list(ranks),
         "lane_bits": lane_bits,
         "degree": degree,
         "repeat": repeat,
@@ -83,11 +85,11 @@ def measure(
 
 
 def _run_sites(
-    off: Enrolled, masked: Enrolled, repeat: int, params: int, lane_bits: int, ranks: int
+    off: Enrolled, masked: Enrolled, repeat: int, params: int, lane_bits: int, ranks: Sequence[int]
 ) -> list[dict[str, Any]]:
     environment, _ = launcher_environment()
     commands = []
-    for name in off.sites:
+    for name, count in zip(off.sites, ranks, strict=True):
         case = {
             "federations": {"off": str(off.federation), "masked": str(masked.federation)},
             "site_files": {"off": str(off.site_file(name)), "masked": str(masked.site_file(name))},
@@ -96,8 +98,8 @@ def _run_sites(
             "lane_bits": lane_bits,
         }
         words = [sys.executable, "-m", "fedhpc.bench.relayed_sum_site", json.dumps(case)]
-        if ranks > 1:
-            words = [*launcher_command(ranks), sys.executable, "-m", "mpi4py", *words[1:]]
+        if count > 1:
+            words = [*launcher_command(count), sys.executable, "-m", "mpi4py", *words[1:]]
         commands.append(words)
     return [_last_object(output) for output in run_ranks(commands, environment, keep_output=True)]
 

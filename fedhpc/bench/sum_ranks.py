@@ -12,7 +12,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.mpi import world as mpi_world
 from fedhpc.secure.ring import Layout, Tensor
+from fedhpc.sums.in_job.segments import carried
 
 TILE = 1 << 18  # values drawn at a time
 _VALUE_BITS = 17  # |x̃| < 2^17, so the sum of up to 100 sites is exact in float32
@@ -39,7 +40,7 @@ _STAGES = ("encode", "masks", "wire", "digest", "decode", "agree", "ledger", "sh
 class Case:
     """What is measured."""
 
-    sites: int
+    ranks: list[int]  # of each site
     params: int
     lane_bits: int
     repeat: int
@@ -51,13 +52,22 @@ class Case:
 
 def measure(case: Case) -> None:
     """Run the case; rank 0 prints one JSON object."""
-    stage = set_stage(case.sites, case.rails)
+    stage = set_stage(case.ranks, case.rails)
+    assert stage.place.rails is not None
+    uneven = len(set(case.ranks)) > 1
+    even = _even_stage(case, stage) if uneven else None
     baseline = resident_bytes()
     kind = "float32" if case.lane_bits == 32 else "float64"
-    vector = Vector(Layout([Tensor("vector", kind, (case.params,), SCALE)], salted=case.sites > 1))
+    vector = Vector(Layout([Tensor("vector", kind, (case.params,), SCALE)], salted=len(case.ranks) > 1))
     ranks_here = mpi_world.ranks_on_this_host(stage.world)
     overlap = case.overlap == "on" or (case.overlap == "auto" and len(os.sched_getaffinity(0)) >= 2 * ranks_here)
-    repeats = [_repeat(case, stage, vector, overlap, number) for number in range(1, case.repeat + 1)]
+    repeats, evenly = [], []
+    for number in range(1, case.repeat + 1):
+        repeats.append(_repeat(case, stage, vector, overlap, number))
+        if even is not None:
+            evenly.append(_repeat(case, even, vector, overlap, number))
+        if uneven:
+            stage.world.group.await_bytes(b"done")  # ranks that have no part in it sleep
     baseline = max(_over_job(stage, baseline))
     if stage.world.group.rank:
         return
@@ -66,16 +76,17 @@ def measure(case: Case) -> None:
     result = {
         **middle,
         "masked_over_plain": middle["masked_s"] / middle["plain_s"],
-        "verified": all(r.verified for r in repeats),
+        **_over_even(middle["masked_s"], evenly),
+        "verified": all(r.verified for r in [*repeats, *evenly]),
         "bytes_up_per_site": repeats[0].bytes_up,
         "peak_rss_bytes": peak,
         "baseline_rss_bytes": baseline,
         "extra_bytes": peak - baseline - vector.layout.nbytes,
         "stages_s": {name: statistics.median(r.stages[name] for r in repeats) for name in _STAGES},
         "params": case.params,
-        "sites": case.sites,
-        "ranks_per_site": stage.place.site.size,
-        "rails": stage.place.rails,
+        "sites": len(case.ranks),
+        "ranks": case.ranks,
+        "rails": stage.place.rails.counts,
         "lane_bits": case.lane_bits,
         "degree": case.degree,
         "chunk_bytes": case.chunk_bytes,
@@ -85,6 +96,21 @@ def measure(case: Case) -> None:
         "versions": versions(),
     }
     print(json.dumps(result))
+
+
+def _even_stage(case: Case, stage: Stage) -> Stage | None:
+    """The same sites with as many ranks each as the smallest has; None on ranks that are left over."""
+    fewest = min(case.ranks)
+    world = mpi_world.some_ranks(stage.world, joins=stage.place.site.rank < fewest)
+    return None if world is None else set_stage([fewest] * len(case.ranks), case.rails, world)
+
+
+def _over_even(masked_s: float, evenly: Sequence[_Repeat]) -> dict[str, float]:
+    """What sites of different rank counts cost; empty where all have the same."""
+    if not evenly:
+        return {}
+    even_s = statistics.median(r.masked_s for r in evenly)
+    return {"even_masked_s": even_s, "sum_uneven_over_even": masked_s / even_s}
 
 
 @dataclass(frozen=True)
@@ -147,15 +173,15 @@ def integers(seed: bytes, number: int, tile: int, count: int) -> NDArray[np.int3
 
 
 def _plain(stage: Stage, vector: Vector) -> None:
-    """One in-place allreduce of the floats over the sites: on each rail its part, then gathered within the site."""
+    """An in-place allreduce of the floats over the sites: each rank its part, which are gathered within the site."""
     kind = vector.layout.tensors[0].kind
-    bounds = parts(vector.layout.nbytes, stage.place.rails)
-    if stage.place.rail is not None:
-        start, stop = bounds[stage.place.site.rank]
-        if stop > start:
-            stage.place.rail.sum(vector.whole()[start:stop].view(kind))
-    if stage.place.site.size > 1:
-        stage.place.site.gather_parts(vector.whole(), bounds)
+    place, nbytes = stage.place, vector.layout.nbytes
+    assert place.rails is not None
+    own = carried(nbytes, place.rails.counts, place.number - 1, place.site.rank)
+    for segment in sorted(own, key=lambda segment: (segment.turn, segment.start)):
+        place.rails.group(segment.owners).sum(vector.whole()[segment.start : segment.stop].view(kind))
+    if place.site.size > 1:
+        place.site.gather_parts(vector.whole(), parts(nbytes, place.rails.counts[place.number - 1]))
 
 
 def _verify(stage: Stage, values: NDArray[Any], seed: bytes) -> bool:

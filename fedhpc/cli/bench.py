@@ -16,6 +16,7 @@ def bench() -> None:
 @click.option("--sites", type=click.IntRange(2, 100), default=4, show_default=True)
 @click.option("--params", type=click.IntRange(1), default=10_000_000, show_default=True, help="Numbers in the vector.")
 @click.option("--ranks-per-site", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--ranks", help="Ranks of each site, such as 2,3; in place of --sites and --ranks-per-site.")
 @click.option("--exchange", type=click.Choice(["mpi", "https"]), default="mpi", show_default=True)
 @click.option("--lane-bits", type=click.Choice(["32", "64"]), default="32", show_default=True)
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
@@ -29,6 +30,7 @@ def sum_(
     sites: int,
     params: int,
     ranks_per_site: int,
+    ranks: str | None,
     exchange: str,
     lane_bits: str,
     repeat: int,
@@ -43,33 +45,34 @@ def sum_(
 
     With --exchange https a relay and the sites are processes of their own, and "plain" is the time that bare TLS
     sockets take for the same bytes. Every repeat has fresh keys and fresh random data, and its result is checked
-    against an independent sum. Times are medians; a time ends when the slowest rank is done.
+    against an independent sum. Times are medians; a time ends when the slowest rank is done. Where sites have different
+    numbers of ranks, sum_uneven_over_even compares with as many at each as the smallest has.
     """
     import json
 
     from fedhpc.bench.start import measure_ranks
     from fedhpc.errors import ConfigError
 
-    if rails != "auto" and not (rails.isdigit() and 1 <= int(rails) <= ranks_per_site):
-        raise ConfigError(f"--rails {rails}", f"auto, or 1 to {ranks_per_site}")
+    of_sites = [ranks_per_site] * sites if ranks is None else _ranks(ranks)
+    if rails != "auto" and not (rails.isdigit() and 1 <= int(rails) <= min(of_sites)):
+        raise ConfigError(f"--rails {rails}", f"auto, or 1 to {min(of_sites)}")
     if chunk_bytes % 16:
         raise ConfigError(f"--chunk-bytes {chunk_bytes}", "a multiple of 16")
     if exchange == "https":
         from fedhpc.bench.relayed_sum import measure
 
         result = measure(
-            sites=sites,
             params=params,
             lane_bits=int(lane_bits),
             repeat=repeat,
             degree=degree,
-            ranks_per_site=ranks_per_site,
+            ranks=of_sites,
             folder=folder,
         )
         click.echo(json.dumps(result) if as_json else _table(result))
         return
     case = {
-        "sites": sites,
+        "ranks": of_sites,
         "params": params,
         "lane_bits": int(lane_bits),
         "repeat": repeat,
@@ -78,7 +81,7 @@ def sum_(
         "overlap": overlap,
         "rails": rails if rails == "auto" else int(rails),
     }
-    result = measure_ranks("fedhpc.bench.sum_ranks", sites * ranks_per_site, case)
+    result = measure_ranks("fedhpc.bench.sum_ranks", sum(of_sites), case)
     click.echo(json.dumps(result) if as_json else _table(result))
 
 
@@ -94,6 +97,15 @@ def latency(sites: int, repeat: int, as_json: bool) -> None:
 
     result = measure_ranks("fedhpc.bench.latency_ranks", sites, {"sites": sites, "repeat": repeat})
     click.echo(json.dumps(result) if as_json else _table(result))
+
+
+def _ranks(text: str) -> list[int]:
+    from fedhpc.errors import ConfigError
+
+    words = text.split(",")
+    if not (len(words) >= 2 and all(word.isascii() and word.isdigit() and int(word) for word in words)):
+        raise ConfigError(f"--ranks {text}", "the number of ranks of each of two or more sites, such as 2,3")
+    return [int(word) for word in words]
 
 
 def _table(result: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ def data() -> None:
       1. fedhpc data key row.key
       2. fedhpc data ingest patients.csv --recipe recipe.toml --site leiden --out leiden/data.h5 --key row.key
       3. fedhpc data check leiden/data.h5
+
+    Texts need no key: fedhpc data tokenize letters/*.txt --tokenizer FOLDER --out leiden/text.h5
     """
 
 
@@ -65,37 +67,63 @@ def ingest(csv_file: Path, recipe_file: Path, site: str, out: Path, key_file: Pa
         click.echo(f"warning: {warning}", err=True)
 
 
-@data.command("check")
+@data.command("check", short_help="Validate stores; several must fit together.")
 @click.argument("files", metavar="FILE...", type=_FILE, nargs=-1, required=True)
 @click.option("--values", is_flag=True, help="Also each feature's smallest and largest value. These are data.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def check(files: tuple[Path, ...], values: bool, as_json: bool) -> None:
-    """Validate stores; several must have the same features."""
+    """Validate stores; several must have the same features, or the same tokenizer."""
     import json
-
-    from fedhpc.data.check import compare_features, describe
-    from fedhpc.data.store import SiteStore
 
     if values:
         click.echo("warning: --values shows values of single persons: do not let this output leave the site", err=True)
-    facts: list[dict[str, Any]] = []
-    differences: dict[str, list[str]] = {}
-    first = None
-    for file in files:
-        with SiteStore.open(file) as store:
-            facts.append(describe(store, values=values))
-            first = first or store
-            if lines := compare_features(first.feature_set, store.feature_set):
-                differences[str(file)] = lines
+    facts, differences = _check_all(files, values)
     if as_json:
         click.echo(json.dumps({"stores": facts, "differences": differences}, indent=2))
     else:
         for fact in facts:
-            _show(fact)
+            (_show_tokens if "tokens" in fact else _show)(fact)
     if differences:
         other, lines = next(iter(differences.items()))
         told = "; ".join(lines[:5]) + ("; …" if len(lines) > 5 else "")
+        if any("tokens" in fact and fact["path"] == other for fact in facts):
+            raise DataError(
+                f"{other} and the first have different tokenizers: {told}", "tokenize all with the same one"
+            )
         raise DataError(f"{files[0]} and {other} have different features: {told}", "agree on one recipe, ingest again")
+
+
+def _check_all(files: tuple[Path, ...], values: bool) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """Facts about each store, and by file how it differs from the first of its kind."""
+    from fedhpc.data.check import compare_features, compare_tokenizers, describe, describe_tokens
+    from fedhpc.data.store import SiteStore
+    from fedhpc.data.tokens import TokenStore, holds_tokens
+
+    facts: list[dict[str, Any]] = []
+    differences: dict[str, list[str]] = {}
+    first_rows: SiteStore | None = None
+    first_tokens: TokenStore | None = None
+    for file in files:
+        if holds_tokens(file):
+            with TokenStore.open(file) as tokens:
+                facts.append(describe_tokens(tokens))
+                first_tokens = first_tokens or tokens
+                lines = compare_tokenizers(first_tokens, tokens)
+        else:
+            with SiteStore.open(file) as store:
+                facts.append(describe(store, values=values))
+                first_rows = first_rows or store
+                lines = compare_features(first_rows.feature_set, store.feature_set)
+        if lines:
+            differences[str(file)] = lines
+    return facts, differences
+
+
+def _show_tokens(fact: dict[str, Any]) -> None:
+    click.echo(f"{fact['path']}: {fact['documents']} documents, {fact['tokens']} tokens")
+    click.echo(f"  vocabulary: {fact['vocabulary']}")
+    click.echo(f"  tokenizer_sha256: {fact['tokenizer_sha256']}")
+    click.echo(f"  bytes of each token: {'known' if fact['token_bytes'] else 'not known'}")
 
 
 def _show(fact: dict[str, Any]) -> None:
@@ -135,3 +163,55 @@ def split(file: Path, sites: int, how: str, alpha: float, seed: int, out: Path) 
     for name, path in paths.items():
         with SiteStore.open(path, scan=False) as part:
             click.echo(f"{name}: {part.n} rows in {path}")
+
+
+@data.command("tokenize", short_help="Turn text files into a token store.")
+@click.argument("texts", metavar="TEXT...", type=_FILE, nargs=-1, required=True)
+@click.option("--tokenizer", "folder", type=_FILE, required=True, help="Folder with the tokenizer.json of all sites.")
+@click.option("--out", type=_FILE, required=True, help="The token store to write (HDF5).")
+@click.option(
+    "--documents",
+    type=click.Choice(["file", "line"]),
+    default="file",
+    show_default=True,
+    help="What is one document: a whole file, or each line.",
+)
+@click.option("--end", default="<|endoftext|>", show_default=True, help="The token that ends a document.")
+def tokenize(texts: tuple[Path, ...], folder: Path, out: Path, documents: str, end: str) -> None:
+    """Turn UTF-8 text files into a token store, for the task `transformer`.
+
+    The tokenizer is a local folder, the same at all sites; nothing is fetched.
+    """
+    from fedhpc.data.tokenize import tokenize as make
+    from fedhpc.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(folder)
+    done = make(texts, tokenizer, out, unit="line" if documents == "line" else "file", end=end)
+    click.echo(f"wrote {out}: {done.documents} documents, {done.tokens} tokens")
+    _show_tokenizer(tokenizer)
+
+
+@data.command("new-tokenizer")
+@click.argument("folder", type=_FILE)
+@click.argument("texts", metavar="[TEXT...]", type=_FILE, nargs=-1)
+@click.option("--vocabulary", type=int, default=257, show_default=True, help="Tokens; 257 are the bytes, and an end.")
+def new_tokenizer(folder: Path, texts: tuple[Path, ...], vocabulary: int) -> None:
+    """Make a byte-level tokenizer in FOLDER.
+
+    With a larger vocabulary it learns common strings from TEXT, lines of public text: whoever gets it sees them.
+    """
+    from fedhpc.data.tokenize import read_documents
+    from fedhpc.data.tokenizer import train_tokenizer
+
+    if (vocabulary > 257) != bool(texts):
+        raise ConfigError("TEXT and a --vocabulary above 257 go together", "the tokens above 257 are learnt from TEXT")
+    lines = (document.text for path in texts for document in read_documents(path, "line"))
+    tokenizer = train_tokenizer(folder, lines, vocabulary)
+    click.echo(f"wrote {tokenizer.path}")
+    _show_tokenizer(tokenizer)
+
+
+def _show_tokenizer(tokenizer: Any) -> None:
+    """What federation.toml says of it in [task] options."""
+    click.echo(f"  vocabulary = {tokenizer.vocabulary}")
+    click.echo(f'  tokenizer_sha256 = "{tokenizer.sha256}"')

@@ -13,8 +13,9 @@ import numpy as np
 
 from fedhpc.data.schema import compare_features
 from fedhpc.data.store import SCHEMA_VERSION, SiteStore
+from fedhpc.data.tokens import FORMAT, TokenStore
 
-__all__ = ["compare_features", "describe"]
+__all__ = ["compare_features", "compare_tokenizers", "describe", "describe_tokens"]
 
 _BLOCK_BYTES = 16 << 20
 
@@ -41,6 +42,29 @@ def describe(store: SiteStore, *, values: bool = False) -> dict[str, Any]:
         "feature_sha256": store.feature_sha256,
         **store.facts,
     }
+
+
+def describe_tokens(store: TokenStore) -> dict[str, Any]:
+    """Facts about a validated token store, ready for JSON."""
+    return {
+        "path": str(store.path),
+        "format": FORMAT,
+        "documents": store.offsets.size - 1,
+        "tokens": store.n,
+        "vocabulary": store.vocabulary,
+        "tokenizer_sha256": store.tokenizer_sha256,
+        "token_bytes": store.token_bytes is not None,
+    }
+
+
+def compare_tokenizers(first: TokenStore, second: TokenStore) -> list[str]:
+    """What differs of two stores that are to be trained on together, a line each."""
+    lines = []
+    if first.tokenizer_sha256 != second.tokenizer_sha256:
+        lines.append(f"tokenizer_sha256 {first.tokenizer_sha256[:16]}… and {second.tokenizer_sha256[:16]}…")
+    if first.vocabulary != second.vocabulary:
+        lines.append(f"vocabulary {first.vocabulary} and {second.vocabulary}")
+    return lines
 
 
 def _ranges(store: SiteStore) -> tuple[list[float | None], list[float | None]]:

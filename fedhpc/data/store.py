@@ -14,7 +14,6 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.data import hdf5, schema
+from fedhpc.data.late_file import LateFile
 from fedhpc.data.schema import Feature, FeatureSet
 from fedhpc.errors import DataError
 
@@ -117,25 +117,15 @@ class SiteStore:
     So it may be handed to workers of a data loader, forked or spawned: no open HDF5 handle crosses a fork.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        site: str,
-        n: int,
-        feature_set: FeatureSet,
-        facts: dict[str, str],
-        identity: tuple[int, int, int, int],
-    ) -> None:
-        self.path = path
+    def __init__(self, file: LateFile, site: str, n: int, feature_set: FeatureSet, facts: dict[str, str]) -> None:
+        self.path = file.path
         self.site = site
         self.n = n
         self.feature_set = feature_set
         self.feature_names = feature_set.names
         self.feature_sha256 = feature_set.sha256
         self.facts = facts  # source_sha256, licence, creator, created, citation
-        self._identity = identity
-        self._file: h5py.File | None = None
-        self._pid = 0
+        self._file = file
 
     @classmethod
     def open(cls, path: Path, *, allow_empty: bool = False, scan: bool = True) -> SiteStore:
@@ -147,7 +137,7 @@ class SiteStore:
         path = Path(path)
         file = hdf5.open_file(path)
         try:
-            identity = _identity(path)
+            late = LateFile(path)
             version = hdf5.get_integer(file, "schema_version")
             if version != SCHEMA_VERSION:
                 raise DataError(
@@ -183,7 +173,7 @@ class SiteStore:
             raise DataError(f"{path} is damaged: {' '.join(str(error).split())[:200]}", "make it again") from None
         finally:
             file.close()
-        return cls(path, site, n, feature_set, facts, identity)
+        return cls(late, site, n, feature_set, facts)
 
     def features(self, rows: slice | NDArray[Any] = slice(None)) -> NDArray[np.float32]:
         """float32 [len(rows), *row_shape]: the rows of a slice, or of an integer array in its order."""
@@ -199,9 +189,7 @@ class SiteStore:
 
     def close(self) -> None:
         """Close the file; a later read opens it again."""
-        if self._file is not None and self._pid == os.getpid():
-            self._file.close()
-        self._file = None
+        self._file.close()
 
     def __enter__(self) -> SiteStore:
         return self
@@ -211,19 +199,9 @@ class SiteStore:
     ) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_pid": 0}
-
-    def _handle(self) -> h5py.File:
-        if self._file is None or self._pid != os.getpid():
-            if _identity(self.path) != self._identity:
-                raise DataError(f"{self.path} was changed while in use", "start again with the new file")
-            self._file, self._pid = hdf5.open_file(self.path), os.getpid()
-        return self._file
-
     def _read(self, name: str, dtype: np.dtype[Any], rows: slice | NDArray[Any]) -> NDArray[Any]:
         try:
-            dataset = self._handle()[name]
+            dataset = self._file.handle()[name]
             if isinstance(rows, slice):
                 start, stop, step = rows.indices(self.n)
                 if step == 1:
@@ -253,14 +231,6 @@ def _pick(dataset: h5py.Dataset, rows: NDArray[Any], n: int, dtype: np.dtype[Any
         first, last = rows[places[0]], rows[places[-1]]
         result[places] = dataset[first : last + 1][rows[places] - first]
     return result
-
-
-def _identity(path: Path) -> tuple[int, int, int, int]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", "check the path") from None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _write_attributes(file: h5py.File, site: str, n: int, feature_set: FeatureSet, facts: dict[str, str]) -> None:

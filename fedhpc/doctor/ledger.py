@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedhpc.agreement.run_folder import checkpoints
 from fedhpc.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.doctor.subject import Subject
 from fedhpc.errors import PolicyError, StorageError
@@ -26,8 +27,7 @@ def ledger(subject: Subject) -> Finding:
         if not home.ledger.exists():
             if key.exists():
                 return fail(f"{home.ledger} is missing beside its key", LOST_LEDGER_HINT, 77)
-            checkpoints = subject.directory is not None and any(subject.directory.glob("checkpoints/round-*.h5"))
-            if checkpoints:
+            if subject.directory is not None and checkpoints(subject.directory / "checkpoints"):
                 return fail(f"{home.folder} has no ledger, and the run has checkpoints", LOST_LEDGER_HINT, 77)
             return ok(f"{home.folder}: no sum yet")
         known = home.look()

@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from fedhpc.agreement.run_folder import checkpoints
 from fedhpc.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.doctor.commands import call, find
 from fedhpc.doctor.file_system import Mount, clock_offset, exercise, lock_holds, mount_of, nearest
@@ -64,7 +65,9 @@ def space(subject: Subject) -> Finding:
 
 def largest_checkpoint(directory: Path) -> int:
     """Bytes of the largest checkpoint in RUN/SITE; 0 if there is none."""
-    return max((p.stat().st_size for p in directory.glob("checkpoints/round-*.h5")), default=0)
+    found = checkpoints(directory / "checkpoints").values()
+    files = [[path] if path.is_file() else path.glob("*.h5") for path in found]
+    return max((sum(file.stat().st_size for file in of_round) for of_round in files), default=0)
 
 
 def quota_left(subject: Subject, folder: Path) -> int | None:

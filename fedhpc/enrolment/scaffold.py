@@ -66,7 +66,7 @@ key = "{key}"
 path = "{data}"
 {start}
 [compute]
-backend = "auto"             # serial for one rank, ddp for more
+backend = {backend:<19}# auto: serial for one rank, ddp for more
 device = "{device}"
 threads = 1                  # per rank; another number changes the last bits of local training
 
@@ -101,6 +101,7 @@ class NewSite:
     data: Path
     ranks: int = 1
     device: str = "auto"
+    backend: str = "auto"
 
 
 def write_federation(directory: Path, plan: Plan, sites: Mapping[str, NewSite]) -> Path:
@@ -128,7 +129,13 @@ def write_federation(directory: Path, plan: Plan, sites: Mapping[str, NewSite]) 
             data = os.path.relpath(site.data, directory / "sites")
             (directory / "sites" / f"{name}.toml").write_text(
                 _SITE.format(
-                    name=name, ranks=site.ranks, key=f"../keys/{name}.key", data=data, start=given, device=site.device
+                    name=name,
+                    ranks=site.ranks,
+                    key=f"../keys/{name}.key",
+                    data=data,
+                    start=given,
+                    backend=f'"{site.backend}"',
+                    device=site.device,
                 )
             )
         agreed = vars(plan) | {"protocol": PROTOCOL_NAME, "roster": "\n".join(roster), "start": start}

@@ -5,11 +5,18 @@ Faults of this site's own numbers are found here, before any rank waits for anot
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
+from numpy.typing import NDArray
 
 from fedhpc.errors import DataError, InternalError, PolicyError
 from fedhpc.federation.party import Party, SumPlan
 from fedhpc.federation.vector import Vector, parts
+from fedhpc.mpi.byte_moves import Plan, Span, move
+from fedhpc.mpi.collectives import Group
 from fedhpc.secure import labels
 from fedhpc.secure.geometry import refuse_lane_bits
 from fedhpc.secure.keys import derive
@@ -34,12 +41,12 @@ _FIRST = 256  # values, which nearly always tell already that a vector is not ze
 
 
 def share(party: Party, vector: Vector, plan: SumPlan) -> None:
-    """Give the leader's `vector` to all ranks of the site, unless they hold it already, and add the site's salt.
+    """Give the leader's `vector` to all ranks of the site, unless they hold theirs already, and add the site's salt.
 
     Raises DataError for other shapes, PolicyError for lanes that sites do not sum in.
     """
     _refuse_lanes(vector.layout)
-    if party.site.size > 1 and not plan.replicated:
+    if party.site.size > 1 and not (plan.replicated or plan.by_range):
         # Compared first: a broadcast into a buffer of another size ends in MPI's own words, or never.
         refuse_other_layouts(party, party.site.gather_bytes(vector.layout.hash))
         party.site.broadcast(vector.whole())
@@ -55,7 +62,7 @@ def _refuse_lanes(layout: Layout) -> None:
 
 
 def _add_salt(party: Party, vector: Vector, plan: SumPlan) -> None:
-    """Fill the salt of `vector`, on every rank alike; zeros in mode `off`, where nothing is hidden."""
+    """Fill the salt of `vector`, as much as this rank holds; zeros in mode `off`, where nothing is hidden."""
     if len(party.members) == 1:
         return
     key = party.salt_key if party.masked else None
@@ -73,17 +80,17 @@ def codec_of(party: Party, plan: SumPlan) -> Codec:
     return Codec(len(party.members), party.name, plan.factors, rounding, plan.exponents)
 
 
-def inspect(party: Party, vector: Vector, plan: SumPlan, part: tuple[int, int]) -> Mark:
-    """Check the values of every rank's `part` of the vector; what the ledger remembers of it, at a site's leader.
+def inspect(party: Party, vector: Vector, plan: SumPlan, parts_: Sequence[tuple[int, int]]) -> Mark:
+    """Check the values of every rank's part of the vector; what the ledger remembers of it, at a site's leader.
 
-    The mark is empty where nothing is signed. Raises DataError for a value that has no place in the ring, or for ranks
-    with different layouts.
+    `parts_`: of each rank, in bytes. The mark is empty where nothing is signed. Raises DataError for a value that has
+    no place in the ring, or for ranks with different layouts.
     """
-    layout, keys = vector.layout, party.ledger_keys
+    layout, keys, part = vector.layout, party.ledger_keys, parts_[party.site.rank]
     tags = _inspect_blocks(vector, part, codec_of(party, plan), keys)
     found = layout.hash + bytes([_has_numbers(vector, part)]) + u64(len(tags)) + tags
     if keys is not None and vector.sources:
-        found += source_tags(vector, keys, party.site.rank, party.site.size)
+        found += source_tags(vector, keys, party.site, parts_ if plan.by_range else None)
     gathered = party.site.gather_bytes(found)
     refuse_other_layouts(party, gathered)
     if keys is None or not party.leads:
@@ -135,24 +142,66 @@ def value_header(vector: Vector) -> bytes:
     return canon([[t.name, vector.sources.get(t.name, t.kind), list(t.shape)] for t in vector.layout.named])
 
 
-def source_tags(vector: Vector, keys: LedgerKeys, rank: int, ranks: int) -> bytes:
-    """Tags of this rank's share of the vector, as if each tensor were as wide as its source.
+def source_tags(
+    vector: Vector, keys: LedgerKeys, site: Group, parts_: Sequence[tuple[int, int]] | None = None
+) -> bytes:
+    """Tags of this rank's share of the vector, as if each tensor were as wide as its source. Collective.
 
-    A model then has one fingerprint of its values, in lanes of any width. The rank must hold the whole vector, since
-    shares of the narrow one end at other values.
+    A model then has one fingerprint of its values, in lanes of any width. `parts_`: which bytes of the lanes each rank
+    holds, absent where all hold all. Shares of the narrow vector end at other values; those come from other ranks.
     """
     kinds = vector.sources
     narrow = Layout([Tensor(t.name, kinds.get(t.name, t.kind), t.shape) for t in vector.layout.named])
-    wide = {name: view.reshape(-1) for name, view in vector.views().items()}
-    tags = []
-    for start in range(*parts(narrow.nbytes, ranks)[rank], FINGERPRINT_BLOCK_BYTES):
-        stop = min(start + FINGERPRINT_BLOCK_BYTES, narrow.nbytes)
-        block = np.zeros(stop - start, dtype=np.uint8)
+    shares = parts(narrow.nbytes, site.size)
+    held = [_narrow_runs(vector, narrow, part) for part in parts_ or [vector.part] * site.size]
+    every = sorted(run for runs in held for run in runs) if parts_ else held[0]
+    wide = {piece.tensor.name: (piece, vector.of(piece)) for piece in vector.named_pieces(vector.part)}
+
+    def read(start: int, stop: int, into: NDArray[np.uint8]) -> None:
         for piece in narrow.pieces(start, stop):
-            into = piece.values_in(block, start)
-            into[:] = wide[piece.tensor.name][piece.lane : piece.lane + into.size]
-        tags.append(fingerprint_block(keys.blocks, start // FINGERPRINT_BLOCK_BYTES, block))
+            first, values = wide[piece.tensor.name]
+            out = piece.values_in(into, start)
+            out[:] = values[piece.lane - first.lane : piece.lane - first.lane + out.size]
+
+    tags = []
+    for number in range(-(-max(stop - start for start, stop in shares) // FINGERPRINT_BLOCK_BYTES)):
+        blocks = [_block_of(share, number) for share in shares]
+        start, stop = blocks[site.rank]
+        block = np.zeros(stop - start, dtype=np.uint8)
+        give = [[run for other in blocks for run in _within(runs, *other)] for runs in held]
+        plan = Plan(give, [_within(every, *block_) for block_ in blocks])
+        move(site, plan, read, partial(_put, block, start))
+        if start < stop:
+            tags.append(fingerprint_block(keys.blocks, start // FINGERPRINT_BLOCK_BYTES, block))
     return b"".join(tags)
+
+
+def _within(runs: Sequence[Span], start: int, stop: int) -> list[Span]:
+    """The rising `runs` in bytes start..stop, cut to them."""
+    first = bisect.bisect_right(runs, start, key=lambda run: run[1])
+    last = bisect.bisect_left(runs, stop, key=lambda run: run[0])
+    return [(max(low, start), min(high, stop)) for low, high in runs[first:last] if max(low, start) < min(high, stop)]
+
+
+def _narrow_runs(vector: Vector, narrow: Layout, part: tuple[int, int]) -> list[tuple[int, int]]:
+    """Where what is in bytes `part` of the lanes of `vector` lies in the bytes of `narrow`, tensor by tensor."""
+    places = {t.name: (narrow.offsets[i], t.lane_bytes) for i, t in enumerate(narrow.named)}
+    runs = []
+    for piece in vector.named_pieces(part):
+        offset, item = places[piece.tensor.name]
+        count = (piece.stop - piece.start) // piece.tensor.lane_bytes
+        runs.append((offset + piece.lane * item, offset + (piece.lane + count) * item))
+    return runs
+
+
+def _block_of(share: tuple[int, int], number: int) -> tuple[int, int]:
+    """(start, stop) of block `number` of a rank's share; empty beyond its end."""
+    start = min(share[0] + number * FINGERPRINT_BLOCK_BYTES, share[1])
+    return start, min(start + FINGERPRINT_BLOCK_BYTES, share[1])
+
+
+def _put(block: NDArray[np.uint8], first: int, start: int, stop: int, data: NDArray[np.uint8]) -> None:
+    block[start - first : stop - first] = data
 
 
 def refuse_other_vector(party: Party, plan: SumPlan, mark: Mark) -> None:

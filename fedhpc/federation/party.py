@@ -86,6 +86,7 @@ class SumPlan:
         default_factory=dict
     )  # by tensor, where each element has its own
     replicated: bool = False  # every rank of the site already holds the site's vector
+    by_range: bool = False  # each holds its part of it, and gets that part of the sum
     everyone: bool = False  # all sites of the roster must be in the sum
     skip: bool = False  # this site does without the sum rather than wait for long (`[cohort] upload_s`)
     absent: bool = False  # with `skip`: this site has nothing to put in, and does without at once
@@ -103,7 +104,7 @@ class SumPlan:
 
 @dataclass(frozen=True)
 class Checked:
-    """A site's own vector as it goes into a sum: the same on all ranks of the site, salted and checked."""
+    """A site's own vector as it goes into a sum: salted and checked, the same on all ranks that hold the same of it."""
 
     plan: SumPlan
     vector: Vector

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import PolicyError
 from fedhpc.federation.party import Party
-from fedhpc.federation.scales import Scales, exponent_counts, exponent_scales, lost_to_rounding
+from fedhpc.federation.scales import Largest, Scales, exponent_counts, exponent_scales, lost_to_rounding
 from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.files import write_whole
@@ -30,28 +29,27 @@ _HINT = "no site is known to be at fault; start the next epoch with a public bou
 
 
 def choose_scales(
-    session: Session, arrays: Mapping[str, NDArray[Any]], factor: float, purpose: str, *, everyone: bool = False
+    session: Session, tensors: Mapping[str, Largest], factor: float, purpose: str, *, everyone: bool = False
 ) -> Scales:
-    """A scale per float array from a masked count of sites per exponent of its largest |x · factor|.
+    """A scale per float tensor from a masked count of sites per exponent of its largest |x · factor|.
 
     `everyone`: as in the sum that the scale is for; otherwise that sum would wait forever for a site that this count
     left out.
 
-    The values of the site's rank 0 count. The sites learn how many of them have each exponent, and nothing else.
+    The leader's `tensors` count. The sites learn how many of them have each exponent, and nothing else.
     Raises PolicyError for counts that honest sites cannot have made; then this epoch never counts again.
     """
     party, sites = session.party, len(session.sites)
-    if not arrays or sites == 1:
-        return Scales(dict.fromkeys(arrays, 0))
+    if not tensors or sites == 1:
+        return Scales(dict.fromkeys(tensors, 0))
     refuse_another_count(party)
-    seen = arrays if party.leads else {n: np.empty(0, a.dtype) for n, a in arrays.items()}
-    marks = exponent_counts(seen, factor, session.site)
+    marks = exponent_counts(tensors, factor, session.site)
     vector = Vector(session.layout([Tensor(n, "int64", m.shape) for n, m in marks.items()]))
     vector.fill(marks)
     opened = session.add(vector, session.statistic(purpose, everyone=everyone, category=labels.CLASS_SCALE))
     assert opened is not None
     check_counts(party, vector.views(), marks, len(opened.members))
-    bits = {n: 8 * a.itemsize for n, a in arrays.items()}
+    bits = {n: 8 * each.dtype.itemsize for n, each in tensors.items()}
     found = exponent_scales(vector.views(), bits, sites)
     lost: list[str] = []
     if party.leads and party.agreement.secure.rounding != "stochastic":

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import DataError
+from fedhpc.mpi.collectives import Group
 from fedhpc.secure.ring import scale_for_exponent
 
 # Bins by kind: exponents lowest..highest; values below 2^lowest count as lowest. A float64 statistic may be anything,
@@ -38,15 +39,39 @@ class Scales:
 PUBLIC = Scales()
 
 
-def exponent_counts(arrays: Mapping[str, NDArray[Any]], factor: float, site: str) -> dict[str, NDArray[np.int64]]:
+@dataclass(frozen=True)
+class Largest:
+    """The largest absolute value of a tensor; NaN or infinity where one is among them."""
+
+    value: float
+    dtype: np.dtype[Any]
+
+
+def largest_values(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Largest]:
+    """Of each array, 0 of an empty one."""
+    return {
+        name: Largest(max(float(array.max()), -float(array.min())) if array.size else 0.0, array.dtype)
+        for name, array in arrays.items()
+    }
+
+
+def largest_of_site(site: Group, pieces: Mapping[str, NDArray[Any]]) -> dict[str, Largest]:
+    """Of tensors of which each rank of the site holds `pieces`, on every rank. Collective."""
+    found = largest_values(pieces)
+    mine = np.array([each.value for each in found.values()])
+    values = np.stack([np.frombuffer(m, np.float64) for m in site.gather_bytes(mine.tobytes())]).max(axis=0)
+    return {n: Largest(float(value), each.dtype) for (n, each), value in zip(found.items(), values, strict=True)}
+
+
+def exponent_counts(tensors: Mapping[str, Largest], factor: float, site: str) -> dict[str, NDArray[np.int64]]:
     """By name: int64 [bins] with a 1 at the exponent e of the largest |x · factor| ≤ 2^e.
 
     Raises DataError that names tensor and site for NaN, infinity or a value beyond the bins.
     """
     counts = {}
-    for name, array in arrays.items():
-        lowest, highest = _RANGES[array.dtype.name]
-        largest = _largest(name, array, site)
+    for name, each in tensors.items():
+        lowest, highest = _RANGES[each.dtype.name]
+        largest = _finite(name, each, site)
         exponent = math.frexp(largest * factor)[1] if largest * factor else lowest
         if exponent > highest:
             raise DataError(
@@ -59,36 +84,34 @@ def exponent_counts(arrays: Mapping[str, NDArray[Any]], factor: float, site: str
     return counts
 
 
-def refuse_beyond(arrays: Mapping[str, NDArray[Any]], bound: float, site: str) -> None:
+def refuse_beyond(tensors: Mapping[str, Largest], bound: float, site: str) -> None:
     """Raise DataError that names tensor and site for NaN, infinity or an absolute value above the agreed `bound`.
 
     The grid alone would let values pass up to the next power of two.
     """
-    for name, array in arrays.items():
-        largest = _largest(name, array, site)
-        if largest > float(array.dtype.type(bound)):
+    for name, each in tensors.items():
+        if _finite(name, each, site) > float(each.dtype.type(bound)):
             raise DataError(
                 f"tensor '{name}' of site {site} holds a value beyond the bound {bound:g}",
                 "values are never clipped in silence: raise the bound, or leave it out to have the scale chosen",
             )
 
 
-def refuse_not_finite(arrays: Mapping[str, NDArray[Any]], site: str) -> None:
+def refuse_not_finite(tensors: Mapping[str, Largest], site: str) -> None:
     """Raise DataError that names tensor and site for NaN or infinity."""
-    for name, array in arrays.items():
-        _largest(name, array, site)
+    for name, each in tensors.items():
+        _finite(name, each, site)
 
 
-def _largest(name: str, array: NDArray[Any], site: str) -> float:
-    """The largest |x|; 0 for an empty array. DataError if a value is not finite."""
-    largest = max(float(array.max()), -float(array.min())) if array.size else 0.0
-    if not math.isfinite(largest):
-        what = "NaN" if math.isnan(largest) else "infinity"
+def _finite(name: str, largest: Largest, site: str) -> float:
+    """The value of `largest`. DataError if it is none."""
+    if not math.isfinite(largest.value):
+        what = "NaN" if math.isnan(largest.value) else "infinity"
         raise DataError(
             f"tensor '{name}' of site {site} holds {what}",
             "nothing was sent; look for a diverging loss or missing values in the data",
         )
-    return largest
+    return largest.value
 
 
 def exponent_scales(totals: Mapping[str, NDArray[Any]], bits: Mapping[str, int], sites: int) -> dict[str, int]:

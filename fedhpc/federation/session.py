@@ -194,9 +194,15 @@ class Session:
         )
 
     def training(
-        self, base: bytes, factors: dict[str, float], scales: Scales, *, checkpointed: bool = False
+        self,
+        base: bytes,
+        factors: dict[str, float],
+        scales: Scales,
+        *,
+        checkpointed: bool = False,
+        by_range: bool = False,
     ) -> SumPlan:
-        """The plan of a round's update, whose vector every rank of the site holds.
+        """The plan of a round's update, whose vector every rank of the site holds, or its part of it (`by_range`).
 
         `base`: the hash of the state that the update began from [32]. `checkpointed`: see SumPlan.
         """
@@ -208,18 +214,24 @@ class Session:
             self.state,
             base,
             factors,
-            replicated=True,
+            replicated=not by_range,
+            by_range=by_range,
             layout_key=self._layout_key(round_, scales),
             checkpointed=checkpointed,
             category=labels.CLASS_TRAIN,
             data=self.data,
         )
 
+    def parts(self, nbytes: int) -> list[tuple[int, int]]:
+        """(start, stop) in bytes of what each rank of this site carries of a vector; ranks without a rail come last."""
+        carried = parts(nbytes, self.sums.rails)
+        return carried + [(nbytes, nbytes)] * (self.ranks - len(carried))
+
     def _layout_key(self, round_: int, scales: Scales) -> bytes:
         return layout_key(self.agreement.hash, round_, scales.salt)
 
     def open(self, vector: Vector, plan: SumPlan) -> Opened:
-        """Replace `vector`, in place and on every rank, by the sum over the sites; `settle` it then.
+        """Replace what each rank holds of `vector`, in place, by the sum over the sites; `settle` it then.
 
         The one door of every sum, whatever its kind and however the sites are connected. Faults in this site's own
         numbers are found here, before any rank waits for another site. Raises DataError for numbers that have no place
@@ -229,16 +241,19 @@ class Session:
         party, stages = self.party, Stages()
         with stages.timed("share"):
             share(party, vector, plan)
-            bounds = parts(vector.layout.nbytes, self.sums.rails)
+            bounds = self.parts(vector.layout.nbytes)
         if len(party.members) == 1:
             return Opened(plan, bytes(32), stages, 0, 0, (party.number,), b"")
-        part = bounds[party.site.rank] if party.site.rank < len(bounds) else (0, 0)
+        part = bounds[party.site.rank]
         with stages.timed("ledger"):
-            mark = inspect(party, vector, plan, part)
+            mark = inspect(party, vector, plan, bounds)
         summed = self.sums.open(Checked(plan, vector, part, mark), stages)
         with stages.timed("share"):
-            if party.site.size > 1:
+            if party.site.size > 1 and not plan.by_range:
                 party.site.gather_parts(vector.whole(), bounds)
+            salt = vector.salt.tobytes()
+            if plan.by_range:
+                salt = b"".join(party.site.gather_bytes(salt))
         return Opened(
             plan,
             summed.tree,
@@ -246,7 +261,7 @@ class Session:
             summed.bytes_up,
             summed.bytes_down,
             summed.members,
-            vector.salt.tobytes(),
+            salt,
             summed.round_trips,
             summed.round_trips_exposed,
         )

@@ -43,6 +43,11 @@ def state_arrays(
     return [*tensors.values(), *(outer[name] for name in sorted(outer)), *tail, hidden]
 
 
+def model_name(outer: str) -> str:
+    """The tensor that an array of the strategy's belongs to, and is cut as: `velocity/NAME` to NAME."""
+    return outer.partition("/")[2]
+
+
 def arrays_of_checkpoint(checkpoint: Checkpoint) -> Arrays:
     """The arrays of the state that a checkpoint holds."""
     outer = {name: array for name, array in checkpoint.outer.items() if name != TOTAL_WEIGHT}
@@ -55,16 +60,8 @@ def total_bytes(arrays: Sequence[NDArray[Any]]) -> int:
     return sum(array.nbytes for array in arrays)
 
 
-def fill_arrays(arrays: Sequence[NDArray[Any]], data: NDArray[np.uint8]) -> None:
-    """Copy the joined raw bytes [total_bytes] into `arrays`, in place."""
-    at = 0
-    for array in arrays:
-        array[...] = data[at : at + array.nbytes].view(array.dtype).reshape(array.shape)
-        at += array.nbytes
-
-
 def tensors_tree(site: Group, arrays: Sequence[NDArray[Any]]) -> bytes:
-    """Tree of the arrays' raw bytes [32]; the ranks of the site hash a share of the blocks each, and all get it."""
+    """Tree of the arrays' raw bytes [32], which every rank of the site holds; each hashes a share of the blocks."""
     whole = [np.ascontiguousarray(array) for array in arrays]
     nbytes = total_bytes(whole)
     blocks = -(-nbytes // TREE_BLOCK_BYTES)

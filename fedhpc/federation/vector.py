@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError, InternalError
 from fedhpc.secure.ring import Layout, Piece
-from fedhpc.secure.salt import SALT_BYTES
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 
 _NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
@@ -20,7 +20,8 @@ _NAME = re.compile(r"[ !#-\[\]-~]{1,200}")
 class Vector:
     """The values of a vector that this rank holds, in one contiguous buffer. A sum replaces them by the summed values.
 
-    Today every rank holds all of them; the code that sums relies on `part` only, and asks for pieces of it.
+    Of a statistic every rank holds all of them, of a model's update its part (ranges.py). The code that sums relies on
+    `part` only, and asks for pieces of it.
     """
 
     def __init__(self, layout: Layout, part: tuple[int, int] | None = None) -> None:
@@ -62,15 +63,31 @@ class Vector:
         """All named tensors."""
         return {t.name: self.view(t.name) for t in self.layout.named}
 
+    def held(self) -> dict[str, NDArray[Any]]:
+        """What this rank holds of each named tensor: views, flat, or in the tensor's shape where it is all of it."""
+        found = {t.name: np.empty(0 if t.lanes else t.shape, t.kind) for t in self.layout.named}
+        for piece in self.named_pieces(self.part):
+            values, tensor = self.of(piece), piece.tensor
+            found[tensor.name] = values.reshape(tensor.shape) if values.size == tensor.lanes else values
+        return found
+
+    def named_pieces(self, part: tuple[int, int]) -> list[Piece]:
+        """The pieces in bytes `part` of the lanes, without the salt."""
+        return [piece for piece in self.layout.pieces(*part) if not self._is_salt(piece)]
+
+    def _is_salt(self, piece: Piece) -> bool:
+        return self.layout.salted and piece.tensor is self.layout.tensors[-1]
+
     @property
     def salt(self) -> NDArray[np.int64]:
-        """The salt, int64 [5], at a rank that holds the whole vector: a view; empty where one site sums alone."""
-        return self.whole()[self.buffer.size - (SALT_BYTES if self.layout.salted else 0) :].view("<i8")
+        """What this rank holds of the salt, int64 [up to 5]: a view; empty where one site sums alone."""
+        found = [self.of(piece) for piece in self.layout.pieces(*self.part) if self._is_salt(piece)]
+        return found[0] if found else np.empty(0, np.int64)
 
     def put_salt(self, words: NDArray[np.int64]) -> None:
         """Write what this rank holds of the salt `words` [5]."""
         for piece in self.layout.pieces(*self.part):
-            if self.layout.salted and piece.tensor is self.layout.tensors[-1]:
+            if self._is_salt(piece):
                 held = self.of(piece)
                 held[:] = words[piece.lane : piece.lane + held.size]
 
@@ -99,8 +116,8 @@ def parts(nbytes: int, rails: int) -> list[tuple[int, int]]:
     A vector of less than a block is rail 0's alone: splitting it would cost more than it saves.
     """
     blocks = -(-nbytes // TREE_BLOCK_BYTES)
-    step = -(-blocks // rails) * TREE_BLOCK_BYTES
-    return [(min(nbytes, i * step), min(nbytes, (i + 1) * step)) for i in range(rails)]
+    cuts = [min(nbytes, -(-blocks * i // rails) * TREE_BLOCK_BYTES) for i in range(rails + 1)]
+    return list(itertools.pairwise(cuts))
 
 
 def check_text(text: Any, what: str) -> str:

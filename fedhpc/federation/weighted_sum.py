@@ -14,7 +14,7 @@ from fedhpc.federation.element_scales import ElementScales, choose_element_scale
 from fedhpc.federation.given_arrays import given_arrays
 from fedhpc.federation.precision import warn_of_coarse
 from fedhpc.federation.scale_choice import choose_scales
-from fedhpc.federation.scales import Scales, refuse_beyond, refuse_not_finite
+from fedhpc.federation.scales import Scales, largest_values, refuse_beyond, refuse_not_finite
 from fedhpc.federation.session import Session
 from fedhpc.federation.sum_result import Sums, as_float
 from fedhpc.federation.vector import Vector, check_text, sum_kind
@@ -61,9 +61,9 @@ def weighted_sum(
     rest = {n: a for n, a in floats.items() if a.size and n not in fine}
     if session.leads:  # the leader's values count
         if bound is not None:
-            refuse_beyond(floats, bound, session.site)
+            refuse_beyond(largest_values(floats), bound, session.site)
         else:
-            refuse_not_finite(floats, session.site)
+            refuse_not_finite(largest_values(floats), session.site)
     own = choose_element_scales(session, fine, factor, purpose, bound=bound, everyone=everyone)
     scales = _scales(session, rest, bound, factor, purpose, own, everyone=everyone)
     for n in own.exponents:  # 64-bit lanes, which have room for the size of a bin
@@ -133,5 +133,7 @@ def _scales(
     if bound is not None:
         chosen = Scales({n: scale_for(bound, 8 * a.itemsize, sites) for n, a in rest.items()})
     else:
-        chosen = choose_scales(session, rest, factor, f"scale of arrays of {purpose}", everyone=everyone)
+        seen = rest if session.leads else {n: np.empty(0, a.dtype) for n, a in rest.items()}  # the leader's count
+        what = f"scale of arrays of {purpose}"
+        chosen = choose_scales(session, largest_values(seen), factor, what, everyone=everyone)
     return Scales({**chosen.by_name, **units}, chosen.salt or own.salt, chosen.lost, own.exponents)

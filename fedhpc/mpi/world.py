@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from fedhpc.errors import ConfigError, FedhpcError, InternalError, InterruptedRun
+from fedhpc.errors import ConfigError, FedhpcError, InterruptedRun
 from fedhpc.mpi import above
 from fedhpc.mpi.collectives import Group, MpiGroup, SerialGroup
 from fedhpc.mpi.one_voice import Kind, OneVoice
+from fedhpc.mpi.rails import Rails
 
 _LAUNCHER_COUNTS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMI_SIZE")
 _SLURM_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
@@ -42,8 +43,7 @@ class Place:
     number: int  # its site, 1..N
     site: Group  # the ranks of its site
     leaders: Group | None  # rank 0 of every site; None on other ranks
-    rail: Group | None  # rank i of every site, if this rank carries part i of the vector
-    rails: int  # how many ranks of every site carry a part
+    rails: Rails | None  # who carries the parts of a vector; None where the sites do not meet by MPI
 
 
 @dataclass
@@ -125,6 +125,16 @@ def is_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in _LAUNCHER_RANKS)
 
 
+def some_ranks(world: World, *, joins: bool) -> World | None:
+    """A world of the ranks that join, in their order; None on the others. Every rank calls."""
+    if world.comm is None:
+        return world if joins else None
+    from mpi4py import MPI
+
+    comm = world.comm.Split(0 if joins else MPI.UNDEFINED, world.group.rank)
+    return World(MpiGroup(comm, "some ranks"), comm) if joins else None
+
+
 def ranks_on_this_host(world: World) -> int:
     """How many ranks of the job share this machine's cores."""
     if world.comm is None:
@@ -155,53 +165,53 @@ def attempt_number(world: Group) -> int:
 def split(world: World, number: int, names: Sequence[str], rails: int | str) -> Place:
     """Split the world into sites; this rank belongs to site `number`, 1..len(names).
 
-    `rails`: "auto" = as many as the smallest site has ranks, or a number up to that. Raises ConfigError, on every rank
-    and before anyone waits, if a site has no rank or too few for the rails.
+    `rails`: how many ranks of this site carry a part of a vector; "auto" = all. Where its ranks say different numbers
+    the smallest holds. Raises ConfigError, on every rank and before anyone waits, if a site has no rank or too few.
     """
-    numbers = [int.from_bytes(b, "little") for b in world.group.gather_bytes(number.to_bytes(2, "little"))]
-    counts = [numbers.count(u) for u in range(1, len(names) + 1)]
-    missing = [name for name, count in zip(names, counts, strict=True) if count == 0]
+    asked = 0 if rails == "auto" else int(rails)
+    said = world.group.gather_bytes(number.to_bytes(2, "little") + asked.to_bytes(4, "little"))
+    numbers = [int.from_bytes(b[:2], "little") for b in said]
+    ranks = [[rank for rank, of in enumerate(numbers) if of == u] for u in range(1, len(names) + 1)]
+    missing = [name for name, own in zip(names, ranks, strict=True) if not own]
     if missing:
         raise ConfigError(
             f"no rank of this job belongs to site {', '.join(missing)}",
             "start all sites of the federation in one job: --sites DIR, or one site file per site",
         )
-    smallest = min(counts)
-    carried = smallest if rails == "auto" else int(rails)
-    if not 1 <= carried <= smallest:
-        raise ConfigError(
-            f"rails = {carried}, but site {names[counts.index(smallest)]} has {smallest} ranks",
-            "every rail needs one rank in every site; use rails = 'auto'",
-        )
+    carrying = []
+    for name, own in zip(names, ranks, strict=True):
+        wishes = [wish for rank in own if (wish := int.from_bytes(said[rank][2:], "little"))]
+        count = min(wishes, default=len(own))
+        if count > len(own):
+            raise ConfigError(
+                f"rails = {count}, but site {name} has {len(own)} ranks",
+                "every rail is a rank of the site; use rails = 'auto'",
+            )
+        carrying.append(own[:count])
     name = names[number - 1]
     _where.label = f"site {name}, rank {numbers[: world.group.rank].count(number)}"
+    carriers = Rails(world.comm, carrying, f"site {name}")
     if world.comm is None:
-        alone = SerialGroup(f"site {name}")
-        return Place(number, alone, SerialGroup("leaders"), SerialGroup("rail 0"), 1)
-    from mpi4py import MPI
-
+        return Place(number, SerialGroup(f"site {name}"), SerialGroup("leaders"), carriers)
     # A site of one rank has no other ranks: the null object saves a call into MPI for every small step of a sum.
-    ranks = world.comm.Split(number, world.group.rank)
-    site: Group = MpiGroup(ranks, f"site {name}") if ranks.Get_size() > 1 else SerialGroup(f"site {name}")
+    comm = world.comm.Split(number, world.group.rank)
+    site: Group = MpiGroup(comm, f"site {name}") if comm.Get_size() > 1 else SerialGroup(f"site {name}")
     leaders = _split_off(world, site.rank == 0, 0, number, f"leaders, site {name}")
-    rail = _split_off(world, site.rank < carried, site.rank, number, f"rail {site.rank}, site {name}")
-    if MPI.COMM_WORLD.Get_size() != world.group.size:
-        raise InternalError("the world changed its size")
-    return Place(number, site, leaders, rail, carried)
+    return Place(number, site, leaders, carriers)
 
 
 def one_site(world: World, number: int, name: str) -> Place:
     """All ranks of this job are site `number`: the other sites are in jobs of their own."""
     _where.label = f"site {name}, rank {world.group.rank}"
     if world.comm is None or world.group.size == 1:
-        return Place(number, SerialGroup(f"site {name}"), None, None, 1)
-    return Place(number, MpiGroup(world.comm.Dup(), f"site {name}"), None, None, world.group.size)
+        return Place(number, SerialGroup(f"site {name}"), None, None)
+    return Place(number, MpiGroup(world.comm.Dup(), f"site {name}"), None, None)
 
 
 def part_of_site(world: World, number: int, names: Sequence[str]) -> Place:
     """The world split into sites that meet at a relay all the same; this rank belongs to site `number`."""
     place = split(world, number, names, "auto")
-    return Place(number, place.site, None, None, place.site.size)
+    return Place(number, place.site, None, None)
 
 
 def _split_off(world: World, joins: bool, color: int, key: int, label: str) -> Group | None:

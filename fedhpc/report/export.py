@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fedhpc.agreement.run_folder import checkpoints
 from fedhpc.app.telemetry import METRICS_FILE, read_metrics
 from fedhpc.errors import ConfigError, DataError, InternalError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
@@ -86,7 +87,7 @@ def _newest(run: Path) -> tuple[str, Checkpoint]:
         except DataError as error:  # the next one is older, but whole
             damaged = damaged or error.what
     where = f"looked in {run}/*/{CHECKPOINTS}: {len(stores)} site folders, {len(found)} checkpoints"
-    if any(True for _ in run.glob(f"*/{CHECKPOINTS}/round-*.h5")):
+    if any(checkpoints(folder) for folder in run.glob(f"*/{CHECKPOINTS}")):
         raise DataError(f"no checkpoint in {run} is valid{': ' if damaged else ''}{damaged}", where)
     raise ConfigError(f"{run} has no checkpoint", where)
 

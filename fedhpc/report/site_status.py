@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from fedhpc.agreement.run_folder import checkpoints
 from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.life.history import finished
 from fedhpc.app.logs import printable
@@ -21,7 +22,6 @@ from fedhpc.report.report import FEDERATION_FILE, Record, Run, is_run
 
 KIND = "fedhpc-run"
 CHECKPOINTS, ATTEMPTS = "checkpoints", "attempts"
-_CHECKPOINT = re.compile(r"round-(\d{6,12})\.h5")
 _ATTEMPT = re.compile(r"round-(\d+)\.attempt")
 
 
@@ -103,7 +103,7 @@ def _model(folder: Path, records: list[Record]) -> tuple[int, str | None]:
 
     A site that caught up, or was killed between checkpoint and record, has none: then the checkpoint is read.
     """
-    numbers = sorted(int(m[1]) for p in (folder / CHECKPOINTS).glob("*") if (m := _CHECKPOINT.fullmatch(p.name)))
+    numbers = list(checkpoints(folder / CHECKPOINTS))
     hashes = {r["round"]: r["model_sha256"] for r in records if isinstance(r.get("model_sha256"), str)}
     damaged: DataError | None = None
     for newest in reversed(numbers):

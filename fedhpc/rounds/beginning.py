@@ -14,7 +14,7 @@ from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import Outbox, Reporter, Trainer
 from fedhpc.rounds.progress import Progress
 from fedhpc.rounds.start_sum import Taken, refuse_other_model, take_over
-from fedhpc.rounds.update import Transform
+from fedhpc.rounds.update import Transform, held_in
 
 OLD_RUN_HINT = (
     "`fedhpc site ledger adopt RUN` keeps what this site has summed, and `fedhpc federation next --from-model` begins "
@@ -104,7 +104,8 @@ class Beginning:
     def _resume(self, newest: int) -> tuple[Progress, Tensors | None]:
         """The checkpoint of round `newest`, which every site can go on from."""
         session = self._session
-        checkpoint = self._store.load(newest)
+        held = held_in(session, self._trainer.forms())
+        checkpoint = self._store.load(newest, None if held.replicated else held)
         _refuse_without_blind(checkpoint)
         if checkpoint.config != session.agreement.hash:
             raise DataError(
@@ -127,10 +128,13 @@ class Beginning:
     def _progress(self, *, fresh: bool) -> Progress:
         """A run at its beginning, with the trainer's model. `fresh`: see GlobalModel."""
         trainer = self._trainer
+        held = held_in(self._session, trainer.forms())
+        trainer.hold(held)
         model = GlobalModel(
             self._session,
             trainer.tensors(),
             trainer.averaged(),
+            held=held,
             fresh=fresh,
             checkpointed=True,
             transforms=self._transforms,

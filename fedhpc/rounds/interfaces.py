@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.ranges import Forms, Held
 
 AtStep = Callable[[], bool]
 """Called on every rank after each optimiser step but the last; whether to stop there, the same on all ranks."""
@@ -26,10 +27,25 @@ class LocalResult:
 
 
 class Trainer(Protocol):
-    """One site's local training. Every rank of the site makes every call (they may be collective in the site)."""
+    """One site's local training. Every rank of the site makes every call (they may be collective in the site).
+
+    What is called a model's tensors here is what this rank holds of them (federation/ranges.py): all, before `hold`.
+    """
+
+    def forms(self) -> Forms:
+        """The shared state's tensors, in layout order."""
+        ...
+
+    def hold(self, held: Held) -> None:
+        """From now on give and take what `held` says."""
+        ...
 
     def tensors(self) -> Tensors:
-        """Copies of the shared state, C-contiguous, equal on every rank of the site."""
+        """Copies of what this rank holds of the shared state, C-contiguous."""
+        ...
+
+    def read(self, into: Tensors) -> None:
+        """As `tensors`, into arrays of these names and shapes, which may be of a wider kind."""
         ...
 
     def averaged(self) -> frozenset[str]:
@@ -37,7 +53,7 @@ class Trainer(Protocol):
         ...
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """Replace the shared state by `tensors` (same names, shapes and dtypes as `tensors()` gives)."""
+        """Replace the whole shared state by `tensors` (same names, shapes and dtypes as `tensors()` gives)."""
         ...
 
     def train(self, round_: int, anchor: Mapping[str, NDArray[Any]], at_step: AtStep = ...) -> LocalResult:
@@ -66,7 +82,7 @@ class Trainer(Protocol):
         ...
 
     def restore(self, private: Mapping[str, NDArray[Any]]) -> None:
-        """Continue as if never interrupted, from what `private` returned on the site's leader."""
+        """Continue as if never interrupted, from what `private` returned on the site's leader; it has it alone."""
         ...
 
 
@@ -78,7 +94,7 @@ class LocalWork:
     round_: int  # the training round; one more than the last for the measurement of the final model
     result: LocalResult
     measured: Tensors  # of the global state
-    tensors: Tensors  # the local model; that of the final model's measurement is the final model
+    tensors: Tensors  # the whole local model; that of the final model's measurement is the final model
     private: dict[str, NDArray[Any]]
     averaged: frozenset[str] = frozenset()  # as Trainer.averaged gives them
 

@@ -14,8 +14,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedhpc.errors import InterruptedRun
-from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.checkpoint import Source, Tensors
+from fedhpc.federation.held_stream import gather
 from fedhpc.federation.life import Life
+from fedhpc.federation.ranges import Held
 from fedhpc.mpi.collectives import Group
 from fedhpc.rounds.interfaces import LocalResult, LocalWork, Outbox, Trainer
 
@@ -28,7 +30,7 @@ class Local:
 
     round_: int
     state: bytes  # hash of the global state it began from [32]
-    tensors: Tensors
+    tensors: Source  # what this rank holds of them; the trainer has them until it loads others
     result: LocalResult
     measured: Tensors
     evaluate_s: float = 0.0
@@ -44,6 +46,11 @@ class LocalRounds:
 
     def __init__(self, site: Group, trainer: Trainer, outbox: Outbox, life: Life) -> None:
         self._site, self._trainer, self._outbox, self._life = site, trainer, outbox, life
+        self._held: Held | None = None
+
+    def hold(self, held: Held) -> None:
+        """What each rank holds of the models, those that are given here too; before, all of them."""
+        self._held = held
 
     def work(self, round_: int, state: bytes, anchor: Mapping[str, NDArray[Any]]) -> Local:
         """Round `round_` from the global model `anchor` of hash `state` [32]; not whole if this site must stop.
@@ -58,23 +65,24 @@ class LocalRounds:
             trainer.load(anchor)
             measured = trainer.measure()
         else:
-            trainer.load(kept.tensors)
+            tensors = kept.tensors if self._held is None else self._held.pieces(kept.tensors)
+            trainer.load(tensors)
             trainer.restore(kept.private)
             measured = kept.measured
             if kept.result.whole:
-                return Local(round_, state, kept.tensors, kept.result, measured)
+                return Local(round_, state, tensors, kept.result, measured)
         evaluated = time.perf_counter()
 
         def at_step() -> bool:
             word = self._word_of_all()
             if word & _DUE and not word & _TOLD:
-                self.keep(Local(round_, state, trainer.tensors(), LocalResult(0, 0, 0.0, 0.0, whole=False), measured))
+                self.keep(Local(round_, state, trainer.read, LocalResult(0, 0, 0.0, 0.0, whole=False), measured))
             return bool(word & _TOLD)
 
         result = trainer.train(round_, anchor, at_step)
         trained = time.perf_counter()
         self._life.trained()
-        return Local(round_, state, trainer.tensors(), result, measured, evaluated - begun, trained - evaluated)
+        return Local(round_, state, trainer.read, result, measured, evaluated - begun, trained - evaluated)
 
     def measured(self, state: bytes, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """The measurement of the final model."""
@@ -87,9 +95,13 @@ class LocalRounds:
 
     def keep(self, local: Local) -> None:
         """Put the work, with the trainer's private state, into the outbox."""
-        private, averaged = self._trainer.private(), self._trainer.averaged()
+        private, averaged, tensors = self._trainer.private(), self._trainer.averaged(), local.tensors
+        if callable(tensors):
+            tensors = self._trainer.tensors()
+        if self._held is not None:
+            tensors = gather(self._held, {name: (name, tensor) for name, tensor in tensors.items()})
         self._outbox.keep(
-            LocalWork(local.state, local.round_, local.result, local.measured, local.tensors, private, averaged)
+            LocalWork(local.state, local.round_, local.result, local.measured, tensors, private, averaged)
         )
         self._life.kept()
 

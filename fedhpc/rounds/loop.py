@@ -112,6 +112,7 @@ class Run:
     def _begin(self) -> Progress:
         """Where this run goes on. What the last job measured and did not live to sum is summed here."""
         progress, pending = self._beginning.begin(self._prepare, self._previous)
+        self._local_rounds.hold(progress.model.held)
         if self._session.leads:
             self._session.recovery.serve_catch_up(self._store)
         if pending is not None and self._life.stage != "train":

@@ -8,8 +8,9 @@ from typing import Any
 from typing_extensions import override
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.checkpoint import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint, StoredState
 from fedhpc.federation.life import Life, Stage
+from fedhpc.federation.ranges import Held
 from fedhpc.rounds.interfaces import LocalWork, Outbox
 
 
@@ -23,8 +24,12 @@ class NoCheckpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Forget it."""
 
-    def load(self, round_: int) -> Checkpoint:
+    def load(self, round_: int, held: Held | None = None) -> Checkpoint:
         """There is never one to load."""
+        raise InternalError(f"no checkpoint of round {round_} was kept")
+
+    def state(self, round_: int) -> StoredState:
+        """There is never one to read."""
         raise InternalError(f"no checkpoint of round {round_} was kept")
 
     def discard_after(self, round_: int) -> None:

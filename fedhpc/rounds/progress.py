@@ -5,7 +5,6 @@ from __future__ import annotations
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore, Tensors
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.session import Session
-from fedhpc.federation.state_tensors import total_bytes
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import Reporter, Trainer
 from fedhpc.rounds.measuring import Measuring
@@ -22,15 +21,13 @@ class Progress:
         self.measuring = Measuring(session, trainer, reporter, model)
 
     def save(self, measured: Tensors | None = None) -> None:
-        """Put the model into a checkpoint. All ranks help to collect the private state; the leader writes it.
+        """Put the model into a checkpoint. Every rank writes what it holds of it, the leader the private state.
 
         `measured`: what is still to be summed, since all sites were in the round; empty if this site has nothing to
         put in.
         """
         session, model = self._session, self.model
         private = self._trainer.private()
-        if not session.leads:
-            return
         journal = session.party.journal
         self._store.save(
             Checkpoint(
@@ -39,11 +36,12 @@ class Progress:
                 config=session.agreement.hash,
                 tensors=model.tensors,
                 outer=model.saved_outer(),
-                private=dict(private),
+                private=dict(private) if session.leads else {},
                 ledger=b"" if journal is None else journal.ledger.head,
                 pending=measured or {},
                 whole=measured is not None,
                 blind=model.blind,
+                held=None if model.held.replicated else model.held,
             )
         )
         session.covered(given=model.reached > 0)
@@ -66,8 +64,7 @@ class Progress:
         session, model = self._session, self.model
         self._reporter.note(f"{over.what}; asking the others for their model")
         before = model.rounds
-        caught = session.recovery.catch_up(model.state, model.reached, total_bytes(model.arrays()))
-        model.take_over(caught.data)
+        caught = model.take_over(lambda into: session.recovery.catch_up(model.state, model.reached, into))
         session.round_ = model.reached = caught.round_
         self._reporter.note(f"caught up: from {before} to {model.rounds} rounds")
         return caught.whole

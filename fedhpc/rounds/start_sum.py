@@ -7,7 +7,6 @@ its salt S makes the first blind, which a site that left cannot know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,9 @@ from numpy.typing import NDArray
 from fedhpc.errors import DataError, PolicyError
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.party import SumKind, SumPlan
+from fedhpc.federation.ranges import Form, Forms, forms_of
 from fedhpc.federation.session import Session
+from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.federation.vector import Vector
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.secure import labels
@@ -41,12 +42,13 @@ def take_over(session: Session, model: GlobalModel, own: Taken | None) -> None:
     `own`: at the leader of a site that has them. Raises PolicyError, on every rank of a site whose own copy differs;
     DataError if the model is another one than this task builds; RoundOverError if the others went on without this site.
     """
-    party, lanes = session.party, _lanes(model.tensors)
+    party, forms = session.party, model.held.forms
+    lanes = _lanes(forms)
     layout = session.layout([Tensor(name, "int64", (count,)) for name, count in lanes.items()])
     vector = Vector(layout)
     mine: dict[str, NDArray[np.int64]] = {}
     if party.leads and own is not None:
-        _refuse_shapes(model.tensors, own.tensors, party.name)
+        _refuse_shapes(forms, forms_of(own.tensors), party.name)
         mine = _packed(own)
         roster = [entry.identity.hex() for entry in party.agreement.roster]
         if party.agreement.start.giver(roster) == party.number:
@@ -65,16 +67,18 @@ def take_over(session: Session, model: GlobalModel, own: Taken | None) -> None:
     opened = session.open(vector, plan)
     given = vector.views()
     _refuse_other(session, bool(mine) and any(np.any(mine[name] != given[name]) for name in mine))
-    tensors = {name: _unpacked(given[_MODEL + name], like) for name, like in model.tensors.items()}
-    weight = float(_unpacked(given[_WEIGHT], np.zeros(1, dtype="<f8"))[0])
+    tensors = {n: _unpacked(given[_MODEL + n], form) for n, form in forms.items()}
+    if not model.held.replicated:
+        tensors = model.held.pieces(tensors)
+    weight = float(_unpacked(given[_WEIGHT], Form(np.dtype("<f8"), (1,)))[0])
     session.settle(opened, model.go_on_from(tensors, weight or None, opened.salt))
     model.reached = session.round_
 
 
 def refuse_other_model(session: Session, model: GlobalModel, own: Taken | None) -> None:
     """As `take_over`, for a `model` that this site was given with τ signatures after the sum. Every rank calls it."""
-    other = own is not None and any(model.tensors[n].tobytes() != t.tobytes() for n, t in own.tensors.items())
-    _refuse_other(session, session.leads and other)
+    given = model.sha256()
+    _refuse_other(session, session.leads and own is not None and model_sha256(own.tensors) != given)
 
 
 def _refuse_other(session: Session, other: bool) -> None:
@@ -91,7 +95,7 @@ def _refuse_other(session: Session, other: bool) -> None:
         )
 
 
-def _refuse_shapes(built: Tensors, old: Tensors, site: str) -> None:
+def _refuse_shapes(built: Forms, old: Forms, site: str) -> None:
     """The task may have changed with the epoch; its model may not."""
     for name in [*built, *(n for n in old if n not in built)]:
         kinds = [f"{t[name].dtype} {list(t[name].shape)}" if name in t else "absent" for t in (old, built)]
@@ -103,9 +107,9 @@ def _refuse_shapes(built: Tensors, old: Tensors, site: str) -> None:
             )
 
 
-def _lanes(tensors: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+def _lanes(forms: Forms) -> dict[str, int]:
     """Lanes by name."""
-    return {_MODEL + name: -(-t.nbytes // _LANE_BYTES) for name, t in tensors.items()} | {_WEIGHT: -(-8 // _LANE_BYTES)}
+    return {_MODEL + name: -(-f.nbytes // _LANE_BYTES) for name, f in forms.items()} | {_WEIGHT: -(-8 // _LANE_BYTES)}
 
 
 def _packed(own: Taken) -> dict[str, NDArray[np.int64]]:
@@ -123,8 +127,8 @@ def _packed(own: Taken) -> dict[str, NDArray[np.int64]]:
     return packed
 
 
-def _unpacked(lanes: NDArray[np.int64], like: NDArray[Any]) -> NDArray[Any]:
-    """The array of the shape and dtype of `like` whose raw bytes are in `lanes`."""
+def _unpacked(lanes: NDArray[np.int64], like: Form) -> NDArray[Any]:
+    """The array of the form `like` whose raw bytes are in `lanes`."""
     if lanes.size and not 0 <= int(lanes.min()) <= int(lanes.max()) < 1 << 8 * _LANE_BYTES:
         raise DataError("the sum `start` holds no model", "two sites have put one in: their software differs")
     raw = np.ascontiguousarray(lanes, dtype="<i8").view(np.uint8).reshape(-1, 8)[:, :_LANE_BYTES].reshape(-1)

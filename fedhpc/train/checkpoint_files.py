@@ -1,54 +1,48 @@
-"""One site's checkpoints: an HDF5 file per round, whole and durable, or absent.
+"""One site's checkpoints, each whole and durable, or absent.
 
-    round-000012.h5
-      schema_version, sha256      root attributes
-      index                       JSON: numbers, hashes, and name, dtype, shape of every array in order
-      tensors/000000 …            the arrays, contiguous; names may hold any character, so they are in `index`
-      outer/000000 …   private/000000 …   pending/000000 …
+    round-000012.h5      of a site of one rank: index, tensors, outer, private, pending (checkpoint_arrays.py)
+    round-000012/        of a site whose ranks hold a part of the model each: a file of every rank
+                         (checkpoint_folder.py)
 
-`sha256` is over index and the bytes of all arrays in that order. It finds damage; it is not a signature.
+A site may go on with another number of ranks: either is read by any.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import h5py
 import numpy as np
-from numpy.typing import NDArray
 
+from fedhpc.agreement.run_folder import CHECKPOINT_INDEX
 from fedhpc.data import hdf5
-from fedhpc.errors import DataError, InternalError, StorageError
-from fedhpc.federation.checkpoint import Checkpoint
+from fedhpc.errors import DataError, FedhpcError, InternalError, StorageError
+from fedhpc.federation.checkpoint import Checkpoint, StoredState
+from fedhpc.federation.held_stream import LoadedState
+from fedhpc.federation.ranges import Held, forms_of
+from fedhpc.federation.state_tensors import TOTAL_WEIGHT, model_name
 from fedhpc.files import private_folder, sync_folder
+from fedhpc.train.checkpoint_arrays import damaged, read_arrays, write_arrays
+from fedhpc.train.checkpoint_folder import FolderState, StoredFolder, remove_folder, write_folder
 
 SCHEMA_VERSION = 2
 _WITHOUT_BLIND = 1  # of fedhpc 0.1.0: its model can still be exported, but no run continues from it
-LARGEST_JSON = 64 << 20
-_NAME = re.compile(r"round-(\d{6,12})\.h5")
+_NAME = re.compile(r"round-(\d{6,12})(\.h5)?")
 _STALE_NAME = r"round-\d{6,12}\.h5"
-_DOMAIN = b"fedhpc checkpoint v%d\0"
 _GROUPS = ("tensors", "outer", "private", "pending")
-_DTYPES = (
-    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "float32", "float64", "complex64", "complex128"),
-)
 
-_Identity = tuple[int, int, int]
+_Identity = tuple[tuple[int, int, int], ...]
 
 
 class Hdf5Checkpoints:
     """The checkpoints in one directory, of which the newest `keep` (at least 2) whole ones are kept.
 
-    One process writes, the leader of the site; others may read. Files are for their owner only (mode 0600), because
+    The ranks of one site write; others may read. Files are for their owner only (mode 0600), because
     the private state in them must not leave the site. Raises StorageError if the directory cannot be used.
     """
 
@@ -63,8 +57,12 @@ class Hdf5Checkpoints:
         hdf5.remove_stale(directory, _STALE_NAME)
 
     def path(self, round_: int) -> Path:
-        """Where the checkpoint of `round_` is, or would be."""
+        """Where the checkpoint of `round_` is, or would be, in one file."""
         return self.directory / f"round-{round_:06d}.h5"
+
+    def folder(self, round_: int) -> Path:
+        """Where it is, or would be, in a file of every rank."""
+        return self.directory / f"round-{round_:06d}"
 
     def rounds(self) -> list[int]:
         """Rounds with a whole checkpoint, rising. Each file is read once to check its digest; then only its age."""
@@ -73,82 +71,120 @@ class Hdf5Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write `checkpoint` atomically and durably, then remove those older than the newest `keep`.
 
-        Raises StorageError if it cannot be written; then all that was there is still there.
+        Every rank of the site calls it. Raises StorageError if it cannot be written; then all that was there is still
+        there.
         """
-        if checkpoint.round_ < 0:
-            raise InternalError(f"a checkpoint of round {checkpoint.round_}", "please report it")
-        groups = {group: _storable(group, getattr(checkpoint, group)) for group in _GROUPS}
-        index = _json(
-            {
-                "round": checkpoint.round_,
-                "sums": checkpoint.sums,
-                "config": checkpoint.config.hex(),
-                "ledger": checkpoint.ledger.hex(),
-                "whole": checkpoint.whole,
-                "blind": checkpoint.blind.hex(),
-                **{group: [_entry(name, array) for name, array in groups[group].items()] for group in _GROUPS},
-            }
-        )
-        path = self.path(checkpoint.round_)
-        with hdf5.new_file(path) as file:
-            digest = hashlib.sha256(_DOMAIN % SCHEMA_VERSION)
-            file.create_dataset("index", data=np.frombuffer(index, np.uint8))
-            _hash(digest, index)
-            for group in _GROUPS:
-                target = file.create_group(group)
-                for number, array in enumerate(groups[group].values()):
-                    target.create_dataset(f"{number:06d}", data=_stored_form(array))
-                    _hash(digest, array.reshape(-1).view(np.uint8))
-            file.attrs["schema_version"] = np.int64(SCHEMA_VERSION)
-            hdf5.put_text(file, "sha256", digest.hexdigest())
-        self._whole[checkpoint.round_] = _identity(path)
+        round_, held = checkpoint.round_, checkpoint.held
+        if round_ < 0:
+            raise InternalError(f"a checkpoint of round {round_}", "please report it")
+        if held is not None:
+            write_folder(self.folder(round_), checkpoint, held)
+            if held.site.rank:
+                return
+        else:
+            _write_file(self.path(round_), checkpoint)
+        with suppress(OSError):  # of an earlier try with another number of ranks
+            if held is not None:
+                self.path(round_).unlink(missing_ok=True)
+            elif self.folder(round_).exists():
+                remove_folder(self.folder(round_))
+        self._whole[round_] = _identity(self._paths(round_))
         self._read_last = None
-        self._prune(checkpoint.round_)
+        self._prune(round_)
 
-    def load(self, round_: int) -> Checkpoint:
-        """The checkpoint of `round_`, its digest checked. Raises DataError if it is missing or damaged.
+    def load(self, round_: int, held: Held | None = None) -> Checkpoint:
+        """The checkpoint of `round_`, its digests checked, as much as `held` gives this rank; absent: all of it.
 
+        Raises DataError if it is missing, damaged or of another model; on every rank of the site where all call.
         What `rounds` has just read to check it is handed out once, and not read again: a large model takes seconds.
         """
         read, self._read_last = self._read_last, None
+        if held is not None:
+            return self._load_together(round_, held)
         if read is not None and read[1].round_ == round_ and self._whole.get(round_) == read[0]:
             return read[1]
-        checkpoint = _read(self.path(round_))
-        if checkpoint.round_ != round_:
-            raise DataError(
-                f"{self.path(round_)} holds round {checkpoint.round_}", "it was renamed; give it its old name back"
-            )
+        return self._load(round_, None)
+
+    def _load_together(self, round_: int, held: Held) -> Checkpoint:
+        told, checkpoint = b"", None
+        try:
+            checkpoint = self._load(round_, held)
+        except FedhpcError as error:
+            told = f"{error.what}\n{error.hint}".encode()
+        for said in held.site.gather_bytes(told):
+            if said:
+                raise DataError(*said.decode().split("\n", 1))
+        assert checkpoint is not None
         return checkpoint
+
+    def _load(self, round_: int, held: Held | None) -> Checkpoint:
+        if self._in_folder(round_):
+            folder = StoredFolder(self.folder(round_))
+            try:
+                checkpoint = folder.checkpoint(held)
+            finally:
+                folder.close()
+            place = self.folder(round_)
+        else:
+            place = self.path(round_)
+            checkpoint = _read_file(place)
+            if held is not None:
+                checkpoint = _cut(checkpoint, held)
+        if checkpoint.round_ != round_:
+            raise DataError(f"{place} holds round {checkpoint.round_}", "it was renamed; give it its old name back")
+        return checkpoint
+
+    def _in_folder(self, round_: int) -> bool:
+        return (self.folder(round_) / CHECKPOINT_INDEX).exists()
+
+    def _paths(self, round_: int) -> Iterable[Path]:
+        """All files of a checkpoint. Raises DataError."""
+        if not self._in_folder(round_):
+            return [self.path(round_)]
+        folder = StoredFolder(self.folder(round_))
+        return folder.paths()
+
+    def state(self, round_: int) -> StoredState:
+        """The state of `round_`, of which a folder's is read piece by piece. Raises DataError if it is damaged."""
+        if not self._in_folder(round_):
+            return LoadedState(self.load(round_))
+        return FolderState(self.folder(round_))
 
     def discard_after(self, round_: int) -> None:
         """Remove the checkpoints newer than `round_`, damaged ones too. Raises StorageError."""
-        newer = [number for number in self._files() if number > round_]
+        newer = [number for number in self._files(damaged=True) if number > round_]
         try:
             for number in newer:
-                self.path(number).unlink(missing_ok=True)
-                self._whole.pop(number, None)
+                self._remove(number)
             if newer:
                 sync_folder(self.directory)
         except OSError as error:
             raise StorageError(f"cannot remove a checkpoint: {error}", f"check {self.directory}") from None
 
-    def _files(self) -> list[int]:
+    def _remove(self, round_: int) -> None:
+        self._whole.pop(round_, None)
+        self.path(round_).unlink(missing_ok=True)
+        if self.folder(round_).exists():
+            remove_folder(self.folder(round_))
+
+    def _files(self, *, damaged: bool = False) -> list[int]:
+        """Rounds of which there is something; `damaged`: also folders without an index."""
         try:
             names = os.listdir(self.directory)
         except OSError as error:
             raise StorageError(f"cannot list {self.directory}: {error.strerror}", "check the file system") from None
-        numbers = [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
-        return sorted(number for number in numbers if self.path(number).name in names)
+        matches = [match for name in names if (match := _NAME.fullmatch(name))]
+        found = {int(m[1]) for m in matches if m[2] or damaged or (self.directory / m[0] / CHECKPOINT_INDEX).exists()}
+        return sorted(n for n in found if self.path(n).name in names or self.folder(n).name in names)
 
     def _is_whole(self, round_: int) -> bool:
         path = self.path(round_)
         try:
-            identity = _identity(path)
+            identity = _identity(self._paths(round_))
             if self._whole.get(round_) != identity:
                 self._read_last = None  # one in memory, not two
-                checkpoint = self.load(round_)
+                self._check(round_, identity)
                 self._whole[round_] = identity
-                self._read_last = identity, checkpoint
         except (DataError, FileNotFoundError):
             self._whole.pop(round_, None)
             return False
@@ -156,104 +192,71 @@ class Hdf5Checkpoints:
             raise StorageError(f"cannot read {path}: {error.strerror}", "check the file system") from None
         return True
 
+    def _check(self, round_: int, identity: _Identity) -> None:
+        """Read a checkpoint. Raises DataError if it is damaged."""
+        if not self._in_folder(round_):
+            self._read_last = identity, self.load(round_)
+            return
+        folder = StoredFolder(self.folder(round_))
+        try:
+            folder.check()
+        finally:
+            folder.close()
+        if folder.round_ != round_:
+            raise DataError(f"{folder.folder} holds round {folder.round_}", "give it its old name back")
+
     def _prune(self, newest: int) -> None:
         """Remove what is older than the `keep` newest whole checkpoints up to `newest`, the one just written."""
         whole = [round_ for round_ in self.rounds() if round_ <= newest]
         if len(whole) >= self.keep:
-            for round_ in self._files():
+            for round_ in self._files(damaged=True):
                 if round_ < whole[-self.keep]:
                     with suppress(OSError):  # the new checkpoint is safe; an old one that stays does no harm
-                        self.path(round_).unlink()
-                    self._whole.pop(round_, None)
+                        self._remove(round_)
 
 
-def _identity(path: Path) -> _Identity:
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+def _identity(paths: Iterable[Path]) -> _Identity:
+    found = [path.stat() for path in paths]
+    return tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in found)
 
 
-def _json(value: Any) -> bytes:
-    text = json.dumps(value, separators=(",", ":")).encode()
-    if len(text) > LARGEST_JSON:
-        raise StorageError(f"names of {len(text)} bytes", f"a checkpoint holds {LARGEST_JSON}")
-    return text
+def _write_file(path: Path, checkpoint: Checkpoint) -> None:
+    facts = {
+        "round": checkpoint.round_,
+        "sums": checkpoint.sums,
+        "config": checkpoint.config.hex(),
+        "ledger": checkpoint.ledger.hex(),
+        "whole": checkpoint.whole,
+        "blind": checkpoint.blind.hex(),
+    }
+    write_arrays(path, SCHEMA_VERSION, facts, {group: getattr(checkpoint, group) for group in _GROUPS})
 
 
-def _storable(group: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays, contiguous and little-endian, so that their bytes are the same on every machine."""
-    result = {}
-    for name, array in arrays.items():
-        dtype = np.asarray(array).dtype
-        if dtype.newbyteorder("=").name not in _DTYPES:
-            raise InternalError(f"checkpoint: {group} '{name}' has dtype {dtype}", f"possible: {', '.join(_DTYPES)}")
-        result[name] = np.asarray(array, dtype.newbyteorder("<"), order="C")
-    return result
-
-
-def _entry(name: str, array: NDArray[Any]) -> dict[str, Any]:
-    return {"name": name, "dtype": array.dtype.newbyteorder("=").name, "shape": list(array.shape)}
-
-
-def _stored_form(array: NDArray[Any]) -> NDArray[Any]:
-    return array.view(np.uint8) if array.dtype == np.bool_ else array  # HDF5 has no bool
-
-
-def _hash(digest: Any, data: bytes | NDArray[np.uint8]) -> None:
-    """Length first, so that no byte can move from one part to the next."""
-    digest.update(len(data).to_bytes(8, "little"))
-    digest.update(data)
-
-
-def _read(path: Path) -> Checkpoint:
+def _read_file(path: Path) -> Checkpoint:
     """The checkpoint in `path`, or DataError."""
-    hint = "an older checkpoint is used if there is one; remove this file"
-    file = hdf5.open_file(path)
+    stored = read_arrays(path, (_WITHOUT_BLIND, SCHEMA_VERSION), _GROUPS)
+    facts = stored.facts
     try:
-        version = hdf5.get_integer(file, "schema_version")
-        if version not in (_WITHOUT_BLIND, SCHEMA_VERSION):
-            raise DataError(f"{path} has schema version {version}, not {SCHEMA_VERSION}", "use the same fedhpc")
-        digest = hashlib.sha256(_DOMAIN % version)
-        index = json.loads(_read_json(file, "index", digest))
-        groups: dict[str, dict[str, NDArray[Any]]] = {}
-        for group in _GROUPS:
-            groups[group] = {}
-            for number, entry in enumerate(index.get(group, [])):
-                array = _read_array(file, f"{group}/{number:06d}", entry["dtype"], tuple(entry["shape"]))
-                _hash(digest, array.reshape(-1).view(np.uint8))
-                groups[group][entry["name"]] = array
-        if hdf5.get_text(file, "sha256", 64) != digest.hexdigest():
-            raise DataError(f"{path} is damaged: its content does not have its SHA-256", hint)
         return Checkpoint(
-            round_=int(index["round"]),
-            sums=int(index["sums"]),
-            config=bytes.fromhex(index["config"]),
-            ledger=bytes.fromhex(index["ledger"]),
-            whole=index.get("whole") is True,
-            blind=bytes.fromhex(index["blind"]) if version == SCHEMA_VERSION else b"",
-            **cast(Any, groups),
+            round_=int(facts["round"]),
+            sums=int(facts["sums"]),
+            config=bytes.fromhex(facts["config"]),
+            ledger=bytes.fromhex(facts["ledger"]),
+            whole=facts.get("whole") is True,
+            blind=bytes.fromhex(facts["blind"]) if stored.version == SCHEMA_VERSION else b"",
+            **cast(Any, stored.groups),
         )
-    except (*hdf5.DAMAGE, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {' '.join(str(error).split())[:200]}", hint) from None
-    finally:
-        file.close()
+    except hdf5.DAMAGE as error:
+        raise damaged(path, error) from None
 
 
-def _read_json(file: h5py.File, name: str, digest: Any) -> bytes:
-    dataset = hdf5.get_dataset(file, name, ["uint8"])
-    if dataset.ndim != 1 or dataset.shape[0] > LARGEST_JSON:
-        raise ValueError(f"{name} is too large")
-    text = bytes(dataset[:])
-    _hash(digest, text)
-    return text
-
-
-def _read_array(file: h5py.File, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    if dtype not in _DTYPES:
-        raise ValueError(f"{name} has dtype {dtype}")
-    dataset = hdf5.get_dataset(file, name, ["uint8" if dtype == "bool" else dtype])
-    if dataset.shape != shape or dataset.chunks is not None:
-        raise ValueError(f"{name} has shape {dataset.shape}, not {shape}")
-    array = np.empty(shape, np.uint8 if dtype == "bool" else dtype)
-    if math.prod(shape):
-        dataset.read_direct(array)
-    return array.view(np.bool_) if dtype == "bool" else array
+def _cut(checkpoint: Checkpoint, held: Held) -> Checkpoint:
+    """What this rank holds of a whole `checkpoint`. Raises DataError if it is of another model."""
+    if forms_of(checkpoint.tensors) != held.forms:
+        raise DataError("the checkpoint holds another model than this task builds", "did the task's options change?")
+    outer = {name: array for name, array in checkpoint.outer.items() if name != TOTAL_WEIGHT}
+    if {model_name(name) for name in outer} - held.forms.keys():
+        raise DataError("the checkpoint holds the state of another strategy")
+    cut = {name: np.array(held.piece(model_name(name), array), order="C") for name, array in outer.items()}
+    total = {name: array for name, array in checkpoint.outer.items() if name == TOTAL_WEIGHT}
+    return replace(checkpoint, tensors=held.pieces(checkpoint.tensors), outer=cut | total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,9 @@ from fedhpc.train.score_bins import expected_between, zero_bin
 
 POSITIVE, NEGATIVE = "hist_positive", "hist_negative"
 EXPECTED = "hist_expected"  # sum of the predicted probabilities; present if the bins are those of score_bins
+NATS, TOKENS, BYTES = "sum_nats", "sum_tokens", "sum_bytes"  # of text: cross entropy, tokens predicted, their bytes
 HALF_WIDTH = "_half_width"  # after a metric's name: how far the exact value can be from it
+_LARGEST_LOSS = 700.0  # nats whose exponential is a float64
 _ROUNDING = 1e-2  # of probabilities that a task has in short floats
 
 Counts = NDArray[Any]  # of scores per bin, whole numbers [bins], low scores first
@@ -92,18 +95,21 @@ def wrong_histograms(sums: Mapping[str, NDArray[Any]]) -> str:
 
 
 def summarise(sums: Mapping[str, NDArray[Any]]) -> dict[str, float | None]:
-    """Metrics from `sums`: `name`/n under its name for every scalar but `n`; more from the two histograms.
+    """Metrics from `sums`: `name`/n under its name for every scalar but `n`; more from the two histograms, and of text.
 
     These are `auc` and `average_precision`, each with `…_half_width`, and, where `hist_expected` says that the bins
-    are those of score_bins, `calibration_ratio`, `calibration_intercept` and `calibration_slope`. None stands for what
-    the rows do not determine: a mean over no rows, an AUC of one class.
+    are those of score_bins, `calibration_ratio`, `calibration_intercept` and `calibration_slope`. Of text they are
+    `loss`, in nats for each token, `perplexity` and `bits_per_byte`. None stands for what the rows do not determine: a
+    mean over no rows, an AUC of one class, bits for each byte of a tokenizer that does not tell bytes.
     """
     n = float(np.asarray(sums["n"]).item())
     metrics: dict[str, float | None] = {}
     for name in sorted(sums):
         value = np.asarray(sums[name])
-        if name not in ("n", POSITIVE, NEGATIVE, EXPECTED) and value.size == 1:
+        if name not in ("n", POSITIVE, NEGATIVE, EXPECTED, NATS, TOKENS, BYTES) and value.size == 1:
             metrics[name] = float(value.item()) / n if n > 0 else None
+    if NATS in sums and TOKENS in sums:
+        metrics |= text_metrics(sums)
     if POSITIVE in sums and NEGATIVE in sums:
         positive, negative = sums[POSITIVE], sums[NEGATIVE]
         ties = zero_bin(len(positive)) if EXPECTED in sums else None
@@ -114,6 +120,19 @@ def summarise(sums: Mapping[str, NDArray[Any]]) -> dict[str, float | None]:
         if EXPECTED in sums:
             metrics |= calibration(positive, negative, float(np.asarray(sums[EXPECTED]).item()))
     return metrics
+
+
+def text_metrics(sums: Mapping[str, NDArray[Any]]) -> dict[str, float | None]:
+    """`loss`, `perplexity` and `bits_per_byte` from the sums of nats, tokens and bytes."""
+    nats, tokens, nbytes = (
+        float(np.asarray(sums[name]).item()) if name in sums else 0.0 for name in (NATS, TOKENS, BYTES)
+    )
+    loss = nats / tokens if tokens > 0 else None
+    return {
+        "loss": loss,
+        "perplexity": None if loss is None else math.exp(min(loss, _LARGEST_LOSS)),
+        "bits_per_byte": nats / (nbytes * math.log(2.0)) if nbytes > 0 else None,
+    }
 
 
 def _integral(hit: Counts, seen: Counts, rate: Counts, p: Counts) -> Counts:

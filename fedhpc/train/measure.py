@@ -12,7 +12,7 @@ from fedhpc.train.batches import Rows
 from fedhpc.train.loading import fetch, to_device
 from fedhpc.train.tasks.loader import Task
 
-MEASURE_ROWS = 1024  # in one call of sums(), unless it couples rows
+MEASURE_ROWS = 1024  # in one call of sums(), unless it couples rows or the dataset says fewer
 
 
 def measured(
@@ -29,7 +29,11 @@ def measured(
     Without rows they are zeros, of the names and shapes that rows of `instead` give. Where rows are coupled all of them
     go into one call, and have to fit into memory.
     """
-    step = MEASURE_ROWS if task.rows == "independent" else max(rows.size, 1)
+    step = (
+        min(MEASURE_ROWS, getattr(dataset, "measure_rows", MEASURE_ROWS))
+        if task.rows == "independent"
+        else max(rows.size, 1)
+    )
     shown = 1 if task.rows == "independent" else MEASURE_ROWS  # sums over pairs may have no value for one row
     sums: dict[str, NDArray[Any]] = {}
     model.eval()

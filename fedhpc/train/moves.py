@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError
-from fedhpc.mpi.byte_moves import Plan, Span, move
+from fedhpc.mpi.byte_moves import Plan, Read, Span, Write, move
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.shards import Shard
 
@@ -48,6 +48,10 @@ class Moves:
         def write(start: int, stop: int, data: NDArray[np.uint8]) -> None:
             into[start - self._range[0] : stop - self._range[0]] = data
 
+        self.gather_to(write, window)
+
+    def gather_to(self, write: Write, window: int = 0) -> None:
+        """As `gather`, where the range is not in one piece of memory."""
         move(self._group, self._out, self._read, write, window)
 
     def scatter(self, values: NDArray[np.uint8], window: int = 0) -> None:
@@ -56,6 +60,10 @@ class Moves:
         def read(start: int, stop: int, into: NDArray[np.uint8]) -> None:
             into[:] = values[start - self._range[0] : stop - self._range[0]]
 
+        self.scatter_from(read, window)
+
+    def scatter_from(self, read: Read, window: int = 0) -> None:
+        """As `scatter`, where the range is not in one piece of memory."""
         move(self._group, self._back, read, self._write, window)
 
     @property

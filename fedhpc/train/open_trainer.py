@@ -7,7 +7,6 @@ from pathlib import Path
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.first_model import Drawn, FirstModel, Values
-from fedhpc.train.held_out import split_rows
 from fedhpc.train.row_check import check_rows
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 from fedhpc.train.tasks.loader import TaskDataset, load_task
@@ -37,7 +36,6 @@ def open_trainer(
     """
     loaded = load_task(task, source, site)
     dataset = TaskDataset(loaded, data, task.options)
-    opened = dataset.opened
     features = dataset.features
     if task.features_sha256:
         if features is None:
@@ -51,8 +49,7 @@ def open_trainer(
                 f"({features.sha256[:16]}…, not {task.features_sha256[:16]}…)",
                 "names, units, codings and their order must be equal; ingest the source again with the agreed list",
             )
-    labels = opened.labels() if hasattr(opened, "labels") else None
-    train_rows, held_out_rows = split_rows(len(opened), task.held_out, task.split_seed, site, labels)
+    train_rows, held_out_rows = dataset.split(task.held_out, task.split_seed)
     values: Values | None = Drawn(loaded.fill, seed, loaded.where) if loaded.fills else None
     if task.weights_sha256:
         if weights is None:
@@ -66,7 +63,7 @@ def open_trainer(
         loaded, first, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal, features
     )
     try:
-        check_rows(loaded, trainer, train, seed=seed, labels=labels, standardise=task.standardise)
+        check_rows(loaded, trainer, train, seed=seed, labels=dataset.labels, standardise=task.standardise)
     except BaseException:
         trainer.close()
         raise

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.checkpoint import Tensors, read_into
+from fedhpc.federation.ranges import Forms, Held, forms_of
 from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork, Trainer
 from fedhpc.train import evaluate
 
@@ -23,11 +24,25 @@ class RecordedTrainer(Trainer):
     def __init__(self, work: LocalWork) -> None:
         self._work = work
         self._private = work.private
+        self._held: Held | None = None
+
+    @override
+    def forms(self) -> Forms:
+        return forms_of(self._work.tensors)
+
+    @override
+    def hold(self, held: Held) -> None:
+        self._held = held
 
     @override
     def tensors(self) -> Tensors:
-        """The names and shapes of the model."""
-        return {name: array.copy() for name, array in self._work.tensors.items()}
+        """What is held of the local model: the main loop goes on from a checkpoint, and needs no more than the form."""
+        tensors = self._work.tensors
+        return {n: t.copy() for n, t in tensors.items()} if self._held is None else self._held.pieces(tensors)
+
+    @override
+    def read(self, into: Tensors) -> None:
+        read_into(into, self.tensors())
 
     @override
     def averaged(self) -> frozenset[str]:

@@ -46,12 +46,15 @@ class RunningStatistics:
 
     def settle(self) -> None:
         """Ranks saw their own rows: the leader's statistics become the site's. Collective."""
-        if self._group.size == 1:
-            return
+        if self._group.size > 1:
+            write_shared(self._tensors(), self.of_leader())
+
+    def of_leader(self) -> dict[str, NDArray[Any]]:
+        """Copies of the leader's, by name, on every rank. Collective."""
         arrays: dict[str, NDArray[Any]] = read_shared(self._tensors())
         for array in arrays.values():
             self._group.broadcast(array)
-        write_shared(self._tensors(), arrays)
+        return arrays
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         shared = split_state(self._model)[0]

@@ -22,7 +22,7 @@ class TaskSettings:
     """[task]: the model, its loss and its metrics, and how a site's rows are split."""
 
     # A built-in task, or `module`: a Python file that each site reads from [data] task_source of its site.toml.
-    name: Literal["logistic", "mlp", "cnn", "module"]
+    name: Literal["logistic", "mlp", "cnn", "transformer", "module"]
     # SHA-256 (hex) of that file. Only for `module`, and required there.
     source_sha256: str = ""
     # SHA-256 (hex) over the safetensors that the first model is read from, each site's in [data] weights; empty: the
@@ -133,7 +133,7 @@ class ComputeSettings:
     """[compute] of site.toml: how this site's ranks compute."""
 
     # auto: serial for one rank, ddp for more.
-    backend: Literal["auto", "serial", "ddp", "fsdp", "mpi"] = "auto"
+    backend: Literal["auto", "serial", "ddp", "fsdp", "mpi", "horovod"] = "auto"
     # auto: a GPU if every rank of the site has one, else the CPU.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Threads of one rank. Another number changes the last bits of what a site computes.
@@ -156,7 +156,7 @@ def depends_on_seed(task: TaskSettings, train: TrainSettings, rows: int = 0) -> 
     Either the first model is drawn from it, or the first batch is. Of the user's own task nothing is known about the
     model, so only batches count; a batch of all rows is the same in whatever order.
     """
-    drawn = task.name in ("mlp", "cnn")  # logistic begins with zeros
+    drawn = task.name in ("mlp", "cnn", "transformer")  # logistic begins with zeros
     whole = train.batch_size + (train.batch_size > 1)  # a last row alone joins the batch before it
     return drawn or (train.batch_size > 0 and not 0 < rows <= whole)
 

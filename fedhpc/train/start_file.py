@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedhpc.config import read_section
 from fedhpc.errors import ConfigError, DataError, PolicyError
 from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.ranges import Forms, forms_of
 from fedhpc.federation.state_tensors import model_sha256
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class StartFile:
             raise DataError(f"{self.path} holds another model: it {which} the tensor {other[0]}", _ABSENT)
         return {name: self.tensors[name] for name in wanted}
 
-    def fit(self, built: Tensors, sha256: str, site: str) -> Tensors:
+    def fit(self, built: Forms, sha256: str, site: str) -> Tensors:
         """The tensors, if they fit the model `built` and are those of the `sha256` that all sites agreed on.
 
         Raises DataError for other names, shapes or dtypes, PolicyError for another hash.
@@ -126,7 +127,7 @@ def fitting_file(path: Path, task: Mapping[str, Any]) -> StartFile:
     """
     agreed = agreed_sha256(path, task, public=True)
     built = {name: tensor.detach().numpy() for name, tensor in _model_of(task).items()}
-    tensors = read_start_file(path).fit(built, agreed, "all")
+    tensors = read_start_file(path).fit(forms_of(built), agreed, "all")
     return StartFile(path, tensors, tuple(tensors), agreed)
 
 

@@ -7,6 +7,7 @@ loop over the same batches computes.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -21,24 +22,25 @@ from typing_extensions import override
 from fedhpc.data.schema import FeatureSet
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.ranges import Forms, Held
 from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
 from fedhpc.rounds.interfaces import AtStep, LocalResult, Trainer
 from fedhpc.train import evaluate
 from fedhpc.train.backends.open_backend import open_backend
 from fedhpc.train.batches import Batches, Piece, Rows, derive_key, pieces, share
-from fedhpc.train.dealt_rows import from_rows, local_part, rows_of
+from fedhpc.train.dealt_rows import from_rows, local_part
 from fedhpc.train.first_model import FirstModel
+from fedhpc.train.held_model import forms_of_model, read_pieces, read_shards, write_pieces, write_shards
 from fedhpc.train.loading import Reader, to_device
 from fedhpc.train.measure import measured
 from fedhpc.train.model_units import compute_again, separable
-from fedhpc.train.moves import whole_arrays
 from fedhpc.train.optimise import build_optimizer, learning_rate, load_optimizer, optimizer_arrays
 from fedhpc.train.randomness import RankRandom, rank_seed
 from fedhpc.train.running import RunningStatistics
 from fedhpc.train.settings import ComputeSettings, TrainSettings
 from fedhpc.train.shards import model_shards
-from fedhpc.train.state import add_over_ranks, read_shared, split_state, to_array, to_tensor, write_shared
+from fedhpc.train.state import add_over_ranks, split_state, to_array, to_tensor, write_shared
 from fedhpc.train.tasks.loader import Task
 from fedhpc.train.unused import UnusedParameters, trained
 from fedhpc.train.within_round import WithinRound
@@ -103,6 +105,7 @@ class TorchTrainer(Trainer):
         self._reader = Reader(self.dataset, compute.workers, worker_seed, self.device.type == "cuda")
         self._step = 0  # optimiser steps in all rounds
         self._within: WithinRound | None = None
+        self._held: Held | None = None
 
     @override
     def train(self, round_: int, anchor: Mapping[str, NDArray[Any]], at_step: AtStep = lambda: False) -> LocalResult:
@@ -201,11 +204,33 @@ class TorchTrainer(Trainer):
         self._backend.settled(self.model)
 
     @override
+    def forms(self) -> Forms:
+        return forms_of_model(split_state(self.model)[0])
+
+    @override
+    def hold(self, held: Held) -> None:
+        self._held = held
+
+    @override
     def tensors(self) -> Tensors:
+        pieces = self._holding().empty()
+        self.read(pieces)
+        return pieces
+
+    @override
+    def read(self, into: Tensors) -> None:
         self.settle()
+        held = self._holding()
         if self._backend.sharded:
-            return whole_arrays(self.group, model_shards(self.model))
-        return read_shared(split_state(self.model)[0])
+            read_shards(held, model_shards(self.model), into)
+        else:
+            read_pieces(split_state(self.model)[0], held, into)
+        if self._within is not None and not held.replicated:  # ranks see their own rows; the leader's statistics count
+            for name, array in self._running.of_leader().items():
+                np.copyto(into[name], held.piece(name, array))
+
+    def _holding(self) -> Held:
+        return Held(self.group, self.forms()) if self._held is None else self._held
 
     @override
     def averaged(self) -> frozenset[str]:
@@ -216,7 +241,13 @@ class TorchTrainer(Trainer):
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Raises DataError if names, shapes or dtypes differ."""
         self.settle()
-        write_shared(split_state(self.model)[0], tensors)
+        shared, held = split_state(self.model)[0], self._holding()
+        if self._backend.sharded:
+            write_shards(held, model_shards(self.model), tensors)
+        elif held.replicated:
+            write_shared(shared, tensors)
+        else:
+            write_pieces(held, shared, tensors)
 
     @override
     def measure(self) -> Tensors:
@@ -305,12 +336,15 @@ class TorchTrainer(Trainer):
         """Parameters and what they are pulled to: the gradient of mu/2 ||w - anchor||^2 is mu (w - anchor)."""
         if not self._proximal:
             return []
-        pulled: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for name, parameter in trained(self.model).items():
-            target = torch.from_numpy(np.array(anchor[name])).to(self.device, parameter.dtype)
-            first, last = rows_of(parameter, name)
-            pulled.append((parameter, target[first:last] if target.ndim else target))
-        return pulled
+        parameters, held = trained(self.model), self._holding()
+        if self._backend.sharded:
+            shards = [shard for shard in model_shards(self.model) if shard.name in parameters]
+            pulled = [dataclasses.replace(shard, local=torch.empty_like(shard.local)) for shard in shards]
+            write_shards(held, pulled, anchor)
+            return [(parameters[shard.name], shard.local) for shard in pulled]
+        targets = {name: torch.empty_like(parameter, requires_grad=False) for name, parameter in parameters.items()}
+        write_pieces(held, targets, anchor)
+        return [(parameters[name], target) for name, target in targets.items()]
 
     def _enter(self, round_: int, steps: int) -> WithinRound:
         """A round that begins here, or the one that `restore` was told of. Raises DataError if that does not fit."""

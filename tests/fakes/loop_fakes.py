@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from held_fakes import HeldTensors
 
-from fedhpc.federation.checkpoint import Checkpoint, Tensors
+from fedhpc.federation.checkpoint import Checkpoint, StoredState, Tensors
+from fedhpc.federation.held_stream import LoadedState
 from fedhpc.federation.life import Stage
+from fedhpc.federation.ranges import Held
 from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork
 from fedhpc.rounds.null_objects import Endless
 from fedhpc.train import evaluate
@@ -17,7 +21,7 @@ from fedhpc.train import evaluate
 STEPS = 4
 
 
-class Trainer:
+class Trainer(HeldTensors):
     """A model of two tensors with a momentum; every step depends on all steps before it."""
 
     def __init__(self, site: int) -> None:
@@ -29,14 +33,8 @@ class Trainer:
         self.at: list[int] = []  # round and step within it, while a round is under way
         self.measurements = 0
 
-    def tensors(self) -> Tensors:
-        return {n: t.copy() for n, t in self.now.items()}
-
     def averaged(self) -> frozenset[str]:
         return frozenset({"running"})
-
-    def load(self, tensors: Mapping[str, Any]) -> None:
-        self.now = {n: t.copy() for n, t in tensors.items()}
 
     def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep = lambda: False) -> LocalResult:
         self.at = self.at or [round_, 0]
@@ -63,6 +61,7 @@ class Trainer:
         return {"steps": np.array(self.steps), "momentum": self.momentum.copy(), "at": np.array(self.at)}
 
     def restore(self, private: Mapping[str, Any]) -> None:
+        private = self.from_leader(private)
         self.steps, self.momentum = int(private["steps"]), private["momentum"].copy()
         self.at = [int(v) for v in private["at"]]
 
@@ -77,10 +76,13 @@ class Store:
         return sorted(self.kept)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        self.kept[checkpoint.round_] = copy.deepcopy(checkpoint)
+        self.kept[checkpoint.round_] = copy.deepcopy(dataclasses.replace(checkpoint, held=None))
 
-    def load(self, round_: int) -> Checkpoint:
+    def load(self, round_: int, held: Held | None = None) -> Checkpoint:
         return copy.deepcopy(self.kept[round_])
+
+    def state(self, round_: int) -> StoredState:
+        return LoadedState(self.load(round_))
 
     def discard_after(self, round_: int) -> None:
         self.kept = {r: c for r, c in self.kept.items() if r <= round_}

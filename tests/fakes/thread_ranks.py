@@ -37,6 +37,21 @@ class ThreadGroup(SerialGroup):
     def gather_bytes(self, data: bytes) -> list[bytes]:
         return self._all(data)
 
+    def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
+        found: bytes = self._all(data)[root]
+        return found
+
+    def await_bytes(self, data: bytes | None) -> bytes:
+        return self.broadcast_bytes(data)
+
+    def broadcast(self, array: Any, root: int = 0) -> None:
+        found = self._all(array.copy())[root]
+        assert (found.dtype, found.shape) == (array.dtype, array.shape)
+        array[...] = found
+
+    def barrier(self) -> None:
+        self._all(None)
+
     def alltoall(self, sent: Any, sent_bytes: Sequence[int], received: Any, received_bytes: Sequence[int]) -> None:
         assert sum(sent_bytes) == sent.size
         assert sum(received_bytes) == received.size

@@ -31,12 +31,13 @@ from fedhpc.rounds.loop import Run
 from fedhpc.secure.masks import Masks
 from fedhpc.sums.in_job.masked_sum import MpiSums
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
+from tests.fakes.held_fakes import HeldTensors
 
 SHAPES = {"weight": (300_000,), "bias": (7,)}  # 1.2 MB: two blocks
 federation, sites, point = sys.argv[1:]
 
 
-class Model:
+class Model(HeldTensors):
     """A Trainer: each site pulls the model towards its own target, with noise of its own that restarts must repeat."""
 
     def __init__(self, site: str, prepare: Callable[[], float]) -> None:
@@ -47,14 +48,8 @@ class Model:
         self.steps = 0
         self.site = site
 
-    def tensors(self) -> Tensors:
-        return {n: t.copy() for n, t in self.now.items()}
-
     def averaged(self) -> frozenset[str]:
         return frozenset({"bias"})
-
-    def load(self, tensors: Mapping[str, Any]) -> None:
-        self.now = {n: t.copy() for n, t in tensors.items()}
 
     def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep = lambda: False) -> LocalResult:
         self.steps += 1
@@ -75,6 +70,7 @@ class Model:
         return {"steps": np.array([self.steps]), **{f"velocity {n}": v for n, v in self.velocity.items()}}
 
     def restore(self, private: Mapping[str, Any]) -> None:
+        private = self.from_leader(private)
         self.steps = int(private["steps"][0])
         self.velocity = {n: private[f"velocity {n}"].copy() for n in SHAPES}
 
@@ -114,13 +110,17 @@ def place_fault(where: str, count: int) -> None:
     kind, _, when = where.partition("-")
     if kind == "admit":
         before_and_after(FileJournal, "admit", lambda self, entry: when if len(self.ledger) + 1 == count else "")
-    elif kind == "save" and when != "half":
+    elif kind == "save" and when in ("before", "after"):
         before_and_after(Hdf5Checkpoints, "save", lambda self, c: when if c.round_ == count else "")
     elif kind == "save":
         real = hdf5.os.replace
 
         def replace(source: Any, target: Any) -> None:
-            if Path(target).name == f"round-{count:06d}.h5":
+            path = Path(target)
+            files = {"half": path.parent, "private": path.with_name("private.h5"), "index": path.with_name("index.h5")}
+            files["rank"] = path.with_name(f"rank-{session.ranks - 1:04d}-of-{session.ranks:04d}.h5")
+            round_ = path.stem if when == "half" else path.parent.name
+            if round_ == f"round-{count:06d}" and path in (files[when], files["half"] / f"{round_}.h5"):
                 freeze()  # all is written, under the temporary name
             real(source, target)
 
@@ -163,5 +163,6 @@ with session:
     keep_agreement(joined.site_directory.parent, agreement)
     previous = partial(find_previous, agreement, number, joined.site_directory, None)
     outcome = Run(session, model, store, Quiet(), prepare=prepare, previous=previous).run()
+    sha256 = outcome.model.sha256()
     if joined.first:
-        print(f"final {outcome.model.sha256()} after {outcome.started_at}")
+        print(f"final {sha256} after {outcome.started_at}")

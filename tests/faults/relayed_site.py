@@ -48,6 +48,7 @@ from fedhpc.sums.over_relay.finished_sums import FinishedSums
 from fedhpc.sums.over_relay.round import RelayedRound
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 from fedhpc.transport.https import link as http_link
+from tests.fakes.held_fakes import HeldTensors
 
 BOUND = 8.0
 SHAPES = {"weight": (300_000,), "bias": (7,)}
@@ -75,7 +76,7 @@ PLAN: Sequence[tuple[str, Callable[[int, int], dict[str, Any]], float | None]] =
 )
 
 
-class Model:
+class Model(HeldTensors):
     """A Trainer: each site pulls the model towards a target of its own, with noise that restarts must repeat."""
 
     def __init__(self, number: int, *, steady: bool = False) -> None:
@@ -85,14 +86,8 @@ class Model:
         self.target = {n: draw.standard_normal(s).astype(np.float32) for n, s in SHAPES.items()}
         self.now: Tensors = {n: np.zeros(s, np.float32) for n, s in SHAPES.items()}
 
-    def tensors(self) -> Tensors:
-        return {n: t.copy() for n, t in self.now.items()}
-
     def averaged(self) -> frozenset[str]:
         return frozenset({"bias"})
-
-    def load(self, tensors: Mapping[str, Any]) -> None:
-        self.now = {n: t.copy() for n, t in tensors.items()}
 
     def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep = lambda: False) -> LocalResult:
         self.steps = round_ if self.steady else self.steps + 1
@@ -113,6 +108,7 @@ class Model:
         return {"steps": np.array([self.steps])}
 
     def restore(self, private: Mapping[str, Any]) -> None:
+        private = self.from_leader(private)
         self.steps = int(private["steps"][0])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from harness import Site, ledger_entries, ledger_of, mpi_words, mpirun, start, until, write_federation
 
+from fedhpc.agreement.run_folder import checkpoints
 from fedhpc.enrolment.next_epoch import Beginning
 from fedhpc.enrolment.rehearsal import Rehearsal
 
@@ -20,9 +21,10 @@ ROUNDS = 4
 pytestmark = [pytest.mark.faults, pytest.mark.mpi]
 
 
-def prepare(directory: Path) -> list[str | Path]:
-    """A federation for kill_ranks.py in `directory`; the words of a run without a fault."""
-    sites = {name: Site(exchange={"chunk_bytes": 262144}) for name in ("aa", "bbb", "cccc")}
+def prepare(directory: Path, ranks: int = 1) -> list[str | Path]:
+    """A federation for kill_ranks.py in `directory`, `ranks` of site aa; the words of a run without a fault."""
+    counts = {"aa": ranks, "bbb": 1, "cccc": 1}
+    sites = {name: Site(ranks=count, exchange={"chunk_bytes": 262144}) for name, count in counts.items()}
     strategy = {"name": "fedadam", "lr": 0.05}
     federation = write_federation(directory, sites, rounds=ROUNDS, strategy=strategy, stores=False)
     return [SCRIPT, federation, directory / "sites"]
@@ -47,7 +49,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def rounds_of(directory: Path, site: str) -> list[int]:
     """The rounds of the site's checkpoints."""
-    return sorted(int(p.stem[6:]) for p in (directory / "run" / site / "checkpoints").glob("round-*.h5"))
+    return list(checkpoints(directory / "run" / site / "checkpoints"))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,28 @@ def test_killed_at(
     if resumes_at is not None:
         assert started == resumes_at
     check_ledgers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("point", "after"),
+    [("aa save-rank 2", 2), ("aa save-private 2", 1), ("aa save-index 2", 2), ("aa save-index 0", 1)],
+)
+def test_killed_between_the_files_of_a_round(tmp_path: Path, unbroken: str, point: str, after: int) -> None:
+    """Of a site of two ranks, which goes on with `after` ranks, to the hash of one rank."""
+    words = prepare(tmp_path, ranks=2)
+    frozen = tmp_path / "frozen"
+    with start(mpi_words(4, [*words, point]), cwd=tmp_path) as job:
+        until(lambda: frozen.exists() or job.process.poll() is not None, 60, f"the freeze at {point}")
+        assert frozen.exists(), job.finish(1).text
+        job.kill()
+    round_ = int(point.split()[2])
+    assert rounds_of(tmp_path, "aa") == list(range(max(0, round_ - 2), round_))
+    words = prepare(tmp_path, ranks=after)
+    done = mpirun(2 + after, [*words, ""], timeout=60, cwd=tmp_path, warm=True).ok()
+    assert final(done.out) == (unbroken, max(0, round_ - 1))
+    check_ledgers(tmp_path)
+    kept = [path.is_dir() for path in checkpoints(tmp_path / "run" / "aa" / "checkpoints").values()]
+    assert kept == [after > 1] * 2
 
 
 @pytest.fixture(scope="module")

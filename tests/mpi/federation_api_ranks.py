@@ -22,7 +22,7 @@ me = fed.sites.index(fed.site) + 1  # 1, 2, 3
 leads = fed.rank == 0
 assert fed.sites == ["aa", "bb", "cc"]
 assert fed.ranks == [2, 2, 3][me - 1]
-assert fed.session.sums.rails == 2
+assert fed.session.sums.rails == fed.ranks
 
 # Integers: exact, at the bound too, in every width; bool; 0-d; empty.
 limit = lane_bound(64, N)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.ledger.journal import MemoryJournal
 from fedhpc.mpi import world as mpi_world
-from fedhpc.mpi.world import Place
+from fedhpc.mpi.world import Place, World
 from fedhpc.secure.keys import identity_public
 from fedhpc.secure.ledger import ledger_keys
 from fedhpc.secure.masks import Masks
@@ -37,17 +38,26 @@ RANKS = 8
 MIB = 1 << 20
 world = mpi_world.start()
 assert world.group.size == RANKS
-places: dict[tuple[Any, ...], Place] = {}
+places: dict[str, Place | None] = {}
+worlds: dict[int, World | None] = {RANKS: world}
 rounds = iter(range(1, 10_000))
 counted = {"sums": 0, "split rails": 0, "masked lanes": 0}
 
 
-def place_in(sizes: list[int], rails: int | str) -> Place:
-    """Where this rank is when the 8 ranks are dealt to sites of `sizes` ranks."""
-    key = (*sizes, rails)
+def place_in(sizes: list[int], rails: int | str | list[int]) -> Place | None:
+    """Where this rank is when the first ranks are dealt to sites of `sizes` ranks; None if it is left over.
+
+    `rails`: of every site, or of each.
+    """
+    key, count = json.dumps([sizes, rails]), sum(sizes)
+    if count not in worlds:
+        worlds[count] = mpi_world.some_ranks(world, joins=world.group.rank < count)
     if key not in places:
-        number = next(u for u in range(1, len(sizes) + 1) if world.group.rank < sum(sizes[:u]))
-        places[key] = mpi_world.split(world, number, [f"s{u}" for u in range(1, len(sizes) + 1)], rails)
+        of_some = worlds[count]
+        number = next((u for u in range(1, len(sizes) + 1) if world.group.rank < sum(sizes[:u])), 0)
+        wish = rails[number - 1] if isinstance(rails, list) else rails
+        names = [f"s{u}" for u in range(1, len(sizes) + 1)]
+        places[key] = None if of_some is None else mpi_world.split(of_some, number, names, wish)
     return places[key]
 
 
@@ -95,12 +105,9 @@ def salt_by_hand(case: dict[str, Any], config: bytes, round_: int) -> np.ndarray
     return sum(words)
 
 
-def expected(
-    case: dict[str, Any], layout: Layout, factors: list[float], salt: np.ndarray
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """(tensors, ring vector): each site's numbers on the grid, added as integers."""
+def expected(case: dict[str, Any], layout: Layout, factors: list[float]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(tensors, ring vector without salt): each site's numbers on the grid, added as integers."""
     ring = np.zeros(layout.nbytes, dtype=np.uint8)
-    ring[layout.nbytes - 40 :] = salt.view(np.uint8)
     decoded = {}
     for tensor, offset in zip(layout.named, layout.offsets, strict=False):
         total = np.zeros(tensor.shape, dtype=np.int64)
@@ -135,23 +142,27 @@ def layout_of(case: dict[str, Any]) -> Layout:
 def check(case: dict[str, Any]) -> None:
     """Masked and unmasked sums of `case` on every rank, against the sum by hand."""
     place = place_in(case["sizes"], case["rails"])
+    number = next(rounds)
+    counted["sums"] += 1
+    if place is None:
+        return
+    assert place.rails is not None
     layout, sites = layout_of(case), len(case["sizes"])
     shares = np.array(case["weights"][:sites], dtype=np.float64)
     factors = [float(w / shares.sum()) for w in shares]
     mine = {t.name: factors[place.number - 1] for t in layout.named if t.kind != "int64"}
-    number = next(rounds)
+    own = {t.name: values_of(case, place.number, t) for t in layout.named}
     vectors, trees, salts = {}, {}, {}
     for mode in ("pairwise", "off"):
         party = party_of(case, place, mode)
         vector = Vector(layout)
         if case["replicated"] or place.site.rank == 0:
-            vector.fill({t.name: values_of(case, place.number, t) for t in layout.named})
+            vector.fill(own)
         else:
             vector.buffer[:] = 255  # only the leader's values count
-        exchange = MpiExchange(party.agreement.names, place.leaders, place.rail)
+        exchange = MpiExchange(party.agreement.names, place.leaders, place.rails)
         pipeline = Pipeline(exchange, chunk_bytes=case["chunk"], overlap=case["overlap"])
-        attempt = mpi_world.attempt_number(world.group)
-        sums = MpiSums(party, exchange, pipeline, rails=place.rails, attempt=attempt)
+        sums = MpiSums(party, exchange, pipeline, rails=place.rails.counts, attempt=number)
         plan = SumPlan(number, "test", SumKind.STATISTIC, bytes(32), factors=mine, replicated=case["replicated"])
         session = Session(party, sums, OwnRanks(party), NeverAway())
         opened = session.open(vector, plan)
@@ -159,8 +170,7 @@ def check(case: dict[str, Any]) -> None:
         salts[mode] = salt_by_hand(case, party.agreement.hash, number) * (mode == "pairwise")
         assert opened.salt == salts[mode].tobytes(), f"rank {world.group.rank} has another salt"
         vectors[mode], trees[mode] = vector, opened.sum_tree
-    counted["sums"] += 1
-    counted["split rails"] += place.rails > 1 and layout.nbytes > MIB
+    counted["split rails"] += max(place.rails.counts) > 1 and layout.nbytes > MIB
     for tensor in layout.named:
         masked, plain = (vectors[mode].view(tensor.name) for mode in ("pairwise", "off"))
         assert masked.tobytes() == plain.tobytes(), f"{tensor}: masked and unmasked sums differ"
@@ -171,12 +181,21 @@ def check(case: dict[str, Any]) -> None:
                 error = np.abs(vectors["pairwise"].view(tensor.name) - sum(sums))
                 assert (error <= sites * tensor.quantum + 2.0**-24 * np.abs(sum(sums))).all()
         return
-    for mode, salt in salts.items():
-        by_hand, ring = expected(case, layout, factors, salt)
-        assert trees[mode] == tree(ring), f"{mode}: Tree(X) is not that of the sum by hand"
-    for tensor in layout.named:
-        got = vectors["pairwise"].view(tensor.name)
-        assert got.tobytes() == by_hand[tensor.name].tobytes(), f"{tensor}: differs from the sum by hand"
+    every = worlds[sum(case["sizes"])]
+    assert every is not None
+    hashes = b""  # what rank 0 adds up by hand, for all ranks
+    if every.group.rank == 0:
+        by_hand, ring = expected(case, layout, factors)
+        for salt in salts.values():
+            ring[layout.nbytes - 40 :] = salt.view(np.uint8)
+            hashes += tree(ring)
+        hashes += b"".join(hashlib.sha256(by_hand[t.name].tobytes()).digest() for t in layout.named)
+    hashes = every.group.broadcast_bytes(hashes)
+    for i, mode in enumerate(salts):
+        assert trees[mode] == hashes[32 * i : 32 * (i + 1)], f"{mode}: Tree(X) is not that of the sum by hand"
+    for i, tensor in enumerate(layout.named, start=2):
+        got = hashlib.sha256(vectors["pairwise"].view(tensor.name).tobytes()).digest()
+        assert got == hashes[32 * i : 32 * (i + 1)], f"{tensor}: differs from the sum by hand"
 
 
 def everywhere(case: dict[str, Any] | None, run: Callable[[dict[str, Any]], None] = check) -> bool:
@@ -208,8 +227,14 @@ def table() -> list[dict[str, Any]]:
     changes: list[dict[str, Any]] = [
         {"sizes": [4, 4], "secure": TWO, "rails": 4, "tensors": WIDE},
         {"sizes": [1, 7], "secure": TWO},
+        # every rank carries a part of its own, whatever the other site's ranks do; the ranks that are left over wait
+        {"sizes": [2, 3], "secure": TWO, "tensors": WIDE},
+        {"sizes": [2, 3], "secure": TWO, "tensors": WIDE, "chunk": 65536 + 16, "overlap": True, "replicated": True},
+        {"sizes": [1, 4], "secure": TWO, "tensors": WIDE, "chunk": 300_000 * 16},
+        {"sizes": [3, 1, 2], "tensors": WIDE, "chunk": 8 * MIB, "overlap": True},
+        {"sizes": [3, 4], "secure": TWO, "tensors": WIDE, "rails": [2, 4], "chunk": 400_000 * 16},
         {"sizes": [2, 2, 4], "rails": 1}, {"sizes": [2, 2, 4], "rails": 2}, {"sizes": [2, 3, 3], "rails": "auto"},
-        {"sizes": [2, 3, 3], "rails": 2, "tensors": WIDE, "overlap": True},
+        {"sizes": [2, 3, 3], "rails": [1, 2, 3], "tensors": WIDE, "overlap": True},
         {"sizes": [2, 2, 2, 2], "rails": 2, "tensors": WIDE},
         {"sizes": [1, 1, 1, 2, 3]}, {"sizes": [1, 1, 1, 1, 2, 2]}, {"sizes": [1] * 6 + [2]}, {"sizes": [1] * 8},
         {"sizes": [1] * 8, "secure": [["degree", 6]], "tensors": [["float32", [1000]]]},
@@ -247,7 +272,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         secure = [*secure, ["rounding", "stochastic"]]
     return {
         "sizes": sizes,
-        "rails": draw(st.sampled_from(["auto", *range(1, min(sizes) + 1)])),
+        "rails": draw(st.just("auto") | st.tuples(*(st.integers(1, size) for size in sizes)).map(list)),
         "chunk": draw(st.sampled_from([4096, 4112, 65536, 2 * MIB, 8 * MIB])),
         "overlap": draw(st.booleans()),
         "seed": draw(st.integers(0, 2**32)),

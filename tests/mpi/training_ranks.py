@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from fedhpc.app.run import run_federation
+from fedhpc.federation.held_stream import gather
 
 for directory in map(Path, sys.argv[1:]):
     ran = run_federation(directory / "federation.toml", sites=directory / "sites", site=None, out=None)
+    model = ran.outcome.model
+    tensors = gather(model.held, {name: (name, tensor) for name, tensor in model.tensors.items()})
     if ran.first:
-        np.savez(directory / "final.npz", **ran.outcome.model.tensors)
-        digest = hashlib.sha256(b"".join(t.tobytes() for t in ran.outcome.model.tensors.values())).hexdigest()
+        np.savez(directory / "final.npz", **tensors)
+        digest = hashlib.sha256(b"".join(t.tobytes() for t in tensors.values())).hexdigest()
         assert digest == ran.model_sha256
         print(json.dumps([directory.name, ran.model_sha256, ran.outcome.started_at, ran.outcome.metrics]), flush=True)

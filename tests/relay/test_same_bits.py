@@ -42,7 +42,7 @@ SCRIPTS = {
     "sync": {"strategy": {"name": "diloco"}, "secure": {"lane_bits": 64}},
     "sync bound": {"strategy": {"name": "fedadam"}, "secure": {"bound": 8.0}},
 }
-# Over the relay with 2, 1 and 2 ranks; the others with one each, and in the MPI job all sites have one.
+# Over the relay with 2, 1 and 3 ranks; the others with one each, and in the MPI job all sites have one.
 RANKS = {f"{name} of ranks": (TRAINED | SCRIPTS)[name] for name in ("large", "large stochastic", "diloco", "sums")}
 
 
@@ -116,14 +116,14 @@ def test_sums_are_the_integer_sums(through_the_relay: dict[str, dict[str, Any]])
 
 @pytest.mark.mpi
 def test_ranks_rails_and_connections(tiny: Tiny, in_one_job: dict[str, Any]) -> None:
-    """Sites of 2, 1 and 2 ranks: all rails or one, one connection or four, the same bits as three single ranks."""
-    settings = {"aa": {"connections": 1}, "bb": {"connections": 4}, "cc": {"rails": 1, "connections": 3}}
+    """Sites of 2, 1 and 3 ranks: all rails or one, one connection or four, the same bits as three single ranks."""
+    settings = {"aa": {"rails": 1, "connections": 1}, "bb": {"connections": 4}, "cc": {"connections": 3}}
     cases: dict[str, list[dict[str, Any]]] = {site: [] for site in SITES}
     for name in RANKS:
         for site in SITES:
             tiny.edit_exchange(name, site, **settings[site])
             cases[site].append(tiny.case(name, site, **options(name)))
-    found = run_sites(cases, {"aa": 2, "cc": 2}, timeout=240)
+    found = run_sites(cases, {"aa": 2, "cc": 3}, timeout=240)
     for site in SITES:
         assert [got["case"] for got in found[site]] == list(RANKS)
         for got in found[site]:

@@ -111,10 +111,10 @@ def test_the_same_model_as_over_https(
 
 @pytest.mark.mpi
 def test_sites_of_several_ranks(tiny: Tiny, reference: str, spool: Path) -> None:
-    """Every rank writes and reads its part of the vector; one that uses https has ranks too."""
+    """Sites of 3, 2 and 1 ranks: every rank writes and reads its part of the vector; bb's two use https."""
     use_spool(tiny, "ranks", ("aa", "cc"), spool)
     with carriers(tiny, "ranks", ("aa", "cc")):
-        assert one_hash(run_sites(cases(tiny, "ranks"), {"aa": 3, "bb": 2, "cc": 2}, timeout=200)) == reference
+        assert one_hash(run_sites(cases(tiny, "ranks"), {"aa": 3, "bb": 2}, timeout=200)) == reference
 
 
 @pytest.mark.parametrize("way", COPIES)

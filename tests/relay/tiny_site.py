@@ -27,6 +27,7 @@ import user_scripts
 from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
 from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.held_stream import gather
 from fedhpc.federation.session import Session
 from fedhpc.mpi.world import abort_job, describe_failure
 from fedhpc.rounds.interfaces import AtStep, LocalResult
@@ -34,6 +35,7 @@ from fedhpc.rounds.loop import Run
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.sums.over_relay.masked_sum import RelayedSums
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
+from tests.fakes.held_fakes import HeldTensors
 
 SHAPES: dict[str, tuple[int, ...]] = {"weight": (700, 3), "scalar": (), "running": (5,), "bias": (7,)}
 GATE_S = 120.0
@@ -55,7 +57,7 @@ def rows_of(site: str) -> int:
     return 10 + 7 * (site.encode()[0] % 5)
 
 
-class Model:
+class Model(HeldTensors):
     """A Trainer. Its private state is one number that must survive a restart."""
 
     def __init__(self, site: str, shapes: Mapping[str, Any], gates: Path | None) -> None:
@@ -64,14 +66,8 @@ class Model:
         self.now: Tensors = {n: np.zeros(s, kind_of(n)) for n, s in self.shapes.items()}
         self.trained = 0
 
-    def tensors(self) -> Tensors:
-        return {n: t.copy() for n, t in self.now.items()}
-
     def averaged(self) -> frozenset[str]:
         return frozenset({"running"} & self.shapes.keys())
-
-    def load(self, tensors: Mapping[str, Any]) -> None:
-        self.now = {n: t.copy() for n, t in tensors.items()}
 
     def train(self, round_: int, anchor: Mapping[str, Any], at_step: AtStep) -> LocalResult:
         self.wait_for(round_)
@@ -106,6 +102,7 @@ class Model:
         return {"trained": np.array([self.trained])}
 
     def restore(self, private: Mapping[str, Any]) -> None:
+        private = self.from_leader(private)
         self.trained = int(private["trained"][0])
 
 
@@ -140,6 +137,7 @@ def train(session: Session, case: Mapping[str, Any], directory: Path) -> dict[st
             model.now["bias"] = np.asarray(total["bias"] / len(total.sites), np.float32)
 
     outcome = Run(session, model, Hdf5Checkpoints(directory / "checkpoints"), reporter, prepare=prepare).run()
+    tensors = gather(outcome.model.held, {n: (n, t) for n, t in outcome.model.tensors.items()})
     return {
         "sha256": outcome.model.sha256(),
         "state": outcome.model.state.hex(),
@@ -149,7 +147,7 @@ def train(session: Session, case: Mapping[str, Any], directory: Path) -> dict[st
         "trained": model.trained,
         "metrics": outcome.metrics,
         "records": reporter.records,
-        "tensors": {n: t.tolist() for n, t in outcome.model.tensors.items() if t.size < 100},
+        "tensors": {n: t.tolist() for n, t in tensors.items() if t.size < 100},
     }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from fedhpc.agreement.run_folder import checkpoints
 from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.features import compare_stores
 from fedhpc.app.federation import Federation
@@ -77,7 +78,7 @@ def open_training(
     to exchange yet, else what `open_site_trainer` raises.
     """
     outbox = open_outbox(session.party, directory)
-    if stage == "exchange" and any((directory / CHECKPOINTS).glob("round-*.h5")):
+    if stage == "exchange" and checkpoints(directory / CHECKPOINTS):
         work = outbox.newest()
         if work is None:
             raise InterruptedRun(
@@ -149,7 +150,7 @@ class Training(Program):
                 f"`fedhpc run --from-model FILE`, or start_model in [data] of the site file; its SHA-256 is {agreed}",
             )
         trainer, party = self._trainer, session.party
-        tensors = read_start_file(file).fit(trainer.tensors(), agreed, session.site) if party.leads else {}
+        tensors = read_start_file(file).fit(trainer.forms(), agreed, session.site) if party.leads else {}
         trainer.load(from_leader(party.site, tensors))
 
     def _standardise(self, session: Session) -> None:
@@ -182,7 +183,9 @@ def open_site_trainer(session: Session, files: SiteFile) -> TorchTrainer:
     """The trainer of this rank's site. Raises ConfigError, DataError or PolicyError before anything is exchanged."""
     agreement = session.agreement
     if "name" not in agreement.task:
-        raise ConfigError("federation.toml has no [task] name", "logistic, mlp, cnn, or module for your own")
+        raise ConfigError(
+            "federation.toml has no [task] name", "logistic, mlp, cnn, transformer, or module for your own"
+        )
     data = read_section(DataSection, files.data, "data")
     task = read_section(TaskSettings, agreement.task, "task")
     train = read_section(TrainSettings, agreement.train, "train")

@@ -24,6 +24,10 @@ class Exchange(Protocol):
         """
         ...
 
-    def add(self, lanes: NDArray[Any]) -> None:
-        """Replace `lanes` [n], unsigned, by their sum over the sites mod 2^k, in place. Called by rails only."""
+    def add(self, lanes: NDArray[Any], owners: tuple[int, ...]) -> None:
+        """Replace `lanes` [n], unsigned, by their sum over the sites mod 2^k, in place.
+
+        `owners`: for each site the rank that calls with these lanes. This rank is one of them, and ranks that meet more
+        than once do so in the same order.
+        """
         ...

@@ -5,6 +5,8 @@ Ledger, keys, pipeline, result. The vector that comes here is checked and has it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from typing_extensions import override
 
 from fedhpc.errors import DataError, InternalError
@@ -20,17 +22,21 @@ from fedhpc.secure.proposal import Proposal, one_base
 from fedhpc.secure.transcript import tree_root
 from fedhpc.sums.in_job.exchange import Exchange
 from fedhpc.sums.in_job.pipeline import Pipeline
+from fedhpc.sums.in_job.segments import carried
 from fedhpc.sums.streams import Streams, streams_from_bytes, streams_to_bytes
 
 
 class MpiSums(Summing):
     """Sums over sites that are all in this job. Nothing is kept of them: a killed job repeats its sums."""
 
-    def __init__(self, party: Party, exchange: Exchange, pipeline: Pipeline, *, rails: int, attempt: int) -> None:
-        """`rails`: ranks of each site that carry a part of the vector. `attempt`: names this start of the job."""
+    def __init__(
+        self, party: Party, exchange: Exchange, pipeline: Pipeline, *, rails: Sequence[int], attempt: int
+    ) -> None:
+        """`rails`: the ranks of each site that carry a part of the vector. `attempt`: names this start of the job."""
         self.name = exchange.name
         self._party, self._exchange, self._pipeline = party, exchange, pipeline
-        self.rails, self._attempt_number = rails, attempt
+        self._rails, self._attempt_number = tuple(rails), attempt
+        self.rails = self._rails[party.number - 1]
         self._attempt: PairwiseAttempt | None = None  # of the sum that is open
 
     @override
@@ -44,7 +50,8 @@ class MpiSums(Summing):
                 party.journal.admit(checked.mark.on(entry))
         with stages.timed("agree"):
             streams, message_bytes = self._agree(vector, plan)
-        digests = self._pipeline.run(vector, checked.part, lambda: codec_of(party, plan), streams, stages)
+        own = carried(vector.layout.nbytes, self._rails, party.number - 1, party.site.rank)
+        digests = self._pipeline.run(vector, own, lambda: codec_of(party, plan), streams, stages)
         with stages.timed("share"):
             joined = b"".join(party.site.gather_bytes(b"".join(digests)))
         moved = vector.layout.nbytes + message_bytes

@@ -25,5 +25,5 @@ class NoExchange(Exchange):
         """There are no other sites."""
 
     @override
-    def add(self, lanes: NDArray[Any]) -> None:
+    def add(self, lanes: NDArray[Any], owners: tuple[int, ...]) -> None:
         """One site's values are their sum already."""

@@ -1,4 +1,4 @@
-"""One rail's part of a sum in one job: chunks are hidden, added over the sites, and opened.
+"""One rank's part of a sum in one job: chunks are hidden, added over the sites, and opened.
 
 Chunks are hidden a batch at a time, since every allreduce is a meeting of all sites, and a site that is still masking
 holds up the rest. With a core to spare, a helper thread hides the next batch while the wire carries this one (NumPy and
@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
-from fedhpc.secure.ring import Codec, Layout, lanes_of
+from fedhpc.secure.ring import Codec, lanes_of
 from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.in_job.exchange import Exchange
+from fedhpc.sums.in_job.segments import Chunk, Segment, schedule
 from fedhpc.sums.streams import Streams
 
 CHUNK_BYTES = 16 << 20  # in one allreduce: measured best among 1 to 16 MiB where ranks share cores
@@ -30,25 +30,7 @@ _BATCH_AHEAD = 1  # with a helper thread: small, so that the wire starts early; 
 _AHEAD = 1  # batches hidden before they are needed
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Bytes start..stop of the vector, lanes of one width."""
-
-    start: int
-    stop: int
-    bits: int
-
-
 Hidden = list[tuple[Chunk, NDArray[np.uint8]]]  # a batch: each chunk and the window of its lanes
-
-
-def cut(layout: Layout, start: int, stop: int, chunk_bytes: int) -> list[Chunk]:
-    """The chunks of bytes start..stop: at most `chunk_bytes` each, cut where the lane width changes."""
-    chunks = []
-    for run_start, run_stop, bits in layout.runs(start, stop):
-        for at in range(run_start, run_stop, chunk_bytes):
-            chunks.append(Chunk(at, min(at + chunk_bytes, run_stop), bits))
-    return chunks
 
 
 class Pipeline:
@@ -61,23 +43,25 @@ class Pipeline:
         self._overlap = overlap
 
     def run(
-        self, vector: Vector, part: tuple[int, int], codec: Callable[[], Codec], streams: Streams, stages: Stages
+        self, vector: Vector, own: Sequence[Segment], codec: Callable[[], Codec], streams: Streams, stages: Stages
     ) -> list[bytes]:
-        """Replace the values of lane bytes `part` by their sum over the sites; gives SHA-256 of the sum's blocks.
+        """Replace the values of this rank's `own` segments by their sum over the sites; SHA-256 of the sum's blocks.
 
         `codec` makes a codec: hiding and opening may run at the same time, each with scratch memory of its own.
         Raises PolicyError for a sum out of range.
         """
-        engine = BlockEngine(vector, part, codec, stages)
+        if not own:
+            return []
+        engine = BlockEngine(vector, (own[0].start, own[-1].stop), codec, stages)
         engine.begin_hiding(streams)
         engine.begin_opening(())
-        chunks = cut(vector.layout, *part, self._chunk_bytes)
+        chunks = schedule(vector.layout, own, self._chunk_bytes)
         size = _BATCH if vector.layout.in_place and not self._overlap else _BATCH_AHEAD
         batches = [chunks[i : i + size] for i in range(0, len(chunks), size)]
         for batch in self._hidden(batches, lambda batch: [(c, engine.hide(c.start, c.stop)) for c in batch]):
             for chunk, window in batch:
                 begun = time.perf_counter()
-                self._exchange.add(lanes_of(window, 0, window.size, chunk.bits))
+                self._exchange.add(lanes_of(window, 0, window.size, chunk.bits), chunk.owners)
                 stages.wire += time.perf_counter() - begun
                 engine.open(chunk.start, chunk.stop, window)
         return engine.opened_digests()

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from fedhpc.config import read_bytes
 from fedhpc.data.schema import FeatureSet
 from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
+from fedhpc.train.batches import Rows
 from fedhpc.train.evaluate import EXPECTED, NEGATIVE, POSITIVE, wrong_histograms
+from fedhpc.train.held_out import split_rows
 from fedhpc.train.model_units import default_units
 from fedhpc.train.settings import TaskSettings
 
@@ -168,13 +170,35 @@ class TaskDataset(torch.utils.data.Dataset[Any]):
     def __init__(self, task: Task, path: Path, options: Mapping[str, Any]) -> None:
         self.task, self.path, self.options = task, path, dict(options)
         self._opened: Any = None
+        self._split: tuple[float, int] | None = None
 
     @property
     def opened(self) -> Any:
-        """The task's own dataset, opened in this process."""
+        """The task's own dataset, opened in this process, and split as it was in the first."""
         if self._opened is None:
             self._opened = self.task.dataset(self.path, self.options)
+            if self._split is not None and hasattr(self._opened, "held_out_split"):
+                self._opened.held_out_split(*self._split, self.task.site)
         return self._opened
+
+    def split(self, held_out: float, seed: int) -> tuple[Rows, Rows]:
+        """Training and held-out rows, int64 each: by the dataset's own `held_out_split`, or row by row (split_rows)."""
+        opened = self.opened
+        if not hasattr(opened, "held_out_split"):
+            return split_rows(len(opened), held_out, seed, self.task.site, self.labels)
+        self._split = (held_out, seed)
+        training, held = opened.held_out_split(held_out, seed, self.task.site)
+        return np.asarray(training, np.int64), np.asarray(held, np.int64)
+
+    @property
+    def labels(self) -> NDArray[Any] | None:
+        """The label of every row [n], where the task's dataset has them."""
+        return self.opened.labels() if hasattr(self.opened, "labels") else None
+
+    @property
+    def measure_rows(self) -> int:
+        """As many rows at most go through sums() at once."""
+        return int(getattr(self.opened, "measure_rows", sys.maxsize))
 
     @property
     def features(self) -> FeatureSet | None:

@@ -6,15 +6,17 @@ import dataclasses
 import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from doctor_fakes import CONFIG, complains, fails, found, passes, says, skips, slurm, subject, warns
 from harness import edit
 
-from fedhpc.doctor import backend, gpus, software
+from fedhpc.doctor import backend, gpus, horovod, software
 from fedhpc.doctor.libmpi import Library
 from fedhpc.doctor.subject import Subject
+from fedhpc.horovod.installed import Installed
 from fedhpc.mpi.library import family, libraries
 
 OPEN_5 = Library("Open MPI v5.0.11, package: Open MPI x@y, ident: 5.0.11", ("/opt/lib/libmpi.so.40",))
@@ -124,6 +126,26 @@ def test_families_and_maps() -> None:
     ]
     assert libraries(maps) == ["/opt/a b/libmpi.so.40.30.4", "/usr/lib/libmpi_cray.so.12"]
     assert (OPEN_5.major, OPEN_4.major, OPEN_5.name) == (5, 4, "Open MPI v5.0.11")
+
+
+# --- Horovod
+
+
+def test_horovod_where_a_site_trains_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skips("horovod", subject(tmp_path), 'backend is "auto"')
+    with_horovod = [("[compute]\n", "[compute]\nbackend = 'horovod'\n")]
+
+    def site(number: int, found: Installed | None, **more: object) -> Subject:
+        monkeypatch.setattr(horovod, "look", lambda environment, limit_s: found)
+        return subject(tmp_path / str(number), site=with_horovod, **more)
+
+    built = Installed("0.28.1", mpi=True, libraries=OPEN_5.loaded)
+    passes("horovod", site(1, built), "Horovod 0.28.1 with MPI", OPEN_5.loaded[0])
+    fails("horovod", site(2, None), "not installed", "make horovod", "python -m fedhpc.horovod", code=64)
+    fails("horovod", site(3, Installed("0.28.1")), "without MPI", code=64)
+    both = replace(built, libraries=(*OPEN_5.loaded, "/usr/lib/libmpi.so.12"))
+    fails("horovod", site(4, both), "another MPI library than mpi4py's", "/usr/lib/libmpi.so.12", code=64)
+    fails("horovod", site(5, Installed(trouble="libmpi.so.40: no such file")), "libmpi.so.40", code=64)
 
 
 # --- the launcher

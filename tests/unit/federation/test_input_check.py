@@ -9,13 +9,15 @@ import pytest
 from federation_fakes import FakeSums, Meeting, agreement_of, party_of, session_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thread_ranks import run_ranks
 
 from fedhpc.app.federation import Federation
 from fedhpc.federation.input_check import inspect, source_tags
 from fedhpc.federation.party import Checked, SumKind, Summed, SumPlan
 from fedhpc.federation.session import Session
 from fedhpc.federation.stages import Stages
-from fedhpc.federation.vector import Vector
+from fedhpc.federation.vector import Vector, parts
+from fedhpc.mpi.collectives import Group, SerialGroup
 from fedhpc.secure.ledger import FINGERPRINT_BLOCK_BYTES, UNKNOWN, ZERO_VALUE, Mark, ledger_keys
 from fedhpc.secure.ring import Layout, Tensor
 
@@ -34,7 +36,7 @@ def mark(
     vector.sources = {n: a.dtype.name for n, a in arrays.items() if wide}
     vector.fill(arrays)
     full = {"purpose": "train", "kind": SumKind.TRAINING, "state": bytes(32), "category": "train"} | plan
-    return inspect(party, vector, SumPlan(round_, **full), (0, layout.nbytes))
+    return inspect(party, vector, SumPlan(round_, **full), [(0, layout.nbytes)])
 
 
 def model(rows: int = 5) -> dict[str, Any]:
@@ -130,8 +132,18 @@ def test_ranks_share_the_work_of_wide_lanes(ranks: int) -> None:
     vector.sources = dict.fromkeys(arrays, "float32")
     vector.fill(arrays)
     keys = ledger_keys(bytes(32), bytes(32), 1)
-    joined = b"".join(source_tags(vector, keys, rank, ranks) for rank in range(ranks))
-    assert joined == source_tags(vector, keys, 0, 1)
+    whole = source_tags(vector, keys, SerialGroup())
+    assert b"".join(run_ranks(ranks, lambda group: source_tags(vector, keys, group))) == whole
+
+    def of_part(group: Group) -> bytes:
+        """Where each rank holds its part of the wide vector only."""
+        held = parts(layout.nbytes, ranks)
+        mine = Vector(layout, held[group.rank])
+        mine.sources = vector.sources
+        mine.buffer[:] = vector.buffer[slice(*held[group.rank])]
+        return source_tags(mine, keys, group, held)
+
+    assert b"".join(run_ranks(ranks, of_part)) == whole
     assert mark(arrays).value == mark(arrays, wide=True).value
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhpc.errors import DataError
-from fedhpc.federation.scales import exponent_counts, exponent_scales, lost_to_rounding, refuse_beyond
+from fedhpc.federation.scales import exponent_counts, exponent_scales, largest_values, lost_to_rounding, refuse_beyond
 from fedhpc.secure.ring import Codec, Layout, Tensor, lane_bound
 
 LOWEST = {"float32": -64, "float64": -512}
@@ -19,7 +19,7 @@ LOWEST = {"float32": -64, "float64": -512}
 
 def marked(values: Any, kind: str, factor: float = 1.0) -> int:
     """The exponent that was marked."""
-    counts = exponent_counts({"x": np.asarray(values, dtype=kind)}, factor, "basel")["x"]
+    counts = exponent_counts(largest_values({"x": np.asarray(values, dtype=kind)}), factor, "basel")["x"]
     assert counts.dtype == np.int64
     assert counts.sum() == 1
     assert set(counts.tolist()) <= {0, 1}
@@ -44,7 +44,7 @@ def test_marks(kind: str) -> None:
 def test_size_of_the_histogram_does_not_depend_on_the_data() -> None:
     for values in ([0.0], [1e15], []):
         arrays = {"a": np.array(values, dtype=np.float32), "b": np.array(values)}
-        assert [c.size for c in exponent_counts(arrays, 1.0, "a").values()] == [128, 1537]
+        assert [c.size for c in exponent_counts(largest_values(arrays), 1.0, "a").values()] == [128, 1537]
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
@@ -69,7 +69,7 @@ def test_diverged_float32_is_refused() -> None:
 def test_every_site_fits_the_chosen_scale(sites: list[list[float]], kind: str, factor: float) -> None:
     bits = 32 if kind == "float32" else 64
     arrays = [np.array(v, dtype=kind) for v in sites]
-    counts = [exponent_counts({"x": a}, factor, "basel")["x"] for a in arrays]
+    counts = [exponent_counts(largest_values({"x": a}), factor, "basel")["x"] for a in arrays]
     scale = exponent_scales({"x": np.add.reduce(counts)}, {"x": bits}, len(sites))["x"]
     for a in arrays:
         layout = Layout([Tensor("x", kind, a.shape, scale)])
@@ -99,7 +99,7 @@ def test_what_a_scale_rounds_to_nothing_is_found(values: list[float], larger: in
     """`lost_to_rounding` against the codec itself, where another site has marked a bin that lies `larger` higher."""
     bits = 32 if kind == "float32" else 64
     array = np.array(values, dtype=kind)
-    marks = exponent_counts({"x": array}, 1.0, "basel")
+    marks = exponent_counts(largest_values({"x": array}), 1.0, "basel")
     top = min(int(np.flatnonzero(marks["x"])[0]) + larger, marks["x"].size - 1)
     other = np.zeros_like(marks["x"])
     other[top] = 1
@@ -121,9 +121,10 @@ def test_what_a_scale_rounds_to_nothing_is_found(values: list[float], larger: in
 def test_refuse_beyond_is_exact(kind: str) -> None:
     bound = 0.1  # not a float32: its nearest float32 is the bound there
     at = np.dtype(kind).type(bound)
-    refuse_beyond({"x": np.array([at, -at, 0], dtype=kind), "empty": np.zeros(0, dtype=kind)}, bound, "basel")
+    fine = {"x": np.array([at, -at, 0], dtype=kind), "empty": np.zeros(0, dtype=kind)}
+    refuse_beyond(largest_values(fine), bound, "basel")
     for value in (np.nextafter(at, np.dtype(kind).type(1)), -np.nextafter(at, np.dtype(kind).type(1))):
         with pytest.raises(DataError, match=r"tensor 'x' of site basel holds a value beyond the bound 0.1"):
-            refuse_beyond({"x": np.array([value], dtype=kind)}, bound, "basel")
+            refuse_beyond(largest_values({"x": np.array([value], dtype=kind)}), bound, "basel")
     with pytest.raises(DataError, match="'x' of site basel holds NaN"):
-        refuse_beyond({"x": np.array([np.nan], dtype=kind)}, bound, "basel")
+        refuse_beyond(largest_values({"x": np.array([np.nan], dtype=kind)}), bound, "basel")

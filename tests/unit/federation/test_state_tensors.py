@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from federation_fakes import Meeting
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
+from thread_ranks import run_ranks
 
 from fedhpc.federation.checkpoint import Checkpoint, Tensors
 from fedhpc.federation.session import Session
 from fedhpc.federation.state_tensors import (
     TOTAL_WEIGHT,
     arrays_of_checkpoint,
-    fill_arrays,
     state_arrays,
     tensors_tree,
     total_bytes,
 )
-from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
@@ -87,7 +81,8 @@ def test_a_state_moves_to_another_site_and_to_a_checkpoint_and_back(tmp_path: Pa
         assert total_bytes(taken) == total_bytes(model.arrays())
         if session.party.number == 2:  # goes on from what site 1 gave
             other = GlobalModel(session, tensors_of(99), frozenset({"running"}))
-            other.take_over(np.frombuffer(joined(taken), np.uint8))
+            given = np.frombuffer(joined(taken), np.uint8)
+            other.take_over(lambda into: into.mine.write(0, given.size, given))
             other.reached = model.reached
             model = other
         if session.party.number == 3:  # goes on from the checkpoint
@@ -116,32 +111,12 @@ def test_what_was_taken_over_leaves_the_old_tensors_alone() -> None:
         base = model.base()
         kept = {n: t.copy() for n, t in base.tensors.items()}
         size = total_bytes(model.arrays())
-        model.take_over(np.arange(size, dtype=np.uint8) % 100)
+        given = np.arange(size, dtype=np.uint8) % 100
+        model.take_over(lambda into: into.mine.write(0, size, given))
         assert all((base.tensors[n] == kept[n]).all() for n in kept)
         assert model.tensors["weight"].tobytes() == bytes(range(60))
 
     Meeting(3, strategy={"name": "diloco"}, secure={"bound": 64.0}).run(work)
-
-
-class Ranks:
-    """The ranks of a site as threads, for gather_bytes."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.given: list[bytes] = [b""] * size
-        self.barrier = threading.Barrier(size, timeout=60)
-
-    def rank(self, number: int) -> Any:
-        site = SerialGroup(f"rank {number}")
-        site.rank, site.size = number, self.size
-
-        def gather_bytes(data: bytes) -> list[bytes]:
-            self.given[number] = data
-            self.barrier.wait()
-            return list(self.given)
-
-        site.gather_bytes = gather_bytes  # type: ignore[method-assign]
-        return site
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
@@ -156,23 +131,4 @@ def test_the_ranks_of_a_site_hash_a_share_each(ranks: int) -> None:
     ]
     data = joined(arrays)
     assert len(data) > 3 * TREE_BLOCK_BYTES
-    site = Ranks(ranks)
-    with ThreadPoolExecutor(ranks) as pool:
-        found = list(pool.map(lambda r: tensors_tree(site.rank(r), arrays), range(ranks)))
-    assert set(found) == {tree(data)}
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["<f4", "<f8", "<i8", "|u1"]), st.lists(st.integers(0, 4), max_size=3)),
-        min_size=1,
-        max_size=6,
-    )
-)
-def test_bytes_fill_arrays_wherever_they_begin(kinds: list[tuple[str, list[int]]]) -> None:
-    """Also at places that are no multiple of an item's size."""
-    arrays = [np.zeros(shape, dtype) for dtype, shape in kinds]
-    data = np.frombuffer(hashlib.shake_128(b"x").digest(total_bytes(arrays)), np.uint8)
-    fill_arrays(arrays, data)
-    assert joined(arrays) == data.tobytes()
+    assert set(run_ranks(ranks, lambda site: tensors_tree(site, arrays))) == {tree(data)}

@@ -31,7 +31,7 @@ from fedhpc.relay import settings as relay_settings
 from fedhpc.secure.settings import SecureSettings
 from fedhpc.slurm.settings import SlurmSettings
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
-from fedhpc.train.tasks import cnn, logistic, mlp
+from fedhpc.train.tasks import cnn, logistic, mlp, transformer
 
 PACKAGE = ROOT / "fedhpc"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -41,13 +41,15 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LARGEST_FILE = 500  # lines: one sitting
 LARGEST_FUNCTION = 60  # lines, without decorators and docstring
-SAME_IN_EVERY_ROOM = {"__init__.py", "settings.py"}  # settings.py: the section of a file that the room reads
+# Python's own names; settings.py is the section of a file that the room reads.
+SAME_IN_EVERY_ROOM = {"__init__.py", "__main__.py", "settings.py"}
 NAMED_AFTER = {"cli", "doctor"}  # after a command of `fedhpc`; after what is checked
 # The same thing twice, for one kind of exchange, channel or example and for the other.
 TWIN_ROOMS = {
     "sums/over_relay": "sums/in_job",
     "transport/spool": "transport/https",
     "demo/digits": "demo/heart",
+    "demo/text": "demo/heart",
 }
 KNOWN_NAMESAKES = {
     *("federation.py", "rehearsal.py"),  # the federation of an example, of a user's program, of a command
@@ -74,6 +76,7 @@ SECTIONS = {
     "logistic": logistic._Options,
     "mlp": mlp._Options,
     "cnn": cnn._Options,
+    "transformer": transformer._Options,
     "[site]": site_file.SiteSection,
     "[data]": DataSection,
     "[compute]": ComputeSettings,

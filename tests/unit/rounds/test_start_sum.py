@@ -15,6 +15,7 @@ from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.errors import DataError, PolicyError
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.party import SumKind
+from fedhpc.federation.ranges import forms_of
 from fedhpc.federation.session import Session
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.start_sum import Taken, _lanes, _packed, _unpacked, take_over
@@ -171,7 +172,7 @@ ARRAYS = st.one_of(
 def test_lanes_hold_any_bytes_and_leave_room_for_all_sites(array: Any, weight: float | None, sites: int) -> None:
     taken = Taken({"x": array}, weight)
     packed = _packed(taken)
-    assert {name: lanes.size for name, lanes in packed.items()} == _lanes(taken.tensors)
+    assert {name: lanes.size for name, lanes in packed.items()} == _lanes(forms_of(taken.tensors))
     for lanes in packed.values():
         assert lanes.dtype == np.dtype("<i8")
         assert not lanes.size or 0 <= int(lanes.min()) <= int(lanes.max()) < 1 << 56 <= ((1 << 63) - 1) // sites

@@ -12,11 +12,13 @@ from federation_fakes import Meeting
 from numpy.typing import NDArray
 
 from fedhpc.errors import DataError, InternalError
+from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.ranges import forms_of
 from fedhpc.federation.scales import Scales
 from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.rounds.global_model import GlobalModel
-from fedhpc.rounds.update import MODEL, Base, Transform, Update, update_vector
+from fedhpc.rounds.update import MODEL, Base, Transform, Update, held_in, update_vector
 
 BASE = Base({"w": np.array([40.0, -8.0, 0.5], np.float32), "b": np.float32([1.0])}, b"s" * 32, 3)
 LOCAL = {"w": np.array([10.0, 32.0, 0.5], np.float32), "b": np.float32([3.0])}
@@ -60,11 +62,16 @@ class Other:
         return dataclasses.replace(update, tensors=self.tensors)
 
 
+def in_vector(session: Session, local: Tensors, transforms: Sequence[Transform]) -> tuple[Vector, Scales]:
+    held = held_in(session, forms_of(BASE.tensors))
+    return update_vector(session, held, BASE, local, 0.25, transforms)
+
+
 def made(transforms: Sequence[Transform] = (), **sections: Any) -> tuple[Vector, Scales]:
     """Site 1's vector of three sites with the same update and the share 1/4."""
 
     def work(session: Session) -> tuple[Vector, Scales]:
-        return update_vector(session, BASE, LOCAL, 0.25, transforms)
+        return in_vector(session, LOCAL, transforms)
 
     return Meeting(3, **sections).run(work)[1]
 
@@ -130,7 +137,7 @@ def test_changes_in_place_are_made_in_the_vector_itself() -> None:
             return update
 
     vectors = Meeting(3, **BOUND | {"secure": {"bound": 64.0}}).run(
-        lambda session: update_vector(session, BASE, LOCAL, 0.25, [Keeps()])[0]
+        lambda session: in_vector(session, LOCAL, [Keeps()])[0]
     )
     assert sum(np.shares_memory(tensor, vector.buffer) for tensor in kept for vector in vectors.values()) == 3
 
@@ -145,7 +152,7 @@ def test_a_transform_that_gives_another_model_is_named(tensors: dict[str, NDArra
 
 def test_a_local_model_of_other_tensors_is_refused() -> None:
     with pytest.raises(DataError, match="other tensors than the global one"):
-        Meeting(3, **BOUND).run(lambda session: update_vector(session, BASE, {"w": LOCAL["w"]}, 0.25))
+        Meeting(3, **BOUND).run(lambda session: in_vector(session, {"w": LOCAL["w"]}, ()))
 
 
 @pytest.mark.parametrize("sites", [1, 3])

@@ -115,7 +115,7 @@ def test_a_fingerprint_covers_all_but_the_salt(nbytes: int, rails: int) -> None:
                         mine.of(piece)[:] = 0
                 share(party, mine, plan)
                 assert mine.buffer.tobytes() == vector.buffer[part[0] : part[1]].tobytes()
-            found.append(inspect(party, mine, plan, part))
+            found.append(inspect(party, mine, plan, [part]))
         return found
 
     assert mark(1) == mark(2) == mark(1, partial=True)

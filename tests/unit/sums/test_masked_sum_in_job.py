@@ -56,7 +56,7 @@ class Seat:
         self._noted.append("message")
         return self._table.all_of(self._number, message)
 
-    def add(self, lanes: NDArray[Any]) -> None:
+    def add(self, lanes: NDArray[Any], owners: tuple[int, ...]) -> None:
         self._noted.append("lanes")
         lanes[:] = sum(self._table.all_of(self._number, lanes.copy()))
 
@@ -88,7 +88,7 @@ class Job:
 
         party.journal.admit = note  # type: ignore[method-assign]
         exchange = Seat(self._table, number, noted)
-        sums = MpiSums(party, exchange, Pipeline(exchange), rails=1, attempt=1)
+        sums = MpiSums(party, exchange, Pipeline(exchange), rails=[1] * SITES, attempt=1)
         return Session(party, sums, JobPeers(party, exchange), JobRecovery(party, exchange))
 
     def run(self, work: Work) -> dict[int, BaseException | None]:

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from secure_fakes import edges_of, random_bytes
 
 from fedhpc.errors import PolicyError
 from fedhpc.federation.stages import Stages
-from fedhpc.federation.vector import Vector, parts
+from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Codec, Layout, Tensor
 from fedhpc.secure.transcript import tree, tree_root
 from fedhpc.sums.blocks import BlockEngine
-from fedhpc.sums.in_job.pipeline import Pipeline, cut
+from fedhpc.sums.in_job.pipeline import Pipeline
+from fedhpc.sums.in_job.segments import Segment, carried
 
 WEIGHTS = {"w": 0.3, "b": 0.3}
 
@@ -58,7 +57,7 @@ class ThreadExchange:
     def gather(self, message: bytes) -> list[bytes]:
         raise AssertionError("the pipeline sends no messages")
 
-    def add(self, lanes: Any) -> None:
+    def add(self, lanes: Any, owners: tuple[int, ...]) -> None:
         assert lanes.dtype.kind == "u"
         self._meeting.calls[self._place].append((lanes.dtype.name, lanes.size))
         self._meeting.lanes[self._place] = lanes
@@ -74,6 +73,10 @@ def values_of(layout: Layout, site: int) -> dict[str, Any]:
         raw = random_bytes(4 * tensor.lanes, 10 * site + i).view("<i4")
         values[tensor.name] = raw.astype(np.int64) if tensor.kind == "int64" else (raw / 2.0**20).astype(tensor.kind)
     return values
+
+
+def whole(layout: Layout) -> list[Segment]:
+    return [Segment(0, layout.nbytes, (0,), 0)]
 
 
 def vector_of(layout: Layout, site: int) -> Vector:
@@ -121,14 +124,15 @@ def run_sites(
         vector = vector_of(layout, place)
         pipeline = Pipeline(ThreadExchange(meeting, place), chunk_bytes=chunk_bytes, overlap=overlap)
         digests: list[bytes] = []
-        for part in parts(layout.nbytes, rails):
+        for rail in range(rails):
+            own = carried(layout.nbytes, [rails] * sites, place, rail)
             streams = edges[place] if masked else ()
             mine = vector
             if partial:
-                mine = Vector(layout, part)
+                mine = Vector(layout, (own[0].start, own[-1].stop) if own else (0, 0))
                 held = vector.buffer[mine.first : mine.first + mine.buffer.size]
                 mine.buffer[:] = held
-            digests += pipeline.run(mine, part, lambda: Codec(sites, f"site-{place}", WEIGHTS), streams, Stages())
+            digests += pipeline.run(mine, own, lambda: Codec(sites, f"site-{place}", WEIGHTS), streams, Stages())
             if partial:
                 held[:] = mine.buffer
         return vector.buffer.tobytes(), tree_root(layout.nbytes, digests)
@@ -159,6 +163,54 @@ def test_rails_do_not_show(tensors: list[Tensor], rails: int, partial: bool) -> 
     assert set(trees) == {tree(summed)}
 
 
+class Ranks:
+    """Ranks of sites of any sizes, as threads: each set of owners meets at a place of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._meetings: dict[tuple[int, ...], Meeting] = {}
+
+    def exchange(self, site: int) -> Any:
+        ranks = self
+
+        class Seat(ThreadExchange):
+            def __init__(self) -> None:
+                """It has a meeting for each set of owners."""
+
+            def add(self, lanes: Any, owners: tuple[int, ...]) -> None:
+                with ranks._lock:
+                    meeting = ranks._meetings.setdefault(owners, Meeting(len(owners)))
+                ThreadExchange(meeting, site).add(lanes, owners)
+
+        return Seat()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("tensors", [MIXED, OTHER_WIDTHS, SMALL], ids=["blocks", "other widths", "less than a block"])
+@pytest.mark.parametrize("sizes", [(2, 3), (1, 4), (3, 1, 2)], ids=str)
+def test_sites_of_different_sizes_get_the_same_bits(
+    sizes: tuple[int, ...], tensors: list[Tensor], overlap: bool
+) -> None:
+    """Every rank is a thread that holds its own part only."""
+    layout, ranks, edges = Layout(tensors), Ranks(), edges_of(len(sizes))
+
+    def rank(site: int, number: int) -> tuple[int, bytes, list[bytes]]:
+        own = carried(layout.nbytes, sizes, site, number)
+        mine = Vector(layout, (own[0].start, own[-1].stop) if own else (0, 0))
+        mine.buffer[:] = vector_of(layout, site).buffer[mine.first : mine.first + mine.buffer.size]
+        pipeline = Pipeline(ranks.exchange(site), chunk_bytes=1 << 18, overlap=overlap)
+        digests = pipeline.run(mine, own, lambda: Codec(len(sizes), f"site-{site}", WEIGHTS), edges[site], Stages())
+        return site, mine.buffer.tobytes(), digests
+
+    summed, decoded = expected(layout, len(sizes))
+    places = [(site, number) for site, count in enumerate(sizes) for number in range(count)]
+    with ThreadPoolExecutor(len(places)) as pool:
+        found = list(pool.map(lambda place: rank(*place), places))
+    for site in range(len(sizes)):
+        assert b"".join(values for of, values, _ in found if of == site) == decoded
+        assert tree_root(layout.nbytes, [d for of, _, digests in found if of == site for d in digests]) == tree(summed)
+
+
 @pytest.mark.parametrize("sites", [1, 2, 5])
 def test_masks_do_not_show(sites: int) -> None:
     summed, decoded = expected(Layout(SMALL), sites)
@@ -173,7 +225,7 @@ def test_what_the_exchange_carries_is_masked_and_gaps_are_zero() -> None:
     seen: list[Any] = []
 
     class Recorder(ThreadExchange):
-        def add(self, lanes: Any) -> None:
+        def add(self, lanes: Any, owners: tuple[int, ...]) -> None:
             seen.append(lanes.copy())
             lanes[:] = 0
 
@@ -182,7 +234,7 @@ def test_what_the_exchange_carries_is_masked_and_gaps_are_zero() -> None:
     for piece in layout.pieces(0, layout.nbytes):
         Codec(3, "a", WEIGHTS).encode(piece.values_in(plain.buffer), piece.lanes_in(plain.buffer), piece)
     pipeline = Pipeline(Recorder(Meeting(1), 0), chunk_bytes=4096)
-    pipeline.run(vector, (0, layout.nbytes), lambda: Codec(3, "a", WEIGHTS), edges_of(3)[0], Stages())
+    pipeline.run(vector, whole(layout), lambda: Codec(3, "a", WEIGHTS), edges_of(3)[0], Stages())
     sent = b"".join(s.tobytes() for s in seen)
     assert [s.dtype.itemsize for s in seen] == [4, 8, 4]
     bare = plain.buffer[:20].tobytes() + plain.buffer[32:40].tobytes() + plain.buffer[48:].tobytes()
@@ -191,8 +243,7 @@ def test_what_the_exchange_carries_is_masked_and_gaps_are_zero() -> None:
         assert sent[i : i + 4] != bare[i : i + 4]
     same_width = Layout([Tensor("w", "float32", (5,), 12), Tensor("b", "float32", (3,), 12)])
     seen.clear()
-    part = (0, same_width.nbytes)
-    pipeline.run(vector_of(same_width, 0), part, lambda: Codec(3, "a", WEIGHTS), edges_of(3)[0], Stages())
+    pipeline.run(vector_of(same_width, 0), whole(same_width), lambda: Codec(3, "a", WEIGHTS), edges_of(3)[0], Stages())
     (run,) = seen  # one message with the gap of 12 bytes inside
     assert run[5:8].tolist() == [0, 0, 0]
     assert np.count_nonzero(run) == 8
@@ -202,13 +253,13 @@ def test_a_sum_out_of_range_is_refused() -> None:
     layout = Layout([Tensor("n", "int64", (1000,))])
 
     class Noise(ThreadExchange):
-        def add(self, lanes: Any) -> None:
+        def add(self, lanes: Any, owners: tuple[int, ...]) -> None:
             lanes[-1] = 2**63  # −2^63
 
     for overlap in (False, True):
         pipeline = Pipeline(Noise(Meeting(1), 0), chunk_bytes=4096, overlap=overlap)
         with pytest.raises(PolicyError, match="sum of 'n'"):
-            pipeline.run(Vector(layout), (0, layout.nbytes), lambda: Codec(3, "a"), (), Stages())
+            pipeline.run(Vector(layout), whole(layout), lambda: Codec(3, "a"), (), Stages())
 
 
 def test_an_error_while_hiding_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,24 +276,5 @@ def test_an_error_while_hiding_reaches_the_caller(monkeypatch: pytest.MonkeyPatc
         meeting = Meeting(1)
         pipeline = Pipeline(ThreadExchange(meeting, 0), chunk_bytes=4096, overlap=overlap)
         with pytest.raises(MemoryError, match="no room"):
-            pipeline.run(Vector(layout), (0, layout.nbytes), lambda: Codec(3, "a"), (), Stages())
+            pipeline.run(Vector(layout), whole(layout), lambda: Codec(3, "a"), (), Stages())
         assert len(meeting.calls[0]) <= 2  # nothing unmasked was sent
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from(["float32", "float64", "int64"]), st.integers(0, 3000)), max_size=6),
-    st.integers(1, 600).map(lambda n: 16 * n),
-)
-def test_chunks_hold_every_lane_once(shapes: list[tuple[str, int]], chunk_bytes: int) -> None:
-    layout = Layout([Tensor(f"t{i}", kind, (n,)) for i, (kind, n) in enumerate(shapes)])
-    chunks = cut(layout, 0, layout.nbytes, chunk_bytes)
-    pieces = [p for c in chunks for p in layout.pieces(c.start, c.stop)]
-    assert sum((p.stop - p.start) // p.tensor.lane_bytes for p in pieces) == layout.lanes
-    at = 0
-    for chunk in chunks:
-        assert at <= chunk.start < chunk.stop <= chunk.start + chunk_bytes
-        assert chunk.start % 16 == 0
-        assert {p.tensor.bits for p in layout.pieces(chunk.start, chunk.stop)} <= {chunk.bits}
-        assert (chunk.stop - chunk.start) % (chunk.bits // 8) == 0
-        at = chunk.stop

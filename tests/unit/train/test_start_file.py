@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fedhpc.errors import ConfigError, DataError, PolicyError
+from fedhpc.federation.ranges import forms_of
 from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.train.start_file import LAYOUT, SHA256, agreed_sha256, fitting_file, read_start_file
 
@@ -78,7 +79,7 @@ def test_a_file_that_is_none(tmp_path: Path, data: bytes) -> None:
 
 
 def test_what_a_site_refuses(tmp_path: Path) -> None:
-    built, agreed = tensors(), model_sha256(tensors())
+    built, agreed = forms_of(tensors()), model_sha256(tensors())
     file = read_start_file(write(tmp_path / "a"))
     assert list(file.fit(built, agreed, "bern")) == list(built)
     with pytest.raises(PolicyError, match=r"site bern: .* is not the model that the federation begins from"):
@@ -89,7 +90,7 @@ def test_what_a_site_refuses(tmp_path: Path) -> None:
         ({"more": np.zeros(1)}, "it lacks the tensor more"),
     ):
         with pytest.raises(DataError, match=told):
-            file.fit(built | change, agreed, "bern")
+            file.fit(built | forms_of(change), agreed, "bern")
     del built["network.bias"]
     with pytest.raises(DataError, match=r"it also has the tensor network\.bias"):
         file.fit(built, agreed, "bern")

@@ -1,0 +1,154 @@
+"""A tokenizer from a local folder, as Hugging Face's `tokenizers` writes it: the file tokenizer.json, and no network.
+
+What the file says of truncation, padding and dropout is left out: they would cut documents short, fill them up, or draw
+other tokens each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.data.tokens import LARGEST_VOCABULARY, Tokens
+from fedhpc.errors import ConfigError, DataError, StorageError
+from fedhpc.files import write_whole
+
+FILE = "tokenizer.json"
+END = "<|endoftext|>"
+_LARGEST_FILE = 256 << 20  # bytes; the largest in use has 34 MB
+_KEEPING = ("Split", "Digits", "ByteLevel")  # steps before the model that take texts apart and lose nothing
+
+
+class Tokenizer:
+    """Makes tokens of texts. `sha256` is that of tokenizer.json, by which sites agree on it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ConfigError for a folder without tokenizer.json, DataError for one that cannot be used."""
+        path = folder / FILE
+        data = _read(folder, path)
+        self.path = path
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        library = _library()
+        try:
+            said = json.loads(data)
+            said |= {"truncation": None, "padding": None}
+            said["model"].pop("dropout", None)
+            self._tokenizer = library.Tokenizer.from_str(json.dumps(said))
+        except Exception as error:  # the library raises this very class
+            told = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"{path} is no tokenizer: {told}", "save_pretrained of a fast tokenizer writes the file that is meant"
+            ) from None
+        self._tokenizer.encode_special_tokens = True  # a text that says <|endoftext|> ends no document
+        self._ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not self._ids:
+            raise DataError(f"{path} has no token", "is it a trained tokenizer?")
+        last = max(self._ids, key=self._ids.__getitem__)
+        self.vocabulary = self._ids[last] + 1
+        if self.vocabulary > LARGEST_VOCABULARY:
+            raise DataError(
+                f"{path}: token {last!r} has the id {self._ids[last]}",
+                f"ids must be below {LARGEST_VOCABULARY}: a model has a row for each",
+            )
+        self.token_bytes = _token_bytes(said, self._ids, self.vocabulary)
+
+    def end_id(self, token: str = END) -> int:
+        """The id of the token that ends a document. Raises ConfigError if the vocabulary lacks it."""
+        if token not in self._ids:
+            special = [t.content for t in self._tokenizer.get_added_tokens_decoder().values() if t.special]
+            known = f"; its special tokens: {', '.join(special[:8])}" if special else ""
+            raise ConfigError(f"{self.path} has no token {token!r}", f"name one that ends a document with --end{known}")
+        return self._ids[token]
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """The tokens of each text, int64 [m], without any that the tokenizer would add."""
+        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int64) for encoding in found]
+
+
+def train_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int = 257) -> Tokenizer:
+    """Write FOLDER/tokenizer.json: byte-level BPE of at most `vocabulary` tokens, learnt from `texts`; opened.
+
+    257 tokens are the bytes and the one that ends a document, and learn nothing. A larger tokenizer shows words of its
+    texts to whoever gets it: they must be public. Raises ConfigError for a folder that has one, StorageError for I/O.
+    """
+    if not 257 <= vocabulary <= LARGEST_VOCABULARY:
+        raise ConfigError(f"a vocabulary of {vocabulary} is out of range", f"from 257 to {LARGEST_VOCABULARY}")
+    path = folder / FILE
+    if path.exists():
+        raise ConfigError(f"{path} exists", "texts may have been tokenized with it: choose another folder")
+    library = _library()
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END],
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(texts if vocabulary > 257 else [], trainer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, made.to_str(pretty=True).encode())
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}", "check the path and its permissions") from None
+    return Tokenizer(folder)
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise ConfigError("tokenizers is not installed", "pip install 'fedhpc[text]'") from None
+    return tokenizers
+
+
+def _read(folder: Path, path: Path) -> bytes:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder", f"give the folder that holds {FILE}")
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise DataError(f"{path} is larger than {_LARGEST_FILE >> 20} MiB", "is it a tokenizer?")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder} has no {FILE}",
+            "save_pretrained of a fast tokenizer writes it; `fedhpc data new-tokenizer` makes a small one",
+        ) from None
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}", "check its permissions") from None
+
+
+def _token_bytes(said: dict[str, Any], ids: dict[str, int], vocabulary: int) -> NDArray[np.uint16] | None:
+    """uint16 [vocabulary]: the bytes of text that each token stands for, 0 for special ones.
+
+    None where tokens say that of no text: all but byte-level tokenizers that change nothing.
+    """
+    first = said.get("pre_tokenizer") or {}
+    steps = first.get("pretokenizers", []) if first.get("type") == "Sequence" else [first]
+    byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
+    if (
+        said.get("normalizer") is not None
+        or len(byte_level) != 1
+        or byte_level[0].get("add_prefix_space", True)
+        or any(step.get("type") not in _KEEPING or step.get("behavior") == "Removed" for step in steps)
+    ):
+        return None
+    letters = set(_library().pre_tokenizers.ByteLevel.alphabet())  # a letter for each byte
+    added = {token["content"]: token for token in said.get("added_tokens", [])}
+    if not letters <= ids.keys() or any(t["lstrip"] or t["rstrip"] for t in added.values() if not t["special"]):
+        return None
+    lengths = np.zeros(vocabulary, np.uint16)
+    for token, at in ids.items():
+        if token not in added:
+            lengths[at] = len(token)
+        elif not added[token]["special"]:
+            lengths[at] = len(token.encode())
+    return lengths

