@@ -30,10 +30,6 @@ class ThreadGroup(SerialGroup):
         super().sum(array)
         array[...] = np.sum(self._all(array.copy()), axis=0, dtype=array.dtype)
 
-    def broadcast(self, array: Any, root: int = 0) -> None:
-        super().broadcast(array, root)
-        array[...] = self._all(array.copy())[root]
-
     def gather_bytes(self, data: bytes) -> list[bytes]:
         return self._all(data)
 
