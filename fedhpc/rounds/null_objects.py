@@ -89,7 +89,7 @@ class NoOutbox(Outbox):
     """Local work that is lost is done again."""
 
     @override
-    def find(self, state: bytes) -> LocalWork | None:
+    def find(self, state: bytes, held: Held | None = None) -> LocalWork | None:
         return None
 
     @override

@@ -95,7 +95,7 @@ class Box:
         self.work: LocalWork | None = None
         self.keeps = 0
 
-    def find(self, state: bytes) -> LocalWork | None:
+    def find(self, state: bytes, held: Held | None = None) -> LocalWork | None:
         return self.newest() if self.work is not None and self.work.state == state else None
 
     def holds(self, state: bytes) -> bool:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError
 from fedhpc.federation.checkpoint import CheckpointStore, StoredState
-from fedhpc.federation.held_stream import WINDOW_BYTES
 from fedhpc.federation.party import GIVEN_EPOCH, Party
 from fedhpc.mpi.byte_moves import Read
 from fedhpc.secure import labels
@@ -142,9 +141,9 @@ def take(
 ) -> CaughtUp:
     """A later state than `state` [32] of `round_`, from whichever site gives one.
 
-    `receive` reads its bytes [known.nbytes] in rising windows and gives their Tree [32]; they count if this returns.
-    `while_waiting` is called from time to time, and says whether the model must be asked for again. Raises PeersError
-    if none comes within `deadline_s`.
+    `receive` reads its bytes [known.nbytes] in windows of whole blocks and gives their Tree [32]; they count if this
+    returns. `while_waiting` is called from time to time, and says whether the model must be asked for again. Raises
+    PeersError if none comes within `deadline_s`.
     """
     deadline = time.monotonic() + deadline_s
     while (left := deadline - time.monotonic()) > 0:
@@ -158,7 +157,7 @@ def take(
             try:
                 taker.receive_state(giver, watch.body(f"{labels.SIGN_STATE}/{giver}/{exchange.me}"))
                 with ThreadPoolExecutor(_AT_ONCE) as pool:
-                    return taker.finish(receive(_Given(taker, exchange, number, giver, known.nbytes, pool).read))
+                    return taker.finish(receive(_Given(taker, exchange, number, giver, pool).read))
             except (PolicyError, PeersError) as error:  # what it gave is wrong, or gone
                 _log.warning("site %d could not help: %s", giver, error.what)
                 time.sleep(_LOOK_S)
@@ -204,39 +203,27 @@ def _givers(watch: Watch, me: int) -> list[int]:
 
 
 class _Given:
-    """What a site gives, read in rising windows; a block is fetched and opened once, with the others of its window."""
+    """What a site gives, read in windows of whole blocks, some of them fetched at the same time."""
 
     def __init__(
-        self, taker: Taker, exchange: RelayExchange, number: int, giver: int, nbytes: int, pool: ThreadPoolExecutor
+        self, taker: Taker, exchange: RelayExchange, number: int, giver: int, pool: ThreadPoolExecutor
     ) -> None:
         self._taker, self._exchange, self._number, self._giver = taker, exchange, number, giver
-        self._nbytes, self._pool = nbytes, pool
-        self._first, self._window = 0, np.empty(0, np.uint8)
+        self._pool = pool
 
     def read(self, start: int, stop: int, into: NDArray[np.uint8]) -> None:
         """Raises PolicyError for a block that is not there, or not what the giver has signed."""
-        at = start
-        while at < stop:
-            if not self._first <= at < self._first + self._window.size:
-                self._fetch(at // WINDOW_BYTES * WINDOW_BYTES)
-            part = self._window[at - self._first : stop - self._first]
-            into[at - start : at - start + part.size] = part
-            at += part.size
 
-    def _fetch(self, first: int) -> None:
-        last = min(first + WINDOW_BYTES, self._nbytes)
-        self._first, self._window = first, np.empty(last - first, np.uint8)
-        list(self._pool.map(self._block, range(first // BLOCK_BYTES, -(-last // BLOCK_BYTES))))
+        def one(index: int) -> None:
+            place = f"B{index}/{self._giver}/{self._exchange.me}"
+            box = self._exchange.client.get(self._exchange.name(0, self._number, place))
+            if box is None:
+                raise PolicyError(f"site {self._giver} did not give block {index}")
+            at = index * BLOCK_BYTES - start
+            block = np.frombuffer(self._taker.block(index, box), dtype=np.uint8)
+            into[at : at + block.size] = block
 
-    def _block(self, index: int) -> None:
-        box = self._exchange.client.get(
-            self._exchange.name(0, self._number, f"B{index}/{self._giver}/{self._exchange.me}")
-        )
-        if box is None:
-            raise PolicyError(f"site {self._giver} did not give block {index}")
-        block = self._taker.block(index, box)
-        at = index * BLOCK_BYTES - self._first
-        self._window[at : at + len(block)] = np.frombuffer(block, dtype=np.uint8)
+        list(self._pool.map(one, range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))))
 
 
 def _blocks(state: StoredState) -> Iterator[tuple[int, bytes]]:
