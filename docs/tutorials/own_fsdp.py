@@ -1,4 +1,5 @@
-# own_fsdp.py: a loop of one's own over a model that FSDP2 deals out over the ranks of each site
+"""A loop of one's own over a model that FSDP2 deals out over the ranks of each site."""
+
 import torch
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import binary_cross_entropy_with_logits

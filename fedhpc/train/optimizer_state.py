@@ -14,7 +14,7 @@ from fedhpc.federation.ranges import Held
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.dealt_rows import dealt_like, is_sharded
 from fedhpc.train.held_model import read_pieces, read_shards, write_pieces, write_shards
-from fedhpc.train.moves import arrays_at_leader
+from fedhpc.train.moves import whole_at_leader
 from fedhpc.train.shards import named_shards, shard_of
 from fedhpc.train.state import kind_of, to_array, to_tensor
 from fedhpc.train.unused import trained
@@ -40,7 +40,7 @@ def optimizer_arrays(model: torch.nn.Module, optimizer: torch.optim.Optimizer, g
     """`optimizer_tensors` as whole arrays at the leader, none elsewhere. Collective over the site."""
     tensors = optimizer_tensors(model, optimizer)
     if any(is_sharded(tensor) for tensor in tensors.values()):
-        return arrays_at_leader(group, named_shards(tensors))
+        return whole_at_leader(group, named_shards(tensors))
     return {name: to_array(tensor) for name, tensor in tensors.items()} if group.rank == 0 else {}
 
 
