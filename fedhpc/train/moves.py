@@ -117,7 +117,7 @@ def whole_bytes(shard: Shard) -> int:
     return int(np.prod(shard.shape, dtype=np.int64)) * np.dtype(shard.kind).itemsize
 
 
-def arrays_at_leader(group: Group, shards: Sequence[Shard]) -> dict[str, NDArray[Any]]:
+def whole_at_leader(group: Group, shards: Sequence[Shard]) -> dict[str, NDArray[Any]]:
     """Every tensor whole, in its kind and shape, at the leader; nothing at the other ranks. Collective."""
     offsets, size = _one_after_the_other(shards)
     leads = group.rank == 0

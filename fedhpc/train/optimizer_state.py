@@ -14,7 +14,7 @@ from fedhpc.federation.ranges import Held
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.dealt_rows import dealt_like, is_sharded
 from fedhpc.train.held_model import read_pieces, read_shards, write_pieces, write_shards
-from fedhpc.train.moves import arrays_at_leader
+from fedhpc.train.moves import whole_at_leader
 from fedhpc.train.shards import named_shards, shard_of
 from fedhpc.train.state import kind_of, to_array, to_tensor
 from fedhpc.train.unused import trained
@@ -40,32 +40,44 @@ def optimizer_arrays(model: torch.nn.Module, optimizer: torch.optim.Optimizer, g
     """`optimizer_tensors` as whole arrays at the leader, none elsewhere. Collective over the site."""
     tensors = optimizer_tensors(model, optimizer)
     if any(is_sharded(tensor) for tensor in tensors.values()):
-        return arrays_at_leader(group, named_shards(tensors))
+        return whole_at_leader(group, named_shards(tensors))
     return {name: to_array(tensor) for name, tensor in tensors.items()} if group.rank == 0 else {}
 
 
-def load_optimizer(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, arrays: Mapping[str, NDArray[Any]]
-) -> None:
-    """Continue with what `optimizer_arrays` gave. Raises DataError if it belongs to another model."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    index = {name: i for i, name in enumerate(parameters)}
-    without_elements = {
-        name for name, p in model.named_parameters() if not p.numel()
-    }  # not trained under every backend
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for full, array in arrays.items():
+class SavedState:
+    """What `optimizer_arrays` gave, array by array: of each, this rank keeps its part."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        # They are not trained under every backend.
+        self._empty = {name for name, p in model.named_parameters() if not p.numel()}
+        self._state: dict[str, dict[str, torch.Tensor]] = {}
+        self._foreign = ""
+
+    def add(self, full: str, array: NDArray[Any]) -> None:
+        """`full`: `parameter:key`."""
         name, _, key = full.rpartition(":")
-        if name in without_elements:
-            continue
-        if name not in index or array.shape not in ((), tuple(parameters[name].shape)):
+        if name in self._empty:
+            return
+        if name not in self._parameters or array.shape not in ((), tuple(self._parameters[name].shape)):
+            self._foreign = self._foreign or f"{name} {list(array.shape)}"
+            return
+        parameter = self._parameters[name]
+        tensor = to_tensor(array, parameter.dtype if array.ndim else None)
+        self._state.setdefault(name, {})[key] = dealt_like(parameter, tensor) if array.ndim else tensor
+
+    def load_into(self, optimizer: torch.optim.Optimizer) -> None:
+        """Continue with it; `optimizer` trains the parameters of the model in their order.
+
+        Raises DataError if it belongs to another model.
+        """
+        if self._foreign:
             raise DataError(
-                f"the checkpoint has optimiser state for {name} {list(array.shape)}, which this model does not have",
+                f"the checkpoint has optimiser state for {self._foreign}, which this model does not have",
                 "the checkpoint belongs to another task",
             )
-        tensor = to_tensor(array, parameters[name].dtype if array.ndim else None)
-        state.setdefault(index[name], {})[key] = dealt_like(parameters[name], tensor) if array.ndim else tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        state = {i: self._state[name] for i, name in enumerate(self._parameters) if name in self._state}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def divide_state(

@@ -24,7 +24,7 @@ from fedhpc.data.schema import FeatureSet
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.ranges import Forms, Held
-from fedhpc.mpi.arrays import from_leader
+from fedhpc.mpi.arrays import each_from_leader
 from fedhpc.mpi.collectives import Group
 from fedhpc.rounds.interfaces import AtStep, LocalResult, Parts, Trainer
 from fedhpc.train import evaluate
@@ -37,7 +37,7 @@ from fedhpc.train.loading import Reader, to_device
 from fedhpc.train.measure import measured
 from fedhpc.train.model_units import compute_again, separable
 from fedhpc.train.optimise import build_optimizer, learning_rate
-from fedhpc.train.optimizer_state import divide_state, load_optimizer, optimizer_arrays, read_part, write_part
+from fedhpc.train.optimizer_state import SavedState, divide_state, optimizer_arrays, read_part, write_part
 from fedhpc.train.randomness import RankRandom, rank_seed
 from fedhpc.train.running import RunningStatistics
 from fedhpc.train.settings import ComputeSettings, TrainSettings
@@ -313,7 +313,14 @@ class TorchTrainer(Trainer):
         On another number of ranks, or another kind of device, the random states start anew from seed, rank and
         step. Raises DataError if it does not fit the model or the data.
         """
-        arrays = from_leader(self.group, private)
+        self.settle()
+        arrays: dict[str, NDArray[Any]] = {}
+        saved_state = SavedState(self.model)
+        for name, array in each_from_leader(self.group, private):  # large ones are not there at once
+            if name.startswith("optimizer:"):
+                saved_state.add(name.removeprefix("optimizer:"), array)
+            else:
+                arrays[name] = array
         missing = [name for name in ("position", "random") if name not in arrays]
         if missing:
             raise DataError(f"site {self.site}: the checkpoint lacks the trainer's {missing[0]}", "use an older one")
@@ -328,9 +335,8 @@ class TorchTrainer(Trainer):
             self._random.set_state(states[rank])
         else:
             self._random = RankRandom(rank_seed(self._seed, self.site, rank, step), self.device)
-        self.settle()
         self._optimizer = build_optimizer(self.model, self._settings)
-        load_optimizer(self.model, self._optimizer, _under("optimizer:", arrays))
+        saved_state.load_into(self._optimizer)
         counters, saved = split_state(self.model)[1], _under("buffer:", arrays)
         if {n: tuple(v.shape) for n, v in counters.items()} != {n: v.shape for n, v in saved.items()}:
             raise DataError(

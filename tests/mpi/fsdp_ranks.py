@@ -202,7 +202,7 @@ def check_going_on(group: Any, alone: Any) -> None:
         kept: list[Any] = []
 
         def at_step() -> bool:
-            kept.append((trainer.tensors(), from_leader(group, trainer.private())))
+            kept.append((trainer.tensors(), trainer.private()))
             return len(kept) == 3
 
         assert not trainer.train(2, trainer.tensors(), at_step).whole

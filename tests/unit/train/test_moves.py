@@ -9,7 +9,7 @@ from thread_ranks import ThreadGroup, run_ranks
 
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.collectives import SerialGroup
-from fedhpc.train.moves import Moves, arrays_at_leader, whole_bytes
+from fedhpc.train.moves import Moves, whole_at_leader, whole_bytes
 from fedhpc.train.shards import Shard, model_shards, named_shards
 
 WHOLE = {
@@ -53,7 +53,7 @@ def test_shards_become_ranges_and_go_back(ranks: int) -> None:
         moves.scatter_from(lambda a, b, into: np.copyto(into, mine[a - start : b - start]), window=48)
         for shard, values in zip(shards, before, strict=True):
             assert torch.equal(shard.local, values), shard.name
-        whole = arrays_at_leader(group, shards)
+        whole = whole_at_leader(group, shards)
         assert list(whole) == ([] if group.rank else list(WHOLE))
         for name, tensor in () if group.rank else WHOLE.items():
             assert (whole[name] == tensor.to(getattr(torch, whole[name].dtype.name)).numpy()).all(), name
@@ -97,7 +97,7 @@ def test_a_model_that_every_rank_holds_is_not_sent() -> None:
 
 def test_bits_are_moved_as_they_are() -> None:
     tensors = {"m": torch.tensor([1.5, -2.0], dtype=torch.bfloat16), "step": torch.tensor(3.0), "n": torch.tensor([7])}
-    arrays = arrays_at_leader(SerialGroup(), named_shards(tensors))
+    arrays = whole_at_leader(SerialGroup(), named_shards(tensors))
     assert [(a.dtype.name, a.shape) for a in arrays.values()] == [("int16", (2,)), ("float32", ()), ("int64", (1,))]
     assert torch.from_numpy(arrays["m"]).view(torch.bfloat16).tolist() == [1.5, -2.0]
 
@@ -106,12 +106,12 @@ def test_ranks_must_hold_one_model_together() -> None:
     def other(group: ThreadGroup) -> str:
         shards = [rows("bias", group.rank, 2), rows("one" if group.rank else "table", group.rank, 2)]
         with pytest.raises(ConfigError) as caught:
-            arrays_at_leader(group, shards)
+            whole_at_leader(group, shards)
         return caught.value.what
 
     def part(group: ThreadGroup) -> str:
         with pytest.raises(ConfigError) as caught:
-            arrays_at_leader(group, [rows("bias", group.rank, 3), rows("one", group.rank, 3)])
+            whole_at_leader(group, [rows("bias", group.rank, 3), rows("one", group.rank, 3)])
         return caught.value.what
 
     assert set(run_ranks(2, other)) == {"site a: the ranks of the site hold models of different tensors"}
