@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay demo-text tools test test-all suites test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
+.PHONY: setup demo demo-relay demo-text tools test test-all suites test-gpu test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
+.PHONY: fault-matrix horovod test-horovod
 
 # More tests side by side than two cores: many of them wait.
 SIDE_BY_SIDE := 4
@@ -70,6 +71,10 @@ relay: setup tools
 test-slurm: setup tools
 	$(BIN)/python -m pytest tests/slurm
 
+# Where there are GPUs: one rank for each of them.
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu tests/mpi/test_gpu.py
+
 faults: setup
 	$(BIN)/python -m pytest tests/faults
 
@@ -81,8 +86,10 @@ fuzz: setup
 wheel: setup
 	$(BIN)/python -m pytest tests/wheel
 
-# All suites must run, and a test that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP).
+# All suites must run, and a test that was skipped fails (tests/conftest.py, FEDHPC_NO_SKIP). The tests of Horovod run
+# where it is in the user's cache.
 test: setup tools
+	$(BIN)/python -m fedhpc.horovod --cached
 	$(MAKE) --jobs 2 suites lint docs
 
 suites: setup tools
@@ -96,11 +103,22 @@ $(VENV)/.text: $(VENV)/.demo
 demo-text: $(VENV)/.text
 	$(BIN)/python tests/prove.py demo-text
 
+# Every place at which a process of a round over a relay may die; CI plays a third of them.
+fault-matrix: setup
+	$(BIN)/python tests/prove.py fault-matrix
+
 # What CI does not run: each target keeps what it showed, and of which files, in tests/evidence, and a test of every day
 # refuses what has not run with the files as they are (tests/prove.py).
-EVIDENCE :=
+EVIDENCE := fault-matrix test-horovod demo-text
 test-all: $(EVIDENCE)
 	$(MAKE) test
+
+# Horovod, built for the torch, MPI and compiler that are here (7 minutes on one core), or taken from the user's cache.
+horovod: $(VENV)/.demo
+	$(BIN)/python -m fedhpc.horovod
+
+test-horovod: setup horovod
+	$(BIN)/python tests/prove.py $@
 
 # Lines and branches of the package that the tests run, in all processes: build/coverage/coverage.json. Slower than the
 # tests, and no part of CI.

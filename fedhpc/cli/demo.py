@@ -50,7 +50,7 @@ def heart(as_json: bool, seed: int, rounds: int, splits: int, out: Path | None, 
 @demo.command("text", short_help="Medical definitions at four sites, a small transformer.")
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object, the last line of stdout.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Of model, order and split.")
-@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to write to; by default runs/text-N.")
 def text(as_json: bool, seed: int, rounds: int, out: Path | None) -> None:
     """Train a small transformer on texts of four sites, one of which shares the model between two ranks, and compare.

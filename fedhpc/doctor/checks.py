@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from fedhpc.doctor import gpus, keys, ledger, mpi, node, relay, slurm, software, storage, walltime
+from fedhpc.doctor import backend, gpus, horovod, keys, ledger, mpi, node, relay, slurm, software, storage, walltime
 from fedhpc.doctor.check import Check
 
 CHECKS: tuple[Check, ...] = (
     *software.CHECKS,
+    *backend.CHECKS,
     *mpi.CHECKS,
+    *horovod.CHECKS,
     *gpus.CHECKS,
     *slurm.CHECKS,
     *walltime.CHECKS,

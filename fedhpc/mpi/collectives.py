@@ -231,6 +231,10 @@ class MpiGroup(Group):
     def barrier(self) -> None:
         self._comm.Barrier()
 
+    def lend(self) -> MPI.Comm:
+        """The communicator itself, for fedhpc.mpi.lent only."""
+        return self._comm
+
 
 def check_buffer(array: Any, allowed: Sequence[str], operation: str, group: Group) -> None:
     """Raise DataError, with the group and rank, for what MPI would sum wrongly or refuse obscurely."""

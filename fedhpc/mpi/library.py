@@ -33,16 +33,23 @@ def family(version: str) -> str:
     return "mpich" if re.search(r"(?i)mpich|intel|mvapich|cray|parastation", version) else ""
 
 
-def _main() -> None:
+def load_library() -> str:
+    """Load it into this process, without MPI_Init; its own words about itself."""
     import mpi4py
 
     mpi4py.rc.initialize = mpi4py.rc.finalize = False
-    import h5py  # noqa: F401
     from mpi4py import MPI
+
+    return MPI.Get_library_version().strip("\0\n ")
+
+
+def _main() -> None:
+    version = load_library()
+    import h5py  # noqa: F401
 
     with open("/proc/self/maps") as maps:
         loaded = libraries(maps)
-    json.dump({"version": MPI.Get_library_version().strip("\0\n "), "loaded": loaded}, sys.stdout)
+    json.dump({"version": version, "loaded": loaded}, sys.stdout)
 
 
 if __name__ == "__main__":

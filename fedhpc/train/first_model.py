@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fedhpc.errors import ConfigError
 from fedhpc.train.batches import derive_key
 from fedhpc.train.dealt_rows import local_part, rows_of
-from fedhpc.train.units import default_units
+from fedhpc.train.model_units import default_units
 
 Fill = Callable[[str, tuple[int, ...], torch.Generator], torch.Tensor]
 """The value of one parameter: `fill(name, shape, generator)`, drawn from `generator` only."""

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.mpi.collectives import Group
-from fedhpc.train.first_model import Drawn, FirstModel
+from fedhpc.train.first_model import Drawn, FirstModel, Values
 from fedhpc.train.row_check import check_rows
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 from fedhpc.train.tasks.loader import TaskDataset, load_task
 from fedhpc.train.trainer import TorchTrainer
+from fedhpc.train.weight_files import open_weights
 
 
 def open_trainer(
@@ -24,8 +25,11 @@ def open_trainer(
     site: str,
     seed: int,
     proximal: float = 0.0,
+    weights: Path | None = None,
 ) -> TorchTrainer:
     """The trainer of `site` on its data at `data`; `source` is the file of the user's own task.
+
+    `weights`: the folder of safetensors that the first model is read from, if task.weights_sha256 says that it is.
 
     Collective over the site's ranks. Raises what load_task, the task, TorchTrainer and check_rows raise, and DataError
     if the store's features are not those of task.features_sha256.
@@ -46,12 +50,15 @@ def open_trainer(
                 "names, units, codings and their order must be equal; ingest the source again with the agreed list",
             )
     train_rows, held_out_rows = dataset.split(task.held_out, task.split_seed)
-    first = FirstModel(
-        lambda: loaded.model(task.options, seed),
-        Drawn(loaded.fill, seed, loaded.where) if loaded.fills else None,
-        loaded.units,
-        train.precision == "bf16",
-    )
+    values: Values | None = Drawn(loaded.fill, seed, loaded.where) if loaded.fills else None
+    if task.weights_sha256:
+        if weights is None:
+            raise ConfigError(
+                f"site {site}: the first model is read from files, and the site file does not say where they lie",
+                f"set weights in [data], a folder of safetensors; task.weights_sha256 is {task.weights_sha256}",
+            )
+        values = open_weights(weights, task.weights_sha256, group, site)
+    first = FirstModel(lambda: loaded.model(task.options, seed), values, loaded.units, bf16=train.precision == "bf16")
     trainer = TorchTrainer(
         loaded, first, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal, features
     )

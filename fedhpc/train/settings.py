@@ -25,6 +25,9 @@ class TaskSettings:
     name: Literal["logistic", "mlp", "cnn", "transformer", "module"]
     # SHA-256 (hex) of that file. Only for `module`, and required there.
     source_sha256: str = ""
+    # SHA-256 (hex) over the safetensors that the first model is read from, each site's in [data] weights; empty: the
+    # task draws it.
+    weights_sha256: str = ""
     # What the task's functions are given: sizes, classes, number of histogram bins.
     options: dict[str, Any] = field(default_factory=dict)
     # SHA-256 (hex) of the feature names; when given, a site whose store has other features is refused.
@@ -37,7 +40,7 @@ class TaskSettings:
     standardise: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("source_sha256", "features_sha256"):
+        for key in ("source_sha256", "features_sha256", "weights_sha256"):
             value = getattr(self, key)
             if value and not _SHA256.fullmatch(value):
                 raise ConfigError(
@@ -130,7 +133,7 @@ class ComputeSettings:
     """[compute] of site.toml: how this site's ranks compute."""
 
     # auto: serial for one rank, ddp for more.
-    backend: Literal["auto", "serial", "ddp", "fsdp", "mpi"] = "auto"
+    backend: Literal["auto", "serial", "ddp", "fsdp", "mpi", "horovod"] = "auto"
     # auto: a GPU if every rank of the site has one, else the CPU.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Threads of one rank. Another number changes the last bits of what a site computes.

@@ -34,6 +34,7 @@ from fedhpc.train.first_model import FirstModel
 from fedhpc.train.held_model import forms_of_model, read_pieces, read_shards, write_pieces, write_shards
 from fedhpc.train.loading import Reader, to_device
 from fedhpc.train.measure import measured
+from fedhpc.train.model_units import compute_again, separable
 from fedhpc.train.optimise import build_optimizer, learning_rate, load_optimizer, optimizer_arrays
 from fedhpc.train.randomness import RankRandom, rank_seed
 from fedhpc.train.running import RunningStatistics
@@ -41,7 +42,6 @@ from fedhpc.train.settings import ComputeSettings, TrainSettings
 from fedhpc.train.shards import model_shards
 from fedhpc.train.state import add_over_ranks, split_state, to_array, to_tensor, write_shared
 from fedhpc.train.tasks.loader import Task
-from fedhpc.train.units import compute_again, separable
 from fedhpc.train.unused import UnusedParameters, trained
 from fedhpc.train.within_round import WithinRound
 
@@ -266,7 +266,7 @@ class TorchTrainer(Trainer):
 
     @override
     def private(self) -> dict[str, NDArray[Any]]:
-        """Names: `position`, `random`, `optimizer:…`, `buffer:…`; equal on every rank.
+        """Names: `position`, `random`, `optimizer:…` (at the leader), `buffer:…`.
 
         Within a round also where it stands, and the running statistics of each rank, which differ until its end.
         """

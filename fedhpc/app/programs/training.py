@@ -51,6 +51,8 @@ class DataSection:
     """The site's store, relative to the site file."""
     task_source: Path | None = None
     """The file of a task of the federation's own, for [task] name = "module"."""
+    weights: Path | None = None
+    """The folder of safetensors that the first model is read from, for [task] weights_sha256."""
     start_model: Path | None = None
     """The model that the federation begins from, for [start] model; a safetensors file."""
 
@@ -196,6 +198,7 @@ def open_site_trainer(session: Session, files: SiteFile) -> TorchTrainer:
         compute,
         data=files.path(data.path),
         source=None if data.task_source is None else files.path(data.task_source),
+        weights=None if data.weights is None else files.path(data.weights),
         group=session.party.site,
         site=session.site,
         seed=agreement.federation.seed,

@@ -9,7 +9,7 @@ from fedhpc.data.tokenizer import train_tokenizer
 from fedhpc.demo.text.ontology import Ontology
 from fedhpc.enrolment.scaffold import NewSite, Plan, write_federation
 
-ROUNDS = 10
+ROUNDS = 8
 VOCABULARY = 1024
 SHARDED = "nerves"  # the site of two ranks, each with half of the model (FSDP)
 STORES = "data"

@@ -20,7 +20,7 @@ from fedhpc.train.backends.base import Backend
 from fedhpc.train.backends.devices import Placement
 from fedhpc.train.backends.process_group import ProcessGroup
 from fedhpc.train.first_model import FirstModel
-from fedhpc.train.units import separable
+from fedhpc.train.model_units import separable
 from fedhpc.train.unused import trained
 
 if TYPE_CHECKING:

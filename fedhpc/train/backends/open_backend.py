@@ -8,6 +8,7 @@ from fedhpc.train.backends.base import Backend
 from fedhpc.train.backends.ddp import DdpBackend
 from fedhpc.train.backends.devices import place
 from fedhpc.train.backends.fsdp import FsdpBackend
+from fedhpc.train.backends.horovod import HorovodBackend
 from fedhpc.train.backends.mpi import MpiBackend
 from fedhpc.train.backends.serial import SerialBackend
 from fedhpc.train.settings import ComputeSettings
@@ -16,8 +17,8 @@ from fedhpc.train.settings import ComputeSettings
 def open_backend(compute: ComputeSettings, group: Group) -> Backend:
     """The backend and device of [compute] for this rank. Collective over the site.
 
-    Raises ConfigError, on every rank alike, if a GPU is asked for and some rank has none, or if several ranks ask
-    for `serial`.
+    Raises ConfigError, on every rank alike, if a GPU is asked for and some rank has none, if several ranks ask for
+    `serial`, or if several ask for `horovod` and it is not there.
     """
     if compute.backend == "serial" and group.size > 1:
         raise ConfigError(
@@ -38,3 +39,7 @@ def open_backend(compute: ComputeSettings, group: Group) -> Backend:
             return FsdpBackend(group, placement)
         case "mpi":
             return MpiBackend(group, placement)
+        case "horovod":
+            if group.size == 1:
+                return SerialBackend(placement.device)
+            return HorovodBackend(group, placement.device, deterministic=compute.deterministic)

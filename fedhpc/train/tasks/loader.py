@@ -25,8 +25,8 @@ from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
 from fedhpc.train.batches import Rows
 from fedhpc.train.evaluate import EXPECTED, NEGATIVE, POSITIVE, wrong_histograms
 from fedhpc.train.held_out import split_rows
+from fedhpc.train.model_units import default_units
 from fedhpc.train.settings import TaskSettings
-from fedhpc.train.units import default_units
 
 _HISTOGRAMS = (POSITIVE, NEGATIVE, EXPECTED)
 FUNCTIONS = ("model", "dataset", "loss", "sums")

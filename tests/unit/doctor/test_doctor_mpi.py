@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -10,9 +12,10 @@ import pytest
 from doctor_fakes import CONFIG, complains, fails, found, passes, says, skips, slurm, subject, warns
 from harness import edit
 
-from fedhpc.doctor import gpus, software
+from fedhpc.doctor import backend, gpus, horovod, software
 from fedhpc.doctor.libmpi import Library
 from fedhpc.doctor.subject import Subject
+from fedhpc.horovod.installed import Installed
 from fedhpc.mpi.library import family, libraries
 
 OPEN_5 = Library("Open MPI v5.0.11, package: Open MPI x@y, ident: 5.0.11", ("/opt/lib/libmpi.so.40",))
@@ -122,6 +125,26 @@ def test_families_and_maps() -> None:
     ]
     assert libraries(maps) == ["/opt/a b/libmpi.so.40.30.4", "/usr/lib/libmpi_cray.so.12"]
     assert (OPEN_5.major, OPEN_4.major, OPEN_5.name) == (5, 4, "Open MPI v5.0.11")
+
+
+# --- Horovod
+
+
+def test_horovod_where_a_site_trains_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skips("horovod", subject(tmp_path), 'backend is "auto"')
+    with_horovod = [("[compute]\n", "[compute]\nbackend = 'horovod'\n")]
+
+    def site(number: int, found: Installed | None, **more: object) -> Subject:
+        monkeypatch.setattr(horovod, "look", lambda environment, limit_s: found)
+        return subject(tmp_path / str(number), site=with_horovod, **more)
+
+    built = Installed("0.28.1", mpi=True, libraries=OPEN_5.loaded)
+    passes("horovod", site(1, built), "Horovod 0.28.1 with MPI", OPEN_5.loaded[0])
+    fails("horovod", site(2, None), "not installed", "make horovod", "python -m fedhpc.horovod", code=64)
+    fails("horovod", site(3, Installed("0.28.1")), "without MPI", code=64)
+    both = dataclasses.replace(built, libraries=(*OPEN_5.loaded, "/usr/lib/libmpi.so.12"))
+    fails("horovod", site(4, both), "another MPI library than mpi4py's", "/usr/lib/libmpi.so.12", code=64)
+    fails("horovod", site(5, Installed(trouble="libmpi.so.40: no such file")), "libmpi.so.40", code=64)
 
 
 # --- the launcher
@@ -320,3 +343,32 @@ def test_interfaces_of_nccl(tmp_path: Path) -> None:
 )
 def test_nccls_rules_for_names(value: str, chosen: list[str]) -> None:
     assert gpus.matching(value, ["eth0", "eth10", "ib0", "lo"]) == chosen
+
+
+HAS = {"torch": "2.13.0", "gloo": True, "nccl": True, "fsdp": True, "seen": 4, "bf16": True}
+
+
+def test_torch_for_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = itertools.count()
+
+    def site(name: str, answer: object, device: str = "cpu", low: bool = False) -> Subject:
+        monkeypatch.setattr(backend, "_TORCH", f"print({json.dumps(answer)!r})" if answer else "raise SystemExit('no')")
+        wanted = [("device = 'cpu'", f"device = '{device}'\nbackend = '{name}'")]
+        made = subject(tmp_path / str(next(numbers)), {}, slurm=GPU_SITE, site=wanted)
+        if not low:
+            return made
+        assert made.agreement is not None
+        agreed = dataclasses.replace(made.agreement, train={**made.agreement.train, "precision": "bf16"})
+        return dataclasses.replace(made, agreement=agreed)
+
+    skips("backend", site("serial", HAS), "nothing to average")
+    skips("backend", site("mpi", HAS), "averaged by MPI")
+    passes("backend", site("fsdp", HAS), "torch 2.13.0, fsdp, gloo")
+    passes("backend", site("auto", HAS, "cuda"), "torch 2.13.0, ddp, NCCL")
+    passes("backend", site("mpi", HAS, "cuda", low=True), "torch 2.13.0, mpi, bfloat16")
+    fails("backend", site("fsdp", HAS | {"fsdp": False}), "has no FSDP2", code=64)
+    fails("backend", site("ddp", HAS | {"gloo": False}), "built without gloo", code=64)
+    warns("backend", site("fsdp", HAS | {"nccl": False}, "cuda"), "without NCCL")
+    warns("backend", site("ddp", HAS | {"bf16": False}, "cuda", low=True), "no bfloat16")
+    fails("backend", site("ddp", None), "cannot be imported: no", code=64)
+    skips("backend", subject(tmp_path / "none", {}), "nothing to average")

@@ -41,7 +41,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 LARGEST_FILE = 500  # lines: one sitting
 LARGEST_FUNCTION = 60  # lines, without decorators and docstring
-SAME_IN_EVERY_ROOM = {"__init__.py", "settings.py"}  # settings.py: the section of a file that the room reads
+# Python's own names; settings.py is the section of a file that the room reads.
+SAME_IN_EVERY_ROOM = {"__init__.py", "__main__.py", "settings.py"}
 NAMED_AFTER = {"cli", "doctor"}  # after a command of `fedhpc`; after what is checked
 # The same thing twice, for one kind of exchange, channel or example and for the other.
 TWIN_ROOMS = {

@@ -10,8 +10,8 @@ import torch
 
 from fedhpc.errors import ConfigError
 from fedhpc.train.first_model import Drawn, FirstModel
+from fedhpc.train.model_units import compute_again, default_units, separable
 from fedhpc.train.tasks.loader import Task
-from fedhpc.train.units import compute_again, default_units, separable
 
 
 class Net(torch.nn.Module):
