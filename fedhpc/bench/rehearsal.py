@@ -32,7 +32,7 @@ _FEDERATION = """\
 [federation]
 name = "bench"
 protocol = "{protocol}"
-[secure]
+{more}[secure]
 mode = "{mode}"
 lane_bits = {lane_bits}
 degree = {degree}
@@ -54,10 +54,17 @@ class Stage:
         """Number of sites."""
         return len(self.publics)
 
-    def party(self, mode: str, *, lane_bits: int = 32, degree: int = 0, home: Path | None = None) -> Party:
-        """A party of a fresh federation in this mode; the ledger is in memory unless it has a `home`."""
+    def party(
+        self, mode: str, *, lane_bits: int = 32, degree: int = 0, home: Path | None = None, more: str = ""
+    ) -> Party:
+        """A party of a fresh federation in this mode; the ledger is in memory unless it has a `home`.
+
+        `more`: further keys of [federation], then sections.
+        """
         roster = "\n".join(f'[[site]]\nname = "site{u}"\nsign = "{p}"' for u, p in enumerate(self.publics, 1))
-        text = _FEDERATION.format(protocol=PROTOCOL_NAME, mode=mode, lane_bits=lane_bits, degree=degree, roster=roster)
+        text = _FEDERATION.format(
+            protocol=PROTOCOL_NAME, mode=mode, lane_bits=lane_bits, degree=degree, roster=roster, more=more
+        )
         agreement = read_agreement(text.encode(), "the benchmark's federation.toml")
         leads = self.place.site.rank == 0
         masked = mode == "pairwise" and self.sites > 1

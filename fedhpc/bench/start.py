@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from fedhpc.errors import InternalError
@@ -11,9 +12,15 @@ from fedhpc.mpi.launch import launcher_command, launcher_environment
 from fedhpc.mpi.own_ranks import run_ranks
 
 
-def measure_ranks(module: str, ranks: int, case: dict[str, Any]) -> dict[str, Any]:
-    """The result of `module` for `case`, run by `ranks` ranks on this machine. Raises RanksFailedError."""
+def measure_ranks(
+    module: str, ranks: int, case: dict[str, Any], more: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The result of `module` for `case`, run by `ranks` ranks on this machine, with `more` in their environment.
+
+    Raises RanksFailedError.
+    """
     environment, note = launcher_environment()
+    environment.update(more or {})
     print(f"starting {ranks} ranks; {note}", file=sys.stderr)
     words = [*launcher_command(ranks), sys.executable, "-m", "mpi4py", "-m", module, json.dumps(case)]
     (output,) = run_ranks([words], environment, keep_output=True)

@@ -99,6 +99,38 @@ def latency(sites: int, repeat: int, as_json: bool) -> None:
     click.echo(json.dumps(result) if as_json else _table(result))
 
 
+@bench.command("backends", short_help="Measure the backends of a site.")
+@click.option("--backends", default="serial,ddp,fsdp,mpi", show_default=True)
+@click.option("--ranks", type=click.IntRange(2), default=4, show_default=True, help="Of a site; serial has one.")
+@click.option("--params", type=click.IntRange(10_000_000), default=100_000_000, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Between two looks at the clock.")
+@click.option("--alternations", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print only one JSON object.")
+def backends(backends: str, ranks: int, params: int, steps: int, alternations: int, as_json: bool) -> None:
+    """Measure what each backend takes to train a transformer at one site and to sum it with another.
+
+    Memory is what a rank holds at most (VmHWM), with glibc told to give back what is free: `init_peak_over_v` while the
+    first model is made, `added_bytes` what rounds add to training, over V, the bytes of the model. `moves_s` is the
+    time to read the model out of the backend by ranges and to write it back, `step_s` of an optimiser step of one
+    sequence of 128 tokens at each rank. A sample is a sequence; processor time is that of all ranks.
+    """
+    import json
+
+    from fedhpc.bench.backends import BACKENDS, measure
+    from fedhpc.errors import ConfigError
+
+    names = backends.split(",")
+    unknown = [name for name in names if name not in BACKENDS]
+    if unknown:
+        raise ConfigError(f"--backends {backends}: there is no '{unknown[0]}'", f"one or more of {','.join(BACKENDS)}")
+    result = measure(names, ranks, params, steps, alternations)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    for row in result["backends"]:
+        click.echo(_table(row) + "\n")
+
+
 def _ranks(text: str) -> list[int]:
     from fedhpc.errors import ConfigError
 
