@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo demo-relay demo-text tools test test-all suites test-gpu test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
-.PHONY: horovod test-horovod
+.PHONY: fault-matrix horovod test-horovod
 
 # More tests side by side than two cores: many of them wait.
 SIDE_BY_SIDE := 4
@@ -103,9 +103,13 @@ $(VENV)/.text: $(VENV)/.demo
 demo-text: $(VENV)/.text
 	$(BIN)/python tests/prove.py demo-text
 
+# Every place at which a process of a round over a relay may die; CI plays a third of them.
+fault-matrix: setup
+	$(BIN)/python tests/prove.py fault-matrix
+
 # What CI does not run: each target keeps what it showed, and of which files, in tests/evidence, and a test of every day
 # refuses what has not run with the files as they are (tests/prove.py).
-EVIDENCE := test-horovod demo-text
+EVIDENCE := fault-matrix test-horovod demo-text
 test-all: $(EVIDENCE)
 	$(MAKE) test
 

@@ -34,6 +34,7 @@ def _data_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="rewrite golden files instead of comparing them")
+    parser.addoption("--whole", action="store_true", help="play all cells of tests/faults/test_relayed_kill.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

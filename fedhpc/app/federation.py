@@ -188,7 +188,8 @@ class Federation:
     ) -> Sync:
         """Federated training of your own loop: call `.step()` after each optimiser step.
 
-        `model`: the same initial values at every site (seed them); DDP-wrapped models are unwrapped.
+        `model`: the same initial values at every site (seed them); DDP-wrapped models are unwrapped. One that
+        FSDP2 (`fully_shard`) has dealt out over the ranks of the site stays so: no rank ever holds it whole.
         `every`: local steps per round; by default [train] local_steps of federation.toml. `weight`: this site's number
         of training rows, private; needed unless the strategy's weights are uniform or declared.
         `keep_optimizer_state`: False forgets momenta after each exchange. Raises ConfigError.

@@ -47,6 +47,22 @@ class Checkpoint:
     held: Held | None = None  # what each rank of the site holds; None: this one holds all
 
 
+class StoredState(Protocol):
+    """The state in a checkpoint as one stream of bytes (state_tensors.py), read where it is."""
+
+    round_: int
+    sums: int
+    nbytes: int
+
+    def read(self, start: int, stop: int, into: NDArray[np.uint8]) -> None:
+        """Copy bytes start..stop into `into` [stop - start]. Raises DataError if they are damaged."""
+        ...
+
+    def close(self) -> None:
+        """Read no more."""
+        ...
+
+
 class CheckpointStore(Protocol):
     """Where one site keeps its checkpoints. Leaders only, where a method says nothing else."""
 
@@ -66,6 +82,10 @@ class CheckpointStore(Protocol):
 
         Raises DataError if it is damaged, or holds another model.
         """
+        ...
+
+    def state(self, round_: int) -> StoredState:
+        """The state of `round_`, from any thread. Raises DataError if it is damaged."""
         ...
 
     def discard_after(self, round_: int) -> None:

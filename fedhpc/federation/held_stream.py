@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.ranges import Held
-from fedhpc.federation.state_tensors import tensors_tree
+from fedhpc.federation.state_tensors import arrays_of_checkpoint, tensors_tree, total_bytes
 from fedhpc.mpi.byte_moves import Plan, Read, Span, move
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree_root
 
@@ -63,6 +64,18 @@ def joined(arrays: Sequence[NDArray[Any]]) -> Runs:
         runs.append((at, raw(array)))
         at += array.nbytes
     return Runs(runs)
+
+
+class LoadedState:
+    """The state of a whole checkpoint in memory, as one stream of bytes: see StoredState."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        arrays = [np.ascontiguousarray(array) for array in arrays_of_checkpoint(checkpoint)]
+        self.round_, self.sums, self.nbytes = checkpoint.round_, checkpoint.sums, total_bytes(arrays)
+        self.read = joined(arrays).read
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Segment(NamedTuple):
@@ -139,12 +152,17 @@ class HeldStream:
             yield window[: stop - start] if leads else window
 
     def from_leader(self, read: Read) -> None:
-        """Fill the arrays of all ranks with the stream that the leader can `read`."""
+        """Fill the arrays of all ranks with the stream, which the leader can `read` in windows, one after another."""
+        leads = self._site.rank == 0
+        window = np.empty(min(WINDOW_BYTES, self.nbytes) if leads else 0, np.uint8)
         for start in range(0, self.nbytes, WINDOW_BYTES):
             stop = min(start + WINDOW_BYTES, self.nbytes)
+            if leads:
+                read(start, stop, window[: stop - start])
             everywhere = [[(start, stop)]] * self._site.size
             wanted = everywhere if self._replicated else self._spans(self.within(start, stop))
-            move(self._site, Plan(self._at_leader((start, stop)), wanted), read, self.mine.write)
+            plan = Plan(self._at_leader((start, stop)), wanted)
+            move(self._site, plan, Runs([(start, window)]).read, self.mine.write)
 
     def _spans(self, segments: Iterable[Segment]) -> list[list[Span]]:
         """Of each rank."""
@@ -202,25 +220,6 @@ class HeldStream:
         for window in self.to_leader():
             digest.update(window.data)
         return self._site.broadcast_bytes(digest.digest() if self._site.rank == 0 else None).hex()
-
-
-def gather(held: Held, arrays: Mapping[str, tuple[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Whole arrays by name at the leader, from all ranks' pieces; empty at the others.
-
-    `arrays`: each with the name of the tensor that it is cut as.
-    """
-    site = held.site
-    if held.replicated or site.size == 1:
-        return {name: array for name, (_, array) in arrays.items()} if site.rank == 0 else {}
-    stream = HeldStream(held, list(arrays.values()))
-    whole = {}
-    if site.rank == 0:
-        whole = {name: np.empty(held.forms[model].shape, array.dtype) for name, (model, array) in arrays.items()}
-    into, at = joined(list(whole.values())), 0
-    for window in stream.to_leader():
-        into.write(at, at + window.size, window)
-        at += window.size
-    return whole
 
 
 def spread(held: Held, pieces: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, int, NDArray[Any]]]:

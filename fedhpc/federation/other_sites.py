@@ -8,10 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedhpc.federation.checkpoint import CheckpointStore
+from fedhpc.federation.held_stream import HeldStream
 from fedhpc.federation.party import Checked, Opened, Summed
 from fedhpc.federation.stages import Stages
 
@@ -91,10 +89,10 @@ class Recovery(Protocol):
         """Help sites that were away, from the checkpoints in `store`, until `leave`. Leaders only."""
         return None
 
-    def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
-        """A later state than `state` [32], the result of training sum `round_`, from another site.
+    def catch_up(self, state: bytes, round_: int, into: HeldStream) -> CaughtUp:
+        """Take a later state than `state` [32], the result of training sum `round_`, from another site.
 
-        `nbytes`: of its arrays. Raises PeersError if no site gives it.
+        `into`: memory for its arrays, of which each rank has its part. Raises PeersError if no site gives it.
         """
         ...
 
@@ -109,8 +107,7 @@ class Recovery(Protocol):
 
 @dataclass(frozen=True)
 class CaughtUp:
-    """A state that another site gave and τ sites signed."""
+    """Of a state that another site gave and τ sites signed."""
 
     round_: int  # the masked sum whose result it is
-    data: NDArray[np.uint8]  # its arrays' bytes, joined
     whole: bool = False  # all sites of the roster are in that sum, as τ of them signed

@@ -7,8 +7,8 @@ the outer step on it (federation/ranges.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from fedhpc.rounds.weights import Weights
 from fedhpc.secure import labels
 from fedhpc.secure.salt import NO_BLIND, blind_after
 from fedhpc.secure.transcript import state_hash
+
+_T = TypeVar("_T")
 
 
 class GlobalModel:
@@ -94,24 +96,24 @@ class GlobalModel:
 
     def arrays(self) -> Arrays:
         """What this rank holds of the arrays of the present state (state_tensors.py)."""
-        return self._arrays(self.tensors)
+        return state_arrays(self.tensors, self.outer, self.weights.total, self.rounds, self.blind)
 
-    def _arrays(self, tensors: Tensors) -> Arrays:
-        return state_arrays(tensors, self.outer, self.weights.total, self.rounds, self.blind)
+    def take_over(self, fill: Callable[[HeldStream], _T]) -> _T:
+        """Go on from a state that this site is given: `fill` puts it into the stream, of which each rank has its part.
 
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of the whole state."""
-        return self._stream(self.tensors, self.arrays()).nbytes
-
-    def take_over(self, data: NDArray[np.uint8]) -> None:
-        """Go on from a state that this site was given: the joined bytes of its arrays, on every rank."""
-        tensors = {name: tensor.copy() for name, tensor in self.tensors.items()}  # others may look at the old ones
-        arrays = self._arrays(tensors)
-        self._stream(tensors, arrays).mine.write(0, data.size, data)
-        weight, rounds, blind = float(arrays[-3][0]), int(arrays[-2][0]), arrays[-1].tobytes()
-        self.tensors, self.weights.total, self.rounds, self.blind = tensors, weight or None, rounds, blind
+        Every rank calls it. What is there stays as it is until `fill` has returned; gives what it returned.
+        """
+        tensors = self.held.empty()
+        outer = {name: np.empty_like(array) for name, array in self.outer.items()}
+        arrays = state_arrays(tensors, outer, None, 0, NO_BLIND)
+        given = fill(self._stream(tensors, arrays))
+        site = self._session.party.site
+        tail = site.broadcast_bytes(b"".join(a.tobytes() for a in arrays[-3:]) if site.rank == 0 else None)
+        weight, rounds = float(np.frombuffer(tail[:8], "<f8")[0]), int.from_bytes(tail[8:16], "little")
+        self.tensors, self.outer = tensors, outer
+        self.weights.total, self.rounds, self.blind = weight or None, rounds, tail[16:]
         self._session.tensors_tree = self._tree(self.tensors)
+        return given
 
     def go_on_from(self, tensors: Tensors, total_weight: float | None, salt: bytes) -> bytes:
         """Begin with the model and W of an earlier epoch, as the sum `start` gave them; the Tree of that state [32].
@@ -122,7 +124,8 @@ class GlobalModel:
         return self._tree(tensors)
 
     def _tree(self, tensors: Tensors) -> bytes:
-        arrays = [np.ascontiguousarray(array) for array in self._arrays(tensors)]
+        arrays = state_arrays(tensors, self.outer, self.weights.total, self.rounds, self.blind)
+        arrays = [np.ascontiguousarray(array) for array in arrays]
         return self._stream(tensors, arrays).tree()
 
     def restore(self, tensors: Tensors, outer: Mapping[str, NDArray[Any]], rounds: int, blind: bytes) -> None:

@@ -94,16 +94,21 @@ class LocalWork:
     round_: int  # the training round; one more than the last for the measurement of the final model
     result: LocalResult
     measured: Tensors  # of the global state
-    tensors: Tensors  # the whole local model; that of the final model's measurement is the final model
-    private: dict[str, NDArray[Any]]
+    tensors: Tensors  # the local model, as `held` says; that of the final model's measurement is the final model
+    private: dict[str, NDArray[Any]]  # at the leader
     averaged: frozenset[str] = frozenset()  # as Trainer.averaged gives them
+    held: Held | None = None  # what each rank holds; None: all of it
+    forms: Forms | None = None  # of the whole model, where `tensors` are left in the outbox
 
 
 class Outbox(Protocol):
-    """Where one site keeps its newest local work until a checkpoint covers it. Leaders write, every rank reads."""
+    """Where one site keeps its newest local work until a checkpoint covers it. Every rank makes every call."""
 
-    def find(self, state: bytes) -> LocalWork | None:
-        """The work that began from `state` [32], None if it is not there. Raises DataError if it is damaged."""
+    def find(self, state: bytes, held: Held | None = None) -> LocalWork | None:
+        """The work that began from `state` [32], None if it is not there; the model as `held` says, absent: all of it.
+
+        Raises DataError if it is damaged, or of another model.
+        """
         ...
 
     def holds(self, state: bytes) -> bool:

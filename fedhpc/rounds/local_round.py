@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import InterruptedRun
 from fedhpc.federation.checkpoint import Source, Tensors
-from fedhpc.federation.held_stream import gather
 from fedhpc.federation.life import Life
 from fedhpc.federation.ranges import Held
 from fedhpc.mpi.collectives import Group
@@ -50,7 +49,7 @@ class LocalRounds:
 
     def hold(self, held: Held) -> None:
         """What each rank holds of the models, those that are given here too; before, all of them."""
-        self._held = held
+        self._held = None if held.replicated else held
 
     def work(self, round_: int, state: bytes, anchor: Mapping[str, NDArray[Any]]) -> Local:
         """Round `round_` from the global model `anchor` of hash `state` [32]; not whole if this site must stop.
@@ -58,19 +57,18 @@ class LocalRounds:
         Raises InterruptedRun where training is not this process's stage and nothing was trained.
         """
         begun = time.perf_counter()
-        kept, trainer = self._outbox.find(state), self._trainer
+        kept, trainer = self._outbox.find(state, self._held), self._trainer
         if kept is None or not kept.result.whole:
             self._refuse_training(f"round {round_} is not trained")
         if kept is None:
             trainer.load(anchor)
             measured = trainer.measure()
         else:
-            tensors = kept.tensors if self._held is None else self._held.pieces(kept.tensors)
-            trainer.load(tensors)
+            trainer.load(kept.tensors)
             trainer.restore(kept.private)
             measured = kept.measured
             if kept.result.whole:
-                return Local(round_, state, tensors, kept.result, measured)
+                return Local(round_, state, kept.tensors, kept.result, measured)
         evaluated = time.perf_counter()
 
         def at_step() -> bool:
@@ -86,7 +84,7 @@ class LocalRounds:
 
     def measured(self, state: bytes, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
         """The measurement of the final model."""
-        kept = self._outbox.find(state)
+        kept = self._outbox.find(state, self._held)
         if kept is not None:
             return kept.measured
         self._refuse_training("the final model is not measured")
@@ -95,13 +93,10 @@ class LocalRounds:
 
     def keep(self, local: Local) -> None:
         """Put the work, with the trainer's private state, into the outbox."""
-        private, averaged, tensors = self._trainer.private(), self._trainer.averaged(), local.tensors
-        if callable(tensors):
-            tensors = self._trainer.tensors()
-        if self._held is not None:
-            tensors = gather(self._held, {name: (name, tensor) for name, tensor in tensors.items()})
+        private, averaged = self._trainer.private(), self._trainer.averaged()
+        tensors = self._trainer.tensors() if callable(local.tensors) else local.tensors
         self._outbox.keep(
-            LocalWork(local.state, local.round_, local.result, local.measured, tensors, private, averaged)
+            LocalWork(local.state, local.round_, local.result, local.measured, tensors, private, averaged, self._held)
         )
         self._life.kept()
 

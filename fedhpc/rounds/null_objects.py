@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import override
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.checkpoint import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint, StoredState
 from fedhpc.federation.life import Life, Stage
 from fedhpc.federation.ranges import Held
 from fedhpc.rounds.interfaces import LocalWork, Outbox
@@ -26,6 +26,10 @@ class NoCheckpoints:
 
     def load(self, round_: int, held: Held | None = None) -> Checkpoint:
         """There is never one to load."""
+        raise InternalError(f"no checkpoint of round {round_} was kept")
+
+    def state(self, round_: int) -> StoredState:
+        """There is never one to read."""
         raise InternalError(f"no checkpoint of round {round_} was kept")
 
     def discard_after(self, round_: int) -> None:
@@ -85,7 +89,7 @@ class NoOutbox(Outbox):
     """Local work that is lost is done again."""
 
     @override
-    def find(self, state: bytes) -> LocalWork | None:
+    def find(self, state: bytes, held: Held | None = None) -> LocalWork | None:
         return None
 
     @override

@@ -14,6 +14,9 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -21,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from fedhpc.errors import DataError, PolicyError, StorageError
+from fedhpc.errors import DataError, InternalError, PolicyError, StorageError
 from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.held_stream import HeldStream, raw
+from fedhpc.federation.ranges import Form, Forms, Held
 from fedhpc.files import private_folder, write_stream
 from fedhpc.mpi.arrays import from_leader
 from fedhpc.mpi.collectives import Group
@@ -44,7 +49,8 @@ _KINDS = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", 
 class FileOutbox(Outbox):
     """The outbox of one site. Every rank of the site makes every call; its leader reads and writes.
 
-    What the leader finds holds for all ranks: on a parallel file system two nodes may disagree for a while.
+    What the leader finds holds for all ranks: on a parallel file system two nodes may disagree for a while. The model
+    goes through it in windows.
     """
 
     def __init__(self, directory: Path, config: bytes, key: bytes, site: Group) -> None:
@@ -53,13 +59,13 @@ class FileOutbox(Outbox):
         self._config, self._key, self._site = config, key, site
 
     @override
-    def find(self, state: bytes) -> LocalWork | None:
+    def find(self, state: bytes, held: Held | None = None) -> LocalWork | None:
         """Returns None for work from another state: it is of no use now and is not looked at further."""
-        return self._find(state)
+        return self._find(state, held)
 
     def newest(self) -> LocalWork | None:
-        """The work that is there, from any state."""
-        return self._find(None)
+        """The work that is there, from any state; of a site of several ranks without the model itself."""
+        return self._find(None, None)
 
     @override
     def holds(self, state: bytes) -> bool:
@@ -68,16 +74,52 @@ class FileOutbox(Outbox):
             mine = b"\1"
         return self._site.broadcast_bytes(mine if self._site.rank == 0 else None) == b"\1"
 
-    def _find(self, state: bytes | None) -> LocalWork | None:
+    def _find(self, state: bytes | None, held: Held | None) -> LocalWork | None:
         site = self._site
-        work = self._look(lambda file: self._read(file, state)) if site.rank == 0 else None
         if site.size == 1:
-            return work
-        mine = b"" if work is None else json.dumps(_facts(work)).encode()
-        facts = site.broadcast_bytes(mine if site.rank == 0 else None)
+            return self._look(lambda file: self._read(file, state))
+        facts = site.broadcast_bytes(
+            (self._look(lambda file: self._facts(file, state)) or b"") if self._leads else None
+        )
         if not facts:
             return None
-        return _work(json.loads(facts), [from_leader(site, getattr(work, group, {})) for group in _GROUPS])
+        index = json.loads(facts)
+        forms = _forms(index["tensors"])
+        tensors = {} if held is None else held.empty()
+        if held is not None and held.forms != forms:
+            raise DataError(f"{self.path} holds another model than this task builds", "remove it")
+        stream = None if held is None else HeldStream(held, list(tensors.items()))
+        others = [_empty(index[group]) for group in ("measured", "private")] if self._leads else [{}, {}]
+        if self._leads:
+            self._look(lambda file: self._receive(file, others, stream, sum(form.nbytes for form in forms.values())))
+        elif stream is not None:
+            stream.from_leader(_nothing)
+        return replace(_work(index, [from_leader(site, others[0]), tensors, others[1]]), held=held, forms=forms)
+
+    @property
+    def _leads(self) -> bool:
+        return self._site.rank == 0
+
+    def _facts(self, file: BinaryIO, state: bytes | None) -> bytes | None:
+        """The index, for the other ranks; None if the work is from another state."""
+        _, index = self._index(file)
+        return None if state is not None and index["state"] != state.hex() else json.dumps(index).encode()
+
+    def _receive(self, file: BinaryIO, others: list[Tensors], stream: HeldStream | None, nbytes: int) -> None:
+        """Read what is measured and private into `others`, and the model [nbytes] into `stream`, if there is one."""
+        key, _ = self._index(file)
+        left = nbytes + sum(array.nbytes for group in others for array in group.values())
+        boxes = _Boxes(file, partial(self._open, key), left)
+        for array in others[0].values():
+            boxes.fill(raw(array))
+        if stream is not None:
+            stream.from_leader(lambda start, stop, into: boxes.fill(into))
+        else:
+            for start in range(0, nbytes, BLOCK_BYTES):
+                boxes.fill(np.empty(min(BLOCK_BYTES, nbytes - start), np.uint8))
+        for array in others[1].values():
+            boxes.fill(raw(array))
+        boxes.end()
 
     def _look(self, read: Callable[[BinaryIO], _T]) -> _T | None:
         try:
@@ -95,10 +137,16 @@ class FileOutbox(Outbox):
 
     @override
     def keep(self, work: LocalWork) -> None:
-        if self._site.rank:
-            return
-        private_folder(self.path.parent)
-        write_stream(self.path, self._sealed(work), mode=0o600)
+        windows: Iterator[NDArray[np.uint8]] | None = None
+        if work.held is not None:
+            stream = HeldStream(work.held, [(n, np.ascontiguousarray(a)) for n, a in work.tensors.items()])
+            windows = stream.to_leader()
+        if self._leads:
+            private_folder(self.path.parent)
+            write_stream(self.path, self._sealed(work, windows), mode=0o600)
+        else:
+            for _ in windows or ():
+                pass
 
     @override
     def clear(self) -> None:
@@ -109,24 +157,25 @@ class FileOutbox(Outbox):
         except OSError as error:
             raise StorageError(f"cannot remove {self.path}: {error.strerror}", "check permissions") from None
 
-    def _sealed(self, work: LocalWork) -> Iterator[bytes]:
+    def _sealed(self, work: LocalWork, windows: Iterator[NDArray[np.uint8]] | None) -> Iterator[bytes]:
+        """`windows`: the bytes of the model, where the leader does not hold all of it."""
         salt = secrets.token_bytes(_SALT_BYTES)
         key = derive(salt, self._key, labels.KEY_OUTBOX)
         groups = [{n: np.asarray(a, order="C") for n, a in getattr(work, group).items()} for group in _GROUPS]
         lists = [[[name, a.dtype.str[1:], list(a.shape)] for name, a in arrays.items()] for arrays in groups]
+        if work.held is not None:
+            lists[1] = [[name, form.dtype.str[1:], list(form.shape)] for name, form in work.held.forms.items()]
         index = json.dumps(_facts(work) | dict(zip(_GROUPS, lists, strict=True))).encode()
         yield _MAGIC + salt + u64(len(index)) + seal(key, 0, self._config, index)
         number, pending = 1, bytearray()
-        for arrays in groups:
-            for array in arrays.values():
-                little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-                view = little.reshape(-1).view(np.uint8)
-                for at in range(0, view.size, BLOCK_BYTES):
-                    pending += view[at : at + BLOCK_BYTES].data
-                    while len(pending) >= BLOCK_BYTES:
-                        yield seal(key, number, self._config, bytes(pending[:BLOCK_BYTES]))
-                        del pending[:BLOCK_BYTES]
-                        number += 1
+        parts = [_little(groups[0]), _little(groups[1]) if windows is None else windows, _little(groups[2])]
+        for view in chain.from_iterable(parts):
+            for at in range(0, view.size, BLOCK_BYTES):
+                pending += view[at : at + BLOCK_BYTES].data
+                while len(pending) >= BLOCK_BYTES:
+                    yield seal(key, number, self._config, bytes(pending[:BLOCK_BYTES]))
+                    del pending[:BLOCK_BYTES]
+                    number += 1
         if pending:
             yield seal(key, number, self._config, bytes(pending))
 
@@ -146,29 +195,52 @@ class FileOutbox(Outbox):
         key, index = self._index(file)
         if state is not None and bytes.fromhex(index["state"]) != state:
             return None
-        arrays = [_empty(index[group]) for group in _GROUPS]
-        self._fill(file, key, [a for group in arrays for a in group.values()])
-        return _work(index, arrays)
-
-    def _fill(self, file: BinaryIO, key: bytes, arrays: list[NDArray[Any]]) -> None:
-        left = sum(a.nbytes for a in arrays)
-        number, pending = 1, memoryview(b"")
+        groups = [_empty(index[group]) for group in _GROUPS]
+        arrays = [array for group in groups for array in group.values()]
+        boxes = _Boxes(file, partial(self._open, key), sum(array.nbytes for array in arrays))
         for array in arrays:
-            view = array.reshape(-1).view(np.uint8)
-            at = 0
-            while at < view.size:
-                if not pending:
-                    size = min(BLOCK_BYTES, left)
-                    pending = memoryview(self._open(key, number, file.read(size + SEAL_BYTES), size))
-                    number, left = number + 1, left - size
-                part = pending[: view.size - at]
-                view[at : at + len(part)] = np.frombuffer(part, dtype=np.uint8)
-                at, pending = at + len(part), pending[len(part) :]
-        if pending or file.read(1):
-            raise ValueError("there are bytes of no array")
+            boxes.fill(raw(array))
+        boxes.end()
+        return _work(index, groups)
 
     def _open(self, key: bytes, number: int, box: bytes, length: int) -> bytes:
         return unseal(key, number, self._config, box, length, "this site's own")
+
+
+class _Boxes:
+    """The sealed bytes of arrays, opened one after the other."""
+
+    def __init__(self, file: BinaryIO, unseal_: Callable[[int, bytes, int], bytes], left: int) -> None:
+        """`unseal_`: (number of the box, box, bytes in it). `left`: bytes in all boxes."""
+        self._file, self._unseal, self._left = file, unseal_, left
+        self._number, self._pending = 1, memoryview(b"")
+
+    def fill(self, view: NDArray[np.uint8]) -> None:
+        """The next bytes. Raises PolicyError for a box that is not whole."""
+        at = 0
+        while at < view.size:
+            if not self._pending:
+                size = min(BLOCK_BYTES, self._left)
+                self._pending = memoryview(self._unseal(self._number, self._file.read(size + SEAL_BYTES), size))
+                self._number, self._left = self._number + 1, self._left - size
+            part = self._pending[: view.size - at]
+            view[at : at + len(part)] = np.frombuffer(part, dtype=np.uint8)
+            at, self._pending = at + len(part), self._pending[len(part) :]
+
+    def end(self) -> None:
+        """Raise ValueError unless that was all."""
+        if self._pending or self._file.read(1):
+            raise ValueError("there are bytes of no array")
+
+
+def _little(arrays: Tensors) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of C-contiguous arrays, as little-endian numbers."""
+    for array in arrays.values():
+        yield raw(array.astype(array.dtype.newbyteorder("<"), copy=False))
+
+
+def _nothing(start: int, stop: int, into: NDArray[np.uint8]) -> None:
+    raise InternalError("a rank that does not lead has no outbox to read")
 
 
 def _facts(work: LocalWork) -> dict[str, Any]:
@@ -212,6 +284,11 @@ def _empty(listed: list[Any]) -> Tensors:
             raise ValueError(f"an array of {kind}")
         arrays[name] = np.empty(tuple(shape), dtype=np.dtype("<" + kind if kind[1:] != "1" else kind))
     return arrays
+
+
+def _forms(listed: list[Any]) -> Forms:
+    """Of the listed tensors."""
+    return {name: Form(np.dtype(kind), tuple(shape)) for name, kind, shape in listed}
 
 
 def outbox_key(ledger_key: bytes, config: bytes) -> bytes:

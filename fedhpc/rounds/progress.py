@@ -64,8 +64,7 @@ class Progress:
         session, model = self._session, self.model
         self._reporter.note(f"{over.what}; asking the others for their model")
         before = model.rounds
-        caught = session.recovery.catch_up(model.state, model.reached, model.state_bytes)
-        model.take_over(caught.data)
+        caught = model.take_over(lambda into: session.recovery.catch_up(model.state, model.reached, into))
         session.round_ = model.reached = caught.round_
         self._reporter.note(f"caught up: from {before} to {model.rounds} rounds")
         return caught.whole

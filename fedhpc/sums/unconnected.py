@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing_extensions import override
 
 from fedhpc.errors import InternalError
+from fedhpc.federation.held_stream import HeldStream
 from fedhpc.federation.other_sites import CaughtUp, Peers, Recovery, Summing
 from fedhpc.federation.party import Checked, Opened, Party, Summed
 from fedhpc.federation.stages import Stages
@@ -34,7 +35,7 @@ class NeverAway(Recovery):
         return max(held) if held else None
 
     @override
-    def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
+    def catch_up(self, state: bytes, round_: int, into: HeldStream) -> CaughtUp:
         raise InternalError("a site that was never away was asked to catch up")
 
     @override

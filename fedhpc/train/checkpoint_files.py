@@ -22,12 +22,13 @@ import numpy as np
 from fedhpc.agreement.run_folder import CHECKPOINT_INDEX
 from fedhpc.data import hdf5
 from fedhpc.errors import DataError, FedhpcError, InternalError, StorageError
-from fedhpc.federation.checkpoint import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint, StoredState
+from fedhpc.federation.held_stream import LoadedState
 from fedhpc.federation.ranges import Held, forms_of
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT, model_name
 from fedhpc.files import private_folder, sync_folder
 from fedhpc.train.checkpoint_arrays import damaged, read_arrays, write_arrays
-from fedhpc.train.checkpoint_folder import StoredFolder, remove_folder, write_folder
+from fedhpc.train.checkpoint_folder import FolderState, StoredFolder, remove_folder, write_folder
 
 SCHEMA_VERSION = 2
 _WITHOUT_BLIND = 1  # of fedhpc 0.1.0: its model can still be exported, but no run continues from it
@@ -142,6 +143,12 @@ class Hdf5Checkpoints:
             return [self.path(round_)]
         folder = StoredFolder(self.folder(round_))
         return folder.paths()
+
+    def state(self, round_: int) -> StoredState:
+        """The state of `round_`, of which a folder's is read piece by piece. Raises DataError if it is damaged."""
+        if not self._in_folder(round_):
+            return LoadedState(self.load(round_))
+        return FolderState(self.folder(round_))
 
     def discard_after(self, round_: int) -> None:
         """Remove the checkpoints newer than `round_`, damaged ones too. Raises StorageError."""

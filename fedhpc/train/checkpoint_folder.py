@@ -26,14 +26,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fedhpc.agreement.run_folder import CHECKPOINT_INDEX
 from fedhpc.data import hdf5
 from fedhpc.errors import DataError, FedhpcError, StorageError
-from fedhpc.federation.checkpoint import Checkpoint, Tensors
-from fedhpc.federation.held_stream import HeldStream, Segment, segments_of
+from fedhpc.federation.checkpoint import Checkpoint, StoredState, Tensors
+from fedhpc.federation.held_stream import HeldStream, Runs, Segment, joined, segments_of
 from fedhpc.federation.ranges import Form, Forms, Held
-from fedhpc.federation.state_tensors import TOTAL_WEIGHT, model_name
+from fedhpc.federation.state_tensors import TOTAL_WEIGHT, model_name, state_arrays, total_bytes
 from fedhpc.files import private_folder, sync_folder, write_whole
 from fedhpc.mpi.collectives import Group, SerialGroup
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES, u64
@@ -263,8 +264,7 @@ class StoredFolder:
                 "the checkpoint holds another model than this task builds", "did the task's options change?"
             )
         if held.replicated:  # no more memory than the files have bytes
-            for rank in range(len(self._files)):
-                self._rank(rank)
+            self.open()
         tensors = held.empty()
         outer = {name: np.empty_like(tensors[model_name(name)]) for name in self.outer}
         stream = HeldStream(held, [*tensors.items(), *((model_name(n), a) for n, a in outer.items())])
@@ -291,6 +291,11 @@ class StoredFolder:
         if stored.sha256 != self._private:
             raise DataError(f"{path} is not the one of {self.folder / CHECKPOINT_INDEX}", DAMAGED_HINT)
         return stored.groups["private"]
+
+    def open(self) -> None:
+        """Open the files of all ranks, which have as many bytes as the index says then."""
+        for rank in range(len(self._files)):
+            self._rank(rank)
 
     def check(self) -> None:
         """Read all there is. Raises DataError."""
@@ -321,6 +326,27 @@ class StoredFolder:
             ranks = len(self._files)
             self._ranks[rank] = _RankFile(self._path(rank), self.round_, rank, ranks, nbytes, self._files[rank])
         return self._ranks[rank]
+
+
+class FolderState(StoredState):
+    """The state in a round's folder; all its files are open, so that it can be read to its end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = stored = StoredFolder(folder)
+        stored.open()
+        tail = state_arrays({}, {}, stored.total_weight, stored.round_, stored.blind)
+        self.round_, self.sums = stored.round_, stored.sums
+        self.nbytes = stored.nbytes + total_bytes(tail)
+        self._tail = Runs([(stored.nbytes + start, memory) for start, memory in joined(tail).all])
+
+    @override
+    def read(self, start: int, stop: int, into: NDArray[np.uint8]) -> None:
+        self._folder.read(start, min(stop, self._folder.nbytes), into)
+        self._tail.read(start, stop, into)
+
+    @override
+    def close(self) -> None:
+        self._folder.close()
 
 
 class _RankFile:

@@ -124,11 +124,13 @@ def whole_bytes(shard: Shard) -> int:
     return int(np.prod(shard.shape, dtype=np.int64)) * np.dtype(shard.kind).itemsize
 
 
-def whole_arrays(group: Group, shards: Sequence[Shard]) -> dict[str, NDArray[Any]]:
-    """Every tensor whole, on every rank, in its kind and shape. Collective."""
+def whole_at_leader(group: Group, shards: Sequence[Shard]) -> dict[str, NDArray[Any]]:
+    """Every tensor whole, in its kind and shape, at the leader; nothing at the others. Collective."""
     offsets, size = _one_after_the_other(shards)
-    data = np.empty(size, dtype=np.uint8)
-    Moves(group, shards, offsets, [(0, size)] * group.size).gather(data)
+    data = np.empty(size if group.rank == 0 else 0, dtype=np.uint8)
+    Moves(group, shards, offsets, [(0, size)] + [(0, 0)] * (group.size - 1)).gather(data)
+    if group.rank:
+        return {}
     return {
         s.name: data[offsets[s.name] : offsets[s.name] + whole_bytes(s)].view(s.kind).reshape(s.shape) for s in shards
     }

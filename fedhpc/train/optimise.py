@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedhpc.errors import DataError
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.dealt_rows import dealt_like, is_sharded
-from fedhpc.train.moves import whole_arrays
+from fedhpc.train.moves import whole_at_leader
 from fedhpc.train.settings import TrainSettings
 from fedhpc.train.shards import named_shards
 from fedhpc.train.state import to_array, to_tensor
@@ -60,11 +60,11 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 
 
 def optimizer_arrays(model: torch.nn.Module, optimizer: torch.optim.Optimizer, group: Group) -> dict[str, NDArray[Any]]:
-    """`optimizer_tensors` as arrays, whole on every rank. Collective over the site where they are dealt out."""
+    """`optimizer_tensors` as arrays, whole at the leader, who keeps them; nothing at the others. Collective."""
     tensors = optimizer_tensors(model, optimizer)
     if any(is_sharded(tensor) for tensor in tensors.values()):
-        return whole_arrays(group, named_shards(tensors))
-    return {name: to_array(tensor) for name, tensor in tensors.items()}
+        return whole_at_leader(group, named_shards(tensors))
+    return {} if group.rank else {name: to_array(tensor) for name, tensor in tensors.items()}
 
 
 def load_optimizer(

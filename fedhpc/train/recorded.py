@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
 from fedhpc.errors import InternalError
-from fedhpc.federation.checkpoint import Tensors, read_into
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.ranges import Forms, Held, forms_of
 from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork, Trainer
 from fedhpc.train import evaluate
@@ -28,7 +29,7 @@ class RecordedTrainer(Trainer):
 
     @override
     def forms(self) -> Forms:
-        return forms_of(self._work.tensors)
+        return forms_of(self._work.tensors) if self._work.forms is None else self._work.forms
 
     @override
     def hold(self, held: Held) -> None:
@@ -36,13 +37,14 @@ class RecordedTrainer(Trainer):
 
     @override
     def tensors(self) -> Tensors:
-        """What is held of the local model: the main loop goes on from a checkpoint, and needs no more than the form."""
-        tensors = self._work.tensors
-        return {n: t.copy() for n, t in tensors.items()} if self._held is None else self._held.pieces(tensors)
+        """Zeros: the main loop goes on from a checkpoint, and needs no more than the form."""
+        forms = {n: f.shape if self._held is None else self._held.piece_shape(n) for n, f in self.forms().items()}
+        return {name: np.zeros(shape, self.forms()[name].dtype) for name, shape in forms.items()}
 
     @override
     def read(self, into: Tensors) -> None:
-        read_into(into, self.tensors())
+        """Never called: the outbox has the model."""
+        raise InternalError("a job that exchanges was asked for its own model")
 
     @override
     def averaged(self) -> frozenset[str]:

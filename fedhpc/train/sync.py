@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedhpc.errors import ConfigError
-from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.checkpoint import Source, Tensors
+from fedhpc.federation.ranges import Held
 from fedhpc.rounds.global_model import GlobalModel
+from fedhpc.rounds.update import held_in
 
 if TYPE_CHECKING:
     import torch
@@ -47,25 +49,26 @@ class Sync:
                 "sync needs weight=, this site's number of training rows",
                 'or set [strategy] weights = "uniform" in federation.toml',
             )
+        from fedhpc.train.own_shards import OwnShards, is_dealt_out
+
         self._model = _unwrapped(model)
-        parts = [name for name, tensor in self._shared().items() if type(tensor).__name__ == "DTensor"]
-        if parts:
-            raise ConfigError(
-                f"the model's {parts[0]} is a DTensor, of which each rank holds a part",
-                "sync takes models that every rank holds whole, such as those in DDP",
-            )
+        self._site = session.party.site
+        self._shards = OwnShards(self._model) if is_dealt_out(self._model) else None
+        if self._shards is None:
+            self._refuse_parts()
         self._optimizer = optimizer
         self._every = steps
         # A site is one party: its leader's weight counts, whatever share of the rows the other ranks hold.
         self._weight = session.from_leader(weight or 0)
         self._keep = keep_optimizer_state
         self._count = 0
-        self._site = session.party.site
         self._session = session
+        self._held = Held(self._site, {}) if self._shards is None else held_in(session, self._shards.forms())
         self._global = GlobalModel(
             session,
             self._tensors(),
             self._buffers(),
+            held=None if self._shards is None else self._held,
             weights_name=f"weights of sync after round {session.round_}",
         )
 
@@ -79,7 +82,9 @@ class Sync:
 
     def exchange(self) -> None:
         """Exchange now: the model becomes the new global model, on every rank of every site."""
-        self._global.exchange(self._tensors(), self._weight)
+        shards, held = self._shards, self._held
+        local: Source = self._tensors() if shards is None else lambda into: shards.read(held, into)
+        self._global.exchange(local, self._weight)
         self._load(self._global.tensors)
         if self._optimizer is not None and not self._keep:
             self._optimizer.state.clear()
@@ -88,6 +93,7 @@ class Sync:
         """What a script that starts again needs beside its own state: for torch.save, or as NumPy arrays by name.
 
         The global model after the last exchange, the strategy's state, the weights' sum, and how many sums are done.
+        Where the model is dealt out over the site's ranks it is the part of each, for as many ranks again.
         """
         model = self._global
         arrays = {f"model/{n}": a for n, a in model.tensors.items()} | {
@@ -121,8 +127,19 @@ class Sync:
 
     @property
     def model_sha256(self) -> str:
-        """The fingerprint of the global model after the last exchange; equal at all sites."""
+        """The fingerprint of the global model after the last exchange; equal at all sites.
+
+        Where the model is dealt out over the site's ranks, all of them ask for it.
+        """
         return self._global.sha256()
+
+    def _refuse_parts(self) -> None:
+        for name, tensor in self._shared().items():
+            if type(tensor).__name__ == "DTensor":
+                raise ConfigError(
+                    f"the model's {name} is a DTensor, of which each rank holds a part, and no parameter is",
+                    "sync takes models that every rank holds whole, such as those in DDP, and those of fully_shard",
+                )
 
     def _shared(self) -> dict[str, torch.Tensor]:
         """Parameters and floating buffers, in state_dict order."""
@@ -132,8 +149,15 @@ class Sync:
         return frozenset(n for n, _ in self._model.named_buffers())
 
     def _tensors(self) -> Tensors:
-        """The shared state as NumPy copies; the leader's values count (ranks' running statistics may differ)."""
+        """The shared state as NumPy copies; the leader's values count (ranks' running statistics may differ).
+
+        Of a model that is dealt out over the ranks, what this one holds for the sums.
+        """
         arrays: Tensors = {}
+        if self._shards is not None:
+            arrays = self._held.empty()
+            self._shards.read(self._held, arrays)
+            return arrays
         for name, tensor in self._shared().items():
             host = tensor.detach().cpu()
             array = np.array((host if host.element_size() == 8 else host.float()).numpy(), order="C")
@@ -143,6 +167,10 @@ class Sync:
 
     def _load(self, tensors: Tensors) -> None:
         import torch
+
+        if self._shards is not None:
+            self._shards.write(self._held, tensors)
+            return
 
         with torch.no_grad():
             for name, tensor in self._shared().items():

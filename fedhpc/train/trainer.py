@@ -266,7 +266,7 @@ class TorchTrainer(Trainer):
 
     @override
     def private(self) -> dict[str, NDArray[Any]]:
-        """Names: `position`, `random`, `optimizer:…`, `buffer:…`; equal on every rank.
+        """Names: `position`, `random`, `optimizer:…` (at the leader), `buffer:…`.
 
         Within a round also where it stands, and the running statistics of each rank, which differ until its end.
         """

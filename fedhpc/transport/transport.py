@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fedhpc.transport.gaps import Gaps
 from fedhpc.transport.listing import Entry
-from fedhpc.transport.ranges import Gaps
 from fedhpc.wire.object_names import ObjectName
 
 BlockWork = Callable[[int, int], object]  # on bytes [low, high) of the vector: one block

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedhpc.federation.checkpoint import Tensors, read_into
-from fedhpc.federation.held_stream import spread
+from fedhpc.federation.held_stream import HeldStream, joined, spread
 from fedhpc.federation.ranges import Forms, Held, forms_of
 from fedhpc.mpi.arrays import from_leader
 
@@ -45,3 +46,22 @@ class HeldTensors:
     def from_leader(self, private: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the site's leader has of a checkpoint, on every rank."""
         return private if self.held is None else from_leader(self.held.site, private)
+
+
+def gather(held: Held, arrays: Mapping[str, tuple[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Whole arrays by name at the leader, from all ranks' pieces; empty at the others.
+
+    `arrays`: each with the name of the tensor that it is cut as.
+    """
+    site = held.site
+    if held.replicated or site.size == 1:
+        return {name: array for name, (_, array) in arrays.items()} if site.rank == 0 else {}
+    stream = HeldStream(held, list(arrays.values()))
+    whole = {}
+    if site.rank == 0:
+        whole = {name: np.empty(held.forms[model].shape, array.dtype) for name, (model, array) in arrays.items()}
+    into, at = joined(list(whole.values())), 0
+    for window in stream.to_leader():
+        into.write(at, at + window.size, window)
+        at += window.size
+    return whole

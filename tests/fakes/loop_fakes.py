@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from held_fakes import HeldTensors
 
-from fedhpc.federation.checkpoint import Checkpoint, Tensors
+from fedhpc.federation.checkpoint import Checkpoint, StoredState, Tensors
+from fedhpc.federation.held_stream import LoadedState
 from fedhpc.federation.life import Stage
 from fedhpc.federation.ranges import Held
 from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork
@@ -80,6 +81,9 @@ class Store:
     def load(self, round_: int, held: Held | None = None) -> Checkpoint:
         return copy.deepcopy(self.kept[round_])
 
+    def state(self, round_: int) -> StoredState:
+        return LoadedState(self.load(round_))
+
     def discard_after(self, round_: int) -> None:
         self.kept = {r: c for r, c in self.kept.items() if r <= round_}
 
@@ -91,7 +95,7 @@ class Box:
         self.work: LocalWork | None = None
         self.keeps = 0
 
-    def find(self, state: bytes) -> LocalWork | None:
+    def find(self, state: bytes, held: Held | None = None) -> LocalWork | None:
         return self.newest() if self.work is not None and self.work.state == state else None
 
     def holds(self, state: bytes) -> bool:

@@ -15,9 +15,9 @@ from secure_fakes import key_of
 
 from fedhpc.errors import PeersError, PolicyError
 from fedhpc.secure.transcript import tree, tree_root
+from fedhpc.transport.gaps import Gaps
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.listing import Entry
-from fedhpc.transport.ranges import Gaps
 from fedhpc.transport.spool.carrier import Carrier
 from fedhpc.transport.spool.client import SpoolClient
 from fedhpc.transport.spool.folder import SpoolFolder

@@ -54,10 +54,10 @@ from fedhpc.secure.results import RoundResults, abandon
 from fedhpc.secure.transcript import MAX_CANON_BYTES, canon, parse_canon, sign_message, tree
 from fedhpc.sums.over_relay.catch_up import Attendant
 from fedhpc.sums.over_relay.waiting import late_sites
+from fedhpc.transport.gaps import read_gaps
 from fedhpc.transport.https.transfer import declared_length
 from fedhpc.transport.link_problems import RelayProblem, refusal
 from fedhpc.transport.listing import read_listing
-from fedhpc.transport.ranges import read_gaps
 from fedhpc.wire.kinds import MAX_READY_BYTES
 from fedhpc.wire.object_names import ObjectName
 from fedhpc.wire.pins import MAX_CERTIFICATE_BYTES, pin_of, pin_of_der, read_certificate, read_der

@@ -16,6 +16,7 @@ from train_fakes import make_task, make_trainer
 
 from fedhpc.errors import ConfigError
 from fedhpc.mpi import collectives
+from fedhpc.mpi.arrays import from_leader
 from fedhpc.train.first_model import Drawn, FirstModel
 from fedhpc.train.row_check import check_rows
 from fedhpc.train.settings import ComputeSettings, TrainSettings
@@ -176,18 +177,18 @@ def check_steps(group: Any, alone: Any) -> None:
 
 
 def check_going_on(group: Any, alone: Any) -> None:
-    """Private state is whole: the same ranks go on to the same bits, others go on."""
+    """Private state is whole at the leader: the same ranks go on to the same bits, others go on."""
     model = {"norm": True, "dropout": 0.2}
     settings = dataclasses.replace(ADAMW, clip_norm=0.0)
     with site(group, settings, "fsdp", **model) as trainer:
         trainer.train(1, trainer.tensors())
-        tensors, private = trainer.tensors(), trainer.private()
+        tensors, private = trainer.tensors(), from_leader(group, trainer.private())
         same(group, digest(tensors) + digest(private))
         assert private["optimizer:enter.weight:exp_avg"].shape == (11, 5)
         kept: list[Any] = []
 
         def at_step() -> bool:
-            kept.append((trainer.tensors(), trainer.private()))
+            kept.append((trainer.tensors(), from_leader(group, trainer.private())))
             return len(kept) == 3
 
         assert not trainer.train(2, trainer.tensors(), at_step).whole

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fedhpc.app.run import run_federation
-from fedhpc.federation.held_stream import gather
+from tests.fakes.held_fakes import gather
 
 for directory in map(Path, sys.argv[1:]):
     ran = run_federation(directory / "federation.toml", sites=directory / "sites", site=None, out=None)

@@ -27,7 +27,6 @@ import user_scripts
 from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
 from fedhpc.federation.checkpoint import Tensors
-from fedhpc.federation.held_stream import gather
 from fedhpc.federation.session import Session
 from fedhpc.mpi.world import abort_job, describe_failure
 from fedhpc.rounds.interfaces import AtStep, LocalResult
@@ -35,7 +34,7 @@ from fedhpc.rounds.loop import Run
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.sums.over_relay.masked_sum import RelayedSums
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
-from tests.fakes.held_fakes import HeldTensors
+from tests.fakes.held_fakes import HeldTensors, gather
 
 SHAPES: dict[str, tuple[int, ...]] = {"weight": (700, 3), "scalar": (), "running": (5,), "bias": (7,)}
 GATE_S = 120.0

@@ -13,19 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError
-from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
+from fedhpc.federation.checkpoint import CheckpointStore, StoredState
 from fedhpc.federation.party import GIVEN_EPOCH, Party
-from fedhpc.federation.state_tensors import Arrays, arrays_of_checkpoint, total_bytes
+from fedhpc.mpi.byte_moves import Read
 from fedhpc.secure import labels
 from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, CommonKnowledge, Giver, Taker, release
-from fedhpc.secure.transcript import joined_block_digests, parse_canon, tree_root
+from fedhpc.secure.transcript import parse_canon
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.exchange import RelayExchange, Watch, objects_of
 from fedhpc.sums.over_relay.finished_sums import FinishedSums
@@ -72,7 +71,7 @@ class Attendant:
                 for site, number in self._asked():
                     if looked.get(number, -1) < newest:
                         looked[number] = newest
-                        if self._help(site, number, store.load(newest)):
+                        if self._help(site, number, store.state(newest)):
                             looked[number] = _NEVER_AGAIN
             except FedhpcError as error:
                 _log.warning("could not help a site that was away: %s", error.what)
@@ -90,35 +89,40 @@ class Attendant:
                 found.append((site, number))
         return found
 
-    def _help(self, taker: int, number: int, checkpoint: Checkpoint) -> bool:
+    def _help(self, taker: int, number: int, state: StoredState) -> bool:
+        try:
+            return self._offer(taker, number, state)
+        finally:
+            state.close()
+
+    def _offer(self, taker: int, number: int, state: StoredState) -> bool:
         """Whether there is nothing more to do: not, if this site has nothing yet that the taker lacks.
 
         A request whose answer failed in the middle is not answered again: other boxes under the same names would be
         refused. The taker asks anew.
         """
-        proof = self._finished.proof(checkpoint.sums)
+        proof = self._finished.proof(state.sums)
         need = self._exchange.client.get(self._exchange.name(0, number, f"NEED/{taker}"))
         if not proof or need is None:
             return False
-        arrays = arrays_of_checkpoint(checkpoint)
-        known = CommonKnowledge(self._known.config, self._known.roster, self._known.thresholds, total_bytes(arrays))
+        known = CommonKnowledge(self._known.config, self._known.roster, self._known.thresholds, state.nbytes)
         try:
-            giver = Giver(known, self._exchange.me, self._identity, taker, need, checkpoint.sums, proof)
+            giver = Giver(known, self._exchange.me, self._identity, taker, need, state.sums, proof)
             if parse_canon(need)["body"]["state"] == parse_canon(proof[0])["body"]["state"]:
                 return False  # it is where this site is; there will be more to give after the next round
-            self._give(taker, number, giver, arrays)
+            self._give(taker, number, giver, state)
         except FedhpcError as error:
             _log.warning("could not give the model to site %d: %s", taker, error.what)
             return True
-        _log.info("gave the model after %d rounds to site %d", checkpoint.round_, taker)
+        _log.info("gave the model after %d rounds to site %d", state.round_, taker)
         return True
 
-    def _give(self, taker: int, number: int, giver: Giver, arrays: Arrays) -> None:
+    def _give(self, taker: int, number: int, giver: Giver, state: StoredState) -> None:
         def send(block: tuple[int, bytes]) -> None:
             index, data = block
             self._exchange.put(0, number, f"B{index}", giver.box(index, data), to=taker)
 
-        blocks = _blocks(arrays)
+        blocks = _blocks(state)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             while some := list(itertools.islice(blocks, _AT_ONCE)):  # a pool takes all that it is given at once
                 list(pool.map(send, some))
@@ -132,12 +136,14 @@ def take(
     state: bytes,
     round_: int,
     deadline_s: float,
+    receive: Callable[[Read], bytes],
     while_waiting: Callable[[], bool] = lambda: False,
-) -> tuple[CaughtUp, NDArray[np.uint8]]:
-    """A later state than `state` [32] of `round_`, from whichever site gives one; its bytes [known.nbytes].
+) -> CaughtUp:
+    """A later state than `state` [32] of `round_`, from whichever site gives one.
 
-    `while_waiting` is called from time to time, and says whether the model must be asked for again.
-    Raises PeersError if none comes within `deadline_s`.
+    `receive` reads its bytes [known.nbytes] in windows of whole blocks and gives their Tree [32]; they count if this
+    returns. `while_waiting` is called from time to time, and says whether the model must be asked for again. Raises
+    PeersError if none comes within `deadline_s`.
     """
     deadline = time.monotonic() + deadline_s
     while (left := deadline - time.monotonic()) > 0:
@@ -150,10 +156,8 @@ def take(
         for giver in _givers(watch, exchange.me):
             try:
                 taker.receive_state(giver, watch.body(f"{labels.SIGN_STATE}/{giver}/{exchange.me}"))
-                data = _fetch(taker, known, exchange, number, giver)
-                nbytes = known.nbytes
-                tree = tree_root(nbytes, joined_block_digests([data], 0, -(-nbytes // BLOCK_BYTES)))
-                return taker.finish(tree), data
+                with ThreadPoolExecutor(_AT_ONCE) as pool:
+                    return taker.finish(receive(_Given(taker, exchange, number, giver, pool).read))
             except (PolicyError, PeersError) as error:  # what it gave is wrong, or gone
                 _log.warning("site %d could not help: %s", giver, error.what)
                 time.sleep(_LOOK_S)
@@ -198,31 +202,33 @@ def _givers(watch: Watch, me: int) -> list[int]:
     return sorted(int(parts[1]) for parts in found if parts[0] == labels.SIGN_STATE and parts[2:] == [str(me)])
 
 
-def _fetch(taker: Taker, known: CommonKnowledge, exchange: RelayExchange, number: int, giver: int) -> NDArray[np.uint8]:
-    data = np.empty(known.nbytes, dtype=np.uint8)
+class _Given:
+    """What a site gives, read in windows of whole blocks, some of them fetched at the same time."""
 
-    def one(index: int) -> None:
-        box = exchange.client.get(exchange.name(0, number, f"B{index}/{giver}/{exchange.me}"))
-        if box is None:
-            raise PolicyError(f"site {giver} did not give block {index}")
-        block = taker.block(index, box)
-        data[index * BLOCK_BYTES : index * BLOCK_BYTES + len(block)] = np.frombuffer(block, dtype=np.uint8)
+    def __init__(
+        self, taker: Taker, exchange: RelayExchange, number: int, giver: int, pool: ThreadPoolExecutor
+    ) -> None:
+        self._taker, self._exchange, self._number, self._giver = taker, exchange, number, giver
+        self._pool = pool
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(one, range(-(-known.nbytes // BLOCK_BYTES))))
-    return data
+    def read(self, start: int, stop: int, into: NDArray[np.uint8]) -> None:
+        """Raises PolicyError for a block that is not there, or not what the giver has signed."""
+
+        def one(index: int) -> None:
+            place = f"B{index}/{self._giver}/{self._exchange.me}"
+            box = self._exchange.client.get(self._exchange.name(0, self._number, place))
+            if box is None:
+                raise PolicyError(f"site {self._giver} did not give block {index}")
+            at = index * BLOCK_BYTES - start
+            block = np.frombuffer(self._taker.block(index, box), dtype=np.uint8)
+            into[at : at + block.size] = block
+
+        list(self._pool.map(one, range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))))
 
 
-def _blocks(arrays: Arrays) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of each block of the joined arrays."""
-    pending, number = bytearray(), 0
-    for array in arrays:
-        view: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        for at in range(0, view.size, BLOCK_BYTES):
-            pending += view[at : at + BLOCK_BYTES].tobytes()
-            while len(pending) >= BLOCK_BYTES:
-                yield number, bytes(pending[:BLOCK_BYTES])
-                del pending[:BLOCK_BYTES]
-                number += 1
-    if pending:
-        yield number, bytes(pending)
+def _blocks(state: StoredState) -> Iterator[tuple[int, bytes]]:
+    """(number, bytes) of each block of a state."""
+    for number, start in enumerate(range(0, state.nbytes, BLOCK_BYTES)):
+        block = np.empty(min(BLOCK_BYTES, state.nbytes - start), np.uint8)
+        state.read(start, start + block.size, block)
+        yield number, block.tobytes()

@@ -16,8 +16,10 @@ from fedhpc.federation.input_check import codec_of, refuse_other_vector
 from fedhpc.federation.other_sites import Summing
 from fedhpc.federation.party import NEXT_EPOCH, Checked, Opened, Party, RoundOverError, Summed, SumPlan
 from fedhpc.federation.stages import Stages
+from fedhpc.federation.vector import Vector
 from fedhpc.secure.ledger import Mark, OtherVectorError
 from fedhpc.sums.blocks import BlockEngine
+from fedhpc.sums.over_relay.kept_vector import give_parts, is_gathered, whole_at_leader
 from fedhpc.sums.over_relay.lead import Lead
 from fedhpc.sums.over_relay.orders import (
     Answer,
@@ -48,6 +50,7 @@ class RelayedSums(Summing):
         self._party, self._client, self.rails, self.lead, self._recovery = party, client, rails, lead, recovery
         self._round: RelayedRound | None = None  # at the leader, of the sum that is open
         self._turns = (0, 0)  # of the last sum, at the leader
+        self._vector: Vector | None = None  # of the sum that is open
         self._hides = party.agreement.secure.mode != "off"
 
     @override
@@ -55,6 +58,7 @@ class RelayedSums(Summing):
         """Raises RoundOverError, on every rank, if the round ended without this site."""
         party, plan, traffic = self._party, checked.plan, self._client.traffic
         up, down = traffic.bytes_up, traffic.bytes_down
+        self._vector = checked.vector
         engine = BlockEngine(checked.vector, checked.part, lambda: codec_of(party, plan))
         if party.leads:
             result = self._conduct(engine, plan, checked.mark, stages)
@@ -69,25 +73,30 @@ class RelayedSums(Summing):
 
         Raises RoundOverError, on every rank, if the others have long gone on and no longer sign this round.
         """
+        site, whole = self._party.site, self._vector
+        self._vector = None
+        if whole is not None and is_gathered(site, opened.plan):
+            whole = whole_at_leader(site, whole)
         with opened.stages.timed("agree"):
             if self._party.leads:
-                self._settle(opened, state)
+                self._settle(opened, state, whole)
             word = self._party.site.await_bytes(Order.DONE if self._party.leads else None)
         if word[:1] == Order.OVER and not self._party.leads:
             raise RoundOverError(opened.plan.round_, word[1:].decode())
         end_if_stopped(word)
 
-    def _settle(self, opened: Opened, state: bytes) -> None:
-        """The leader's part, after which nothing is kept that a restart can do without."""
+    def _settle(self, opened: Opened, state: bytes, vector: Vector | None) -> None:
+        """The leader's part, after which nothing is kept that a restart can do without. `vector`: the sum."""
         assert self.lead is not None
         if self._round is not None:
+            assert vector is not None
             try:
                 proof = self._round.settle(opened.sum_tree, state)
             except RoundOverError as error:
                 self._end_without(opened.plan, error)
             except InterruptedRun as stopped:
                 stop_site(self._party.site, stopped)
-            self.lead.retention.keep(opened, self._round.vector, self._round.mark.fingerprint, proof)
+            self.lead.retention.keep(opened, vector, self._round.mark.fingerprint, proof)
             self._round = None
         self.lead.states.reached(opened.plan.round_, state)
         self.lead.retention.settled(opened.plan, opened.salt)
@@ -111,16 +120,18 @@ class RelayedSums(Summing):
         assert lead is not None
         if plan.skip and (lead.finished.is_skipped(plan) or (plan.absent and lead.finished.holds(plan))):
             self._end_without(plan, RoundOverError(plan.round_, f"the sites did without '{plan.purpose}'"))
-        kept = None
+        kept, vector = None, engine.vector
+        if is_gathered(party.site, plan):
+            vector = Vector(vector.layout)
         try:
             if not plan.absent:
-                kept = lead.finished.find(plan, engine.vector, mark.fingerprint)
+                kept = lead.finished.find(plan, vector, mark.fingerprint)
                 refuse_other_vector(party, plan, mark)
         except OtherVectorError as other:
             plan = self._sit_out(plan, other)
         if kept is not None:
             self._order(Order.KEPT)
-            party.site.broadcast(engine.vector.whole())
+            self._share_kept(plan, engine.vector, vector)
             self._round = None
             result = SumResult(*kept)
             self._order(Order.DONE + result.to_bytes())
@@ -187,6 +198,13 @@ class RelayedSums(Summing):
             raise PolicyError(other.what, f"{as_before}; {alone}: {NEXT_EPOCH}")
         self._end_without(plan, RoundOverError(plan.round_, f"{other.what}; this site sits the round out"))
 
+    def _share_kept(self, plan: SumPlan, vector: Vector, whole: Vector) -> None:
+        """Give all ranks what they hold of a sum that the leader has found, `whole`."""
+        if is_gathered(self._party.site, plan):
+            give_parts(self._party.site, vector, whole)
+        else:
+            self._party.site.broadcast(vector.whole())
+
     def _order(self, order: bytes) -> None:
         self._party.site.await_bytes(order)
 
@@ -202,7 +220,7 @@ class RelayedSums(Summing):
             elif kind == Order.OPEN:
                 fetch_part(self._party, self._client, engine, plan, OpenOrder.from_bytes(order), stages)
             elif kind == Order.KEPT:
-                site.broadcast(engine.vector.whole())
+                self._share_kept(plan, engine.vector, engine.vector)
             elif kind == Order.OVER:
                 raise RoundOverError(plan.round_, rest.decode())
             elif kind == Order.STOP:

@@ -21,7 +21,7 @@ from fedhpc.wire.object_names import ObjectName
 class Order:
     """The first byte of what a leader tells the other ranks of its site."""
 
-    HIDE, OPEN, DONE, KEPT, OVER, STOP = b"H", b"O", b"D", b"K", b"X", b"S"
+    HIDE, OPEN, DONE, KEPT, OVER, STOP, TAKE = b"H", b"O", b"D", b"K", b"X", b"S", b"T"
 
 
 def stop_site(site: Group, stopped: InterruptedRun) -> NoReturn:

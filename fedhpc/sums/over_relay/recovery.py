@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
-from fedhpc.errors import InterruptedRun
+from fedhpc.errors import FedhpcError, InternalError, InterruptedRun
 from fedhpc.federation.checkpoint import CheckpointStore
+from fedhpc.federation.held_stream import HeldStream
 from fedhpc.federation.other_sites import CaughtUp
 from fedhpc.federation.party import Party
+from fedhpc.mpi.byte_moves import Read
 from fedhpc.secure import labels
 from fedhpc.secure.catch_up_messages import CommonKnowledge
 from fedhpc.secure.transcript import input_hash, u64
@@ -41,31 +44,44 @@ class RelayRecovery(NeverAway):
         self._attendant.start(store)
 
     @override
-    def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
+    def catch_up(self, state: bytes, round_: int, into: HeldStream) -> CaughtUp:
         """An input of this site in the round that ended without it is free again."""
         site, lead = self._party.site, self._lead
-        data = np.empty(nbytes, dtype=np.uint8)
-        number = b""
+        word = b""
         if lead is not None:
-            assert self._party.identity is not None
-            deadline_s = self._party.agreement.cohort.deadline_s
-            try:
-                known = self._known(lead, nbytes)
-                aside = StandingAside(self._party, lead.exchange, lead.thresholds)
-                caught, found = take(known, lead.exchange, self._party.identity, state, round_, deadline_s, aside.look)
-            except InterruptedRun as stopped:
-                stop_site(site, stopped)
-            lead.finished.keep_proof(caught.round_, caught.settled.proof)
-            release_input(self._party, lead.files, caught)
-            lead.states.reached(caught.round_, caught.state)
-            data[:] = found
-            whole = len(caught.settled.u3) == len(self._party.members)
-            number = Order.DONE + bytes([whole]) + u64(caught.round_)
-        word = site.await_bytes(number if lead is not None else None)
-        end_if_stopped(word)
-        reached = int.from_bytes(word[2:], "little")
-        site.broadcast(data)
-        return CaughtUp(reached, data, whole=word[1:2] == b"\1")
+            word = self._take(lead, state, round_, into)
+        while (said := site.await_bytes(word or None)) == Order.TAKE:  # what a giver gives, which may be wrong
+            into.from_leader(_nothing)
+            into.tree()
+        end_if_stopped(said)
+        return CaughtUp(int.from_bytes(said[2:], "little"), whole=said[1:2] == b"\1")
+
+    def _take(self, lead: Lead, state: bytes, round_: int, into: HeldStream) -> bytes:
+        """The leader's part; the other ranks get theirs of the state by its orders. What it tells them at the end."""
+        site = self._party.site
+        assert self._party.identity is not None
+
+        def receive(read: Read) -> bytes:
+            site.await_bytes(Order.TAKE)
+            reader = _Once(read)
+            into.from_leader(reader.read)
+            tree = into.tree()
+            if reader.failed is not None:
+                raise reader.failed
+            return tree
+
+        deadline_s = self._party.agreement.cohort.deadline_s
+        try:
+            known = self._known(lead, into.nbytes)
+            look = StandingAside(self._party, lead.exchange, lead.thresholds).look
+            caught = take(known, lead.exchange, self._party.identity, state, round_, deadline_s, receive, look)
+        except InterruptedRun as stopped:
+            stop_site(site, stopped)
+        lead.finished.keep_proof(caught.round_, caught.settled.proof)
+        release_input(self._party, lead.files, caught)
+        lead.states.reached(caught.round_, caught.state)
+        whole = len(caught.settled.u3) == len(self._party.members)
+        return Order.DONE + bytes([whole]) + u64(caught.round_)
 
     @override
     def is_free(self, base: bytes) -> bool:
@@ -82,3 +98,22 @@ class RelayRecovery(NeverAway):
 
     def _known(self, lead: Lead, nbytes: int) -> CommonKnowledge:
         return CommonKnowledge(self._party.agreement.hash, self._party.members, lead.thresholds, nbytes)
+
+
+class _Once:
+    """Reads until that fails, and nothing more then: the other ranks of the site wait for all windows."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self.failed: FedhpcError | None = None
+
+    def read(self, start: int, stop: int, into: NDArray[np.uint8]) -> None:
+        if self.failed is None:
+            try:
+                self._read(start, stop, into)
+            except FedhpcError as error:
+                self.failed = error
+
+
+def _nothing(start: int, stop: int, into: NDArray[np.uint8]) -> None:
+    raise InternalError("a rank that does not lead has nothing to give")

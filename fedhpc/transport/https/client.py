@@ -16,12 +16,12 @@ from typing import Any
 
 from fedhpc.errors import PolicyError
 from fedhpc.secure.transcript import tree, tree_root
+from fedhpc.transport.gaps import Gaps, read_gaps
 from fedhpc.transport.https.link import Link, RelayAccess
 from fedhpc.transport.https.retry import Links, Patience, Retry
 from fedhpc.transport.https.transfer import TREE_HEADER, BlockWork, Incoming, Outgoing, declared_length, object_path
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.listing import MOST_BYTES, Entry, listing_path, read_listing
-from fedhpc.transport.ranges import Gaps, read_gaps
 from fedhpc.transport.transport import Traffic
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from fedhpc.errors import InternalError, PeersError
 from fedhpc.secure.transcript import tree_root
+from fedhpc.transport.gaps import Gaps, cut, overlap, read_gaps, size_of, without
 from fedhpc.transport.https.link import Link
 from fedhpc.transport.https.retry import Clock, Links
 from fedhpc.transport.link_problems import LinkDown, RelayProblem
-from fedhpc.transport.ranges import Gaps, cut, overlap, read_gaps, size_of, without
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_count
 
 TREE_HEADER = "fedhpc-tree"

@@ -17,9 +17,9 @@ from typing import Any
 
 from fedhpc.errors import PeersError, PolicyError, StorageError
 from fedhpc.secure.transcript import tree
+from fedhpc.transport.gaps import Gaps
 from fedhpc.transport.https.retry import Retry
 from fedhpc.transport.listing import Entry
-from fedhpc.transport.ranges import Gaps
 from fedhpc.transport.spool.folder import (
     ANSWERS,
     MOST_LISTING_BYTES,

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,7 +142,7 @@ def test_horovod_where_a_site_trains_with_it(tmp_path: Path, monkeypatch: pytest
     passes("horovod", site(1, built), "Horovod 0.28.1 with MPI", OPEN_5.loaded[0])
     fails("horovod", site(2, None), "not installed", "make horovod", "python -m fedhpc.horovod", code=64)
     fails("horovod", site(3, Installed("0.28.1")), "without MPI", code=64)
-    both = replace(built, libraries=(*OPEN_5.loaded, "/usr/lib/libmpi.so.12"))
+    both = dataclasses.replace(built, libraries=(*OPEN_5.loaded, "/usr/lib/libmpi.so.12"))
     fails("horovod", site(4, both), "another MPI library than mpi4py's", "/usr/lib/libmpi.so.12", code=64)
     fails("horovod", site(5, Installed(trouble="libmpi.so.40: no such file")), "libmpi.so.40", code=64)
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from held_fakes import gather
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from thread_ranks import run_ranks
 
 from fedhpc.federation import held_stream
-from fedhpc.federation.held_stream import Entry, HeldStream, gather, joined, spread
+from fedhpc.federation.held_stream import Entry, HeldStream, joined, spread
 from fedhpc.federation.ranges import Forms, Held, forms_of
 from fedhpc.secure.transcript import tree, tree_root
 

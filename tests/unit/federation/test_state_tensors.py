@@ -81,7 +81,8 @@ def test_a_state_moves_to_another_site_and_to_a_checkpoint_and_back(tmp_path: Pa
         assert total_bytes(taken) == total_bytes(model.arrays())
         if session.party.number == 2:  # goes on from what site 1 gave
             other = GlobalModel(session, tensors_of(99), frozenset({"running"}))
-            other.take_over(np.frombuffer(joined(taken), np.uint8))
+            given = np.frombuffer(joined(taken), np.uint8)
+            other.take_over(lambda into: into.mine.write(0, given.size, given))
             other.reached = model.reached
             model = other
         if session.party.number == 3:  # goes on from the checkpoint
@@ -110,7 +111,8 @@ def test_what_was_taken_over_leaves_the_old_tensors_alone() -> None:
         base = model.base()
         kept = {n: t.copy() for n, t in base.tensors.items()}
         size = total_bytes(model.arrays())
-        model.take_over(np.arange(size, dtype=np.uint8) % 100)
+        given = np.arange(size, dtype=np.uint8) % 100
+        model.take_over(lambda into: into.mine.write(0, size, given))
         assert all((base.tensors[n] == kept[n]).all() for n in kept)
         assert model.tensors["weight"].tobytes() == bytes(range(60))
 

@@ -147,7 +147,7 @@ def test_an_older_update_is_discounted_and_applied_to_the_present_model(behind: 
                 exchange(mine, UPDATES[number], number, base)
             except RoundOverError:
                 meeting.barrier.wait()
-                mine.take_over(handed[round_])
+                mine.take_over(lambda into, data=handed[round_]: into.mine.write(0, data.size, data))
                 session.round_ = mine.reached = round_
             else:
                 if number == 1:

@@ -9,6 +9,7 @@ import pytest
 from federation_fakes import FakeSums, Meeting, session_of
 
 from fedhpc.federation.checkpoint import Checkpoint, Tensors
+from fedhpc.federation.held_stream import HeldStream
 from fedhpc.federation.other_sites import CaughtUp
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.state_tensors import state_arrays
@@ -22,11 +23,12 @@ from fedhpc.sums.unconnected import NeverAway
 class Given(NeverAway):
     """Another site gives its model after five rounds, whose last sum was over all sites."""
 
-    def catch_up(self, state: bytes, round_: int, nbytes: int) -> CaughtUp:
+    def catch_up(self, state: bytes, round_: int, into: HeldStream) -> CaughtUp:
         arrays = state_arrays({"w": np.ones(3, np.float32)}, {}, None, 5, bytes(32))
         data = np.frombuffer(b"".join(a.tobytes() for a in arrays), np.uint8)
-        assert data.size == nbytes
-        return CaughtUp(10, data, whole=True)
+        assert data.size == into.nbytes
+        into.mine.write(0, data.size, data)
+        return CaughtUp(10, whole=True)
 
 
 def test_it_counts_its_rows_however_late_its_update_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 import resource
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from thread_ranks import run_ranks
 
 from fedhpc.errors import DataError, StorageError
+from fedhpc.federation.ranges import Held, forms_of
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.rounds.interfaces import LocalResult, LocalWork
 from fedhpc.rounds.outbox import BLOCK_BYTES, FileOutbox, outbox_key
@@ -248,59 +251,70 @@ def test_a_folder_that_cannot_be_is_a_storage_error(tmp_path: Path) -> None:
             call(box(tmp_path))
 
 
-class Ranks(SerialGroup):
-    """One of several ranks in threads: broadcasts go through a list that only the leader fills."""
-
-    def __init__(self, rank: int, size: int, said: list[bytes], turn: threading.Barrier) -> None:
-        super().__init__()
-        self.rank, self.size, self._said, self._turn = rank, size, said, turn
-
-    def broadcast_bytes(self, data: bytes | None, root: int = 0) -> bytes:
-        if self.rank == root:
-            assert data is not None
-            self._said[:] = [data]
-        self._turn.wait(20)
-        found = self._said[0]
-        self._turn.wait(20)
-        return found
-
-    def broadcast(self, array: np.ndarray, root: int = 0) -> None:
-        array[...] = np.frombuffer(self.broadcast_bytes(array.tobytes() if self.rank == root else None), np.uint8)
-
-
 @pytest.mark.parametrize("kept", [work(), work(result=LocalResult(0, 0, 0.0, 0.0, whole=False)), None])
 def test_the_leaders_word_holds_for_all_ranks(tmp_path: Path, kept: LocalWork | None) -> None:
     """The other ranks see another directory, as a node with old entries in its cache does."""
-    said: list[bytes] = []
-    turn = threading.Barrier(3)
-    found: dict[int, LocalWork | None] = {}
-    held: dict[int, bool] = {}
     stale = box(tmp_path / "other")
     (tmp_path / "other").mkdir()
     stale.keep(work(round_=99))
     if kept is not None:
         box(tmp_path).keep(kept)
 
-    def rank(number: int) -> None:
-        folder = tmp_path if number == 0 else tmp_path / "other"
-        outbox = FileOutbox(folder / "outbox", CONFIG, KEY, Ranks(number, 3, said, turn))
-        found[number] = outbox.find(STATE)
-        held[number] = outbox.holds(STATE)
-        if number:
+    def rank(site: Any) -> tuple[LocalWork | None, bool]:
+        folder = tmp_path if site.rank == 0 else tmp_path / "other"
+        outbox = FileOutbox(folder / "outbox", CONFIG, KEY, site)
+        found = outbox.find(STATE, Held(site, forms_of(work().tensors))), outbox.holds(STATE)
+        if site.rank:
             outbox.keep(work(round_=77))
             outbox.clear()
+        return found
 
-    threads = [threading.Thread(target=rank, args=(n,)) for n in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert set(found) == {0, 1, 2}
-    assert held == dict.fromkeys(range(3), kept is not None)
-    for number in range(3):
+    for number, (found, held) in enumerate(run_ranks(3, rank)):
+        assert held == (kept is not None)
         if kept is None:
-            assert found[number] is None
+            assert found is None
         else:
-            same(kept, found[number])
+            same(kept if number == 0 else dataclasses.replace(kept, private={}), found)
     assert stale.newest() is not None  # only the leader writes and removes
     assert stale.newest().round_ == 99  # type: ignore[union-attr]
+
+
+def held_by(site: Any, *cuts: int) -> Held:
+    return Held(site, forms_of(MODEL), list(itertools.pairwise((0, *cuts, 150_016))))
+
+
+MODEL = {
+    "weight": np.random.default_rng(3).standard_normal((300, 500)).astype(np.float32),
+    "bias": np.random.default_rng(4).standard_normal(16),
+}
+
+
+@pytest.mark.parametrize("cuts", [(100_000,), (0, 150_000), (), (7, 8, 9)])
+def test_work_of_ranks_that_hold_a_part_each(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+    """Kept by two, found by any number; the file is that of one rank."""
+    kept = work(tensors=MODEL)
+
+    def keep(site: Any) -> None:
+        held = held_by(site, 70_001)
+        private = kept.private if site.rank == 0 else {}
+        outbox = FileOutbox(tmp_path / "outbox", CONFIG, KEY, site)
+        outbox.keep(dataclasses.replace(kept, tensors=held.pieces(MODEL), private=private, held=held))
+
+    run_ranks(2, keep)
+    same(kept, box(tmp_path).find(STATE))
+
+    def find(site: Any) -> None:
+        outbox, held = FileOutbox(tmp_path / "outbox", CONFIG, KEY, site), held_by(site, *cuts)
+        assert outbox.holds(STATE)
+        assert outbox.find(b"t" * 32, held) is None
+        found, private = outbox.find(STATE, held), kept.private if site.rank == 0 else {}
+        same(dataclasses.replace(kept, tensors=held.pieces(MODEL), private=private), found)
+        newest = outbox.newest()
+        assert newest is not None
+        assert newest.forms == forms_of(MODEL)
+        assert not newest.tensors
+        with pytest.raises(DataError, match="another model"):
+            outbox.find(STATE, Held(site, forms_of({"weight": MODEL["weight"]})))
+
+    if cuts:
+        run_ranks(len(cuts) + 1, find)

@@ -18,8 +18,10 @@ from protocol_fakes import World
 from secure_fakes import key_of
 
 from fedhpc.errors import DataError, PeersError, PolicyError
-from fedhpc.federation.checkpoint import Checkpoint
+from fedhpc.federation.checkpoint import Checkpoint, StoredState
+from fedhpc.federation.held_stream import LoadedState
 from fedhpc.federation.state_tensors import arrays_of_checkpoint
+from fedhpc.mpi.byte_moves import Read
 from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, CommonKnowledge
 from fedhpc.secure.messages import Result
 from fedhpc.secure.transcript import canon, sign_message, state_hash, tree
@@ -72,6 +74,9 @@ class Store:
         if self.error is not None:
             raise self.error
         return self.held[round_]
+
+    def state(self, round_: int) -> StoredState:
+        return LoadedState(self.load(round_))
 
 
 class Relay:
@@ -190,13 +195,25 @@ def finished(tmp_path: Path) -> FinishedSums:
     return kept
 
 
+def receiving(data: NDArray[np.uint8]) -> Callable[[Read], bytes]:
+    """All of it at one rank."""
+
+    def receive(read: Read) -> bytes:
+        read(0, data.size, data)
+        return tree(data)
+
+    return receive
+
+
 def taken(
     relay: Relay, at: int = 1, deadline_s: float = WAIT_S, expected: int = 4
 ) -> tuple[CaughtUp, NDArray[np.uint8]]:
     """What site 4, whose model is that after training round `at`, gets."""
     own = checkpoint(at)
     known = federation(len(bytes_of(own)))
-    got = take(known, relay.exchange(4), WORLD.identities[4], state_of(own), own.sums, deadline_s)
+    data = np.zeros(known.nbytes, np.uint8)
+    take_into = receiving(data)
+    got = take(known, relay.exchange(4), WORLD.identities[4], state_of(own), own.sums, deadline_s, take_into), data
     if expected:
         wanted = checkpoint(expected)
         assert (got[0].round_, got[0].state) == (wanted.sums, state_of(wanted))
@@ -305,7 +322,8 @@ def test_an_answer_of_two_sites_is_taken_from_the_one_that_does_not_lie(finished
     thread = threading.Thread(target=answer)
     thread.start()
     known = federation(len(bytes_of(own)))
-    caught, data = take(known, exchange, WORLD.identities[4], state_of(own), own.sums, WAIT_S)
+    data = np.zeros(known.nbytes, np.uint8)
+    caught = take(known, exchange, WORLD.identities[4], state_of(own), own.sums, WAIT_S, receiving(data))
     thread.join(WAIT_S)
     assert data.tobytes() == bytes_of(checkpoint(4))
     assert caught.round_ == 8
@@ -331,8 +349,10 @@ def test_the_relay_names_what_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> N
     exchange.client.listing = listing  # type: ignore[method-assign]
     own = checkpoint(1)
     monkeypatch.setattr(catching_up, "_ASK_AGAIN_S", 0.05)
+    data = np.zeros(len(bytes_of(own)), np.uint8)
+    known, receive = federation(data.size), receiving(data)
     with pytest.raises(PeersError, match="no other site gave its model"):
-        take(federation(len(bytes_of(own))), exchange, WORLD.identities[4], state_of(own), own.sums, 0.3)
+        take(known, exchange, WORLD.identities[4], state_of(own), own.sums, 0.3, receive)
 
 
 # --- the giver
@@ -438,7 +458,8 @@ def test_a_large_model_is_sealed_block_by_block(finished: FinishedSums, monkeypa
     attendant = Attendant(federation(0), exchange, WORLD.identities[1], finished)
     attendant.start(Store(big))  # type: ignore[arg-type]
     own = state_of(checkpoint(1))
-    _, data = take(federation(len(bytes_of(big))), relay.exchange(4), WORLD.identities[4], own, 2, WAIT_S)
+    data = np.zeros(len(bytes_of(big)), np.uint8)
+    take(federation(data.size), relay.exchange(4), WORLD.identities[4], own, 2, WAIT_S, receiving(data))
     attendant.stop()
     assert data.tobytes() == bytes_of(big)
     assert made == blocks + 1

@@ -9,7 +9,7 @@ from thread_ranks import ThreadGroup, run_ranks
 
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.collectives import SerialGroup
-from fedhpc.train.moves import Moves, whole_arrays, whole_bytes
+from fedhpc.train.moves import Moves, whole_at_leader, whole_bytes
 from fedhpc.train.shards import Shard, model_shards, named_shards
 
 WHOLE = {
@@ -53,8 +53,9 @@ def test_shards_become_ranges_and_go_back(ranks: int) -> None:
         moves.scatter(mine, window=48)
         for shard, values in zip(shards, before, strict=True):
             assert torch.equal(shard.local, values), shard.name
-        whole = whole_arrays(group, shards)
-        for name, tensor in WHOLE.items():
+        whole = whole_at_leader(group, shards)
+        assert whole.keys() == (set() if group.rank else WHOLE.keys())
+        for name, tensor in WHOLE.items() if whole else ():
             assert (whole[name] == tensor.to(getattr(torch, whole[name].dtype.name)).numpy()).all(), name
         return mine.tobytes()
 
@@ -96,7 +97,7 @@ def test_a_model_that_every_rank_holds_is_not_sent() -> None:
 
 def test_bits_are_moved_as_they_are() -> None:
     tensors = {"m": torch.tensor([1.5, -2.0], dtype=torch.bfloat16), "step": torch.tensor(3.0), "n": torch.tensor([7])}
-    arrays = whole_arrays(SerialGroup(), named_shards(tensors))
+    arrays = whole_at_leader(SerialGroup(), named_shards(tensors))
     assert [(a.dtype.name, a.shape) for a in arrays.values()] == [("int16", (2,)), ("float32", ()), ("int64", (1,))]
     assert torch.from_numpy(arrays["m"]).view(torch.bfloat16).tolist() == [1.5, -2.0]
 
@@ -105,12 +106,12 @@ def test_ranks_must_hold_one_model_together() -> None:
     def other(group: ThreadGroup) -> str:
         shards = [rows("bias", group.rank, 2), rows("one" if group.rank else "table", group.rank, 2)]
         with pytest.raises(ConfigError) as caught:
-            whole_arrays(group, shards)
+            whole_at_leader(group, shards)
         return caught.value.what
 
     def part(group: ThreadGroup) -> str:
         with pytest.raises(ConfigError) as caught:
-            whole_arrays(group, [rows("bias", group.rank, 3), rows("one", group.rank, 3)])
+            whole_at_leader(group, [rows("bias", group.rank, 3), rows("one", group.rank, 3)])
         return caught.value.what
 
     assert set(run_ranks(2, other)) == {"site a: the ranks of the site hold models of different tensors"}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from fedhpc.errors import PeersError
+from fedhpc.transport.gaps import cut, overlap, read_gaps, size_of, without
 from fedhpc.transport.https.retry import Clock
 from fedhpc.transport.https.transfer import Outgoing
 from fedhpc.transport.link_problems import LinkDown, RelayProblem
-from fedhpc.transport.ranges import cut, overlap, read_gaps, size_of, without
 from fedhpc.wire.object_names import ObjectName
 
 MIB = 1 << 20
