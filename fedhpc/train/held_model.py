@@ -104,4 +104,4 @@ def _runs(held: Held, pieces: Mapping[str, NDArray[Any]]) -> Runs:
     runs = [
         (held.byte_offsets[name] + held.cut(name)[0] * piece.itemsize, raw(piece)) for name, piece in pieces.items()
     ]
-    return Runs([run for run in runs if run[1].size])
+    return Runs(sorted((run for run in runs if run[1].size), key=lambda run: run[0]))  # in whatever order they come
