@@ -99,15 +99,13 @@ def _decoded(path: Path, line: int, data: bytes, *, one_line: bool = False) -> s
 
 def _encoded(documents: Iterator[Document], tokenizer: Tokenizer, end_id: int) -> Iterator[Tokens]:
     for batch in _batches(documents):
-        for document, tokens in zip(batch, tokenizer.encode([d.text for d in batch]), strict=True):
-            if tokenizer.token_bytes is not None:
-                kept, given = int(tokenizer.token_bytes[tokens].sum(dtype=np.int64)), len(document.text.encode())
-                if kept != given:
-                    raise DataError(
-                        f"{document.where}: its tokens stand for {kept} bytes of {given}",
-                        f"{tokenizer.path} loses text: give another tokenizer",
-                    )
-            yield np.append(tokens, end_id)
+        for document, encoded in zip(batch, tokenizer.encode([d.text for d in batch]), strict=True):
+            if encoded.lost:
+                raise DataError(
+                    f"{document.where}: its tokens leave out {encoded.lost}",
+                    f"{tokenizer.path} loses text: give another tokenizer",
+                )
+            yield np.append(encoded.tokens, end_id)
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:

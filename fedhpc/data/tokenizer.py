@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,15 @@ FILE = "tokenizer.json"
 END = "<|endoftext|>"
 _LARGEST_FILE = 256 << 20  # bytes; the largest in use has 34 MB
 _KEEPING = ("Split", "Digits", "ByteLevel")  # steps before the model that take texts apart and lose nothing
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text's tokens, int64 [m]."""
+
+    tokens: Tokens
+    lost: str
+    """What of the text no token stands for, in words; empty if nothing."""
 
 
 class Tokenizer:
@@ -57,6 +68,11 @@ class Tokenizer:
                 f"ids must be below {LARGEST_VOCABULARY}: a model has a row for each",
             )
         self.token_bytes = _token_bytes(said, self._ids, self.vocabulary)
+        model = said["model"]
+        # Such a model passes over letters that it does not know, and says nothing.
+        self._may_lose = (
+            model.get("type", "BPE") == "BPE" and not model.get("unk_token") and not model.get("byte_fallback")
+        )
 
     def end_id(self, token: str = END) -> int:
         """The id of the token that ends a document. Raises ConfigError if the vocabulary lacks it."""
@@ -66,10 +82,28 @@ class Tokenizer:
             raise ConfigError(f"{self.path} has no token {token!r}", f"name one that ends a document with --end{known}")
         return self._ids[token]
 
-    def encode(self, texts: Sequence[str]) -> list[Tokens]:
-        """The tokens of each text, int64 [m], without any that the tokenizer would add."""
-        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int64) for encoding in found]
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """The tokens of each text, without any that the tokenizer would add.
+
+        Raises DataError if the tokenizer cannot, as one that needs a token for what is unknown and has none.
+        """
+        exact = self.token_bytes is not None
+        encode = self._tokenizer.encode_batch_fast if exact else self._tokenizer.encode_batch  # the latter with offsets
+        try:
+            found = encode(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises this very class
+            told = " ".join(str(error).split())[:200]
+            raise DataError(f"{self.path} cannot make tokens of a text: {told}", "give another tokenizer") from None
+        if exact:
+            arrays = [np.array(encoding.ids, np.int64) for encoding in found]
+            return [Encoded(ids, self._lost_bytes(text, ids)) for text, ids in zip(texts, arrays, strict=True)]
+        lost = [_lost_letters(t, e.offsets) if self._may_lose else "" for t, e in zip(texts, found, strict=True)]
+        return [Encoded(np.array(e.ids, np.int64), words) for e, words in zip(found, lost, strict=True)]
+
+    def _lost_bytes(self, text: str, ids: Tokens) -> str:
+        assert self.token_bytes is not None
+        kept, given = int(self.token_bytes[ids].sum(dtype=np.int64)), len(text.encode())
+        return "" if kept == given else f"{given - kept} of {given} bytes"
 
 
 def train_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int = 257) -> Tokenizer:
@@ -124,6 +158,16 @@ def _read(folder: Path, path: Path) -> bytes:
         ) from None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}", "check its permissions") from None
+
+
+def _lost_letters(text: str, offsets: Sequence[tuple[int, int]]) -> str:
+    """How many letters and digits of `text` are in none of the ranges `offsets`. Signs may be left out on purpose.
+
+    Which ones cannot be told: the library counts on from token to token, as if the lost ones had not been there.
+    """
+    left = set(range(len(text))).difference(*(range(start, stop) for start, stop in offsets))
+    lost = sum(unicodedata.category(text[at])[0] in "LN" for at in left)
+    return f"{lost} letters that the tokenizer does not know" if lost else ""
 
 
 def _token_bytes(said: dict[str, Any], ids: dict[str, int], vocabulary: int) -> NDArray[np.uint16] | None:

@@ -6,7 +6,7 @@ where the model's tensor is double (half-precision tensors are held as float32).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,6 +44,9 @@ class Checkpoint:
     blind: bytes = field(default=bytes(32), repr=False)  # of the state [32]; empty: written before there was one
     pending: Tensors = field(default_factory=dict)  # what this site measured in the round, which is summed afterwards
     whole: bool = False  # all sites were in the round's sum, so that `pending` is summed
+    # The trainer's private state that is cut as the model, by kind (exp_avg, …): gives what this rank holds of it, by
+    # tensor. Every rank of the site calls each in turn, since ranks may have to exchange it.
+    parts: Mapping[str, Callable[[], Tensors]] = field(default_factory=dict)
     held: Held | None = None  # what each rank of the site holds; None: this one holds all
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -89,6 +89,18 @@ class Held:
             bounds.append((at, at + count))
             at += count
         return cls(site, forms, bounds)
+
+    def of(self, names: Collection[str]) -> Held:
+        """The same of some of the tensors only."""
+        forms = {name: form for name, form in self.forms.items() if name in names}
+        if self.replicated:
+            return Held(self.site, forms)
+        sizes = [0] * len(self.bounds)
+        for name in forms:
+            for rank, start, stop in self.cuts(name):
+                sizes[rank] += stop - start
+        ends = list(accumulate(sizes))
+        return Held(self.site, forms, list(zip([0, *ends[:-1]], ends, strict=True)))
 
     def cut(self, name: str) -> tuple[int, int]:
         """Elements (start, stop) of tensor `name` that this rank holds; equal numbers if it holds none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,13 @@ from fedhpc.mpi.collectives import Group
 
 def from_leader(group: Group, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The `arrays` of rank 0, as copies, on every rank. Other ranks may give anything."""
+    return dict(each_from_leader(group, arrays))
+
+
+def each_from_leader(group: Group, arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """As `from_leader`, one after the other, for what need not be in memory at once. Every rank goes through all."""
     header = json.dumps([[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]).encode()
-    received: dict[str, NDArray[Any]] = {}
     for name, dtype, shape in json.loads(group.broadcast_bytes(header if group.rank == 0 else None)):
         array = np.array(arrays[name], order="C") if group.rank == 0 else np.empty(shape, dtype=dtype)
         group.broadcast(array.reshape(-1).view(np.uint8))
-        received[name] = array.reshape(shape)
-    return received
+        yield name, array.reshape(shape)

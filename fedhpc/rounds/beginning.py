@@ -122,6 +122,7 @@ class Beginning:
         session.round_ = model.reached = checkpoint.sums
         if not self._outbox.holds(model.state):  # what is kept there has a newer state of the trainer
             self._trainer.restore(checkpoint.private)
+            self._trainer.restore_parts(checkpoint.parts)
         self._reporter.note(f"resumed after round {newest}")
         return progress, checkpoint.pending if checkpoint.whole else None
 

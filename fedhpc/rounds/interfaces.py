@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.ranges import Forms, Held
 
+Parts = Mapping[str, Callable[[], Tensors]]
+"""Private state that is cut as the model, by kind: each gives what this rank holds of it, by tensor. Collective."""
+
 AtStep = Callable[[], bool]
 """Called on every rank after each optimiser step but the last; whether to stop there, the same on all ranks."""
 
@@ -81,8 +84,16 @@ class Trainer(Protocol):
         """
         ...
 
+    def private_in_parts(self) -> tuple[dict[str, NDArray[Any]], Parts]:
+        """As `private`, but what is cut as the model comes by itself, as each rank holds it."""
+        ...
+
     def restore(self, private: Mapping[str, NDArray[Any]]) -> None:
         """Continue as if never interrupted, from what `private` returned on the site's leader; it has it alone."""
+        ...
+
+    def restore_parts(self, parts: Parts) -> None:
+        """After `restore`: what `private_in_parts` gave by itself, as each rank holds it now."""
         ...
 
 

@@ -27,7 +27,7 @@ class Progress:
         put in.
         """
         session, model = self._session, self.model
-        private = self._trainer.private()
+        private, parts = self._trainer.private_in_parts()
         journal = session.party.journal
         self._store.save(
             Checkpoint(
@@ -37,6 +37,7 @@ class Progress:
                 tensors=model.tensors,
                 outer=model.saved_outer(),
                 private=dict(private) if session.leads else {},
+                parts=parts,
                 ledger=b"" if journal is None else journal.ledger.head,
                 pending=measured or {},
                 whole=measured is not None,

@@ -3,7 +3,8 @@
     round-000012/
       rank-0003-of-0008.h5    what rank 3 holds of the model and the outer state, its bytes joined, in `data`; SHA-256
                               of each 2^20 of them in `digests`
-      private.h5              the trainer's private state
+      exp_avg-0003-of-0008.h5 the same of optimiser state that is cut as the model: a file of each rank for each kind
+      private.h5              the rest of the trainer's private state
       index.h5                numbers, hashes, what is still to be summed, what each rank holds, and the SHA-256 of all
                               other files
 
@@ -13,16 +14,15 @@ of the strategy's arrays by name. A site with another number of ranks reads the 
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-import hashlib
+import itertools
 import os
-import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,26 +30,20 @@ from typing_extensions import override
 
 from fedhpc.agreement.run_folder import CHECKPOINT_INDEX
 from fedhpc.data import hdf5
-from fedhpc.errors import DataError, FedhpcError, StorageError
+from fedhpc.errors import DataError, FedhpcError, InternalError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint, StoredState, Tensors
 from fedhpc.federation.held_stream import HeldStream, Runs, Segment, joined, segments_of
 from fedhpc.federation.ranges import Form, Forms, Held
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT, model_name, state_arrays, total_bytes
 from fedhpc.files import private_folder, sync_folder, write_whole
 from fedhpc.mpi.collectives import Group, SerialGroup
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, u64
 from fedhpc.train.checkpoint_arrays import DAMAGED_HINT, damaged, read_arrays, write_arrays
+from fedhpc.train.rank_files import KIND, NAME, SCHEMA_VERSION, RankFiles, rank_file, write_rank
 
-SCHEMA_VERSION = 3
 _PRIVATE = "private.h5"
-_STALE_NAME = r"(?:index|private|rank-\d{4,6}-of-\d{4,6})\.h5"
+_STALE_NAME = rf"(?:(?:index|private)\.h5|{NAME.pattern})"
 _MOST_RANKS = 1 << 16
 _SEEN_WITHIN_S = 10.0  # file systems over a network show a new file late
-
-
-def rank_file(folder: Path, rank: int, ranks: int) -> Path:
-    """The file of rank `rank` of `ranks`."""
-    return folder / f"rank-{rank:04d}-of-{ranks:04d}.h5"
 
 
 # --- writing
@@ -72,22 +66,36 @@ def write_folder(folder: Path, checkpoint: Checkpoint, held: Held) -> None:
     def write_mine() -> None:
         if site.rank:
             _refuse_unseen(folder, token, site)
-        written.append(_write_rank(rank_file(folder, site.rank, site.size), checkpoint.round_, site, stream))
+        written.append(write_rank(rank_file(folder, site.rank, site.size), checkpoint.round_, site, stream))
 
     _together(site, write_mine)
     digests = site.gather_bytes(written[0])
+    parts = {kind: _write_part(folder, checkpoint, held, kind) for kind in checkpoint.parts}
 
     def write_index() -> None:
         if site.rank == 0:
-            for rank in range(site.size):
-                _refuse_absent(rank_file(folder, rank, site.size), site, rank)
+            for kind, rank in itertools.product(("rank", *parts), range(site.size)):
+                _refuse_absent(rank_file(folder, rank, site.size, kind), site, rank)
             facts = _facts(checkpoint, held, outer)
             facts["files"] = [digest.hex() for digest in digests]
+            facts["parts"] = parts
             facts["sha256"] = write_arrays(folder / _PRIVATE, SCHEMA_VERSION, {}, {"private": checkpoint.private})
             write_arrays(folder / CHECKPOINT_INDEX, SCHEMA_VERSION, facts, {"pending": checkpoint.pending})
-            _remove_others(folder, site.size)
+            _remove_others(folder, site.size, ("rank", *parts))
 
     _together(site, write_index)
+
+
+def _write_part(folder: Path, checkpoint: Checkpoint, held: Held, kind: str) -> dict[str, Any]:
+    """Write what this rank holds of optimiser state; what the index says of it. Collective."""
+    if not KIND.fullmatch(kind):
+        raise InternalError(f"optimiser state is called {kind!r}", "please report it")
+    site, written = held.site, list[bytes]()
+    pieces = checkpoint.parts[kind]()
+    stream = HeldStream(held, [(name, np.ascontiguousarray(piece)) for name, piece in pieces.items()])
+    path = rank_file(folder, site.rank, site.size, kind)
+    _together(site, lambda: written.append(write_rank(path, checkpoint.round_, site, stream)))
+    return {"tensors": list(pieces), "files": [digest.hex() for digest in site.gather_bytes(written[0])]}
 
 
 def _facts(checkpoint: Checkpoint, held: Held, outer: Sequence[str]) -> dict[str, Any]:
@@ -161,52 +169,13 @@ def _soon(seen: Callable[[], bool]) -> bool:
     return True
 
 
-def _remove_others(folder: Path, ranks: int) -> None:
+def _remove_others(folder: Path, ranks: int, kinds: Sequence[str]) -> None:
     """Files of an earlier try with another number of ranks, and the mark."""
     with contextlib.suppress(OSError):
         for entry in list(folder.iterdir()):
-            match = re.fullmatch(r"rank-\d+-of-(\d+)\.h5", entry.name)
-            if entry.name == "shared" or (match and int(match[1]) != ranks):
+            match = NAME.fullmatch(entry.name)
+            if entry.name == "shared" or (match and (match[1] not in kinds or int(match[2]) != ranks)):
                 entry.unlink()
-
-
-def _write_rank(path: Path, round_: int, site: Group, stream: HeldStream) -> bytes:
-    """Write this rank's bytes; the digest of its file [32]."""
-    nbytes = sum(memory.size for _, memory in stream.mine.all)
-    digests = []
-    with hdf5.new_file(path) as file:
-        data = file.create_dataset("data", shape=(nbytes,), dtype=np.uint8)
-        at = 0
-        for block in _blocks(stream.mine.all):
-            data[at : at + block.size] = block
-            digests.append(hashlib.sha256(block.data).digest())
-            at += block.size
-        file.create_dataset("digests", data=np.frombuffer(b"".join(digests), np.uint8))
-        file.attrs["schema_version"] = np.int64(SCHEMA_VERSION)
-    return _file_digest(round_, site.rank, site.size, nbytes, b"".join(digests))
-
-
-def _file_digest(round_: int, rank: int, ranks: int, nbytes: int, digests: bytes) -> bytes:
-    """Of a rank's file: which it is, and its bytes."""
-    head = b"".join(map(u64, (round_, rank, ranks, nbytes)))
-    return hashlib.sha256(b"fedhpc checkpoint rank v3\0" + head + digests).digest()
-
-
-def _blocks(runs: Sequence[tuple[int, NDArray[np.uint8]]]) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of `runs`, joined, in blocks of 2^20; each is valid until the next."""
-    buffer = np.empty(TREE_BLOCK_BYTES, np.uint8)
-    filled = 0
-    for _, memory in runs:
-        at = 0
-        while at < memory.size:
-            take = min(memory.size - at, TREE_BLOCK_BYTES - filled)
-            buffer[filled : filled + take] = memory[at : at + take]
-            at, filled = at + take, filled + take
-            if filled == TREE_BLOCK_BYTES:
-                yield buffer
-                filled = 0
-    if filled:
-        yield buffer[:filled]
 
 
 # --- reading
@@ -230,31 +199,30 @@ class StoredFolder:
             self.outer = [str(name) for name in facts["outer"]]
             self._private = str(facts["sha256"])
             bounds = [(int(first), int(last)) for first, last in facts["bounds"]]
-            self._files = [bytes.fromhex(digest) for digest in facts["files"]]
+            files = [bytes.fromhex(digest) for digest in facts["files"]]
             held = Held(SerialGroup(), self.forms, bounds)
-            self._segments = segments_of(held, [*self.forms, *map(model_name, self.outer)])
+            segments = segments_of(held, [*self.forms, *map(model_name, self.outer)])
+            parts = {_kind(kind): _part(held, part) for kind, part in facts.get("parts", {}).items()}
         except (*hdf5.DAMAGE, AttributeError, IndexError) as error:
             raise damaged(path, error) from None
-        ends = [segment.stop for segment in self._segments]
-        starts = [0, *ends[:-1]]
-        if len(self._files) != len(bounds) or [s.start for s in self._segments] != starts[: len(ends)]:
-            raise DataError(f"{path} is damaged: its ranks do not hold all of the model", DAMAGED_HINT)
-        self._ends, self._offsets = ends, _offsets(self._segments, len(bounds))
-        self._ranks: dict[int, _RankFile] = {}
+        for digests, of in ((files, segments), *((p.digests, p.segments) for p in parts.values())):
+            ends = [segment.stop for segment in of]
+            if len(digests) != len(bounds) or [s.start for s in of] != [0, *ends[:-1]][: len(ends)]:
+                raise DataError(f"{path} is damaged: its ranks do not hold all of the model", DAMAGED_HINT)
+        self._state = RankFiles(folder, "rank", self.round_, files, segments)
+        self._parts = {
+            kind: (part.names, RankFiles(folder, kind, self.round_, part.digests, part.segments))
+            for kind, part in parts.items()
+        }
 
     @property
     def nbytes(self) -> int:
         """Of the model and the outer state."""
-        return self._ends[-1] if self._ends else 0
+        return self._state.nbytes
 
     def read(self, start: int, stop: int, into: NDArray[np.uint8]) -> None:
         """Copy bytes start..stop of the model and the outer state, checked, into `into` [stop - start]."""
-        for index in range(bisect.bisect_right(self._ends, start), len(self._segments)):
-            segment = self._segments[index]
-            if segment.start >= stop:
-                break
-            low, high = max(segment.start, start), min(segment.stop, stop)
-            self._rank(segment.rank).read(self._offsets[index] + low - segment.start, into[low - start : high - start])
+        self._state.read(start, stop, into)
 
     def checkpoint(self, held: Held | None) -> Checkpoint:
         """What this rank holds of all that is here; `held` absent: all of it. The private state is the leader's."""
@@ -282,7 +250,19 @@ class StoredFolder:
             blind=self.blind,
             pending=self.pending,
             whole=self.whole,
+            parts={kind: partial(self._part, held, kind) for kind in self._parts},
         )
+
+    def _part(self, held: Held, kind: str) -> Tensors:
+        """What this rank holds of optimiser state, read now; closes its files."""
+        names, files = self._parts[kind]
+        pieces = {name: np.empty(held.piece_shape(name), held.forms[name].dtype) for name in names}
+        try:
+            for start, memory in HeldStream(held, list(pieces.items())).mine.all:
+                files.read(start, start + memory.size, memory)
+        finally:
+            files.close()
+        return pieces
 
     def private(self, *, keep: bool = True) -> dict[str, NDArray[Any]]:
         """The trainer's private state; `keep`: False to check it only."""
@@ -293,39 +273,47 @@ class StoredFolder:
         return stored.groups["private"]
 
     def open(self) -> None:
-        """Open the files of all ranks, which have as many bytes as the index says then."""
-        for rank in range(len(self._files)):
-            self._rank(rank)
+        """Open the files of the state, which have as many bytes as the index says then."""
+        self._state.open()
 
     def check(self) -> None:
         """Read all there is. Raises DataError."""
-        for rank in range(len(self._files)):
-            self._rank(rank).check()
+        for files in self._all:
+            files.check()
         self.private(keep=False)
 
     def paths(self) -> Iterable[Path]:
         """All files."""
-        return [
-            self.folder / CHECKPOINT_INDEX,
-            self.folder / _PRIVATE,
-            *(self._path(r) for r in range(len(self._files))),
-        ]
+        ranks = itertools.chain.from_iterable(files.paths() for files in self._all)
+        return [self.folder / CHECKPOINT_INDEX, self.folder / _PRIVATE, *ranks]
 
     def close(self) -> None:
         """Close the files of the ranks."""
-        for file in self._ranks.values():
-            file.close()
-        self._ranks = {}
+        for files in self._all:
+            files.close()
 
-    def _path(self, rank: int) -> Path:
-        return rank_file(self.folder, rank, len(self._files))
+    @property
+    def _all(self) -> list[RankFiles]:
+        return [self._state, *(files for _, files in self._parts.values())]
 
-    def _rank(self, rank: int) -> _RankFile:
-        if rank not in self._ranks:
-            nbytes = sum(s.stop - s.start for s in self._segments if s.rank == rank)
-            ranks = len(self._files)
-            self._ranks[rank] = _RankFile(self._path(rank), self.round_, rank, ranks, nbytes, self._files[rank])
-        return self._ranks[rank]
+
+class _Part(NamedTuple):
+    """What an index says of one kind of optimiser state."""
+
+    names: list[str]  # of the tensors that have it
+    digests: list[bytes]
+    segments: list[Segment]
+
+
+def _part(held: Held, said: Any) -> _Part:
+    names = [str(name) for name in said["tensors"]]
+    return _Part(names, [bytes.fromhex(digest) for digest in said["files"]], segments_of(held, names))
+
+
+def _kind(said: str) -> str:
+    if not KIND.fullmatch(said):
+        raise ValueError(f"state called {said!r}")
+    return said
 
 
 class FolderState(StoredState):
@@ -347,69 +335,6 @@ class FolderState(StoredState):
     @override
     def close(self) -> None:
         self._folder.close()
-
-
-class _RankFile:
-    """The bytes of one rank, checked block by block."""
-
-    def __init__(self, path: Path, round_: int, rank: int, ranks: int, nbytes: int, digest: bytes) -> None:
-        self._path, self._nbytes = path, nbytes
-        self._file = hdf5.open_file(path)
-        self._at, self._block = -1, np.empty(0, np.uint8)
-        try:
-            self._data = hdf5.get_dataset(self._file, "data", ["uint8"])
-            digests = hdf5.get_dataset(self._file, "digests", ["uint8"])
-            blocks = -(-nbytes // TREE_BLOCK_BYTES)
-            if self._data.shape != (nbytes,) or self._data.chunks is not None or digests.shape != (32 * blocks,):
-                raise DataError(f"{path} holds {self._data.shape} bytes, not {nbytes}", DAMAGED_HINT)
-            self._digests = bytes(digests[:])
-            if _file_digest(round_, rank, ranks, nbytes, self._digests) != digest:
-                raise DataError(f"{path} is not the one that the index names", DAMAGED_HINT)
-        except hdf5.DAMAGE as error:
-            self._file.close()
-            raise damaged(path, error) from None
-        except BaseException:
-            self._file.close()
-            raise
-
-    def read(self, offset: int, into: NDArray[np.uint8]) -> None:
-        at = 0
-        while at < into.size:
-            block = (offset + at) // TREE_BLOCK_BYTES
-            self._load(block)
-            low = offset + at - block * TREE_BLOCK_BYTES
-            take = min(into.size - at, self._block.size - low)
-            into[at : at + take] = self._block[low : low + take]
-            at += take
-
-    def _load(self, block: int) -> None:
-        if block == self._at:
-            return
-        start = block * TREE_BLOCK_BYTES
-        try:
-            data: NDArray[np.uint8] = self._data[start : min(start + TREE_BLOCK_BYTES, self._nbytes)]
-        except hdf5.DAMAGE as error:
-            raise damaged(self._path, error) from None
-        if hashlib.sha256(data.data).digest() != self._digests[32 * block : 32 * block + 32]:
-            raise DataError(f"{self._path} is damaged: its content does not have its SHA-256", DAMAGED_HINT)
-        self._at, self._block = block, data
-
-    def check(self) -> None:
-        for block in range(-(-self._nbytes // TREE_BLOCK_BYTES)):
-            self._load(block)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _offsets(segments: Sequence[Segment], ranks: int) -> list[int]:
-    """Where each segment begins in the bytes of its rank."""
-    filled = [0] * ranks
-    found = []
-    for start, stop, rank in segments:
-        found.append(filled[rank])
-        filled[rank] += stop - start
-    return found
 
 
 def _float(kind: str) -> np.dtype[Any]:

@@ -57,11 +57,11 @@ def rows_of(tensor: torch.Tensor, name: str) -> tuple[int, int]:
 
 
 def dealt_like(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """This rank's rows of `whole`, dealt out as `parameter` is; `whole` itself where it is not."""
+    """A copy of this rank's rows of `whole`, dealt out as `parameter` is; `whole` itself where it is not."""
     if not is_sharded(parameter):
         return whole
     first, last = rows_of(parameter, "a tensor")
-    return from_rows(parameter, whole[first:last])
+    return from_rows(parameter, whole[first:last].clone())
 
 
 def from_rows(parameter: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError
-from fedhpc.mpi.byte_moves import Plan, Read, Span, Write, move
+from fedhpc.mpi.byte_moves import Plan, Read, Span, Write, agree, move
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.shards import Shard
 
@@ -41,6 +41,7 @@ class Moves:
         self._range = ranges[group.rank]
         self._out = Plan(held, wanted)
         self._back = Plan(wanted, held)
+        agree(group, self._out)
 
     def gather(self, into: NDArray[np.uint8], window: int = 0) -> None:
         """Read the shards of all ranks into this rank's range `into`. Collective."""
@@ -53,14 +54,6 @@ class Moves:
     def gather_to(self, write: Write, window: int = 0) -> None:
         """As `gather`, where the range is not in one piece of memory."""
         move(self._group, self._out, self._read, write, window)
-
-    def scatter(self, values: NDArray[np.uint8], window: int = 0) -> None:
-        """Write the shards of all ranks from the ranges, of which this rank's is `values`. Collective."""
-
-        def read(start: int, stop: int, into: NDArray[np.uint8]) -> None:
-            into[:] = values[start - self._range[0] : stop - self._range[0]]
-
-        self.scatter_from(read, window)
 
     def scatter_from(self, read: Read, window: int = 0) -> None:
         """As `scatter`, where the range is not in one piece of memory."""
@@ -125,11 +118,12 @@ def whole_bytes(shard: Shard) -> int:
 
 
 def whole_at_leader(group: Group, shards: Sequence[Shard]) -> dict[str, NDArray[Any]]:
-    """Every tensor whole, in its kind and shape, at the leader; nothing at the others. Collective."""
+    """Every tensor whole, in its kind and shape, at the leader; nothing at the other ranks. Collective."""
     offsets, size = _one_after_the_other(shards)
-    data = np.empty(size if group.rank == 0 else 0, dtype=np.uint8)
-    Moves(group, shards, offsets, [(0, size)] + [(0, 0)] * (group.size - 1)).gather(data)
-    if group.rank:
+    leads = group.rank == 0
+    data = np.empty(size if leads else 0, dtype=np.uint8)
+    Moves(group, shards, offsets, [(0, size), *[(0, 0)] * (group.size - 1)]).gather(data)
+    if not leads:
         return {}
     return {
         s.name: data[offsets[s.name] : offsets[s.name] + whole_bytes(s)].view(s.kind).reshape(s.shape) for s in shards

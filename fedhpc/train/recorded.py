@@ -15,7 +15,7 @@ from typing_extensions import override
 from fedhpc.errors import InternalError
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.ranges import Forms, Held, forms_of
-from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork, Trainer
+from fedhpc.rounds.interfaces import AtStep, LocalResult, LocalWork, Parts, Trainer
 from fedhpc.train import evaluate
 
 
@@ -25,6 +25,7 @@ class RecordedTrainer(Trainer):
     def __init__(self, work: LocalWork) -> None:
         self._work = work
         self._private = work.private
+        self._parts: Parts = {}
         self._held: Held | None = None
 
     @override
@@ -72,5 +73,13 @@ class RecordedTrainer(Trainer):
         return self._private
 
     @override
+    def private_in_parts(self) -> tuple[dict[str, NDArray[Any]], Parts]:
+        return self._private, self._parts
+
+    @override
     def restore(self, private: Mapping[str, NDArray[Any]]) -> None:
         self._private = dict(private)
+
+    @override
+    def restore_parts(self, parts: Parts) -> None:
+        self._parts = parts

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -23,9 +24,9 @@ from fedhpc.data.schema import FeatureSet
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.ranges import Forms, Held
-from fedhpc.mpi.arrays import from_leader
+from fedhpc.mpi.arrays import each_from_leader
 from fedhpc.mpi.collectives import Group
-from fedhpc.rounds.interfaces import AtStep, LocalResult, Trainer
+from fedhpc.rounds.interfaces import AtStep, LocalResult, Parts, Trainer
 from fedhpc.train import evaluate
 from fedhpc.train.backends.open_backend import open_backend
 from fedhpc.train.batches import Batches, Piece, Rows, derive_key, pieces, share
@@ -35,7 +36,8 @@ from fedhpc.train.held_model import forms_of_model, read_pieces, read_shards, wr
 from fedhpc.train.loading import Reader, to_device
 from fedhpc.train.measure import measured
 from fedhpc.train.model_units import compute_again, separable
-from fedhpc.train.optimise import build_optimizer, learning_rate, load_optimizer, optimizer_arrays
+from fedhpc.train.optimise import build_optimizer, learning_rate
+from fedhpc.train.optimizer_state import SavedState, divide_state, optimizer_arrays, read_part, write_part
 from fedhpc.train.randomness import RankRandom, rank_seed
 from fedhpc.train.running import RunningStatistics
 from fedhpc.train.settings import ComputeSettings, TrainSettings
@@ -266,10 +268,33 @@ class TorchTrainer(Trainer):
 
     @override
     def private(self) -> dict[str, NDArray[Any]]:
-        """Names: `position`, `random`, `optimizer:…` (at the leader), `buffer:…`.
+        """Names: `position`, `random`, `optimizer:…`, `buffer:…`; optimiser state as the leader has it, there alone.
 
         Within a round also where it stands, and the running statistics of each rank, which differ until its end.
         """
+        arrays = self._position()
+        if self._keeps_optimizer:
+            state = optimizer_arrays(self.model, self._optimizer, self.group)
+            arrays |= {f"optimizer:{name}": array for name, array in state.items()}
+        return arrays
+
+    @override
+    def private_in_parts(self) -> tuple[dict[str, NDArray[Any]], Parts]:
+        held = self._holding()
+        if held.replicated or not self._keeps_optimizer:
+            return self.private(), {}
+        arrays = self._position()
+        cut, others = divide_state(self.model, self._optimizer)
+        arrays |= {f"optimizer:{name}": to_array(tensor) for name, tensor in others.items()}
+        return arrays, {kind: partial(read_part, held, tensors) for kind, tensors in cut.items()}
+
+    @property
+    def _keeps_optimizer(self) -> bool:
+        return self._settings.optimizer_state == "keep" or self._within is not None
+
+    def _position(self) -> dict[str, NDArray[Any]]:
+        """The private state without the optimiser's. Collective."""
+        self.settle()
         position = [self._batches.epoch, self._batches.offset, self._step]
         states = self.group.gather_bytes(self._random.state().tobytes())
         arrays: dict[str, NDArray[Any]] = {
@@ -279,10 +304,6 @@ class TorchTrainer(Trainer):
         if self._within is not None:
             self._look(self._within)
             arrays |= self._within.arrays() | {"round:running": self._running.of_ranks()}
-        self.settle()
-        if self._settings.optimizer_state == "keep" or self._within is not None:
-            state = optimizer_arrays(self.model, self._optimizer, self.group)
-            arrays |= {f"optimizer:{name}": array for name, array in state.items()}
         return arrays | {f"buffer:{name}": to_array(value) for name, value in split_state(self.model)[1].items()}
 
     @override
@@ -292,7 +313,14 @@ class TorchTrainer(Trainer):
         On another number of ranks, or another kind of device, the random states start anew from seed, rank and
         step. Raises DataError if it does not fit the model or the data.
         """
-        arrays = from_leader(self.group, private)
+        self.settle()
+        arrays: dict[str, NDArray[Any]] = {}
+        saved_state = SavedState(self.model)
+        for name, array in each_from_leader(self.group, private):  # large ones are not there at once
+            if name.startswith("optimizer:"):
+                saved_state.add(name.removeprefix("optimizer:"), array)
+            else:
+                arrays[name] = array
         missing = [name for name in ("position", "random") if name not in arrays]
         if missing:
             raise DataError(f"site {self.site}: the checkpoint lacks the trainer's {missing[0]}", "use an older one")
@@ -307,9 +335,8 @@ class TorchTrainer(Trainer):
             self._random.set_state(states[rank])
         else:
             self._random = RankRandom(rank_seed(self._seed, self.site, rank, step), self.device)
-        self.settle()
         self._optimizer = build_optimizer(self.model, self._settings)
-        load_optimizer(self.model, self._optimizer, _under("optimizer:", arrays))
+        saved_state.load_into(self._optimizer)
         counters, saved = split_state(self.model)[1], _under("buffer:", arrays)
         if {n: tuple(v.shape) for n, v in counters.items()} != {n: v.shape for n, v in saved.items()}:
             raise DataError(
@@ -317,6 +344,12 @@ class TorchTrainer(Trainer):
             )
         for name, value in counters.items():
             value.copy_(to_tensor(saved[name]))
+
+    @override
+    def restore_parts(self, parts: Parts) -> None:
+        """Raises DataError if they are of another model."""
+        for kind, read in parts.items():
+            write_part(self.model, self._optimizer, self._holding(), kind, read())
 
     def close(self) -> None:
         """End the data workers and leave the process group."""

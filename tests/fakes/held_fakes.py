@@ -43,6 +43,12 @@ class HeldTensors:
             whole[name].reshape(-1)[first : first + values.size] = values
         self.now = whole
 
+    def private_in_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.private(), {}  # type: ignore[attr-defined]
+
+    def restore_parts(self, parts: Mapping[str, Any]) -> None:
+        assert not parts
+
     def from_leader(self, private: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the site's leader has of a checkpoint, on every rank."""
         return private if self.held is None else from_leader(self.held.site, private)

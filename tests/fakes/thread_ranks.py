@@ -1,4 +1,4 @@
-"""Ranks of a group as threads of one process: bytes are gathered and exchanged as MPI would."""
+"""Ranks of a group as threads of one process: arrays are summed, bytes gathered and exchanged as by MPI."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ class ThreadGroup(SerialGroup):
         self._shared[self.rank] = mine
         self._barrier.wait()
         return [self._shared[rank] for rank in range(self.size)]
+
+    def sum(self, array: Any) -> None:
+        super().sum(array)
+        array[...] = np.sum(self._all(array.copy()), axis=0, dtype=array.dtype)
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
         return self._all(data)

@@ -24,6 +24,7 @@ BOUND = 2.0
 DEADLINES = {"answer_s": 10.0, "upload_s": 20.0, "deadline_s": 100.0}
 FEDERATIONS: dict[str, dict[str, Any]] = {
     "quorum": {"rounds": 6, "cohort": {"policy": "quorum", "grace_s": 1.0, **DEADLINES}},
+    "quorum of ranks": {"rounds": 6, "cohort": {"policy": "quorum", "grace_s": 1.0, **DEADLINES}},
     "buffered": {"rounds": 4, "cohort": {"policy": "buffered", "staleness": 2, "discount": 0.5, **DEADLINES}},
 }
 Model = Mapping[str, np.ndarray]
@@ -74,10 +75,10 @@ class Run:
         self.jobs: dict[str, Job] = {}
         self.stack = ExitStack()
 
-    def start(self, *sites: str) -> None:
+    def start(self, *sites: str, ranks: int = 1) -> None:
         for site in sites:
             case = self._tiny.case(self._name, site, gates=str(self.gates.folder))
-            self.jobs[site] = self.stack.enter_context(start(words([case]), env=ENVIRONMENT))
+            self.jobs[site] = self.stack.enter_context(start(words([case], ranks), env=ENVIRONMENT))
 
     def let(self, round_: int, *sites: str) -> None:
         """These sites train `round_`; until they are about to train the next one."""
@@ -123,16 +124,18 @@ def assert_equal(found: Model, expected: Model) -> None:
     assert {n: t.tobytes() for n, t in found.items()} == {n: t.tobytes() for n, t in expected.items()}
 
 
-def test_a_killed_site_comes_back_to_a_quorum(tiny: Tiny) -> None:
+@pytest.mark.parametrize(("name", "ranks"), [("quorum", 1), ("quorum of ranks", 2)])
+def test_a_killed_site_comes_back_to_a_quorum(tiny: Tiny, name: str, ranks: int) -> None:
     """dd is killed in round 3, the others train two rounds without it, and it goes on with them from there."""
-    with run_of(tiny, "quorum") as run:
-        run.start(*SITES)
+    with run_of(tiny, name) as run:
+        run.start(*SITES[:3])
+        run.start("dd", ranks=ranks)
         run.let(1, *SITES)
         run.let(2, *SITES)
         run.jobs["dd"].kill()
         run.let(3, "aa", "bb", "cc")
         run.let(4, "aa", "bb", "cc")
-        run.start("dd")
+        run.start("dd", ranks=ranks)
         run.gates.open("dd", 3)
         run.reached(5, "dd")  # it has trained round 3 for nothing, and has the others' model
         for round_ in (5, 6):

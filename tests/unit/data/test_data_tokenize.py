@@ -72,7 +72,7 @@ def test_truncation_padding_and_dropout_are_left_out(learnt, tmp_path):
         said["model"]["dropout"] = 0.9
 
     tokenizer = Tokenizer(changed(tmp_path, learnt, change))
-    assert tokenizer.encode([WORDS[0]])[0].tolist() == learnt.encode([WORDS[0]])[0].tolist()
+    assert tokenizer.encode([WORDS[0]])[0].tokens.tolist() == learnt.encode([WORDS[0]])[0].tokens.tolist()
     assert tokenizer.sha256 != learnt.sha256
 
 
@@ -106,6 +106,30 @@ def test_texts_that_are_refused(plain, tmp_path, monkeypatch, data, unit, messag
         tokenize([text(tmp_path, data)], plain, tmp_path / "a.h5", unit=unit)
     assert caught.value.hint
     assert not (tmp_path / "a.h5").exists()
+
+
+def test_text_that_a_tokenizer_would_lose_in_silence(plain, learnt, tmp_path):
+    path = text(tmp_path, "heart\nGr\u00f6\u00dfe, heart!\n")
+
+    def whitespace(said):
+        said["pre_tokenizer"] = {"type": "Whitespace"}
+        for letter in "\u00f6\u00df!":
+            said["model"]["vocab"].pop(letter, None)
+
+    with pytest.raises(DataError, match=r"a\.txt, line 2: its tokens leave out 2 letters that the tokenizer") as caught:
+        tokenize([path], Tokenizer(changed(tmp_path, plain, whitespace)), tmp_path / "a.h5", unit="line")
+    assert "another tokenizer" in caught.value.hint
+    known = Tokenizer(changed(tmp_path, plain, lambda said: said.update(normalizer={"type": "Lowercase"})))
+    assert known.encode(["Heart!"])[0].lost == ""
+
+
+def test_a_tokenizer_that_knows_no_word_for_unknown_ones(plain, tmp_path):
+    def words(said):
+        said |= {"pre_tokenizer": {"type": "Whitespace"}}
+        said["model"] = {"type": "WordLevel", "vocab": {"heart": 257}, "unk_token": "?"}
+
+    with pytest.raises(DataError, match="cannot make tokens of a text"):
+        tokenize([text(tmp_path, "the heart")], Tokenizer(changed(tmp_path, plain, words)), tmp_path / "a.h5")
 
 
 def test_a_mark_and_line_ends_of_windows_are_no_text(plain, tmp_path):

@@ -72,10 +72,13 @@ def test_a_rank_may_hold_a_part() -> None:
             assert part.of(piece).tolist() == whole.of(piece).tolist()
         assert part.shared(start, stop) is None
         part.put_salt(np.arange(21, 26))
+        salt: list[int] = []
         for piece in layout.pieces(start, stop):
             if piece.tensor is layout.tensors[-1]:
-                assert part.of(piece).tolist() == list(range(21, 26))[piece.lane :][: part.of(piece).size]
-        for use in (part.whole, part.views, lambda part=part: part.salt):
+                salt = list(range(21, 26))[piece.lane :][: part.of(piece).size]
+                assert part.of(piece).tolist() == salt
+        assert part.salt.tolist() == salt
+        for use in (part.whole, part.views):
             with pytest.raises(InternalError, match="holds a part of the vector only"):
                 use()
 

@@ -40,7 +40,7 @@ def test_it_counts_its_rows_however_late_its_update_was(monkeypatch: pytest.Monk
     summed: list[Tensors] = []
     saved: list[Checkpoint] = []
     monkeypatch.setattr(Measuring, "report_again", lambda self, pending: summed.append(pending))
-    trainer: Any = type("Trainer", (), {"private": lambda self: {}})()
+    trainer: Any = type("Trainer", (), {"private_in_parts": lambda self: ({}, {})})()
     store: Any = type("Store", (), {"save": lambda self, checkpoint: saved.append(checkpoint)})()
     counts = {"n": np.array(26), "positives": np.array(19)}
     # Its update began from the model after three rounds, and was in the sum of the fifth.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from thread_ranks import run_ranks
 from fedhpc.errors import DataError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.ranges import Held, forms_of
-from fedhpc.train import checkpoint_folder
+from fedhpc.train import checkpoint_folder, rank_files
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
 DRAW = np.random.default_rng(5)
@@ -29,11 +30,12 @@ TENSORS = {
 OUTER = {f"velocity/{name}": tensor * 2 for name, tensor in TENSORS.items()}
 PRIVATE = {"random": np.arange(9, dtype=np.uint8)}
 PENDING = {"n": np.array(4)}
+PARTS = {"exp_avg": {n: TENSORS[n] * 3 for n in ("wéight", "a/b")}, "exp_avg_sq": {"one": np.float32([9.0])}}
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_folder, "TREE_BLOCK_BYTES", 48)
+    monkeypatch.setattr(rank_files, "TREE_BLOCK_BYTES", 48)
     monkeypatch.setattr(checkpoint_folder, "_SEEN_WITHIN_S", 0.0)
 
 
@@ -41,6 +43,10 @@ def held_by(site: Any, cuts: tuple[float, ...]) -> Held:
     total = sum(tensor.size for tensor in TENSORS.values())
     at = [0, *(round(cut * total) for cut in sorted(cuts)), total]
     return Held(site, forms_of(TENSORS), list(itertools.pairwise(at)))
+
+
+def cut(held: Held, states: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.array(held.piece(name, state)) for name, state in states.items()}
 
 
 def write(directory: Path, round_: int = 3, cuts: tuple[float, ...] = (0.3, 0.6), times: int = 1) -> None:
@@ -52,6 +58,7 @@ def write(directory: Path, round_: int = 3, cuts: tuple[float, ...] = (0.3, 0.6)
         private = PRIVATE if site.rank == 0 else {}
         made = Checkpoint(round_, 9, b"c" * 32, tensors, outer, private, b"l" * 32, b"b" * 32, PENDING)
         made.whole, made.held = True, held
+        made.parts = {kind: partial(cut, held, states) for kind, states in PARTS.items()}
         Hdf5Checkpoints(directory).save(made)
 
     run_ranks(len(cuts) + 1, work)
@@ -80,6 +87,9 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(
     same(whole.outer, OUTER | {"total_weight": np.array([2.5])})
     same(whole.private, PRIVATE)
     same(whole.pending, PENDING)
+    assert list(whole.parts) == list(PARTS)
+    for kind, states in PARTS.items():
+        same(whole.parts[kind](), states)
     assert (whole.round_, whole.sums, whole.whole, whole.config) == (3, 9, True, b"c" * 32)
     assert (whole.ledger, whole.blind) == (b"l" * 32, b"b" * 32)
 
@@ -91,6 +101,8 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(
         same(found.outer, outer | {"total_weight": np.array([2.5])})
         same(found.private, PRIVATE if site.rank == 0 else {})
         same(found.pending, PENDING)
+        for kind, states in PARTS.items():
+            same(found.parts[kind](), cut(held, states))
 
     run_ranks(len(after) + 1, work)
 
@@ -118,7 +130,10 @@ def test_two_are_kept_and_newer_ones_are_discarded(tmp_path: Path) -> None:
     store.discard_after(2)
     assert [path.name for path in tmp_path.iterdir()] == ["round-000002"]
     names = {path.name for path in (tmp_path / "round-000002").iterdir()}
-    assert names == {"index.h5", "private.h5", *(f"rank-{r:04d}-of-0003.h5" for r in range(3))}
+    of_ranks = (f"{kind}-{r:04d}-of-0003.h5" for kind in ("rank", "exp_avg", "exp_avg_sq") for r in range(3))
+    assert names == {"index.h5", "private.h5", *of_ranks}
+    write(tmp_path, 2, cuts=(0.5,))
+    assert len(list((tmp_path / "round-000002").iterdir())) == 8, "those of three ranks are gone"
 
 
 def damage(folder: Path, how: str) -> None:
@@ -135,6 +150,10 @@ def damage(folder: Path, how: str) -> None:
         second.write_bytes(second.read_bytes()[:-60])
     elif how == "no index":
         (folder / "index.h5").unlink()
+    elif how == "a state's missing":
+        (folder / "exp_avg-0001-of-0003.h5").unlink()
+    elif how == "states swapped":
+        (folder / "exp_avg-0000-of-0003.h5").replace(folder / "exp_avg-0001-of-0003.h5")
     elif how == "private of another round":
         (folder.parent / "round-000002" / "private.h5").replace(folder / "private.h5")
     else:
@@ -145,7 +164,11 @@ def damage(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["missing", "swapped", "of another round", "short", "no index", "private of another round", "one bit"]
+    "how",
+    [
+        *("missing", "swapped", "of another round", "short", "no index", "private of another round", "one bit"),
+        *("a state's missing", "states swapped"),
+    ],
 )
 def test_a_round_that_is_not_whole_is_not_there(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 2, times=2)
@@ -158,6 +181,10 @@ def test_a_round_that_is_not_whole_is_not_there(tmp_path: Path, how: str, monkey
     assert store.rounds() == expected
     assert Hdf5Checkpoints(tmp_path).rounds() == expected
     words = {"missing": "does not exist", "no index": "does not exist", "short": "damaged|cut short"}
+    if "state" in how:
+        with pytest.raises(DataError, match=r"does not exist|is not the one|bytes, not"):
+            store.load(3).parts["exp_avg"]()
+        return
     with pytest.raises(DataError, match=words.get(how, "is not the one|SHA-256")):
         store.load(3)
 
@@ -197,14 +224,14 @@ def test_folders_of_a_nodes_own_are_refused_on_every_rank(tmp_path: Path) -> Non
 
 def test_a_rank_that_cannot_write_is_named_on_every_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 2)
-    real = checkpoint_folder._write_rank
+    real = checkpoint_folder.write_rank
 
     def full(path: Path, *more: Any) -> bytes:
         if "rank-0001" in path.name:
             raise StorageError(f"cannot write {path}: No space left on device", "free space")
         return real(path, *more)
 
-    monkeypatch.setattr(checkpoint_folder, "_write_rank", full)
+    monkeypatch.setattr(checkpoint_folder, "write_rank", full)
     with pytest.raises(StorageError, match=r"rank 1: cannot write .*No space left"):
         write(tmp_path, 3)
     assert Hdf5Checkpoints(tmp_path).rounds() == [2]
