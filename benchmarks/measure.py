@@ -28,6 +28,7 @@ CASES = {
     "sum_10M_rails": [
         *["bench", "sum", "--sites", "3", "--ranks-per-site", "2", "--params", "10000000", "--repeat", "9", "--json"],
     ],
+    "sum_10M_uneven": ["bench", "sum", "--ranks", "2,3", "--params", "10000000", "--repeat", "9", "--json"],
     "sum_10M_64bit": [
         *["bench", "sum", "--sites", "4", "--params", "10000000", "--lane-bits", "64", "--repeat", "9", "--json"],
     ],
@@ -41,6 +42,7 @@ CASES = {
         *["bench", "sum", "--exchange", "https", "--sites", "4", "--params", "250000000", "--repeat", "1", "--json"],
     ],
     "latency": ["bench", "latency", "--sites", "4", "--repeat", "500", "--json"],
+    "backends": ["bench", "backends", "--json"],
     "startup": ["benchmarks/startup.py"],
 }
 
@@ -111,9 +113,12 @@ def page(stored: dict[str, Any]) -> str:
         s = entry["result"]["stages_s"]
         cells = " | ".join(f"{s[k]:.4f}" for k in ("encode", "masks", "wire", "decode", "agree", "ledger"))
         lines.append(f"| `{_short(entry['command'])}` | {cells} |")
+    lines += _uneven([s for s in sums.values() if "sum_uneven_over_even" in s["result"]])
     lines += _relay([s for n, s in stored.items() if n.startswith("relay")])
     if "latency" in stored:
         lines += _latency(stored["latency"])
+    if "backends" in stored:
+        lines += _backends(stored["backends"])
     if "startup" in stored:
         lines += _startup(stored["startup"])
     lines += ["", "## Machines and versions", ""]
@@ -164,6 +169,39 @@ def _latency(entry: dict[str, Any]) -> list[str]:
         f"| the same, ledger on disk with its fsync | {1e3 * r['sum_int_s_with_fsync']:.2f} |",
         f"| a float without a bound (two masked sums), ledger in memory | {1e3 * r['sum_float_unbounded_s']:.2f} |",
     ]
+
+
+def _uneven(entries: list[dict[str, Any]]) -> list[str]:
+    lines = [""]
+    for entry in entries:
+        r = entry["result"]
+        lines.append(
+            f"Sites of {' and '.join(map(str, r['ranks']))} ranks against {min(r['ranks'])} at each, masked sum: "
+            f"{r['sum_uneven_over_even']:.2f} times as long."
+        )
+    return lines if entries else []
+
+
+def _backends(entry: dict[str, Any]) -> list[str]:
+    lines = [
+        "",
+        "## Backends of a site",
+        "",
+        f"`{entry['command']}`. V: bytes of the model. `first`: peak memory of a rank while it is made. `added`: what",
+        "two rounds with another site add to the peak of plain steps, at the worst rank. `moves`: the model out",
+        "of the backend by ranges and back; `step`: one sequence of 128 tokens at each rank. `speed`: samples for a",
+        "second of processor time, of all ranks, over those of a plain loop with the same backend.",
+        "",
+        "| backend | ranks | V MiB | loss | first / V | added MiB | added / V | moves s | step s | speed | MiB sent |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in entry["result"]["backends"]:
+        lines.append(
+            f"| {r['backend']} | {r['ranks']} | {r['model_bytes'] / 2**20:.0f} | {r['loss']:.3f} "
+            f"| {r['init_peak_over_v']:.2f} | {r['added_bytes'] / 2**20:.0f} | {r['added_over_v']:.2f} "
+            f"| {r['moves_s']:.2f} | {r['step_s']:.2f} | {r['speed_over_plain']:.3f} | {r['bytes_up'] / 2**20:.0f} |"
+        )
+    return lines
 
 
 def _startup(entry: dict[str, Any]) -> list[str]:

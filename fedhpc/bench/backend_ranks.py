@@ -157,6 +157,7 @@ def _memory(case: Case, stage: Stage) -> dict[str, Any]:
         "init_peak_over_v": max(p[0] for p in peaks) / sum(sizes),
         "added_bytes": max(p[1] for p in peaks),
         "added_over_v": max(p[1] for p in peaks) / sum(sizes),
+        "added_over_v_of_ranks": [p[1] / sum(sizes) for p in peaks],
         "moves_s": moves_s,
         "step_s": step_s,
         "loss": losses.loss,

@@ -12,7 +12,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -57,15 +57,15 @@ def measure(case: Case) -> None:
     uneven = len(set(case.ranks)) > 1
     even = _even_stage(case, stage) if uneven else None
     baseline = resident_bytes()
-    kind = "float32" if case.lane_bits == 32 else "float64"
-    vector = Vector(Layout([Tensor("vector", kind, (case.params,), SCALE)], salted=len(case.ranks) > 1))
+    vector = _vector(case, stage)
+    of_even = None if even is None else _vector(case, even)
     ranks_here = mpi_world.ranks_on_this_host(stage.world)
     overlap = case.overlap == "on" or (case.overlap == "auto" and len(os.sched_getaffinity(0)) >= 2 * ranks_here)
     repeats, evenly = [], []
     for number in range(1, case.repeat + 1):
         repeats.append(_repeat(case, stage, vector, overlap, number))
-        if even is not None:
-            evenly.append(_repeat(case, even, vector, overlap, number))
+        if even is not None and of_even is not None:
+            evenly.append(_repeat(case, even, of_even, overlap, number))
         if uneven:
             stage.world.group.await_bytes(b"done")  # ranks that have no part in it sleep
     baseline = max(_over_job(stage, baseline))
@@ -81,7 +81,7 @@ def measure(case: Case) -> None:
         "bytes_up_per_site": repeats[0].bytes_up,
         "peak_rss_bytes": peak,
         "baseline_rss_bytes": baseline,
-        "extra_bytes": peak - baseline - vector.layout.nbytes,
+        "extra_bytes": peak - baseline - vector.buffer.nbytes,
         "stages_s": {name: statistics.median(r.stages[name] for r in repeats) for name in _STAGES},
         "params": case.params,
         "sites": len(case.ranks),
@@ -96,6 +96,16 @@ def measure(case: Case) -> None:
         "versions": versions(),
     }
     print(json.dumps(result))
+
+
+def _vector(case: Case, stage: Stage) -> Vector:
+    """What this rank holds: its part, as of a model's update."""
+    kind = "float32" if case.lane_bits == 32 else "float64"
+    layout = Layout([Tensor("vector", kind, (case.params,), SCALE)], salted=stage.sites > 1)
+    place = stage.place
+    assert place.rails is not None
+    bounds = parts(layout.nbytes, place.rails.counts[place.number - 1])
+    return Vector(layout, bounds[place.site.rank] if place.site.rank < len(bounds) else (0, 0))
 
 
 def _even_stage(case: Case, stage: Stage) -> Stage | None:
@@ -132,15 +142,16 @@ class _Repeat:
 def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int) -> _Repeat:
     group = stage.world.group
     seed = group.broadcast_bytes(os.urandom(8) if group.rank == 0 else None)
-    values = vector.view("vector")
-    draw(values, seed, stage.place.number)
+    values = vector.held()["vector"]
+    first = vector.first // values.itemsize
+    draw(values, seed, stage.place.number, first)
     plain_s = _timed(stage, lambda: _plain(stage, vector))
 
     def ring_sum(mode: str) -> tuple[Session, Opened, float, int, bool]:
-        draw(values, seed, stage.place.number)
+        draw(values, seed, stage.place.number, first)
         party = stage.party(mode, lane_bits=case.lane_bits, degree=case.degree)
         session = stage.session(party, chunk_bytes=case.chunk_bytes, overlap=overlap)
-        plan = SumPlan(number, f"bench {number}", SumKind.STATISTIC, bytes(32), replicated=True)
+        plan = SumPlan(number, f"bench {number}", SumKind.STATISTIC, bytes(32), by_range=True)
         clear_peak()
         stage.world.group.barrier()
         begun = time.perf_counter()
@@ -148,7 +159,7 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
         # The hash of the sum is for M6, not for the sum, and a plain allreduce has none: it stands beside, in `digest`.
         seconds = max(_over_job(stage, time.perf_counter() - begun - opened.stages.digest))
         peak = max(_over_job(stage, peak_bytes()))
-        return session, opened, seconds, peak, _verify(stage, values, seed)
+        return session, opened, seconds, peak, _verify(stage, values, seed, first)
 
     _, _, unmasked_s, _, unmasked_right = ring_sum("off")
     session, opened, masked_s, peak, masked_right = ring_sum("pairwise")
@@ -158,11 +169,22 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
     return _Repeat(plain_s, unmasked_s, masked_s, compare_s, right, opened.bytes_up, peak, stages)
 
 
-def draw(out: NDArray[Any], seed: bytes, number: int) -> None:
-    """Fill `out` [P] with site `number`'s values: multiples of 2^-20 in (-1/8, 1/8), drawn tile by tile."""
-    for tile, start in enumerate(range(0, out.size, TILE)):
-        piece = out[start : start + TILE]
-        np.multiply(integers(seed, number, tile, piece.size), out.dtype.type(2.0**-SCALE), out=piece)
+def draw(out: NDArray[Any], seed: bytes, number: int, first: int = 0) -> None:
+    """Fill `out` [n] with site `number`'s values from value `first` on: multiples of 2^-20 in (-1/8, 1/8)."""
+    for tile, start, stop in _tiles(first, out.size):
+        piece = out[start:stop]
+        drawn = integers(seed, number, tile, TILE)[first + start - tile * TILE :][: piece.size]
+        np.multiply(drawn, out.dtype.type(2.0**-SCALE), out=piece)
+
+
+def _tiles(first: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """(tile, start, stop): which tile has values first + start .. first + stop."""
+    start = 0
+    while start < count:
+        tile = (first + start) // TILE
+        stop = min(count, (tile + 1) * TILE - first)
+        yield tile, start, stop
+        start = stop
 
 
 def integers(seed: bytes, number: int, tile: int, count: int) -> NDArray[np.int32]:
@@ -173,26 +195,24 @@ def integers(seed: bytes, number: int, tile: int, count: int) -> NDArray[np.int3
 
 
 def _plain(stage: Stage, vector: Vector) -> None:
-    """An in-place allreduce of the floats over the sites: each rank its part, which are gathered within the site."""
+    """An in-place allreduce of the floats over the sites: each rank its part."""
     kind = vector.layout.tensors[0].kind
     place, nbytes = stage.place, vector.layout.nbytes
     assert place.rails is not None
     own = carried(nbytes, place.rails.counts, place.number - 1, place.site.rank)
     for segment in sorted(own, key=lambda segment: (segment.turn, segment.start)):
-        place.rails.group(segment.owners).sum(vector.whole()[segment.start : segment.stop].view(kind))
-    if place.site.size > 1:
-        place.site.gather_parts(vector.whole(), parts(nbytes, place.rails.counts[place.number - 1]))
+        held = vector.buffer[segment.start - vector.first : segment.stop - vector.first]
+        place.rails.group(segment.owners).sum(held.view(kind))
 
 
-def _verify(stage: Stage, values: NDArray[Any], seed: bytes) -> bool:
+def _verify(stage: Stage, values: NDArray[Any], seed: bytes, first: int) -> bool:
     """Whether every value is 2^-20 times the integer sum of all sites' numbers, drawn again, at every rank."""
     good = True
-    for tile, start in enumerate(range(0, values.size, TILE)):
-        piece = values[start : start + TILE]
-        total = np.zeros(piece.size, dtype=np.int64)
+    for tile, start, stop in _tiles(first, values.size):
+        total = np.zeros(stop - start, dtype=np.int64)
         for number in range(1, stage.sites + 1):
-            total += integers(seed, number, tile, piece.size)
-        found = piece.astype(np.float64) * 2.0**SCALE
+            total += integers(seed, number, tile, TILE)[first + start - tile * TILE :][: total.size]
+        found = values[start:stop].astype(np.float64) * 2.0**SCALE
         good = good and bool(np.array_equal(found, total))
     return all(_over_job(stage, good))
 
