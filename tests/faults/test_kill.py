@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Site, ledger_entries, ledger_of, mpi_words, mpirun, start, until, write_federation
+from harness import Site, edit, ledger_entries, ledger_of, mpi_words, mpirun, start, until, write_federation
 
 from fedhpc.agreement.run_folder import checkpoints
 from fedhpc.enrolment.next_epoch import Beginning
@@ -206,27 +207,56 @@ def check_ledgers(directory: Path) -> None:
     assert told[0] == told[1] == told[2]
 
 
+TASK = """
+import torch
+from fedhpc.train.tasks import logistic
+from fedhpc.train.tasks.logistic import dataset, loss, sums
+
+def model(options):
+    out = logistic.model(options)
+    layers = [torch.nn.Linear(4, 9), torch.nn.Tanh(), torch.nn.Dropout(0.3), torch.nn.Linear(9, 4)]
+    net = torch.nn.Sequential(torch.nn.ModuleList([torch.nn.Sequential(*layers)])[0], out)
+    net.bins = out.bins
+    return net
+
+def fill(name, shape, generator):
+    return torch.rand(shape, generator=generator) - 0.5
+
+def fsdp_units(model):
+    return [model[0]]
+"""
+
+
 def test_real_training_killed_and_resumed(tmp_path: Path) -> None:
-    """The same through `fedhpc run` with PyTorch: dropout, momentum, shuffled batches, and two ranks at one site."""
-    task = {"name": "mlp", "held_out": 0.25, "standardise": True, "options": {"features": 4, "dropout": 0.3}}
+    """The same through `fedhpc run` with PyTorch: dropout, momentum, shuffled batches; sites of one rank, of two ranks
+    that hold the model each, and of two that share it."""
+    task = {"name": "module", "held_out": 0.25, "options": {"features": 4}}
+    task["source_sha256"] = hashlib.sha256(TASK.encode()).hexdigest()
+    (tmp_path / "task.py").write_text(TASK)
     train = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 7, "local_steps": 5}
-    sites = {"aa": Site(rows=30), "bb": Site(rows=41, ranks=2), "cc": Site(rows=26)}
+    sites = {
+        "aa": Site(rows=30),
+        "bb": Site(rows=41, ranks=2, compute={"backend": "ddp"}),
+        "cc": Site(rows=26, ranks=2, compute={"backend": "fsdp"}),
+    }
     hashes = []
     for name in ("unbroken", "killed"):
-        federation = write_federation(tmp_path / name, sites, rounds=30, task=task, train=train)
+        federation = write_federation(tmp_path / name, sites, rounds=20, task=task, train=train)
+        for site in sites:
+            edit(federation.parent / "sites" / f"{site}.toml", "[data]", "[data]\ntask_source = '../../task.py'")
         words = ["-m", "fedhpc", "run", federation, "--sites", federation.parent / "sites", "--json"]
         if name == "killed":
-            with start(mpi_words(4, words)) as job:
+            with start(mpi_words(5, words)) as job:
                 # Every site: a kill between two sites' writes goes on from the round before, as it should.
                 until(
-                    lambda: all(max(rounds_of(tmp_path / "killed", s), default=0) >= 11 for s in sites)
+                    lambda: all(max(rounds_of(tmp_path / "killed", s), default=0) >= 6 for s in sites)
                     or job.process.poll() is not None,
-                    90, "round 11",
+                    90, "round 6",
                 )  # fmt: skip
                 assert job.process.poll() is None, job.finish(1).text
                 job.kill()
-        done = mpirun(4, words, timeout=120, warm=True).ok()
+        done = mpirun(5, words, timeout=120, warm=True).ok()
         result = json.loads(done.out.splitlines()[-1])
         hashes.append(result["final_model_sha256"])
-        assert result["resumed_after_round"] >= (11 if name == "killed" else 0)
+        assert result["resumed_after_round"] >= (6 if name == "killed" else 0)
     assert hashes[0] == hashes[1]
