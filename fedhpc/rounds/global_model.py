@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import DataError
 from fedhpc.federation.checkpoint import Source, Tensors, read_into
-from fedhpc.federation.held_stream import HeldStream
+from fedhpc.federation.held_stream import HeldStream, spread
 from fedhpc.federation.ranges import Held, forms_of
 from fedhpc.federation.scales import refuse_beyond
 from fedhpc.federation.session import Session
@@ -226,6 +226,13 @@ class GlobalModel:
         # Where it is written only: hashing a model takes as long as reading it from memory.
         sha256 = None if self.held.replicated and not session.leads else self.sha256()
         return {"sites": session.sites, "state": session.state.hex(), "model_sha256": sha256}
+
+    def whole(self) -> Tensors:
+        """Copies of all tensors, in their shapes, on every rank: for small models only. Every rank calls it."""
+        found = {name: np.empty(form.shape, form.dtype) for name, form in self.held.forms.items()}
+        for name, first, values in spread(self.held, self.tensors):
+            found[name].reshape(-1)[first : first + values.size] = values
+        return found
 
     def sha256(self) -> str:
         """As `model_sha256`. It stays at the sites. Every rank calls it where each holds its own part."""

@@ -34,7 +34,7 @@ from fedhpc.rounds.loop import Run
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.sums.over_relay.masked_sum import RelayedSums
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
-from tests.fakes.held_fakes import HeldTensors, gather
+from tests.fakes.held_fakes import HeldTensors
 
 SHAPES: dict[str, tuple[int, ...]] = {"weight": (700, 3), "scalar": (), "running": (5,), "bias": (7,)}
 GATE_S = 120.0
@@ -136,7 +136,7 @@ def train(session: Session, case: Mapping[str, Any], directory: Path) -> dict[st
             model.now["bias"] = np.asarray(total["bias"] / len(total.sites), np.float32)
 
     outcome = Run(session, model, Hdf5Checkpoints(directory / "checkpoints"), reporter, prepare=prepare).run()
-    tensors = gather(outcome.model.held, {n: (n, t) for n, t in outcome.model.tensors.items()})
+    tensors = outcome.model.whole()
     return {
         "sha256": outcome.model.sha256(),
         "state": outcome.model.state.hex(),

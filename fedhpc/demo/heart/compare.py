@@ -36,7 +36,7 @@ def compare(directory: Path, splits: int) -> None:
         ran = run_joined(joined)
         own = session.agreement
         agreements = [read_agreement(other_split(own, k), "federation.toml") for k in range(splits)]
-        models = [ran.outcome.model.tensors]
+        models = [ran.outcome.model.whole()]
         for agreement in agreements[1:]:
             models.append(_train_split(joined, agreement))
         scores = _score_all(joined, directory, agreements, models)
@@ -57,7 +57,7 @@ def _train_split(joined: Joined, agreement: Agreement) -> Tensors:
     session = joined.again(party)
     with open_site_trainer(session, joined.site_file) as trainer:
         outcome = Training(trainer, joined.site_file).run(session, Endless(), NoCheckpoints(), Silence())
-    return outcome.model.tensors
+    return outcome.model.whole()
 
 
 def _score_all(

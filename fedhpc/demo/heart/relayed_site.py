@@ -39,9 +39,10 @@ def run_site(directory: Path, site: str, splits: int) -> None:
                     training = Training(trainer, joined.site_file)
                     outcome = training.run(session, Endless(), NoCheckpoints(), Silence())
         hashes.append(outcome.model.sha256())
+        tensors = outcome.model.whole()
         if speaks:
             (directory / MODELS).mkdir(exist_ok=True)
-            np.savez(directory / MODELS / f"{k}.npz", **outcome.model.tensors)  # type: ignore[arg-type]
+            np.savez(directory / MODELS / f"{k}.npz", **tensors)  # type: ignore[arg-type]
     if joined.first:
         (directory / MODELS).mkdir(exist_ok=True)
         report = {"sha256": hashes, "seconds_per_round": seconds, "bytes_per_round": sent}

@@ -39,7 +39,7 @@ def kind_of(words: str) -> Kind:
 
 def words_of(error: ssl.SSLError) -> str:
     """OpenSSL's reason in lower case: `alert internal error` for what the other end said, `wrong version number`."""
-    if isinstance(error, ssl.SSLEOFError):
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):  # which of them depends on what comes first
         return "the connection was closed in the middle"
     found = re.fullmatch(r"(?:\[[^\]]*\] )?(.*?)(?: \(_ssl\.c:[0-9]+\))?", str(error.args[-1] if error.args else error))
     reason = error.reason or (found[1] if found else "")

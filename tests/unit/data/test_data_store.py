@@ -292,13 +292,13 @@ def test_a_file_changed_in_use_is_refused(tmp_path):
 
 def _sum_in_child(store, queue):
     total = float(store.features().sum())
-    queue.put((total, store._pid == os.getpid()))  # the handle is the child's own
+    queue.put((total, store._file._pid == os.getpid()))  # the handle is the child's own
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_open_the_file_themselves(tmp_path, start):
     store = SiteStore.open(make(tmp_path / "a.h5"))
-    assert store._file is None  # nothing is open before the first read
+    assert store._file._file is None  # nothing is open before the first read
     store.features()
     context = multiprocessing.get_context(start)
     queue = context.Queue()
@@ -307,7 +307,7 @@ def test_workers_open_the_file_themselves(tmp_path, start):
     assert queue.get(timeout=60) == (45.0, True)
     child.join(60)
     assert child.exitcode == 0
-    assert pickle.loads(pickle.dumps(store))._file is None
+    assert pickle.loads(pickle.dumps(store))._file._file is None
 
 
 def test_a_failed_sync_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
