@@ -119,7 +119,7 @@ def join_with_files(
         life = live(place, mine, directory)
         _make_folder(place, federation, mine, directory)
         party = _party(place, agreement, mine, directory, ledger_wait_s, always_signs=True)
-        session = Session(party, NoSums(), OwnRanks(party), NeverAway())
+        session = Session(party, NoSums(party.site.size), OwnRanks(party), NeverAway())
         if connect:
             session = _join_relay(party, mine, directory, life)
     else:

@@ -47,7 +47,10 @@ class NoSums(Summing):
     """Of a job that trains and exchanges nothing: it dials no relay and waits for no other site."""
 
     name = "none"
-    rails = 1
+
+    def __init__(self, rails: int = 1) -> None:
+        """`rails`: ranks of the site that hold a part of the model each; a job that exchanges may have others."""
+        self.rails = rails
 
     @override
     def open(self, checked: Checked, stages: Stages) -> Summed:

@@ -134,6 +134,7 @@ def _clear(folder: Path, token: bytes) -> None:
     try:
         (folder / CHECKPOINT_INDEX).unlink(missing_ok=True)  # first: from here on the round is not there
         sync_folder(folder)
+        sync_folder(folder.parent)  # the folder's own name
     except OSError as error:
         raise StorageError(f"cannot write {folder}: {error.strerror}", "check the file system") from None
     write_whole(folder / "shared", token, mode=0o600)
@@ -195,19 +196,24 @@ class StoredFolder:
             self.blind, self.whole = bytes.fromhex(facts["blind"]), facts["whole"] is True
             weight = facts["total_weight"]
             self.total_weight = None if weight is None else float.fromhex(weight)
-            self.forms: Forms = {n: Form(_float(kind), tuple(map(int, shape))) for n, kind, shape in facts["tensors"]}
+            self.forms: Forms = {n: Form(_float(kind), _shape(shape)) for n, kind, shape in facts["tensors"]}
             self.outer = [str(name) for name in facts["outer"]]
             self._private = str(facts["sha256"])
             bounds = [(int(first), int(last)) for first, last in facts["bounds"]]
+            if len(bounds) > _MOST_RANKS:
+                raise ValueError(f"{len(bounds)} ranks")
             files = [bytes.fromhex(digest) for digest in facts["files"]]
             held = Held(SerialGroup(), self.forms, bounds)
-            segments = segments_of(held, [*self.forms, *map(model_name, self.outer)])
+            cut_as = [*self.forms, *map(model_name, self.outer)]
+            segments = segments_of(held, cut_as)
             parts = {_kind(kind): _part(held, part) for kind, part in facts.get("parts", {}).items()}
         except (*hdf5.DAMAGE, AttributeError, IndexError) as error:
             raise damaged(path, error) from None
-        for digests, of in ((files, segments), *((p.digests, p.segments) for p in parts.values())):
-            ends = [segment.stop for segment in of]
-            if len(digests) != len(bounds) or [s.start for s in of] != [0, *ends[:-1]][: len(ends)]:
+        named = ((cut_as, files, segments), *((p.names, p.digests, p.segments) for p in parts.values()))
+        for names, digests, of in named:
+            places = [0, *(segment.stop for segment in of)]
+            whole = places[-1] == sum(self.forms[name].nbytes for name in names)
+            if not whole or len(digests) != len(bounds) or [s.start for s in of] != places[:-1]:
                 raise DataError(f"{path} is damaged: its ranks do not hold all of the model", DAMAGED_HINT)
         self._state = RankFiles(folder, "rank", self.round_, files, segments)
         self._parts = {
@@ -335,6 +341,13 @@ class FolderState(StoredState):
     @override
     def close(self) -> None:
         self._folder.close()
+
+
+def _shape(said: Sequence[Any]) -> tuple[int, ...]:
+    shape = tuple(map(int, said))
+    if min(shape, default=0) < 0:
+        raise ValueError(f"a tensor of shape {shape}")
+    return shape
 
 
 def _float(kind: str) -> np.dtype[Any]:

@@ -83,12 +83,17 @@ class SavedState:
 def divide_state(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """(by kind and parameter what has the parameter's shape, the rest named `parameter:key`)."""
+    """(by kind and parameter what has the parameter's shape, the rest named `parameter:key`).
+
+    Parameters without elements are left out: they are not trained under every backend.
+    """
     parameters = trained(model)
     cut: dict[str, dict[str, torch.Tensor]] = {}
     others: dict[str, torch.Tensor] = {}
     for full, tensor in optimizer_tensors(model, optimizer).items():
         name, _, key = full.rpartition(":")
+        if not parameters[name].numel():
+            continue
         if tensor.ndim and tensor.shape == parameters[name].shape:
             cut.setdefault(key, {})[name] = tensor
         else:
@@ -127,4 +132,5 @@ def write_part(
     else:
         write_pieces(some, tensors, pieces)
     for name, tensor in tensors.items():
-        optimizer.state[parameters[name]][kind] = tensor
+        if parameters[name].numel():
+            optimizer.state[parameters[name]][kind] = tensor

@@ -12,6 +12,7 @@ from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.ranges import Forms, Held
 from fedhpc.train.dealt_rows import is_sharded
 from fedhpc.train.held_model import forms_of_model, read_shards, write_shards
+from fedhpc.train.running import RunningStatistics
 from fedhpc.train.shards import Shard, model_shards
 from fedhpc.train.state import split_state
 
@@ -36,6 +37,8 @@ class OwnShards:
 
         Raises ConfigError if the model lies on other ranks than those of the site, or in another way than by rows.
         """
+        # Each rank saw its own rows: the leader's running statistics count, for all of them.
+        RunningStatistics(self._model, held.site, held.site.label).settle()
         read_shards(held, self._shards(), into)
 
     def write(self, held: Held, tensors: Mapping[str, NDArray[Any]]) -> None:

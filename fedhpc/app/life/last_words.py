@@ -8,15 +8,13 @@ is busy in a step.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import threading
 from pathlib import Path
 
+from fedhpc.agreement import run_folder
 from fedhpc.app.life.stop_signals import Told
 from fedhpc.mpi import above
-
-_CHECKPOINT = re.compile(r"round-(\d+)\.h5")
 
 
 def listen(told: Told) -> None:
@@ -56,5 +54,4 @@ def newest_round(site_directory: Path | None) -> int | None:
     """The round of the newest checkpoint; None without any."""
     if site_directory is None:
         return None
-    found = [_CHECKPOINT.fullmatch(path.name) for path in site_directory.glob("checkpoints/round-*.h5")]
-    return max((int(match[1]) for match in found if match), default=None)
+    return max(run_folder.checkpoints(site_directory / "checkpoints"), default=None)

@@ -128,6 +128,11 @@ def test_last_words_say_where_the_run_goes_on(tmp_path: Path) -> None:
     assert stopped.startswith("stopped in the middle of round 13: mpirun leaves its ranks half a second")
     assert hint.startswith("hint: run it again: it goes on after round 12, to the same model")
     assert hint.endswith("SIGUSR2 to mpirun keeps the round's work")
+    several = tmp_path / "checkpoints" / "round-000020"  # of a site of several ranks, and one that was not finished
+    (several.with_name("round-000021")).mkdir()
+    several.mkdir()
+    (several / "index.h5").touch()
+    assert "it goes on after round 20" in last_words("mpirun", tmp_path)
     (tmp_path / "outbox").mkdir()
     (tmp_path / "outbox" / "local.work").touch()
     assert "it goes on from the work that was kept last" in last_words("mpirun", tmp_path)

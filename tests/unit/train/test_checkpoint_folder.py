@@ -17,6 +17,7 @@ from fedhpc.errors import DataError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.ranges import Held, forms_of
 from fedhpc.train import checkpoint_folder, rank_files
+from fedhpc.train.checkpoint_arrays import read_arrays, write_arrays
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
 DRAW = np.random.default_rng(5)
@@ -186,6 +187,31 @@ def test_a_round_that_is_not_whole_is_not_there(tmp_path: Path, how: str, monkey
             store.load(3).parts["exp_avg"]()
         return
     with pytest.raises(DataError, match=words.get(how, "is not the one|SHA-256")):
+        store.load(3)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        pytest.param({"a/b": [10]}, id="more than the files hold"),
+        pytest.param({"a/b": [10**15]}, id="more than any memory holds"),
+        pytest.param({"a/b": [8]}, id="less"),
+        pytest.param({"a/b": [-9], "wéight": [-7, -5]}, id="negative"),
+    ],
+)
+def test_an_index_that_tells_of_another_model_than_the_files_is_damaged(
+    tmp_path: Path, tensors: dict[str, list[int]]
+) -> None:
+    """Its own SHA-256 is right: nothing is made of the size that it tells."""
+    write(tmp_path)
+    index = tmp_path / "round-000003" / "index.h5"
+    stored = read_arrays(index, (3,), ("pending",))
+    shapes = [[name, kind, tensors.get(name, shape)] for name, kind, shape in stored.facts["tensors"]]
+    index.unlink()
+    write_arrays(index, 3, stored.facts | {"tensors": shapes}, {"pending": stored.groups["pending"]})
+    store = Hdf5Checkpoints(tmp_path)
+    assert store.rounds() == []
+    with pytest.raises(DataError, match="is damaged|bytes, not"):
         store.load(3)
 
 
