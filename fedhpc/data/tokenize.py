@@ -12,7 +12,7 @@ import numpy as np
 
 from fedhpc.data.tokenizer import END, Tokenizer
 from fedhpc.data.tokens import Tokens, write_tokens
-from fedhpc.errors import DataError, StorageError
+from fedhpc.errors import ConfigError, DataError, StorageError
 
 LARGEST_DOCUMENT = 256 << 20  # bytes, which go through the tokenizer at once
 _BATCH_DOCUMENTS, _BATCH_LETTERS = 1024, 4 << 20
@@ -42,9 +42,15 @@ def tokenize(
 ) -> Tokenized:
     """Write the token store `out` of UTF-8 files, one document each or one in each line.
 
-    Each document ends with the token `end`. Raises ConfigError if the tokenizer lacks that, DataError with file and
+    Each document ends with the token `end`. Raises ConfigError if the tokenizer lacks that or `out` is one of the files
+    that are read, DataError with file and
     line for text that is not UTF-8, empty or lost by the tokenizer, StorageError for I/O.
     """
+    for path in (*texts, tokenizer.path):
+        if out.exists() and path.exists() and out.samefile(path):
+            raise ConfigError(f"{out} would be written over {path}", "give the store a name of its own")
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder", "name the file of the store")
     end_id = tokenizer.end_id(end)
     documents = itertools.chain.from_iterable(read_documents(path, unit) for path in texts)
     count, tokens = write_tokens(

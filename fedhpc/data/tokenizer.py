@@ -51,8 +51,8 @@ class Tokenizer:
             said |= {"truncation": None, "padding": None}
             said["model"].pop("dropout", None)
             self._tokenizer = library.Tokenizer.from_str(json.dumps(said))
-        except Exception as error:  # the library raises this very class
-            told = " ".join(str(error).split())[:200]
+        except BaseException as error:  # the library raises Exception itself, and beyond it where its Rust panics
+            told = _told(error)
             raise DataError(
                 f"{path} is no tokenizer: {told}", "save_pretrained of a fast tokenizer writes the file that is meant"
             ) from None
@@ -91,8 +91,8 @@ class Tokenizer:
         encode = self._tokenizer.encode_batch_fast if exact else self._tokenizer.encode_batch  # the latter with offsets
         try:
             found = encode(list(texts), add_special_tokens=False)
-        except Exception as error:  # the library raises this very class
-            told = " ".join(str(error).split())[:200]
+        except BaseException as error:  # the library raises Exception itself, and beyond it where its Rust panics
+            told = _told(error)
             raise DataError(f"{self.path} cannot make tokens of a text: {told}", "give another tokenizer") from None
         if exact:
             arrays = [np.array(encoding.ids, np.int64) for encoding in found]
@@ -136,6 +136,13 @@ def train_tokenizer(folder: Path, texts: Iterable[str], vocabulary: int = 257) -
     return Tokenizer(folder)
 
 
+def _told(error: BaseException) -> str:
+    """What the library says; a wish to end the program is passed on."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
+    return " ".join(str(error).split())[:200]
+
+
 def _library() -> Any:
     try:
         import tokenizers
@@ -173,7 +180,7 @@ def _lost_letters(text: str, offsets: Sequence[tuple[int, int]]) -> str:
 def _token_bytes(said: dict[str, Any], ids: dict[str, int], vocabulary: int) -> NDArray[np.uint16] | None:
     """uint16 [vocabulary]: the bytes of text that each token stands for, 0 for special ones.
 
-    None where tokens say that of no text: all but byte-level tokenizers that change nothing.
+    None where tokens say that of no text: all but byte-level tokenizers that change nothing, of tokens below 64 KiB.
     """
     first = said.get("pre_tokenizer") or {}
     steps = first.get("pretokenizers", []) if first.get("type") == "Sequence" else [first]
@@ -189,10 +196,10 @@ def _token_bytes(said: dict[str, Any], ids: dict[str, int], vocabulary: int) -> 
     added = {token["content"]: token for token in said.get("added_tokens", [])}
     if not letters <= ids.keys() or any(t["lstrip"] or t["rstrip"] for t in added.values() if not t["special"]):
         return None
-    lengths = np.zeros(vocabulary, np.uint16)
+    lengths = np.zeros(vocabulary, np.int64)
     for token, at in ids.items():
         if token not in added:
             lengths[at] = len(token)
         elif not added[token]["special"]:
             lengths[at] = len(token.encode())
-    return lengths
+    return lengths.astype(np.uint16) if lengths.max() <= np.iinfo(np.uint16).max else None

@@ -101,7 +101,10 @@ def _extend(target: h5py.Dataset, block: list[NDArray[Any]]) -> None:
 def holds_tokens(path: Path) -> bool:
     """Whether `path` says that it is a token store, of this format or another. Raises what hdf5.open_file raises."""
     with hdf5.open_file(path) as file:
-        return "format" in file.attrs and "schema_version" not in file.attrs
+        try:
+            return "format" in file.attrs and "schema_version" not in file.attrs
+        except hdf5.DAMAGE:
+            return False  # what opens it says what is wrong
 
 
 class TokenStore:

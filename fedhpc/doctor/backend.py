@@ -43,7 +43,7 @@ def backend(subject: Subject) -> Finding:
     low = subject.wants_gpus and agreed.get("precision") == "bf16"
     if name in _NEEDS_NOTHING and not low:
         return skipped(f"{name}: {_NEEDS_NOTHING[name]}")
-    answer = call([sys.executable, "-c", _TORCH], subject.environment, _IMPORT_S)
+    answer = call([sys.executable, "-P", "-c", _TORCH], subject.environment, _IMPORT_S)
     try:
         found = json.loads(answer.out)
     except ValueError:

@@ -105,7 +105,7 @@ def torch_build(subject: Subject) -> Finding:
     """PyTorch is built for this site's GPUs."""
     if not subject.wants_gpus:
         return skipped(_NO_GPUS)
-    answer = call([sys.executable, "-c", _TORCH], subject.environment, 80.0)
+    answer = call([sys.executable, "-P", "-c", _TORCH], subject.environment, 80.0)
     try:
         found = json.loads(answer.out)
     except ValueError:

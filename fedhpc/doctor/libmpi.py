@@ -34,7 +34,7 @@ class Library:
 
 def library_of(environment: Mapping[str, str], limit_s: float) -> Library:
     """Asked in a process of its own, without MPI_Init."""
-    answer = call([sys.executable, "-m", "fedhpc.mpi.library"], environment, limit_s)
+    answer = call([sys.executable, "-P", "-m", "fedhpc.mpi.library"], environment, limit_s)
     if answer.code is None:
         return Library(trouble=f"loading MPI took more than {limit_s:.0f} s")
     try:

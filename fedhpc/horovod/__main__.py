@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError, FedhpcError
 from fedhpc.horovod import build
-from fedhpc.horovod.cache import cache_folder, find, install, put
+from fedhpc.horovod.cache import cache_folder, find, install, put, require_own
 from fedhpc.horovod.installed import look, require_fit
 from fedhpc.horovod.target import Mpi, Target, find_compiler, find_mpi, find_target
 
@@ -59,7 +59,9 @@ def _provide(*, cached: bool, jobs: int) -> None:
 
 def _build(mpi: Mpi, target: Target, key: str, jobs: int) -> Path:
     cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    cache.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    cache.mkdir(exist_ok=True, mode=0o700)
+    require_own(cache.parent, cache)
     log = cache / f"{key}.log"
     log.write_bytes(b"")
     _say(f"builds Horovod {build.VERSION} for {mpi.name}, torch {target.torch} and {target.compiler}: some minutes")

@@ -68,7 +68,7 @@ def build_wheel(mpi: Mpi, compiler: Path, flags: str, work: Path, out: Path, job
         if shutil.which(name) is None:
             raise ConfigError(f"`{name}` is not on PATH", "the build needs make and binutils")
     tools = work / "tools"
-    pip = [sys.executable, "-m", "pip"]
+    pip = [sys.executable, "-P", "-m", "pip"]
     _run([*pip, "install", "--quiet", "--target", str(tools), *TOOLS, *NEEDS], dict(os.environ), log)
     wrapper = work / "compiler"
     wrapper.write_text(COMPILER.format(compiler=_quoted(compiler), headers=_quoted(headers)))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -39,13 +40,19 @@ def find(cache: Path, key: str) -> Path | None:
         files = {str(name): str(sha256) for name, sha256 in facts["files"].items()}
     except (OSError, ValueError, KeyError, AttributeError):
         return None
-    for path in (cache, folder):
-        status = path.stat()
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
-            raise StorageError(f"others may write into {path}", "remove it, or `chmod go-w` it if it is yours")
+    require_own(cache.parent, cache, folder)
     if {path.name for path in folder.glob("*.whl")} != files.keys():
         return None
     return folder if all(_sha256(folder / name) == sha256 for name, sha256 in files.items()) else None
+
+
+def require_own(*folders: Path) -> None:
+    """Raises StorageError if others may write into one of `folders`."""
+    for path in folders:
+        status = path.lstat()
+        own = stat.S_ISDIR(status.st_mode) and status.st_uid in (0, os.geteuid())
+        if not own or status.st_mode & 0o022:
+            raise StorageError(f"others may write into {path}", "remove it, or `chmod go-w` it if it is yours")
 
 
 def put(made: Path, cache: Path, key: str, target: Target) -> Path:
@@ -65,7 +72,7 @@ def install(folder: Path) -> None:
     """Install from a folder of the cache, and from nowhere else. Raises ConfigError if pip refuses."""
     words = ["--quiet", "--no-index", "--find-links", str(folder), "--disable-pip-version-check"]
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", *words, f"horovod=={VERSION}"],
+        [sys.executable, "-P", "-m", "pip", "install", *words, f"horovod=={VERSION}"],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

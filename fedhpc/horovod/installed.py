@@ -42,7 +42,7 @@ def look(environment: Mapping[str, str], limit_s: float) -> Installed | None:
         return None
     try:
         answer = subprocess.run(
-            [sys.executable, "-m", "fedhpc.horovod.installed"],
+            [sys.executable, "-P", "-m", "fedhpc.horovod.installed"],
             env=dict(environment), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
             timeout=limit_s,
         )  # fmt: skip

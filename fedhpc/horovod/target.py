@@ -68,7 +68,7 @@ class Target:
 def find_mpi() -> Mpi:
     """Asked in a process of its own. Raises ConfigError if mpi4py loads none, or more than one is found there."""
     answer = subprocess.run(
-        [sys.executable, "-m", "fedhpc.mpi.library"],
+        [sys.executable, "-P", "-m", "fedhpc.mpi.library"],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_LIMIT_S,
     )  # fmt: skip
     try:

@@ -106,11 +106,12 @@ class FirstModel:
 
 def _give_memory(model: torch.nn.Module, device: torch.device) -> None:
     """Memory for the parameters of an outline; torch's `to_empty` empties buffers too, and parts what is shared."""
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers(remove_duplicate=False)}
     places: dict[int, list[tuple[torch.nn.Module, str]]] = {}
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            places.setdefault(id(parameter), []).append((module, name))
+        for tensors in (module.named_parameters, module.named_buffers):
+            for name, tensor in tensors(recurse=False, remove_duplicate=False):
+                places.setdefault(id(tensor), []).append((module, name))
     model.to_empty(device=device)
     for (module, name), *others in places.values():
         for other, alias in others:

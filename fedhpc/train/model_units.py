@@ -7,12 +7,19 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
+
+from fedhpc.errors import ConfigError
+
+CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict)
+"""Modules that are never called: no unit."""
 
 
 def default_units(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The direct children of every ModuleList: a transformer's blocks."""
-    return [child for module in model.modules() if isinstance(module, torch.nn.ModuleList) for child in module]
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return [child for module in lists for child in module if not isinstance(child, CONTAINERS)]
 
 
 def separable(model: torch.nn.Module, units: list[torch.nn.Module]) -> list[torch.nn.Module]:
@@ -36,8 +43,17 @@ def separable(model: torch.nn.Module, units: list[torch.nn.Module]) -> list[torc
 
 
 def compute_again(units: list[torch.nn.Module]) -> None:
-    """Keep no activations inside `units`: the backward pass computes them again."""
+    """Keep no activations inside `units`: the backward pass computes them again.
+
+    Raises ConfigError for a unit with running statistics, which would count every batch twice.
+    """
     for unit in units:
+        if any(isinstance(module, _NormBase) and module.track_running_stats for module in unit.modules()):
+            raise ConfigError(
+                f"compute.activation_checkpointing: a {type(unit).__name__} of the model keeps running statistics, and "
+                "what is computed again counts twice in them",
+                "switch it off, or let fsdp_units() of the task name modules without batch norm",
+            )
         unit.forward = _Again(unit.forward)
 
 

@@ -25,6 +25,10 @@ _PICKLED = (
 _KINDS: dict[str, type[FedhpcError]] = {kind.__name__: kind for kind in (ConfigError, DataError, PolicyError)}
 
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
+
+
 class StoredValues(Values):
     """The tensors of a folder, by the names of the model's parameters and buffers."""
 
@@ -55,6 +59,12 @@ class StoredValues(Values):
                 f"{self._folder} lacks the tensor {names[0]}", "its names must be those of the task's model"
             )
         stored = self._files[name].get_slice(name)
+        kind = str(stored.get_dtype())
+        if tensor.is_floating_point() != (kind in _FLOATS) or kind not in (*_FLOATS, *_INTEGERS):
+            raise DataError(
+                f"{self._folder}: {name} is {kind}, in the task's model it is {tensor.dtype}",
+                f"floating-point tensors are read from {', '.join(_FLOATS)}",
+            )
         found, wanted = list(stored.get_shape()), list(tensor.shape)
         if found != wanted:
             raise DataError(f"{self._folder}: {name} has the shape {found}, in the task's model it is {wanted}")

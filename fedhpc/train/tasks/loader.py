@@ -77,7 +77,7 @@ class Task:
 
     def model(self, options: Mapping[str, Any], seed: int) -> torch.nn.Module:
         """The model, drawn with `seed` on the CPU: all sites start equal. Torch's own generator is left alone."""
-        with self._blame("model", ConfigError), torch.random.fork_rng(devices=[]):
+        with self.blame("model", ConfigError), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = self._module.model(dict(options))
         if not isinstance(model, torch.nn.Module):
@@ -86,7 +86,7 @@ class Task:
 
     def fill(self, name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
         """The first value of the parameter `name`, drawn from `generator` on the CPU. Only where `fills`."""
-        with self._blame("fill", ConfigError), torch.no_grad():
+        with self.blame("fill", ConfigError), torch.no_grad():
             value: torch.Tensor = self._module.fill(name, shape, generator)
         return value
 
@@ -94,7 +94,7 @@ class Task:
         """The parts of `model` that are gathered, or computed again, one at a time: fsdp_units(), else its blocks."""
         if not self._names_units:
             return default_units(model)
-        with self._blame("fsdp_units", ConfigError):
+        with self.blame("fsdp_units", ConfigError):
             units = list(self._module.fsdp_units(model))
         inside = {id(module) for module in model.modules()}
         if not all(id(unit) in inside for unit in units):
@@ -106,14 +106,14 @@ class Task:
 
     def dataset(self, path: Path, options: Mapping[str, Any]) -> Any:
         """The site's data at `path`, opened."""
-        with self._blame("dataset", DataError):
+        with self.blame("dataset", DataError):
             dataset = self._module.dataset(path, dict(options))
             len(dataset)
         return dataset
 
     def loss(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
         """The mean loss over the rows of `batch`, a scalar."""
-        with self._blame("loss", DataError):
+        with self.blame("loss", DataError):
             loss = self._module.loss(model, batch)
         if not isinstance(loss, torch.Tensor) or loss.ndim:
             raise ConfigError(f"loss() of task {self.where} must return one scalar tensor: the mean over the rows")
@@ -121,7 +121,7 @@ class Task:
 
     def sums(self, model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
         """Sums over the rows of `batch`, by name."""
-        with self._blame("sums", DataError):
+        with self.blame("sums", DataError):
             sums = self._module.sums(model, batch)
         if (
             not isinstance(sums, dict)
@@ -139,7 +139,8 @@ class Task:
         return sums
 
     @contextmanager
-    def _blame(self, function: str, kind: type[FedhpcError]) -> Iterator[None]:
+    def blame(self, function: str, kind: type[FedhpcError]) -> Iterator[None]:
+        """What goes wrong inside is an error of `kind` that names the task's `function`."""
         try:
             yield
         except FedhpcError:
@@ -187,8 +188,15 @@ class TaskDataset(torch.utils.data.Dataset[Any]):
         if not hasattr(opened, "held_out_split"):
             return split_rows(len(opened), held_out, seed, self.task.site, self.labels)
         self._split = (held_out, seed)
-        training, held = opened.held_out_split(held_out, seed, self.task.site)
-        return np.asarray(training, np.int64), np.asarray(held, np.int64)
+        with self.task.blame("held_out_split", DataError):
+            training, held = (np.asarray(rows) for rows in opened.held_out_split(held_out, seed, self.task.site))
+            for rows in (training, held):
+                if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+                    raise ValueError(f"row numbers are a list of integers, and not {rows.dtype} {list(rows.shape)}")
+            both = np.concatenate([training, held])
+            if both.size and (both.min() < 0 or both.max() >= len(opened) or np.unique(both).size < both.size):
+                raise ValueError(f"each of the {len(opened)} rows is on one side, once, or left out")
+        return training.astype(np.int64), held.astype(np.int64)
 
     @property
     def labels(self) -> NDArray[Any] | None:
@@ -198,7 +206,11 @@ class TaskDataset(torch.utils.data.Dataset[Any]):
     @property
     def measure_rows(self) -> int:
         """As many rows at most go through sums() at once."""
-        return int(getattr(self.opened, "measure_rows", sys.maxsize))
+        with self.task.blame("measure_rows", ConfigError):
+            rows = int(getattr(self.opened, "measure_rows", sys.maxsize))
+            if rows < 1:
+                raise ValueError(f"{rows} rows at once")
+        return rows
 
     @property
     def features(self) -> FeatureSet | None:

@@ -32,7 +32,7 @@ class TextDataset(torch.utils.data.Dataset[Batch]):
     def __init__(self, path: Path, context: int, vocabulary: int, tokenizer_sha256: str) -> None:
         """Raises DataError if the store is of another tokenizer, and what TokenStore.open raises."""
         self.text = TokenStore.open(path)
-        self.context = context
+        self.context, self._vocabulary = context, vocabulary
         if self.text.tokenizer_sha256 != tokenizer_sha256:
             raise DataError(
                 f"{path} was made with the tokenizer {self.text.tokenizer_sha256[:16]}…, and the federation's is "
@@ -57,7 +57,7 @@ class TextDataset(torch.utils.data.Dataset[Batch]):
     @property
     def measure_rows(self) -> int:
         """So many windows at once that their logits have at most 2^24 numbers."""
-        return max(1, _MEASURED_LOGITS // (self.context * self.text.vocabulary))
+        return max(1, _MEASURED_LOGITS // (self.context * self._vocabulary))
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))

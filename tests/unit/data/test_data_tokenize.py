@@ -137,6 +137,23 @@ def test_a_mark_and_line_ends_of_windows_are_no_text(plain, tmp_path):
     assert (done.documents, done.tokens) == (2, 6)
 
 
+def test_what_is_read_is_not_written_over(plain, tmp_path):
+    path = text(tmp_path, "a heart")
+    (tmp_path / "b.txt").symlink_to(path)
+    for out in (path, tmp_path / "b.txt", plain.path):
+        before = out.read_bytes()
+        with pytest.raises(ConfigError, match="would be written over"):
+            tokenize([path], plain, out)
+        assert out.read_bytes() == before
+    with pytest.raises(ConfigError, match="is a folder"):
+        tokenize([path], plain, tmp_path)
+
+
+def test_a_token_too_long_for_the_store_s_lengths(learnt, tmp_path):
+    folder = changed(tmp_path, learnt, lambda said: said["model"]["vocab"].update({"a" * 70_000: 280}))
+    assert Tokenizer(folder).token_bytes is None
+
+
 def test_tokenizers_that_are_refused(learnt, tmp_path):
     with pytest.raises(ConfigError, match="nowhere is not a folder"):
         Tokenizer(tmp_path / "nowhere")

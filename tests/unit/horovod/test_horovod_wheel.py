@@ -14,7 +14,7 @@ import pytest
 from fedhpc.errors import ConfigError, InternalError, StorageError
 from fedhpc.horovod import __main__ as command
 from fedhpc.horovod import build, target
-from fedhpc.horovod.cache import cache_folder, find, put
+from fedhpc.horovod.cache import cache_folder, find, put, require_own
 from fedhpc.horovod.installed import Installed, look, require_fit
 from fedhpc.horovod.target import Mpi, Target
 
@@ -187,12 +187,17 @@ def test_what_was_built_is_found_again_and_only_whole(tmp_path: Path) -> None:
 def test_what_others_may_change_is_not_installed(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     folder = kept(cache)
-    for path in (folder, cache):
+    for path in (folder, cache, cache.parent):
         path.chmod(0o775)
         with pytest.raises(StorageError, match=f"others may write into {path}"):
             find(cache, "k")
         path.chmod(0o755)
     assert find(cache, "k") == folder
+    require_own(cache)
+    (tmp_path / "link").symlink_to(cache)
+    for path in (tmp_path / "link", folder / "built.json"):
+        with pytest.raises(StorageError, match="others may write into"):
+            require_own(path)
 
 
 def test_the_user_s_cache() -> None:

@@ -211,7 +211,7 @@ def test_an_index_that_tells_of_another_model_than_the_files_is_damaged(
     write_arrays(index, 3, stored.facts | {"tensors": shapes}, {"pending": stored.groups["pending"]})
     store = Hdf5Checkpoints(tmp_path)
     assert store.rounds() == []
-    with pytest.raises(DataError, match="is damaged|bytes, not"):
+    with pytest.raises(DataError, match=r"is damaged|bytes, not"):
         store.load(3)
 
 

@@ -127,6 +127,34 @@ def test_units_are_blocks_or_what_the_task_names() -> None:
             make_task(fsdp_units=wrong).units(model)
 
 
+def test_a_buffer_that_blocks_share_stays_shared() -> None:
+    class Shared(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            table = torch.arange(6.0)
+            self.blocks = torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(2))
+            for block in self.blocks:
+                block.register_buffer("table", table)
+
+    one, two = first(make=Shared).whole().blocks
+    assert one.table is two.table
+    assert one.table.tolist() == list(range(6))
+
+
+def test_lists_of_lists_have_their_inner_blocks_as_units() -> None:
+    inner = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    named = torch.nn.ModuleDict({"a": torch.nn.ModuleList([torch.nn.Linear(2, 2)])})
+    model = torch.nn.Sequential(torch.nn.ModuleList([inner, named]))
+    assert default_units(model) == [*inner, *named["a"]]
+
+
+def test_running_statistics_are_not_counted_twice() -> None:
+    block = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    with pytest.raises(ConfigError, match="keeps running statistics"):
+        compute_again([block])
+    compute_again([torch.nn.Sequential(torch.nn.BatchNorm1d(3, track_running_stats=False))])
+
+
 def test_activations_are_computed_again_to_the_same_bits() -> None:
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
 

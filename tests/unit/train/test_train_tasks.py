@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.train.loading import Reader, fetch
 from fedhpc.train.open_trainer import open_trainer
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
-from fedhpc.train.tasks.loader import TaskDataset, load_task
+from fedhpc.train.tasks.loader import Task, TaskDataset, load_task
 
 BINARY = {
     "accuracy", "loss", "auc", "auc_half_width", "average_precision", "average_precision_half_width",
@@ -244,3 +246,37 @@ def test_a_built_in_task_can_be_sent_to_a_worker(tmp_path: Path) -> None:
     fetch(dataset, np.array([0]))
     again = pickle.loads(pickle.dumps(dataset))
     np.testing.assert_array_equal(fetch(again, np.array([2, 1]))[0].numpy(), x[[2, 1]].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        (([True, False, True], [False, True, False]), "list of integers, and not bool"),
+        (([0, 1], [1, 2]), "each of the 3 rows is on one side"),
+        (([0, 1], [3]), "each of the 3 rows is on one side"),
+        (([[0, 1]], [2]), r"not int64 \[1, 2\]"),
+        ((["a"], [2]), "list of integers"),
+    ],
+)
+def test_a_split_of_a_datasets_own_must_be_one(split: Any, words: str) -> None:
+    class Own(list):
+        def held_out_split(self, held_out: float, seed: int, site: str) -> Any:
+            return split
+
+    module = types.ModuleType("a_task")
+    module.__dict__.update(dict.fromkeys(("model", "loss", "sums"), lambda *_: None))
+    module.dataset = lambda path, options: Own("abc")
+    task = Task("module", module, b"", "task.py", "a")
+    with pytest.raises(DataError, match=rf"held_out_split\(\) of task task\.py failed: .*{words}"):
+        TaskDataset(task, Path("x"), {}).split(0.3, 1)
+
+
+def test_rows_that_are_measured_at_once_are_some() -> None:
+    class Own(list):
+        measure_rows = 0
+
+    module = types.ModuleType("a_task")
+    module.__dict__.update(dict.fromkeys(("model", "loss", "sums"), lambda *_: None))
+    module.dataset = lambda path, options: Own("abc")
+    with pytest.raises(ConfigError, match=r"measure_rows\(\) of task task\.py failed: .*0 rows at once"):
+        _ = TaskDataset(Task("module", module, b"", "task.py", "a"), Path("x"), {}).measure_rows

@@ -79,6 +79,11 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path_factory: pytest.Tem
         FirstModel(Wider, values).whole()
     with pytest.raises(DataError, match=r"lacks the tensor more\.weight"):
         FirstModel(More, values).whole()
+    for kind in (torch.complex64, torch.int64, torch.bool):
+        strange = tmp_path_factory.mktemp("strange")
+        save_file({"weight": torch.ones(2, 2).to(kind), "bias": torch.ones(2)}, strange / "a.safetensors")
+        with pytest.raises(DataError, match=r"weight is (C64|I64|BOOL), in the task's model it is torch\.float32"):
+            FirstModel(lambda: torch.nn.Linear(2, 2), StoredValues(strange)).whole()
     other = tmp_path_factory.mktemp("other")
     with pytest.raises(ConfigError, match="holds no"):
         StoredValues(other)
