@@ -23,9 +23,10 @@ from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
 from fedhpc.bench.rehearsal import Stage, set_stage
 from fedhpc.mpi.collectives import Group
 from fedhpc.rounds.loop import Run
-from fedhpc.rounds.null_objects import NoCheckpoints, Silence
+from fedhpc.rounds.null_objects import Silence
 from fedhpc.train.backends.open_backend import open_backend
 from fedhpc.train.batches import Batches, share
+from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 from fedhpc.train.first_model import Drawn, FirstModel
 from fedhpc.train.optimise import build_optimizer
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
@@ -143,7 +144,8 @@ def _memory(case: Case, stage: Stage) -> dict[str, Any]:
     trainer, losses = site.trainer(), Losses()
     session = stage.session(stage.party("pairwise", more=_FEDERATION))
     clear_peak()
-    outcome = Run(session, trainer, NoCheckpoints(), losses).run()
+    store = Hdf5Checkpoints(Path(case.store).parent / f"checkpoints-{backend}-{session.site}")
+    outcome = Run(session, trainer, store, losses).run()
     round_peak = peak_bytes()
     moves_s = _move_seconds(trainer, group)
     sha256 = outcome.model.sha256()

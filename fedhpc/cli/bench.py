@@ -110,9 +110,10 @@ def backends(backends: str, ranks: int, params: int, steps: int, alternations: i
     """Measure what each backend takes to train a transformer at one site and to sum it with another.
 
     Memory is what a rank holds at most (VmHWM), with glibc told to give back what is free: `init_peak_over_v` while the
-    first model is made, `added_bytes` what rounds add to training, over V, the bytes of the model. `moves_s` is the
-    time to read the model out of the backend by ranges and to write it back, `step_s` of an optimiser step of one
-    sequence of 128 tokens at each rank. A sample is a sequence; processor time is that of all ranks.
+    first model is made, `added_bytes` what rounds and their checkpoints add to training, over V, the bytes of the
+    model. `moves_s` is the time to read the model out of the backend by ranges and to write it back, `step_s` of an
+    optimiser step of one sequence of 128 tokens at each rank. A sample is a sequence; processor time is that of all
+    ranks.
     """
     import json
 

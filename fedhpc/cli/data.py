@@ -49,6 +49,7 @@ def ingest(csv_file: Path, recipe_file: Path, site: str, out: Path, key_file: Pa
     from fedhpc.data.ingest import ingest_csv
     from fedhpc.data.recipe import read_recipe
     from fedhpc.data.rowkey import read_key
+    from fedhpc.data.written_over import refuse_written_over
 
     where = {}
     for pair in pairs:
@@ -56,6 +57,7 @@ def ingest(csv_file: Path, recipe_file: Path, site: str, out: Path, key_file: Pa
         if not equals or not column:
             raise ConfigError(f"--where {pair!r} has no '='", "write it as --where hospital=Leiden")
         where[column] = value
+    refuse_written_over(out, recipe_file, key_file)
     recipe = read_recipe(recipe_file)
     done = ingest_csv(csv_file, recipe, out, site=site, key=read_key(key_file), where=where)
     click.echo(f"wrote {out}: {done.rows_kept} of {done.rows_read} rows")

@@ -24,6 +24,7 @@ from fedhpc.data.rows import RowReader
 from fedhpc.data.schema import FeatureSet
 from fedhpc.data.spelling import visible
 from fedhpc.data.store import write_store
+from fedhpc.data.written_over import refuse_written_over
 from fedhpc.errors import DataError, StorageError
 
 _MOST_NAMES = 5000  # to look for the nearest among
@@ -54,8 +55,9 @@ def ingest_csv(
     """Write the store `out` for `site` from the UTF-8 file `csv_path`; `key` [32 bytes] hides the row identifiers.
 
     `where` adds to, or replaces, the entries of the recipe's own. Raises DataError with line and column for a cell
-    that does not fit the recipe, ConfigError for the recipe itself, StorageError for I/O.
+    that does not fit the recipe, ConfigError for the recipe itself or an `out` that is read, StorageError for I/O.
     """
+    refuse_written_over(out, csv_path)
     if len(key) != rowkey.KEY_BYTES:
         raise ValueError(f"the row-id key has {len(key)} bytes, not {rowkey.KEY_BYTES}")
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.data.store import SiteStore, write_store
+from fedhpc.data.written_over import refuse_written_over
 from fedhpc.errors import ConfigError, DataError, StorageError
 
 MOST_SITES = 10_000
@@ -77,13 +78,14 @@ def _write(store: SiteStore, parts: Parts, out: Path) -> dict[str, Path]:
     except OSError as error:
         raise StorageError(f"cannot make {out}: {error.strerror}", "choose another directory") from None
     width = len(str(len(parts)))
+    names = [f"site-{number:0{width}d}" for number in range(1, len(parts) + 1)]
+    paths = {name: out / f"{name}.h5" for name in names}
+    for path in paths.values():
+        refuse_written_over(path, store.path)
     step = max(1, _BLOCK_BYTES // (4 * int(np.prod(store.feature_set.row_shape))))
-    paths = {}
-    for number, rows in enumerate(parts, start=1):
-        name = f"site-{number:0{width}d}"
-        paths[name] = out / f"{name}.h5"
+    for (name, path), rows in zip(paths.items(), parts, strict=True):
         write_store(
-            paths[name],
+            path,
             site=name,
             feature_set=store.feature_set,
             features=(store.features(rows[i : i + step]) for i in range(0, len(rows), step)),

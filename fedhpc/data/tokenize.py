@@ -12,7 +12,8 @@ import numpy as np
 
 from fedhpc.data.tokenizer import END, Tokenizer
 from fedhpc.data.tokens import Tokens, write_tokens
-from fedhpc.errors import ConfigError, DataError, StorageError
+from fedhpc.data.written_over import refuse_written_over
+from fedhpc.errors import DataError, StorageError
 
 LARGEST_DOCUMENT = 256 << 20  # bytes, which go through the tokenizer at once
 _BATCH_DOCUMENTS, _BATCH_LETTERS = 1024, 4 << 20
@@ -46,11 +47,7 @@ def tokenize(
     that are read, DataError with file and
     line for text that is not UTF-8, empty or lost by the tokenizer, StorageError for I/O.
     """
-    for path in (*texts, tokenizer.path):
-        if out.exists() and path.exists() and out.samefile(path):
-            raise ConfigError(f"{out} would be written over {path}", "give the store a name of its own")
-    if out.is_dir():
-        raise ConfigError(f"{out} is a folder", "name the file of the store")
+    refuse_written_over(out, *texts, tokenizer.path)
     end_id = tokenizer.end_id(end)
     documents = itertools.chain.from_iterable(read_documents(path, unit) for path in texts)
     count, tokens = write_tokens(

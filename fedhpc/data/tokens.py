@@ -12,6 +12,7 @@ The root attributes are listed in docs/text.md.
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from array import array
 from collections.abc import Iterable
@@ -125,6 +126,7 @@ class TokenStore:
         self.token_bytes = token_bytes  # uint16 [vocabulary], or None
         self._file = file
         self._source: Any = None
+        self._pid = 0
 
     @property
     def n(self) -> int:
@@ -163,8 +165,8 @@ class TokenStore:
     def tokens(self, start: int, stop: int) -> NDArray[Any]:
         """uint16 or uint32 [stop - start]: the tokens of a range."""
         try:
-            if self._source is None:
-                self._source = self._tokens()
+            if self._source is None or self._pid != os.getpid():  # no open handle crosses a fork
+                self._source, self._pid = self._tokens(), os.getpid()
             return np.asarray(self._source[start:stop])
         except hdf5.DAMAGE as error:
             reason = " ".join(str(error).split())[:200]
@@ -184,7 +186,7 @@ class TokenStore:
         self._file.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None}
+        return {**self.__dict__, "_source": None, "_pid": 0}
 
     def _tokens(self) -> Any:
         """All tokens, or the dataset where they are many."""
@@ -207,8 +209,9 @@ def _require_format(file: h5py.File, path: Path) -> None:
 
 def _read_offsets(file: h5py.File, path: Path, n: int) -> NDArray[np.int64]:
     dataset = hdf5.get_dataset(file, "documents", ["int64"])
-    if dataset.ndim != 1 or dataset.shape[0] < 2:
-        raise DataError(f"{path}: documents have the shape {dataset.shape}", f"it must be [d + 1], d > 0; {_AGAIN}")
+    if dataset.ndim != 1 or not 2 <= dataset.shape[0] <= n + 1:
+        hint = f"it must be [d + 1], with 1 to {n} documents; {_AGAIN}"
+        raise DataError(f"{path}: documents have the shape {dataset.shape}", hint)
     offsets = np.asarray(dataset[:], np.int64)
     if offsets[0] != 0 or offsets[-1] != n:
         raise DataError(f"{path}: documents go from {offsets[0]} to {offsets[-1]}, tokens from 0 to {n}", _AGAIN)

@@ -21,15 +21,11 @@ _TORCH = """
 import json, torch
 import torch.distributed as dist
 there = dist.is_available()
-try:
-    from torch.distributed.fsdp import fully_shard
-    fsdp = True
-except ImportError:
-    fsdp = False
+from fedhpc.train.backends.fsdp import has_fsdp
 seen = torch.cuda.device_count()
 print(json.dumps({
     "torch": torch.__version__, "gloo": there and dist.is_gloo_available(), "nccl": there and dist.is_nccl_available(),
-    "fsdp": fsdp, "seen": seen, "bf16": bool(seen) and torch.cuda.is_bf16_supported(),
+    "fsdp": has_fsdp(), "seen": seen, "bf16": bool(seen) and torch.cuda.is_bf16_supported(),
 }))
 """
 
@@ -59,7 +55,8 @@ def backend_fits(name: str, found: Mapping[str, object], *, gpus: bool, low: boo
             f"{torch} is built without gloo, which {name} needs", "install the PyTorch wheel, or backend = 'mpi'"
         )
     if name == "fsdp" and not found.get("fsdp"):
-        return fail(f"{torch} has no FSDP2", "it is there from torch 2.6 on; backend = 'ddp' works with older ones")
+        hint = "it is there from torch 2.13 on; backend = 'ddp' works with older ones"
+        return fail(f"{torch} has no FSDP2 that fsdp can use", hint)
     if low and found.get("seen") and not found.get("bf16"):
         return warn(
             f"{torch}: these GPUs have no bfloat16, which [train] precision asks for: it is emulated, slowly",

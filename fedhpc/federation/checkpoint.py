@@ -36,9 +36,8 @@ class Checkpoint:
     round_: int  # training rounds finished
     sums: int  # masked sums finished: the protocol's round number
     config: bytes  # SHA-256 of federation.toml [32]
-    tensors: Tensors  # the global model
-    outer: Tensors = field(default_factory=dict)  # the strategy's state, and W of the weights
-    # (both: what this rank holds of them)
+    tensors: Tensors  # what this rank holds of the global model
+    outer: Tensors = field(default_factory=dict)  # what it holds of the strategy's state, and W of the weights
     private: dict[str, NDArray[Any]] = field(default_factory=dict)  # the trainer's, at the leader
     ledger: bytes = b""  # hash of the ledger's head when the checkpoint was written [32]
     blind: bytes = field(default=bytes(32), repr=False)  # of the state [32]; empty: written before there was one

@@ -21,12 +21,13 @@ import numpy as np
 
 from fedhpc.agreement.run_folder import CHECKPOINT_INDEX
 from fedhpc.data import hdf5
-from fedhpc.errors import DataError, FedhpcError, InternalError, StorageError
+from fedhpc.errors import DataError, InternalError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint, StoredState
 from fedhpc.federation.held_stream import LoadedState
 from fedhpc.federation.ranges import Held, forms_of
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT, model_name
 from fedhpc.files import private_folder, sync_folder
+from fedhpc.mpi.together import together
 from fedhpc.train.checkpoint_arrays import damaged, read_arrays, write_arrays
 from fedhpc.train.checkpoint_folder import FolderState, StoredFolder, remove_folder, write_folder
 
@@ -100,22 +101,10 @@ class Hdf5Checkpoints:
         """
         read, self._read_last = self._read_last, None
         if held is not None:
-            return self._load_together(round_, held)
+            return together(held.site, lambda: self._load(round_, held))
         if read is not None and read[1].round_ == round_ and self._whole.get(round_) == read[0]:
             return read[1]
         return self._load(round_, None)
-
-    def _load_together(self, round_: int, held: Held) -> Checkpoint:
-        told, checkpoint = b"", None
-        try:
-            checkpoint = self._load(round_, held)
-        except FedhpcError as error:
-            told = f"{error.what}\n{error.hint}".encode()
-        for said in held.site.gather_bytes(told):
-            if said:
-                raise DataError(*said.decode().split("\n", 1))
-        assert checkpoint is not None
-        return checkpoint
 
     def _load(self, round_: int, held: Held | None) -> Checkpoint:
         if self._in_folder(round_):

@@ -30,13 +30,14 @@ from typing_extensions import override
 
 from fedhpc.agreement.run_folder import CHECKPOINT_INDEX
 from fedhpc.data import hdf5
-from fedhpc.errors import DataError, FedhpcError, InternalError, StorageError
+from fedhpc.errors import DataError, InternalError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint, StoredState, Tensors
 from fedhpc.federation.held_stream import HeldStream, Runs, Segment, joined, segments_of
 from fedhpc.federation.ranges import Form, Forms, Held
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT, model_name, state_arrays, total_bytes
 from fedhpc.files import private_folder, sync_folder, write_whole
 from fedhpc.mpi.collectives import Group, SerialGroup
+from fedhpc.mpi.together import together
 from fedhpc.train.checkpoint_arrays import DAMAGED_HINT, damaged, read_arrays, write_arrays
 from fedhpc.train.rank_files import KIND, NAME, SCHEMA_VERSION, RankFiles, rank_file, write_rank
 
@@ -56,20 +57,18 @@ def write_folder(folder: Path, checkpoint: Checkpoint, held: Held) -> None:
     """
     site = held.site
     seen = secrets.token_bytes(16) if site.rank == 0 else None
-    _together(site, lambda: _clear(folder, seen) if seen else None)
+    together(site, lambda: _clear(folder, seen) if seen else None, name_rank=True)
     token = site.broadcast_bytes(seen)
     outer = sorted(name for name in checkpoint.outer if name != TOTAL_WEIGHT)
     entries = [*checkpoint.tensors.items(), *((model_name(name), checkpoint.outer[name]) for name in outer)]
     stream = HeldStream(held, [(name, np.ascontiguousarray(array)) for name, array in entries])
-    written: list[bytes] = []
 
-    def write_mine() -> None:
+    def write_mine() -> bytes:
         if site.rank:
             _refuse_unseen(folder, token, site)
-        written.append(write_rank(rank_file(folder, site.rank, site.size), checkpoint.round_, site, stream))
+        return write_rank(rank_file(folder, site.rank, site.size), checkpoint.round_, site, stream)
 
-    _together(site, write_mine)
-    digests = site.gather_bytes(written[0])
+    digests = site.gather_bytes(together(site, write_mine, name_rank=True))
     parts = {kind: _write_part(folder, checkpoint, held, kind) for kind in checkpoint.parts}
 
     def write_index() -> None:
@@ -83,19 +82,18 @@ def write_folder(folder: Path, checkpoint: Checkpoint, held: Held) -> None:
             write_arrays(folder / CHECKPOINT_INDEX, SCHEMA_VERSION, facts, {"pending": checkpoint.pending})
             _remove_others(folder, site.size, ("rank", *parts))
 
-    _together(site, write_index)
+    together(site, write_index, name_rank=True)
 
 
 def _write_part(folder: Path, checkpoint: Checkpoint, held: Held, kind: str) -> dict[str, Any]:
     """Write what this rank holds of optimiser state; what the index says of it. Collective."""
     if not KIND.fullmatch(kind):
         raise InternalError(f"optimiser state is called {kind!r}", "please report it")
-    site, written = held.site, list[bytes]()
-    pieces = checkpoint.parts[kind]()
+    site, pieces = held.site, checkpoint.parts[kind]()
     stream = HeldStream(held, [(name, np.ascontiguousarray(piece)) for name, piece in pieces.items()])
     path = rank_file(folder, site.rank, site.size, kind)
-    _together(site, lambda: written.append(write_rank(path, checkpoint.round_, site, stream)))
-    return {"tensors": list(pieces), "files": [digest.hex() for digest in site.gather_bytes(written[0])]}
+    written = together(site, lambda: write_rank(path, checkpoint.round_, site, stream), name_rank=True)
+    return {"tensors": list(pieces), "files": [digest.hex() for digest in site.gather_bytes(written)]}
 
 
 def _facts(checkpoint: Checkpoint, held: Held, outer: Sequence[str]) -> dict[str, Any]:
@@ -112,19 +110,6 @@ def _facts(checkpoint: Checkpoint, held: Held, outer: Sequence[str]) -> dict[str
         "outer": list(outer),
         "bounds": [list(bound) for bound in held.bounds],
     }
-
-
-def _together(site: Group, work: Callable[[], None]) -> None:
-    """Do `work` on every rank; what one of them cannot do is raised on all."""
-    told = b""
-    try:
-        work()
-    except FedhpcError as error:
-        told = f"{error.what}\n{error.hint}".encode()
-    for rank, said in enumerate(site.gather_bytes(told)):
-        if said:
-            what, _, hint = said.decode().partition("\n")
-            raise StorageError(f"{site.label}, rank {rank}: {what}" if site.size > 1 else what, hint)
 
 
 def _clear(folder: Path, token: bytes) -> None:

@@ -9,7 +9,6 @@ where all weights are zero.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedhpc.errors import ConfigError, DataError, FedhpcError
-from fedhpc.mpi.collectives import Group
+from fedhpc.errors import ConfigError, FedhpcError
+from fedhpc.mpi.together import together
 from fedhpc.train.batches import Rows, permutation
 from fedhpc.train.loading import fetch, to_device
 from fedhpc.train.row_sample import Sample, take_apart
@@ -62,16 +61,15 @@ def check_rows(
     """
     if task.built_in or task.rows == "coupled":
         return
-    found: FedhpcError | None = None
     trainer.settle()
-    try:
+
+    def look() -> None:
         with untouched(trainer.model, trainer.device):
             _refuse_one_row(task, trainer, settings)
             rows = trainer.train_rows[permutation(trainer.train_rows.size, seed, trainer.site, 0)]
             _look(task, trainer, settings, rows, labels, standardise)
-    except FedhpcError as error:
-        found = error
-    _raise_together(trainer.group, found)
+
+    together(trainer.group, look)
 
 
 def _look(
@@ -263,14 +261,3 @@ def _coupled_sums(task: Task, what: str) -> ConfigError:
         'return sums over rows; a measure of all rows together (a concordance index) needs rows = "coupled" in the '
         "task's file, which gives sums() all held-out rows of the site at once: docs/tasks.md",
     )
-
-
-def _raise_together(group: Group, found: FedhpcError | None) -> None:
-    """What one rank found, on every rank."""
-    said = b"" if found is None else json.dumps([type(found).__name__, found.what, found.hint]).encode()
-    for words in group.gather_bytes(said):
-        if words and found is not None:
-            raise found
-        if words:
-            kind, what, hint = json.loads(words)
-            raise (ConfigError if kind == ConfigError.__name__ else DataError)(what, hint)

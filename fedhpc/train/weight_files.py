@@ -7,24 +7,21 @@ after the other in the order of their names: `cat FOLDER/*.safetensors | sha256s
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
+from fedhpc.errors import ConfigError, DataError, PolicyError
 from fedhpc.mpi.collectives import Group
+from fedhpc.mpi.together import together
 from fedhpc.train.first_model import Values
 
 _PICKLED = (
     "files of torch.save can run code, so none is read: write the tensors with safetensors.torch.save_file("
     "model.state_dict(), 'model.safetensors')"
 )
-_KINDS: dict[str, type[FedhpcError]] = {kind.__name__: kind for kind in (ConfigError, DataError, PolicyError)}
-
-
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
 
@@ -92,9 +89,8 @@ def open_weights(folder: Path, sha256: str, group: Group, site: str) -> StoredVa
 
     Raises, on every rank, what StoredValues raises, and PolicyError for another `sha256` (hex).
     """
-    values: StoredValues | None = None
-    said = b""
-    try:
+
+    def opened() -> StoredValues:
         values = StoredValues(folder)
         if group.rank == 0:
             found = _digest(folder)
@@ -103,14 +99,9 @@ def open_weights(folder: Path, sha256: str, group: Group, site: str) -> StoredVa
                     f"site {site}: {folder} is not the model that the federation begins from: its SHA-256 is {found}",
                     f"task.weights_sha256 in federation.toml is {sha256}",
                 )
-    except FedhpcError as error:
-        said = json.dumps([type(error).__name__, error.what, error.hint]).encode()
-    for words in group.gather_bytes(said):
-        if words:
-            kind, what, hint = json.loads(words)
-            raise _KINDS[kind](what, hint)
-    assert values is not None
-    return values
+        return values
+
+    return together(group, opened)
 
 
 def _digest(folder: Path) -> str:

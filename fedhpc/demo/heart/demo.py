@@ -10,18 +10,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedhpc.demo.fresh_folder import fresh_folder
 from fedhpc.demo.heart.federation import RANKS_PER_SITE, write_heart_federation
 from fedhpc.demo.heart.hospitals import HOSPITALS
 from fedhpc.demo.heart.relayed import run_relayed
 from fedhpc.demo.heart.scores import RESULT_FILE
-from fedhpc.errors import ConfigError
 from fedhpc.mpi.launch import launcher_command, launcher_environment
 from fedhpc.mpi.own_ranks import run_ranks
 
 
 def run_demo(out: Path | None, *, seed: int, rounds: int, splits: int, exchange: str) -> dict[str, Any]:
     """Train and compare; gives the result for --json. Raises RanksFailedError if a rank fails."""
-    directory = _fresh(out)
+    directory = fresh_folder(out, "heart")
     if exchange == "https":
         run_relayed(directory, seed=seed, rounds=rounds, splits=splits, ranks=RANKS_PER_SITE)
     else:
@@ -64,15 +64,3 @@ def _mean_sd(summary: dict[str, Any], path: tuple[str, ...]) -> str:
     for key in path:
         mean, deviation = mean[key], deviation[key]
     return "-" if mean is None else f"{mean:.3f} ± {deviation:.3f}"
-
-
-def _fresh(out: Path | None) -> Path:
-    """The directory to write to: `out`, or the first free runs/heart-N."""
-    if out is not None:
-        if (out / "federation.toml").exists():
-            raise ConfigError(f"{out} holds a federation already", "choose another --out")
-        return out
-    number = 1
-    while Path(f"runs/heart-{number}").exists():
-        number += 1
-    return Path(f"runs/heart-{number}")

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedhpc.app.telemetry import METRICS_FILE, read_metrics
+from fedhpc.demo.fresh_folder import fresh_folder
 from fedhpc.demo.text.federation import SHARDED, write_text_federation
 from fedhpc.demo.text.ontology import CITATION, LICENCE, read_ontology
-from fedhpc.errors import ConfigError
 from fedhpc.mpi.launch import launcher_command, launcher_environment
 from fedhpc.mpi.own_ranks import run_ranks
 
@@ -22,7 +22,7 @@ RESULT_FILE = "demo.json"
 
 def run_demo(out: Path | None, *, seed: int, rounds: int) -> dict[str, Any]:
     """Train and compare; gives the result for --json. Raises RanksFailedError if a rank fails."""
-    directory = _fresh(out)
+    directory = fresh_folder(out, "text")
     ontology = read_ontology()
     print(f"Human Phenotype Ontology, release {ontology.release}; licence: {LICENCE}\n{CITATION}")
     for site, definitions in ontology.definitions.items():
@@ -76,15 +76,3 @@ def print_table(result: dict[str, Any]) -> None:
     Console(width=90).print(table)
     print(f"final model sha256 {result['model_sha256']}")
     print(f"run directory {result['run']}  (fedhpc report {result['run']})", flush=True)
-
-
-def _fresh(out: Path | None) -> Path:
-    """The directory to write to: `out`, or the first free runs/text-N."""
-    if out is not None:
-        if (out / "federation.toml").exists():
-            raise ConfigError(f"{out} holds a federation already", "choose another --out")
-        return out
-    number = 1
-    while Path(f"runs/text-{number}").exists():
-        number += 1
-    return Path(f"runs/text-{number}")

@@ -14,18 +14,16 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from fedhpc.mpi.collectives import Group
-from fedhpc.train.backends.base import Backend
 from fedhpc.train.backends.devices import Placement
 from fedhpc.train.backends.process_group import ProcessGroup
-from fedhpc.train.first_model import FirstModel
+from fedhpc.train.backends.replicated import Replicated
 from fedhpc.train.unused import Reach
 
 
-class DdpBackend(Backend):
+class DdpBackend(Replicated):
     """Each rank holds the whole model; gradients are averaged bucket by bucket while they are computed."""
 
     name = "ddp"
-    sharded = False
 
     def __init__(self, group: Group, placement: Placement) -> None:
         """Collective over the site. Raises PeersError if the ranks cannot meet."""
@@ -34,10 +32,6 @@ class DdpBackend(Backend):
         # Of the models behind DDP, while they are in use.
         self.reach: weakref.WeakKeyDictionary[torch.nn.Module, Reach] = weakref.WeakKeyDictionary()
         self._unreached: list[str] = []
-
-    @override
-    def build(self, first: FirstModel) -> torch.nn.Module:
-        return first.whole().to(self.device)
 
     @override
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -68,14 +62,6 @@ class DdpBackend(Backend):
     def unreached(self, wrapped: torch.nn.Module) -> list[str]:
         """What the last averaging pass did not reach; DDP gave zeros for it."""
         return self._unreached
-
-    @override
-    def clip(self, model: torch.nn.Module, max_norm: float) -> torch.Tensor:
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-
-    @override
-    def settled(self, model: torch.nn.Module) -> None:
-        pass
 
     @override
     def close(self) -> None:

@@ -35,13 +35,12 @@ class FsdpBackend(Backend):
 
     def __init__(self, group: Group, placement: Placement) -> None:
         """Collective over the site. Raises ConfigError without FSDP2 in torch, PeersError if the ranks do not meet."""
-        try:
-            from torch.distributed.fsdp import fully_shard  # noqa: F401
-        except ImportError:
+        if not has_fsdp():
             raise ConfigError(
-                f"{group.label}: compute.backend = 'fsdp', and torch {torch.__version__} has no FSDP2",
-                "it is there from torch 2.6 on; backend = 'ddp' works with older ones",
-            ) from None
+                f"{group.label}: compute.backend = 'fsdp', and torch {torch.__version__} has no FSDP2 that gives zeros "
+                "for what a rank's rows leave out",
+                "it is there from torch 2.13 on; backend = 'ddp' works with older ones",
+            )
         self.device, self._label = placement.device, group.label
         self._process_group = ProcessGroup(group, placement)
         self._reach: dict[int, _ShardedReach] = {}
@@ -83,8 +82,7 @@ class FsdpBackend(Backend):
         fully_shard(model, mesh=mesh, mp_policy=whole)
         for module in _units(model):
             # A rank whose rows leave a parameter out would reduce other tensors than the rest: it gives zeros.
-            if hasattr(module, "set_reduce_scatter_unused_params"):
-                module.set_reduce_scatter_unused_params(True)
+            module.set_reduce_scatter_unused_params(True)
 
     @override
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -123,7 +121,7 @@ class FsdpBackend(Backend):
         """After a forward pass without a backward pass the root's parameters are whole, and what is written is lost."""
         root = _root(model)
         # Also after a pass that has failed; before the first one torch has nothing to reset, and fails.
-        if self._reach[id(model)].entered and hasattr(root, "reset_iter_state"):
+        if self._reach[id(model)].entered:
             root.reset_iter_state()
         for unit in _units(model):
             unit.reshard()
@@ -186,6 +184,15 @@ class _ShardedReach:
     def _mark(self, name: str, _: torch.Tensor) -> None:
         self._pass.add(name)
         self._step.add(name)
+
+
+def has_fsdp() -> bool:
+    """Whether this torch has FSDP2 with all that is used of it here."""
+    try:
+        from torch.distributed.fsdp import FSDPModule
+    except ImportError:
+        return False
+    return all(hasattr(FSDPModule, name) for name in ("set_reduce_scatter_unused_params", "reset_iter_state"))
 
 
 def _root(model: torch.nn.Module) -> FSDPModule:

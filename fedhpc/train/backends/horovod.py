@@ -26,8 +26,8 @@ from fedhpc.errors import ConfigError, InternalError, InterruptedRun, PeersError
 from fedhpc.horovod.installed import HOW, HOW_FOR_GPUS
 from fedhpc.mpi.collectives import Group
 from fedhpc.mpi.lent import communicator_for_horovod
-from fedhpc.train.backends.base import Backend
-from fedhpc.train.first_model import FirstModel
+from fedhpc.mpi.together import together
+from fedhpc.train.backends.replicated import Replicated
 from fedhpc.train.state import read_shared, split_state, write_shared
 from fedhpc.train.unused import trained
 
@@ -36,11 +36,10 @@ _AVERAGED = (torch.float32, torch.float64)
 _log = logging.getLogger("fedhpc.train")
 
 
-class HorovodBackend(Backend):
+class HorovodBackend(Replicated):
     """Each rank holds the whole model; each gradient is averaged as soon as the backward pass has made it."""
 
     name = "horovod"
-    sharded = False
     _left_open = False  # Horovod has one state for the whole process
 
     def __init__(self, group: Group, device: torch.device, *, deterministic: bool) -> None:
@@ -61,10 +60,6 @@ class HorovodBackend(Backend):
             raise InternalError(f"{group.label}: Horovod has rank {place[0]} of {place[1]}, not {expected}")
         self._averages: weakref.WeakKeyDictionary[torch.nn.Module, _Averages] = weakref.WeakKeyDictionary()
         self._unreached: list[str] = []
-
-    @override
-    def build(self, first: FirstModel) -> torch.nn.Module:
-        return first.whole().to(self.device)
 
     @override
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -96,14 +91,6 @@ class HorovodBackend(Backend):
     def unreached(self, wrapped: torch.nn.Module) -> list[str]:
         """What no pass of this rank had reached when the last average began."""
         return self._unreached
-
-    @override
-    def clip(self, model: torch.nn.Module, max_norm: float) -> torch.Tensor:
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-
-    @override
-    def settled(self, model: torch.nn.Module) -> None:
-        pass
 
     @override
     def close(self) -> None:
@@ -224,22 +211,20 @@ def _load(group: Group, device: torch.device, *, ours: bool) -> Any:
 
     `ours`: that it is initialised is this backend's own doing.
     """
-    hvd: Any = None
-    what = hint = ""
-    try:
-        hvd = importlib.import_module("horovod.torch")
-    except (ImportError, OSError, RuntimeError) as error:
-        missing = importlib.util.find_spec("horovod") is None
-        what = "is not installed" if missing else f"cannot be imported: {error}"
-        hint = HOW
-    if hvd is not None:
+
+    def fit() -> Any:
+        try:
+            hvd = importlib.import_module("horovod.torch")
+        except (ImportError, OSError, RuntimeError) as error:
+            missing = importlib.util.find_spec("horovod") is None
+            what = "is not installed" if missing else f"cannot be imported: {' '.join(str(error).split())}"
+            raise ConfigError(f"Horovod {what}", HOW) from None
         what, hint = _unfit(hvd, device, ours=ours)
-    told = group.gather_bytes(f"{what}\n{hint}".encode() if what else b"")
-    for rank, words in enumerate(told):
-        if words:
-            what, _, hint = words.decode().rpartition("\n")
-            raise ConfigError(f"{group.label}: Horovod {what.splitlines()[0]} (rank {rank})", hint)
-    return hvd
+        if what:
+            raise ConfigError(f"Horovod {what}", hint)
+        return hvd
+
+    return together(group, fit, name_rank=True)
 
 
 def _unfit(hvd: Any, device: torch.device, *, ours: bool) -> tuple[str, str]:

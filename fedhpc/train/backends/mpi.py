@@ -12,28 +12,22 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from fedhpc.mpi.collectives import Group
-from fedhpc.train.backends.base import Backend
 from fedhpc.train.backends.devices import Placement
-from fedhpc.train.first_model import FirstModel
+from fedhpc.train.backends.replicated import Replicated
 from fedhpc.train.unused import Reach, trained
 
 BUCKET_BYTES = 25 << 20  # as DDP's: large enough for the network, small enough to stay a part of the model
 
 
-class MpiBackend(Backend):
+class MpiBackend(Replicated):
     """Each rank holds the whole model; after a step's last backward pass its gradients are summed in float32."""
 
     name = "mpi"
-    sharded = False
 
     def __init__(self, group: Group, placement: Placement) -> None:
         self.device, self._group = placement.device, group
         self._reach: dict[int, Reach] = {}
         self._unreached: list[str] = []
-
-    @override
-    def build(self, first: FirstModel) -> torch.nn.Module:
-        return first.whole().to(self.device)
 
     @override
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -53,14 +47,6 @@ class MpiBackend(Backend):
     def unreached(self, wrapped: torch.nn.Module) -> list[str]:
         """What no pass of the step reached on this rank; it counted as zeros."""
         return self._unreached
-
-    @override
-    def clip(self, model: torch.nn.Module, max_norm: float) -> torch.Tensor:
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-
-    @override
-    def settled(self, model: torch.nn.Module) -> None:
-        pass
 
     @override
     def close(self) -> None:

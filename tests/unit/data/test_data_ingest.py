@@ -1,14 +1,18 @@
+import contextlib
 import csv
 import hashlib
 import hmac
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from fedhpc.cli.data import data
 from fedhpc.data import csv_file, kept_rows
 from fedhpc.data.decimals import Decimals
 from fedhpc.data.ingest import ingest_csv
 from fedhpc.data.recipe import read_recipe
+from fedhpc.data.rowkey import create_key
 from fedhpc.data.store import SiteStore
 from fedhpc.demo.heart.hospitals import CSV, HOSPITALS, RECIPE, write_site_stores
 from fedhpc.errors import ConfigError, DataError
@@ -81,6 +85,23 @@ def refused(directory, message, hint="", **options):
     assert hint in caught.value.hint
     assert not (directory / "out.h5").exists()
     return caught.value
+
+
+def test_what_is_read_is_not_written_over(files):
+    recipe = read_recipe(files / "recipe.toml")
+    (files / "link.h5").symlink_to(files / "data.csv")
+    for out in ("data.csv", "link.h5"):
+        with pytest.raises(ConfigError, match="would be written over"):
+            ingest_csv(files / "data.csv", recipe, files / out, site="a", key=KEY)
+    create_key(files / "row.key")
+    words = ["ingest", "data.csv", "--recipe", "recipe.toml", "--site", "a", "--key", "row.key", "--out"]
+    with contextlib.chdir(files):
+        for out in ("data.csv", "recipe.toml", "row.key", "link.h5", "."):
+            done = CliRunner().invoke(data, [*words, out])
+            assert isinstance(done.exception, ConfigError), out
+    assert (files / "data.csv").read_text() == CSV_TEXT
+    assert (files / "recipe.toml").read_text() == RECIPE_TEXT
+    assert (files / "row.key").stat().st_size
 
 
 def test_columns_become_features(tmp_path):

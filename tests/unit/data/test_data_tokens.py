@@ -102,6 +102,7 @@ def replaced(file, name, value, **more):
         (lambda f: f["documents"].__setitem__(1, 6), "document 1 goes from token 6 to 5"),
         (lambda f: f["documents"].__setitem__(1, 5), "document 1 goes from token 5 to 5"),
         (lambda f: replaced(f, "documents", np.array([0], np.int64)), "documents have the shape"),
+        (lambda f: replaced(f, "documents", np.arange(11)), "documents have the shape"),  # more than tokens
         (lambda f: replaced(f, "documents", np.array([0, 9], np.int32)), "int32"),
         (lambda f: replaced(f, "tokens", np.zeros((9, 1), np.uint16)), "tokens have the shape"),
         (lambda f: replaced(f, "tokens", np.zeros(0, np.uint16)), "tokens have the shape"),

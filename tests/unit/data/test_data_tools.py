@@ -100,6 +100,15 @@ def test_seeds_matter_and_bad_cuts_are_refused():
         dirichlet_rows(labels.astype(np.float32), 4, 1.0, 0)
 
 
+def test_a_split_does_not_write_over_its_own_source(tmp_path):
+    path = make(tmp_path / "site-2.h5")
+    before = path.read_bytes()
+    with SiteStore.open(path) as store, pytest.raises(ConfigError, match="would be written over"):
+        iid_split(store, 3, seed=5, out=tmp_path)
+    assert path.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("how", ["iid", "dirichlet"])
 def test_splits_hold_the_rows_of_the_whole(tmp_path, how):
     with SiteStore.open(make(tmp_path / "all.h5")) as store:

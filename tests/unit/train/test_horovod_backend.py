@@ -210,7 +210,7 @@ def test_horovod_that_is_not_there_at_one_rank(hvd: FakeHorovod, monkeypatch: py
     monkeypatch.setattr(horovod.importlib, "import_module", load)
     monkeypatch.setattr(horovod.importlib.util, "find_spec", lambda name: None)
     (words,) = told(on_ranks(2, work))
-    assert words.startswith("site a: Horovod is not installed (rank 1) | ")
+    assert words.startswith("site a, rank 1: Horovod is not installed | ")
     assert "make horovod" in words
     assert "python -m fedhpc.horovod" in words
 
