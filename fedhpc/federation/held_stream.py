@@ -246,6 +246,14 @@ def spread(held: Held, pieces: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str
             yield name, start, buffer[at : at + size].view(held.forms[name].dtype)
 
 
+def whole_tensors(held: Held, pieces: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The whole tensors whose `pieces` the ranks hold, on every rank: copies, in their shapes. Collective."""
+    found = {name: np.empty(form.shape, form.dtype) for name, form in held.forms.items()}
+    for name, first, values in spread(held, pieces):
+        found[name].reshape(-1)[first : first + values.size] = values
+    return found
+
+
 class _Slot(NamedTuple):
     """Elements start..stop of a tensor, of rank `rank`, at bytes at..at + size of a window."""
 

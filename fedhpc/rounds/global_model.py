@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import DataError
 from fedhpc.federation.checkpoint import Source, Tensors, read_into
-from fedhpc.federation.held_stream import HeldStream, spread
+from fedhpc.federation.held_stream import HeldStream, whole_tensors
 from fedhpc.federation.ranges import Held, forms_of
 from fedhpc.federation.scales import refuse_beyond
 from fedhpc.federation.session import Session
@@ -229,10 +229,7 @@ class GlobalModel:
 
     def whole(self) -> Tensors:
         """Copies of all tensors, in their shapes, on every rank: for small models only. Every rank calls it."""
-        found = {name: np.empty(form.shape, form.dtype) for name, form in self.held.forms.items()}
-        for name, first, values in spread(self.held, self.tensors):
-            found[name].reshape(-1)[first : first + values.size] = values
-        return found
+        return whole_tensors(self.held, self.tensors)
 
     def sha256(self) -> str:
         """As `model_sha256`. It stays at the sites. Every rank calls it where each holds its own part."""

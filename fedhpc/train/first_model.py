@@ -106,7 +106,7 @@ class FirstModel:
 
 def _give_memory(model: torch.nn.Module, device: torch.device) -> None:
     """Memory for the parameters of an outline; torch's `to_empty` empties buffers too, and parts what is shared."""
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers(remove_duplicate=False)}
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     places: dict[int, list[tuple[torch.nn.Module, str]]] = {}
     for module in model.modules():
         for tensors in (module.named_parameters, module.named_buffers):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from thread_ranks import run_ranks
 
 from fedhpc.federation import held_stream
-from fedhpc.federation.held_stream import Entry, HeldStream, joined, spread
+from fedhpc.federation.held_stream import Entry, HeldStream, joined, whole_tensors
 from fedhpc.federation.ranges import Forms, Held, forms_of
 from fedhpc.secure.transcript import tree, tree_root
 
@@ -74,10 +74,9 @@ def test_a_state_that_no_rank_holds_whole(drawn: list[tuple[str, list[int]]], cu
         found = gather(held, {n: (n, t) for n, t in held.pieces(tensors).items()})
         assert found.keys() == (tensors.keys() if site.rank == 0 else set())
         assert all((found[n] == tensors[n]).all() and found[n].shape == tensors[n].shape for n in found)
-        everything = {n: np.zeros_like(t) for n, t in tensors.items()}
-        for name, first, values in spread(held, held.pieces(tensors)):
-            everything[name].reshape(-1)[first : first + values.size] = values
-        assert all((everything[n] == tensors[n]).all() for n in tensors)
+        everything = whole_tensors(held, held.pieces(tensors))
+        assert list(everything) == list(tensors)
+        assert all((everything[n] == tensors[n]).all() and everything[n].shape == tensors[n].shape for n in tensors)
 
     run_ranks(len(cuts) + 1, work)
 

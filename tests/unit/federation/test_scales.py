@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from thread_ranks import run_ranks
 
 from fedhpc.errors import DataError
-from fedhpc.federation.scales import exponent_counts, exponent_scales, largest_values, lost_to_rounding, refuse_beyond
+from fedhpc.federation.scales import (
+    exponent_counts,
+    exponent_scales,
+    largest_of_site,
+    largest_values,
+    lost_to_rounding,
+    refuse_beyond,
+)
 from fedhpc.secure.ring import Codec, Layout, Tensor, lane_bound
 
 LOWEST = {"float32": -64, "float64": -512}
@@ -128,3 +136,16 @@ def test_refuse_beyond_is_exact(kind: str) -> None:
             refuse_beyond(largest_values({"x": np.array([value], dtype=kind)}), bound, "basel")
     with pytest.raises(DataError, match="'x' of site basel holds NaN"):
         refuse_beyond(largest_values({"x": np.array([np.nan], dtype=kind)}), bound, "basel")
+
+
+def test_the_largest_value_of_a_site_is_that_of_any_rank() -> None:
+    """Whichever holds it: the scale, the bound and the look for NaN are the site's."""
+    pieces = [
+        {"a": np.float32([1.0, -2.0]), "b": np.empty(0), "c": np.float64([3.0])},
+        {"a": np.float32([np.nan]), "b": np.float64([-7.0, 4.0]), "c": np.empty(0)},
+        {"a": np.empty(0, np.float32), "b": np.float64([5.0]), "c": np.float64([-np.inf])},
+    ]
+    for found in run_ranks(3, lambda site: largest_of_site(site, pieces[site.rank])):
+        assert np.isnan(found["a"].value)
+        assert (found["b"].value, found["c"].value) == (7.0, np.inf)
+        assert [each.dtype.name for each in found.values()] == ["float32", "float64", "float64"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,14 @@ def test_a_round_that_is_not_whole_is_not_there(tmp_path: Path, how: str, monkey
         store.load(3)
 
 
+def retold(index: Path, tensors: dict[str, list[int]]) -> None:
+    """The index, whose own SHA-256 is right, with other shapes."""
+    stored = read_arrays(index, (3,), ("pending",))
+    shapes = [[name, kind, tensors.get(name, shape)] for name, kind, shape in stored.facts["tensors"]]
+    index.unlink()
+    write_arrays(index, 3, stored.facts | {"tensors": shapes}, {"pending": stored.groups["pending"]})
+
+
 @pytest.mark.parametrize(
     "tensors",
     [
@@ -204,11 +213,22 @@ def test_an_index_that_tells_of_another_model_than_the_files_is_damaged(
 ) -> None:
     """Its own SHA-256 is right: nothing is made of the size that it tells."""
     write(tmp_path)
-    index = tmp_path / "round-000003" / "index.h5"
-    stored = read_arrays(index, (3,), ("pending",))
-    shapes = [[name, kind, tensors.get(name, shape)] for name, kind, shape in stored.facts["tensors"]]
-    index.unlink()
-    write_arrays(index, 3, stored.facts | {"tensors": shapes}, {"pending": stored.groups["pending"]})
+    retold(tmp_path / "round-000003" / "index.h5", tensors)
+    store = Hdf5Checkpoints(tmp_path)
+    assert store.rounds() == []
+    with pytest.raises(DataError, match=r"is damaged|bytes, not"):
+        store.load(3)
+
+
+@pytest.mark.parametrize("shape", [[7], [10**15], [0]], ids=str)
+def test_the_last_tensor_must_end_where_the_files_do(
+    tmp_path: Path, shape: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing follows it where the strategy has no state of its own."""
+    monkeypatch.setattr(sys.modules[__name__], "OUTER", {})
+    monkeypatch.setattr(sys.modules[__name__], "PARTS", {})
+    write(tmp_path)
+    retold(tmp_path / "round-000003" / "index.h5", {"scalar": shape})
     store = Hdf5Checkpoints(tmp_path)
     assert store.rounds() == []
     with pytest.raises(DataError, match=r"is damaged|bytes, not"):

@@ -198,3 +198,5 @@ def test_measuring_takes_few_rows_where_the_vocabulary_is_large(tmp_path: Path) 
     write_tokens(tmp_path / "a.h5", [np.arange(9)], vocabulary=50_000, tokenizer_sha256=SHA)
     dataset = transformer.dataset(tmp_path / "a.h5", OPTIONS | {"vocabulary": 50_000, "context": 128})
     assert dataset.measure_rows == 2
+    wide = transformer.dataset(tmp_path / "a.h5", OPTIONS | {"vocabulary": 100_000, "context": 128})
+    assert wide.measure_rows == 1  # the model makes a logit for each token that it knows, not for each of the store
