@@ -15,6 +15,7 @@ from fedhpc.app.life.settings import LifeSettings
 from fedhpc.app.rundir import FEDERATION_FILE
 from fedhpc.config import read_section
 from fedhpc.doctor.commands import find
+from fedhpc.doctor.inside import Container, container_of
 from fedhpc.doctor.libmpi import Library, library_of
 from fedhpc.doctor.route import Route, way
 from fedhpc.doctor.slurm_facts import SlurmFacts
@@ -49,6 +50,13 @@ class Subject:
     profile: Profile | None = None
     life: LifeSettings = field(default_factory=LifeSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    root: Path = Path("/")
+    """Below it lie the files of the machine."""
+
+    @cached_property
+    def container(self) -> Container | None:
+        """The container that this process is in."""
+        return container_of(self.environment, self.root)
 
     @cached_property
     def place(self) -> Place:

@@ -18,6 +18,7 @@ say "@@version@@, $name, job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}, restart 
 
 @@guard@@
 
+@@container@@
 @@preflight@@
 @@begin@@
 
