@@ -166,6 +166,8 @@ CHECKS = (
         "two ranks on one GPU halve the speed, a GPU without a rank is paid for and not used",
         sharing,
     ),
-    Check("torch-build", GROUP, "a PyTorch for another device trains on the CPU", torch_build, quick=False),
+    Check(
+        "torch-build", GROUP, "a PyTorch for another device trains on the CPU", torch_build, quick=False, of_ranks=True
+    ),
     Check("nccl-interfaces", GROUP, "NCCL hangs or fails if the interface that it is given does not exist", interfaces),
 )

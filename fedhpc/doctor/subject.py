@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.images import SHA256_VARIABLE
 from fedhpc.agreement.run_folder import run_place
 from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.life.settings import LifeSettings
@@ -69,6 +70,12 @@ class Subject:
     def in_job(self) -> bool:
         """Whether this is a compute node, as far as one can tell."""
         return self.place in ("job", "step")
+
+    @property
+    def ranks_in_image(self) -> bool:
+        """Whether the ranks run in an image, and this process does not."""
+        said = self.in_job and SHA256_VARIABLE in self.environment
+        return bool(self.asked.inside.image) and self.container is None and not said
 
     @cached_property
     def slurm(self) -> SlurmFacts:

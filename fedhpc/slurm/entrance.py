@@ -44,7 +44,7 @@ def entrance(plan: Plan, settings: SlurmSettings, stage: Stage, image: Image, fo
     check_bound(str(plan.site_file.base), "the site file's folder")
     check_bound(str(plan.jobs), "the folder of jobs")
     values = {
-        "made": " ".join(made),
+        "made": "".join(f" {path}" for path in made),
         "command": shlex.quote(section.words),
         "folder": shlex.quote(str(plan.site_file.base)),
         "words": "\n".join(f"  {word}" for word in words),

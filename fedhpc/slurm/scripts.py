@@ -96,7 +96,7 @@ def job_script(
         "version": __version__,
         "name": shlex.quote(name),
         "jobs": shlex.quote(str(plan.jobs)),
-        "python": shlex.quote(settings.python or python),
+        "outside": f"python={shlex.quote(settings.python or python)}" if image is None or chained else "",
         "life": _life(settings),
         "chain": _chain(plan, image) if chained else part("single"),
         "guard": part("guard", {"max_requeues": str(settings.max_requeues)}),
@@ -169,7 +169,7 @@ def _multiprog(
     if not start.startswith("srun "):
         raise ConfigError("only srun has --multi-prog", '[slurm] launcher = "srun"')
     paths = {SiteFile.open(path).site.name: path for path in sites.glob("*.toml")}
-    program = '"$FEDHPC_PROGRAM_PYTHON"' if within == OUTSIDE else 'bash "$FEDHPC_PROGRAM_INSIDE"'
+    program = ("" if within == OUTSIDE else "bash ") + '"$FEDHPC_PROGRAM_PYTHON"'
     exports, lines, first = [], [], 0
     for number, file in enumerate(files, start=1):
         last = first + file.site.ranks - 1
@@ -179,7 +179,8 @@ def _multiprog(
         own = f'--site "$FEDHPC_PROGRAM_SITE_{number}" --out "$FEDHPC_PROGRAM_RUN"'
         lines.append(f"{ranks} bash -c 'exec {words} {own}'")
         first = last + 1
-    begin = part("multiprog", {"sites": "\n".join(exports), "lines": "\n".join(lines)})
+    python = "$python" if within == OUTSIDE else "$jobs/$name.inside"
+    begin = part("multiprog", {"sites": "\n".join(exports), "lines": "\n".join(lines), "python": python})
     if within != OUTSIDE:
         begin = f"{part('multiprog_inside')}\n{begin}"
     return _Pieces(f'{start} --multi-prog "$programs"', begin=begin, bound=bound)

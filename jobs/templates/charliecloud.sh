@@ -5,7 +5,7 @@ case ${XDG_DATA_HOME:-} in
   /*) ;;
   *) export XDG_DATA_HOME=${HOME:-~}/.local/share ;;
 esac
-mkdir -p -m 700 "$home" "$XDG_DATA_HOME/fedhpc" @@made@@
+(umask 077 && mkdir -p "$home" "$XDG_DATA_HOME/fedhpc"@@made@@)
 # Each rank is in a user namespace of its own, where Open MPI 4 cannot copy between processes.
 export OMPI_MCA_btl_vader_single_copy_mechanism=${OMPI_MCA_btl_vader_single_copy_mechanism:-none}
 # ch-run wants it, and shares /tmp, below which nothing can be bound.

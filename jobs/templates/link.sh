@@ -8,7 +8,7 @@ jobs=@@jobs@@
 site=@@site@@
 federation=@@federation@@
 run=@@run@@
-python=@@python@@
+@@outside@@
 @@shape@@
 
 @@life@@

@@ -7,7 +7,7 @@
 name=@@name@@
 jobs=@@jobs@@
 relay=@@relay@@
-python=@@python@@
+@@outside@@
 
 @@life@@
 say "@@version@@, $name, job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}, restart ${SLURM_RESTART_COUNT:-0}, until ${end:-?}"

@@ -125,6 +125,29 @@ def test_apparmor_may_restrict_user_namespaces(tmp_path: Path) -> None:
     skips("container-namespaces", subject(tmp_path / "none", root=root), "names no image")
 
 
+def test_what_the_ranks_have_is_looked_at_where_they_are(tmp_path: Path) -> None:
+    """A login node needs neither PyTorch nor MPI for jobs that run in an image."""
+    broken = Library(trouble="no libmpi")
+    for name in (
+        "packages",
+        "backend",
+        "mpi-library",
+        "mpi-one-library",
+        "mpi-pmi",
+        "mpi-world",
+        "torch-build",
+        "horovod",
+    ):
+        skips(name, outside(tmp_path / name, library=broken), "Python is in the image")
+    fails(
+        "mpi-library",
+        within(tmp_path / "in", slurm=f'profile = "generic"\ntasks_per_node = 2\n{IMAGE}', library=broken),
+        code=64,
+    )
+    said = outside(tmp_path / "said", library=broken, environment={**STEP, SHA256_VARIABLE: CPU})
+    fails("mpi-library", said, "no libmpi", code=64)
+
+
 # --- the image
 
 
@@ -208,7 +231,7 @@ def test_a_home_that_takes_no_files(tmp_path: Path) -> None:
 
 def gpus(folder: Path, files: dict[str, str], **environment: str) -> Subject:
     made = within(folder, files, 'profile = "generic"\ngpus_per_node = 1', environment={**STEP, **environment})
-    edit(folder / "sites" / "aa.toml", 'device = "cpu"', 'device = "cuda"')
+    edit(folder / "sites" / "aa.toml", "device = 'cpu'", "device = 'cuda'")
     return subject(folder, root=made.root, environment={**STEP, "APPTAINER_CONTAINER": "/x", **environment})
 
 

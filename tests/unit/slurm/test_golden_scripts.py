@@ -53,7 +53,7 @@ def contained_text(name: str, folder: Path) -> str:
     }
     shape = kind if kind in KINDS else "site"
     site = write_site(folder, life="chained" if shape in ("site", "hetjob") else "inline", slurm=slurm, sites=3)
-    edit(site, 'device = "cpu"', 'device = "auto"')
+    edit(site, "device = 'cpu'", "device = 'auto'")
     image = Image(folder / "sites" / "fedhpc cpu.sif", "0123456789abcdef" * 4)
     federation = folder / "federation.toml"
     held = Shape(shape, folder / "sites", (federation, federation), folder / "relay" / "relay.toml", 1)

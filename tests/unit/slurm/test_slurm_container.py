@@ -189,13 +189,13 @@ def test_a_job_sees_what_it_needs_and_writes_only_where_it_must(tmp_path: Path) 
 
 def test_sites_elsewhere_and_a_spool_are_bound(tmp_path: Path) -> None:
     site = site_in(tmp_path / "fed")
-    edit(site, 'name = "aa"', f'name = "aa"\ndirectory = "{tmp_path}/place/aa"')
+    edit(site, "name = 'aa'", f'name = "aa"\ndirectory = "{tmp_path}/place/aa"')
     with site.open("a") as file:
         file.write('\n[exchange]\nkind = "spool"\nspool = "spool"\n')
     bound = [w for w in words(text_of(site)) if w.startswith(str(tmp_path))]
     assert f"{tmp_path}/place" in bound, "the copy of federation.toml lies above RUN/SITE"
     assert f"{tmp_path}/fed/sites/spool" in bound
-    assert f"{tmp_path}/place" in text_of(site).split("mkdir -p -m 700", 1)[1].splitlines()[0]
+    assert f"{tmp_path}/place" in text_of(site).split("umask 077 && mkdir -p", 1)[1].splitlines()[0]
 
 
 def test_a_relay_sees_its_own_folder_only(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_the_gpu_comes_in_for_what_trains_on_it(
     tmp_path: Path, device: str, gpus: int, gpu: str, stage: str, flag: str | None
 ) -> None:
     site = site_in(tmp_path / "fed", life="detached", slurm={"gpus_per_node": gpus}, gpu=gpu)
-    edit(site, 'device = "cpu"', f'device = "{device}"')
+    edit(site, "device = 'cpu'", f"device = '{device}'")
     assert [w for w in words(text_of(site, stage)) if w in ("--nv", "--rocm")] == ([flag] if flag else [])
 
 
@@ -383,7 +383,7 @@ def test_each_program_of_a_multiprog_step_starts_inside(tmp_path: Path, node: No
     text = script(site, shape=Shape("multiprog", site.parent), image=image_of(plan_of(site)))
     ends(node, text).ok()
     first = (node.folder / "programs").read_text().splitlines()[0]
-    assert first.startswith('0 bash -c \'exec bash "$FEDHPC_PROGRAM_INSIDE" -m mpi4py -m fedhpc run')
+    assert first.startswith('0 bash -c \'exec bash "$FEDHPC_PROGRAM_PYTHON" -m mpi4py -m fedhpc run')
     entrance = next(plan_of(site).jobs.glob("*.inside"))
     node.answer("run", 0)
     with node.start(f'bash "{entrance}" -m mpi4py "a  b"') as job:
