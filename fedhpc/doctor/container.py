@@ -36,7 +36,8 @@ def runtime(subject: Subject) -> Finding:
     if not section.image:
         return skipped(_NONE)
     name = section.words
-    answer = call([name, "--version"], subject.environment, 5.0)
+    # ch-run does not even tell its version without USER, which the job's script sets.
+    answer = call([name, "--version"], {"USER": "nobody", **subject.environment}, 5.0)
     if answer.code == 127:
         return fail(
             f"no {name} on PATH",

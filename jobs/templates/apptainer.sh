@@ -1,7 +1,7 @@
 # HOME is a folder of the run, since the user's stays outside; the ledger's home is the one outside. Neither --cleanenv
 # nor --contain: the variables of Slurm and PMI must come in, and the ranks of a node share /dev/shm and /tmp. Those of
 # the host's own Python stay outside; the runtime itself keeps PATH and LD_LIBRARY_PATH out.
-home=$jobs/home
+home=$jobs/own-home
 case ${XDG_DATA_HOME:-} in
   /*) ;;
   *) export XDG_DATA_HOME=${HOME:-~}/.local/share ;;

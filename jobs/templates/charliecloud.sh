@@ -1,6 +1,6 @@
 # HOME is a folder of the run; the ledger's home is the same as outside. All variables come in, those of Slurm and PMI
 # among them, but not those of the host's own Python and libraries.
-home=$jobs/home
+home=$jobs/own-home
 case ${XDG_DATA_HOME:-} in
   /*) ;;
   *) export XDG_DATA_HOME=${HOME:-~}/.local/share ;;

@@ -333,7 +333,7 @@ def test_ranks_and_checks_start_inside_and_the_chain_outside(tmp_path: Path, nod
     assert f"container {image}, sha256 {sha256}" in done.out
     (submitted,) = node.calls("submit")
     assert submitted[submitted.index("--container") + 1] == str(image)
-    home = tmp_path / "a b's" / "run" / "aa" / "jobs" / "home"
+    home = tmp_path / "a b's" / "run" / "aa" / "jobs" / "own-home"
     assert (entered[0][entered[0].index("--home") + 1], home.stat().st_mode & 0o777) == (str(home), 0o700)
 
 
