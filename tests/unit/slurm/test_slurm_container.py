@@ -13,6 +13,7 @@ from harness import Completed, edit
 from slurm_fakes import Fakes, Node, plan_of, script, submitter_of, write_program, write_site
 
 from fedhpc.errors import ConfigError, PolicyError, StorageError
+from fedhpc.slurm import entrance
 from fedhpc.slurm.bound import Bound, arranged
 from fedhpc.slurm.container_section import ExtraBind, check_bound, read_bind, read_container
 from fedhpc.slurm.image import Image, image_of, require_agreed, sha256_of
@@ -376,7 +377,7 @@ def test_a_signature_that_does_not_hold_ends_the_chain(tmp_path: Path, node: Nod
 
 def test_each_program_of_a_multiprog_step_starts_inside(tmp_path: Path, node: Node) -> None:
     site = site_in(
-        tmp_path / "a b's", sites=2, slurm={"tasks_per_node": 2, "preflight": False}, python=str(node.folder / "python")
+        tmp_path / "a b's", sites=3, slurm={"tasks_per_node": 3, "preflight": False}, python=str(node.folder / "python")
     )
     plan_of(site).jobs.mkdir(parents=True)
     (site.parent / "cpu.sif").write_bytes(b"sif")
@@ -384,9 +385,9 @@ def test_each_program_of_a_multiprog_step_starts_inside(tmp_path: Path, node: No
     ends(node, text).ok()
     first = (node.folder / "programs").read_text().splitlines()[0]
     assert first.startswith('0 bash -c \'exec bash "$FEDHPC_PROGRAM_PYTHON" -m mpi4py -m fedhpc run')
-    entrance = next(plan_of(site).jobs.glob("*.inside"))
+    script_ = next(plan_of(site).jobs.glob("*.inside"))
     node.answer("run", 0)
-    with node.start(f'bash "{entrance}" -m mpi4py "a  b"') as job:
+    with node.start(f'bash "{script_}" -m mpi4py "a  b"') as job:
         job.finish(60).ok()
     assert node.calls("run") == [["-m", "mpi4py", "a  b"]]
 
@@ -422,3 +423,18 @@ def test_the_next_job_does_not_inherit_the_image_of_this_one() -> None:
 def test_read_container_gives_the_defaults() -> None:
     assert read_container({}).words == "apptainer"
     assert read_container({"runtime": "charliecloud"}).words == "ch-run"
+
+
+def test_charliecloud_shares_tmp_and_binds_outer_folders_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = site_in(tmp_path / "fed", runtime="charliecloud", binds=["/opt/models:/mnt/0"], environment={"A": "$x"})
+    monkeypatch.setattr(entrance, "_SHARED", (tmp_path / "fed" / "run",))
+    found = words(text_of(site))
+    assert found[found.index("ch-run") :] == [
+        *("ch-run", "--env-no-expand", f"--cd={tmp_path}/fed/sites", "--set-env=HOME=$home"),
+        *("--set-env=PATH=/opt/fedhpc/bin:/usr/local/bin:/usr/bin:/bin", "${ledgers[@]}", "--set-env=A=$x"),
+        *(
+            f"--bind={tmp_path}/fed/{path}"
+            for path in ("federation.toml", "sites", "data/aa.h5", "keys/aa.key", "ledger/aa")
+        ),
+        *("--bind=/opt/models:/mnt/0", "$image", "--", "/opt/fedhpc/bin/python"),
+    ]
