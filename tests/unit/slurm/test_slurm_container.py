@@ -214,6 +214,7 @@ def test_links_are_bound_under_both_names_and_inner_folders_once(tmp_path: Path)
     assert found == [Bound(tmp_path / "scratch" / "run", True), Bound(real / "run", True)]
     nested = [Bound(tmp_path / "a"), Bound(tmp_path / "a" / "run", writable=True), Bound(tmp_path / "a" / "key")]
     assert arranged(nested) == [Bound(tmp_path / "a"), Bound(tmp_path / "a" / "run", True)]
+    (tmp_path / "a").mkdir()
     assert arranged(nested, flat=True) == [Bound(tmp_path / "a")]
 
 
@@ -426,15 +427,14 @@ def test_read_container_gives_the_defaults() -> None:
 
 
 def test_charliecloud_shares_tmp_and_binds_outer_folders_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only folders: an image can have those ready, but not the files of a site."""
     site = site_in(tmp_path / "fed", runtime="charliecloud", binds=["/opt/models:/mnt/0"], environment={"A": "$x"})
-    monkeypatch.setattr(entrance, "_SHARED", (tmp_path / "fed" / "run",))
+    monkeypatch.setattr(entrance, "_SHARED", ())
     found = words(text_of(site))
     assert found[found.index("ch-run") :] == [
         *("ch-run", "--env-no-expand", f"--cd={tmp_path}/fed/sites", "--set-env=HOME=$home"),
         *("--set-env=PATH=/opt/fedhpc/bin:/usr/local/bin:/usr/bin:/bin", "${ledgers[@]}", "--set-env=A=$x"),
-        *(
-            f"--bind={tmp_path}/fed/{path}"
-            for path in ("federation.toml", "sites", "data/aa.h5", "keys/aa.key", "ledger/aa")
-        ),
-        *("--bind=/opt/models:/mnt/0", "$image", "--", "/opt/fedhpc/bin/python"),
+        *(f"--bind={tmp_path}/fed", "--bind=/opt/models:/mnt/0", "$image", "--", "/opt/fedhpc/bin/python"),
     ]
+    monkeypatch.setattr(entrance, "_SHARED", (tmp_path,))
+    assert f"--bind={tmp_path}/fed" not in words(text_of(site))
