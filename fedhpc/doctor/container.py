@@ -135,6 +135,6 @@ def image(subject: Subject) -> Finding:
 
 CHECKS = (
     Check("container", GROUP, "a job in a container needs its runtime on the compute node", runtime),
-    Check("container-namespaces", GROUP, "without user namespaces no user can start a container", namespaces),
+    Check("container-userns", GROUP, "without user namespaces no user can start a container", namespaces),
     Check("container-image", GROUP, "a site runs only in the images that all sites have signed", image),
 )

@@ -99,11 +99,11 @@ def test_certificates_need_a_newer_apptainer(tmp_path: Path, version: str, state
 )
 def test_no_user_namespaces(tmp_path: Path, file: str, value: str) -> None:
     root = machine(tmp_path, {f"proc/sys/{file}": value})
-    fails("container-namespaces", outside(tmp_path / "1", root=root), file.split("/")[1], "sysctl", code=64)
+    fails("container-userns", outside(tmp_path / "1", root=root), file.split("/")[1], "sysctl", code=64)
     ch = outside(tmp_path / "2", {}, 'runtime = "charliecloud"', root=root)
-    fails("container-namespaces", ch, "restricted", "sysctl", code=64)
+    fails("container-userns", ch, "restricted", "sysctl", code=64)
     (root / "proc/sys" / file).write_text("15000\n" if "max" in file else "1\n")
-    passes("container-namespaces", outside(tmp_path / "3", root=root), "allowed")
+    passes("container-userns", outside(tmp_path / "3", root=root), "allowed")
 
 
 def test_a_setuid_helper_needs_no_user_namespaces(tmp_path: Path) -> None:
@@ -113,16 +113,16 @@ def test_a_setuid_helper_needs_no_user_namespaces(tmp_path: Path) -> None:
     helper.parent.mkdir(parents=True)
     helper.touch()
     helper.chmod(0o755)
-    fails("container-namespaces", made, "restricted", "apptainer-suid", code=64)
+    fails("container-userns", made, "restricted", "apptainer-suid", code=64)
     helper.chmod(0o4755)
-    passes("container-namespaces", made, "setuid helper")
+    passes("container-userns", made, "setuid helper")
 
 
 def test_apparmor_may_restrict_user_namespaces(tmp_path: Path) -> None:
     root = machine(tmp_path, {"proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1\n"})
-    warns("container-namespaces", outside(tmp_path / "fed", root=root), "apparmor_restrict", "AppArmor profile")
-    skips("container-namespaces", within(tmp_path / "in"), "they were made")
-    skips("container-namespaces", subject(tmp_path / "none", root=root), "names no image")
+    warns("container-userns", outside(tmp_path / "fed", root=root), "apparmor_restrict", "AppArmor profile")
+    skips("container-userns", within(tmp_path / "in"), "they were made")
+    skips("container-userns", subject(tmp_path / "none", root=root), "names no image")
 
 
 def test_what_the_ranks_have_is_looked_at_where_they_are(tmp_path: Path) -> None:

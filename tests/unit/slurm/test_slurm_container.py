@@ -160,6 +160,9 @@ def test_only_listed_images_make_a_script(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="does not list"):
         text_of(site, shape=Shape("array", site.parent, (federation, other)))
     require_agreed(None, [])
+    # A relay is no site.
+    other.write_bytes(federation.read_bytes())
+    assert script(site, shape=Shape("relay", relay=tmp_path / "relay.toml"), image=Image(site, "1" * 64))
 
 
 # --- what is bound
