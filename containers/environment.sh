@@ -54,10 +54,10 @@ python3 -m venv --without-pip "$target"
 into="$tools/bin/python -m pip --python $target/bin/python"
 wheel=$(echo /opt/wheels/fedhpc-*.whl)
 if [ $# -gt 0 ]; then
-    $into install --quiet -c "$here/pins.txt" "$@"
-    $into install --quiet --no-deps "$wheel"
+    $into install --quiet --no-compile -c "$here/pins.txt" "$@"
+    $into install --quiet --no-compile --no-deps "$wheel"
 else
-    $into install --quiet -c "$here/pins.txt" "${wheel}[$EXTRAS]" ${mpi:+"$mpi"}
+    $into install --quiet --no-compile -c "$here/pins.txt" "${wheel}[$EXTRAS]" ${mpi:+"$mpi"}
     $into check
 fi
 if [ "$HOROVOD" = yes ]; then

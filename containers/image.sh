@@ -16,6 +16,10 @@ getent passwd fedhpc >/dev/null || useradd --system --uid 10001 --user-group --n
 # A read-only image gets no new folders, and not every runtime makes up missing ones.
 mkdir -p /data /scratch /project /work /relay
 
+# Once and for all, whatever times the files get on their way: a read-only image keeps nothing that is compiled later.
+# What cannot be compiled is a template or test data of some package; what is needed of it %test imports.
+"$target/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$target/lib" >/dev/null || true
+
 dpkg-query --show --showformat='${Package}\t${Version}\t${Architecture}\n' >"$target/share/debian-packages.tsv"
 if [ -n "${APPTAINER_LABELS:-}" ]; then
     version=$("$target/bin/python" -c 'import fedhpc; print(fedhpc.__version__)')
