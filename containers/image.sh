@@ -18,7 +18,7 @@ mkdir -p /data /scratch /project /work /relay
 
 # Once and for all, whatever times the files get on their way: a read-only image keeps nothing that is compiled later.
 # What cannot be compiled is a template or test data of some package; what is needed of it %test imports.
-"$target/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$target/lib" >/dev/null || true
+"$target/bin/python" -m compileall -q --invalidation-mode unchecked-hash "$target/lib" >/dev/null || true
 
 dpkg-query --show --showformat='${Package}\t${Version}\t${Architecture}\n' >"$target/share/debian-packages.tsv"
 if [ -n "${APPTAINER_LABELS:-}" ]; then
