@@ -1,0 +1,74 @@
+"""Images, built once for a session, and the Slurm clusters that run them. What a machine cannot do fails the session."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "slurm"))
+
+import charliecloud
+import clusters as pair
+import pip_settings
+import root_fs
+from built_image import BuiltImage, build
+from clusters import Cluster, Clusters
+from definition import read_definition
+from harness import ROOT
+
+_PREFIX = "fedhpc-containers-"
+
+
+@pytest.fixture(scope="session")
+def workshop() -> Iterator[Path]:
+    """Where images are built; removed at the end. What sessions that were killed have left goes, too."""
+    reasons = [why for why in (root_fs.why_not(), charliecloud.why_not()) if why]
+    assert not reasons, "; ".join(reasons)
+    for left in Path("/tmp").glob(f"{_PREFIX}*"):
+        with (left / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))
+    folder.chmod(0o755)  # others start the images, too
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def pip() -> pip_settings.Settings:
+    """Where packages come from here; what is downloaded is kept in the user's cache."""
+    return pip_settings.here(root_fs.cache_folder() / "pip")
+
+
+@pytest.fixture(scope="session")
+def cpu(workshop: Path, pip: pip_settings.Settings) -> BuiltImage:
+    """containers/cpu.def as it is, with Open MPI inside."""
+    return build(read_definition(ROOT / "containers" / "cpu.def"), workshop / "cpu", pip=pip)
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Iterator[Clusters]:
+    """Two Slurm clusters (tests/slurm)."""
+    reason = pair.why_not()
+    assert not reason, reason
+    both = Clusters()
+    yield both
+    both.close()
+
+
+@pytest.fixture
+def alpha(clusters: Clusters) -> Iterator[Cluster]:
+    """One of them, idle again after the test."""
+    yield clusters.alpha
+    clusters.alpha.clear()
