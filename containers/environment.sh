@@ -59,6 +59,6 @@ fi
 $into check
 
 install -d "$target/share"
-install -m 0644 "$here/check_image.py" "$target/share/check_image.py"
+install -m 0644 "$here/check_image.py" "$here/run_environment.sh" "$target/share"
 "$tools/bin/cyclonedx-py" environment --output-reproducible --output-format JSON \
     --output-file "$target/share/sbom.cdx.json" "$target/bin/python"
