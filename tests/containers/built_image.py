@@ -13,7 +13,6 @@ from pathlib import Path
 import root_fs
 from definition import Copy, Definition, Script, Stage
 from harness import ROOT
-from pip_settings import Settings
 from places import run
 
 POST_ENVIRONMENT = "/.singularity.d/env/91-environment.sh"
@@ -56,10 +55,8 @@ def build(
     definition: Definition,
     folder: Path,
     *,
-    pip: Settings | None = None,
     include: Sequence[str] = (),
     binds: Mapping[Path, str] | None = None,
-    env: Mapping[str, str] | None = None,
     network: bool = True,
     source: Path = ROOT,
 ) -> BuiltImage:
@@ -76,7 +73,7 @@ def build(
         for copy in stage.files:
             _copy(copy, source if copy.stage is None else made[copy.stage], root)
         if stage.post:
-            _post(stage.post, root, folder / f"{root.name}.log", pip, binds, env or {}, network)
+            _post(stage.post, root, folder / f"{root.name}.log", binds or {}, network)
         made[stage.name] = root
     image = root
     for root in set(made.values()) - {image}:
@@ -95,7 +92,11 @@ def _put_scripts(root: Path, stage: Stage) -> None:
     for name, script in {**files, "startscript": stage.startscript}.items():
         if script is not None:
             _write(root / ".singularity.d" / name, f"#!/bin/sh\n\n{script.text}\n")
-    for name, command in (("exec", '"$@"'), ("run", '/.singularity.d/runscript "$@"'), ("test", "/.singularity.d/test")):
+    for name, command in (
+        ("exec", '"$@"'),
+        ("run", '/.singularity.d/runscript "$@"'),
+        ("test", "/.singularity.d/test"),
+    ):
         _write(actions / name, _ACTION.format(command=command))
     _write(root / POST_ENVIRONMENT.lstrip("/"), "#!/bin/sh\n")
 
@@ -116,19 +117,12 @@ def _copy(copy: Copy, whence: Path, root: Path) -> None:
     run(["cp", flags, *map(str, found), str(target)], timeout=600)
 
 
-def _post(
-    script: Script,
-    root: Path,
-    log: Path,
-    pip: Settings | None,
-    binds: Mapping[Path, str] | None,
-    env: Mapping[str, str],
-    network: bool,
-) -> None:
+def _post(script: Script, root: Path, log: Path, binds: Mapping[Path, str], network: bool) -> None:
+    """Run %post, which has nothing in its environment but these two: `apptainer build` empties it."""
     file = root / ".post.script"
     file.write_text(script.text)
     *shell, last = script.shell
     command = [*shell, f"{last} /.post.script"] if shell and shell[-1] == "-c" else [*script.shell, "/.post.script"]
-    labels = {"APPTAINER_LABELS": "/.build.labels", "APPTAINER_ENVIRONMENT": POST_ENVIRONMENT}
-    root_fs.run_within(root, command, env={**labels, **env}, log=log, pip=pip, binds=binds, network=network)
+    env = {"APPTAINER_LABELS": "/.build.labels", "APPTAINER_ENVIRONMENT": POST_ENVIRONMENT}
+    root_fs.run_within(root, command, env=env, log=log, binds=binds, network=network)
     file.unlink()

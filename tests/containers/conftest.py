@@ -1,4 +1,4 @@
-"""Images, built once for a session, and the Slurm clusters that run them. What a machine cannot do fails the session."""
+"""Images, built once for a session, and the Slurm clusters that run them. Nothing is skipped: what is missing fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fcntl
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,16 +45,35 @@ def workshop() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def pip() -> pip_settings.Settings:
-    """Where packages come from here; what is downloaded is kept in the user's cache."""
-    return pip_settings.here(root_fs.cache_folder() / "pip")
+Build = Callable[..., BuiltImage]
 
 
 @pytest.fixture(scope="session")
-def cpu(workshop: Path, pip: pip_settings.Settings) -> BuiltImage:
+def image_of(workshop: Path) -> Build:
+    """Builds a definition of containers/ with arguments, as `apptainer build --build-arg` takes them."""
+    pip = pip_settings.here(workshop / "pip.conf", root_fs.cache_folder() / "pip")
+
+    def make(
+        name: str,
+        folder: str,
+        *,
+        binds: Mapping[Path, str] | None = None,
+        include: Sequence[str] = (),
+        network: bool = True,
+        **arguments: str,
+    ) -> BuiltImage:
+        given = {"PIP_CONF": str(pip.file), **arguments}
+        definition = read_definition(ROOT / "containers" / name, given)
+        whole = {**pip.binds, **(binds or {})}
+        return build(definition, workshop / folder, binds=whole, include=include, network=network)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cpu(image_of: Build) -> BuiltImage:
     """containers/cpu.def as it is, with Open MPI inside."""
-    return build(read_definition(ROOT / "containers" / "cpu.def"), workshop / "cpu", pip=pip)
+    return image_of("cpu.def", "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from places import run
 
-WITHIN = "/opt/host-mpi"
+WITHIN = "/run/fedhpc"  # a folder of the image; MPI_DIR says where the host's MPI is
 # The image's own: a second C library in one process would end it.
 _SYSTEM = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|util|pthread|resolv|gcc_s|stdc\+\+))[.-].*")
 
@@ -29,16 +29,16 @@ class HostMpi:
 
 
 def find(folder: Path) -> HostMpi:
-    """The library and what it needs, copied to `folder`; its plugins and PMIx, which lie at fixed paths, as they are."""
+    """The library and what it needs, copied to `folder`; plugins and PMIx, which lie at fixed paths, as they are."""
     library = next(Path("/usr/lib").glob("*/libmpi.so.40"))
     beside = library.parent
     fixed = [path for path in (beside / "openmpi", beside / "pmix2", Path("/usr/share/openmpi")) if path.is_dir()]
     plugins = [path for place in fixed for path in place.rglob("*.so*") if path.is_file()]
-    folder.mkdir()
+    (folder / "lib").mkdir(parents=True)
     for path in needed([library, *plugins]) | {library}:
-        shutil.copy(path, folder / path.name)
+        shutil.copy(path, folder / "lib" / path.name)
     binds = {folder: WITHIN, **{path: str(path) for path in fixed}}
-    return HostMpi(binds, {"LD_LIBRARY_PATH": WITHIN})
+    return HostMpi(binds, {"MPI_DIR": WITHIN})
 
 
 def needed(libraries: Iterable[Path]) -> set[Path]:

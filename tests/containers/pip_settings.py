@@ -1,52 +1,49 @@
-"""Where this machine's pip takes packages from, told to a pip in a root file system that has none of its files.
+"""Where this machine's pip takes packages from, as a pip.conf for builds, which have none of this machine's files.
 
-`apptainer build` empties the environment of %post but for APPTAINERENV_*, so a site says APPTAINERENV_PIP_INDEX_URL
-and so on; here that is PIP_INDEX_URL at once. Files and folders that settings name are bound in below /run.
+Files and folders that settings name are bound in below /run, of which nothing stays in an image.
 """
 
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-WITHIN = "/run/pip"  # a tmpfs while something runs in the root: nothing of it stays in the image
+WITHIN = "/run/pip"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`env`: PIP_* variables; `binds`: path here -> where they say that it is."""
+    """`file`: the pip.conf; `binds`: path here -> where it says that it is."""
 
-    env: dict[str, str] = field(default_factory=dict)
-    binds: dict[Path, str] = field(default_factory=dict)
+    file: Path
+    binds: dict[Path, str]
 
 
-def here(cache: Path) -> Settings:
-    """Those of this machine; what pip downloads is kept in `cache`."""
+def here(file: Path, cache: Path) -> Settings:
+    """Those of this machine, written to `file`; what pip downloads is kept in `cache`."""
     words = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
     listed = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout
     cache.mkdir(parents=True, exist_ok=True)
-    found = settings(listed.splitlines())
-    return Settings(
-        {**found.env, "PIP_CACHE_DIR": f"{WITHIN}/cache", "PIP_ROOT_USER_ACTION": "ignore"},
-        {**found.binds, cache: f"{WITHIN}/cache"},
-    )
+    values, binds = settings(listed.splitlines())
+    lines = [f"{name} = {value}" for name, value in {**values, "cache-dir": f"{WITHIN}/cache"}.items()]
+    file.write_text("\n".join(["[global]", *lines, ""]))
+    return Settings(file, {**binds, cache: f"{WITHIN}/cache"})
 
 
-def settings(lines: Iterable[str]) -> Settings:
-    """Out of what `pip config list` prints: SECTION.KEY='VALUE'; the environment's own go last, and first."""
+def settings(lines: Iterable[str]) -> tuple[dict[str, str], dict[Path, str]]:
+    """(settings, binds) out of what `pip config list` prints, SECTION.KEY='VALUE'; the environment's own win."""
     values: dict[str, str] = {}
     for line in sorted(lines, key=lambda line: line.startswith(":env:")):
         name, equals, value = line.partition("=")
         section, _, key = name.rpartition(".")
         if equals and section in ("global", "install", ":env:"):
-            values[f"PIP_{key.upper().replace('-', '_')}"] = str(ast.literal_eval(value))
+            values[key] = str(ast.literal_eval(value))
     binds: dict[Path, str] = {}
-    return Settings({name: _moved(value, binds) for name, value in values.items()}, binds)
+    return {name: _moved(value, binds) for name, value in values.items()}, binds
 
 
 def _moved(value: str, binds: dict[Path, str]) -> str:
@@ -58,8 +55,8 @@ def _moved(value: str, binds: dict[Path, str]) -> str:
         if not path.is_absolute() or not path.exists():
             words.append(word)
             continue
-        # The pages of a simple index in a directory lead to files beside it.
+        # The pages of an index in a directory lead to files beside it.
         bound = path.parent if scheme and path.is_dir() else path
-        inside = binds.setdefault(bound, f"{WITHIN}/{len(binds)}")
-        words.append(scheme + os.path.join(inside, path.relative_to(bound)) if path != bound else scheme + inside)
+        inside = Path(binds.setdefault(bound, f"{WITHIN}/{len(binds)}"))
+        words.append(f"{scheme}{inside / path.relative_to(bound)}" if path != bound else f"{scheme}{inside}")
     return " ".join(words)

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from places import PATH, run
-from pip_settings import Settings
 
 TOOLS = ("debootstrap", "unshare", "setpriv", "chroot", "mount", "tar", "apt-get", "ip")
 IMAGE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -108,7 +107,6 @@ def run_within(
     *,
     env: Mapping[str, str],
     log: Path,
-    pip: Settings | None = None,
     binds: Mapping[Path, str] | None = None,
     network: bool = True,
 ) -> None:
@@ -117,12 +115,10 @@ def run_within(
     `network=False`: there is none but the loopback, as behind an air gap.
     """
     bound = {Path("/etc/resolv.conf"): "/etc/resolv.conf", Path("/etc/hosts"): "/etc/hosts"} if network else {}
-    bound |= {} if pip is None else pip.binds
     bound |= binds or {}
     mounts = [word for source, target in bound.items() for word in (str(source), target)]
     proxies = {k: v for k, v in os.environ.items() if k.lower() in PROXIES} if network else {}
-    whole = {"PATH": IMAGE_PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", **proxies, **({} if pip is None else pip.env)}
-    whole |= env
+    whole = {"PATH": IMAGE_PATH, "HOME": "/root", **proxies, **env}
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=root.parent) as scratch, log.open("ab") as file:
         os.chmod(scratch, 0o1777)
         # What was begun ends with this process, too.
