@@ -62,9 +62,10 @@ def image_of(workshop: Path) -> Build:
         network: bool = True,
         **arguments: str,
     ) -> BuiltImage:
-        given = {"PIP_CONF": str(pip.file), **arguments}
-        definition = read_definition(ROOT / "containers" / name, given)
-        whole = {**pip.binds, **(binds or {})}
+        # Behind an air gap a build knows nothing of this machine's indexes, which may be folders.
+        given, whole = ({"PIP_CONF": str(pip.file)}, pip.binds) if network else ({}, {})
+        definition = read_definition(ROOT / "containers" / name, {**given, **arguments})
+        whole = {**whole, **(binds or {})}
         return build(definition, workshop / folder, binds=whole, include=include, network=network)
 
     return make

@@ -1,4 +1,4 @@
-"""containers/cpu.def with HOROVOD=yes: the wheel of fedhpc's own recipe, built in the build stage, trains in the image."""
+"""containers/cpu.def with HOROVOD=yes: the wheel of our own recipe, built in the build stage, trains in the image."""
 
 from __future__ import annotations
 
