@@ -1,0 +1,67 @@
+"""An image's own test: its packages load, one MPI library is in a process, and two ranks add masked numbers.
+
+%test runs it at the end of the build, `apptainer test IMAGE.sif` at any time, on any user's account.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGES = ("cryptography", "fedhpc", "h11", "h5py", "numpy", "safetensors", "torch")
+SUM = ("-m", "fedhpc", "bench", "sum", "--sites", "2", "--params", "1000", "--repeat", "1", "--json")
+
+
+def main() -> None:
+    """Raises SystemExit with the first thing that is wrong."""
+    versions = {name: str(getattr(importlib.import_module(name), "__version__", "")) for name in PACKAGES}
+    print("packages:", ", ".join(f"{name} {version}" for name, version in versions.items()))
+    _check_torch(os.environ["FEDHPC_IMAGE"])
+    if os.geteuid() and os.access(sys.prefix, os.W_OK):
+        sys.exit(f"anybody may write to {sys.prefix}")
+    for name in ("sbom.cdx.json", "debian-packages.tsv"):
+        if not (Path(sys.prefix) / "share" / name).stat().st_size:
+            sys.exit(f"{name} is empty")
+    if os.environ["FEDHPC_IMAGE_MPI"] == "host" and not os.environ.get("MPI_DIR"):
+        print("MPI: none in this image; with MPI_DIR, and the host's MPI bound in, this test goes on")
+        return
+    print("MPI:", _library())
+    print("masked sum of two ranks:", _masked_sum())
+
+
+def _check_torch(image: str) -> None:
+    import torch
+
+    built_for = "cuda" if torch.version.cuda else "rocm" if torch.version.hip else "cpu"
+    if built_for != image:
+        sys.exit(f"PyTorch {torch.__version__} is built for {built_for}, the image for {image}: see TORCH_INDEX")
+
+
+def _library() -> str:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "fedhpc.mpi.library"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"mpi4py loads no MPI library: {done.stderr}")
+    found = json.loads(done.stdout)
+    if len(found["loaded"]) != 1:
+        sys.exit(f"a process has {len(found['loaded'])} MPI libraries: {found['loaded']}")
+    return f"{found['version'].splitlines()[0]} ({found['loaded'][0]})"
+
+
+def _masked_sum() -> str:
+    done = subprocess.run([sys.executable, *SUM], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"two ranks could not add: {done.stdout}{done.stderr}")
+    result = json.loads(done.stdout.splitlines()[-1])
+    if result["verified"] is not True:
+        sys.exit(f"the masked sum is wrong: {result}")
+    return "right"
+
+
+if __name__ == "__main__":
+    main()
