@@ -9,12 +9,11 @@ import shlex
 import sys
 from pathlib import Path
 
-import click
 import pytest
+from command_lines import check_command
 from harness import ROOT, call
 from test_packaging import PYPROJECT, REGISTRIES, commands
 
-from fedhpc.cli import cli
 from fedhpc.relay.metrics import _HELP, PREFIX
 from fedhpc.relay.settings import Limits
 
@@ -25,18 +24,6 @@ PAGES = [ROOT / "containers" / "README.md", ROOT / "jobs" / "relay" / "README.md
 OPERATION = (ROOT / "docs" / "relay-operation.md").read_text()
 ALERTS = (ROOT / "jobs" / "relay" / "fedhpc-relay-alerts.yml").read_text()
 PACKAGES = {"click", "cryptography", "h11", "numpy", "rich"}
-
-
-def check_command(words: list[str]) -> None:
-    """`words` after `fedhpc` are a command that exists, with options that it has and as many arguments as it needs."""
-    command: click.Command = cli
-    rest = list(words)
-    while isinstance(command, click.Group):
-        assert rest, words
-        found = command.get_command(click.Context(command), rest.pop(0))
-        assert found is not None, words
-        command = found
-    command.make_context("fedhpc", rest, resilient_parsing="--help" in rest)
 
 
 def unit(section: str) -> dict[str, list[str]]:
@@ -74,8 +61,9 @@ def test_the_unit_is_hardened_and_has_no_root() -> None:
 
 
 def test_the_recipes_have_one_base_and_name_no_host() -> None:
-    bases = set(re.findall(r"(?m)^FROM (\S+)", CONTAINERFILE)) | set(re.findall(r"(?m)^From: (\S+)", RECIPE))
+    bases = set(re.findall(r"(?m)^ARG BASE=(\S+)", CONTAINERFILE)) | set(re.findall(r"(?m)^From: (\S+)", RECIPE))
     assert bases == {"python:3.12-slim"}
+    assert set(re.findall(r"(?m)^FROM (\S+)", CONTAINERFILE)) == {"${BASE}"}
     for text in (CONTAINERFILE, RECIPE, UNIT, *(page.read_text() for page in PAGES)):
         assert [host for host in REGISTRIES if host in text] == []
         assert not re.search(r"https?://(?!relay\.example)", text)
