@@ -97,7 +97,7 @@ class Pod:
 
 
 @pytest.fixture(scope="module")
-def pod(workshop: Path, pip: pip_settings.Settings) -> Iterator[Pod]:
+def pod(workshop: Path) -> Iterator[Pod]:
     """The image built from nothing but Debian's packages, and its pod."""
     reason = podman_store.why_not()
     assert not reason, reason
@@ -106,8 +106,10 @@ def pod(workshop: Path, pip: pip_settings.Settings) -> Iterator[Pod]:
     podman = PodmanStore(workshop / "podman")
     try:
         podman.import_root(base, "localhost/base:test")
-        arguments = ["BASE=localhost/base:test", *(f"{name}={value}" for name, value in pip.env.items())]
-        binds = [f"{source}:{target}" for source, target in pip.binds.items()]
+        pip = pip_settings.here(workshop / "relay-pip.conf", root_fs.cache_folder() / "pip")
+        settings = f"{pip_settings.WITHIN}/pip.conf"
+        arguments = ["BASE=localhost/base:test", f"PIP_CONFIG_FILE={settings}"]
+        binds = [f"{source}:{target}" for source, target in {**pip.binds, pip.file: settings}.items()]
         podman.build(ROOT / "containers" / "relay.Containerfile", ROOT, IMAGE, arguments, binds)
         made = Pod(podman, sum_federation(workshop / "sums", sites=2))
         made.play(volume=True)
