@@ -23,6 +23,10 @@ def main() -> None:
     _check_torch(os.environ["FEDHPC_IMAGE"])
     if os.geteuid() and os.access(sys.prefix, os.W_OK):
         sys.exit(f"anybody may write to {sys.prefix}")
+    # In a read-only image nothing is compiled later: without it each of thousands of ranks compiles PyTorch for itself.
+    for module in (sys.modules["torch"], sys.modules["fedhpc"]):
+        if not module.__cached__ or not Path(module.__cached__).exists():
+            sys.exit(f"{module.__name__} is not compiled")
     for name in ("sbom.cdx.json", "debian-packages.tsv"):
         if not (Path(sys.prefix) / "share" / name).stat().st_size:
             sys.exit(f"{name} is empty")

@@ -8,6 +8,9 @@
 #   WHEELHOUSE  a folder with every wheel that is needed; the index is then not asked
 #   TORCH_INDEX one more index: that of the PyTorch for this device
 #   APT_MIRROR  as in debian.sh
+#
+# Words behind the script's name are all packages that fedhpc gets, in place of those that its metadata asks for: the
+# relay needs no PyTorch, no MPI and no HDF5.
 set -eu
 umask 022
 here=$(dirname "$0")
@@ -50,13 +53,18 @@ python3 -m venv "$tools"
 python3 -m venv --without-pip "$target"
 into="$tools/bin/python -m pip --python $target/bin/python"
 wheel=$(echo /opt/wheels/fedhpc-*.whl)
-$into install --quiet -c "$here/pins.txt" "${wheel}[$EXTRAS]" ${mpi:+"$mpi"}
+if [ $# -gt 0 ]; then
+    $into install --quiet --no-compile -c "$here/pins.txt" "$@"
+    $into install --quiet --no-compile --no-deps "$wheel"
+else
+    $into install --quiet --no-compile -c "$here/pins.txt" "${wheel}[$EXTRAS]" ${mpi:+"$mpi"}
+    $into check
+fi
 if [ "$HOROVOD" = yes ]; then
     "$target/bin/python" -m ensurepip >/dev/null # Horovod's recipe asks for pip in the environment that will train
     "$target/bin/python" -m fedhpc.horovod
     $into uninstall --quiet --yes pip
 fi
-$into check
 
 install -d "$target/share"
 install -m 0644 "$here/check_image.py" "$here/run_environment.sh" "$target/share"

@@ -14,7 +14,11 @@ sh "$here/debian.sh" $debian
 # For whoever starts the image by its name, without a user; Apptainer and Charliecloud run it as the one who calls.
 getent passwd fedhpc >/dev/null || useradd --system --uid 10001 --user-group --no-create-home --home-dir /tmp fedhpc
 # A read-only image gets no new folders, and not every runtime makes up missing ones.
-mkdir -p /data /scratch /project /work /run/fedhpc
+mkdir -p /data /scratch /project /work /relay
+
+# Once and for all, whatever times the files get on their way: a read-only image keeps nothing that is compiled later.
+# What cannot be compiled is a template or test data of some package; what is needed of it %test imports.
+"$target/bin/python" -m compileall -q --invalidation-mode unchecked-hash "$target/lib" >/dev/null || true
 
 dpkg-query --show --showformat='${Package}\t${Version}\t${Architecture}\n' >"$target/share/debian-packages.tsv"
 if [ -n "${APPTAINER_LABELS:-}" ]; then
