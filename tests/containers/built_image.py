@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import root_fs
-from definition import Copy, Definition, Script, Stage
+from definition import Copy, Definition, Stage
 from harness import ROOT
 from places import run
 
@@ -73,7 +73,7 @@ def build(
         for copy in stage.files:
             _copy(copy, source if copy.stage is None else made[copy.stage], root)
         if stage.post:
-            _post(stage.post, root, folder / f"{root.name}.log", binds or {}, network)
+            _post(stage, root, folder / f"{root.name}.log", binds or {}, network)
         made[stage.name] = root
     image = root
     for root in set(made.values()) - {image}:
@@ -90,8 +90,8 @@ def _put_scripts(root: Path, stage: Stage) -> None:
         folder.mkdir(parents=True)
     files = {"env/90-environment.sh": stage.environment, "runscript": stage.runscript, "test": stage.test}
     for name, script in {**files, "startscript": stage.startscript}.items():
-        if script is not None:
-            _write(root / ".singularity.d" / name, f"#!/bin/sh\n\n{script.text}\n")
+        if script:
+            _write(root / ".singularity.d" / name, f"#!/bin/sh\n\n{script}\n")
     for name, command in (
         ("exec", '"$@"'),
         ("run", '/.singularity.d/runscript "$@"'),
@@ -117,12 +117,13 @@ def _copy(copy: Copy, whence: Path, root: Path) -> None:
     run(["cp", flags, *map(str, found), str(target)], timeout=600)
 
 
-def _post(script: Script, root: Path, log: Path, binds: Mapping[Path, str], network: bool) -> None:
+def _post(stage: Stage, root: Path, log: Path, binds: Mapping[Path, str], network: bool) -> None:
     """Run %post, which has nothing in its environment but these two: `apptainer build` empties it."""
     file = root / ".post.script"
-    file.write_text(script.text)
-    *shell, last = script.shell
-    command = [*shell, f"{last} /.post.script"] if shell and shell[-1] == "-c" else [*script.shell, "/.post.script"]
+    file.write_text(stage.post)
+    *shell, last = stage.post_shell
+    # `%post -c SHELL` is one word for sh: SHELL, a blank, the script.
+    command = [*shell, f"{last} /.post.script"] if shell[-1] == "-c" else [*shell, last, "/.post.script"]
     env = {"APPTAINER_LABELS": "/.build.labels", "APPTAINER_ENVIRONMENT": POST_ENVIRONMENT}
     root_fs.run_within(root, command, env=env, log=log, binds=binds, network=network)
     file.unlink()

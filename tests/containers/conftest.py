@@ -64,7 +64,7 @@ def image_of(workshop: Path) -> Build:
     ) -> BuiltImage:
         # Behind an air gap a build knows nothing of this machine's indexes, which may be folders.
         given, whole = ({"PIP_CONF": str(pip.file)}, pip.binds) if network else ({}, {})
-        definition = read_definition(ROOT / "containers" / name, {**given, **arguments})
+        definition = read_definition((ROOT / "containers" / name).read_text(), {**given, **arguments})
         whole = {**whole, **(binds or {})}
         return build(definition, workshop / folder, binds=whole, include=include, network=network)
 

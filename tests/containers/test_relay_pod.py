@@ -1,4 +1,4 @@
-"""The relay's pod of containers/kubernetes, played by Podman: confined, as any user, with two sites that sum through it.
+"""The relay's pod of containers/kubernetes, played by Podman: confined, as any user, with three sites that sum through it.
 
 Podman knows no Service, Route, NetworkPolicy or fsGroup. Of the rest its version 4.3 takes all but for what `played` says.
 """
@@ -91,13 +91,13 @@ class Pod:
         return self.podman.place.do(sys.executable, "-c", code)
 
     def sum(self) -> None:
-        """Two sums of both sites: (1 + 2) · 1 and (1 + 2) · 2."""
+        """Two sums of the three sites: (1 + 2 + 3) · 1 and (1 + 2 + 3) · 2."""
         for site in run_sums(self.enrolled, PORT, sums=2, within=self.podman.place.inside()):
-            assert [(one["low"], one["high"]) for one in site] == [(3, 3), (6, 6)]
+            assert [(one["low"], one["high"]) for one in site] == [(6, 6), (12, 12)]
 
 
 @pytest.fixture(scope="module")
-def pod(workshop: Path, pip: pip_settings.Settings) -> Iterator[Pod]:
+def pod(workshop: Path) -> Iterator[Pod]:
     """The image built from nothing but Debian's packages, and its pod."""
     reason = podman_store.why_not()
     assert not reason, reason
@@ -106,10 +106,12 @@ def pod(workshop: Path, pip: pip_settings.Settings) -> Iterator[Pod]:
     podman = PodmanStore(workshop / "podman")
     try:
         podman.import_root(base, "localhost/base:test")
-        arguments = ["BASE=localhost/base:test", *(f"{name}={value}" for name, value in pip.env.items())]
-        binds = [f"{source}:{target}" for source, target in pip.binds.items()]
+        pip = pip_settings.here(workshop / "relay-pip.conf", root_fs.cache_folder() / "pip")
+        settings = f"{pip_settings.WITHIN}/pip.conf"
+        arguments = ["BASE=localhost/base:test", f"PIP_CONFIG_FILE={settings}"]
+        binds = [f"{source}:{target}" for source, target in {**pip.binds, pip.file: settings}.items()]
         podman.build(ROOT / "containers" / "relay.Containerfile", ROOT, IMAGE, arguments, binds)
-        made = Pod(podman, sum_federation(workshop / "sums", sites=2))
+        made = Pod(podman, sum_federation(workshop / "sums", sites=3))
         made.play(volume=True)
         yield made
     finally:
@@ -170,7 +172,7 @@ def test_the_pod_shows_the_relays_certificate_and_no_admin_port(pod: Pod) -> Non
 def test_sites_sum_through_the_pod_and_go_on_after_it_ends(pod: Pod) -> None:
     federation = pod.enrolled.federation.read_text()
     (line,) = re.findall(r"-- (fedhpc relay admit .+?) <", README)
-    assert "admitted sums, 2 sites" in pod.inside(*shlex.split(line), text=federation)
+    assert "admitted sums, 3 sites" in pod.inside(*shlex.split(line), text=federation)
     assert "admitted already" in pod.inside(*shlex.split(line), text=federation)
     pod.sum()
     pod.podman.run("stop", "--time", "60", RELAY)  # SIGTERM

@@ -61,7 +61,13 @@ def config(old: str, new: str) -> Change:
 
 
 def test_the_manifests_keep_to_the_policy() -> None:
-    assert {one["kind"] for one in OBJECTS} >= {"Deployment", "Service", "NetworkPolicy", "PersistentVolumeClaim", "Route"}
+    assert {one["kind"] for one in OBJECTS} >= {
+        "Deployment",
+        "Service",
+        "NetworkPolicy",
+        "PersistentVolumeClaim",
+        "Route",
+    }
     assert wrong(OBJECTS) == []
     assert wrong_about_relay(OBJECTS, SECRET) == []
 
