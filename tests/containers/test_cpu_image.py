@@ -1,0 +1,90 @@
+"""containers/cpu.def, built here: its own %test, one MPI library in a process, a federation in a Slurm job."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from built_image import BuiltImage
+from charliecloud import NOBODY, TEST, run_image
+from clusters import Cluster
+from harness import FEDHPC, call
+from host_mpi import WITHIN, find
+from jobs_inside import PYTHON, job, libraries, trained
+
+from fedhpc.demo.heart.federation import write_heart_federation
+
+Build = Callable[..., BuiltImage]
+VERSIONS = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in ('numpy', 'torch')}))"
+
+
+@pytest.fixture(scope="session")
+def demo_hash(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """SHA-256 of the model that `make demo` ends with on this machine, outside of any image."""
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    done = call([*FEDHPC, "demo", "heart", "--splits", "1", "--out", out, "--json"], timeout=300).ok()
+    return str(json.loads(done.out.splitlines()[-1])["final_model_sha256"])
+
+
+@pytest.mark.parametrize("user", [0, NOBODY])
+def test_its_own_test_passes_on_a_read_only_root(cpu: BuiltImage, user: int) -> None:
+    assert cpu.stage.test
+    run_image(cpu.root, TEST, user=user, timeout=300).ok()
+    wrote = run_image(cpu.root, "touch", "/opt/fedhpc/x", user=user)
+    assert wrote.code == 1, wrote.text
+    assert "Read-only file system" in wrote.err
+
+
+def test_eight_ranks_in_a_slurm_job_end_with_the_model_of_outside(
+    cpu: BuiltImage, alpha: Cluster, tmp_path: Path, demo_hash: str, record_property: Any
+) -> None:
+    """Four sites of two ranks over two nodes."""
+    versions = json.loads(run_image(cpu.root, PYTHON, "-c", VERSIONS).ok().out)
+    assert versions == {name: importlib.metadata.version(name) for name in ("numpy", "torch")}
+    federation = write_heart_federation(tmp_path / "heart")
+    assert trained(alpha, tmp_path, cpu.root, federation) == demo_hash
+    record_property("hybrid", {"final_model_sha256": demo_hash, "versions": versions})
+
+
+def test_a_rank_has_one_libmpi_the_image_s(cpu: BuiltImage, alpha: Cluster, tmp_path: Path) -> None:
+    found = libraries(alpha, tmp_path, cpu.root)
+    assert len(found) == 2
+    for rank in found:
+        assert len(rank["loaded"]) == 1, rank
+        assert rank["loaded"][0].startswith("/opt/fedhpc/lib/"), rank
+        assert rank["version"].startswith("Open MPI v5"), rank
+
+
+def test_a_rank_has_one_libmpi_the_host_s_and_the_same_model(
+    image_of: Build, workshop: Path, alpha: Cluster, tmp_path: Path, demo_hash: str, record_property: Any
+) -> None:
+    """The bind model: an image without MPI, and Debian's Open MPI of this machine bound in."""
+    image = image_of("cpu.def", "bound", MPI="host")
+    assert not list(image.root.glob("**/libmpi*.so*"))
+    host = find(workshop / "host-mpi")
+    host.make_mount_points(image.root)
+    found = libraries(alpha, tmp_path, image.root, binds=host.binds, env=host.env)
+    assert len(found) == 2
+    for rank in found:
+        assert rank["loaded"] == [f"{WITHIN}/lib/libmpi.so.40"], rank
+        assert rank["version"].startswith("Open MPI v4"), rank
+    federation = write_heart_federation(tmp_path / "heart")
+    assert trained(alpha, tmp_path, image.root, federation, binds=host.binds, env=host.env) == demo_hash
+    record_property("bind", {"final_model_sha256": demo_hash, "library": found[0]["version"].split(",")[0]})
+
+
+def test_an_image_whose_mpi_does_not_know_srun_s_interface_is_refused(
+    image_of: Build, alpha: Cluster, tmp_path: Path
+) -> None:
+    """PyPI's MPICH under `srun --mpi=pmix`: each rank believes that it is alone."""
+    image = image_of("cpu.def", "mpich", MPI="mpich")
+    federation = write_heart_federation(tmp_path / "heart")
+    files = [federation, "--sites", federation.parent / "sites", "--out", tmp_path / "run"]
+    log = tmp_path / "job.out"
+    ended = job(alpha, log, image.root, PYTHON, "-m", "mpi4py", "-m", "fedhpc", "run", *files)
+    assert ended.state == "FAILED", log.read_text()
+    assert "MPI_COMM_WORLD has 1" in log.read_text()
