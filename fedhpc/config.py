@@ -22,7 +22,9 @@ MAX_CONFIG_BYTES = 4 << 20
 
 # Tables that only one kind of file has; a roster of [[site]] and [relay] stand in two.
 _TELLS = {
-    **dict.fromkeys(("federation", "start", "cohort", "secure", "strategy", "task", "train"), "a federation.toml"),
+    **dict.fromkeys(
+        ("federation", "start", "cohort", "secure", "strategy", "task", "train", "container"), "a federation.toml"
+    ),
     **dict.fromkeys(("data", "compute", "exchange"), "a site file"),
     "limits": "a relay.toml",
 }

@@ -82,7 +82,7 @@ def subject(folder: Path, scripts: Mapping[str, str] | None = None, **changes: A
     """A site of a federation in `folder`, on a machine with these commands; as a rehearsal's, without a relay.
 
     `slurm`: lines of [slurm]; `site`: (old, new) texts in its file; `environment`: further variables; `library`,
-    `route`: what would be found; `quick`.
+    `route`: what would be found; `root`: the machine's root directory; `quick`.
     """
     federation = folder / "federation.toml"
     if not federation.exists():
@@ -96,7 +96,7 @@ def subject(folder: Path, scripts: Mapping[str, str] | None = None, **changes: A
         edit(path, old, new)
     environment = commands(folder / "bin", scripts or {}) | changes.get("environment", {})
     made = open_subject(path, environment, federation=federation, quick=changes.get("quick", False))
-    for fact in ("library", "route"):
+    for fact in ("library", "route", "root"):
         if fact in changes:
             made.__dict__[fact] = changes[fact]
     return made

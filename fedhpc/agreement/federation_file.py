@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedhpc.agreement.images import AgreedImages, read_images
 from fedhpc.agreement.roster import RosterEntry, check_name, read_roster
 from fedhpc.agreement.start_settings import StartSettings
 from fedhpc.agreement.strategy_settings import StrategySettings
@@ -25,7 +26,7 @@ from fedhpc.secure.pairwise import Member
 from fedhpc.secure.settings import SecureSettings
 
 PROTOCOL_NAME = labels.PROTOCOL.decode("ascii")
-AGREED_SECTIONS = ("federation", "start", "site", "relay", "cohort", "secure", "strategy", "task", "train")
+AGREED_SECTIONS = ("federation", "start", "site", "relay", "cohort", "secure", "strategy", "task", "train", "container")
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -80,6 +81,8 @@ class Agreement:
     task: Mapping[str, Any]  # read by train/
     train: Mapping[str, Any]  # read by train/
     start: StartSettings = field(default_factory=StartSettings)
+    images: AgreedImages = field(default_factory=AgreedImages)
+    """[container]"""
 
     @classmethod
     def open(cls, path: Path) -> Agreement:
@@ -129,6 +132,7 @@ def read_agreement(source: bytes, where: str) -> Agreement:
         task=subtable(table, "task"),
         train=subtable(table, "train"),
         start=read_section(StartSettings, subtable(table, "start"), "start"),
+        images=read_images(table.get("container")),
     )
     agreement.start.check(agreement.federation.previous, [entry.identity.hex() for entry in roster])
     agreement.secure.thresholds(len(roster))  # refuses a roster that is too small, before anything starts

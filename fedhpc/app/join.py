@@ -193,12 +193,14 @@ def _read_files(
     if world.group.rank == 0:
         source = read_bytes(federation)
         agreement = read_agreement(source, str(federation))
+        agreement.images.require_here()
         files = site_files(agreement)
         if sites is not None:
             number_of_rank(0, world.group.size, files)
         world.group.broadcast_bytes(source)
         return agreement, files
     agreement = read_agreement(world.group.broadcast_bytes(None), str(federation))
+    agreement.images.require_here()
     return agreement, site_files(agreement)
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fedhpc.agreement.images import SHA256_VARIABLE
 from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.join import Joined, join_with_files
 from fedhpc.app.life.history import Finished, keep_finished
 from fedhpc.app.life.job_end import ledger_wait_s
 from fedhpc.app.life.open import open_life
 from fedhpc.app.life.stop_signals import Told
-from fedhpc.app.logs import rank_logs
+from fedhpc.app.logs import printable, rank_logs
 from fedhpc.app.previous import CHECKPOINTS
 from fedhpc.app.programs.training import NOT_SAID, Before, open_training
 from fedhpc.app.rundir import keep_agreement
@@ -26,6 +29,8 @@ from fedhpc.ledger.stores import remember_home, store_mark
 from fedhpc.rounds.loop import Outcome
 from fedhpc.secure.ledger import UNKNOWN
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,11 @@ def run_joined(joined: Joined, *, before: Before = NOT_SAID, verbose: bool = Fal
     session, directory, life = joined.session, joined.site_directory, joined.life
     party, files = session.party, joined.site_file
     with rank_logs(directory, site=session.site, rank=session.rank, show=joined.first, verbose=verbose):
+        if image := os.environ.get(SHA256_VARIABLE):
+            listed = party.agreement.images.name_of(image)
+            _log.info(
+                "in an image with sha256 %s%s", printable(image), f", {listed} of federation.toml" if listed else ""
+            )
         if party.leads:
             keep_agreement(directory.parent, party.agreement)
             session.data = mark_data(session, files)

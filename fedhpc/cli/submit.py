@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     help="By default beside SITE.TOML, or one folder up. Several for --shape array.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; by default `run` beside federation.toml.")
+@click.option(
+    "--container",
+    metavar="IMAGE",
+    type=click.Path(path_type=Path),
+    help="The image that the jobs run in, such as a SIF file; overrides [slurm.container] image.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the batch script of the first job, and do nothing.")
 @click.option(
     "--links", type=click.IntRange(1, 1000), help="How many jobs of the chain to submit at once; by default 1."
@@ -43,6 +49,7 @@ def submit(
     profile: str | None,
     federations: tuple[Path, ...],
     out: Path | None,
+    container: Path | None,
     dry_run: bool,
     links: int | None,
     shape: str,
@@ -66,14 +73,16 @@ def submit(
     from typing import cast
 
     from fedhpc.errors import ConfigError
+    from fedhpc.slurm.image import image_of
     from fedhpc.slurm.job_chain import Chains
     from fedhpc.slurm.plan import check, make_plan
+    from fedhpc.slurm.records import Records
     from fedhpc.slurm.scripts import Kind, Shape
     from fedhpc.slurm.submit import Submitter
 
     if len(federations) > 1 and shape != "array":
         raise ConfigError("several --federation", "only an array has more than one")
-    plan = make_plan(site, profile=profile, federation=next(iter(federations), None), out=out)
+    plan = make_plan(site, profile=profile, federation=next(iter(federations), None), out=out, container=container)
     held = Shape(
         kind=cast(Kind, shape),
         sites=sites and sites.absolute(),
@@ -82,7 +91,9 @@ def submit(
         at_once=at_once or 0,
     )
     _refuse_other_lives(plan, shape, links)
-    submitter = Submitter(plan, held)
+    before = Records(plan.jobs).get(successor) if successor else None
+    # A chain keeps the image that it began with: the running job has just compared it.
+    submitter = Submitter(plan, held, image=image_of(plan, before.container if before else ""))
     if dry_run:
         if cluster := submitter.cluster():
             click.echo(f"note: sbatch gets it with --clusters={cluster}", err=True)

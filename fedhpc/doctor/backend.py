@@ -73,4 +73,13 @@ def backend_fits(name: str, found: Mapping[str, object], *, gpus: bool, low: boo
     return ok(", ".join([*parts, "bfloat16"] if low and found.get("bf16") else parts))
 
 
-CHECKS = (Check("backend", GROUP, "a backend that this PyTorch lacks ends the job at its start", backend, quick=False),)
+CHECKS = (
+    Check(
+        "backend",
+        GROUP,
+        "a backend that this PyTorch lacks ends the job at its start",
+        backend,
+        quick=False,
+        of_ranks=True,
+    ),
+)

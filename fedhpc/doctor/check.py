@@ -41,6 +41,8 @@ class Check:
     run: Callable[[Subject], Finding]
     quick: bool = True
     """Whether it is part of the few seconds before every job."""
+    of_ranks: bool = False
+    """Whether it looks at the Python of the ranks, which may be in an image."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def _one(subject: Subject, check: Check) -> Finding:
 
 
 def _guarded(subject: Subject, check: Check) -> Finding:
+    if check.of_ranks and subject.ranks_in_image:
+        return skipped("the ranks' Python is in the image: the checks before a job's start look at it there")
     try:
         return check.run(subject)
     except FedhpcError as error:

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from fedhpc.doctor import backend, gpus, horovod, keys, ledger, mpi, node, relay, slurm, software, storage, walltime
+from fedhpc.doctor import (
+    backend,
+    container,
+    container_fit,
+    gpus,
+    horovod,
+    keys,
+    ledger,
+    mpi,
+    node,
+    relay,
+    slurm,
+    software,
+    storage,
+    walltime,
+)
 from fedhpc.doctor.check import Check
 
 CHECKS: tuple[Check, ...] = (
@@ -18,4 +33,6 @@ CHECKS: tuple[Check, ...] = (
     *relay.CHECKS,
     *storage.CHECKS,
     *node.CHECKS,
+    *container.CHECKS,
+    *container_fit.CHECKS,
 )

@@ -68,6 +68,8 @@ def count(subject: Subject) -> Finding:
     if subject.place == "step" and not given:
         return skipped("this step was given no GPU")
     fix = 'ask for a GPU partition and [slurm] gpus_per_node, or set [compute] device = "cpu"'
+    if tool is None and subject.container is not None:
+        return skipped("this image has neither nvidia-smi nor rocm-smi; container-gpu looks at what came in")
     if tool is None:
         return fail("neither nvidia-smi nor rocm-smi is here: this node has no GPU driver", fix)
     answer = call(tool, subject.environment, 5.0 if subject.quick else 30.0)
@@ -164,6 +166,8 @@ CHECKS = (
         "two ranks on one GPU halve the speed, a GPU without a rank is paid for and not used",
         sharing,
     ),
-    Check("torch-build", GROUP, "a PyTorch for another device trains on the CPU", torch_build, quick=False),
+    Check(
+        "torch-build", GROUP, "a PyTorch for another device trains on the CPU", torch_build, quick=False, of_ranks=True
+    ),
     Check("nccl-interfaces", GROUP, "NCCL hangs or fails if the interface that it is given does not exist", interfaces),
 )

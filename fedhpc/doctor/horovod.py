@@ -26,5 +26,6 @@ CHECKS = (
         "a Horovod of another MPI, or of another torch, ends the job at its first step",
         fits,
         quick=False,
+        of_ranks=True,
     ),
 )

@@ -145,10 +145,14 @@ def _worlds(answer: Output) -> str:
 
 
 CHECKS = (
-    Check("mpi-library", GROUP, "without libmpi a site has one rank only", mpi_library),
+    Check("mpi-library", GROUP, "without libmpi a site has one rank only", mpi_library, of_ranks=True),
     Check(
-        "mpi-one-library", GROUP, "two MPI libraries in one process crash, or start ranks that never meet", one_library
+        "mpi-one-library",
+        GROUP,
+        "two MPI libraries in one process crash, or start ranks that never meet",
+        one_library,
+        of_ranks=True,
     ),
-    Check("mpi-pmi", GROUP, "the wrong PMI gives N ranks that each think they are rank 0 of 1", pmi),
-    Check("mpi-world", GROUP, "the proof that launcher and library fit", world_size, quick=False),
+    Check("mpi-pmi", GROUP, "the wrong PMI gives N ranks that each think they are rank 0 of 1", pmi, of_ranks=True),
+    Check("mpi-world", GROUP, "the proof that launcher and library fit", world_size, quick=False, of_ranks=True),
 )

@@ -1,4 +1,4 @@
-"""Checks of this machine: cores for each rank, limits of the shell, shared memory, a container runtime."""
+"""Checks of this machine: cores for each rank, limits of the shell, shared memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
-from fedhpc.doctor.check import Check, Finding, fail, ok, skipped, warn
-from fedhpc.doctor.commands import call, find
+from fedhpc.doctor.check import Check, Finding, fail, ok, warn
 from fedhpc.doctor.subject import Subject
 from fedhpc.wire.units import size
 
@@ -17,8 +16,6 @@ _LEAST_FILES = 1024
 _LEAST_LOCKED = 64 << 20
 _LEAST_STACK = 2 << 20
 _LEAST_SHARED = 128 << 20
-_RUNTIMES = ("apptainer", "singularity")
-_USER_NAMESPACES = (Path("/proc/sys/user/max_user_namespaces"), Path("/proc/sys/kernel/unprivileged_userns_clone"))
 
 
 def threads(subject: Subject) -> Finding:
@@ -102,38 +99,6 @@ def shared_memory_at(path: Path) -> Finding:
     return ok(f"{size(free)} free in {path}")
 
 
-def container(subject: Subject) -> Finding:
-    """A runtime for the site's container, and namespaces for it."""
-    image = str(getattr(subject.asked, "container", ""))
-    if not image:
-        return skipped("[slurm] names no container")
-    name = next((n for n in _RUNTIMES if find(n, subject.environment)), None)
-    if name is None:
-        return fail(f"no {' or '.join(_RUNTIMES)} on PATH", "load its module in [slurm] setup (module load apptainer)")
-    answer = call([name, "--version"], subject.environment, 5.0)
-    if answer.code != 0:
-        return fail(f"{name} --version fails: {answer.words}", "ask the operators: this node's installation is broken")
-    if "://" not in image and subject.site is not None and not subject.site.path(Path(image)).exists():
-        return fail(f"the container {image} is not there", "build or copy it; paths start at the site file")
-    return namespaces(answer.out.strip(), [_first(path) for path in _USER_NAMESPACES])
-
-
-def namespaces(version: str, settings: list[str]) -> Finding:
-    """`settings`: what the kernel says of user namespaces; "0" forbids them, "" says nothing."""
-    if "0" in settings:
-        return warn(
-            f"{version}; user namespaces are switched off", "fine if it was installed setuid; else ask the operators"
-        )
-    return ok(f"{version}, user namespaces allowed")
-
-
-def _first(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
 CHECKS = (
     Check("threads", GROUP, "more threads than cores take turns, fewer leave cores idle", threads),
     Check("limits", GROUP, "limits of the login shell follow a job to its nodes", limits),
@@ -143,5 +108,4 @@ CHECKS = (
         "ranks of one node talk through /dev/shm; containers often have 64 MB of it",
         shared_memory,
     ),
-    Check("container", GROUP, "a job in a container needs its runtime on the compute node", container),
 )

@@ -101,5 +101,5 @@ def _installed(name: str) -> str | None:
 
 CHECKS = (
     Check("python", GROUP, "an older Python does not run fedhpc", python),
-    Check("packages", GROUP, "a missing package ends the job after it waited in the queue", packages),
+    Check("packages", GROUP, "a missing package ends the job after it waited in the queue", packages, of_ranks=True),
 )

@@ -21,6 +21,7 @@ _LEAST_BYTES = 256 << 20
 _LEAST_FILES = 1000
 _COPIES = 4  # two checkpoints, the one being written, and what waits for an exchange
 _LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "ramfs", "f2fs"}
+_LEAST_TEMPORARY = 128 << 20
 _MEMORY = {"tmpfs", "ramfs"}
 _SKEW_S = 5.0
 _SOCKET_PATH = 50  # what Open MPI adds for its sessions and sockets must fit into 107 bytes
@@ -178,6 +179,12 @@ def temporary_directory(subject: Subject) -> Finding:
     mount = _mount(folder)
     if mount is not None and "noexec" in mount.options:
         return warn(f"{folder} is mounted noexec: libraries that are compiled there cannot be loaded", fix)
+    free = os.statvfs(folder)
+    if free.f_bavail * free.f_frsize < _LEAST_TEMPORARY:
+        return warn(
+            f"{size(free.f_bavail * free.f_frsize)} free in {folder}",
+            "export another TMPDIR in [slurm] setup; in a container the host's /tmp, without --contain",
+        )
     return ok(str(folder))
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.images import SHA256_VARIABLE
 from fedhpc.agreement.run_folder import run_place
 from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.life.settings import LifeSettings
 from fedhpc.app.rundir import FEDERATION_FILE
 from fedhpc.config import read_section
 from fedhpc.doctor.commands import find
+from fedhpc.doctor.inside import Container, container_of
 from fedhpc.doctor.libmpi import Library, library_of
 from fedhpc.doctor.route import Route, way
 from fedhpc.doctor.slurm_facts import SlurmFacts
@@ -49,6 +51,13 @@ class Subject:
     profile: Profile | None = None
     life: LifeSettings = field(default_factory=LifeSettings)
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    root: Path = Path("/")
+    """Below it lie the files of the machine."""
+
+    @cached_property
+    def container(self) -> Container | None:
+        """The container that this process is in."""
+        return container_of(self.environment, self.root)
 
     @cached_property
     def place(self) -> Place:
@@ -61,6 +70,12 @@ class Subject:
     def in_job(self) -> bool:
         """Whether this is a compute node, as far as one can tell."""
         return self.place in ("job", "step")
+
+    @property
+    def ranks_in_image(self) -> bool:
+        """Whether the ranks run in an image, and this process does not."""
+        said = self.in_job and SHA256_VARIABLE in self.environment
+        return bool(self.asked.inside.image) and self.container is None and not said
 
     @cached_property
     def slurm(self) -> SlurmFacts:

@@ -65,6 +65,9 @@ class Review:
             f"task: {_table(a.task)}",
             f"train: {_table(a.train)}",
         ]
+        if a.images:
+            lines.append("containers: every site runs in one of these images, by the SHA-256 of the file:")
+            lines += [f"  {name}  {sha256}" for name, sha256 in a.images.names.items()]
         lines += [f"changed since the last approval: {self.changes}"] if self.changes else []
         return lines + [f"sums of the class '{d.category}' were opened {d.words()}" for d in self.shown]
 

@@ -56,6 +56,9 @@ lr = 0.5
 batch_size = 0               # all rows of the site
 local_steps = 2
 
+# [container]                # images that sites may run in, by the SHA-256 of the file; without it, any and none
+# cpu = "sha256:…"           # docs/configuration.md
+
 {mark}
 """
 

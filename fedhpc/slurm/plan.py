@@ -64,8 +64,13 @@ def find_federation(site_path: Path, given: Path | None) -> Path:
     raise ConfigError(f"no {FEDERATION_FILE} beside {site_path} or one folder up", "name it with --federation")
 
 
-def make_plan(site: Path, *, profile: str | None, federation: Path | None, out: Path | None) -> Plan:
-    """Read everything a submission needs. Raises ConfigError or StorageError."""
+def make_plan(
+    site: Path, *, profile: str | None, federation: Path | None, out: Path | None, container: Path | None = None
+) -> Plan:
+    """Read everything a submission needs; `container`: an image in place of the site file's.
+
+    Raises ConfigError or StorageError.
+    """
     site_file = SiteFile.open(Path(os.path.abspath(site)))
     federation_path = Path(os.path.abspath(find_federation(site_file.file, federation)))
     agreement = Agreement.open(federation_path)
@@ -73,6 +78,9 @@ def make_plan(site: Path, *, profile: str | None, federation: Path | None, out: 
     given = dict(site_file.slurm)
     if profile is not None:
         given["profile"] = profile
+    if container is not None:
+        table = given.get("container", {})
+        given["container"] = {**(table if isinstance(table, dict) else {}), "image": os.path.abspath(container)}
     named = given.get("profile", "generic")
     known = read_profile(named if isinstance(named, str) else str(named))
     settings = overlay(known.slurm, given)

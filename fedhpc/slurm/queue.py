@@ -16,7 +16,7 @@ from fedhpc.slurm.settings import check_cluster
 # Of the shell or job that submits: they would decide what a job asks for, or describe another job.
 _FOREIGN = (
     *("SBATCH_", "SLURM_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_"),
-    *("FEDHPC_JOB_", "FEDHPC_EXIT_", "FEDHPC_PROGRAM_", "PMI_", "PMIX_", "OMPI_COMM_", "PALS_"),
+    *("FEDHPC_JOB_", "FEDHPC_CONTAINER_", "FEDHPC_EXIT_", "FEDHPC_PROGRAM_", "PMI_", "PMIX_", "OMPI_COMM_", "PALS_"),
 )
 # How Slurm's commands find their cluster, and tell it who asks (a token, or the socket of sackd).
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_TIME_FORMAT", "SLURM_CLUSTERS", "SLURM_JWT")

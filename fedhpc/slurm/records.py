@@ -44,6 +44,8 @@ class Record:
     """What sbatch said, if it refused."""
     cluster: str = ""
     """Where the job was asked for, or is; empty: the cluster of the machine that asked."""
+    container: str = ""
+    """SHA-256 of the image that it runs in, in hex; empty: in none, or in a folder."""
     time: str = ""
     """ISO 8601, UTC: when it was decided."""
 
@@ -104,7 +106,8 @@ class Records:
                 table = json.loads(file.read(_MOST_BYTES))
             if table.pop("version") != VERSION:
                 raise ValueError("another version")
-            table.setdefault("cluster", "")  # records of 0.1 have none
+            for added in ("cluster", "container"):  # records of 0.1 have none
+                table.setdefault(added, "")
             types = {f.name: int if f.name == "link" else str for f in dataclasses.fields(Record)}
             if {k: type(v) for k, v in table.items()} != types or table["name"] != path.stem:
                 raise ValueError("other keys")

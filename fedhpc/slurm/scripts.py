@@ -12,13 +12,16 @@ from fedhpc.agreement.federation_file import Agreement
 from fedhpc.agreement.site_file import SiteFile, read_site_directory
 from fedhpc.errors import ConfigError
 from fedhpc.federation.life import Stage
+from fedhpc.slurm.bound import Bound, bound_by_sites
+from fedhpc.slurm.entrance import INSIDE, OUTSIDE, entrance
+from fedhpc.slurm.image import Image, require_agreed
 from fedhpc.slurm.plan import Plan
 from fedhpc.slurm.render import fill, header, launcher, log_pattern, one_task, part, resources, template
 from fedhpc.slurm.settings import SlurmSettings
 
 Kind = Literal["site", "rehearsal", "multiprog", "array", "hetjob", "relay"]
 KINDS: tuple[str, ...] = get_args(Kind)
-_RUN = '"$python" -m mpi4py -m fedhpc run "$federation"'
+_RUN = '-m mpi4py -m fedhpc run "$federation"'
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,33 @@ class _Pieces:
     begin: str = ""
     log: str = "%j"
     options: tuple[tuple[str, str], ...] = ()
+    bound: tuple[Bound, ...] = ()
+    """What of the host a container must see."""
 
 
-def job_script(plan: Plan, shape: Shape, name: str, stage: Stage, *, python: str, after: str | None = None) -> str:
-    """The batch script of one job; `after` is the id of the job that it follows. Raises ConfigError."""
+def job_script(
+    plan: Plan,
+    shape: Shape,
+    name: str,
+    stage: Stage,
+    *,
+    python: str,
+    after: str | None = None,
+    image: Image | None = None,
+) -> str:
+    """The batch script of one job; `after` is the id of the job that it follows. Raises ConfigError.
+
+    `python` runs `fedhpc submit` and `fedhpc jobs`, which need Slurm's commands and so stay outside the `image`.
+    """
     settings = plan.of(stage)
     chained = shape.kind in ("site", "hetjob") and plan.life.kind != "inline"
-    pieces = _pieces(plan, shape, settings, stage)
+    within = OUTSIDE if image is None else INSIDE
+    pieces = _pieces(plan, shape, settings, stage, within)
+    entering = ""
+    require_agreed(image, [plan.agreement.images, *(Agreement.open(path).images for path in shape.federations)])
+    if image is not None:
+        bound = [*pieces.bound, Bound(plan.jobs, writable=True)]
+        entering = entrance(plan, settings, stage, image, bound, gpu=shape.kind != "relay")
     options = [
         ("job-name", name),
         *resources(settings),
@@ -73,15 +96,16 @@ def job_script(plan: Plan, shape: Shape, name: str, stage: Stage, *, python: str
         "version": __version__,
         "name": shlex.quote(name),
         "jobs": shlex.quote(str(plan.jobs)),
-        "python": shlex.quote(settings.python or python),
+        "outside": f"python={shlex.quote(settings.python or python)}" if image is None or chained else "",
         "life": _life(settings),
-        "chain": _chain(plan) if chained else part("single"),
+        "chain": _chain(plan, image) if chained else part("single"),
         "guard": part("guard", {"max_requeues": str(settings.max_requeues)}),
+        "container": entering,
     }
     if shape.kind == "relay":
         if shape.relay is None:
             raise ConfigError("a relay's job needs its relay.toml", "--relay FILE")
-        return fill(template("relay.sh"), values | {"relay": shlex.quote(str(shape.relay))})
+        return fill(template("relay.sh"), values | {"relay": shlex.quote(str(shape.relay)), "inside": within})
     begin = [
         f"submit_successors {settings.ahead}" if chained and settings.ahead else "",
         part(settings.rank_wrapper) if settings.rank_wrapper else "",
@@ -93,9 +117,7 @@ def job_script(plan: Plan, shape: Shape, name: str, stage: Stage, *, python: str
         "federation": shlex.quote(str(plan.federation_path)),
         "run": shlex.quote(str(plan.run)),
         "shape": pieces.shape,
-        "preflight": part("preflight", {"one": one_task(settings), "profile": shlex.quote(plan.profile.name)})
-        if settings.preflight
-        else "",
+        "preflight": _preflight(plan, settings, within) if settings.preflight else "",
         "begin": "\n".join(piece for piece in begin if piece),
         "launch": pieces.launch,
         "again": _again(stage, settings, chained),
@@ -103,24 +125,29 @@ def job_script(plan: Plan, shape: Shape, name: str, stage: Stage, *, python: str
     return fill(template("link.sh"), values)
 
 
-def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage) -> _Pieces:
+def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage, within: str) -> _Pieces:
+    """`within`: the words that start Python."""
     start = launcher(settings)
-    if shape.kind == "site":
-        return _Pieces(f'{start} \\\n  {_RUN} --site "$site" --out "$run" --stage {stage}')
-    if shape.kind == "hetjob":
-        start = start.replace("srun ", "srun --het-group=0 ", 1)
-        return _Pieces(f'{start} \\\n  {_RUN} --site "$site" --out "$run" --stage {stage}', begin=part("carrier"))
+    if shape.kind in ("site", "hetjob"):
+        carries = shape.kind == "hetjob"
+        start = start.replace("srun ", "srun --het-group=0 ", 1) if carries else start
+        return _Pieces(
+            f'{start} \\\n  {within} {_RUN} --site "$site" --out "$run" --stage {stage}',
+            begin=part("carrier", {"inside": within}) if carries else "",
+            bound=tuple(bound_by_sites(plan, (), [plan.site_file], None)),
+        )
     if shape.kind == "relay":
-        return _Pieces("")
+        return _Pieces("", bound=(Bound(shape.relay.parent, writable=True),) if shape.relay else ())
     if shape.sites is None:
         raise ConfigError(f"shape {shape.kind} needs all site files", "--sites DIR")
     files = read_site_directory(shape.sites, plan.agreement)
     _check_ranks(files, settings)
+    bound = tuple(bound_by_sites(plan, shape.federations, [plan.site_file, *files], shape.sites))
     if shape.kind == "multiprog":
-        return _multiprog(start, files, plan, shape.sites)
-    together = f'{start} \\\n  {_RUN} --sites {shlex.quote(str(shape.sites))} --out "$run"'
+        return _multiprog(start, files, plan, shape.sites, within, bound)
+    together = f'{start} \\\n  {within} {_RUN} --sites {shlex.quote(str(shape.sites))} --out "$run"'
     if shape.kind == "rehearsal":
-        return _Pieces(together)
+        return _Pieces(together, bound=bound)
     if not shape.federations:
         raise ConfigError("an array needs a federation.toml for each task", "--federation FILE, several times")
     for path in shape.federations:
@@ -132,24 +159,31 @@ def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage) -> 
         shape=part("array", {"federations": listed}),
         log="%A-%a",
         options=(("array", f"0-{len(shape.federations) - 1}{limit}"),),
+        bound=bound,
     )
 
 
-def _multiprog(start: str, files: list[SiteFile], plan: Plan, sites: Path) -> _Pieces:
+def _multiprog(
+    start: str, files: list[SiteFile], plan: Plan, sites: Path, within: str, bound: tuple[Bound, ...]
+) -> _Pieces:
     if not start.startswith("srun "):
         raise ConfigError("only srun has --multi-prog", '[slurm] launcher = "srun"')
     paths = {SiteFile.open(path).site.name: path for path in sites.glob("*.toml")}
+    program = ("" if within == OUTSIDE else "bash ") + '"$FEDHPC_PROGRAM_PYTHON"'
     exports, lines, first = [], [], 0
     for number, file in enumerate(files, start=1):
         last = first + file.site.ranks - 1
         ranks = f"{first}-{last}" if last > first else f"{first}"
         exports.append(f"export FEDHPC_PROGRAM_SITE_{number}={shlex.quote(str(paths[file.site.name]))}")
-        words = '"$FEDHPC_PROGRAM_PYTHON" -m mpi4py -m fedhpc run "$FEDHPC_PROGRAM_FEDERATION"'
+        words = f'{program} -m mpi4py -m fedhpc run "$FEDHPC_PROGRAM_FEDERATION"'
         own = f'--site "$FEDHPC_PROGRAM_SITE_{number}" --out "$FEDHPC_PROGRAM_RUN"'
         lines.append(f"{ranks} bash -c 'exec {words} {own}'")
         first = last + 1
-    begin = part("multiprog", {"sites": "\n".join(exports), "lines": "\n".join(lines)})
-    return _Pieces(f'{start} --multi-prog "$programs"', begin=begin)
+    python = "$python" if within == OUTSIDE else "$jobs/$name.inside"
+    begin = part("multiprog", {"sites": "\n".join(exports), "lines": "\n".join(lines), "python": python})
+    if within != OUTSIDE:
+        begin = f"{part('multiprog_inside')}\n{begin}"
+    return _Pieces(f'{start} --multi-prog "$programs"', begin=begin, bound=bound)
 
 
 def _check_ranks(files: list[SiteFile], settings: SlurmSettings) -> None:
@@ -168,8 +202,14 @@ def _life(settings: SlurmSettings) -> str:
     return part("life", {"setup": "\n".join(settings.setup), "environment": "\n".join(variables)})
 
 
-def _chain(plan: Plan) -> str:
-    return part("chain", {"profile": shlex.quote(plan.profile.name)})
+def _preflight(plan: Plan, settings: SlurmSettings, within: str) -> str:
+    values = {"one": one_task(settings), "inside": within, "profile": shlex.quote(plan.profile.name)}
+    return part("preflight", values)
+
+
+def _chain(plan: Plan, image: Image | None) -> str:
+    container = "" if image is None else f" --container {shlex.quote(str(image.path))}"
+    return part("chain", {"profile": shlex.quote(plan.profile.name), "container": container})
 
 
 def _again(stage: Stage, settings: SlurmSettings, chained: bool) -> str:

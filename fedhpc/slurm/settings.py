@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from fedhpc.config import read_section, refuse_unknown
 from fedhpc.errors import ConfigError
+from fedhpc.slurm.container_section import ContainerSection, join_containers, read_container
 from fedhpc.slurm.extra import check_extra
 
 _WALLTIME = re.compile(r"(?:(\d{1,3})-)?(\d{1,4}):([0-5]?\d):([0-5]?\d)")
@@ -68,6 +69,8 @@ class SlurmSettings:
     """How many jobs one chain may have."""
     extra: tuple[str, ...] = ()
     """Further options of sbatch, such as "--exclusive"."""
+    container: dict[str, Any] = field(default_factory=dict)
+    """The image that the jobs run in, and how it is entered."""
     exchange: dict[str, Any] = field(default_factory=dict)
     """Other values for the jobs of `detached` that only exchange: one task, no GPU."""
 
@@ -107,13 +110,20 @@ class SlurmSettings:
         if self.cluster:
             check_cluster(self.cluster, "slurm.cluster")
         check_extra(self.extra, memory=self.memory, gpus_per_node=self.gpus_per_node, gpu_request=self.gpu_request)
+        read_container(self.container)
         refuse_unknown(
             self.exchange, [f.name for f in fields(self) if f.name not in _NOT_IN_EXCHANGE], "slurm.exchange"
         )
 
+    @property
+    def inside(self) -> ContainerSection:
+        """[slurm.container]."""
+        return read_container(self.container)
+
 
 _NOT_IN_EXCHANGE = (
     "exchange",
+    "container",
     "profile",
     "cluster",
     "ahead",
@@ -149,6 +159,7 @@ def overlay(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> SlurmSetti
     """The settings of `given`, with those of a profile where it says nothing; tables and lists are joined."""
     read_section(SlurmSettings, given, "slurm")
     joined: dict[str, Any] = {n: {**_table(defaults, n), **_table(given, n)} for n in ("environment", "exchange")}
+    joined["container"] = join_containers(_table(defaults, "container"), _table(given, "container"))
     joined |= {n: [*defaults.get(n, []), *given.get(n, [])] for n in ("setup", "extra")}
     return read_section(SlurmSettings, {**defaults, **given, **joined}, "slurm")
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from fedhpc.errors import ConfigError, PeersError
 from fedhpc.federation.life import Stage
 from fedhpc.files import write_whole
+from fedhpc.slurm.image import Image
 from fedhpc.slurm.plan import Plan
 from fedhpc.slurm.queue import DoubtError, Found, NoAnswerError, Queue, named_cluster
 from fedhpc.slurm.records import Record, Records, job_name
@@ -34,6 +35,8 @@ class Submitter:
     queue: Queue = field(default_factory=Queue)
     pause: Callable[[float], None] = time.sleep
     python: str = sys.executable
+    image: Image | None = None
+    """What the jobs run in; None: the host's own Python."""
 
     @property
     def records(self) -> Records:
@@ -66,6 +69,7 @@ class Submitter:
             self.stage(link),
             python=self.python,
             after=after.job if after else None,
+            image=self.image,
         )
 
     def submit(self, chain: str, link: int, after: Record | None) -> Record:
@@ -91,6 +95,7 @@ class Submitter:
                 state="intended",
                 after=after.name if after else "",
                 cluster=self.cluster() if after is None else after.cluster,
+                container=self.image.sha256 if self.image else "",
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             )
         write_whole(script, text.encode(), mode=0o600)

@@ -3,7 +3,7 @@ successor=0
 barred=0
 # Links of a chain: the next one waits in the queue until this one has ended, however it ends.
 submit_successors() {
-  "$python" -m fedhpc submit "${where[@]}" --profile @@profile@@ --successor "$name" --links "$1"
+  "$python" -m fedhpc submit "${where[@]}" --profile @@profile@@@@container@@ --successor "$name" --links "$1"
   case $? in
     0) successor=1 ;;
     77) barred=1 ;; # the chain is cancelled, or as long as allowed; after other codes this job comes back itself

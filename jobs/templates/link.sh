@@ -8,7 +8,7 @@ jobs=@@jobs@@
 site=@@site@@
 federation=@@federation@@
 run=@@run@@
-python=@@python@@
+@@outside@@
 @@shape@@
 
 @@life@@
@@ -18,6 +18,7 @@ say "@@version@@, $name, job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}, restart 
 
 @@guard@@
 
+@@container@@
 @@preflight@@
 @@begin@@
 

@@ -1,5 +1,5 @@
 # srun reads the programs of its ranks from a file, which cannot hold every path: the paths come as variables.
-export FEDHPC_PROGRAM_PYTHON=$python FEDHPC_PROGRAM_FEDERATION=$federation FEDHPC_PROGRAM_RUN=$run
+export FEDHPC_PROGRAM_PYTHON=@@python@@ FEDHPC_PROGRAM_FEDERATION=$federation FEDHPC_PROGRAM_RUN=$run
 @@sites@@
 programs=$jobs/$name.conf
 cat > "$programs" <<'PROGRAMS'

@@ -7,7 +7,7 @@
 name=@@name@@
 jobs=@@jobs@@
 relay=@@relay@@
-python=@@python@@
+@@outside@@
 
 @@life@@
 say "@@version@@, $name, job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}, restart ${SLURM_RESTART_COUNT:-0}, until ${end:-?}"
@@ -16,8 +16,9 @@ say "@@version@@, $name, job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-?}, restart 
 
 @@guard@@
 
+@@container@@
 forward=TERM
-launch "$python" -m fedhpc relay serve "$relay"
+launch @@inside@@ -m fedhpc relay serve "$relay"
 say "the relay ended with exit code $code"
 if ((told && !cancelled)); then
   requeue

@@ -236,7 +236,10 @@ def _copies(options: list[str], body: list[str]) -> list[Copy]:
         raise DefinitionError(f"not `%files from STAGE`: %files {' '.join(options)}")
     found = []
     for line in _meant(body):
-        words = shlex.split(line)
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise DefinitionError(f"%files: {error}: {line.strip()}") from None
         if len(words) not in (1, 2):
             raise DefinitionError(f"not `SOURCE [DESTINATION]`: {line.strip()}")
         found.append(Copy(words[0], words[-1], options[1] if options else None))

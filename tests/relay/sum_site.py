@@ -59,10 +59,12 @@ def finish_sites(processes: Sequence[subprocess.Popen[str]], timeout: float = 12
     return [[json.loads(line) for line in out.splitlines()] for out, _ in printed]
 
 
-def run_sums(enrolled: Enrolled, port: int, sums: int, numbers: int = 2) -> list[list[dict[str, Any]]]:
+def run_sums(
+    enrolled: Enrolled, port: int, sums: int, numbers: int = 2, within: Sequence[str] = ()
+) -> list[list[dict[str, Any]]]:
     """All sites at once, each dialling `port` in place of the relay's; what each printed, by site and sum.
 
-    Called again it goes on with the next rounds.
+    Called again it goes on with the next rounds. `within`: words in front of each site's command.
     """
     processes = []
     for name in enrolled.sites:
@@ -70,7 +72,7 @@ def run_sums(enrolled: Enrolled, port: int, sums: int, numbers: int = 2) -> list
         text = site_file.read_text().replace(f'"{enrolled.url}"', f'"https://127.0.0.1:{port}"')
         through = site_file.with_name(f"through-{port}.toml")
         through.write_text(text)
-        command = site_command(enrolled.federation, through, enrolled.folder / "run", sums, numbers)
+        command = [*within, *site_command(enrolled.federation, through, enrolled.folder / "run", sums, numbers)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         processes.append(subprocess.Popen(command, text=True, env=site_environment(), **pipes))
     return finish_sites(processes)

@@ -340,6 +340,8 @@ def test_temporary_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     long = tmp_path / ("x" * 100)
     long.mkdir()
     warns("tmpdir", subject(tmp_path / "3", environment={"TMPDIR": str(long)}), "107 bytes")
+    monkeypatch.setattr(storage, "_LEAST_TEMPORARY", 1 << 60)
+    warns("tmpdir", subject(tmp_path / "5", environment={"TMPDIR": "/tmp"}), "free in /tmp", "without --contain")
     monkeypatch.setattr(storage, "_mount", lambda path: Mount("/tmp", "ext4", frozenset({"noexec"})))
     warns("tmpdir", subject(tmp_path / "4", environment={"TMPDIR": "/tmp"}), "noexec")
 
@@ -464,23 +466,6 @@ def test_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warns("shared-memory", site, "--shm-size")
     monkeypatch.undo()
     assert node.shared_memory_at(tmp_path / "nowhere").state == "fail"
-
-
-def test_a_container_and_its_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def site(number: int, scripts: dict[str, str], image: str = "docker://x") -> Subject:
-        made = subject(tmp_path / str(number), scripts)
-        object.__setattr__(made.asked, "container", image)
-        return made
-
-    monkeypatch.setattr(node, "_first", lambda path: "")
-    skips("container", site(1, {}, ""), "names no container")
-    fails("container", site(2, {}), "no apptainer or singularity", "module load", code=64)
-    fails("container", site(3, {"apptainer": complains("wrong libc")}), "wrong libc", code=64)
-    good = {"singularity": says("singularity-ce version 4.1.3")}
-    passes("container", site(4, good), "singularity-ce version 4.1.3")
-    fails("container", site(5, good, "site.sif"), "site.sif is not there", code=64)
-    monkeypatch.setattr(node, "_first", lambda path: "0")
-    warns("container", site(6, good), "user namespaces are switched off")
 
 
 def test_a_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,3 +202,17 @@ def test_what_is_signed_is_shown(enrolled: Enrolment) -> None:
         assert word in text
     enrolled.edit('mode = "pairwise"', 'mode = "off"')
     assert "privacy: NONE" in "\n".join(review(enrolled.federation, enrolled.sites["aa"]).lines())
+
+
+def test_the_images_that_sites_run_in_are_shown_and_signed(enrolled: Enrolment) -> None:
+    assert not [line for line in review(enrolled.federation, enrolled.sites["aa"]).lines() if "containers" in line]
+    enrolled.edit("[train]", f'[container]\ncpu = "sha256:{"ab" * 32}"\n\n[train]')
+    shown = review(enrolled.federation, enrolled.sites["aa"]).lines()
+    at = next(number for number, line in enumerate(shown) if line.startswith("containers: every site runs in one"))
+    assert shown[at + 1] == f"  cpu  {'ab' * 32}"
+    approve(enrolled, "aa")
+    signed = agreement(enrolled.federation)
+    assert enrolled.sites["aa"].approvals.own(signed)
+    other = read_agreement(signed.source.replace(b"ab" * 32, b"cd" * 32), "federation.toml")
+    with pytest.raises(PolicyError, match=r"they differ in container\.cpu"):
+        enrolled.sites["aa"].approvals.own(other)

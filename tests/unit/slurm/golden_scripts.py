@@ -1,5 +1,7 @@
 """The golden batch scripts: one stands whole in tests/golden/slurm, and of every other one what differs.
 
+What runs in a container differs from the same shape outside, and other runtimes from the first one.
+
 A profile's differences are those of its chained job from the generic profile's. The same hunks, where they fit, make
 its other jobs of the generic ones; what remains is kept beside them. Every shape but the first differs from the first.
 
@@ -28,7 +30,8 @@ CASES = [
     for stage in ("chained-all", "inline-all", "detached-train", "detached-exchange")
 ]
 SHAPES = [FIRST_SHAPE, *(kind for kind in KINDS if kind not in ("site", FIRST_SHAPE))]
-DIFFERING = [name for name in [*CASES, *SHAPES] if name != WHOLE]
+CONTAINED = [*(f"contained-{kind}" for kind in KINDS), "contained-bind", "contained-charliecloud"]
+DIFFERING = [name for name in [*CASES, *SHAPES, *CONTAINED] if name != WHOLE]
 
 
 def read() -> dict[str, str]:
@@ -50,7 +53,7 @@ def write(scripts: Mapping[str, str]) -> None:
     for name in DIFFERING:
         changes[name] = difference(_start(name, scripts, changes), scripts[name])
         if changes[name]:
-            file = f"{name if name in SHAPES else _profile_and_stage(name)[0]}.diff"
+            file = f"{_file(name)}.diff"
             files[file] = f"{files.get(file, '')}=== {name}\n{changes[name]}"
     for path in FOLDER.glob("*"):
         path.unlink()
@@ -60,12 +63,21 @@ def write(scripts: Mapping[str, str]) -> None:
 
 def _start(name: str, scripts: Mapping[str, str], changes: Mapping[str, str]) -> str:
     """What the differences of a script are applied to; `scripts` and `changes` of those before it in DIFFERING."""
+    if name in CONTAINED:
+        kind = name.removeprefix("contained-")
+        return scripts[kind if kind in SHAPES else FIRST_SHAPE if kind == "site" else "contained-site"]
     if name in SHAPES:
         return scripts["generic-inline-all" if name == FIRST_SHAPE else FIRST_SHAPE]
     profile, stage = _profile_and_stage(name)
     if profile == "generic" or stage == "chained-all":
         return scripts[WHOLE]
     return apply(scripts[f"generic-{stage}"], changes[f"{profile}-chained-all"], where_it_fits=True)
+
+
+def _file(name: str) -> str:
+    if name in CONTAINED:
+        return "contained"
+    return name if name in SHAPES else _profile_and_stage(name)[0]
 
 
 def _profile_and_stage(name: str) -> tuple[str, str]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import golden_scripts
 import pytest
-from golden_scripts import CASES, SHAPES
-from harness import ROOT, call
+from golden_scripts import CASES, CONTAINED, SHAPES
+from harness import ROOT, call, edit
 from slurm_fakes import needs, script, write_site
 
-from fedhpc.slurm.scripts import Shape
+from fedhpc.slurm.image import Image
+from fedhpc.slurm.scripts import KINDS, Shape
 
 
 def case_text(case: str, folder: Path) -> str:
@@ -29,12 +30,43 @@ def shape_text(kind: str, folder: Path) -> str:
     return script(site, shape=shape).replace(str(folder.parent), "/home/site")
 
 
+def contained_text(name: str, folder: Path) -> str:
+    """A script whose ranks run in an image: of every shape, with the host's MPI, and of the other runtime."""
+    kind = name.removeprefix("contained-")
+    library = folder / "host's lib"
+    library.mkdir(parents=True)
+    (library / "libmpi.so.12").touch()
+    container: dict[str, object] = {
+        "site": {
+            "certificate": "lab.pem",
+            "certificate_roots": "roots.pem",
+            "binds": ["/opt/models:/models:ro", "/scratch"],
+        },
+        "bind": {"mpi": "bind", "mpi_library": [str(library), "/opt/fabric"], "gpu": "rocm", "command": "singularity"},
+        "charliecloud": {"runtime": "charliecloud", "options": ["--set-env"], "binds": ["/opt/models:/mnt/0"]},
+    }.get(kind, {"environment": {"UCX_TLS": "sysv,ib,self"}})
+    slurm = {
+        "tasks_per_node": 3,
+        "mpi": "pmix",
+        "gpus_per_node": 3,
+        "container": container | {"image": "fedhpc cpu.sif"},
+    }
+    shape = kind if kind in KINDS else "site"
+    site = write_site(folder, life="chained" if shape in ("site", "hetjob") else "inline", slurm=slurm, sites=3)
+    edit(site, "device = 'cpu'", "device = 'auto'")
+    image = Image(folder / "sites" / "fedhpc cpu.sif", "0123456789abcdef" * 4)
+    federation = folder / "federation.toml"
+    held = Shape(shape, folder / "sites", (federation, federation), folder / "relay" / "relay.toml", 1)
+    return script(site, shape=held, image=image).replace(str(folder.parent), "/home/site")
+
+
 @pytest.fixture(scope="module")
 def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if request.config.getoption("--regenerate"):
         folder = tmp_path_factory.mktemp("scripts")
         texts = {case: case_text(case, folder / case / "a b's") for case in CASES}
-        golden_scripts.write(texts | {kind: shape_text(kind, folder / kind / "a b's") for kind in SHAPES})
+        texts |= {kind: shape_text(kind, folder / kind / "a b's") for kind in SHAPES}
+        golden_scripts.write(texts | {name: contained_text(name, folder / name / "a b's") for name in CONTAINED})
     return golden_scripts.read()
 
 
@@ -57,8 +89,13 @@ def test_golden_of_every_shape(kind: str, tmp_path: Path, golden: dict[str, str]
     assert shape_text(kind, tmp_path / "a b's") == golden[kind]
 
 
+@pytest.mark.parametrize("name", CONTAINED)
+def test_golden_of_every_shape_in_a_container(name: str, tmp_path: Path, golden: dict[str, str]) -> None:
+    assert contained_text(name, tmp_path / "a b's") == golden[name]
+
+
 def test_no_golden_is_left_over(golden: dict[str, str]) -> None:
-    assert golden.keys() == {*CASES, *SHAPES}
+    assert golden.keys() == {*CASES, *SHAPES, *CONTAINED}
 
 
 def test_every_template_is_in_a_golden(golden: dict[str, str]) -> None:

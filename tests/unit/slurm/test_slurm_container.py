@@ -1,0 +1,424 @@
+"""[slurm.container]: what is refused, what is bound, which words start a job's programs, and what the script does."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Completed, edit
+from slurm_fakes import Fakes, Node, plan_of, script, submitter_of, write_program, write_site
+
+from fedhpc.errors import ConfigError, PolicyError, StorageError
+from fedhpc.slurm.bound import Bound, arranged
+from fedhpc.slurm.container_section import ExtraBind, check_bound, read_bind, read_container
+from fedhpc.slurm.image import Image, image_of, require_agreed, sha256_of
+from fedhpc.slurm.job_chain import Chains
+from fedhpc.slurm.plan import make_plan
+from fedhpc.slurm.queue import clean
+from fedhpc.slurm.scripts import Shape
+from fedhpc.slurm.settings import exchange_settings, overlay
+
+SHA256 = "ab" * 32
+
+
+def site_in(
+    folder: Path, *, life: str = "inline", sites: int = 1, slurm: dict[str, Any] | None = None, **section: Any
+) -> Path:
+    return write_site(
+        folder, life=life, sites=sites, slurm={**(slurm or {}), "container": {"image": "cpu.sif", **section}}
+    )
+
+
+def words(text: str) -> list[str]:
+    """The array `inside` of a script, as bash reads it, with its variables left as they are."""
+    (array,) = re.findall(r"(?ms)^inside=\(\n(.*?)^\)$", text)
+    return shlex.split(array)
+
+
+def text_of(site: Path, stage: str = "all", shape: Shape | None = None) -> str:
+    return script(site, stage, shape=shape, image=Image(site.parent / "cpu.sif", SHA256))
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"image": "docker://x"}, "is an address, and not a file"),
+        ({"image": "a\nb"}, "one line"),
+        ({"python": "python3"}, "a whole path in the image"),
+        ({"runtime": "podman"}, "is not one of 'apptainer', 'charliecloud'"),
+        ({"gpus": "nv"}, "unknown key 'gpus'"),
+        ({"mpi": "bind"}, "needs mpi_library"),
+        ({"mpi_library": ["/opt/mpi"]}, "belongs to mpi"),
+        ({"mpi": "bind", "mpi_library": ["lib"]}, "is not a whole path"),
+        ({"binds": ["data"]}, "is not a whole path"),
+        ({"binds": ["/a,/b"]}, "is no bind"),
+        ({"binds": ["/a:/b:/c"]}, "is no bind"),
+        ({"binds": [":ro"]}, "is not a whole path"),
+        ({"options": ["--nv"]}, "is set by fedhpc itself"),
+        ({"options": ["--bind=/x"]}, "is set by fedhpc itself"),
+        ({"options": ["--containall"]}, "would keep out"),
+        ({"options": ["--cleanenv"]}, "would keep out"),
+        ({"environment": {"A B": "1"}}, "names as a shell takes them"),
+        ({"environment": {"A": "1\n2"}}, "one line of text"),
+        ({"environment": {"HOME": "/x"}}, "HOME is a folder of the run"),
+        ({"certificate_roots": "r.pem"}, "belongs to certificate"),
+        ({"runtime": "charliecloud", "gpu": "nv"}, "has no flag"),
+        ({"runtime": "charliecloud", "certificate": "c.pem"}, "only a SIF file can be signed"),
+        ({"runtime": "charliecloud", "binds": ["/a:ro"]}, "has no :ro"),
+    ],
+)
+def test_what_a_container_section_cannot_say(section: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        overlay({}, {"container": section})
+    assert said in f"{refused.value.what}, {refused.value.hint}"
+    assert refused.value.what.isprintable()
+
+
+def test_binds_are_read() -> None:
+    assert read_bind("/a") == ExtraBind("/a", "/a", True)
+    assert read_bind("/a:ro") == ExtraBind("/a", "/a", False)
+    assert read_bind("/a b:/c") == ExtraBind("/a b", "/c", True)
+    assert read_bind("/a:/c:rw") == ExtraBind("/a", "/c", True)
+
+
+def test_profiles_are_joined_where_they_speak_of_the_same_runtime() -> None:
+    profile = {
+        "container": {"command": "singularity", "gpu": "rocm", "binds": ["/p"], "environment": {"A": "1", "B": "1"}}
+    }
+    site = {"container": {"image": "x.sif", "binds": ["/s"], "environment": {"B": "2"}}}
+    joined = overlay(profile, site).inside
+    assert (joined.words, joined.gpu, joined.binds) == ("singularity", "rocm", ("/p", "/s"))
+    assert joined.environment == {"A": "1", "B": "2"}
+    other = overlay(profile, {"container": {"runtime": "charliecloud"}}).inside
+    assert (other.words, other.gpu, other.binds) == ("ch-run", "", ())
+    assert exchange_settings(overlay(profile, site)).inside == joined
+
+
+def test_exchange_jobs_have_no_other_image() -> None:
+    with pytest.raises(ConfigError, match=r"slurm\.exchange: unknown key 'container'"):
+        overlay({}, {"exchange": {"container": {}}})
+
+
+# --- the image
+
+
+def test_the_image_is_looked_for_beside_the_site_file(tmp_path: Path) -> None:
+    site = site_in(tmp_path / "fed")
+    with pytest.raises(ConfigError, match=r"cpu\.sif is not there"):
+        image_of(plan_of(site))
+    (site.parent / "cpu.sif").write_bytes(b"sif")
+    assert image_of(plan_of(site)) == Image(site.parent / "cpu.sif", hashlib.sha256(b"sif").hexdigest())
+    assert image_of(plan_of(site), SHA256) == Image(site.parent / "cpu.sif", SHA256), "the chain's, not read again"
+    named = tmp_path / "other.sif"
+    named.write_bytes(b"other")
+    plan = make_plan(site, profile=None, federation=None, out=None, container=named)
+    assert image_of(plan) == Image(named, sha256_of(named))
+    assert image_of(plan_of(write_site(tmp_path / "bare"))) is None
+
+
+def test_a_folder_is_an_image_of_charliecloud_only(tmp_path: Path) -> None:
+    site = site_in(tmp_path / "one")
+    (site.parent / "cpu.sif").mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        image_of(plan_of(site))
+    site = site_in(tmp_path / "two", runtime="charliecloud")
+    (site.parent / "cpu.sif").mkdir()
+    found = image_of(plan_of(site))
+    assert found == Image(site.parent / "cpu.sif", "")
+    assert "a folder without a digest" in script(site, image=found)
+
+
+def test_an_image_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot read"):
+        sha256_of(tmp_path)
+
+
+def test_only_listed_images_make_a_script(tmp_path: Path) -> None:
+    site = site_in(tmp_path / "fed", sites=3, slurm={"tasks_per_node": 3})
+    federation, other = tmp_path / "fed" / "federation.toml", tmp_path / "fed" / "other.toml"
+    other.write_bytes(federation.read_bytes())
+    federation.write_text(federation.read_text() + f'\n[container]\ncpu = "sha256:{SHA256}"\n')
+    assert "FEDHPC_CONTAINER_SHA256" in text_of(site)
+    for image, said in (
+        (None, "in none of them"),
+        (Image(site, "1" * 64), "does not list"),
+        (Image(site, ""), "folders"),
+    ):
+        with pytest.raises(PolicyError, match=said) as refused:
+            script(site, image=image)
+        assert SHA256 in refused.value.hint
+    # Every federation.toml of an array counts.
+    other.write_text(other.read_text() + f'\n[container]\ncpu = "sha256:{"1" * 64}"\n')
+    with pytest.raises(PolicyError, match="does not list"):
+        text_of(site, shape=Shape("array", site.parent, (federation, other)))
+    require_agreed(None, [])
+
+
+# --- what is bound
+
+
+def test_a_job_sees_what_it_needs_and_writes_only_where_it_must(tmp_path: Path) -> None:
+    folder = tmp_path / "fed"
+    site = site_in(folder, binds=["/models:ro", "/a:/b"])
+    found = words(text_of(site))
+    bound = [found[at + 1] for at, word in enumerate(found) if word == "--bind"]
+    assert bound == [
+        "$XDG_DATA_HOME/fedhpc",
+        f"{folder}/federation.toml:{folder}/federation.toml:ro",
+        f"{folder}/run",
+        f"{folder}/sites:{folder}/sites:ro",
+        f"{folder}/data/aa.h5:{folder}/data/aa.h5:ro",
+        f"{folder}/keys/aa.key:{folder}/keys/aa.key:ro",
+        f"{folder}/ledger/aa",
+        *("/models:/models:ro", "/a:/b"),
+    ]
+    assert found[: found.index("exec")] == [
+        *("env", "-u", "PYTHONPATH", "-u", "PYTHONHOME", "-u", "PYTHONSTARTUP", "-u", "VIRTUAL_ENV"),
+        *("-u", "LD_PRELOAD", "-u", "TMPDIR", "apptainer"),
+    ]
+    assert found[-2:] == ["$image", "/opt/fedhpc/bin/python"]
+    assert "--nv" not in found
+
+
+def test_sites_elsewhere_and_a_spool_are_bound(tmp_path: Path) -> None:
+    site = site_in(tmp_path / "fed")
+    edit(site, "name = 'aa'", f'name = "aa"\ndirectory = "{tmp_path}/place/aa"')
+    with site.open("a") as file:
+        file.write('\n[exchange]\nkind = "spool"\nspool = "spool"\n')
+    bound = [w for w in words(text_of(site)) if w.startswith(str(tmp_path))]
+    assert f"{tmp_path}/place" in bound, "the copy of federation.toml lies above RUN/SITE"
+    assert f"{tmp_path}/fed/sites/spool" in bound
+    assert f"{tmp_path}/place" in text_of(site).split("umask 077 && mkdir -p", 1)[1].splitlines()[0]
+
+
+def test_a_relay_sees_its_own_folder_only(tmp_path: Path) -> None:
+    site = site_in(tmp_path / "fed", slurm={"gpus_per_node": 1})
+    found = words(text_of(site, shape=Shape("relay", relay=tmp_path / "relay" / "relay.toml")))
+    bound = [found[at + 1] for at, word in enumerate(found) if word == "--bind"]
+    assert bound == ["$XDG_DATA_HOME/fedhpc", f"{tmp_path}/relay", f"{tmp_path}/fed/run/aa/jobs"]
+
+
+def test_links_are_bound_under_both_names_and_inner_folders_once(tmp_path: Path) -> None:
+    real = tmp_path / "pfs" / "scratch"
+    real.mkdir(parents=True)
+    (tmp_path / "scratch").symlink_to(real)
+    found = arranged([Bound(tmp_path / "scratch" / "run", writable=True), Bound(tmp_path / "scratch" / "run" / "x")])
+    assert found == [Bound(tmp_path / "scratch" / "run", True), Bound(real / "run", True)]
+    nested = [Bound(tmp_path / "a"), Bound(tmp_path / "a" / "run", writable=True), Bound(tmp_path / "a" / "key")]
+    assert arranged(nested) == [Bound(tmp_path / "a"), Bound(tmp_path / "a" / "run", True)]
+    assert arranged(nested, flat=True) == [Bound(tmp_path / "a")]
+
+
+@pytest.mark.parametrize("name", ["a,b", "a:b", 'a"b', "a\\b"])
+def test_a_path_that_the_runtime_would_split_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be bound") as refused:
+        text_of(site_in(tmp_path / name))
+    assert "symbolic link" in refused.value.hint
+    assert check_bound("/a b's", "x") == "/a b's"
+
+
+# --- flags and variables
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "gpu", "stage", "flag"),
+    [
+        ("auto", 2, "", "all", "--nv"),
+        ("cuda", 2, "", "train", "--nv"),
+        ("auto", 2, "rocm", "all", "--rocm"),
+        ("auto", 0, "nv", "all", "--nv"),
+        ("auto", 2, "none", "all", None),
+        ("auto", 0, "", "all", None),
+        ("cpu", 2, "nv", "all", None),
+        ("auto", 2, "rocm", "exchange", None),
+    ],
+)
+def test_the_gpu_comes_in_for_what_trains_on_it(
+    tmp_path: Path, device: str, gpus: int, gpu: str, stage: str, flag: str | None
+) -> None:
+    site = site_in(tmp_path / "fed", life="detached", slurm={"gpus_per_node": gpus}, gpu=gpu)
+    edit(site, "device = 'cpu'", f"device = '{device}'")
+    assert [w for w in words(text_of(site, stage)) if w in ("--nv", "--rocm")] == ([flag] if flag else [])
+
+
+def test_bind_mode_puts_the_hosts_mpi_first(tmp_path: Path) -> None:
+    library = tmp_path / "mpi"
+    library.mkdir()
+    site = site_in(
+        tmp_path / "fed",
+        mpi="bind",
+        mpi_library=[str(library), "/opt/x"],
+        environment={"LD_LIBRARY_PATH": "/y", "A": "1"},
+    )
+    with pytest.raises(ConfigError, match=r"no libmpi\.so\.40 or libmpi\.so\.12"):
+        text_of(site)
+    (library / "libmpi.so.40").touch()
+    text = text_of(site)
+    assert f"export APPTAINERENV_LD_LIBRARY_PATH={library}:/opt/x:/y\n" in text
+    assert f"export APPTAINERENV_MPI4PY_LIBMPI={library}/libmpi.so.40\n" in text
+    assert "export APPTAINERENV_A=1\n" in text
+    found = words(text)
+    assert f"{library}:{library}:ro" in found
+    assert "/opt/x:/opt/x:ro" in found
+
+
+def test_singularity_reads_variables_of_its_own(tmp_path: Path) -> None:
+    site = site_in(tmp_path / "fed", command="/opt/bin/singularity", environment={"A": "it's"})
+    text = text_of(site)
+    assert "export SINGULARITYENV_A='it'\"'\"'s'\n" in text
+    assert "APPTAINERENV" not in text
+    assert "/opt/bin/singularity" in words(text)
+
+
+# --- running the script
+
+_APPTAINER = r"""#!/bin/bash
+log apptainer "$@"
+if [[ $1 == verify ]]; then exit "$(answer verify 0)"; fi
+python=(${PYTHONPATH-none} ${TMPDIR-none})
+log came "${FEDHPC_CONTAINER_SHA256:-}" "${python[@]}" "${SLURM_JOB_ID:-}" "${PMIX_RANK:-}"
+while [[ $1 != *.sif ]]; do shift; done
+shift
+exec "$@"
+"""
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    made = Node.make(tmp_path / "node")
+    first, _, rest = _APPTAINER.partition("\n")
+    log = (made.folder / "srun").read_text().split("\n", 1)[1].split("\nlog srun", 1)[0]
+    write_program(made.folder / "apptainer", f"{first}\n{log}\n{rest}")
+    return made
+
+
+def ready(tmp_path: Path, node: Node, *, life: str = "inline", folder: str = "fed", **section: Any) -> tuple[str, Path]:
+    """A script whose image is there, and the image."""
+    outside = tmp_path / "outside"
+    outside.mkdir(exist_ok=True)
+    write_program(outside / "python", (node.folder / "python").read_text())
+    slurm = {"python": str(outside / "python")}
+    site = site_in(tmp_path / folder, life=life, slurm=slurm, python=str(node.folder / "python"), **section)
+    plan = plan_of(site)
+    plan.jobs.mkdir(parents=True)
+    image = site.parent / "cpu.sif"
+    image.write_bytes(b"sif")
+    return script(site, image=image_of(plan)), image
+
+
+def ends(node: Node, text: str, **env: str) -> Completed:
+    with node.start(text, **env) as job:
+        return job.finish(60)
+
+
+def test_ranks_and_checks_start_inside_and_the_chain_outside(tmp_path: Path, node: Node) -> None:
+    node.answer("run", 75)
+    text, image = ready(tmp_path, node, life="chained", folder="a b's")
+    done = ends(node, text, PYTHONPATH="/host", TMPDIR="/host/tmp", PMIX_RANK="0")
+    assert done.code == 0, done.text
+    entered = node.calls("apptainer")
+    assert [words[words.index(str(image)) + 2 :][:4] for words in entered] == [
+        ["-m", "fedhpc", "doctor", "--quick"],
+        ["-m", "mpi4py", "-m", "fedhpc"],
+    ]
+    sha256 = hashlib.sha256(b"sif").hexdigest()
+    assert node.calls("came")[-1] == [sha256, "none", "none", "77", "0"], "PMI and Slurm come in, Python does not"
+    assert f"container {image}, sha256 {sha256}" in done.out
+    (submitted,) = node.calls("submit")
+    assert submitted[submitted.index("--container") + 1] == str(image)
+    home = tmp_path / "a b's" / "run" / "aa" / "jobs" / "home"
+    assert (entered[0][entered[0].index("--home") + 1], home.stat().st_mode & 0o777) == (str(home), 0o700)
+
+
+def test_an_image_that_was_changed_ends_the_chain(tmp_path: Path, node: Node) -> None:
+    text, image = ready(tmp_path, node, life="chained")
+    image.write_bytes(b"another")
+    done = ends(node, text)
+    assert done.code == 77, done.text
+    assert "is not the one that was submitted" in done.out
+    assert (node.calls("run"), node.calls("submit"), len(node.calls("cancel"))) == ([], [], 1)
+    image.unlink()
+    done = ends(node, text)
+    assert done.code == 74, done.text
+    assert "cannot be read on this node" in done.out
+
+
+def test_a_signature_that_does_not_hold_ends_the_chain(tmp_path: Path, node: Node) -> None:
+    text, image = ready(tmp_path, node, life="chained", certificate="lab.pem", certificate_roots="/etc/roots.pem")
+    node.answer("run", 0)
+    ends(node, text).ok()
+    assert node.calls("apptainer")[0] == [
+        *(
+            "verify",
+            "--certificate",
+            str(image.parent / "lab.pem"),
+            "--certificate-roots",
+            "/etc/roots.pem",
+            str(image),
+        ),
+    ]
+    ran = len(node.calls("run"))
+    node.answer("verify", 1)
+    done = ends(node, text)
+    assert done.code == 77, done.text
+    assert "the signature of" in done.out
+    assert len(node.calls("run")) == ran
+    (node.folder / "apptainer").unlink()
+    assert ends(node, text).code == 77, "also where it cannot be looked at"
+
+
+def test_each_program_of_a_multiprog_step_starts_inside(tmp_path: Path, node: Node) -> None:
+    site = site_in(
+        tmp_path / "a b's", sites=2, slurm={"tasks_per_node": 2, "preflight": False}, python=str(node.folder / "python")
+    )
+    plan_of(site).jobs.mkdir(parents=True)
+    (site.parent / "cpu.sif").write_bytes(b"sif")
+    text = script(site, shape=Shape("multiprog", site.parent), image=image_of(plan_of(site)))
+    ends(node, text).ok()
+    first = (node.folder / "programs").read_text().splitlines()[0]
+    assert first.startswith('0 bash -c \'exec bash "$FEDHPC_PROGRAM_PYTHON" -m mpi4py -m fedhpc run')
+    entrance = next(plan_of(site).jobs.glob("*.inside"))
+    node.answer("run", 0)
+    with node.start(f'bash "{entrance}" -m mpi4py "a  b"') as job:
+        job.finish(60).ok()
+    assert node.calls("run") == [["-m", "mpi4py", "a  b"]]
+
+
+# --- records
+
+
+def test_a_chain_keeps_the_image_that_it_began_with(tmp_path: Path) -> None:
+    site = site_in(tmp_path / "fed", life="chained")
+    fakes = Fakes.make(tmp_path / "fakes")
+    made = submitter_of(site, fakes)
+    made = type(made)(
+        made.plan, made.shape, made.queue, made.pause, made.python, Image(site.parent / "cpu.sif", SHA256)
+    )
+    made.plan.jobs.mkdir(parents=True)
+    (first,) = Chains(made).begin(1)
+    assert first.container == SHA256
+    assert made.records.get(first.name) == first
+    (second,) = Chains(made).follow(first.name, 1)
+    assert second.container == SHA256
+    assert SHA256 in (made.plan.jobs / f"{second.name}.sbatch").read_text()
+    older = (made.plan.jobs / f"{first.name}.json").read_text().replace(f' "container": "{SHA256}",\n', "")
+    (made.plan.jobs / f"{first.name}.json").write_text(older)
+    kept = made.records.get(first.name)
+    assert kept is not None
+    assert kept.container == ""
+
+
+def test_the_next_job_does_not_inherit_the_image_of_this_one() -> None:
+    assert clean({"FEDHPC_CONTAINER_SHA256": "x", "A": "1"}) == {"A": "1"}
+
+
+def test_read_container_gives_the_defaults() -> None:
+    assert read_container({}).words == "apptainer"
+    assert read_container({"runtime": "charliecloud"}).words == "ch-run"
