@@ -14,7 +14,7 @@ from charliecloud import NOBODY, TEST, run_image
 from clusters import Cluster
 from harness import FEDHPC, call
 from host_mpi import WITHIN, find
-from jobs_inside import PYTHON, job, libraries, trained
+from jobs_inside import PYTHON, libraries, trained
 
 from fedhpc.demo.heart.federation import write_heart_federation
 
@@ -75,16 +75,3 @@ def test_a_rank_has_one_libmpi_the_host_s_and_the_same_model(
     federation = write_heart_federation(tmp_path / "heart")
     assert trained(alpha, tmp_path, image.root, federation, binds=host.binds, env=host.env) == demo_hash
     record_property("bind", {"final_model_sha256": demo_hash, "library": found[0]["version"].split(",")[0]})
-
-
-def test_an_image_whose_mpi_does_not_know_srun_s_interface_is_refused(
-    image_of: Build, alpha: Cluster, tmp_path: Path
-) -> None:
-    """PyPI's MPICH under `srun --mpi=pmix`: each rank believes that it is alone."""
-    image = image_of("cpu.def", "mpich", MPI="mpich")
-    federation = write_heart_federation(tmp_path / "heart")
-    files = [federation, "--sites", federation.parent / "sites", "--out", tmp_path / "run"]
-    log = tmp_path / "job.out"
-    ended = job(alpha, log, image.root, PYTHON, "-m", "mpi4py", "-m", "fedhpc", "run", *files)
-    assert ended.state == "FAILED", log.read_text()
-    assert "MPI_COMM_WORLD has 1" in log.read_text()

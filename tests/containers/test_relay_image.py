@@ -92,7 +92,7 @@ def test_four_sites_in_images_sum_through_a_relay_in_one(
             for site in made.sites:
                 python, *words = made.run_words(site)
                 inside = charliecloud.words(cpu.root, f"/opt/fedhpc/bin/{python}", *words)
-                script = f"#!/bin/bash\nexec srun --mpi=pmix {shlex.join(inside)}\n"
+                script = f"#!/bin/bash\nexport USER=${{USER:-site}}\nexec srun --mpi=pmix {shlex.join(inside)}\n"
                 jobs[site] = made.where[site].sbatch(script, "--ntasks=1", "-o", tmp_path / f"{site}.out")
             for site, job in jobs.items():
                 ended = made.where[site].wait(job, 300)
