@@ -125,7 +125,7 @@ def _stages(text: str) -> list[list[str]]:
 
 
 def _stage(lines: list[str], given: Mapping[str, str]) -> Stage:
-    declared = {}
+    declared: dict[str, str] = {}
     for name, _, body in _sections(lines):
         if name == "arguments":
             declared |= _declared(body)
@@ -137,7 +137,7 @@ def _stage(lines: list[str], given: Mapping[str, str]) -> Stage:
     header: dict[str, str] = {}
     copies: list[Copy] = []
     texts: dict[str, list[str]] = {}
-    shell = _SHELL
+    shell: tuple[str, ...] = _SHELL
     for name, options, body in _sections(filled):
         if not name:
             header = _header(body)

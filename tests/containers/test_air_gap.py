@@ -45,7 +45,7 @@ def wheelhouse(pip: Settings, workshop: Path) -> Path:
 def test_it_is_built_without_a_network(
     image_of: Build, wheelhouse: Path, alpha: Cluster, tmp_path: Path, record_property: Any
 ) -> None:
-    """With MPICH: two ranks of its own launcher add; under srun, which speaks PMIx here, each is told that it is alone."""
+    """With MPICH: ranks of its own launcher add; under srun, which speaks PMIx here, each is told that it is alone."""
     given = {"WHEELHOUSE": "/mnt", "MPI": "mpich"}
     how = {"binds": {wheelhouse: "/mnt"}, "include": PACKAGES, "network": False}
     image = image_of("cpu.def", "air-gap", **how, **given)

@@ -30,12 +30,12 @@ def relay(image_of: Build) -> BuiltImage:
 class RelayPlace:
     """The relay of a federation in its place between the clusters: an ordinary user, one folder, a read-only root."""
 
-    def __init__(self, image: BuiltImage, made: SlurmFederation) -> None:
-        self._image, self._made = image, made
-        self.folder = made.enrolled.relay.parent
+    def __init__(self, image: BuiltImage, made: SlurmFederation, folder: Path) -> None:
+        self._image, self._made, self.folder = image, made, folder
         self.log = made.folder / "relay.log"
-        replace(made.enrolled.relay, "127.0.0.1:0", "127.0.0.1:9443")
-        shutil.copy(made.enrolled.federation, self.folder / "federation.toml")
+        shutil.copytree(made.enrolled.relay.parent, folder)  # to where others than root may go
+        replace(folder / "relay.toml", "127.0.0.1:0", "127.0.0.1:9443")
+        shutil.copy(made.enrolled.federation, folder / "federation.toml")
         for path in (self.folder, *self.folder.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
         self.folder.chmod(0o700)
@@ -79,15 +79,15 @@ def test_it_holds_nothing_of_training(relay: BuiltImage) -> None:
 
 
 def test_four_sites_in_images_sum_through_a_relay_in_one(
-    relay: BuiltImage, cpu: BuiltImage, clusters: Clusters, tmp_path: Path, record_property: Any
+    relay: BuiltImage, cpu: BuiltImage, clusters: Clusters, workshop: Path, tmp_path: Path, record_property: Any
 ) -> None:
     """On two clusters that do not know each other; the model is that of one MPI job outside."""
     made = SlurmFederation(clusters, tmp_path / "heart")
-    place = RelayPlace(relay, made)
+    place = RelayPlace(relay, made, workshop / "relay-folder")
     clusters.open_beta()
     try:
         with place.serving() as process:
-            assert "admitted already" in place.ask("admit", "federation.toml", "--relay", "relay.toml")
+            assert "admitted already" in place.ask("admit", "/relay/federation.toml", "--relay", "/relay/relay.toml")
             jobs = {}
             for site in made.sites:
                 python, *words = made.run_words(site)

@@ -5,10 +5,10 @@ Podman knows no Service, Route, NetworkPolicy or fsGroup. Of the rest its versio
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,21 +65,30 @@ class Pod:
         for container in (*spec["initContainers"], *spec["containers"]):
             container["image"] = IMAGE
             container["securityContext"] |= {"runAsUser": USER, "runAsGroup": 0}  # as OKD does when a pod is admitted
-        folder = self.enrolled.relay.parent
-        data = {name: base64.b64encode((folder / name).read_bytes()).decode() for name in SECRET}
-        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET_NAME}, "data": data}
+        # 4.3 mounts what a Secret has in base64 as it is, so its files come as those of a ConfigMap.
+        (secret,) = (volume for volume in spec["volumes"] if volume["name"] == "secret")
+        assert secret.pop("secret")["secretName"] == SECRET_NAME
+        secret["configMap"] = {"name": SECRET_NAME}
+        data = {name: (self.enrolled.relay.parent / name).read_text() for name in SECRET}
+        keys = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": SECRET_NAME}, "data": data}
         wanted = ["ConfigMap", *(["PersistentVolumeClaim"] if volume else []), "Deployment"]
-        return yaml.safe_dump_all([secret, *(kinds[kind] for kind in wanted)])
+        return yaml.safe_dump_all([keys, *(kinds[kind] for kind in wanted)])
 
     def play(self, *, volume: bool) -> None:
         self.podman.run("play", "kube", "-", text=self.played(volume=volume))
         self.wait()
 
     def wait(self) -> None:
-        until(lambda: all(self.probe(name) for name in self.probes), 60, "the pod's probes")
+        try:
+            until(lambda: all(self.probe(name) for name in self.probes), 60, "the pod's probes")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.podman.run('logs', RELAY)}") from None
 
     def probe(self, name: str) -> bool:
-        return self.podman.call("exec", RELAY, *self.probes[name]).returncode == 0
+        try:
+            return self.podman.call("exec", RELAY, *self.probes[name], timeout=20).returncode == 0
+        except subprocess.TimeoutExpired:  # so does Podman where the relay ends meanwhile
+            return False
 
     def inside(self, *words: str, text: str = "") -> str:
         """What a command in the relay's container prints."""
