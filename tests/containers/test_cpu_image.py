@@ -67,7 +67,7 @@ def test_without_user_namespaces_nothing_starts_and_doctor_says_why(cpu: BuiltIm
         done = call([*before, *words], timeout=300)
         found = json.loads(done.out.splitlines()[-1])
         (check,) = [check for check in found["checks"] if check["name"] == "container-userns"]
-        assert check["status"] == expected, done.text
+        assert check["state"] == expected, done.text
 
 
 def test_eight_ranks_in_a_slurm_job_end_with_the_model_of_outside(
