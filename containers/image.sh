@@ -12,7 +12,7 @@ debian=
 sh "$here/debian.sh" $debian
 
 # For whoever starts the image by its name, without a user; Apptainer and Charliecloud run it as the one who calls.
-getent passwd fedhpc >/dev/null || useradd --system --uid 10001 --user-group --no-create-home --home-dir /tmp fedhpc
+getent passwd fedhpc >/dev/null || useradd --uid 10001 --user-group --no-create-home --home-dir /tmp fedhpc
 # A read-only image gets no new folders, and not every runtime makes up missing ones.
 mkdir -p /data /scratch /project /work /relay
 

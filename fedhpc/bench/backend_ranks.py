@@ -144,7 +144,7 @@ def _memory(case: Case, stage: Stage) -> dict[str, Any]:
     trainer, losses = site.trainer(), Losses()
     session = stage.session(stage.party("pairwise", more=_FEDERATION))
     clear_peak()
-    store = Hdf5Checkpoints(Path(case.store).parent / f"checkpoints-{backend}-{session.site}")
+    store = Hdf5Checkpoints(Path(case.store).parent / f"checkpoints-{case.backend}" / session.site)
     outcome = Run(session, trainer, store, losses).run()
     round_peak = peak_bytes()
     moves_s = _move_seconds(trainer, group)

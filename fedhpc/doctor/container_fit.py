@@ -168,10 +168,11 @@ def memory(subject: Subject) -> Finding:
     why = "each rank has a user namespace of its own" if apart else f"ptrace_scope is {scope}"
     given, library = subject.environment, subject.library
     if family(library.version) == "openmpi" and library.major < 5 and given.get(_VADER) != "none":
-        return warn(
-            f"{why}: Open MPI {library.major} cannot copy between ranks",
-            f'[slurm.container] environment = {{ {_VADER} = "none" }}',
-        )
+        fix = f'[slurm.container] environment = {{ {_VADER} = "none" }}, which `fedhpc submit` sets by itself'
+        # Seen with 4.1.4: it says that it falls back on something else, and messages of some megabytes never arrive.
+        if apart:
+            return fail(f"{why}: Open MPI {library.major} hangs in large messages", fix)
+        return warn(f"{why}: Open MPI {library.major} may not copy between ranks", fix)
     if "ucx" in given.get("OMPI_MCA_pml", "") and not given.get("UCX_TLS"):
         return warn(
             f"{why}: UCX's posix and cma cannot reach other ranks",
@@ -192,5 +193,10 @@ CHECKS = (
     Check("container-gpu", GROUP, "a container sees no GPU unless its driver is brought in", gpu),
     Check("container-mpi", GROUP, "programs built for one family's ABI crash with the library of another", mpi_family),
     Check("container-pmix", GROUP, "ranks that cannot talk to srun's PMIx each think that they are alone", pmix),
-    Check("container-memory", GROUP, "ranks in namespaces of their own cannot copy from one another", memory),
+    Check(
+        "container-memory",
+        GROUP,
+        "ranks in namespaces of their own cannot copy from one another; Open MPI 4 then hangs",
+        memory,
+    ),
 )

@@ -57,12 +57,14 @@ def arranged(found: list[Bound], *, flat: bool = False) -> list[Bound]:
     """Each path once, outer folders first, without what lies in a folder that is as writable.
 
     A path that is a symbolic link is bound under both of its names, since files name each other by either. `flat`:
-    nothing lies in another, all is writable, for a runtime without :ro. Raises ConfigError for a path that a runtime
-    would split.
+    folders only, none in another, all writable: for a runtime without :ro, whose targets must be in the image. Raises
+    ConfigError for a path that a runtime would split.
     """
     rights: dict[Path, bool] = {}
     for bound in found:
         whole = Path(os.path.abspath(bound.path))
+        if flat and not bound.writable and not whole.is_dir():
+            whole = whole.parent
         for path in dict.fromkeys((whole, Path(os.path.realpath(whole)))):
             check_bound(str(path), "a container's bind")
             rights[path] = rights.get(path, False) or bound.writable

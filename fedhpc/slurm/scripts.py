@@ -70,29 +70,8 @@ def job_script(
     chained = shape.kind in ("site", "hetjob") and plan.life.kind != "inline"
     within = OUTSIDE if image is None else INSIDE
     pieces = _pieces(plan, shape, settings, stage, within)
-    entering = ""
-    require_agreed(image, [plan.agreement.images, *(Agreement.open(path).images for path in shape.federations)])
-    if image is not None:
-        bound = [*pieces.bound, Bound(plan.jobs, writable=True)]
-        entering = entrance(plan, settings, stage, image, bound, gpu=shape.kind != "relay")
-    options = [
-        ("job-name", name),
-        *resources(settings),
-        ("output", f"{log_pattern(plan.jobs)}/{name}-{pieces.log}.out"),
-        ("open-mode", "append"),
-        ("chdir", str(plan.site_file.base)),
-        ("signal", f"B:USR1@{settings.signal_s}"),
-        ("requeue", ""),
-        ("export", settings.export),
-        *pieces.options,
-    ]
-    if after is not None:
-        options.append(("dependency", f"afterany:{after}"))
-    lines = header(options, settings.extra)
-    if shape.kind == "hetjob":
-        lines += "\n#SBATCH hetjob\n" + header(resources(plan.exchange), plan.exchange.extra)
     values = {
-        "header": lines,
+        "header": _header(plan, shape, settings, pieces, name, after),
         "version": __version__,
         "name": shlex.quote(name),
         "jobs": shlex.quote(str(plan.jobs)),
@@ -100,7 +79,7 @@ def job_script(
         "life": _life(settings),
         "chain": _chain(plan, image) if chained else part("single"),
         "guard": part("guard", {"max_requeues": str(settings.max_requeues)}),
-        "container": entering,
+        "container": _entrance(plan, shape, settings, stage, image, pieces.bound),
     }
     if shape.kind == "relay":
         if shape.relay is None:
@@ -123,6 +102,38 @@ def job_script(
         "again": _again(stage, settings, chained),
     }
     return fill(template("link.sh"), values)
+
+
+def _header(plan: Plan, shape: Shape, settings: SlurmSettings, pieces: _Pieces, name: str, after: str | None) -> str:
+    options = [
+        ("job-name", name),
+        *resources(settings),
+        ("output", f"{log_pattern(plan.jobs)}/{name}-{pieces.log}.out"),
+        ("open-mode", "append"),
+        ("chdir", str(plan.site_file.base)),
+        ("signal", f"B:USR1@{settings.signal_s}"),
+        ("requeue", ""),
+        ("export", settings.export),
+        *pieces.options,
+    ]
+    if after is not None:
+        options.append(("dependency", f"afterany:{after}"))
+    lines = header(options, settings.extra)
+    if shape.kind == "hetjob":
+        lines += "\n#SBATCH hetjob\n" + header(resources(plan.exchange), plan.exchange.extra)
+    return lines
+
+
+def _entrance(
+    plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage, image: Image | None, bound: tuple[Bound, ...]
+) -> str:
+    """The lines that lead into the image, '' without one. PolicyError where federation.toml lists others for sites."""
+    relay = shape.kind == "relay"
+    if not relay:
+        require_agreed(image, [plan.agreement.images, *(Agreement.open(path).images for path in shape.federations)])
+    if image is None:
+        return ""
+    return entrance(plan, settings, stage, image, [*bound, Bound(plan.jobs, writable=True)], gpu=not relay)
 
 
 def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage, within: str) -> _Pieces:

@@ -7,7 +7,7 @@ that way, so that sites whose ranks share the model begin like sites whose ranks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +28,10 @@ Fill = Callable[[str, tuple[int, ...], torch.Generator], torch.Tensor]
 class Values(Protocol):
     """The values of a first model, tensor by tensor."""
 
+    def expect(self, names: Set[str]) -> None:
+        """What the model calls its tensors. Raises DataError if there are values for which it has no place."""
+        ...
+
     def rows(self, names: Sequence[str], tensor: torch.Tensor, first: int, last: int) -> torch.Tensor | None:
         """Rows first..last of the parameter or buffer `tensor` (for its shape), which has `names`.
 
@@ -41,6 +45,9 @@ class Drawn(Values):
 
     def __init__(self, fill: Fill, seed: int, where: str) -> None:
         self._fill, self._seed, self._where = fill, seed, where
+
+    def expect(self, names: Set[str]) -> None:
+        """Only what is asked for is drawn."""
 
     def rows(self, names: Sequence[str], tensor: torch.Tensor, first: int, last: int) -> torch.Tensor | None:
         """Draws the whole tensor, for its rows; buffers are those that model() made."""
@@ -95,6 +102,7 @@ class FirstModel:
     def fill(self, model: torch.nn.Module, device: torch.device) -> None:
         """Give the outline `model`, dealt out or not, memory on `device` and its values."""
         assert self.values is not None
+        self.values.expect({name for names, _ in _with_all_names(model) for name in names})
         _give_memory(model, device)
         with torch.no_grad():
             for names, tensor in _with_all_names(model):

@@ -7,7 +7,7 @@ after the other in the order of their names: `cat FOLDER/*.safetensors | sha256s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,14 @@ class StoredValues(Values):
                 if name in self._files:
                     raise DataError(f"{folder} has the tensor {name} twice", "keep the files of one model in it")
                 self._files[name] = file
+
+    def expect(self, names: Set[str]) -> None:
+        """A folder of a larger model, or of another one, is refused: part of it would be another model."""
+        if more := sorted(self._files.keys() - names):
+            raise DataError(
+                f"{self._folder} has {len(more)} tensors that the task's model does not have, such as {more[0]}",
+                "it must hold the model that [task] options describe, and nothing else",
+            )
 
     def rows(self, names: Sequence[str], tensor: torch.Tensor, first: int, last: int) -> torch.Tensor | None:
         """What is tied may be in the folder under any of its `names`; a buffer may be missing there."""

@@ -1,7 +1,8 @@
 """Starts an image's directory with Charliecloud, as a site does: without root, in a user namespace, read-only.
 
 What Charliecloud 0.31 does unlike Apptainer: it asks for USER, gives no variable of the image without --set-env, and
-mounts at paths only that the image has. The machine's /tmp is the image's, too.
+mounts at paths only that the image has. The folder of TMPDIR, else the machine's /tmp, is the image's /tmp; here it is
+/tmp, where tests have their files.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness import Completed, call
 from places import PATH
@@ -45,7 +47,7 @@ def words(
     bound = [word for source, target in (binds or {}).items() for word in ("--bind", f"{source}:{target}")]
     unset = [f"--unset-env={glob}" for glob in (FOREIGN if keep else ("*",))]
     extra = [f"--set-env={name}={value}" for name, value in {"PATH": IMAGE_PATH, **(env or {})}.items()]
-    return ["ch-run", *bound, *unset, *extra, str(image), "--", EXEC, *map(str, command)]
+    return ["env", "--unset=TMPDIR", "ch-run", *bound, *unset, *extra, str(image), "--", EXEC, *map(str, command)]
 
 
 def run_image(
@@ -53,10 +55,11 @@ def run_image(
     *command: str | Path,
     user: int = 0,
     timeout: float = 120,
-    **how: object,
+    **how: Any,
 ) -> Completed:
-    """Run `command` in the image to its end, with nothing of this machine's environment, as `user`."""
-    line: Sequence[str] = words(image, *command, keep=False, **how)  # type: ignore[arg-type]
+    """Run `command` in the image to its end, as `user`, with nothing of this machine's environment, and no home."""
+    how["env"] = {"HOME": "/nowhere", "USER": "site", **how.get("env", {})}  # Apptainer sets both
+    line: Sequence[str] = words(image, *command, keep=False, **how)
     if user:
         line = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *line]
-    return call(line, timeout=timeout, env={"USER": "site", "HOME": "/", "PATH": f"{os.environ['PATH']}:{PATH}"})
+    return call(line, timeout=timeout, env={"USER": "site", "PATH": f"{os.environ['PATH']}:{PATH}"})

@@ -49,9 +49,14 @@ Build = Callable[..., BuiltImage]
 
 
 @pytest.fixture(scope="session")
-def image_of(workshop: Path) -> Build:
+def pip(workshop: Path) -> pip_settings.Settings:
+    """Where packages come from here; what is downloaded is kept in the user's cache."""
+    return pip_settings.here(workshop / "pip.conf", root_fs.cache_folder() / "pip")
+
+
+@pytest.fixture(scope="session")
+def image_of(workshop: Path, pip: pip_settings.Settings) -> Build:
     """Builds a definition of containers/ with arguments, as `apptainer build --build-arg` takes them."""
-    pip = pip_settings.here(workshop / "pip.conf", root_fs.cache_folder() / "pip")
 
     def make(
         name: str,

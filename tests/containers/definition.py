@@ -125,7 +125,7 @@ def _stages(text: str) -> list[list[str]]:
 
 
 def _stage(lines: list[str], given: Mapping[str, str]) -> Stage:
-    declared = {}
+    declared: dict[str, str] = {}
     for name, _, body in _sections(lines):
         if name == "arguments":
             declared |= _declared(body)
@@ -137,7 +137,7 @@ def _stage(lines: list[str], given: Mapping[str, str]) -> Stage:
     header: dict[str, str] = {}
     copies: list[Copy] = []
     texts: dict[str, list[str]] = {}
-    shell = _SHELL
+    shell: tuple[str, ...] = _SHELL
     for name, options, body in _sections(filled):
         if not name:
             header = _header(body)
@@ -236,7 +236,10 @@ def _copies(options: list[str], body: list[str]) -> list[Copy]:
         raise DefinitionError(f"not `%files from STAGE`: %files {' '.join(options)}")
     found = []
     for line in _meant(body):
-        words = shlex.split(line)
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise DefinitionError(f"%files: {error}: {line.strip()}") from None
         if len(words) not in (1, 2):
             raise DefinitionError(f"not `SOURCE [DESTINATION]`: {line.strip()}")
         found.append(Copy(words[0], words[-1], options[1] if options else None))

@@ -4,35 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import root_fs
 from built_image import BuiltImage
 from charliecloud import NOBODY, TEST, run_image
+from clusters import Cluster
+from harness import ROOT
+from jobs_inside import PYTHON, job
+from pip_settings import Settings
+
+from fedhpc.demo.heart.federation import write_heart_federation
 
 Build = Callable[..., BuiltImage]
-WHEELHOUSE = "/wheelhouse"
 PACKAGES = ("python3", "python3-venv")
 
 
 @pytest.fixture(scope="module")
-def wheelhouse(image_of: Build, workshop: Path) -> Path:
-    """Filled on a machine with a network, by the line of containers/README.md."""
-    folder = workshop / "wheelhouse"
+def wheelhouse(pip: Settings, workshop: Path) -> Path:
+    """Filled where there is a network, by the line of containers/README.md."""
+    line = "-m pip download --dest wheelhouse --extra-index-url URL -r containers/pins.txt"
+    assert line in (ROOT / "containers" / "README.md").read_text()
+    words = (
+        line.replace("--extra-index-url URL ", "")
+        .replace("--dest wheelhouse", "--dest /wheelhouse")
+        .replace(" containers/", " /source/containers/")
+        .split()
+    )
+    folder, root, log = workshop / "wheelhouse", workshop / "with-network", workshop / "wheelhouse.log"
     folder.mkdir()
+    root_fs.debian(root, root_fs.sources()[0][1], PACKAGES)
+    binds = {**pip.binds, pip.file: "/run/pip.conf", folder: "/wheelhouse", ROOT: "/source"}
+    root_fs.run_within(root, ["python3", "-m", "venv", "/opt/pip"], env={}, log=log)
+    env = {"PIP_CONFIG_FILE": "/run/pip.conf"}
+    root_fs.run_within(root, ["/opt/pip/bin/python", *words], env=env, log=log, binds=binds)
     return folder
 
 
-def test_it_is_built_without_a_network(image_of: Build, wheelhouse: Path) -> None:
-    image = image_of(
-        "cpu.def",
-        "air-gap",
-        binds={wheelhouse: WHEELHOUSE},
-        include=PACKAGES,
-        network=False,
-        WHEELHOUSE=WHEELHOUSE,
-    )
-    run_image(image.root, TEST, user=NOBODY, timeout=300).ok()
+def test_it_is_built_without_a_network(
+    image_of: Build, wheelhouse: Path, alpha: Cluster, tmp_path: Path, record_property: Any
+) -> None:
+    """With MPICH: ranks of its own launcher add; under srun, which speaks PMIx here, each is told that it is alone."""
+    given = {"WHEELHOUSE": "/mnt", "MPI": "mpich"}
+    how = {"binds": {wheelhouse: "/mnt"}, "include": PACKAGES, "network": False}
+    image = image_of("cpu.def", "air-gap", **how, **given)
+    tested = run_image(image.root, TEST, user=NOBODY, timeout=300).ok()
+    assert "MPICH Version" in tested.out
+    log = tmp_path / "job.out"
+    federation = write_heart_federation(tmp_path / "heart")
+    files = [federation, "--sites", federation.parent / "sites", "--out", tmp_path / "run"]
+    ended = job(alpha, log, image.root, PYTHON, "-m", "mpi4py", "-m", "fedhpc", "run", *files)
+    assert ended.state == "FAILED", log.read_text()
+    assert "MPI_COMM_WORLD has 1" in log.read_text()
+    record_property("air gap", {"wheels": len(list(wheelhouse.iterdir())), "mpi": "mpich"})
 
 
 def test_there_is_no_network_in_that_build(workshop: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,16 @@ from clusters import Clusters, until
 from federation import SlurmFederation, replace
 
 Build = Callable[..., BuiltImage]
+SLURM = """
+[slurm]
+profile = "generic"
+mpi = "pmix"
+time = "00:30:00"
+
+[slurm.container]
+runtime = "charliecloud"
+environment = {{ TMPDIR = "{temporary}" }}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +39,12 @@ def relay(image_of: Build) -> BuiltImage:
 class RelayPlace:
     """The relay of a federation in its place between the clusters: an ordinary user, one folder, a read-only root."""
 
-    def __init__(self, image: BuiltImage, made: SlurmFederation) -> None:
-        self._image, self._made = image, made
-        self.folder = made.enrolled.relay.parent
+    def __init__(self, image: BuiltImage, made: SlurmFederation, folder: Path) -> None:
+        self._image, self._made, self.folder = image, made, folder
         self.log = made.folder / "relay.log"
-        replace(made.enrolled.relay, "127.0.0.1:0", "127.0.0.1:9443")
-        shutil.copy(made.enrolled.federation, self.folder / "federation.toml")
+        shutil.copytree(made.enrolled.relay.parent, folder)  # to where others than root may go
+        replace(folder / "relay.toml", "127.0.0.1:0", "127.0.0.1:9443")
+        shutil.copy(made.enrolled.federation, folder / "federation.toml")
         for path in (self.folder, *self.folder.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
         self.folder.chmod(0o700)
@@ -79,24 +88,23 @@ def test_it_holds_nothing_of_training(relay: BuiltImage) -> None:
 
 
 def test_four_sites_in_images_sum_through_a_relay_in_one(
-    relay: BuiltImage, cpu: BuiltImage, clusters: Clusters, tmp_path: Path, record_property: Any
+    relay: BuiltImage, cpu: BuiltImage, clusters: Clusters, workshop: Path, tmp_path: Path, record_property: Any
 ) -> None:
-    """On two clusters that do not know each other; the model is that of one MPI job outside."""
+    """`fedhpc submit --container` on two clusters that do not know each other: the model of one MPI job outside."""
     made = SlurmFederation(clusters, tmp_path / "heart")
-    place = RelayPlace(relay, made)
+    place = RelayPlace(relay, made, workshop / "relay-folder")
     clusters.open_beta()
     try:
         with place.serving() as process:
-            assert "admitted already" in place.ask("admit", "federation.toml", "--relay", "relay.toml")
-            jobs = {}
+            assert "admitted already" in place.ask("admit", "/relay/federation.toml", "--relay", "/relay/relay.toml")
             for site in made.sites:
-                python, *words = made.run_words(site)
-                inside = charliecloud.words(cpu.root, f"/opt/fedhpc/bin/{python}", *words)
-                script = f"#!/bin/bash\nexec srun --mpi=pmix {shlex.join(inside)}\n"
-                jobs[site] = made.where[site].sbatch(script, "--ntasks=1", "-o", tmp_path / f"{site}.out")
-            for site, job in jobs.items():
-                ended = made.where[site].wait(job, 300)
-                assert (ended.state, ended.code) == ("COMPLETED", 0), (tmp_path / f"{site}.out").read_text()
+                # Each node's own folder for temporary files, also in the image: all nodes are one machine here.
+                temporary = made.where[site].env["TMPDIR"]
+                made.settings(site, SLURM.format(temporary=temporary))
+                made.submit(site, "--container", str(cpu.root))
+            made.wait()
+            for site in made.sites:
+                assert f"container {cpu.root}, a folder" in made.log(site, made.job(site)), made.logs()
             assert '"federations"' in place.ask("status", "--json")
         assert process.returncode == 0
     finally:

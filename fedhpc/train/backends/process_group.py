@@ -55,8 +55,10 @@ def _meet(group: Group, one_host: bool) -> TCPStore:
         # The store has no password. Torch would listen on every interface; on one host loopback is enough.
         if one_host:
             listener = socket.create_server((host, 0), backlog=group.size)
-        else:
+        elif socket.has_dualstack_ipv6():
             listener = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=group.size)
+        else:  # a kernel without IPv6
+            listener = socket.create_server(("", 0), backlog=group.size)
         port = listener.getsockname()[1]
         store = TCPStore(
             host, port, group.size, is_master=True, timeout=PEER_TIMEOUT, wait_for_workers=False,

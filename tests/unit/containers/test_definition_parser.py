@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from containers.definition import Copy, DefinitionError, read_arguments, read_definition
 from hypothesis import given
@@ -103,6 +105,7 @@ HEAD = "Bootstrap: docker\nFrom: x\n"
         (f"{HEAD}%test -c bash\n", "%test takes no options"),
         (f"{HEAD}%files of build\n    a b\n", "not `%files from STAGE`"),
         (f"{HEAD}%files\n    a b c\n", "not `SOURCE \\[DESTINATION\\]`"),
+        (f"{HEAD}%files\n    a 'b\n", "No closing quotation: a 'b"),
         (f"{HEAD}%files from build\n    /a\n", "no stage before this one"),
         (f"{HEAD}{HEAD}", "two stages are called nothing"),
         (f"{HEAD}Stage: a\n%post\n    true\n{HEAD}Stage: a\n", "two stages are called a"),
@@ -174,3 +177,15 @@ def test_arguments_arrive_as_they_were_written(arguments: dict[str, str]) -> Non
     assert read_definition(f"{HEAD}%post\n{body}", arguments).image.post == filled
     declared = "".join(f"    {line}\n" for line in text.splitlines())
     assert read_definition(f"{HEAD}%arguments\n{declared}%post\n{body}").image.post == filled
+
+
+pieces = st.sampled_from(
+    [*("Bootstrap: docker", "From: x", "Stage: a", "%files", "%files from a", "%post -c sh", "%labels", "%arguments"),
+     *("    A=b", "    {{ A }}", "    'a b", "%", "#", "    a b", "%help", "", "  %test", "Stage:", "=")]
+)  # fmt: skip
+
+
+@given(st.lists(pieces | st.text(max_size=12)).map("\n".join), st.dictionaries(names, values, max_size=2))
+def test_whatever_is_read_nothing_but_a_definition_error_comes(text: str, arguments: dict[str, str]) -> None:
+    with contextlib.suppress(DefinitionError):
+        assert read_definition(text, arguments).stages

@@ -30,7 +30,7 @@ CASES = [
     for stage in ("chained-all", "inline-all", "detached-train", "detached-exchange")
 ]
 SHAPES = [FIRST_SHAPE, *(kind for kind in KINDS if kind not in ("site", FIRST_SHAPE))]
-CONTAINED = [*(f"contained-{kind}" for kind in KINDS), "contained-bind", "contained-charliecloud"]
+CONTAINED = [*(f"contained-{kind}" for kind in KINDS), "contained-bind", "contained-charliecloud", "contained-folder"]
 DIFFERING = [name for name in [*CASES, *SHAPES, *CONTAINED] if name != WHOLE]
 
 

@@ -10,6 +10,7 @@ from golden_scripts import CASES, CONTAINED, SHAPES
 from harness import ROOT, call, edit
 from slurm_fakes import needs, script, write_site
 
+from fedhpc.slurm import entrance
 from fedhpc.slurm.image import Image
 from fedhpc.slurm.scripts import KINDS, Shape
 
@@ -44,6 +45,7 @@ def contained_text(name: str, folder: Path) -> str:
         },
         "bind": {"mpi": "bind", "mpi_library": [str(library), "/opt/fabric"], "gpu": "rocm", "command": "singularity"},
         "charliecloud": {"runtime": "charliecloud", "options": ["--set-env"], "binds": ["/opt/models:/mnt/0"]},
+        "folder": {"runtime": "charliecloud", "command": "/opt/bin/ch-run"},
     }.get(kind, {"environment": {"UCX_TLS": "sysv,ib,self"}})
     slurm = {
         "tasks_per_node": 3,
@@ -54,10 +56,12 @@ def contained_text(name: str, folder: Path) -> str:
     shape = kind if kind in KINDS else "site"
     site = write_site(folder, life="chained" if shape in ("site", "hetjob") else "inline", slurm=slurm, sites=3)
     edit(site, "device = 'cpu'", "device = 'auto'")
-    image = Image(folder / "sites" / "fedhpc cpu.sif", "0123456789abcdef" * 4)
+    image = Image(folder / "sites" / "fedhpc cpu.sif", "" if kind == "folder" else "0123456789abcdef" * 4)
     federation = folder / "federation.toml"
     held = Shape(shape, folder / "sites", (federation, federation), folder / "relay" / "relay.toml", 1)
-    return script(site, shape=held, image=image).replace(str(folder.parent), "/home/site")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(entrance, "_SHARED", ())  # pytest's folders lie in /tmp or not
+        return script(site, shape=held, image=image).replace(str(folder.parent), "/home/site")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from harness import Completed, edit
 from slurm_fakes import Fakes, Node, plan_of, script, submitter_of, write_program, write_site
 
 from fedhpc.errors import ConfigError, PolicyError, StorageError
+from fedhpc.slurm import entrance
 from fedhpc.slurm.bound import Bound, arranged
 from fedhpc.slurm.container_section import ExtraBind, check_bound, read_bind, read_container
 from fedhpc.slurm.image import Image, image_of, require_agreed, sha256_of
@@ -159,6 +160,9 @@ def test_only_listed_images_make_a_script(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="does not list"):
         text_of(site, shape=Shape("array", site.parent, (federation, other)))
     require_agreed(None, [])
+    # A relay is no site.
+    other.write_bytes(federation.read_bytes())
+    assert script(site, shape=Shape("relay", relay=tmp_path / "relay.toml"), image=Image(site, "1" * 64))
 
 
 # --- what is bound
@@ -213,6 +217,7 @@ def test_links_are_bound_under_both_names_and_inner_folders_once(tmp_path: Path)
     assert found == [Bound(tmp_path / "scratch" / "run", True), Bound(real / "run", True)]
     nested = [Bound(tmp_path / "a"), Bound(tmp_path / "a" / "run", writable=True), Bound(tmp_path / "a" / "key")]
     assert arranged(nested) == [Bound(tmp_path / "a"), Bound(tmp_path / "a" / "run", True)]
+    (tmp_path / "a").mkdir()
     assert arranged(nested, flat=True) == [Bound(tmp_path / "a")]
 
 
@@ -333,7 +338,7 @@ def test_ranks_and_checks_start_inside_and_the_chain_outside(tmp_path: Path, nod
     assert f"container {image}, sha256 {sha256}" in done.out
     (submitted,) = node.calls("submit")
     assert submitted[submitted.index("--container") + 1] == str(image)
-    home = tmp_path / "a b's" / "run" / "aa" / "jobs" / "home"
+    home = tmp_path / "a b's" / "run" / "aa" / "jobs" / "own-home"
     assert (entered[0][entered[0].index("--home") + 1], home.stat().st_mode & 0o777) == (str(home), 0o700)
 
 
@@ -376,7 +381,7 @@ def test_a_signature_that_does_not_hold_ends_the_chain(tmp_path: Path, node: Nod
 
 def test_each_program_of_a_multiprog_step_starts_inside(tmp_path: Path, node: Node) -> None:
     site = site_in(
-        tmp_path / "a b's", sites=2, slurm={"tasks_per_node": 2, "preflight": False}, python=str(node.folder / "python")
+        tmp_path / "a b's", sites=3, slurm={"tasks_per_node": 3, "preflight": False}, python=str(node.folder / "python")
     )
     plan_of(site).jobs.mkdir(parents=True)
     (site.parent / "cpu.sif").write_bytes(b"sif")
@@ -384,9 +389,9 @@ def test_each_program_of_a_multiprog_step_starts_inside(tmp_path: Path, node: No
     ends(node, text).ok()
     first = (node.folder / "programs").read_text().splitlines()[0]
     assert first.startswith('0 bash -c \'exec bash "$FEDHPC_PROGRAM_PYTHON" -m mpi4py -m fedhpc run')
-    entrance = next(plan_of(site).jobs.glob("*.inside"))
+    script_ = next(plan_of(site).jobs.glob("*.inside"))
     node.answer("run", 0)
-    with node.start(f'bash "{entrance}" -m mpi4py "a  b"') as job:
+    with node.start(f'bash "{script_}" -m mpi4py "a  b"') as job:
         job.finish(60).ok()
     assert node.calls("run") == [["-m", "mpi4py", "a  b"]]
 
@@ -422,3 +427,17 @@ def test_the_next_job_does_not_inherit_the_image_of_this_one() -> None:
 def test_read_container_gives_the_defaults() -> None:
     assert read_container({}).words == "apptainer"
     assert read_container({"runtime": "charliecloud"}).words == "ch-run"
+
+
+def test_charliecloud_shares_tmp_and_binds_outer_folders_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only folders: an image can have those ready, but not the files of a site."""
+    site = site_in(tmp_path / "fed", runtime="charliecloud", binds=["/opt/models:/mnt/0"], environment={"A": "$x"})
+    monkeypatch.setattr(entrance, "_SHARED", ())
+    found = words(text_of(site))
+    assert found[found.index("ch-run") :] == [
+        *("ch-run", "--env-no-expand", f"--cd={tmp_path}/fed/sites", "--set-env=HOME=$home"),
+        *("--set-env=PATH=/opt/fedhpc/bin:/usr/local/bin:/usr/bin:/bin", "${ledgers[@]}", "--set-env=A=$x"),
+        *(f"--bind={tmp_path}/fed", "--bind=/opt/models:/mnt/0", "$image", "--", "/opt/fedhpc/bin/python"),
+    ]
+    monkeypatch.setattr(entrance, "_SHARED", (tmp_path,))
+    assert f"--bind={tmp_path}/fed" not in words(text_of(site))

@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     stored = {n: torch.randn(t.shape) for n, t in Net().state_dict().items() if n != "head.weight"}
     stored["norm.num_batches_tracked"] = torch.tensor(7)
     stored["head.bias"] = stored["head.bias"].to(torch.bfloat16)
-    moved = {"norm.weight": stored.pop("norm.weight"), "of another part": torch.ones(2)}
+    moved = {"norm.weight": stored.pop("norm.weight")}
     del stored["norm.running_mean"]
     save_file(stored, tmp_path / "model-00001.safetensors")
     save_file(moved, tmp_path / "model-00002.safetensors")
@@ -74,11 +74,18 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path_factory: pytest.Tem
             super().__init__()
             self.more = torch.nn.Linear(1, 1)
 
+    class Headless(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.head, self.scale
+
     values = StoredValues(folder)
     with pytest.raises(DataError, match=r"norm\.weight has the shape \[3\], in the task's model it is \[4\]"):
         FirstModel(Wider, values).whole()
     with pytest.raises(DataError, match=r"lacks the tensor more\.weight"):
         FirstModel(More, values).whole()
+    with pytest.raises(DataError, match=r"has 2 tensors that the task's model does not have, such as head\.bias"):
+        FirstModel(Headless, values).whole()
     for kind in (torch.complex64, torch.int64, torch.bool):
         strange = tmp_path_factory.mktemp("strange")
         save_file({"weight": torch.ones(2, 2).to(kind), "bias": torch.ones(2)}, strange / "a.safetensors")

@@ -67,7 +67,10 @@ python = "{python}"
 def test_two_lives_in_an_image_give_the_same_model(
     idle: Clusters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All four sites run in the one image that federation.toml lists; the first is told of its walltime in between."""
+    """All four sites run in the one image that federation.toml lists; the last one through a spool.
+
+    The first is told of its walltime in between. Its links are submitted from outside the image.
+    """
     folder = tmp_path / "heart"
     image = tmp_path / "cpu.sif"
     image.write_bytes(b"an image")
@@ -83,11 +86,13 @@ def test_two_lives_in_an_image_give_the_same_model(
         kind = "chained" if site == chained else "inline"
         slurm = SLURM.format(bin=command.parent, image=image, python=sys.executable)
         made.settings(site, f'[life]\nkind = "{kind}"\nwait_s = 600\n\n{slurm}')
+    made.spool(made.sites[-1])
     idle.open_beta()
     alpha = idle.alpha
     with ExitStack() as running:
         running.callback(idle.close_beta)
         running.enter_context(made.relay())
+        running.enter_context(made.carrier(made.sites[-1]))
         jobs = {site: str(made.submit(site)["job"]) for site in made.sites}
         made.until(lambda: made.rounds_done(chained) > 0, "the first round")
         alpha.cancel("--batch", "--signal=USR1", jobs[chained])
