@@ -1,7 +1,7 @@
-"""containers/cloud-init.yaml, read by Debian's cloud-init in a root file system: the user, the venv and the service are there.
+"""containers/cloud-init.yaml, read by Debian's cloud-init in a root file system: user, venv and service are there.
 
-There is no virtual machine: systemd does not run, so what it would start is started by hand, and the rules of the firewall
-are only read. Of cloud-init's own modules those run that the file speaks to; others would change the machine of the test.
+There is no virtual machine: systemd does not run, so what it would start is started by hand, and the firewall's rules
+are only read. Of cloud-init's modules those run that the file speaks to; others would change the machine of the test.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import charliecloud
 import pytest
 from built_image import BuiltImage
 from charliecloud import NOBODY, TEST, run_image
@@ -19,6 +20,7 @@ from jobs_inside import PYTHON, libraries, trained
 from fedhpc.demo.heart.federation import write_heart_federation
 
 Build = Callable[..., BuiltImage]
+LIMIT = "/proc/sys/user/max_user_namespaces"
 VERSIONS = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in ('numpy', 'torch')}))"
 
 
@@ -37,6 +39,35 @@ def test_its_own_test_passes_on_a_read_only_root(cpu: BuiltImage, user: int) -> 
     wrote = run_image(cpu.root, "touch", "/opt/fedhpc/x", user=user)
     assert wrote.code == 1, wrote.text
     assert "Read-only file system" in wrote.err
+
+
+def test_anybody_runs_the_demo_in_it_without_a_home(cpu: BuiltImage, workshop: Path, demo_hash: str) -> None:
+    """With the image's own mpirun; pictures, too, whose library asks for a cache in HOME."""
+    out = workshop / "anybody"
+    out.mkdir()
+    out.chmod(0o777)
+    words = ["fedhpc", "demo", "heart", "--splits", "1", "--out", out / "demo", "--json"]
+    done = run_image(cpu.root, *words, user=NOBODY, timeout=300).ok()
+    assert json.loads(done.out.splitlines()[-1])["final_model_sha256"] == demo_hash
+    run_image(cpu.root, "fedhpc", "report", out / "demo" / "run", user=NOBODY, timeout=300).ok()
+
+
+def test_without_user_namespaces_nothing_starts_and_doctor_says_why(cpu: BuiltImage, tmp_path: Path) -> None:
+    """They are switched off in a namespace of the test's own, of which this machine notices nothing."""
+    forbid = ["unshare", "--user", "--map-root-user", "sh", "-c", f'echo 0 >{LIMIT}; exec "$@"', "sh"]
+    started = call([*forbid, *charliecloud.words(cpu.root, "true")], env={"USER": "site"})
+    assert started.code != 0
+    assert "namespace" in started.err, started.text
+    federation = write_heart_federation(tmp_path / "heart")
+    site = next((federation.parent / "sites").glob("*.toml"))
+    with site.open("a") as file:
+        file.write(f'\n[slurm.container]\nimage = "{cpu.root}"\nruntime = "charliecloud"\n')
+    words = [*FEDHPC, "doctor", site, "--federation", federation, "--quick", "--json"]
+    for before, expected in (([], "ok"), (forbid, "fail")):
+        done = call([*before, *words], timeout=300)
+        found = json.loads(done.out.splitlines()[-1])
+        (check,) = [check for check in found["checks"] if check["name"] == "container-userns"]
+        assert check["state"] == expected, done.text
 
 
 def test_eight_ranks_in_a_slurm_job_end_with_the_model_of_outside(

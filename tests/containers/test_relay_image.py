@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,16 @@ from clusters import Clusters, until
 from federation import SlurmFederation, replace
 
 Build = Callable[..., BuiltImage]
+SLURM = """
+[slurm]
+profile = "generic"
+mpi = "pmix"
+time = "00:30:00"
+
+[slurm.container]
+runtime = "charliecloud"
+environment = {{ TMPDIR = "{temporary}" }}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +90,21 @@ def test_it_holds_nothing_of_training(relay: BuiltImage) -> None:
 def test_four_sites_in_images_sum_through_a_relay_in_one(
     relay: BuiltImage, cpu: BuiltImage, clusters: Clusters, workshop: Path, tmp_path: Path, record_property: Any
 ) -> None:
-    """On two clusters that do not know each other; the model is that of one MPI job outside."""
+    """`fedhpc submit --container` on two clusters that do not know each other: the model of one MPI job outside."""
     made = SlurmFederation(clusters, tmp_path / "heart")
     place = RelayPlace(relay, made, workshop / "relay-folder")
     clusters.open_beta()
     try:
         with place.serving() as process:
             assert "admitted already" in place.ask("admit", "/relay/federation.toml", "--relay", "/relay/relay.toml")
-            jobs = {}
             for site in made.sites:
-                python, *words = made.run_words(site)
-                inside = charliecloud.words(cpu.root, f"/opt/fedhpc/bin/{python}", *words)
-                script = f"#!/bin/bash\nexport USER=${{USER:-site}}\nexec srun --mpi=pmix {shlex.join(inside)}\n"
-                jobs[site] = made.where[site].sbatch(script, "--ntasks=1", "-o", tmp_path / f"{site}.out")
-            for site, job in jobs.items():
-                ended = made.where[site].wait(job, 300)
-                assert (ended.state, ended.code) == ("COMPLETED", 0), (tmp_path / f"{site}.out").read_text()
+                # Each node's own folder for temporary files, also in the image: all nodes are one machine here.
+                temporary = made.where[site].env["TMPDIR"]
+                made.settings(site, SLURM.format(temporary=temporary))
+                made.submit(site, "--container", str(cpu.root))
+            made.wait()
+            for site in made.sites:
+                assert f"container {cpu.root}, a folder" in made.log(site, made.job(site)), made.logs()
             assert '"federations"' in place.ask("status", "--json")
         assert process.returncode == 0
     finally:

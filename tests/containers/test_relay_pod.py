@@ -1,6 +1,6 @@
-"""The relay's pod of containers/kubernetes, played by Podman: confined, as any user, with three sites that sum through it.
+"""The relay's pod of containers/kubernetes, played by Podman: confined, as any user, with three sites that sum.
 
-Podman knows no Service, Route, NetworkPolicy or fsGroup. Of the rest its version 4.3 takes all but for what `played` says.
+Podman knows no Service, Route, NetworkPolicy or fsGroup. Of the rest its version 4.3 takes all but what `played` says.
 """
 
 from __future__ import annotations
