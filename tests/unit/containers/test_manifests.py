@@ -250,8 +250,9 @@ def test_the_lines_of_the_readme_fill_the_files_in() -> None:
 
 
 def test_the_commands_of_the_readme_exist() -> None:
-    found = re.findall(r"-- fedhpc (.+?)(?: <.*)?$", README, re.MULTILINE) + re.findall(r"`fedhpc (relay .+?)`", README)
-    assert len(found) >= 4
+    found = re.findall(r"^ +fedhpc (relay .+?)(?: <.*)?$", README, re.MULTILINE)
+    found += re.findall(r"`fedhpc (relay .+?)`", README)
+    assert len(found) == 4
     for words in found:
         check_command(shlex.split(words))
 
