@@ -240,6 +240,8 @@ def test_the_lines_of_the_readme_fill_the_files_in() -> None:
     assert wrong([*okd, *route]) == []
     assert wrong(plain, fixed_ids=True) == []
     assert wrong(plain) == ["Deployment fedhpc-relay: the pod's fsGroup is not allowed here"]
+    next(pods(plain))["securityContext"]["fsGroup"] = 0  # type: ignore[index]
+    assert wrong(plain, fixed_ids=True) == ["Deployment fedhpc-relay: its volumes are root's"]
     for objects in (okd, plain):
         (spec,) = pods(objects)
         assert {one["image"] for one in (*spec["initContainers"], *spec["containers"])} == {image}
@@ -248,8 +250,9 @@ def test_the_lines_of_the_readme_fill_the_files_in() -> None:
 
 
 def test_the_commands_of_the_readme_exist() -> None:
-    found = re.findall(r"-- fedhpc (.+?)(?: <.*)?$", README, re.MULTILINE) + re.findall(r"`fedhpc (relay .+?)`", README)
-    assert len(found) >= 4
+    found = re.findall(r"^ +fedhpc (relay .+?)(?: <.*)?$", README, re.MULTILINE)
+    found += re.findall(r"`fedhpc (relay .+?)`", README)
+    assert len(found) == 4
     for words in found:
         check_command(shlex.split(words))
 
