@@ -18,7 +18,9 @@ if [ -n "${APT_MIRROR:-}" ]; then
     echo "deb $APT_MIRROR $release main" >/etc/apt/sources.list
 fi
 export DEBIAN_FRONTEND=noninteractive
+# Where who builds is no root, apt cannot become the user as which it downloads.
+echo 'APT::Sandbox::User "root";' >/etc/apt/apt.conf.d/90-build
 apt-get update --quiet
 # shellcheck disable=SC2086 # one word for each package
 apt-get install --quiet --yes --no-install-recommends $missing
-rm -rf /var/lib/apt/lists/*
+rm -rf /var/lib/apt/lists/* /etc/apt/apt.conf.d/90-build

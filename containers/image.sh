@@ -12,7 +12,11 @@ debian=
 sh "$here/debian.sh" $debian
 
 # For whoever starts the image by its name, without a user; Apptainer and Charliecloud run it as the one who calls.
-getent passwd fedhpc >/dev/null || useradd --uid 10001 --user-group --no-create-home --home-dir /tmp fedhpc
+# By hand: useradd wants locks that builds without root do not get everywhere.
+if ! grep -q '^fedhpc:' /etc/passwd; then
+    echo 'fedhpc:x:10001:' >>/etc/group
+    echo 'fedhpc:x:10001:10001::/tmp:/usr/sbin/nologin' >>/etc/passwd
+fi
 # A read-only image gets no new folders, and not every runtime makes up missing ones.
 mkdir -p /data /scratch /project /work /relay
 

@@ -129,7 +129,7 @@ def test_nothing_is_root_or_writes_to_the_image_when_it_runs(path: Path) -> None
     for line in image.runscript.splitlines() + image.startscript.splitlines():
         assert line.strip().startswith("exec ") or not line.strip(), "a shell between the launcher and the ranks"
     assert "PYTHONDONTWRITEBYTECODE=1" in (FOLDER / "run_environment.sh").read_text()
-    assert re.search(r"(?m)^.*\|\| useradd .*--uid [1-9]\d{3,}", (FOLDER / "image.sh").read_text())
+    assert re.search(r"fedhpc:x:[1-9]\d{3,}:[1-9]\d{3,}::/tmp:/usr/sbin/nologin", (FOLDER / "image.sh").read_text())
 
 
 # --- packages
