@@ -32,8 +32,9 @@ tools:
 	$(call provide,$(TOOLS),$(TOOL_PACKAGES))
 
 # What `make test-containers` needs besides; CI does not run it.
-CONTAINER_TOOLS := debootstrap ch-run newuidmap podman crun conmon iptables setpriv
-CONTAINER_PACKAGES := debootstrap charliecloud uidmap podman crun conmon iptables util-linux
+CONTAINER_TOOLS := debootstrap ch-run newuidmap podman crun catatonit conmon iptables setpriv
+CONTAINER_PACKAGES := debootstrap charliecloud uidmap podman crun catatonit \
+	containernetworking-plugins conmon iptables util-linux
 container-tools:
 	$(call provide,$(CONTAINER_TOOLS),$(CONTAINER_PACKAGES))
 

@@ -18,7 +18,7 @@ from typing import Any
 from places import PATH, Place
 
 TOOLS = ("podman", "conmon", "crun", "iptables", "mount", "umount")
-# Without CAP_SYS_RESOURCE podman's own limits cannot be set; without systemd there are no timers, so probes run by hand.
+# Without CAP_SYS_RESOURCE podman's own limits cannot be set; without systemd there are no timers, so no probe runs.
 _SETTINGS = """\
 [engine]
 cgroup_manager = "cgroupfs"

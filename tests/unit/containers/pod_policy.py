@@ -1,7 +1,7 @@
 """What Kubernetes manifests of this project may hold: pure functions from their objects to what is wrong with them.
 
-A list of what is allowed, not of what is forbidden: a field that this module has never heard of is refused. Nothing in it
-needs a cluster. `wrong` is about any pod, `wrong_about_relay` about the relay's.
+A list of what is allowed, not of what is forbidden: a field that this module has never heard of is refused. Nothing in
+it needs a cluster. `wrong` is about any pod, `wrong_about_relay` about the relay's.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         ),
         "securityContext is not",
     ),
-    "a capability": (lambda k: relay(k)["securityContext"]["capabilities"].update(add=["NET_ADMIN"]), "securityContext"),
+    "a capability": (lambda k: relay(k)["securityContext"]["capabilities"].update(add=["SYS_ADMIN"]), "security"),
     "capabilities kept": (lambda k: relay(k)["securityContext"].pop("capabilities"), "securityContext is not"),
     "an unconfined first container": (lambda k: first(k).pop("securityContext"), "container key: its securityContext"),
     "a path of the host": (lambda k: pod(k)["volumes"][4].update(hostPath={"path": "/"}), "volume tmp is a"),
@@ -240,6 +240,8 @@ def test_the_lines_of_the_readme_fill_the_files_in() -> None:
     assert wrong([*okd, *route]) == []
     assert wrong(plain, fixed_ids=True) == []
     assert wrong(plain) == ["Deployment fedhpc-relay: the pod's fsGroup is not allowed here"]
+    next(pods(plain))["securityContext"]["fsGroup"] = 0  # type: ignore[index]
+    assert wrong(plain, fixed_ids=True) == ["Deployment fedhpc-relay: its volumes are root's"]
     for objects in (okd, plain):
         (spec,) = pods(objects)
         assert {one["image"] for one in (*spec["initContainers"], *spec["containers"])} == {image}
@@ -248,8 +250,9 @@ def test_the_lines_of_the_readme_fill_the_files_in() -> None:
 
 
 def test_the_commands_of_the_readme_exist() -> None:
-    found = re.findall(r"-- fedhpc (.+?)(?: <.*)?$", README, re.MULTILINE) + re.findall(r"`fedhpc (relay .+?)`", README)
-    assert len(found) >= 4
+    found = re.findall(r"^ +fedhpc (relay .+?)(?: <.*)?$", README, re.MULTILINE)
+    found += re.findall(r"`fedhpc (relay .+?)`", README)
+    assert len(found) == 4
     for words in found:
         check_command(shlex.split(words))
 
@@ -258,5 +261,5 @@ def test_the_commands_of_the_readme_exist() -> None:
 def test_a_manifest_names_no_registry(name: str) -> None:
     versions = {one["apiVersion"].partition("/")[0] for one in OBJECTS}
     labels = {"app.kubernetes.io"}
-    hosts = {host for host in re.findall(r"[\w-]+(?:\.[a-z][\w-]*)+(?=/)", TEXTS[name])}
+    hosts = set(re.findall(r"[\w-]+(?:\.[a-z][\w-]*)+(?=/)", TEXTS[name]))
     assert hosts <= versions | labels
