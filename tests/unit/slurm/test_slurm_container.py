@@ -62,6 +62,7 @@ def text_of(site: Path, stage: str = "all", shape: Shape | None = None) -> str:
         ({"binds": ["/a,/b"]}, "is no bind"),
         ({"binds": ["/a:/b:/c"]}, "is no bind"),
         ({"binds": [":ro"]}, "is not a whole path"),
+        ({"options": ["--x\n"]}, "one word for each entry"),
         ({"options": ["--nv"]}, "is set by fedhpc itself"),
         ({"options": ["--bind=/x"]}, "is set by fedhpc itself"),
         ({"options": ["--containall"]}, "would keep out"),
@@ -441,3 +442,11 @@ def test_charliecloud_shares_tmp_and_binds_outer_folders_only(tmp_path: Path, mo
     ]
     monkeypatch.setattr(entrance, "_SHARED", (tmp_path,))
     assert f"--bind={tmp_path}/fed" not in words(text_of(site))
+
+
+def test_charliecloud_takes_the_hosts_mpi_too(tmp_path: Path) -> None:
+    (tmp_path / "libmpi.so.40").touch()
+    site = site_in(tmp_path / "fed", runtime="charliecloud", mpi="bind", mpi_library=[str(tmp_path)])
+    found = words(text_of(site))
+    assert {f"--bind={tmp_path}", f"--set-env=LD_LIBRARY_PATH={tmp_path}"} <= set(found)
+    assert f"--set-env=MPI4PY_LIBMPI={tmp_path}/libmpi.so.40" in found
