@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 import sys
 import tempfile
@@ -20,7 +21,7 @@ import root_fs
 from built_image import BuiltImage, build
 from clusters import Cluster, Clusters
 from definition import read_definition
-from harness import ROOT
+from harness import FEDHPC, ROOT, call
 
 _PREFIX = "fedhpc-containers-"
 
@@ -80,6 +81,14 @@ def image_of(workshop: Path, pip: pip_settings.Settings) -> Build:
 def cpu(image_of: Build) -> BuiltImage:
     """containers/cpu.def as it is, with Open MPI inside."""
     return image_of("cpu.def", "cpu")
+
+
+@pytest.fixture(scope="session")
+def demo_hash(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """SHA-256 of the model that `make demo` ends with on this machine, outside of any image."""
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    done = call([*FEDHPC, "demo", "heart", "--splits", "1", "--out", out, "--json"], timeout=300).ok()
+    return str(json.loads(done.out.splitlines()[-1])["final_model_sha256"])
 
 
 @pytest.fixture(scope="session")

@@ -24,14 +24,6 @@ LIMIT = "/proc/sys/user/max_user_namespaces"
 VERSIONS = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in ('numpy', 'torch')}))"
 
 
-@pytest.fixture(scope="session")
-def demo_hash(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """SHA-256 of the model that `make demo` ends with on this machine, outside of any image."""
-    out = tmp_path_factory.mktemp("demo") / "demo"
-    done = call([*FEDHPC, "demo", "heart", "--splits", "1", "--out", out, "--json"], timeout=300).ok()
-    return str(json.loads(done.out.splitlines()[-1])["final_model_sha256"])
-
-
 @pytest.mark.parametrize("user", [0, NOBODY])
 def test_its_own_test_passes_on_a_read_only_root(cpu: BuiltImage, user: int) -> None:
     assert cpu.stage.test
