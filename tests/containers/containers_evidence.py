@@ -13,8 +13,8 @@ import pytest
 
 # What was used, and what prints its version.
 TOOLS = {
-    **{name: f"{name} --version" for name in ("debootstrap", "ch-run", "podman", "crun", "srun")},
-    "libpmix2": "dpkg-query --show --showformat=${Version} libpmix2",
+    **{name: f"{name} --version" for name in ("debootstrap", "ch-run", "podman", "crun")},
+    **{name: f"dpkg-query --show --showformat=${{Version}} {name}" for name in ("slurm-client", "libpmix2")},
 }
 
 
