@@ -105,6 +105,7 @@ TARGETS: dict[str, Target] = {
         command=("tests/containers/containers_evidence.py",),
         files=(
             *(f"containers/{name}" for name in ("*.def", "*.sh", "*.py", "pins.txt", "relay.Containerfile")),
+            *("containers/cloud-init.yaml", "containers/kubernetes/relay.yaml"),
             *(f"containers/{name}" for name in ("cloud-init.yaml", "kubernetes/relay.yaml")),
             "constraints.txt",
             *(f"fedhpc/mpi/{name}.py" for name in ("launch", "library", "world")),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from places import PATH, run
 
-# What was used, and prints its version.
-TOOLS = (
-    *("debootstrap --version", "ch-run --version", "podman --version", "crun --version", "srun --version"),
-    "dpkg-query -W -f ${Version} libpmix2",
-)
+# What was used, and what prints its version.
+TOOLS = {
+    **{name: f"{name} --version" for name in ("debootstrap", "ch-run", "podman", "crun")},
+    **{name: f"dpkg-query --show --showformat=${{Version}} {name}" for name in ("slurm-client", "libpmix2")},
+}
 
 
 class Tally:
@@ -36,19 +36,20 @@ class Tally:
 
 
 def main() -> int:
-    os.environ["PATH"] = PATH
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
     tally = Tally()
     status = pytest.main(["-q", "--timeout", "3600", str(Path(__file__).parent)], plugins=[tally])
-    tools = {line.split()[-1] if " libpmix2" in line else line.split()[0]: _first_line(line) for line in TOOLS}
+    tools = {name: _first_line(command) for name, command in TOOLS.items()}
     found = {"passed": tally.passed, "skipped": tally.skipped, "tools": tools, **tally.facts}
     print(json.dumps(found), flush=True)
     return int(status)
 
 
 def _first_line(command: str) -> str:
-    return run([*command.split()], env={"USER": "root", "PATH": PATH}).strip().splitlines()[0]
+    words = command.split()
+    done = subprocess.run(words, env={**os.environ, "USER": "root"}, capture_output=True, text=True, check=False)
+    return next(iter((done.stdout + done.stderr).strip().splitlines()), "nothing")
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1] / "slurm")]
     sys.exit(main())
