@@ -22,7 +22,7 @@ COMMANDS = (
     "round --sites 2 --rounds 1 --repeat 1",
     "masks --sites 2,4 --params 1000000 --repeat 1",
     "data --rows 10000 --columns 100 --repeat 1",
-    "backends --backends ddp --ranks 2 --params 10000000 --steps 1 --alternations 1",
+    "backends --backends serial --params 1000000 --steps 1 --alternations 1",
 )
 
 

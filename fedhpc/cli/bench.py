@@ -190,7 +190,7 @@ def data(
 @bench.command("backends", short_help="Measure the backends of a site.")
 @click.option("--backends", default="serial,ddp,fsdp,mpi", show_default=True)
 @click.option("--ranks", type=click.IntRange(2), default=4, show_default=True, help="Of a site; serial has one.")
-@click.option("--params", type=click.IntRange(10_000_000), default=100_000_000, show_default=True)
+@click.option("--params", type=click.IntRange(1_000_000), default=100_000_000, show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Between two looks at the clock.")
 @click.option("--alternations", type=click.IntRange(1), default=5, show_default=True)
 @_figures
