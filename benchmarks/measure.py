@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fedhpc.bench.machine import machine
+from fedhpc.bench.hardware import machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -28,6 +28,7 @@ def _picture(size: Size, found: Sequence[Series], path: Path) -> None:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     style = {"svg.hashsalt": path.name, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
     with matplotlib.rc_context(style):
@@ -43,6 +44,8 @@ def _picture(size: Size, found: Sequence[Series], path: Path) -> None:
             axes.errorbar(sizes, middles, [below, above], marker=marker, markersize=5, capsize=3, label=one.name)
         axes.set_xscale("log", base=2 if size == "sites" else 10)
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ticks = sorted({run.get(size) for one in found for run in one.runs})
         axes.set_xticks(ticks, [count(tick) for tick in ticks])
         axes.minorticks_off()

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc import __version__
-from fedhpc.bench.machine import machine
+from fedhpc.bench.hardware import machine
 from fedhpc.errors import StorageError
 
 METRICS = ("wall_s", "cpu_s", "peak_bytes", "verified")
