@@ -118,7 +118,7 @@ def latency(sites: int, repeat: int, lines: Path | None, as_json: bool) -> None:
 
 
 @bench.command("round", short_help="Time training rounds, with masks and without.")
-@click.option("--sites", type=click.IntRange(2, 100), default=4, show_default=True)
+@click.option("--sites", type=click.IntRange(2, 64), default=4, show_default=True)
 @click.option("--ranks-per-site", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="Of local training in a round.")
 @click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Measured in each repeat.")

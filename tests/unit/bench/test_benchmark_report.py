@@ -242,3 +242,25 @@ def test_a_result_becomes_a_line_for_each_repeat(tmp_path: Path) -> None:
 def test_one_repeat_that_is_wrong_makes_all_wrong() -> None:
     repeats = [{"wall_s": 1.0, "cpu_s": 1.0, "peak_bytes": 1, "verified": right} for right in (True, False, True)]
     assert Origin("x").complete({"repeats": repeats}, "masked sum")["verified"] is False
+
+
+def test_what_measure_stores_is_a_run_for_each_row(tmp_path: Path) -> None:
+    times = {"wall_s": 0.5, "cpu_s": 0.4, "peak_bytes": 1 << 26, "verified": True, "encode_s": 0.1, "masks_s": 0.2}
+    rows_of = [
+        Origin("fedhpc bench masks").complete(
+            {"params": 10**6, "sites": sites, "ranks": [1], "lane_bits": 32, "repeats": [times] * 5, "versions": {}},
+            "masks and encoding",
+        )
+        for sites in (2, 4)
+    ]
+    whole = {"command": "fedhpc bench masks --json", "date": "2026-11-30", "machine": MACHINE}
+    whole["result"] = {"masks": rows_of, "versions": {"numpy": "2"}}
+    (tmp_path / "masks.json").write_text(json.dumps(whole))
+    done = report(tmp_path, "--check", "--expect", "masks and encoding")
+    assert (done.returncode, done.stdout) == (0, "2 runs checked, 0 errors, 0 files without records\n")
+    assert [row[1] for row in rows(page(tmp_path), "## Masks and encoding alone")] == ["2", "4"]
+    del rows_of[1]["repeats"]
+    (tmp_path / "masks.json").write_text(json.dumps(whole))
+    refused(tmp_path, "masks.json: masks and encoding lacks repeats", expect="masks and encoding")
+    (tmp_path / "masks.json").write_text("{}")
+    refused(tmp_path, "masks.json is no result of benchmarks/measure.py", expect="masks and encoding")
