@@ -351,9 +351,9 @@ def _scaling(runs: Sequence[Run], pictures: dict[Size, str]) -> list[str]:
     if lines:
         lines = [
             *("", "## Scaling", ""),
-            "The sites share the cores of one machine: what they wait for each other there, they would not on nodes of",
-            "their own. The runs of a series are not of one command; look at their dates. Medians; in brackets the",
-            "smallest and the largest repeat, and * where a median is of fewer than five.",
+            "Sites on one machine share its cores: what they wait for each other there, they would not on nodes of their",
+            "own. The runs of a series need not be of one command: look at their dates. Medians (smallest to largest",
+            "repeat), and * where one is of fewer than five.",
             *lines,
         ]
     return lines
