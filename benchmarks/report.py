@@ -352,8 +352,8 @@ def _scaling(runs: Sequence[Run], pictures: dict[Size, str]) -> list[str]:
         lines = [
             *("", "## Scaling", ""),
             "Sites on one machine share its cores: what they wait for each other there, they would not on nodes of",
-            "their own. The runs of a series need not be of one command: look at their dates. Medians (smallest to largest",
-            "repeat), and * where one is of fewer than five.",
+            "their own. The runs of a series need not be of one command: look at their dates. Medians (smallest to",
+            "largest repeat), and * where one is of fewer than five.",
             *lines,
         ]
     return lines
