@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo demo-relay demo-text tools test test-all suites test-gpu test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench clean
+.PHONY: setup demo demo-relay demo-text tools test test-all suites test-gpu test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench bench-smoke clean
 .PHONY: fault-matrix horovod test-horovod container-tools test-containers
 
 # More tests side by side than two cores: many of them wait.
@@ -148,6 +148,12 @@ coverage: setup tools
 
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/measure.py
+	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.report --check
+
+# Every benchmark once, with a million parameters and fewer; nobody judges the times.
+bench-smoke: $(VENV)/.demo
+	$(BIN)/python -m benchmarks.smoke
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,9 @@ def _memory(case: Case, stage: Stage) -> dict[str, Any]:
     round_peak = peak_bytes()
     moves_s = _move_seconds(trainer, group)
     sha256 = outcome.model.sha256()
+    # The other site trains alone: what both hold in the end has come through the sums.
+    hashes = stage.world.group.gather_bytes(sha256.encode())
+    verified = len(set(hashes)) == 1 and math.isfinite(losses.loss)
     _end(trainer)
     peaks = [json.loads(b) for b in group.gather_bytes(json.dumps([first, round_peak - plain_peak]).encode())]
     if stage.world.group.rank:
@@ -165,6 +168,7 @@ def _memory(case: Case, stage: Stage) -> dict[str, Any]:
         "loss": losses.loss,
         "bytes_up": outcome.bytes_per_round,
         "model_sha256": sha256,
+        "verified": verified,
     }
 
 
@@ -172,25 +176,44 @@ def _speed(case: Case, group: Group) -> dict[str, Any]:
     """Samples for each second of processor time of all ranks, in fedhpc's loop and in a plain one, in turn."""
     site = Site(case, group, case.backend)
     turns = [_turn(case, site) for _ in range(case.alternations)]
+    params = sum(p.numel() for p in site.task.model(case.options, SEED).parameters()) if group.rank == 0 else 0
     if group.rank:
         return {}
     samples = case.steps * site.train.batch_size
-    ours, plain, step_s = (statistics.median(values) for values in zip(*turns, strict=True))
-    over = [theirs / own for own, theirs, _ in turns]
+    ours, plain, step_s = (statistics.median(getattr(t, n) for t in turns) for n in ("cpu_s", "plain_cpu_s", "step_s"))
+    over = [turn.plain_cpu_s / turn.cpu_s for turn in turns]
     return {
+        "params": params,
         "samples_per_cpu_s": samples / ours,
         "plain_samples_per_cpu_s": samples / plain,
         "speed_over_plain": statistics.median(over),
         "speed_over_plain_of_turns": over,
         "speed_step_s": step_s,
+        "repeats": [vars(turn) | {"speed_over_plain": turn.plain_cpu_s / turn.cpu_s} for turn in turns],
     }
 
 
-def _turn(case: Case, site: Site) -> tuple[float, float, float]:
-    """(processor seconds of all ranks in fedhpc's loop, in the plain one, wall seconds of a plain step)."""
+@dataclass(frozen=True)
+class Turn:
+    """A round of fedhpc's loop, and as many steps of a plain one; processor time and memory are those of all ranks."""
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+    verified: bool
+    plain_cpu_s: float
+    step_s: float  # of the plain loop
+
+
+def _turn(case: Case, site: Site) -> Turn:
     trainer = site.trainer()
     trainer.train(1, {})
-    ours = _processor_seconds(site.group, partial(trainer.train, 2, {}))
+    clear_peak()
+    losses: list[float] = []
+    begun = time.perf_counter()
+    ours = _processor_seconds(site.group, lambda: losses.append(trainer.train(2, {}).loss))
+    wall_s = time.perf_counter() - begun
+    peaks = [int(b) for b in site.group.gather_bytes(str(peak_bytes()).encode())]
     _end(trainer)
     plain = site.plain()
     plain.train()
@@ -198,7 +221,7 @@ def _turn(case: Case, site: Site) -> tuple[float, float, float]:
     theirs = _processor_seconds(site.group, plain.train)
     step_s = (time.perf_counter() - begun) / case.steps
     plain.close()
-    return ours, theirs, step_s
+    return Turn(wall_s, ours, sum(peaks), math.isfinite(losses[0]), theirs, step_s)
 
 
 def _import_all(case: Case, group: Group, backend: str) -> None:

@@ -21,6 +21,7 @@ MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TR
 _CONTEXT = 128
 _VOCABULARY = 4096
 _WIDTH = 1024
+_WIDE_FROM = 10_000_000  # parameters; the first measurements were of such models
 _UNEVEN = [2, 3]
 _SMALL = {"width": 256, "layers": 4, "heads": 8}  # steps of a tenth of a second and more
 
@@ -31,14 +32,15 @@ def measure(backends: Sequence[str], ranks: int, params: int, steps: int, altern
     `alternations`: of fedhpc's loop and a plain one.
     """
     tokenizer = hashlib.sha256(b"the benchmark has no tokenizer").hexdigest()
-    layers = max(1, round((params - _VOCABULARY * _WIDTH) / (12 * _WIDTH * _WIDTH)))
+    width, heads = (_WIDTH, 16) if params >= _WIDE_FROM else (_SMALL["width"], _SMALL["heads"])
+    layers = max(1, round((params - _VOCABULARY * width) / (12 * width * width)))
     options = {"vocabulary": _VOCABULARY, "tokenizer_sha256": tokenizer, "context": _CONTEXT}
-    large = options | {"width": _WIDTH, "layers": layers, "heads": 16}
+    large = options | {"width": width, "layers": layers, "heads": heads}
     rows = []
     with tempfile.TemporaryDirectory(prefix="fedhpc-bench-") as folder:
         store = Path(folder) / "tokens.h5"
         write_tokens(store, _texts(), vocabulary=_VOCABULARY, tokenizer_sha256=tokenizer)
-        summed = _uneven_sum()
+        summed = _uneven_sum(min(10_000_000, params), min(9, 2 * alternations - 1))
         uneven, versions = summed["sum_uneven_over_even"], summed["versions"]
         for backend in backends:
             count = 1 if backend == "serial" else ranks
@@ -47,8 +49,12 @@ def measure(backends: Sequence[str], ranks: int, params: int, steps: int, altern
             memory = {**case, "options": large, "windows": 1, "steps": 1, "alternations": 0}
             speed = {**case, "options": options | _SMALL, "windows": 4, "alternations": alternations}
             found = measure_ranks("fedhpc.bench.backend_ranks", count + 1, memory, MALLOC)
+            right = found["verified"]
             found |= measure_ranks("fedhpc.bench.backend_ranks", count, speed, MALLOC)
-            rows.append({"backend": backend, "ranks": count, "sum_uneven_over_even": uneven} | found)
+            for turn in found["repeats"]:
+                turn["verified"] = turn["verified"] and right
+            row = {"backend": backend, "ranks": count, "sum_uneven_over_even": uneven} | found
+            rows.append(row | {"sites": 1, "versions": versions})
     versions["torch"] = version("torch")
     return {"backends": rows, "alternations": alternations, "malloc": MALLOC, "versions": versions}
 
@@ -60,7 +66,7 @@ def _texts() -> Iterator[NDArray[np.int64]]:
         yield generator.integers(0, _VOCABULARY, _CONTEXT + 1)
 
 
-def _uneven_sum() -> dict[str, Any]:
-    case = {"ranks": _UNEVEN, "params": 10_000_000, "lane_bits": 32, "repeat": 9, "degree": 0}
+def _uneven_sum(params: int, repeat: int) -> dict[str, Any]:
+    case = {"ranks": _UNEVEN, "params": params, "lane_bits": 32, "repeat": repeat, "degree": 0}
     case |= {"chunk_bytes": 16 << 20, "overlap": "auto", "rails": "auto"}
     return measure_ranks("fedhpc.bench.sum_ranks", sum(_UNEVEN), case)

@@ -1,7 +1,8 @@
-"""Peak resident memory of this process, as the kernel counts it: shared memory included."""
+"""What processes take, as the kernel counts it: peak resident memory, shared memory included; processor time."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _CLEAR_PEAK = "5"  # proc(5), clear_refs: reset VmHWM to the present RSS
@@ -17,13 +18,19 @@ def resident_bytes() -> int:
     return _status("VmRSS")
 
 
-def peak_bytes() -> int:
+def peak_bytes(pid: int | str = "self") -> int:
     """VmHWM in bytes: the largest resident size since `clear_peak`."""
-    return _status("VmHWM")
+    return _status("VmHWM", pid)
 
 
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def processor_seconds(pid: int) -> float:
+    """User and system time of all threads of another process, in ticks of a hundredth of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _status(field: str, pid: int | str = "self") -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
+    raise OSError(f"/proc/{pid}/status has no {field}")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedhpc.bench.memory import peak_bytes
 from fedhpc.bench.sum_ranks import versions
 from fedhpc.bench.tls_pair import tls_pair_bytes_per_s
 from fedhpc.config import read_bytes
@@ -46,8 +47,8 @@ def measure(
         masked = off.variant(home / "masked", read_bytes(off.federation).replace(b'"off"', b'"pairwise"'), quota)
         pairs = [tls_pair_bytes_per_s(sites, nbytes) for _ in range(repeat)]
         with running_relay(off.relay) as relay:
-            reports = _run_sites(off, masked, repeat, params, lane_bits, ranks)
-            peak = _peak_bytes(relay.pid)
+            reports = _run_sites(off, masked, relay.pid, repeat, params, lane_bits, ranks)
+            peak = peak_bytes(relay.pid)
     socket_rate = statistics.median(pairs)
     times = {mode: _spans(reports, mode) for mode in ("off", "masked")}
     masked_s, unmasked_s = statistics.median(times["masked"]), statistics.median(times["off"])
@@ -79,13 +80,14 @@ def measure(
         "lane_bits": lane_bits,
         "degree": degree,
         "repeat": repeat,
+        "repeats": _repeats(reports, times, peak),
         "exchange": "https",
         "versions": versions(),
     }
 
 
 def _run_sites(
-    off: Enrolled, masked: Enrolled, repeat: int, params: int, lane_bits: int, ranks: Sequence[int]
+    off: Enrolled, masked: Enrolled, relay_pid: int, repeat: int, params: int, lane_bits: int, ranks: Sequence[int]
 ) -> list[dict[str, Any]]:
     environment, _ = launcher_environment()
     commands = []
@@ -93,6 +95,7 @@ def _run_sites(
         case = {
             "federations": {"off": str(off.federation), "masked": str(masked.federation)},
             "site_files": {"off": str(off.site_file(name)), "masked": str(masked.site_file(name))},
+            "relay_pid": relay_pid,
             "repeat": repeat,
             "params": params,
             "lane_bits": lane_bits,
@@ -118,6 +121,21 @@ def _spans(reports: list[dict[str, Any]], mode: str) -> list[float]:
     return [max(s[k][1] for s in spans) - min(s[k][0] for s in spans) for k in range(len(spans[0]))]
 
 
-def _peak_bytes(pid: int) -> int:
-    text = Path(f"/proc/{pid}/status").read_text()
-    return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("VmHWM:"))
+def _repeats(reports: list[dict[str, Any]], spans: dict[str, list[float]], relay_peak: int) -> list[dict[str, Any]]:
+    """Per repeat what all sites and the relay took, the largest the relay had in all of them (bench/record.py)."""
+    found = []
+    for k, wall_s in enumerate(spans["masked"]):
+        masked, off = ([r["repeats"][mode][k] for r in reports] for mode in ("masked", "off"))
+        relay_cpu_s = masked[0]["relay_cpu_s"]
+        found.append(
+            {
+                "wall_s": wall_s,
+                "cpu_s": sum(site["cpu_s"] for site in masked) + relay_cpu_s,
+                "peak_bytes": sum(site["peak_bytes"] for site in masked) + relay_peak,
+                "verified": all(site["verified"] for site in [*masked, *off]),
+                "unmasked_s": spans["off"][k],
+                "unmasked_cpu_s": sum(site["cpu_s"] for site in off) + off[0]["relay_cpu_s"],
+                "relay_cpu_s": relay_cpu_s,
+            }
+        )
+    return found

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
-from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
+from fedhpc.bench.memory import clear_peak, peak_bytes, processor_seconds, resident_bytes
 from fedhpc.bench.sum_ranks import SCALE, TILE, draw, integers
 from fedhpc.federation.party import SumKind, SumPlan
 from fedhpc.federation.session import Session
@@ -39,6 +39,7 @@ def measure(case: dict[str, Any]) -> None:
     baseline = resident_bytes() - vector.layout.nbytes
     spans: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
     report: dict[str, Any] = {"verified": True, "peak_bytes": 0, "baseline_bytes": baseline}
+    repeats: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
     settles, stages = [], []
     turns = (0, 0)
     for number in range(case["repeat"]):
@@ -50,15 +51,21 @@ def measure(case: dict[str, Any]) -> None:
             Federation(session).sum(np.array([1]), name=f"start {number}")  # all sites go on together
             clear_peak()
             plan = SumPlan(session.round_ + 1, f"bench {number}", SumKind.STATISTIC, session.state, replicated=True)
+            relay_spent, spent = processor_seconds(case["relay_pid"]), time.process_time()
             begun = time.time()
             opened = session.open(vector, plan)
             ended = time.time()
+            spent, peak = time.process_time() - spent, peak_bytes()
             spans[mode].append((begun, ended))
-            report["peak_bytes"] = max(report["peak_bytes"], peak_bytes())
-            report["verified"] = report["verified"] and _verify(session, values, seed)
+            report["peak_bytes"] = max(report["peak_bytes"], peak)
+            right = _verify(session, values, seed)
+            report["verified"] = report["verified"] and right
             begun = time.perf_counter()
             session.settle(opened, session.tensors_tree)
             settles.append(time.perf_counter() - begun)
+            # Of the relay until all sites have compared their sums: no site still waits for its answer then.
+            relay_spent = processor_seconds(case["relay_pid"]) - relay_spent
+            repeats[mode].append(_over_ranks(session, spent, peak, right) | {"relay_cpu_s": relay_spent})
             if mode == "masked":
                 stages.append({name: getattr(opened.stages, name) for name in _STAGES})
                 turns = (opened.round_trips, opened.round_trips_exposed)
@@ -67,6 +74,7 @@ def measure(case: dict[str, Any]) -> None:
         joined[mode].session.close()
     report |= {
         "spans": spans,
+        "repeats": repeats,
         "settle_s": statistics.median(settles),
         "stages_s": {name: statistics.median(s[name] for s in stages) for name in _STAGES},
         "round_trips": turns[0],
@@ -74,6 +82,14 @@ def measure(case: dict[str, Any]) -> None:
     }
     if joined["off"].first:
         print(json.dumps(report), flush=True)
+
+
+def _over_ranks(session: Session, cpu_s: float, peak: int, right: bool) -> dict[str, Any]:
+    """Processor time and memory of all ranks of this site, and whether all are right."""
+    site = session.party.site
+    ranks = [json.loads(b) for b in site.gather_bytes(json.dumps([cpu_s, peak, right]).encode())]
+    cpus, peaks, rights = zip(*ranks, strict=True)
+    return {"cpu_s": sum(cpus), "peak_bytes": sum(peaks), "verified": all(rights)}
 
 
 def _verify(session: Session, values: np.ndarray, seed: bytes) -> bool:

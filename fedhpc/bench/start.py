@@ -1,4 +1,4 @@
-"""Starts the ranks of a benchmark and reads the JSON object that their rank 0 prints."""
+"""Starts the processes of a benchmark and reads the JSON object that the first of them prints."""
 
 from __future__ import annotations
 
@@ -23,6 +23,16 @@ def measure_ranks(
     environment.update(more or {})
     print(f"starting {ranks} ranks; {note}", file=sys.stderr)
     words = [*launcher_command(ranks), sys.executable, "-m", "mpi4py", "-m", module, json.dumps(case)]
+    return _result_of(module, words, environment)
+
+
+def measure_alone(module: str, case: dict[str, Any]) -> dict[str, Any]:
+    """The result of `module` for `case`, run by one process without MPI. Raises RanksFailedError."""
+    environment, _ = launcher_environment()
+    return _result_of(module, [sys.executable, "-m", module, json.dumps(case)], environment)
+
+
+def _result_of(module: str, words: list[str], environment: Mapping[str, str]) -> dict[str, Any]:
     (output,) = run_ranks([words], environment, keep_output=True)
     for line in reversed(output.splitlines()):
         if line.startswith("{"):

@@ -68,7 +68,7 @@ def measure(case: Case) -> None:
             evenly.append(_repeat(case, even, of_even, overlap, number))
         if uneven:
             stage.world.group.await_bytes(b"done")  # ranks that have no part in it sleep
-    baseline = max(_over_job(stage, baseline))
+    baseline = max(over_job(stage, baseline))
     if stage.world.group.rank:
         return
     middle = {name: statistics.median(getattr(r, name) for r in repeats) for name in _Repeat.times}
@@ -92,6 +92,7 @@ def measure(case: Case) -> None:
         "chunk_bytes": case.chunk_bytes,
         "overlap": overlap,
         "repeat": case.repeat,
+        "repeats": [r.recorded() for r in repeats],
         "exchange": "mpi",
         "versions": versions(),
     }
@@ -124,6 +125,19 @@ def _over_even(masked_s: float, evenly: Sequence[_Repeat]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
+class _Sum:
+    """One ring sum, with masks or without."""
+
+    session: Session
+    opened: Opened
+    wall_s: float  # of the slowest rank
+    without_hash_s: float  # the same without the SHA-256 of the sum
+    cpu_s: float  # of all ranks
+    peaks: tuple[int, ...]  # bytes, of each rank
+    right: bool
+
+
+@dataclass(frozen=True)
 class _Repeat:
     """One plain, one unmasked and one masked sum of fresh data with fresh keys; seconds of the slowest rank."""
 
@@ -137,6 +151,12 @@ class _Repeat:
     bytes_up: int
     peak_bytes: int  # of the masked sum, at the rank with the most
     stages: dict[str, float]  # of the masked sum, mean over the ranks
+    whole: dict[str, float]  # the masked sum with the SHA-256 of its result, over all ranks; bench/record.py
+
+    def recorded(self) -> dict[str, Any]:
+        """As a record has it."""
+        times = {name: getattr(self, name) for name in self.times}
+        return {**self.whole, "verified": self.verified, **times, "stages_s": self.stages}
 
 
 def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int) -> _Repeat:
@@ -147,26 +167,41 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
     draw(values, seed, stage.place.number, first)
     plain_s = _timed(stage, lambda: _plain(stage, vector))
 
-    def ring_sum(mode: str) -> tuple[Session, Opened, float, int, bool]:
+    def ring_sum(mode: str) -> _Sum:
         draw(values, seed, stage.place.number, first)
         party = stage.party(mode, lane_bits=case.lane_bits, degree=case.degree)
         session = stage.session(party, chunk_bytes=case.chunk_bytes, overlap=overlap)
         plan = SumPlan(number, f"bench {number}", SumKind.STATISTIC, bytes(32), by_range=True)
         clear_peak()
         stage.world.group.barrier()
-        begun = time.perf_counter()
+        begun, spent = time.perf_counter(), time.process_time()
         opened = session.open(vector, plan)
+        wall_s, cpu_s = time.perf_counter() - begun, time.process_time() - spent
         # The hash of the sum is for M6, not for the sum, and a plain allreduce has none: it stands beside, in `digest`.
-        seconds = max(_over_job(stage, time.perf_counter() - begun - opened.stages.digest))
-        peak = max(_over_job(stage, peak_bytes()))
-        return session, opened, seconds, peak, _verify(stage, values, seed, first)
+        ranks = over_job(stage, [wall_s, wall_s - opened.stages.digest, cpu_s, peak_bytes()])
+        walls, without_hash, cpus, peaks = zip(*ranks, strict=True)
+        right = _verify(stage, values, seed, first)
+        return _Sum(session, opened, max(walls), max(without_hash), sum(cpus), peaks, right)
 
-    _, _, unmasked_s, _, unmasked_right = ring_sum("off")
-    session, opened, masked_s, peak, masked_right = ring_sum("pairwise")
-    stages = {name: statistics.fmean(_over_job(stage, getattr(opened.stages, name))) for name in _STAGES}
-    compare_s = _timed(stage, lambda: session.settle(opened, session.tensors_tree))
-    right = unmasked_right and masked_right
-    return _Repeat(plain_s, unmasked_s, masked_s, compare_s, right, opened.bytes_up, peak, stages)
+    unmasked, masked = ring_sum("off"), ring_sum("pairwise")
+    opened = masked.opened
+    stages = {name: statistics.fmean(over_job(stage, getattr(opened.stages, name))) for name in _STAGES}
+    return _Repeat(
+        plain_s=plain_s,
+        unmasked_s=unmasked.without_hash_s,
+        masked_s=masked.without_hash_s,
+        compare_results_s=_timed(stage, lambda: masked.session.settle(opened, masked.session.tensors_tree)),
+        verified=unmasked.right and masked.right,
+        bytes_up=opened.bytes_up,
+        peak_bytes=max(masked.peaks),
+        stages=stages,
+        whole={
+            "wall_s": masked.wall_s,
+            "cpu_s": masked.cpu_s,
+            "peak_bytes": sum(masked.peaks),
+            "unmasked_cpu_s": unmasked.cpu_s,
+        },
+    )
 
 
 def draw(out: NDArray[Any], seed: bytes, number: int, first: int = 0) -> None:
@@ -214,7 +249,7 @@ def _verify(stage: Stage, values: NDArray[Any], seed: bytes, first: int) -> bool
             total += integers(seed, number, tile, TILE)[first + start - tile * TILE :][: total.size]
         found = values[start:stop].astype(np.float64) * 2.0**SCALE
         good = good and bool(np.array_equal(found, total))
-    return all(_over_job(stage, good))
+    return all(over_job(stage, good))
 
 
 def _timed(stage: Stage, action: Callable[[], None]) -> float:
@@ -222,11 +257,11 @@ def _timed(stage: Stage, action: Callable[[], None]) -> float:
     stage.world.group.barrier()
     begun = time.perf_counter()
     action()
-    return float(max(_over_job(stage, time.perf_counter() - begun)))
+    return float(max(over_job(stage, time.perf_counter() - begun)))
 
 
-def _over_job(stage: Stage, value: Any) -> list[Any]:
-    """This number as every rank has it."""
+def over_job(stage: Stage, value: Any) -> list[Any]:
+    """This value as every rank has it."""
     return [json.loads(b) for b in stage.world.group.gather_bytes(json.dumps(value).encode())]
 
 

@@ -17,7 +17,7 @@ _COMMANDS = {
     "To try it": {
         "demo": ("fedhpc.cli.demo", "demo", "Run an example with real data."),
         "new": ("fedhpc.cli.new", "new", "Write a working federation to start from."),
-        "bench": ("fedhpc.cli.bench", "bench", "Measure masked sums on this machine."),
+        "bench": ("fedhpc.cli.bench", "bench", "Measure masked sums and training rounds on this machine."),
     },
     "At a site": {
         "data": ("fedhpc.cli.data", "data", "Make, check and split a site's data store."),

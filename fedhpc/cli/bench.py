@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 
+def _figures(command: Callable[..., None]) -> Callable[..., None]:
+    """How every measurement gives its figures."""
+    lines = click.option(
+        "--lines",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Append a line of JSON for each repeat.",
+    )
+    return click.option("--json", "as_json", is_flag=True, help="Print only one JSON object.")(lines(command))
+
+
 @click.group("bench")
 def bench() -> None:
-    """Measure masked sums on this machine. Compare figures of one run only: machines are noisy."""
+    """Measure masked sums and training rounds on this machine.
+
+    Compare figures of one run only: machines are noisy. --json and --lines give a record of each measurement, with
+    seconds (wall_s), processor seconds of all processes (cpu_s), memory (peak_bytes), and whether the result was
+    checked (verified).
+    """
 
 
 @bench.command("sum", short_help="Time one masked sum, and what the wire can do.")
@@ -25,7 +42,7 @@ def bench() -> None:
 @click.option("--chunk-bytes", type=click.IntRange(4096), default=16 << 20, show_default=True)
 @click.option("--overlap", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--folder", type=click.Path(exists=True), help="https: where the relay keeps its objects.")
-@click.option("--json", "as_json", is_flag=True, help="Print only one JSON object.")
+@_figures
 def sum_(
     sites: int,
     params: int,
@@ -39,6 +56,7 @@ def sum_(
     chunk_bytes: int,
     overlap: str,
     folder: str | None,
+    lines: Path | None,
     as_json: bool,
 ) -> None:
     """Time one sum over the sites: plain float allreduce, ring sum without masks, masked sum.
@@ -48,11 +66,11 @@ def sum_(
     against an independent sum. Times are medians; a time ends when the slowest rank is done. Where sites have different
     numbers of ranks, sum_uneven_over_even compares with as many at each as the smallest has.
     """
-    import json
-
+    from fedhpc.bench.record import origin
     from fedhpc.bench.start import measure_ranks
     from fedhpc.errors import ConfigError
 
+    begun = origin()
     of_sites = [ranks_per_site] * sites if ranks is None else _ranks(ranks)
     if rails != "auto" and not (rails.isdigit() and 1 <= int(rails) <= min(of_sites)):
         raise ConfigError(f"--rails {rails}", f"auto, or 1 to {min(of_sites)}")
@@ -69,7 +87,7 @@ def sum_(
             ranks=of_sites,
             folder=folder,
         )
-        click.echo(json.dumps(result) if as_json else _table(result))
+        _show(begun.complete(result, "relayed masked sum"), lines, as_json)
         return
     case = {
         "ranks": of_sites,
@@ -82,31 +100,103 @@ def sum_(
         "rails": rails if rails == "auto" else int(rails),
     }
     result = measure_ranks("fedhpc.bench.sum_ranks", sum(of_sites), case)
-    click.echo(json.dumps(result) if as_json else _table(result))
+    _show(begun.complete(result, "masked sum"), lines, as_json)
 
 
 @bench.command("latency", short_help="Time a sum of one number.")
 @click.option("--sites", type=click.IntRange(2, 100), default=4, show_default=True)
 @click.option("--repeat", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print only one JSON object.")
-def latency(sites: int, repeat: int, as_json: bool) -> None:
+@_figures
+def latency(sites: int, repeat: int, lines: Path | None, as_json: bool) -> None:
     """Time `fed.sum` of one number after joining, with the ledger in memory and on disk."""
-    import json
-
+    from fedhpc.bench.record import origin
     from fedhpc.bench.start import measure_ranks
 
+    begun = origin()
     result = measure_ranks("fedhpc.bench.latency_ranks", sites, {"sites": sites, "repeat": repeat})
-    click.echo(json.dumps(result) if as_json else _table(result))
+    _show(begun.complete(result, "sum of one number", params=1, ranks=[1] * sites), lines, as_json)
+
+
+@bench.command("round", short_help="Time training rounds, with masks and without.")
+@click.option("--sites", type=click.IntRange(2, 64), default=4, show_default=True)
+@click.option("--ranks-per-site", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=1, show_default=True, help="Of local training in a round.")
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Measured in each repeat.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
+@_figures
+def round_(
+    sites: int, ranks_per_site: int, epochs: int, rounds: int, repeat: int, lines: Path | None, as_json: bool
+) -> None:
+    """Time a whole training round of the digits example: evaluation, training, sum, checkpoint.
+
+    Each repeat is a fresh run with masks and one without (`unmasked_s`, `unmasked_cpu_s`), in turn; their first round
+    is not counted, and both must end with the same model. `secure_share` is the processor time that secure aggregation
+    adds to a round, over that of a round without: masked / unmasked - 1.
+    """
+    from fedhpc.bench.digits_round import measure
+    from fedhpc.bench.record import origin
+
+    begun = origin()
+    result = measure(sites=sites, ranks_per_site=ranks_per_site, epochs=epochs, rounds=rounds, repeat=repeat)
+    _show(begun.complete(result, "training round"), lines, as_json)
+
+
+@bench.command("masks", short_help="Time masks and encoding alone.")
+@click.option("--sites", default="2,4,8,16,32", show_default=True, help="Site counts, one after the other.")
+@click.option("--params", type=click.IntRange(1), default=10_000_000, show_default=True, help="Numbers in the vector.")
+@click.option("--lane-bits", type=click.Choice(["32", "64"]), default="32", show_default=True)
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
+@_figures
+def masks(sites: str, params: int, lane_bits: str, repeat: int, lines: Path | None, as_json: bool) -> None:
+    """Time what one site does before it sends: encoding, and a mask stream for each other site.
+
+    One process on one core; no other site and no wire. Rates: bytes of the vector encoded, and bytes of all streams
+    made and added, in a second. The masks of all sites must cancel, and the vector must come back.
+    """
+    from fedhpc.bench.record import origin
+    from fedhpc.bench.start import measure_alone
+
+    begun = origin()
+    case = {"sites": _site_counts(sites), "params": params, "lane_bits": int(lane_bits), "repeat": repeat}
+    result = measure_alone("fedhpc.bench.masks_alone", case)
+    rows = [begun.complete(row, "masks and encoding") for row in result["masks"]]
+    _show_rows(result | {"masks": rows}, rows, lines, as_json)
+
+
+@bench.command("data", short_help="Time how a site reads its data store.")
+@click.option("--store", type=click.Path(exists=True, dir_okay=False), help="A site's own; else one is written.")
+@click.option("--rows", type=click.IntRange(1), default=50_000, show_default=True, help="Of the one that is written.")
+@click.option("--columns", type=click.IntRange(1, 10_000), default=64, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Rows read at a time.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
+@_figures
+def data(
+    store: str | None, rows: int, columns: int, batch: int, repeat: int, lines: Path | None, as_json: bool
+) -> None:
+    """Time what it takes a site to read its HDF5 store.
+
+    It is opened with all its checks, which read every value, read once in order, and once in batches of rows drawn at
+    random, as training reads it. The file is in the kernel's cache where memory suffices. Some batches are compared
+    with what h5py reads row by row.
+    """
+    from fedhpc.bench.record import origin
+    from fedhpc.bench.start import measure_alone
+
+    begun = origin()
+    case = {"store": store, "rows": rows, "columns": columns, "batch": batch, "repeat": repeat}
+    _show(begun.complete(measure_alone("fedhpc.bench.store_reads", case), "reading a store"), lines, as_json)
 
 
 @bench.command("backends", short_help="Measure the backends of a site.")
 @click.option("--backends", default="serial,ddp,fsdp,mpi", show_default=True)
 @click.option("--ranks", type=click.IntRange(2), default=4, show_default=True, help="Of a site; serial has one.")
-@click.option("--params", type=click.IntRange(10_000_000), default=100_000_000, show_default=True)
+@click.option("--params", type=click.IntRange(1_000_000), default=100_000_000, show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Between two looks at the clock.")
 @click.option("--alternations", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print only one JSON object.")
-def backends(backends: str, ranks: int, params: int, steps: int, alternations: int, as_json: bool) -> None:
+@_figures
+def backends(
+    backends: str, ranks: int, params: int, steps: int, alternations: int, lines: Path | None, as_json: bool
+) -> None:
     """Measure what each backend takes to train a transformer at one site and to sum it with another.
 
     Memory is what a rank holds at most (VmHWM), with glibc told to give back what is free: `init_peak_over_v` while the
@@ -115,21 +205,18 @@ def backends(backends: str, ranks: int, params: int, steps: int, alternations: i
     optimiser step of one sequence of 128 tokens at each rank. A sample is a sequence; processor time is that of all
     ranks.
     """
-    import json
-
     from fedhpc.bench.backends import BACKENDS, measure
+    from fedhpc.bench.record import origin
     from fedhpc.errors import ConfigError
 
+    begun = origin()
     names = backends.split(",")
     unknown = [name for name in names if name not in BACKENDS]
     if unknown:
         raise ConfigError(f"--backends {backends}: there is no '{unknown[0]}'", f"one or more of {','.join(BACKENDS)}")
     result = measure(names, ranks, params, steps, alternations)
-    if as_json:
-        click.echo(json.dumps(result))
-        return
-    for row in result["backends"]:
-        click.echo(_table(row) + "\n")
+    rows = [begun.complete(row, f"training, {row['backend']}") for row in result["backends"]]
+    _show_rows(result | {"backends": rows}, rows, lines, as_json)
 
 
 def _ranks(text: str) -> list[int]:
@@ -141,10 +228,36 @@ def _ranks(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _table(result: dict[str, Any]) -> str:
-    """One line per figure."""
+def _site_counts(text: str) -> list[int]:
+    from fedhpc.errors import ConfigError
+
+    words = text.split(",")
+    if not all(word.isascii() and word.isdigit() and 2 <= int(word) <= 1000 for word in words):
+        raise ConfigError(f"--sites {text}", "one or more numbers of sites from 2 to 1000, such as 2,4,8")
+    return [int(word) for word in words]
+
+
+def _show(result: Mapping[str, Any], lines: Path | None, as_json: bool) -> None:
+    _show_rows(result, [result], lines, as_json)
+
+
+def _show_rows(whole: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], lines: Path | None, as_json: bool) -> None:
+    """`rows`: the complete results in `whole`."""
+    import json
+
+    from fedhpc.bench.record import append_lines
+
+    click.echo(json.dumps(whole) if as_json else "\n\n".join(_table(row) for row in rows))
+    if lines is not None:
+        append_lines(lines, rows)
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    """One line per figure; what each repeat took is for --json and --lines."""
     lines = []
     for name, value in result.items():
+        if name == "repeats":
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
         elif isinstance(value, float):

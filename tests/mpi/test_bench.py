@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 from harness import FEDHPC, ROOT, call, mpirun
 
+from fedhpc.bench.record import KEYS
+from fedhpc.data.schema import Feature, FeatureSet, Label
+from fedhpc.data.store import write_store
 from fedhpc.data.tokens import write_tokens
 
 TINY = {"vocabulary": 50, "tokenizer_sha256": "0" * 64, "context": 16, "width": 16, "layers": 2, "heads": 2}
+LIBRARIES = {"fedhpc", "python", "numpy", "cryptography", "openssl", "mpi4py", "mpi", "machine"}
 
 
 @pytest.mark.mpi
@@ -23,6 +27,104 @@ def test_a_sum_over_sites_of_different_sizes() -> None:
     assert result["verified"] is True
     assert (result["ranks"], result["rails"]) == ([1, 2], [1, 2])
     assert result["sum_uneven_over_even"] == pytest.approx(result["masked_s"] / result["even_masked_s"])
+
+
+def measured(folder: Path, *words: str, timeout: float = 60) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What `fedhpc bench` prints with --json, and the lines that it appends; each is a whole record."""
+    lines = folder / "lines.jsonl"
+    done = call([*FEDHPC, "bench", *words, "--json", "--lines", str(lines)], timeout=timeout).ok()
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    for number, record in enumerate(records, 1):
+        assert set(KEYS) <= set(record)
+        assert record["verified"] is True
+        assert record["wall_s"] > 0
+        assert record["cpu_s"] > 0
+        assert record["peak_bytes"] > 20 << 20  # a Python with NumPy
+        assert record["command"] == f"fedhpc bench {' '.join(words)}"
+        assert record["run_id"] == records[0]["run_id"]
+        assert set(record["versions"]) >= LIBRARIES
+        assert record["repeat"] == (number - 1) % record["repeats"] + 1
+    result: dict[str, Any] = json.loads(done.out.splitlines()[-1])
+    return result, records
+
+
+@pytest.mark.mpi
+def test_a_record_of_each_repeat_of_a_sum(tmp_path: Path) -> None:
+    words = ["sum", "--sites", "2", "--params", "600000", "--repeat", "2"]
+    result, records = measured(tmp_path, *words)
+    assert len(records) == 2
+    assert set(KEYS) <= set(result)
+    assert [r["measured"]["masked_s"] for r in records] == [r["masked_s"] for r in result["repeats"]]
+    assert result["wall_s"] == pytest.approx(sum(r["wall_s"] for r in records) / 2)
+    assert all(r["wall_s"] >= r["measured"]["masked_s"] for r in records)  # with the SHA-256 of the sum
+    assert result["peak_bytes"] > result["peak_rss_bytes"]  # of both ranks, of one
+    assert records[0]["settings"]["lane_bits"] == 32
+
+
+@pytest.mark.mpi
+def test_a_record_of_a_relayed_sum_counts_the_relay(tmp_path: Path) -> None:
+    words = ["sum", "--exchange", "https", "--sites", "2", "--params", "3000000", "--repeat", "1"]
+    result, (record,) = measured(tmp_path, *words)
+    assert record["measured"]["relay_cpu_s"] > 0
+    assert record["cpu_s"] > record["measured"]["relay_cpu_s"]
+    assert record["peak_bytes"] > result["relay_peak_rss_bytes"] + result["peak_rss_bytes"]
+
+
+@pytest.mark.mpi
+def test_small_sums_are_recorded_in_stretches(tmp_path: Path) -> None:
+    result, records = measured(tmp_path, "latency", "--sites", "2", "--repeat", "12")
+    assert len(records) == 5
+    assert (result["repeat"], result["params"], result["ranks"]) == (12, 1, [1, 1])
+
+
+@pytest.mark.mpi
+def test_masked_and_unmasked_rounds_train_the_same_model(tmp_path: Path) -> None:
+    words = ["round", "--sites", "2", "--ranks-per-site", "2", "--rounds", "1", "--repeat", "1"]
+    result, (record,) = measured(tmp_path, *words, timeout=100)
+    assert result["params"] == 16 * 9 + 16 + 32 * 16 * 9 + 32 + 32 * 4 * 10 + 10
+    assert record["ranks"] == [2, 2]
+    share = record["cpu_s"] / record["measured"]["unmasked_cpu_s"] - 1
+    assert result["secure_share"] == record["measured"]["secure_share"] == pytest.approx(share)
+    assert result["stages_s"]["masks"] > 0
+    assert result["stages_s"]["checkpoint"] > 0
+
+
+def test_masks_alone(tmp_path: Path) -> None:
+    result, records = measured(tmp_path, "masks", "--sites", "2,5", "--params", "100001", "--repeat", "2")
+    assert [(r["sites"], r["repeat"]) for r in records] == [(2, 1), (2, 2), (5, 1), (5, 2)]
+    assert [row["streams"] for row in result["masks"]] == [1, 4]
+    row = result["masks"][1]
+    assert row["stream_bytes_per_s"] == pytest.approx(4 * 400016 / row["masks_s"], rel=1e-4)
+
+
+def test_site_counts_that_are_none() -> None:
+    for words in ("1", "2,", "2,x", "1001"):
+        call([*FEDHPC, "bench", "masks", "--sites", words]).refused(64, f"--sites {words}", "2,4,8")
+
+
+def test_reads_of_a_store(tmp_path: Path) -> None:
+    result, _ = measured(tmp_path, "data", "--rows", "5001", "--columns", "3", "--batch", "50", "--repeat", "1")
+    assert (result["rows"], result["row_bytes"], result["params"]) == (5001, 12, 3 * 5001)
+    assert result["batches_rows_per_s"] == pytest.approx(5001 / result["batches_s"])
+    assert result["in_order_bytes_per_s"] == pytest.approx(12 * 5001 / result["in_order_s"])
+
+
+def test_reads_of_a_sites_own_store(tmp_path: Path) -> None:
+    store = tmp_path / "site.h5"
+    columns = FeatureSet((Feature("a"), Feature("b")), Label("class"), (2,))
+    values = np.arange(20, dtype=np.float32).reshape(10, 2)
+    labels, ids = np.zeros(10, np.int64), np.zeros((10, 32), np.uint8)
+    write_store(store, site="mine", feature_set=columns, features=values, labels=labels, row_ids=ids)
+    result, _ = measured(tmp_path, "data", "--store", str(store), "--repeat", "1")
+    assert (result["rows"], result["row_bytes"]) == (10, 8)
+    lines = tmp_path / "lines.jsonl"
+    call([*FEDHPC, "bench", "data", "--store", str(store), "--repeat", "2", f"--lines={lines}"]).ok()  # appends
+    assert [json.loads(line)["repeat"] for line in lines.read_text().splitlines()] == [1, 1, 2]
+
+
+def test_lines_that_cannot_be_written(tmp_path: Path) -> None:
+    words = ["bench", "data", "--rows", "10", "--repeat", "1", "--lines", str(tmp_path / "no" / "lines.jsonl")]
+    call([*FEDHPC, *words]).refused(74, "lines.jsonl")
 
 
 def backend(folder: Path, job: int, **case: Any) -> dict[str, Any]:
@@ -46,6 +148,7 @@ def test_memory_and_moves_of_a_backend(tmp_path: Path) -> None:
     assert found["model_bytes"] == 4 * (50 * 16 + 16 * 16 + 2 * block + 2 * 16)
     assert found["largest_tensor_over_v"] == 4 * 16 * 64 / found["model_bytes"]
     assert math.isfinite(found["loss"])
+    assert found["verified"] is True
     assert len(found["model_sha256"]) == 64
     assert min(found["moves_s"], found["step_s"], found["bytes_up"]) > 0
 
@@ -55,3 +158,7 @@ def test_speed_of_a_backend(tmp_path: Path) -> None:
     found = backend(tmp_path, 1, backend="serial", ranks=1, windows=2, alternations=1)
     ours, plain = found["samples_per_cpu_s"], found["plain_samples_per_cpu_s"]
     assert found["speed_over_plain"] == pytest.approx(ours / plain)
+    (turn,) = found["repeats"]
+    assert found["params"] > 0
+    assert turn["verified"] is True
+    assert turn["speed_over_plain"] == pytest.approx(turn["plain_cpu_s"] / turn["cpu_s"])

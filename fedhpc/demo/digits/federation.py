@@ -55,20 +55,29 @@ def write_digits_federation(
     `alpha`: of the Dirichlet distribution of classes over sites; smaller is more skewed. `start`: the model that it
     begins from. Needs scikit-learn (ConfigError if it is missing).
     """
+    directory.mkdir(parents=True, exist_ok=True)
+    create_key(directory / "row-id.key")
+    whole = directory / "data" / "digits.h5"
+    whole.parent.mkdir(exist_ok=True)
+    write_digits(whole, read_key(directory / "row-id.key"))
+    with SiteStore.open(whole) as store:
+        stores = dirichlet_split(store, SITES, alpha=alpha, seed=seed, out=directory / "data")
+    whole.unlink()
+    plan = Plan("digits", rounds, seed, STRATEGY, TASK.format(seed=seed), TRAIN, start=start)
+    return write_federation(directory, plan, {name: NewSite(path, ranks, "cpu") for name, path in stores.items()})
+
+
+def write_digits(path: Path, key: bytes) -> None:
+    """All of the digits as one store at `path`, with row ids under `key`. ConfigError if scikit-learn is missing."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ConfigError("the digits come with scikit-learn", "pip install 'fedhpc[demo]'") from None
-    directory.mkdir(parents=True, exist_ok=True)
-    create_key(directory / "row-id.key")
-    key = read_key(directory / "row-id.key")
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)[:, np.newaxis]  # [n, 1, 8, 8], grey 0..1
     ids = [np.frombuffer(row_id(key, str(i)), dtype=np.uint8) for i in range(len(images))]
-    whole = directory / "data" / "digits.h5"
-    whole.parent.mkdir(exist_ok=True)
     write_store(
-        whole,
+        path,
         site="digits",
         feature_set=FeatureSet((Feature("grey", "", "0 to 1"),), Label("digit"), images.shape[1:]),
         features=images,
@@ -78,8 +87,3 @@ def write_digits_federation(
         licence="CC-BY-4.0",
         citation="Alpaydin, Kaynak (1998). Optical Recognition of Handwritten Digits. UCI. doi:10.24432/C50P49",
     )
-    with SiteStore.open(whole) as store:
-        stores = dirichlet_split(store, SITES, alpha=alpha, seed=seed, out=directory / "data")
-    whole.unlink()
-    plan = Plan("digits", rounds, seed, STRATEGY, TASK.format(seed=seed), TRAIN, start=start)
-    return write_federation(directory, plan, {name: NewSite(path, ranks, "cpu") for name, path in stores.items()})

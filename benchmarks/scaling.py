@@ -1,0 +1,69 @@
+"""Runs that differ in one size only, sites or parameters, and how they compare with the smallest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from benchmarks.runs import Run, machine_text
+
+Size = Literal["sites", "params"]
+SIZES: tuple[Size, ...] = ("sites", "params")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Runs of the same work at several sizes, the smallest first."""
+
+    size: Size
+    work: str
+    system: str
+    fixed: int  # what the other size is
+    runs: list[Run]
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        whose = "" if self.system == "fedhpc" else f"{self.system}: "
+        return f"{whose}{self.work}, " + (
+            f"{self.fixed} sites" if self.size == "params" else f"{count(self.fixed)} parameters"
+        )
+
+    @property
+    def machines(self) -> list[str]:
+        """On which they were measured."""
+        return sorted({machine_text(run.get("machine")) for run in self.runs})
+
+    def efficiency(self, run: Run) -> float | None:
+        """Over parameters: parameters a second, over those of the smallest. Over sites: its seconds over these.
+
+        None where a median is missing, or the machines differ.
+        """
+        first, here = self.runs[0].median("wall_s"), run.median("wall_s")
+        if not first or not here or len(self.machines) > 1:
+            return None
+        grown = run.get("params") / self.runs[0].get("params") if self.size == "params" else 1
+        return float(first * grown / here)
+
+
+def series(runs: list[Run], size: Size) -> list[Series]:
+    """All series over `size` of two runs and more. Of two runs that differ in nothing the newer one counts."""
+    other: Size = "params" if size == "sites" else "sites"
+    found: dict[tuple[Any, ...], dict[int, Run]] = {}
+    for run in sorted(runs, key=lambda run: str(run.get("date"))):
+        if isinstance(run.get(size), int) and isinstance(run.get(other), int):
+            key = (run.get("work"), run.get("system"), run.get(other), run.settings)
+            found.setdefault(key, {})[run.get(size)] = run
+    return [
+        Series(size, str(work), str(system), fixed, [by_size[key] for key in sorted(by_size)])
+        for (work, system, fixed, _), by_size in sorted(found.items(), key=lambda item: str(item[0]))
+        if len(by_size) > 1
+    ]
+
+
+def count(number: int) -> str:
+    """A count in millions or thousands, as people say it."""
+    for unit, size in (("M", 10**6), ("k", 10**3)):
+        if number >= size and number % (size // 10) == 0:
+            return f"{number / size:g}{unit}"
+    return str(number)
