@@ -1,4 +1,4 @@
-"""Every command line of fedhpc that containers/ shows, also behind apptainer, podman and kubectl, is one that it has."""
+"""Every command line of fedhpc that containers/ shows, also behind apptainer, podman and kubectl, exists."""
 
 from __future__ import annotations
 
