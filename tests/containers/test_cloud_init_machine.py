@@ -36,6 +36,7 @@ cloud_init_modules: [write-files, users-groups]
 cloud_config_modules: [runcmd]
 cloud_final_modules: [package-update-upgrade-install, scripts-user]
 """
+_MIRROR = "      # index-url = https://mirror.example/simple\n"
 _INSTALL = "apt-get update -qq; apt-get install -y -qq --no-install-recommends cloud-init systemd-sysv"
 _BOOT = """\
 set -e
@@ -64,7 +65,8 @@ def machine(workshop: Path) -> Path:
     seed.mkdir(parents=True)
     pip = pip_settings.here(workshop / "machine-pip.conf", root_fs.cache_folder() / "pip")
     user_data = put_in(USER_DATA.read_text(), "FEDHPC_WHEEL", f"file:///mnt/{wheel.name}")
-    user_data = put_in(user_data, "[global]\n", textwrap.indent(pip.file.read_text(), " " * 6).lstrip())
+    settings = pip.file.read_text().removeprefix("[global]\n")
+    user_data = put_in(user_data, _MIRROR, textwrap.indent(settings, " " * 6))
     (seed / "user-data").write_text(user_data)
     (seed / "meta-data").write_text("instance-id: relay-1\n")
     (root / "etc/cloud/cloud.cfg.d/99_test.cfg").write_text(_SETTINGS)

@@ -24,7 +24,7 @@ def test_it_is_user_data_without_a_key() -> None:
     }
     assert (CONFIG["ssh_pwauth"], CONFIG["disable_root"]) == (False, True)
     assert "PRIVATE" not in TEXT
-    assert "relay.key" not in FILES
+    assert not any("relay.key" in path for path in FILES)
 
 
 def test_its_user_and_paths_are_those_of_the_unit() -> None:
@@ -58,3 +58,18 @@ def test_the_firewall_can_be_loaded_and_lets_in_the_relay() -> None:
     assert re.findall(r"policy (\w+);", rules) == ["drop", "drop"]
     (ports,) = re.findall(r"tcp dport \{ (.+?) \} accept", rules)
     assert set(ports.split(", ")) == {"22", "8443"}
+    assert "ip6 saddr fe80::/10 udp dport 546 accept" in rules, "the machine would lose its address of IPv6"
+
+
+def test_the_firewall_is_up_before_anything_can_fail() -> None:
+    enable, start, *rest = SCRIPT.removeprefix("set -eu\n").splitlines()
+    assert (enable, start) == ("systemctl enable nftables", "systemctl restart nftables")
+    assert any("pip install" in line for line in rest)
+
+
+def test_the_mirror_of_the_comment_is_pip_s_index_once_it_is_none() -> None:
+    text, comments = re.subn(r"(?m)^# (?=index-url)", "", FILES["/etc/pip.conf"])
+    assert comments == 1
+    settings = configparser.ConfigParser()
+    settings.read_string(text)
+    assert settings["global"]["index-url"].startswith("https://")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import sys
 import tomllib
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_nothing_is_root_or_writes_to_the_image_when_it_runs(path: Path) -> None
     image = load(path).image
     for name in RUN:
         text = getattr(image, name)
-        assert not re.search(r"\b(sudo|su|chown|chmod|apt|apt-get|dpkg|pip|mkdir|/root)\b", text), name
+        assert not re.search(r"\b(sudo|su|chown|chmod|apt|apt-get|dpkg|pip|mkdir)\b|(?<![\w/])/root\b", text), name
     for line in image.runscript.splitlines() + image.startscript.splitlines():
         assert line.strip().startswith("exec ") or not line.strip(), "a shell between the launcher and the ranks"
     assert "PYTHONDONTWRITEBYTECODE=1" in (FOLDER / "run_environment.sh").read_text()
@@ -248,10 +249,58 @@ def environment_script(**variables: str) -> Completed:
         ({"HOROVOD": "maybe"}, 64, "HOROVOD=maybe\nhint: yes or no"),
         ({"MPI": "host", "HOROVOD": "yes"}, 64, "HOROVOD=yes with MPI=host\n"),
         ({}, 74, "WHEELHOUSE=/nonexistent is no folder in the build"),
+        ({"WHEELHOUSE": str(FOLDER / "args")}, 74, "args has no wheels in the build"),
     ],
 )
 def test_a_build_that_cannot_succeed_ends_at_once(variables: dict[str, str], code: int, says: str) -> None:
     environment_script(**variables).refused(code, says)
+
+
+def test_the_index_of_pytorch_comes_beside_those_of_pip_conf(tmp_path: Path) -> None:
+    settings = tmp_path / "pip.conf"
+    (lines,) = re.findall(r"(?ms)^if \[ -z .*TORCH_INDEX.*?^fi\n", (FOLDER / "environment.sh").read_text())
+    found = []
+    for text in ("", "extra-index-url = https://a.example/simple\n  https://b.example/simple\n"):
+        settings.write_text(f"[global]\n{text}")
+        environment = {"PIP_CONFIG_FILE": str(settings), "TORCH_INDEX": "https://torch.example", "tools": sys.prefix}
+        done = call(["env", "--unset=PIP_EXTRA_INDEX_URL", "sh", "-euc", f"{lines}\nprintenv PIP_EXTRA_INDEX_URL"],
+                    env={**os.environ, **environment})  # fmt: skip
+        found.append(done.ok().out.split())
+    assert found[0][0] == found[1][0] == "https://torch.example"
+    assert found[1][1:] == ["https://a.example/simple", "https://b.example/simple"]
+
+
+def test_a_base_that_can_compile_needs_no_package_for_it(tmp_path: Path) -> None:
+    (lines,) = re.findall(r"(?ms)^missing_to_compile\(\) \{.*?^\}\n", (FOLDER / "environment.sh").read_text())
+    headers = tmp_path / "include"
+    headers.mkdir()
+    python = f'python3() {{ "{sys.executable}" -c "import os; os.stat(\'{headers}/Python.h\')"; }}\n'
+    tools = "".join(f"{name}() {{ :; }}\n" for name in ("make", "ld"))
+
+    def missing(have: str) -> list[str]:
+        return call(["/bin/sh", "-uc", f"PATH=/nonexistent\n{have}{python}{lines}missing_to_compile"]).ok().out.split()
+
+    assert missing("") == ["g++", "make", "binutils", "python3-dev"]
+    (headers / "Python.h").touch()
+    assert missing(tools) == ["g++"]
+
+
+def test_the_mirror_of_a_build_takes_no_source_of_the_base_away() -> None:
+    debian = (FOLDER / "debian.sh").read_text()
+    assert "/etc/apt/sources.list" not in debian
+    assert re.findall(r"(?m)^rm .*$", debian) == ['rm -rf /var/lib/apt/lists/* "$settings" ${list:+"$list"}']
+
+
+@pytest.mark.parametrize(
+    ("mpi", "bound", "has"),
+    [("openmpi", "", True), ("host", "", False), ("host", "/nonexistent", False), ("host", str(FOLDER), True)],
+)
+def test_an_image_without_mpi_is_tested_with_the_bound_one_where_it_came_in(
+    mpi: str, bound: str, has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDHPC_IMAGE_MPI", mpi)
+    monkeypatch.setenv("MPI_DIR", bound)
+    assert runpy.run_path(str(FOLDER / "check_image.py"))["_has_mpi"]() is has
 
 
 def inside(**variables: str) -> dict[str, str]:
