@@ -187,12 +187,18 @@ def open_file(path: Path) -> h5py.File:
         raise DataError(f"{path} does not exist", "check the path") from None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}", "check its permissions") from None
-    try:
-        # No lock: files are never changed after their rename, and many parallel file systems refuse locks.
-        return h5py.File(path, "r", locking=False)
-    except DAMAGE as error:
-        reason = "it is cut short" if "truncated" in str(error) else "it is damaged, or not HDF5"
-        raise DataError(f"cannot read {path}: {reason}", "copy or make the file again") from None
+    trouble = ""
+    # No lock: files are never changed after their rename, and many parallel file systems refuse locks. But a file that a
+    # user's script has open already, HDF5 opens once more in the same way only (findings/h5py-locking-must-agree.sh).
+    for locking in (False, None, True):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except DAMAGE as error:
+            trouble = trouble or str(error)
+            if "locking" not in trouble:
+                break
+    reason = "it is cut short" if "truncated" in trouble else "it is damaged, or not HDF5"
+    raise DataError(f"cannot read {path}: {reason}", "copy or make the file again")
 
 
 def put_text(file: h5py.File, name: str, text: str) -> None:

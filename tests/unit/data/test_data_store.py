@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fedhpc.data import hdf5
 from fedhpc.data.schema import Feature, FeatureSet, Label
+from fedhpc.data.hdf5 import open_file
 from fedhpc.data.store import SiteStore, chunk_rows, write_store
 from fedhpc.errors import DataError, StorageError
 
@@ -362,3 +363,13 @@ def test_temporaries_of_dead_writers_go_and_those_of_living_ones_stay(tmp_path):
         fcntl.flock(held, fcntl.LOCK_EX)
         make(tmp_path / "a.h5")
     assert sorted(os.listdir(tmp_path)) == sorted([living.name, other.name, "a.h5"])
+
+
+@pytest.mark.parametrize("locking", [False, None, True, "best-effort"])
+def test_a_file_that_the_process_has_open_already_is_read(tmp_path, locking):
+    """However it was opened: HDF5 refuses to open it a second time with other flags."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(3)
+    with h5py.File(path, "r", locking=locking), open_file(path) as again:
+        assert again["x"][()].tolist() == [0, 1, 2]
