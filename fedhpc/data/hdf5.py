@@ -188,8 +188,8 @@ def open_file(path: Path) -> h5py.File:
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}", "check its permissions") from None
     trouble = ""
-    # No lock: files are never changed after their rename, and many parallel file systems refuse locks. But a file that a
-    # user's script has open already, HDF5 opens once more in the same way only (findings/h5py-locking-must-agree.sh).
+    # No lock: files are never changed after their rename, and many parallel file systems refuse locks. But a file that
+    # a user's script has open already, HDF5 opens once more in the same way only (findings/h5py-locking-must-agree.sh).
     for locking in (False, None, True):
         try:
             return h5py.File(path, "r", locking=locking)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedhpc.data import hdf5
-from fedhpc.data.schema import Feature, FeatureSet, Label
 from fedhpc.data.hdf5 import open_file
+from fedhpc.data.schema import Feature, FeatureSet, Label
 from fedhpc.data.store import SiteStore, chunk_rows, write_store
 from fedhpc.errors import DataError, StorageError
 
