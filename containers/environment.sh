@@ -68,7 +68,7 @@ if [ -z "${WHEELHOUSE:-}" ] && [ -n "${TORCH_INDEX:-}" ]; then
     # A variable takes the place of what pip.conf says, and does not add to it. (`config get` reads one file only.)
     others=$("$tools/bin/python" -m pip config list | sed -n "s/^global\.extra-index-url='\(.*\)'\$/\1/p" |
         sed 's/\\n/ /g')
-    export PIP_EXTRA_INDEX_URL="$TORCH_INDEX $others"
+    export PIP_EXTRA_INDEX_URL="$TORCH_INDEX ${PIP_EXTRA_INDEX_URL:-$others}"
 fi
 "$tools/bin/python" -m pip install --quiet -c "$here/pins.txt" setuptools cyclonedx-bom
 "$tools/bin/python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /opt/wheels "$source"

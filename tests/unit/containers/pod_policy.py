@@ -1,7 +1,8 @@
 """What Kubernetes manifests of this project may hold: pure functions from their objects to what is wrong with them.
 
-A list of what is allowed, not of what is forbidden: a field that this module has never heard of is refused. Nothing in
-it needs a cluster. `wrong` is about any pod, `wrong_about_relay` about the relay's.
+A list of what is allowed, not of what is forbidden: a field that this module has never heard of is refused, but for
+what is inside a ConfigMap, a claim and a volume. Nothing in it needs a cluster. `wrong` is about any pod that mounts
+what the relay's does, `wrong_about_relay` about its relay.toml.
 """
 
 from __future__ import annotations
@@ -25,6 +26,17 @@ _POD = {
     *("automountServiceAccountToken", "containers", "enableServiceLinks", "initContainers", "securityContext"),
     *("serviceAccountName", "terminationGracePeriodSeconds", "volumes"),
 }
+_METADATA = {"labels", "name"}
+_FIELDS = {  # of an object, beside apiVersion, kind and metadata
+    "ServiceAccount": {"automountServiceAccountToken"},
+    "ConfigMap": {"data"},
+}
+_DEPLOYMENT = {"replicas", "revisionHistoryLimit", "selector", "strategy", "template"}
+_ROUTE = {"host", "port", "tls", "to", "wildcardPolicy"}
+_PROBE = ["fedhpc", "relay", "status", "--json"]
+_PROBE_FIELDS = {"exec", "failureThreshold", "periodSeconds", "timeoutSeconds"}
+_MOUNTS = {"config": "/config", "key": "/key", "relay": "/relay", "secret": "/secret", "tmp": "/tmp"}
+_LEAST_MEMORY = {"containers": 256, "initContainers": 16}  # MiB
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 _CONTAINER = {"args", "command", "image", "name", "ports", "resources", "securityContext", "volumeMounts", *_PROBES}
 _CONFINED = {
@@ -62,6 +74,8 @@ def _of_object(one: Object, objects: Sequence[Object], fixed_ids: bool) -> Itera
         return
     if "namespace" in one["metadata"]:
         yield "it chooses a namespace"
+    yield from _unknown(one, {"apiVersion", "kind", "metadata", *_FIELDS.get(kind, {"spec"})}, "its")
+    yield from _unknown(one["metadata"], {*_METADATA, "namespace"}, "its metadata's")
     if kind in _TEMPLATES:
         yield from _of_deployment(one["spec"])
         yield from _of_pod(one["spec"]["template"]["spec"], fixed_ids)
@@ -77,6 +91,11 @@ def _of_object(one: Object, objects: Sequence[Object], fixed_ids: bool) -> Itera
 
 
 def _of_deployment(spec: Object) -> Iterator[str]:
+    yield from _unknown(spec, _DEPLOYMENT, "the deployment's")
+    yield from _unknown(spec["template"], {"metadata", "spec"}, "the template's")
+    # Annotations can take AppArmor and seccomp away.
+    yield from _unknown(spec["template"]["metadata"], {"labels"}, "the template's metadata's")
+    yield from _unknown(spec["selector"], {"matchLabels"}, "the selector's")
     if spec.get("replicas") != 1 or spec.get("strategy") != {"type": "Recreate"}:
         yield "a store has one relay: replicas 1, strategy Recreate"
     if spec["selector"].get("matchLabels") != spec["template"]["metadata"].get("labels"):
@@ -110,10 +129,19 @@ def _of_pod(spec: Object, fixed_ids: bool) -> Iterator[str]:
     containers = [*spec.get("initContainers", []), *spec["containers"]]
     for container in containers:
         yield from (f"container {container['name']}: {what}" for what in _of_container(container, kinds))
+    for group, least in _LEAST_MEMORY.items():
+        for container in spec.get(group, []):
+            limit = _mebibytes(container.get("resources", {}).get("limits", {}).get("memory", ""))
+            if limit is not None and limit < least:
+                yield f"container {container['name']}: {limit} MiB of memory are too few"
     for container in spec["containers"]:
         for probe in _PROBES:
-            if set(container.get(probe, {})) & {"exec", "httpGet", "tcpSocket", "grpc"} != {"exec"}:
-                yield f"container {container['name']}: {probe} is no command"
+            given = container.get(probe, {})
+            if given.get("exec") != {"command": _PROBE}:
+                yield f"container {container['name']}: {probe} is not the command {' '.join(_PROBE)}"
+            yield from (
+                f"container {container['name']}: {what}" for what in _unknown(given, _PROBE_FIELDS, f"{probe}'s")
+            )
     mounted = {mount["name"] for container in containers for mount in container.get("volumeMounts", [])}
     yield from (f"volume {name} is not mounted" for name in kinds.keys() - mounted)
 
@@ -135,10 +163,20 @@ def _of_container(container: Object, volumes: Mapping[str, str]) -> Iterator[str
     for mount in container.get("volumeMounts", []):
         yield from _unknown(mount, {"name", "mountPath", "readOnly"}, "a mount's")
         kind = volumes.get(mount["name"])
+        if mount["mountPath"] != _MOUNTS.get(mount["name"]):
+            yield f"{mount['name']} is mounted over {mount['mountPath']}"
         if kind is None:
             yield f"there is no volume {mount['name']}"
         if kind in _READ_ONLY and mount.get("readOnly") is not True:
             yield f"it may write to {mount['name']}"
+
+
+def _mebibytes(text: str) -> int | None:
+    """A quantity of memory in MiB, or None where it is missing; what is written in another way is none at all."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+)(Mi|Gi)", text)
+    return int(match[1]) * {"Mi": 1, "Gi": 1024}[match[2]] if match else 0
 
 
 def _of_service(spec: Object, objects: Sequence[Object]) -> Iterator[str]:
@@ -159,12 +197,22 @@ def _of_network_policy(spec: Object, objects: Sequence[Object]) -> Iterator[str]
         yield "no pod has these labels"
     if set(spec.get("policyTypes", [])) != {"Ingress", "Egress"} or spec.get("egress") != []:
         yield "pods may dial out"
+    yield from _unknown(spec["podSelector"], {"matchLabels"}, "the selector's")
+    for rule in spec.get("ingress", []):
+        yield from _unknown(rule, {"ports"}, "a rule's")
+        for port in rule.get("ports", []):
+            yield from _unknown(port, {"port", "protocol"}, "a port's")
     ports = [port.get("port") for rule in spec.get("ingress", []) for port in rule.get("ports", [{}])]
     if not ports or any(port not in _pod_ports(objects) for port in ports):
         yield "it lets in to other ports than those of a pod"
 
 
 def _of_route(spec: Object, objects: Sequence[Object]) -> Iterator[str]:
+    yield from _unknown(spec, _ROUTE, "the route's")
+    yield from _unknown(spec["to"], {"kind", "name", "weight"}, "the route's target's")
+    yield from _unknown(spec["port"], {"targetPort"}, "the route's port's")
+    if spec.get("wildcardPolicy", "None") != "None" or spec["to"].get("kind") != "Service":
+        yield "it is for more names than one, or leads to no service"
     if spec.get("tls") != {"termination": "passthrough", "insecureEdgeTerminationPolicy": "None"}:
         yield "TLS does not pass through to the relay"
     services = {one["metadata"]["name"]: one["spec"]["ports"] for one in objects if one.get("kind") == "Service"}

@@ -111,10 +111,47 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no memory limit": (lambda k: relay(k)["resources"]["limits"].pop("memory"), "no limits.memory"),
     "no requests": (lambda k: first(k)["resources"].pop("requests"), "no requests.cpu"),
     "a tag": (lambda k: relay(k).update(image="registry.example/fedhpc-relay:latest"), "has no digest"),
-    "no probe": (lambda k: relay(k).pop("livenessProbe"), "livenessProbe is no command"),
+    "no probe": (lambda k: relay(k).pop("livenessProbe"), "livenessProbe is not the command"),
     "a probe over the network": (
         lambda k: relay(k).update(readinessProbe={"httpGet": {"port": 9443}}),
-        "readinessProbe is no command",
+        "readinessProbe is not the command",
+    ),
+    "a probe that always passes": (
+        lambda k: relay(k)["livenessProbe"]["exec"].update(command=["true"]),
+        "livenessProbe is not the command",
+    ),
+    "a probe with more to do": (
+        lambda k: relay(k)["livenessProbe"].update(terminationGracePeriodSeconds=1),
+        "livenessProbe's terminationGracePeriodSeconds is not allowed",
+    ),
+    "too little memory": (lambda k: relay(k)["resources"]["limits"].update(memory="1Mi"), "1 MiB of memory"),
+    "memory in other words": (lambda k: relay(k)["resources"]["limits"].update(memory="1000m"), "too few"),
+    "a profile taken away": (
+        lambda k: k["Deployment"]["spec"]["template"]["metadata"].update(
+            annotations={"container.apparmor.security.beta.kubernetes.io/relay": "unconfined"}
+        ),
+        "the template's metadata's annotations is not allowed",
+    ),
+    "annotations of anything": (lambda k: k["Service"]["metadata"].update(annotations={}), "annotations is not"),
+    "a field beside the specification": (lambda k: k["ConfigMap"].update(binaryData={}), "its binaryData is not"),
+    "a deployment at rest": (lambda k: k["Deployment"]["spec"].update(paused=True), "paused is not allowed"),
+    "pods by expression": (
+        lambda k: k["Deployment"]["spec"]["selector"].update(matchExpressions=[]),
+        "matchExpressions is not allowed",
+    ),
+    "a mount over the program": (
+        lambda k: relay(k)["volumeMounts"][4].update(mountPath="/opt/fedhpc"),
+        "tmp is mounted over /opt/fedhpc",
+    ),
+    "a range of ports": (
+        lambda k: k["NetworkPolicy"]["spec"]["ingress"][0]["ports"][0].update(endPort=9443),
+        "endPort is not allowed",
+    ),
+    "a rule with more": (lambda k: k["NetworkPolicy"]["spec"]["ingress"][0].update({"from": []}), "from is not"),
+    "a route for all names": (lambda k: k["Route"]["spec"].update(wildcardPolicy="Subdomain"), "more names than one"),
+    "a second target": (
+        lambda k: k["Route"]["spec"].update(alternateBackends=[{"kind": "Service", "name": "x"}]),
+        "alternateBackends is not allowed",
     ),
     "environment from anywhere": (lambda k: relay(k).update(envFrom=[]), "envFrom is not allowed"),
     "a secret to write to": (lambda k: relay(k)["volumeMounts"][1].pop("readOnly"), "it may write to secret"),
