@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from command_lines import check_command
 from containers.definition import read_definition
 from harness import ROOT
+
+from fedhpc.cli import cli
+from fedhpc.cli.relay import relay as relay_commands
 
 FOLDER = ROOT / "containers"
 FILES = [*sorted(FOLDER.rglob("*.md")), *sorted(FOLDER.glob("*.def"))]
@@ -76,3 +81,16 @@ def test_a_script_s_own_words_count() -> None:
         check(run)
     with pytest.raises(click.ClickException):
         check(of_fedhpc("podman exec relay fedhpc relay status --xml") or [])
+
+
+def test_the_folder_of_the_relay_is_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its one change the relay has a port that users may open, and the admin port that `relay status` asks."""
+    readme = (FOLDER / "README.md").read_text()
+    (line,) = re.findall(r"(?m)^    fedhpc (federation new .*)$", readme)
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(cli, shlex.split(line))
+    assert made.exit_code == 0, made.output
+    text, changes = re.subn(r"(?m)^# ?(?=admin = )", "", (tmp_path / "heart/relay/relay.toml").read_text())
+    settings = tomllib.loads(text)["relay"]
+    (asked,) = (one.default for one in relay_commands.commands["status"].params if one.name == "admin")
+    assert (changes, settings["admin"], settings["listen"]) == (1, asked, "0.0.0.0:8443")
