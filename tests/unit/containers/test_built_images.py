@@ -63,9 +63,12 @@ def test_an_image_is_started_with_its_own_path_and_without_the_host_s_python() -
 def test_evidence_of_images_needs_every_file_of_tests() -> None:
     files = [path.stem for path in ROOT.glob("tests/containers/test_*.py")]
     model = {"final_model_sha256": "ab"}
-    whole = {"passed": dict.fromkeys(files, 1), "skipped": [], "hybrid": model, "bind": model}
+    said = {"hybrid": model, "bind": model, "relay": model, "horovod": {}, "air gap": {}}
+    whole = {"passed": dict.fromkeys(files, 1), "skipped": [], **said}
     assert _containers(whole) == ""
     assert _containers({**whole, "passed": dict.fromkeys(files[1:], 1)}) == f"nothing passed in {files[0]}"
     assert _containers({**whole, "skipped": ["a"]}).startswith("skipped")
     assert _containers({**whole, "bind": {"final_model_sha256": "cd"}}) == "another model"
+    for name in said:
+        assert _containers({key: value for key, value in whole.items() if key != name}) == f"nothing is said of {name}"
     assert _containers("1 failed").startswith("skipped")
