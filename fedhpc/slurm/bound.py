@@ -14,7 +14,8 @@ from fedhpc.agreement.site_file import SiteFile
 from fedhpc.app.previous import beside
 from fedhpc.app.programs.training import DataSection
 from fedhpc.config import read_section
-from fedhpc.ledger.home import home_of
+from fedhpc.ledger.home import LedgerHome, home_of
+from fedhpc.ledger.stores import homes_of
 from fedhpc.relay.settings import read_settings
 from fedhpc.slurm.container_section import check_bound
 from fedhpc.slurm.plan import Plan
@@ -86,6 +87,8 @@ def _of_site(site: SiteFile) -> Iterator[Bound]:
     for path in (site.site.key, site.exchange.key, site.exchange.certificate, *named):
         if path is not None:
             yield Bound(site.path(path))
+    if data is not None:  # looked for, before this run's own is noted beside them
+        yield from (Bound(LedgerHome(Path(home)).ledger) for home in homes_of(site.path(data.path)))
     if site.exchange.kind == "spool" and site.exchange.spool is not None:
         yield Bound(site.path(site.exchange.spool), writable=True)
     if site.ledger.path is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
+from typing import Literal
 
 from fedhpc.errors import ConfigError
 from fedhpc.federation.life import Stage
@@ -20,6 +21,8 @@ INSIDE = '"${inside[@]}"'
 """In place of the interpreter: the runtime, its options, the image and the image's interpreter."""
 LIBRARIES = ("libmpi.so.40", "libmpi.so.12")
 # Charliecloud shares these with the host, and cannot bind below them.
+DataDirectory = Literal["ledger", "notes", "nothing"]
+"""notes: with which ledgers data were used (ledger/stores.py), which a job can do without."""
 _SHARED = tuple(map(Path, ("/tmp", "/dev", "/proc", "/sys")))  # noqa: S108 - seen inside, not written here
 
 
@@ -32,17 +35,18 @@ def entrance(
     *,
     folder: Path,
     gpu: bool,
-    ledger: bool,
+    data: DataDirectory,
 ) -> str:
     """Lines of a batch script that check the image and set the array `inside`. `gpu`: for what trains. ConfigError.
 
-    `folder`: where it starts. `ledger`: a site's ledger is in the user's data directory.
+    `folder`: where it starts. `data`: what of fedhpc is in the user's data directory.
     """
     section = settings.inside
     charliecloud = section.runtime == "charliecloud"
     first, needed, last = _binds(section, arranged(found, flat=charliecloud))
     made = [shlex.quote(str(path)) for path in dict.fromkeys(b.path for b in found if b.made)]
-    made += ['"$XDG_DATA_HOME/fedhpc"'] * ledger
+    made += ['"$XDG_DATA_HOME/fedhpc"'] * (data != "nothing")
+    seen = data == "ledger" or (data == "notes" and not charliecloud)
     words = _gpu(plan, section, settings) if gpu and stage != "exchange" else []
     words += [shlex.quote(option) for option in section.options]
     values = {
@@ -60,13 +64,15 @@ def entrance(
     if charliecloud:
         words = [f"--set-env={shlex.quote(f'{n}={v}')}" for n, v in _variables(section).items()] + words
         path = f"{Path(section.python).parent}:/usr/local/bin:/usr/bin:/bin"
-        values |= {"path": shlex.quote(path), "ledger": part("charliecloud_ledger") if ledger else ""}
+        values |= {"path": shlex.quote(path), "ledger": part("charliecloud_ledger") if seen else ""}
+        values |= {"data": "export XDG_DATA_HOME=$home/.local/share" if data == "notes" else ""}
     else:
         name = "SINGULARITY" if "singularity" in Path(section.words).name else "APPTAINER"
         exports = [f"export {name}_NO_EVAL=1"]  # a $ in a value stays one
         exports += [f"export {name}ENV_{n}={shlex.quote(v)}" for n, v in _variables(section).items()]
         values |= {"exports": "\n".join(exports)}
-        values |= {"ledger": 'binds+=(--bind "$XDG_DATA_HOME/fedhpc")' if ledger else ""}
+        values |= {"ledger": 'binds+=(--bind "$XDG_DATA_HOME/fedhpc")' if seen else ""}
+        values |= {"data": part("notes") if data == "notes" else ""}
     values |= {"words": "\n".join(f"  {word}" for word in words)}
     return f"{_check(plan, section, image)}\n\n{part(section.runtime, values)}\n"
 

@@ -13,7 +13,7 @@ from fedhpc.agreement.site_file import SiteFile, read_site_directory
 from fedhpc.errors import ConfigError
 from fedhpc.federation.life import Stage
 from fedhpc.slurm.bound import Bound, bound_by_relay, bound_by_sites
-from fedhpc.slurm.entrance import INSIDE, OUTSIDE, entrance
+from fedhpc.slurm.entrance import INSIDE, OUTSIDE, DataDirectory, entrance
 from fedhpc.slurm.image import Image, require_agreed
 from fedhpc.slurm.plan import Plan
 from fedhpc.slurm.render import fill, header, launcher, log_pattern, one_task, part, resources, template
@@ -137,7 +137,8 @@ def _entrance(
         return ""
     folder = shape.relay.parent if relay and shape.relay else plan.site_file.base
     found = [*pieces.bound, Bound(plan.jobs, writable=True)]
-    return entrance(plan, settings, stage, image, found, folder=folder, gpu=not relay, ledger=pieces.homeless)
+    data: DataDirectory = "nothing" if relay else "ledger" if pieces.homeless else "notes"
+    return entrance(plan, settings, stage, image, found, folder=folder, gpu=not relay, data=data)
 
 
 def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage, within: str) -> _Pieces:

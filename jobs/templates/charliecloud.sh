@@ -5,6 +5,7 @@ case ${XDG_DATA_HOME:-} in
   /*) ;;
   *) export XDG_DATA_HOME=${HOME:-~}/.local/share ;;
 esac
+@@data@@
 if ! (umask 077 && mkdir -p "$home"@@made@@); then
   say "a folder that this job writes in cannot be made: the job is not submitted again"
   say "XDG_DATA_HOME in [slurm] setup, or [ledger] path in the site file, puts the ledger elsewhere"

@@ -45,6 +45,7 @@ exec unshare --mount USER --propagation private bash -c '
   root=PLACE
   mount -t tmpfs root "$root"
   mkdir "$root/tmp" "$root/run"
+  mount -t tmpfs tmp "$root/tmp"
   fatal() { echo "apptainer: $*" >&2; exit 255; }
   put() {
     local source=$1 target=${2:-$1} above=$root part
@@ -73,6 +74,7 @@ exec unshare --mount USER --propagation private bash -c '
     put "$source" "$target" "$rights"
     shift
   done
+  mount -o remount,ro "$root"
   exec chroot "$root" /usr/bin/env --chdir="$pwd" "$@"' apptainer "$pwd" "${#binds[@]}" "${binds[@]}" "$@"
 """
 

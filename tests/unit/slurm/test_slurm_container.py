@@ -212,6 +212,7 @@ def test_a_job_sees_what_it_needs_and_writes_only_where_it_must(tmp_path: Path) 
         f"{folder}/data/aa.h5:{folder}/data/aa.h5:ro",
         f"{folder}/keys/aa.key:{folder}/keys/aa.key:ro",
         f"{folder}/ledger/aa:{folder}/ledger/aa",
+        "$XDG_DATA_HOME/fedhpc",
     ]
     edit(site, site.read_text().partition("[ledger]")[2].splitlines()[1], "")
     assert bound_in(text_of(site))[-1] == "$XDG_DATA_HOME/fedhpc", "over all others"
@@ -231,7 +232,7 @@ def test_sites_elsewhere_and_a_spool_are_bound(tmp_path: Path) -> None:
     bound = [target for _, _, target in (b.partition(":") for b in bound_in(text_of(site)))]
     assert f"{tmp_path}/place" in bound, "the copy of federation.toml lies above RUN/SITE"
     assert f"{tmp_path}/fed/sites/spool" in bound
-    assert f"{tmp_path}/place" in text_of(site).split("umask 077 && mkdir -p", 1)[1].splitlines()[0]
+    assert f"{tmp_path}/place" in text_of(site).split("if ! (umask 077 && mkdir -p", 1)[1].splitlines()[0]
 
 
 def test_a_relay_sees_its_own_folder_only(tmp_path: Path) -> None:

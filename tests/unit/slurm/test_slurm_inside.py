@@ -15,6 +15,8 @@ from rooted_apptainer import needs_roots, write_apptainer
 from slurm_fakes import plan_of, script, write_site
 
 from fedhpc.agreement.run_folder import FEDERATION_FILE
+from fedhpc.ledger.home import LedgerHome
+from fedhpc.ledger.stores import remember_home
 from fedhpc.slurm.image import Image
 from fedhpc.slurm.scripts import Shape
 
@@ -177,7 +179,22 @@ def test_folders_that_cannot_be_made_end_the_job_with_a_hint(tmp_path: Path) -> 
 
 
 def test_a_named_ledger_needs_no_data_directory(tmp_path: Path) -> None:
+    """What fedhpc notes there of the data's use goes to the run's own home instead."""
     site = site_in(tmp_path / "fed")
     (tmp_path / "file").touch()
-    seen = look(site, tmp_path / "fed" / "ledger" / "aa", XDG_DATA_HOME=str(tmp_path / "file" / "share"))
-    assert list(seen.values()) == ["w"]
+    own = tmp_path / "fed" / "run" / "aa" / "jobs" / "own-home" / ".local" / "share" / "fedhpc"
+    seen = look(site, tmp_path / "fed" / "ledger" / "aa", own, XDG_DATA_HOME=str(tmp_path / "file" / "share"))
+    assert list(seen.values()) == ["w", "w"]
+    assert (
+        look(site, tmp_path / "home" / "fedhpc", XDG_DATA_HOME=str(tmp_path / "home"))[f"{tmp_path}/home/fedhpc"] == "w"
+    )
+
+
+def test_other_ledgers_of_the_same_data_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the note of which ledgers data were used with would lose them."""
+    site = site_in(tmp_path / "fed")
+    home = LedgerHome(tmp_path / "elsewhere")
+    home.key()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    remember_home(home, tmp_path / "fed" / "data" / "aa.h5")
+    assert list(look(site, home.ledger, home.folder / "ledger.key").values()) == ["r", ""]
