@@ -44,7 +44,7 @@ exec unshare --mount USER --propagation private bash -c '
   shift 2
   root=PLACE
   mount -t tmpfs root "$root"
-  mkdir "$root/tmp" "$root/run"
+  mkdir "$root/tmp" "$root/run" "$root/.singularity.d"
   mount -t tmpfs tmp "$root/tmp"
   fatal() { echo "apptainer: $*" >&2; exit 255; }
   put() {
