@@ -31,7 +31,7 @@ def find_previous(
     directory of another federation, DataError if the site should have a model and has none.
     """
     site = agreement.roster[number - 1]
-    places = [*remembered, *_beside(directory, agreement.start.epochs)]
+    places = [*remembered, *beside(directory, agreement.start.epochs)]
     if given is not None:
         places = [given / site.name, given]
     newest: dict[str, tuple[Path, Checkpoint]] = {}
@@ -59,7 +59,7 @@ def find_previous(
     return None
 
 
-def _beside(directory: Path, epochs: Sequence[str]) -> list[Path]:
+def beside(directory: Path, epochs: Sequence[str]) -> list[Path]:
     """This site's folders in those run directories beside the one of this run that are of these epochs."""
     run = directory.absolute().parent
     copies = [path for path in sorted(run.parent.glob(f"*/{FEDERATION_FILE}")) if path.parent != run]

@@ -92,8 +92,9 @@ def submit(
     )
     _refuse_other_lives(plan, shape, links)
     before = Records(plan.jobs).get(successor) if successor else None
-    # A chain keeps the image that it began with: the running job has just compared it.
-    submitter = Submitter(plan, held, image=image_of(plan, before.container if before else ""))
+    # A chain keeps the image that it began with, also none: the running job has just compared it.
+    image = None if before and not before.container else image_of(plan, before.container if before else "")
+    submitter = Submitter(plan, held, image=image)
     if dry_run:
         if cluster := submitter.cluster():
             click.echo(f"note: sbatch gets it with --clusters={cluster}", err=True)

@@ -62,7 +62,7 @@ def gpu(subject: Subject) -> Finding:
     if not subject.in_job or (subject.place == "step" and not given):
         return skipped("this step was given no GPU" if subject.in_job else "only a job has its GPUs")
     if (subject.root / "dev" / "kfd").exists():
-        return ok("/dev/kfd is here")
+        return ok("/dev/kfd is here; the driver's library was not looked at")
     if not list((subject.root / "dev").glob("nvidia[0-9]*")):
         return fail(
             "neither /dev/nvidia* nor /dev/kfd is in this container",

@@ -17,6 +17,8 @@ _SETS = ("--bind", "-B", "--home", "-H", "--no-home", "--pwd", "--cwd", "--nv", 
 # They would keep out the variables of Slurm and PMI, or what the ranks of a node share.
 _CLOSES = ("--cleanenv", "-e", "--containall", "-C", "--contain", "-c", "--ipc", "-i", "--pid", "-p", "--private-tmp")
 
+_VALUED = "BHSWobgm"  # short options whose value may follow in the same word
+
 
 @dataclass(frozen=True)
 class ContainerSection:
@@ -96,11 +98,11 @@ class ContainerSection:
             name = text.partition("=")[0]
             if not text.isprintable():
                 raise ConfigError(f"slurm.container.options: {text!r}", "one word for each entry")
-            if name in _SETS:
+            if name in _SETS or _glued(text, _SETS):
                 raise ConfigError(
                     f"slurm.container.options: {text!r} is set by fedhpc itself", "binds and gpu are keys of their own"
                 )
-            if name in _CLOSES:
+            if name in _CLOSES or _glued(text, _CLOSES):
                 raise ConfigError(
                     f"slurm.container.options: {text!r} would keep out what the ranks need",
                     "the variables of Slurm and PMI, /dev/shm and /tmp are shared by the ranks of a node",
@@ -118,6 +120,14 @@ class ContainerSection:
             )
         if any(bind.endswith(":ro") for bind in self.binds):
             raise ConfigError("slurm.container.binds: charliecloud has no :ro", "leave it out: file modes still hold")
+
+
+def _glued(text: str, names: tuple[str, ...]) -> bool:
+    """Whether one of these short options is in a word such as -B/x or -ec."""
+    if not re.match(r"-[A-Za-z]", text):
+        return False
+    letters = re.split(f"[^A-Za-z]|(?<=[{_VALUED}])", text[1:])[0]
+    return any(f"-{letter}" in names for letter in letters)
 
 
 @dataclass(frozen=True)
@@ -164,8 +174,13 @@ def read_container(table: Mapping[str, Any]) -> ContainerSection:
 
 def join_containers(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given`, with a profile's `defaults` where it says nothing; lists and variables of both."""
-    if given.get("runtime", "apptainer") != defaults.get("runtime", "apptainer"):
+    if "runtime" in given and given["runtime"] != defaults.get("runtime", "apptainer"):
         defaults = {}  # a profile speaks of one runtime
-    joined: dict[str, Any] = {n: [*defaults.get(n, []), *given.get(n, [])] for n in ("binds", "options")}
-    joined["environment"] = {**defaults.get("environment", {}), **given.get("environment", {})}
-    return {**defaults, **given, **{name: value for name, value in joined.items() if value}}
+    joined: dict[str, Any] = {**defaults, **given}
+    for name, value in defaults.items():
+        other = given.get(name)
+        if name in ("binds", "options") and isinstance(other, list):
+            joined[name] = [*value, *other]
+        if name == "environment" and isinstance(other, Mapping):
+            joined[name] = {**value, **other}
+    return joined

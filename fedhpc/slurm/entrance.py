@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from fedhpc.errors import ConfigError
 from fedhpc.federation.life import Stage
-from fedhpc.slurm.bound import Bound, arranged
+from fedhpc.slurm.bound import Bind, Bound, arranged
 from fedhpc.slurm.container_section import ContainerSection, check_bound, read_bind
 from fedhpc.slurm.image import Image
 from fedhpc.slurm.plan import Plan
@@ -21,41 +21,60 @@ INSIDE = '"${inside[@]}"'
 """In place of the interpreter: the runtime, its options, the image and the image's interpreter."""
 LIBRARIES = ("libmpi.so.40", "libmpi.so.12")
 # Charliecloud shares these with the host, and cannot bind below them.
+DataDirectory = Literal["ledger", "notes", "nothing"]
+"""notes: with which ledgers data were used (ledger/stores.py), which a job can do without."""
 _SHARED = tuple(map(Path, ("/tmp", "/dev", "/proc", "/sys")))  # noqa: S108 - seen inside, not written here
 
 
-def entrance(plan: Plan, settings: SlurmSettings, stage: Stage, image: Image, found: list[Bound], *, gpu: bool) -> str:
-    """Lines of a batch script that check the image and set the array `inside`. `gpu`: for what trains. ConfigError."""
+def entrance(
+    plan: Plan,
+    settings: SlurmSettings,
+    stage: Stage,
+    image: Image,
+    found: list[Bound],
+    *,
+    folder: Path,
+    gpu: bool,
+    data: DataDirectory,
+) -> str:
+    """Lines of a batch script that check the image and set the array `inside`. `gpu`: for what trains. ConfigError.
+
+    `folder`: where it starts. `data`: what of fedhpc is in the user's data directory.
+    """
     section = settings.inside
     charliecloud = section.runtime == "charliecloud"
-    binds = arranged(found, flat=charliecloud)
+    first, needed, last = _binds(section, arranged(found, flat=charliecloud))
     made = [shlex.quote(str(path)) for path in dict.fromkeys(b.path for b in found if b.made)]
-    words = list(_binds(section, binds))
-    if gpu and stage != "exchange":
-        words += _gpu(plan, section, settings)
+    made += ['"$XDG_DATA_HOME/fedhpc"'] * (data != "nothing")
+    seen = data == "ledger" or (data == "notes" and not charliecloud)
+    words = _gpu(plan, section, settings) if gpu and stage != "exchange" else []
     words += [shlex.quote(option) for option in section.options]
-    if charliecloud:
-        variables = _variables(section)
-        words = [f"--set-env={shlex.quote(f'{n}={v}')}" for n, v in variables.items()] + words
-        exports: list[str] = []
-    else:
-        prefix = "SINGULARITYENV" if "singularity" in Path(section.words).name else "APPTAINERENV"
-        exports = [f"export {prefix}_{n}={shlex.quote(v)}" for n, v in _variables(section).items()]
-    check_bound(str(plan.site_file.base), "the site file's folder")
-    check_bound(str(plan.jobs), "the folder of jobs")
     values = {
         "made": "".join(f" {path}" for path in made),
+        "first": "\n".join(f"  {bind}" for bind in first),
+        "needed": "\n".join(needed),
+        "last": f"binds+=({' '.join(last)})" if last else "",
         "command": shlex.quote(section.words),
-        "folder": shlex.quote(str(plan.site_file.base)),
-        "words": "\n".join(f"  {word}" for word in words),
+        "folder": shlex.quote(str(folder)),
         "python": shlex.quote(section.python),
+        "unset": " -u MPI4PY_LIBMPI -u OPAL_PREFIX" if section.mpi == "hybrid" else "",
     }
+    check_bound(str(folder), "the folder of the site file, or of relay.toml,")
+    check_bound(str(plan.jobs), "the folder of jobs")
     if charliecloud:
+        words = [f"--set-env={shlex.quote(f'{n}={v}')}" for n, v in _variables(section).items()] + words
         path = f"{Path(section.python).parent}:/usr/local/bin:/usr/bin:/bin"
-        entering = part("charliecloud", values | {"path": shlex.quote(path)})
+        values |= {"path": shlex.quote(path), "ledger": part("charliecloud_ledger") if seen else ""}
+        values |= {"data": "export XDG_DATA_HOME=$home/.local/share" if data == "notes" else ""}
     else:
-        entering = part("apptainer", values | {"exports": "\n".join(exports)})
-    return f"{_check(plan, section, image)}\n\n{entering}\n"
+        name = "SINGULARITY" if "singularity" in Path(section.words).name else "APPTAINER"
+        exports = [f"export {name}_NO_EVAL=1"]  # a $ in a value stays one
+        exports += [f"export {name}ENV_{n}={shlex.quote(v)}" for n, v in _variables(section).items()]
+        values |= {"exports": "\n".join(exports)}
+        values |= {"ledger": 'binds+=(--bind "$XDG_DATA_HOME/fedhpc")' if seen else ""}
+        values |= {"data": part("notes") if data == "notes" else ""}
+    values |= {"words": "\n".join(f"  {word}" for word in words)}
+    return f"{_check(plan, section, image)}\n\n{part(section.runtime, values)}\n"
 
 
 def _check(plan: Plan, section: ContainerSection, image: Image) -> str:
@@ -72,23 +91,32 @@ def _check(plan: Plan, section: ContainerSection, image: Image) -> str:
     return part("image", {"image": path, "sha256": image.sha256, "verify": verify})
 
 
-def _binds(section: ContainerSection, binds: list[Bound]) -> Iterator[str]:
+def _binds(section: ContainerSection, binds: list[Bind]) -> tuple[list[str], list[str], list[str]]:
+    """In the order in which they lie over one another: the user's, those that a job needs, the user's within those."""
+    charliecloud = section.runtime == "charliecloud"
     extra = [read_bind(text) for text in section.binds]
-    if section.runtime == "charliecloud":
-        for bound in binds:
-            if not any(bound.path.is_relative_to(shared) for shared in _SHARED):
-                yield f"--bind={shlex.quote(str(bound.path))}"
-        for one in extra:
-            yield f"--bind={shlex.quote(f'{one.source}:{one.target}')}"
-        for folder in section.mpi_library:
-            yield f"--bind={shlex.quote(folder)}"
-        return
-    for bound in binds:
-        yield f"--bind {shlex.quote(f'{bound.path}' if bound.writable else f'{bound.path}:{bound.path}:ro')}"
-    for one in extra:
-        yield f"--bind {shlex.quote(f'{one.source}:{one.target}' + ('' if one.writable else ':ro'))}"
+    targets = [bind.target for bind in binds]
+    within = [
+        one.source != one.target and any(Path(one.target).is_relative_to(t) and one.target != str(t) for t in targets)
+        for one in extra
+    ]
+    words: dict[bool, list[str]] = {False: [], True: []}
+    for one, late in zip(extra, within, strict=True):
+        rights = "" if one.writable else ":ro"
+        words[late].append(_word(f"{one.source}:{one.target}{rights}", charliecloud))
     for folder in section.mpi_library:
-        yield f"--bind {shlex.quote(f'{folder}:{folder}:ro')}"
+        words[False].append(_word(folder if charliecloud else f"{folder}:{folder}:ro", charliecloud))
+    needed = []
+    for bind in binds:
+        if charliecloud and any(bind.target.is_relative_to(shared) for shared in _SHARED):
+            continue
+        rights = "" if bind.writable or charliecloud else " :ro"
+        needed.append(f"sees {shlex.quote(str(bind.source))} {shlex.quote(str(bind.target))}{rights}")
+    return words[False], needed, words[True]
+
+
+def _word(text: str, charliecloud: bool) -> str:
+    return f"--bind={shlex.quote(text)}" if charliecloud else f"--bind {shlex.quote(text)}"
 
 
 def _gpu(plan: Plan, section: ContainerSection, settings: SlurmSettings) -> list[str]:

@@ -11,6 +11,8 @@ from fedhpc.agreement.images import AgreedImages
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.slurm.plan import Plan
 
+FOLDER = "folder"
+
 
 @dataclass(frozen=True)
 class Image:
@@ -19,6 +21,11 @@ class Image:
     path: Path
     sha256: str
     """Of its file, in hex; '' for a folder, which has none."""
+
+    @property
+    def recorded(self) -> str:
+        """What the job's record says of it."""
+        return self.sha256 or FOLDER
 
 
 def image_of(plan: Plan, known: str = "") -> Image | None:
@@ -34,7 +41,7 @@ def image_of(plan: Plan, known: str = "") -> Image | None:
     if not path.exists():
         raise ConfigError(f"the image {path} is not there", "build or copy it; paths start at the site file")
     if not path.is_dir():
-        return Image(path, known or sha256_of(path))
+        return Image(path, known if known not in ("", FOLDER) else sha256_of(path))
     if section.runtime == "apptainer":
         raise ConfigError(f"the image {path} is a folder", "`apptainer build IMAGE.sif FOLDER/` makes a file of it")
     return Image(path, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from fedhpc.config import read_section
 from fedhpc.errors import ConfigError, StorageError
 from fedhpc.federation.life import Stage
 from fedhpc.files import private_folder
+from fedhpc.ledger.home import data_directory
 from fedhpc.slurm.profile import Profile, read_profile
 from fedhpc.slurm.settings import SlurmSettings, exchange_settings, overlay, walltime_s
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")  # as a Path has it, which keeps one / of two
 SCALE = 2.0  # how much longer than the slowest rounds so far a job must be
 
 
@@ -79,6 +82,11 @@ def make_plan(
     if profile is not None:
         given["profile"] = profile
     if container is not None:
+        if _ADDRESS.match(str(container)):
+            raise ConfigError(
+                f"--container {container} is an address, and not a file",
+                "pull or build it first: only a file has a SHA-256 that all sites can agree on",
+            )
         table = given.get("container", {})
         given["container"] = {**(table if isinstance(table, dict) else {}), "image": os.path.abspath(container)}
     named = given.get("profile", "generic")
@@ -120,7 +128,7 @@ def check(plan: Plan, *, one_site: bool = True) -> list[str]:
     placed = plan.site_file.site.directory is not None
     make_run_folder(plan.directory, plan.federation_path, placed=placed)
     _make_writable(plan.jobs)
-    notes = []
+    notes = _on_ledger(plan)
     if kind == "https" and plan.profile.about.outbound == "no":
         notes.append(
             f"compute nodes of {plan.profile.name} are not known to reach the outside: "
@@ -131,6 +139,23 @@ def check(plan: Plan, *, one_site: bool = True) -> list[str]:
             "exchange jobs ask for no GPU in the partition of the training jobs: name another in [slurm.exchange]"
         )
     return notes
+
+
+def _on_ledger(plan: Plan) -> list[str]:
+    """Charliecloud makes no folder in an image, so the ledger's home must be one that the image has."""
+    section = plan.settings.inside
+    if section.runtime != "charliecloud" or not section.image or plan.site_file.ledger.path is not None:
+        return []
+    home = data_directory()
+    if home.is_relative_to("/tmp"):  # noqa: S108 - shared with the host
+        return []
+    image = plan.site_file.path(Path(section.image))
+    if (image / home.relative_to("/")).is_dir():
+        return []
+    return [
+        f"the ledger is below {home}, which the image must have, since charliecloud cannot make it there: "
+        "[ledger] path names a folder below one that the image has, such as /scratch"
+    ]
 
 
 def _check_spool(plan: Plan) -> None:

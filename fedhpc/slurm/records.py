@@ -45,7 +45,7 @@ class Record:
     cluster: str = ""
     """Where the job was asked for, or is; empty: the cluster of the machine that asked."""
     container: str = ""
-    """SHA-256 of the image that it runs in, in hex; empty: in none, or in a folder."""
+    """SHA-256 of the image that it runs in, in hex; "folder": in one, which has none; empty: in no image."""
     time: str = ""
     """ISO 8601, UTC: when it was decided."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,8 +12,8 @@ from fedhpc.agreement.federation_file import Agreement
 from fedhpc.agreement.site_file import SiteFile, read_site_directory
 from fedhpc.errors import ConfigError
 from fedhpc.federation.life import Stage
-from fedhpc.slurm.bound import Bound, bound_by_sites
-from fedhpc.slurm.entrance import INSIDE, OUTSIDE, entrance
+from fedhpc.slurm.bound import Bound, bound_by_relay, bound_by_sites
+from fedhpc.slurm.entrance import INSIDE, OUTSIDE, DataDirectory, entrance
 from fedhpc.slurm.image import Image, require_agreed
 from fedhpc.slurm.plan import Plan
 from fedhpc.slurm.render import fill, header, launcher, log_pattern, one_task, part, resources, template
@@ -50,6 +50,8 @@ class _Pieces:
     options: tuple[tuple[str, str], ...] = ()
     bound: tuple[Bound, ...] = ()
     """What of the host a container must see."""
+    homeless: bool = False
+    """Whether a site names no home for its ledger, which is then in the user's data directory."""
 
 
 def job_script(
@@ -79,7 +81,7 @@ def job_script(
         "life": _life(settings),
         "chain": _chain(plan, image) if chained else part("single"),
         "guard": part("guard", {"max_requeues": str(settings.max_requeues)}),
-        "container": _entrance(plan, shape, settings, stage, image, pieces.bound),
+        "container": _entrance(plan, shape, settings, stage, image, pieces),
     }
     if shape.kind == "relay":
         if shape.relay is None:
@@ -125,7 +127,7 @@ def _header(plan: Plan, shape: Shape, settings: SlurmSettings, pieces: _Pieces, 
 
 
 def _entrance(
-    plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage, image: Image | None, bound: tuple[Bound, ...]
+    plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage, image: Image | None, pieces: _Pieces
 ) -> str:
     """The lines that lead into the image, '' without one. PolicyError where federation.toml lists others for sites."""
     relay = shape.kind == "relay"
@@ -133,32 +135,38 @@ def _entrance(
         require_agreed(image, [plan.agreement.images, *(Agreement.open(path).images for path in shape.federations)])
     if image is None:
         return ""
-    return entrance(plan, settings, stage, image, [*bound, Bound(plan.jobs, writable=True)], gpu=not relay)
+    folder = shape.relay.parent if relay and shape.relay else plan.site_file.base
+    found = [*pieces.bound, Bound(plan.jobs, writable=True)]
+    data: DataDirectory = "nothing" if relay else "ledger" if pieces.homeless else "notes"
+    return entrance(plan, settings, stage, image, found, folder=folder, gpu=not relay, data=data)
 
 
 def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage, within: str) -> _Pieces:
     """`within`: the words that start Python."""
     start = launcher(settings)
+    contained = within != OUTSIDE
     if shape.kind in ("site", "hetjob"):
         carries = shape.kind == "hetjob"
         start = start.replace("srun ", "srun --het-group=0 ", 1) if carries else start
         return _Pieces(
             f'{start} \\\n  {within} {_RUN} --site "$site" --out "$run" --stage {stage}',
             begin=part("carrier", {"inside": within}) if carries else "",
-            bound=tuple(bound_by_sites(plan, (), [plan.site_file], None)),
+            bound=tuple(bound_by_sites(plan, (), [plan.site_file], None) if contained else ()),
+            homeless=plan.site_file.ledger.path is None,
         )
     if shape.kind == "relay":
-        return _Pieces("", bound=(Bound(shape.relay.parent, writable=True),) if shape.relay else ())
+        return _Pieces("", bound=tuple(bound_by_relay(shape.relay) if contained else ()))
     if shape.sites is None:
         raise ConfigError(f"shape {shape.kind} needs all site files", "--sites DIR")
     files = read_site_directory(shape.sites, plan.agreement)
     _check_ranks(files, settings)
-    bound = tuple(bound_by_sites(plan, shape.federations, [plan.site_file, *files], shape.sites))
+    bound = tuple(bound_by_sites(plan, shape.federations, [plan.site_file, *files], shape.sites) if contained else ())
+    homeless = any(file.ledger.path is None for file in files)
     if shape.kind == "multiprog":
-        return _multiprog(start, files, plan, shape.sites, within, bound)
+        return replace(_multiprog(start, files, plan, shape.sites, within, bound), homeless=homeless)
     together = f'{start} \\\n  {within} {_RUN} --sites {shlex.quote(str(shape.sites))} --out "$run"'
     if shape.kind == "rehearsal":
-        return _Pieces(together, bound=bound)
+        return _Pieces(together, bound=bound, homeless=homeless)
     if not shape.federations:
         raise ConfigError("an array needs a federation.toml for each task", "--federation FILE, several times")
     for path in shape.federations:
@@ -171,6 +179,7 @@ def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage, wit
         log="%A-%a",
         options=(("array", f"0-{len(shape.federations) - 1}{limit}"),),
         bound=bound,
+        homeless=homeless,
     )
 
 

@@ -157,7 +157,8 @@ def walltime_s(text: str) -> int:
 
 def overlay(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> SlurmSettings:
     """The settings of `given`, with those of a profile where it says nothing; tables and lists are joined."""
-    read_section(SlurmSettings, given, "slurm")
+    # What is said of a container is judged together with the profile's.
+    read_section(SlurmSettings, {n: value for n, value in given.items() if n != "container"}, "slurm")
     joined: dict[str, Any] = {n: {**_table(defaults, n), **_table(given, n)} for n in ("environment", "exchange")}
     joined["container"] = join_containers(_table(defaults, "container"), _table(given, "container"))
     joined |= {n: [*defaults.get(n, []), *given.get(n, [])] for n in ("setup", "extra")}

@@ -43,6 +43,10 @@ class Submitter:
         """The site's records."""
         return Records(self.plan.jobs)
 
+    @property
+    def _container(self) -> str:
+        return self.image.recorded if self.image else ""
+
     def cluster(self) -> str:
         """The cluster that a new chain goes to; empty: the one of this machine. ConfigError if it is not one."""
         return self.plan.settings.cluster or named_cluster(self.queue.environment)
@@ -95,9 +99,11 @@ class Submitter:
                 state="intended",
                 after=after.name if after else "",
                 cluster=self.cluster() if after is None else after.cluster,
-                container=self.image.sha256 if self.image else "",
+                container=self._container,
                 time=datetime.now(UTC).isoformat(timespec="milliseconds"),
             )
+        elif record.container != self._container:  # as the script that is now written
+            record = dataclasses.replace(record, container=self._container)
         write_whole(script, text.encode(), mode=0o600)
         self.records.put(record)
         try:

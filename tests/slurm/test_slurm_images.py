@@ -1,4 +1,4 @@
-"""Jobs in an image: a stand-in for Apptainer, on whose word nothing but what was bound to write can be written."""
+"""Jobs in an image: a stand-in for Apptainer, whose root has only what was bound, in the order of the binds."""
 
 from __future__ import annotations
 
@@ -10,48 +10,13 @@ from pathlib import Path
 import pytest
 from clusters import Clusters
 from federation import SlurmFederation
+from rooted_apptainer import write_apptainer
 
 from fedhpc.agreement.images import SHA256_VARIABLE
 from fedhpc.demo.heart import federation as heart
 
 pytestmark = pytest.mark.slurm
 
-# Apptainer cannot be had here. This takes the words that it would take, makes all of the federation's folder read-only
-# in a mount namespace of its own except what is bound without :ro, and goes on with the host's files.
-APPTAINER = r"""#!/bin/bash
-set -eu
-if [[ $1 == --version ]]; then echo "apptainer version 1.3.4"; exit; fi
-[[ $1 == exec ]] || { echo "apptainer: $1?" >&2; exit 64; }
-printf '%q ' "$@" >> FOLDER.calls
-echo >> FOLDER.calls
-shift
-writable=()
-while [[ $1 == --* ]]; do
-  case $1 in
-    --home) export HOME=$2; writable+=("$2") ;;
-    --pwd) cd "$2" ;;
-    --bind)
-      [[ -e ${2%%:*} ]] || { echo "apptainer: $2 is not there" >&2; exit 255; }
-      [[ $2 == *:ro ]] || writable+=("${2%%:*}") ;;
-    *) echo "apptainer: $1?" >&2; exit 64 ;;
-  esac
-  shift 2
-done
-[[ -f $1 ]] || { echo "apptainer: no image $1" >&2; exit 255; }
-shift
-export APPTAINER_CONTAINER=image
-exec unshare --mount --propagation private bash -c '
-  set -e
-  mount --bind FOLDER FOLDER
-  mount -o remount,bind,ro FOLDER
-  for folder in "${@:2:$1}"; do
-    mount --bind "$folder" "$folder"
-    mount -o remount,bind,rw "$folder"
-  done
-  cd "$PWD"
-  shift $(($1 + 1))
-  exec "$@"' apptainer "${#writable[@]}" "${writable[@]}" "$@"
-"""
 SLURM = """[slurm]
 profile = "generic"
 mpi = "pmix"
@@ -75,10 +40,7 @@ def test_two_lives_in_an_image_give_the_same_model(
     image = tmp_path / "cpu.sif"
     image.write_bytes(b"an image")
     sha256 = hashlib.sha256(b"an image").hexdigest()
-    command = tmp_path / "bin" / "apptainer"
-    command.parent.mkdir()
-    command.write_text(APPTAINER.replace("FOLDER", str(folder)))
-    command.chmod(0o755)
+    command = write_apptainer(tmp_path / "bin" / "apptainer", tmp_path / "heart.calls", shown=[idle.folder])
     listed = f'\n[container]\ncpu = "sha256:{sha256}"\n'
     made = SlurmFederation(idle, folder, rounds=4, train=heart.TRAIN + listed)
     chained = made.sites[0]

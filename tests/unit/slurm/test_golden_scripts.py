@@ -56,6 +56,8 @@ def contained_text(name: str, folder: Path) -> str:
     shape = kind if kind in KINDS else "site"
     site = write_site(folder, life="chained" if shape in ("site", "hetjob") else "inline", slurm=slurm, sites=3)
     edit(site, "device = 'cpu'", "device = 'auto'")
+    if kind in ("bind", "folder"):  # their ledgers are in the user's data directory
+        edit(site, site.read_text().partition("[ledger]")[2].splitlines()[1], "")
     image = Image(folder / "sites" / "fedhpc cpu.sif", "" if kind == "folder" else "0123456789abcdef" * 4)
     federation = folder / "federation.toml"
     held = Shape(shape, folder / "sites", (federation, federation), folder / "relay" / "relay.toml", 1)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from harness import Completed, edit
 from slurm_fakes import Fakes, Node, plan_of, script, submitter_of, write_program, write_site
 
-from fedhpc.errors import ConfigError, PolicyError, StorageError
+from fedhpc.cli.submit import submit
+from fedhpc.errors import ConfigError, PeersError, PolicyError, StorageError
 from fedhpc.slurm import entrance
-from fedhpc.slurm.bound import Bound, arranged
+from fedhpc.slurm.bound import Bind, Bound, arranged
 from fedhpc.slurm.container_section import ExtraBind, check_bound, read_bind, read_container
 from fedhpc.slurm.image import Image, image_of, require_agreed, sha256_of
 from fedhpc.slurm.job_chain import Chains
-from fedhpc.slurm.plan import make_plan
+from fedhpc.slurm.plan import check, make_plan
 from fedhpc.slurm.queue import clean
 from fedhpc.slurm.scripts import Shape
 from fedhpc.slurm.settings import exchange_settings, overlay
@@ -38,6 +42,20 @@ def words(text: str) -> list[str]:
     """The array `inside` of a script, as bash reads it, with its variables left as they are."""
     (array,) = re.findall(r"(?ms)^inside=\(\n(.*?)^\)$", text)
     return shlex.split(array)
+
+
+def bound_in(text: str) -> list[str]:
+    """What a script binds, in order, as SOURCE:TARGET and :ro for what is only read."""
+    (first, rest) = re.findall(r"(?ms)^binds=\(\n(.*?)^\)\n(.*?)^inside=", text)[0]
+    found = []
+    for line in [*first.splitlines(), *rest.splitlines()]:
+        if line.startswith("sees "):
+            source, target, *rights = shlex.split(line)[1:]
+            found.append(":".join([source, target]) + "".join(rights))
+        elif not line.startswith("sees()"):
+            words_ = shlex.split(line.removeprefix("binds+=(").removesuffix(")"))
+            found += [word.removeprefix("--bind=") for word in words_ if word != "--bind"]
+    return found
 
 
 def text_of(site: Path, stage: str = "all", shape: Shape | None = None) -> str:
@@ -67,6 +85,10 @@ def text_of(site: Path, stage: str = "all", shape: Shape | None = None) -> str:
         ({"options": ["--bind=/x"]}, "is set by fedhpc itself"),
         ({"options": ["--containall"]}, "would keep out"),
         ({"options": ["--cleanenv"]}, "would keep out"),
+        ({"options": ["-B/x"]}, "is set by fedhpc itself"),
+        ({"options": ["-ec"]}, "would keep out"),
+        ({"options": ["-wC"]}, "would keep out"),
+        ({"binds": "/a"}, "should be a list"),
         ({"environment": {"A B": "1"}}, "names as a shell takes them"),
         ({"environment": {"A": "1\n2"}}, "one line of text"),
         ({"environment": {"HOME": "/x"}}, "HOME is a folder of the run"),
@@ -98,9 +120,18 @@ def test_profiles_are_joined_where_they_speak_of_the_same_runtime() -> None:
     joined = overlay(profile, site).inside
     assert (joined.words, joined.gpu, joined.binds) == ("singularity", "rocm", ("/p", "/s"))
     assert joined.environment == {"A": "1", "B": "2"}
+    both = overlay({"container": {"runtime": "charliecloud"}}, {"container": {"image": "x", "binds": ["/s"]}}).inside
+    assert (both.runtime, both.binds) == ("charliecloud", ("/s",))
+    host = overlay({"container": {"mpi": "bind", "mpi_library": ["/p"]}}, {"container": {"mpi_library": ["/m"]}}).inside
+    assert (host.mpi, host.mpi_library) == ("bind", ("/m",)), "judged together"
     other = overlay(profile, {"container": {"runtime": "charliecloud"}}).inside
     assert (other.words, other.gpu, other.binds) == ("ch-run", "", ())
     assert exchange_settings(overlay(profile, site)).inside == joined
+
+
+def test_options_whose_value_is_in_the_same_word_are_taken() -> None:
+    given = ["-S/scratch", "-W/ec", "-u", "--env=A=-e", "-o", "/x"]
+    assert read_container({"options": given}).options == tuple(given)
 
 
 def test_exchange_jobs_have_no_other_image() -> None:
@@ -173,20 +204,21 @@ def test_a_job_sees_what_it_needs_and_writes_only_where_it_must(tmp_path: Path) 
     folder = tmp_path / "fed"
     site = site_in(folder, binds=["/models:ro", "/a:/b"])
     found = words(text_of(site))
-    bound = [found[at + 1] for at, word in enumerate(found) if word == "--bind"]
-    assert bound == [
-        "$XDG_DATA_HOME/fedhpc",
+    assert bound_in(text_of(site)) == [
+        *("/models:/models:ro", "/a:/b"),
         f"{folder}/federation.toml:{folder}/federation.toml:ro",
-        f"{folder}/run",
+        f"{folder}/run:{folder}/run",
         f"{folder}/sites:{folder}/sites:ro",
         f"{folder}/data/aa.h5:{folder}/data/aa.h5:ro",
         f"{folder}/keys/aa.key:{folder}/keys/aa.key:ro",
-        f"{folder}/ledger/aa",
-        *("/models:/models:ro", "/a:/b"),
+        f"{folder}/ledger/aa:{folder}/ledger/aa",
+        "$XDG_DATA_HOME/fedhpc",
     ]
+    edit(site, site.read_text().partition("[ledger]")[2].splitlines()[1], "")
+    assert bound_in(text_of(site))[-1] == "$XDG_DATA_HOME/fedhpc", "over all others"
     assert found[: found.index("exec")] == [
         *("env", "-u", "PYTHONPATH", "-u", "PYTHONHOME", "-u", "PYTHONSTARTUP", "-u", "VIRTUAL_ENV"),
-        *("-u", "LD_PRELOAD", "-u", "TMPDIR", "apptainer"),
+        *("-u", "LD_PRELOAD", "-u", "TMPDIR", "-u", "MPI4PY_LIBMPI", "-u", "OPAL_PREFIX", "apptainer"),
     ]
     assert found[-2:] == ["$image", "/opt/fedhpc/bin/python"]
     assert "--nv" not in found
@@ -197,17 +229,18 @@ def test_sites_elsewhere_and_a_spool_are_bound(tmp_path: Path) -> None:
     edit(site, "name = 'aa'", f'name = "aa"\ndirectory = "{tmp_path}/place/aa"')
     with site.open("a") as file:
         file.write('\n[exchange]\nkind = "spool"\nspool = "spool"\n')
-    bound = [w for w in words(text_of(site)) if w.startswith(str(tmp_path))]
+    bound = [target for _, _, target in (b.partition(":") for b in bound_in(text_of(site)))]
     assert f"{tmp_path}/place" in bound, "the copy of federation.toml lies above RUN/SITE"
     assert f"{tmp_path}/fed/sites/spool" in bound
-    assert f"{tmp_path}/place" in text_of(site).split("umask 077 && mkdir -p", 1)[1].splitlines()[0]
+    assert f"{tmp_path}/place" in text_of(site).split("if ! (umask 077 && mkdir -p", 1)[1].splitlines()[0]
 
 
 def test_a_relay_sees_its_own_folder_only(tmp_path: Path) -> None:
     site = site_in(tmp_path / "fed", slurm={"gpus_per_node": 1})
-    found = words(text_of(site, shape=Shape("relay", relay=tmp_path / "relay" / "relay.toml")))
-    bound = [found[at + 1] for at, word in enumerate(found) if word == "--bind"]
-    assert bound == ["$XDG_DATA_HOME/fedhpc", f"{tmp_path}/relay", f"{tmp_path}/fed/run/aa/jobs"]
+    text = text_of(site, shape=Shape("relay", relay=tmp_path / "relay" / "relay.toml"))
+    seen = [tmp_path / "relay", tmp_path / "fed" / "run" / "aa" / "jobs"]
+    assert bound_in(text) == [f"{path}:{path}" for path in seen]
+    assert words(text)[words(text).index("--pwd") + 1] == f"{tmp_path}/relay"
 
 
 def test_links_are_bound_under_both_names_and_inner_folders_once(tmp_path: Path) -> None:
@@ -215,11 +248,12 @@ def test_links_are_bound_under_both_names_and_inner_folders_once(tmp_path: Path)
     real.mkdir(parents=True)
     (tmp_path / "scratch").symlink_to(real)
     found = arranged([Bound(tmp_path / "scratch" / "run", writable=True), Bound(tmp_path / "scratch" / "run" / "x")])
-    assert found == [Bound(tmp_path / "scratch" / "run", True), Bound(real / "run", True)]
+    assert found == [Bind(real / "run", name, True) for name in (tmp_path / "scratch" / "run", real / "run")]
     nested = [Bound(tmp_path / "a"), Bound(tmp_path / "a" / "run", writable=True), Bound(tmp_path / "a" / "key")]
-    assert arranged(nested) == [Bound(tmp_path / "a"), Bound(tmp_path / "a" / "run", True)]
+    inner = tmp_path / "a" / "run"
+    assert arranged(nested) == [Bind(tmp_path / "a", tmp_path / "a"), Bind(inner, inner, True)]
     (tmp_path / "a").mkdir()
-    assert arranged(nested, flat=True) == [Bound(tmp_path / "a")]
+    assert arranged(nested, flat=True) == [Bind(tmp_path / "a", tmp_path / "a")]
 
 
 @pytest.mark.parametrize("name", ["a,b", "a:b", 'a"b', "a\\b"])
@@ -271,8 +305,8 @@ def test_bind_mode_puts_the_hosts_mpi_first(tmp_path: Path) -> None:
     assert f"export APPTAINERENV_MPI4PY_LIBMPI={library}/libmpi.so.40\n" in text
     assert "export APPTAINERENV_A=1\n" in text
     found = words(text)
-    assert f"{library}:{library}:ro" in found
-    assert "/opt/x:/opt/x:ro" in found
+    assert bound_in(text)[:2] == [f"{library}:{library}:ro", "/opt/x:/opt/x:ro"]
+    assert "OPAL_PREFIX" not in found, "the host's own may need it"
 
 
 def test_singularity_reads_variables_of_its_own(tmp_path: Path) -> None:
@@ -421,6 +455,79 @@ def test_a_chain_keeps_the_image_that_it_began_with(tmp_path: Path) -> None:
     assert kept.container == ""
 
 
+def test_the_record_of_a_link_that_was_cut_short_is_that_of_its_script(tmp_path: Path) -> None:
+    fakes = Fakes.make(tmp_path / "fakes")
+    made = submitter_of(site_in(tmp_path / "fed"), fakes)
+    made.plan.jobs.mkdir(parents=True)
+    image = made.plan.site_file.base / "cpu.sif"
+    fakes.answers("sbatch", "lost")
+    with pytest.raises(PeersError):
+        Chains(dataclasses.replace(made, image=Image(image, SHA256))).begin(1)
+    fakes.answers("sbatch", "ok")
+    (record,) = Chains(dataclasses.replace(made, image=Image(image, "1" * 64))).begin(1)
+    assert record.container == "1" * 64
+    assert "1" * 64 in (made.plan.jobs / f"{record.name}.sbatch").read_text()
+
+
+def test_a_chain_outside_stays_outside_when_the_site_file_gets_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one in an image stays in it, by the word of its script."""
+    fakes = Fakes.make(tmp_path / "fakes")
+    for name, value in fakes.environment.items():
+        monkeypatch.setenv(name, value)
+    site = write_site(tmp_path / "fed", life="chained")
+    edit(site, "[life]", "[exchange]\nkind = 'spool'\nspool = 'spool'\n[life]")
+    (site.parent / "spool").mkdir()
+    (site.parent / "cpu.sif").write_bytes(b"sif")
+    sha256 = hashlib.sha256(b"sif").hexdigest()
+
+    def submitted(*words: str) -> dict[str, str]:
+        done = CliRunner().invoke(submit, [str(site), "--json", *words], catch_exceptions=False)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    first = submitted()
+    with site.open("a") as file:
+        file.write("[slurm.container]\nimage = 'cpu.sif'\n")
+    second = submitted("--successor", first["name"])
+    assert (first["container"], second["container"]) == ("", "")
+    for job in fakes.jobs():
+        fakes.set_state(job["job"], "GONE")
+    third = submitted()
+    assert third["container"] == sha256
+    edit(site, "image = 'cpu.sif'", "")
+    fourth = submitted("--successor", third["name"], "--container", str(site.parent / "cpu.sif"))
+    assert fourth["container"] == sha256
+
+
+def test_a_folder_is_in_the_record(tmp_path: Path) -> None:
+    assert Image(tmp_path, "").recorded == "folder"
+    site = site_in(tmp_path / "fed", runtime="charliecloud")
+    (site.parent / "cpu.sif").mkdir()
+    assert image_of(plan_of(site), "folder") == Image(site.parent / "cpu.sif", "")
+
+
+def test_an_address_is_no_image(tmp_path: Path) -> None:
+    site = write_site(tmp_path / "fed")
+    with pytest.raises(ConfigError, match="is an address"):
+        make_plan(site, profile=None, federation=None, out=None, container=Path("docker://x"))
+
+
+def test_charliecloud_makes_no_folder_for_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = site_in(tmp_path / "fed", runtime="charliecloud")
+    assert check(plan_of(site)) == []
+    edit(site, site.read_text().partition("[ledger]")[2].splitlines()[1], "")
+    monkeypatch.setenv("XDG_DATA_HOME", "/home/me/share")
+    assert "[ledger] path" in check(plan_of(site))[0]
+    (site.parent / "cpu.sif" / "home" / "me" / "share" / "fedhpc").mkdir(parents=True)
+    assert check(plan_of(site)) == [], "this image has it"
+
+
+def test_values_of_variables_are_not_evaluated(tmp_path: Path) -> None:
+    assert "export APPTAINER_NO_EVAL=1\n" in text_of(site_in(tmp_path / "a"))
+    assert "export SINGULARITY_NO_EVAL=1\n" in text_of(site_in(tmp_path / "b", command="singularity"))
+
+
 def test_the_next_job_does_not_inherit_the_image_of_this_one() -> None:
     assert clean({"FEDHPC_CONTAINER_SHA256": "x", "A": "1"}) == {"A": "1"}
 
@@ -437,16 +544,18 @@ def test_charliecloud_shares_tmp_and_binds_outer_folders_only(tmp_path: Path, mo
     found = words(text_of(site))
     assert found[found.index("ch-run") :] == [
         *("ch-run", "--env-no-expand", f"--cd={tmp_path}/fed/sites", "--set-env=HOME=$home"),
-        *("--set-env=PATH=/opt/fedhpc/bin:/usr/local/bin:/usr/bin:/bin", "${ledgers[@]}", "--set-env=A=$x"),
-        *(f"--bind={tmp_path}/fed", "--bind=/opt/models:/mnt/0", "$image", "--", "/opt/fedhpc/bin/python"),
+        *("--set-env=PATH=/opt/fedhpc/bin:/usr/local/bin:/usr/bin:/bin", "${binds[@]}", "--set-env=A=$x"),
+        *("$image", "--", "/opt/fedhpc/bin/python"),
     ]
+    assert bound_in(text_of(site)) == ["/opt/models:/mnt/0", f"{tmp_path}/fed:{tmp_path}/fed"]
     monkeypatch.setattr(entrance, "_SHARED", (tmp_path,))
-    assert f"--bind={tmp_path}/fed" not in words(text_of(site))
+    assert bound_in(text_of(site)) == ["/opt/models:/mnt/0"]
 
 
 def test_charliecloud_takes_the_hosts_mpi_too(tmp_path: Path) -> None:
     (tmp_path / "libmpi.so.40").touch()
     site = site_in(tmp_path / "fed", runtime="charliecloud", mpi="bind", mpi_library=[str(tmp_path)])
     found = words(text_of(site))
-    assert {f"--bind={tmp_path}", f"--set-env=LD_LIBRARY_PATH={tmp_path}"} <= set(found)
+    assert f"--set-env=LD_LIBRARY_PATH={tmp_path}" in found
+    assert bound_in(text_of(site))[0] == str(tmp_path)
     assert f"--set-env=MPI4PY_LIBMPI={tmp_path}/libmpi.so.40" in found

@@ -1,0 +1,1 @@
+[[ $XDG_DATA_HOME == /tmp/* ]] || binds+=(--bind="$XDG_DATA_HOME/fedhpc")
