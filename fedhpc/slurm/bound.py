@@ -77,7 +77,7 @@ def bound_by_relay(file: Path | None) -> list[Bound]:
 
 
 def _folder_of(file: Path) -> Path:
-    """The folder of a file; the file itself where that folder is HOME, or the system's, which would cover the image's."""
+    """The folder of a file; the file itself where that is HOME, or the system's, which would cover the image's."""
     shared = (*_SYSTEM, Path(os.path.realpath(os.path.expanduser("~"))))
     return file if Path(os.path.realpath(file)).parent in shared or file.is_symlink() else file.parent
 
