@@ -21,6 +21,7 @@ from fedhpc.slurm.container_section import check_bound
 from fedhpc.slurm.plan import Plan
 
 _MOST_LINKS = 40  # as the kernel follows
+_MOST_BINDS = 64  # for links into one folder
 _SYSTEM = tuple(map(Path, ("/", "/etc", "/usr", "/var", "/home", "/opt", "/run", "/tmp", "/root")))  # noqa: S108
 
 
@@ -76,8 +77,9 @@ def bound_by_relay(file: Path | None) -> list[Bound]:
 
 
 def _folder_of(file: Path) -> Path:
-    """The folder of a file; the file itself where that is one of the system's, which would cover the image's."""
-    return file if Path(os.path.realpath(file)).parent in _SYSTEM or file.is_symlink() else file.parent
+    """The folder of a file; the file itself where that is HOME, or the system's, which would cover the image's."""
+    shared = (*_SYSTEM, Path(os.path.realpath(os.path.expanduser("~"))))
+    return file if Path(os.path.realpath(file)).parent in shared or file.is_symlink() else file.parent
 
 
 def _of_site(site: SiteFile) -> Iterator[Bound]:
@@ -124,13 +126,24 @@ def names_of(path: Path) -> list[Path]:
     return list(dict.fromkeys([*found, Path(os.path.realpath(path))]))
 
 
+def _folders_of(file: Path) -> list[Path]:
+    """The folder of a file, and those of the other names that its links lead to."""
+    return [file.parent, *(name.parent for name in names_of(file)[1:])]
+
+
 def _links_in(folder: Path) -> list[Path]:
-    """The links among a folder's entries, such as those of a snapshot into a store of blobs."""
+    """The links among a folder's entries, such as those of a snapshot into a store of blobs.
+
+    Where many lead into one folder, it stands for them: a script cannot hold a line for each of a million files.
+    """
+    places: dict[Path, list[Path]] = {}
     try:
         with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if entry.is_symlink())
+            for link in sorted(folder / entry.name for entry in entries if entry.is_symlink()):
+                places.setdefault(Path(os.path.realpath(link)).parent, []).append(link)
     except OSError:
         return []
+    return [path for place, links in places.items() for path in (links if len(links) <= _MOST_BINDS else [place])]
 
 
 def arranged(found: Iterable[Bound], *, flat: bool = False) -> list[Bind]:
@@ -146,13 +159,12 @@ def arranged(found: Iterable[Bound], *, flat: bool = False) -> list[Bind]:
         if not bound.writable and bound.path.is_dir():
             paths += _links_in(bound.path)
         for path in paths:
-            if flat and not bound.writable and not path.is_dir():
-                path = Path(os.path.realpath(path)).parent if path != bound.path else path.parent
-            source = Path(os.path.realpath(path))
-            for name in names_of(path):
-                check_bound(str(name), "a container's bind")
-                known = wanted.get(name)
-                wanted[name] = Bind(source, name, bound.writable or (known is not None and known.writable))
+            for place in _folders_of(path) if flat and not bound.writable and not path.is_dir() else [path]:
+                source = Path(os.path.realpath(place))
+                for name in names_of(place):
+                    check_bound(str(name), "a container's bind")
+                    known = wanted.get(name)
+                    wanted[name] = Bind(source, name, bound.writable or (known is not None and known.writable))
     kept: dict[Path, Bind] = {}
     for target in sorted(wanted, key=lambda p: (len(p.parts), p)):
         bind = wanted[target]

@@ -15,7 +15,20 @@ PYTHON = "/opt/fedhpc/bin/python"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SETS = ("--bind", "-B", "--home", "-H", "--no-home", "--pwd", "--cwd", "--nv", "--rocm", "--cd", "-b")
 # They would keep out the variables of Slurm and PMI, or what the ranks of a node share.
-_CLOSES = ("--cleanenv", "-e", "--containall", "-C", "--contain", "-c", "--ipc", "-i", "--pid", "-p", "--private-tmp")
+_CLOSES = (
+    "--cleanenv",
+    "-e",
+    "--containall",
+    "-C",
+    "--contain",
+    "-c",
+    "--ipc",
+    "-i",
+    "--pid",
+    "-p",
+    "--private-tmp",
+    "-t",
+)
 
 _VALUED = "BHSWobgm"  # short options whose value may follow in the same word
 

@@ -256,6 +256,24 @@ def test_links_are_bound_under_both_names_and_inner_folders_once(tmp_path: Path)
     assert arranged(nested, flat=True) == [Bind(tmp_path / "a", tmp_path / "a")]
 
 
+def test_a_runtime_with_folders_only_gets_those_of_a_link_and_of_its_file(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "two" / "file").touch()
+    (tmp_path / "one" / "link").symlink_to("../two/file")
+    seen = [Bind(tmp_path / name, tmp_path / name) for name in ("one", "two")]
+    assert arranged([Bound(tmp_path / "one" / "link")], flat=True) == seen
+
+
+def test_many_links_into_one_folder_are_one_bind(tmp_path: Path) -> None:
+    for name in ("blobs", "snapshot"):
+        (tmp_path / name).mkdir()
+    for number in range(1000):
+        (tmp_path / "snapshot" / f"{number}").symlink_to(f"../blobs/{number}")
+    seen = [Bind(tmp_path / name, tmp_path / name) for name in ("blobs", "snapshot")]
+    assert arranged([Bound(tmp_path / "snapshot")]) == seen
+
+
 @pytest.mark.parametrize("name", ["a,b", "a:b", 'a"b', "a\\b"])
 def test_a_path_that_the_runtime_would_split_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be bound") as refused:
