@@ -18,7 +18,7 @@ def job(cluster: Cluster, log: Path, image: Path, *command: str | Path, tasks: i
     how["env"] = {"TMPDIR": cluster.env["TMPDIR"], **how.get("env", {})}  # each node's own, also in the image
     inside = charliecloud.words(image, *command, **how)
     script = f"#!/bin/bash\nexport USER=${{USER:-site}}\nexec srun --mpi=pmix {shlex.join(inside)}\n"
-    size = ["--nodes=2", f"--ntasks-per-node={tasks // 2}"]
+    size = [f"--nodes={nodes}", f"--ntasks-per-node={tasks // nodes}"]
     return cluster.wait(cluster.sbatch(script, *size, "-o", log), 300)
 
 
