@@ -6,6 +6,7 @@ touched, and nothing is undone by name but control groups.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ from typing import Any
 
 from places import PATH, Place
 
-TOOLS = ("podman", "conmon", "crun", "iptables", "mount", "umount")
+TOOLS = ("podman", "conmon", "crun", "catatonit", "iptables", "mount", "umount", "unshare")
 # Without CAP_SYS_RESOURCE podman's own limits cannot be set; without systemd there are no timers, so no probe runs.
 _SETTINGS = """\
 [engine]
@@ -34,6 +35,7 @@ network_config_dir = "{folder}/networks"
 default_ulimits = ["nofile={files}:{files}", "nproc=4096:4096"]
 log_driver = "k8s-file"
 """
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 # State that podman and its network's plugins keep beside its store.
 _OWN = (Path("/run"), Path("/var/lib/cni"))
 
@@ -42,9 +44,8 @@ def why_not() -> str:
     """Why this machine cannot run pods; '' if it can."""
     missing = [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]
     if missing:
-        return (
-            f"{', '.join(missing)} not installed (Debian: podman crun catatonit containernetworking-plugins iptables)"
-        )
+        packages = "podman crun catatonit containernetworking-plugins iptables"
+        return f"{', '.join(missing)} not installed (Debian: apt-get install {packages})"
     return "" if os.geteuid() == 0 else "pods are run by root here"
 
 
@@ -52,7 +53,7 @@ class PodmanStore:
     """`build` and `import_root` make images with this machine's network; `run` is any podman command in the place."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._groups = folder, _groups()
         (folder / "networks").mkdir(parents=True)
         settings = folder / "containers.conf"
         files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 16384)
@@ -67,8 +68,9 @@ class PodmanStore:
             binds[own] = path
         self.place = Place("pods", binds, machine=True)
         self.place.do("ip", "link", "set", "lo", "up")
-        if Path("/sys/fs/cgroup/unified").is_mount():
-            self.place.do("umount", "/sys/fs/cgroup/unified")  # crun takes control groups of one version or the other
+        if (_CONTROL_GROUPS / "unified").is_mount():
+            # crun takes control groups of one version or the other.
+            self.place.do("umount", str(_CONTROL_GROUPS / "unified"))
 
     def call(self, *words: str | Path, text: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run a podman command to its end, `text` its input, whatever its exit code."""
@@ -106,7 +108,7 @@ class PodmanStore:
 
     def _outside(self, *words: str | Path, stdin: Any = subprocess.DEVNULL) -> None:
         done = subprocess.run(
-            [*self._podman, *map(str, words)],
+            ["unshare", "--mount", *self._podman, *map(str, words)],  # a build that fails leaves its mounts
             stdin=stdin, env={**os.environ, "PATH": PATH}, capture_output=True, text=True, timeout=1800,
         )  # fmt: skip
         assert done.returncode == 0, f"podman {words[0]}: {done.returncode}\n{done.stdout[-5000:]}{done.stderr[-5000:]}"
@@ -115,4 +117,12 @@ class PodmanStore:
         """End and remove everything."""
         self.call("pod", "rm", "--all", "--force", "--time", "5")
         self.place.end()
+        for group in sorted(_groups() - self._groups, reverse=True):
+            with contextlib.suppress(OSError):  # one with processes stays
+                group.rmdir()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _groups() -> set[Path]:
+    """The control groups of this machine's pods."""
+    return {path for pattern in ("libpod_parent/**", "*/libpod_parent/**") for path in _CONTROL_GROUPS.glob(pattern)}

@@ -18,6 +18,7 @@ from command_lines import check_command
 from harness import ROOT
 from pod_policy import IMAGE, pods, wrong, wrong_about_relay
 
+from fedhpc.cli.relay import relay as relay_commands
 from fedhpc.config import read_section
 from fedhpc.relay.settings import Limits, RelaySettings
 
@@ -206,6 +207,8 @@ def test_the_commands_of_the_pod_exist() -> None:
         program, *words = container[probe]["exec"]["command"]
         assert program == "fedhpc"
         check_command(words)
+    (asked,) = (one.default for one in relay_commands.commands["status"].params if one.name == "admin")
+    assert f'admin = "{asked}"' in TEXTS["relay.yaml"]
 
 
 def test_the_first_container_copies_the_key_for_the_relay_alone(tmp_path: Path) -> None:
