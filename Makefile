@@ -132,7 +132,7 @@ horovod: $(VENV)/.demo
 test-horovod: setup horovod
 	$(BIN)/python tests/prove.py $@
 
-# The images of containers/, built and run here as root; half an hour the first time, with Horovod's wheel.
+# The images of containers/, built and run here as root: a quarter of an hour, and half an hour the first time.
 test-containers: setup tools container-tools
 	$(BIN)/python tests/prove.py $@
 

@@ -13,12 +13,14 @@ from clusters import Cluster, Ended
 PYTHON = "/opt/fedhpc/bin/python"
 
 
-def job(cluster: Cluster, log: Path, image: Path, *command: str | Path, tasks: int = 8, **how: Any) -> Ended:
-    """Run `command` on `tasks` ranks over two nodes to the end; what they say is in `log`."""
+def job(
+    cluster: Cluster, log: Path, image: Path, *command: str | Path, tasks: int = 8, nodes: int = 2, **how: Any
+) -> Ended:
+    """Run `command` on `tasks` ranks over `nodes` nodes to the end; what they say is in `log`."""
     how["env"] = {"TMPDIR": cluster.env["TMPDIR"], **how.get("env", {})}  # each node's own, also in the image
     inside = charliecloud.words(image, *command, **how)
     script = f"#!/bin/bash\nexport USER=${{USER:-site}}\nexec srun --mpi=pmix {shlex.join(inside)}\n"
-    size = ["--nodes=2", f"--ntasks-per-node={tasks // 2}"]
+    size = [f"--nodes={nodes}", f"--ntasks-per-node={tasks // nodes}"]
     return cluster.wait(cluster.sbatch(script, *size, "-o", log), 300)
 
 

@@ -38,6 +38,6 @@ def test_two_sites_of_two_ranks_train_with_it(
         compute = {"backend": backend}
         sites = {"aa": Site(rows=40, ranks=2, compute=compute), "bb": Site(rows=60, ranks=2, compute=compute)}
         federation = write_federation(tmp_path / backend, sites, secure={"accept_two_sites": True})
-        hashes[backend] = trained(alpha, federation.parent, image.root, federation, tasks=4)
+        hashes[backend] = trained(alpha, federation.parent, image.root, federation, tasks=4, nodes=1)
     assert hashes["horovod"] == hashes["ddp"]
     record_property("horovod", {**found, "final_model_sha256": hashes})
