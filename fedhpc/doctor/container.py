@@ -18,6 +18,7 @@ from fedhpc.slurm.image import sha256_of
 
 GROUP = "Container"
 _NONE = "[slurm.container] names no image, and this is no container"
+_LATER = "the jobs of this chain began outside of images, and stay outside"
 _SIGNATURES = (1, 2)  # the Apptainer that verifies certificates
 _SYSCTL = "proc/sys/"
 _FORBIDS = {  # file -> the value that forbids user namespaces
@@ -35,6 +36,8 @@ def runtime(subject: Subject) -> Finding:
     section = subject.asked.inside
     if not section.image:
         return skipped(_NONE)
+    if subject.stays_outside:
+        return skipped(_LATER)
     name = section.words
     # ch-run does not even tell its version without USER, which the job's script sets.
     answer = call([name, "--version"], {"USER": "nobody", **subject.environment}, 5.0)
@@ -62,6 +65,8 @@ def namespaces(subject: Subject) -> Finding:
         return skipped(f"{subject.container.words}: they were made")
     if not section.image:
         return skipped(_NONE)
+    if subject.stays_outside:
+        return skipped(_LATER)
     forbidding = [n for n, value in _FORBIDS.items() if first_line(subject.root / _SYSCTL / n) == value]
     if not forbidding:
         return ok("user namespaces are allowed")
@@ -107,6 +112,8 @@ def image(subject: Subject) -> Finding:
                 "[slurm.container] image, or `fedhpc submit --container`: a run outside of them is refused",
             )
         return skipped(_NONE)
+    if subject.stays_outside:
+        return skipped(_LATER)
     assert subject.site is not None
     path = subject.site.path(Path(section.image))
     if not path.exists():

@@ -77,6 +77,11 @@ class Subject:
         said = self.in_job and SHA256_VARIABLE in self.environment
         return bool(self.asked.inside.image) and self.container is None and not said
 
+    @property
+    def stays_outside(self) -> bool:
+        """Whether this job's script says that it runs outside of images, whatever the site file says by now."""
+        return self.in_job and self.environment.get(SHA256_VARIABLE) == ""
+
     @cached_property
     def slurm(self) -> SlurmFacts:
         """What Slurm says, each question asked once. Raises ConfigError where no single cluster is named."""

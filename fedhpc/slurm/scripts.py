@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from fedhpc import __version__
 from fedhpc.agreement.federation_file import Agreement
+from fedhpc.agreement.images import SHA256_VARIABLE
 from fedhpc.agreement.site_file import SiteFile, read_site_directory
 from fedhpc.errors import ConfigError
 from fedhpc.federation.life import Stage
@@ -223,6 +224,8 @@ def _life(settings: SlurmSettings) -> str:
 
 
 def _preflight(plan: Plan, settings: SlurmSettings, within: str) -> str:
+    if within == OUTSIDE and settings.inside.image:  # the chain began before the site file named it
+        within = f"env {SHA256_VARIABLE}= {within}"
     values = {"one": one_task(settings), "inside": within, "profile": shlex.quote(plan.profile.name)}
     return part("preflight", values)
 

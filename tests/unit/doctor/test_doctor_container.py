@@ -146,6 +146,10 @@ def test_what_the_ranks_have_is_looked_at_where_they_are(tmp_path: Path) -> None
         within(tmp_path / "in", slurm=f'profile = "generic"\ntasks_per_node = 2\n{IMAGE}', library=broken),
         code=64,
     )
+    later = outside(tmp_path / "later", library=broken, environment={**STEP, SHA256_VARIABLE: ""})
+    fails("mpi-library", later, "no libmpi", code=64)
+    for name in ("container", "container-userns", "container-image"):
+        skips(name, later, "began outside of images")
     said = outside(tmp_path / "said", library=broken, environment={**STEP, SHA256_VARIABLE: CPU})
     fails("mpi-library", said, "no libmpi", code=64)
 

@@ -509,6 +509,8 @@ def test_a_chain_outside_stays_outside_when_the_site_file_gets_an_image(
         file.write("[slurm.container]\nimage = 'cpu.sif'\n")
     second = submitted("--successor", first["name"])
     assert (first["container"], second["container"]) == ("", "")
+    text = (plan_of(site).jobs / f"{second['name']}.sbatch").read_text()
+    assert 'env FEDHPC_CONTAINER_SHA256= "$python" -m fedhpc doctor' in text, "so that the checks look at no image"
     for job in fakes.jobs():
         fakes.set_state(job["job"], "GONE")
     third = submitted()
