@@ -112,7 +112,7 @@ TARGETS: dict[str, Target] = {
             ),
             *(f"containers/{name}" for name in ("cloud-init.yaml", "kubernetes/relay.yaml")),
             *("constraints.txt", "jobs/relay/fedhpc-relay.service"),
-            *(f"jobs/templates/{name}.sh" for name in ("charliecloud", "image", "image_folder")),
+            *(f"jobs/templates/{name}.sh" for name in ("charliecloud", "image", "image_folder", "own_home")),
             *(f"fedhpc/mpi/{name}.py" for name in ("launch", "library", "world")),
             *(f"fedhpc/slurm/{name}.py" for name in ("bound", "container_section", "entrance", "image")),
             *("fedhpc/doctor/container*.py", "fedhpc/horovod/*.py"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from fedhpc.app.logs import printable
@@ -16,11 +15,10 @@ from fedhpc.doctor.libmpi import Library
 from fedhpc.doctor.slurm_facts import major_minor
 from fedhpc.doctor.subject import Subject
 from fedhpc.errors import StorageError
-from fedhpc.mpi.library import family
+from fedhpc.mpi.library import family, libraries_in
 
 GROUP = "Container"
 _OUTSIDE = "this is no container"
-_SONAMES = {"libmpi.so.40": "openmpi", "libmpi.so.12": "mpich"}
 _FAMILIES = {"openmpi": "Open MPI's ABI (libmpi.so.40)", "mpich": "MPICH's ABI (libmpi.so.12)"}
 _OWN = ("usr/lib", "usr/lib64", "usr/lib/*-linux-gnu", "usr/local/lib", "opt/*/lib")
 _VADER = "OMPI_MCA_btl_vader_single_copy_mechanism"
@@ -83,19 +81,16 @@ def mpi_family(subject: Subject) -> Finding:
     if subject.container is None:
         return skipped(_OUTSIDE)
     path = subject.environment.get("LD_LIBRARY_PATH", "").split(":")
-    host = mpi_in([Path(p) for p in (section.mpi_library if section.mpi == "bind" else path) if p.startswith("/")])
-    own = mpi_in(folder for pattern in _OWN for folder in sorted(subject.root.glob(pattern)))
+    host = libraries_in(
+        [Path(p) for p in (section.mpi_library if section.mpi == "bind" else path) if p.startswith("/")]
+    )
+    own = libraries_in(folder for pattern in _OWN for folder in sorted(subject.root.glob(pattern)))
     if section.mpi == "bind" and not host:
         return fail(
             f"{', '.join(section.mpi_library)} has no libmpi in this container",
             "bind the folder that has it on the host",
         )
     return families_fit(subject.library, host, own, bind=section.mpi == "bind")
-
-
-def mpi_in(folders: Iterable[Path]) -> dict[Path, str]:
-    """The libmpi files in these folders with their ABI's family."""
-    return {f / name: kind for f in folders for name, kind in _SONAMES.items() if (f / name).exists()}
 
 
 def families_fit(library: Library, host: dict[Path, str], own: dict[Path, str], *, bind: bool) -> Finding:

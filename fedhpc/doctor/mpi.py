@@ -10,11 +10,10 @@ from fedhpc.doctor.check import Check, Finding, fail, ok, skipped, warn
 from fedhpc.doctor.commands import Output, call
 from fedhpc.doctor.libmpi import Library
 from fedhpc.doctor.subject import Subject
-from fedhpc.mpi.library import family
+from fedhpc.mpi.library import family, libraries_in
 
 GROUP = "MPI"
 _FAMILIES = {"openmpi": "Open MPI (libmpi.so.40)", "mpich": "MPICH (libmpi.so.12)"}
-_SONAMES = {"libmpi.so.40": "openmpi", "libmpi.so.12": "mpich"}
 _LOAD = "load the cluster's MPI (module load), so that libmpi is on LD_LIBRARY_PATH"
 _PMI_OF_MPICH = ("pmi2", "cray_shasta", "pmi1", "openmpi")  # Slurm's names
 _WORLD_S = 60.0
@@ -59,8 +58,7 @@ def one_library(subject: Subject) -> Finding:
 
 def libraries_on_path(environment: Mapping[str, str]) -> dict[Path, str]:
     """libmpi files on LD_LIBRARY_PATH, in its order, with their ABI family."""
-    folders = [Path(p) for p in environment.get("LD_LIBRARY_PATH", "").split(":") if p]
-    return {folder / name: kind for folder in folders for name, kind in _SONAMES.items() if (folder / name).exists()}
+    return libraries_in(Path(p) for p in environment.get("LD_LIBRARY_PATH", "").split(":") if p)
 
 
 def pmi(subject: Subject) -> Finding:

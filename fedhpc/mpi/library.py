@@ -12,7 +12,10 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
+SONAMES = {"libmpi.so.40": "openmpi", "libmpi.so.12": "mpich"}
+"""The file that programs are linked with -> the family that shares its ABI."""
 _LIBRARY = re.compile(r"libmpi(?:_cray|_gnu[\w.]*|_intel|ch)?\.so[\d.]*")
 
 
@@ -24,6 +27,11 @@ def libraries(maps: Iterable[str]) -> list[str]:
         if path and _LIBRARY.fullmatch(os.path.basename(path)) and f"/{path}" not in found:
             found.append(f"/{path}")
     return found
+
+
+def libraries_in(folders: Iterable[Path]) -> dict[Path, str]:
+    """The libmpi files in these folders, in their order, with their ABI's family."""
+    return {folder / name: kind for folder in folders for name, kind in SONAMES.items() if (folder / name).exists()}
 
 
 def family(version: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import Literal
 
 from fedhpc.errors import ConfigError
 from fedhpc.federation.life import Stage
+from fedhpc.mpi.library import SONAMES, libraries_in
 from fedhpc.slurm.bound import Bind, Bound, arranged
 from fedhpc.slurm.container_section import ContainerSection, check_bound, read_bind
 from fedhpc.slurm.image import Image
@@ -19,10 +19,9 @@ from fedhpc.slurm.settings import SlurmSettings
 OUTSIDE = '"$python"'
 INSIDE = '"${inside[@]}"'
 """In place of the interpreter: the runtime, its options, the image and the image's interpreter."""
-LIBRARIES = ("libmpi.so.40", "libmpi.so.12")
-# Charliecloud shares these with the host, and cannot bind below them.
 DataDirectory = Literal["ledger", "notes", "nothing"]
 """notes: with which ledgers data were used (ledger/stores.py), which a job can do without."""
+# Charliecloud shares these with the host, and cannot bind below them.
 _SHARED = tuple(map(Path, ("/tmp", "/dev", "/proc", "/sys")))  # noqa: S108 - seen inside, not written here
 
 
@@ -50,7 +49,6 @@ def entrance(
     words = _gpu(plan, section, settings) if gpu and stage != "exchange" else []
     words += [shlex.quote(option) for option in section.options]
     values = {
-        "made": "".join(f" {path}" for path in made),
         "first": "\n".join(f"  {bind}" for bind in first),
         "needed": "\n".join(needed),
         "last": f"binds+=({' '.join(last)})" if last else "",
@@ -65,15 +63,17 @@ def entrance(
         words = [f"--set-env={shlex.quote(f'{n}={v}')}" for n, v in _variables(section).items()] + words
         path = f"{Path(section.python).parent}:/usr/local/bin:/usr/bin:/bin"
         values |= {"path": shlex.quote(path), "ledger": part("charliecloud_ledger") if seen else ""}
-        values |= {"data": "export XDG_DATA_HOME=$home/.local/share" if data == "notes" else ""}
+        notes = "export XDG_DATA_HOME=$home/.local/share"
     else:
         name = "SINGULARITY" if "singularity" in Path(section.words).name else "APPTAINER"
         exports = [f"export {name}_NO_EVAL=1"]  # a $ in a value stays one
         exports += [f"export {name}ENV_{n}={shlex.quote(v)}" for n, v in _variables(section).items()]
         values |= {"exports": "\n".join(exports)}
         values |= {"ledger": 'binds+=(--bind "$XDG_DATA_HOME/fedhpc")' if seen else ""}
-        values |= {"data": part("notes") if data == "notes" else ""}
+        notes = part("notes")
     values |= {"words": "\n".join(f"  {word}" for word in words)}
+    home = {"made": "".join(f" {path}" for path in made), "data": notes if data == "notes" else ""}
+    values |= {"own_home": part("own_home", home)}
     return f"{_check(plan, section, image)}\n\n{part(section.runtime, values)}\n"
 
 
@@ -132,19 +132,11 @@ def _variables(section: ContainerSection) -> dict[str, str]:
     """What is set inside, also against the image: the user's, and the way to the host's MPI."""
     if section.mpi == "hybrid":
         return section.environment
-    library = next(
-        (
-            f"{folder}/{name}"
-            for folder in section.mpi_library
-            for name in LIBRARIES
-            if os.path.exists(f"{folder}/{name}")
-        ),
-        "",
-    )
-    if not library:
+    library = next(iter(libraries_in(map(Path, section.mpi_library))), None)
+    if library is None:
         raise ConfigError(
-            f"slurm.container.mpi_library: there is no {' or '.join(LIBRARIES)} in {', '.join(section.mpi_library)}",
+            f"slurm.container.mpi_library: there is no {' or '.join(SONAMES)} in {', '.join(section.mpi_library)}",
             "name first the folder of the host's libmpi, as compute nodes see it; MPICH's ABI is libmpi.so.12",
         )
     path = ":".join([*section.mpi_library, *filter(None, [section.environment.get("LD_LIBRARY_PATH", "")])])
-    return {"MPI4PY_LIBMPI": library} | section.environment | {"LD_LIBRARY_PATH": path}
+    return {"MPI4PY_LIBMPI": str(library)} | section.environment | {"LD_LIBRARY_PATH": path}
