@@ -2,9 +2,9 @@
 
     python benchmarks/latency_sweep.py [--rtt-ms 0 20 80] [--sites 3] [--sums 12] [--numbers 2] [--json]
 
-Real sites and a real relay on this machine; a proxy between them delays every byte (tests/relay/shaping.py). Of several
-sums the fastest counts, because other work on the machine only adds. The slope of seconds over round-trip time is how
-many round trips a sum waits for.
+Real sites and a real relay on this machine; a proxy between them delays every byte (fedhpc/bench/shaped_line.py). Of
+several sums the fastest counts, because other work on the machine only adds. The slope of seconds over round-trip time
+is how many round trips a sum waits for.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "relay"))
 
-from shaping import Line
 from sum_site import run_sums, sum_federation
 
+from fedhpc.bench.shaped_line import Line
 from fedhpc.enrolment.one_machine import running_relay
 
 

@@ -48,7 +48,8 @@ KEYS = (
     *("repeat", "run_id", "machine", "date", "command"),
 )
 SETTINGS = (
-    *("exchange", "lane_bits", "degree", "rails", "chunk_bytes", "overlap"),
+    *("exchange", "lane_bits", "degree", "colluders", "threshold", "rails", "chunk_bytes", "overlap"),
+    *("latency_ms", "mbit_s", "lost", "upload_s"),
     *("epochs", "rounds", "rows", "row_bytes", "batch", "alternations"),
 )
 """What a result may say of how it was done."""

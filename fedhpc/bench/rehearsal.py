@@ -37,7 +37,7 @@ mode = "{mode}"
 lane_bits = {lane_bits}
 degree = {degree}
 accept_two_sites = true
-{roster}"""
+{secure}{roster}"""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,28 @@ class Stage:
         return len(self.publics)
 
     def party(
-        self, mode: str, *, lane_bits: int = 32, degree: int = 0, home: Path | None = None, more: str = ""
+        self,
+        mode: str,
+        *,
+        lane_bits: int = 32,
+        degree: int = 0,
+        home: Path | None = None,
+        more: str = "",
+        secure: str = "",
     ) -> Party:
         """A party of a fresh federation in this mode; the ledger is in memory unless it has a `home`.
 
-        `more`: further keys of [federation], then sections.
+        `more`: further keys of [federation], then sections. `secure`: further keys of [secure], lines.
         """
         roster = "\n".join(f'[[site]]\nname = "site{u}"\nsign = "{p}"' for u, p in enumerate(self.publics, 1))
         text = _FEDERATION.format(
-            protocol=PROTOCOL_NAME, mode=mode, lane_bits=lane_bits, degree=degree, roster=roster, more=more
+            protocol=PROTOCOL_NAME,
+            mode=mode,
+            lane_bits=lane_bits,
+            degree=degree,
+            roster=roster,
+            more=more,
+            secure=secure,
         )
         agreement = read_agreement(text.encode(), "the benchmark's federation.toml")
         leads = self.place.site.rank == 0

@@ -1,7 +1,9 @@
 """`fedhpc bench sum --exchange https`: a relay and the sites as processes of their own on this machine.
 
 Two federations with the same sites sum the same data, one with masks and one without, in turn; bare TLS sockets move
-the same bytes in the same run. A time goes from the first site's start to the last site's end.
+the same bytes in the same run. A time goes from the first site's start to the last site's end. Each site may have a
+long or narrow line to the relay, and the last ones may vanish once they share masks with the others: then every repeat
+is a federation of its own, and a time includes the wait for them until `[cohort] upload_s` and the recovery.
 """
 
 from __future__ import annotations
@@ -10,16 +12,20 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedhpc.bench.memory import peak_bytes
+from fedhpc.bench.shaped_line import Line
 from fedhpc.bench.sum_ranks import versions
 from fedhpc.bench.tls_pair import tls_pair_bytes_per_s
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.one_machine import Enrolled, enrol, running_relay
 from fedhpc.errors import InternalError
+from fedhpc.files import write_whole
 from fedhpc.mpi.launch import launcher_command, launcher_environment
 from fedhpc.mpi.own_ranks import run_ranks
 
@@ -29,36 +35,113 @@ mode = "{mode}"
 lane_bits = {lane_bits}
 degree = {degree}
 accept_two_sites = true
-"""
+{secure}{more}"""
+_SLOWEST_BYTES_PER_S = 20e6  # of all sites together, that a site which still uploads is never taken for a lost one
+_PATIENCE_S = 5.0
 
 
-def measure(
-    *, ranks: Sequence[int], params: int, lane_bits: int, repeat: int, degree: int, folder: str | None
-) -> dict[str, Any]:
-    """The result for --json. `ranks` of each site. `folder`: where the relay keeps its objects; absent: temporary."""
-    sites = len(ranks)
-    with tempfile.TemporaryDirectory(prefix="fedhpc-bench-", dir=folder) as name:
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    ranks: Sequence[int]  # of each site
+    params: int
+    lane_bits: int
+    repeat: int
+    degree: int
+    folder: str | None = None  # where the relay keeps its objects; absent: temporary
+    secure: str = ""  # further keys of [secure], lines
+    latency_ms: float = 0.0  # round trip between a site and the relay
+    mbit_s: float = 0.0  # of each site's line, in each direction; 0: no limit
+    lost: int = 0  # sites that vanish
+
+    @property
+    def sites(self) -> int:
+        """Number of sites."""
+        return len(self.ranks)
+
+    @property
+    def nbytes(self) -> int:
+        """Of one site's vector."""
+        return self.params * self.lane_bits // 8
+
+    @property
+    def upload_s(self) -> float:
+        """How long the others wait for a lost site's vector."""
+        line_s = 8 * self.nbytes / (self.mbit_s * 1e6) if self.mbit_s else 0.0
+        far_s = 20 * self.latency_ms / 1000
+        return round(_PATIENCE_S + self.sites * self.nbytes / _SLOWEST_BYTES_PER_S + 1.5 * line_s + far_s, 1)
+
+    def sections(self, mode: str) -> str:
+        """Of federation.toml."""
+        more = f"[cohort]\nupload_s = {self.upload_s}\n" if self.lost and mode == "pairwise" else ""
+        return _SECTIONS.format(mode=mode, lane_bits=self.lane_bits, degree=self.degree, secure=self.secure, more=more)
+
+    def settings(self) -> dict[str, Any]:
+        """Those of them that are not as usual, for the record."""
+        found: dict[str, Any] = {"latency_ms": self.latency_ms, "mbit_s": self.mbit_s, "lost": self.lost}
+        found = {name: value for name, value in found.items() if value}
+        return found | ({"upload_s": self.upload_s} if self.lost else {})
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """The result for --json."""
+    pairs = [tls_pair_bytes_per_s(case.sites, case.nbytes) for _ in range(case.repeat)]
+    with tempfile.TemporaryDirectory(prefix="fedhpc-bench-", dir=case.folder) as name, ExitStack() as stack:
         home = Path(name)
-        nbytes = params * lane_bits // 8
-        names = {f"site{u}": home for u in range(1, sites + 1)}
-        plain = _SECTIONS.format(mode="off", lane_bits=lane_bits, degree=degree)
-        quota = 4 * (repeat + 2) * (sites + 1) * nbytes + (1 << 30)
-        off = enrol(home, "bench", plain, names, unmasked=True, quota_bytes=quota)
-        masked = off.variant(home / "masked", read_bytes(off.federation).replace(b'"off"', b'"pairwise"'), quota)
-        pairs = [tls_pair_bytes_per_s(sites, nbytes) for _ in range(repeat)]
-        with running_relay(off.relay) as relay:
-            reports = _run_sites(off, masked, relay.pid, repeat, params, lane_bits, ranks)
-            peak = peak_bytes(relay.pid)
-    socket_rate = statistics.median(pairs)
-    times = {mode: _spans(reports, mode) for mode in ("off", "masked")}
+        names = {f"site{u}": home for u in range(1, case.sites + 1)}
+        quota = 4 * (case.repeat + 2) * (case.sites + 1) * case.nbytes + (1 << 30)
+        off = enrol(home, "bench", case.sections("off"), names, unmasked=True, quota_bytes=quota)
+        relay = stack.enter_context(running_relay(off.relay))
+        ports = [stack.enter_context(_line(case, off.port)) for _ in names]
+        reports: list[dict[str, Any]] = []
+        for number in range(case.repeat if case.lost else 1):
+            plain, masked = _federations(case, off, home, number, quota)
+            here = replace(case, repeat=1) if case.lost else case
+            found = _run_sites(here, plain, masked, relay.pid, ports)
+            reports = [_joined(*two) for two in zip(reports, found, strict=True)] if reports else found
+        peak = peak_bytes(relay.pid)
+    return _result(case, reports, statistics.median(pairs), peak)
+
+
+def _federations(case: Case, off: Enrolled, home: Path, number: int, quota: int) -> tuple[Enrolled, Enrolled]:
+    """One without masks and one with; new ones for each repeat where sites vanish and miss the end."""
+    mark, text = f"# {number}\n", read_bytes(off.federation).decode()
+    secured = mark + text.replace(case.sections("off"), case.sections("pairwise"))
+    masked = off.variant(home / f"masked-{number}", secured.encode(), quota)
+    if case.lost:
+        off = off.variant(home / f"off-{number}", (mark + text).encode(), quota, unmasked=True)
+    return off, masked
+
+
+@contextmanager
+def _line(case: Case, port: int) -> Iterator[int]:
+    """The port by which a site reaches the relay."""
+    if not (case.latency_ms or case.mbit_s):
+        yield port
+        return
+    with Line(port, case.latency_ms / 2000, case.mbit_s * 1e6 / 8) as line:
+        yield line.port
+
+
+def _joined(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What a site reported of earlier repeats, and of one more."""
+    largest = {name: max(before[name], found[name]) for name in ("peak_bytes", "baseline_bytes")}
+    lists = {name: {m: before[name][m] + found[name][m] for m in before[name]} for name in ("spans", "repeats")}
+    return found | largest | lists | {"verified": before["verified"] and found["verified"]}
+
+
+def _result(case: Case, reports: list[dict[str, Any]], socket_rate: float, peak: int) -> dict[str, Any]:
+    there = reports[: case.sites - case.lost]
+    times = {"off": _spans(reports, "off"), "masked": _spans(there, "masked")}
     masked_s, unmasked_s = statistics.median(times["masked"]), statistics.median(times["off"])
-    moved = 2 * sites * nbytes
+    moved = 2 * case.sites * case.nbytes
     first = reports[0]
     return {
         "plain_s": moved / socket_rate,
         "unmasked_s": unmasked_s,
         "masked_s": masked_s,
-        "compare_results_s": statistics.median(r["settle_s"] for r in reports),
+        "compare_results_s": statistics.median(r["settle_s"] for r in there),
         "masked_over_plain": masked_s / (moved / socket_rate),
         "masked_speed_over_unmasked": unmasked_s / masked_s,
         "tls_socket_bytes_per_s": socket_rate,
@@ -66,45 +149,59 @@ def measure(
         "exchange_over_tls_socket": moved / unmasked_s / socket_rate,
         "masked_exchange_over_tls_socket": moved / masked_s / socket_rate,
         "relay_peak_rss_bytes": peak,
-        "round_trips": max(r["round_trips"] for r in reports),
-        "round_trips_exposed": max(r["round_trips_exposed"] for r in reports),
+        "round_trips": max(r["round_trips"] for r in there),
+        "round_trips_exposed": max(r["round_trips_exposed"] for r in there),
         "verified": all(r["verified"] for r in reports),
         "bytes_up_per_site": first["bytes_up"],
-        "peak_rss_bytes": max(r["peak_bytes"] for r in reports),
-        "baseline_rss_bytes": max(r["baseline_bytes"] for r in reports),
-        "extra_bytes": max(r["peak_bytes"] - r["baseline_bytes"] for r in reports) - nbytes,
-        "stages_s": {n: statistics.fmean(r["stages_s"][n] for r in reports) for n in first["stages_s"]},
-        "params": params,
-        "sites": sites,
-        "ranks": list(ranks),
-        "lane_bits": lane_bits,
-        "degree": degree,
-        "repeat": repeat,
-        "repeats": _repeats(reports, times, peak),
+        "peak_rss_bytes": max(r["peak_bytes"] for r in there),
+        "baseline_rss_bytes": max(r["baseline_bytes"] for r in there),
+        "extra_bytes": max(r["peak_bytes"] - r["baseline_bytes"] for r in there) - case.nbytes,
+        "stages_s": {n: statistics.fmean(r["stages_s"][n] for r in there) for n in first["stages_s"]},
+        "params": case.params,
+        "sites": case.sites,
+        "ranks": list(case.ranks),
+        "lane_bits": case.lane_bits,
+        "degree": case.degree,
+        **case.settings(),
+        "repeat": case.repeat,
+        "repeats": _repeats(case, reports, times, peak),
         "exchange": "https",
         "versions": versions(),
     }
 
 
 def _run_sites(
-    off: Enrolled, masked: Enrolled, relay_pid: int, repeat: int, params: int, lane_bits: int, ranks: Sequence[int]
+    case: Case, off: Enrolled, masked: Enrolled, relay_pid: int, ports: Sequence[int]
 ) -> list[dict[str, Any]]:
     environment, _ = launcher_environment()
     commands = []
-    for name, count in zip(off.sites, ranks, strict=True):
-        case = {
+    for number, (name, count, port) in enumerate(zip(off.sites, case.ranks, ports, strict=True), 1):
+        site_case = {
             "federations": {"off": str(off.federation), "masked": str(masked.federation)},
-            "site_files": {"off": str(off.site_file(name)), "masked": str(masked.site_file(name))},
+            "site_files": {"off": str(_through(off, name, port)), "masked": str(_through(masked, name, port))},
             "relay_pid": relay_pid,
-            "repeat": repeat,
-            "params": params,
-            "lane_bits": lane_bits,
+            "repeat": case.repeat,
+            "params": case.params,
+            "lane_bits": case.lane_bits,
+            "members": case.sites - case.lost,
+            "vanishes": number > case.sites - case.lost,
         }
-        words = [sys.executable, "-m", "fedhpc.bench.relayed_sum_site", json.dumps(case)]
+        words = [sys.executable, "-m", "fedhpc.bench.relayed_sum_site", json.dumps(site_case)]
         if count > 1:
             words = [*launcher_command(count), sys.executable, "-m", "mpi4py", *words[1:]]
         commands.append(words)
     return [_last_object(output) for output in run_ranks(commands, environment, keep_output=True)]
+
+
+def _through(enrolled: Enrolled, name: str, port: int) -> Path:
+    """The site's file with the relay at `port`."""
+    path = enrolled.site_file(name)
+    if port == enrolled.port:
+        return path
+    through = path.with_name("through-a-line.toml")
+    text = read_bytes(path).decode().replace(f'"{enrolled.url}"', f'"https://127.0.0.1:{port}"')
+    write_whole(through, text.encode(), mode=0o600)
+    return through
 
 
 def _last_object(text: str) -> dict[str, Any]:
@@ -121,11 +218,18 @@ def _spans(reports: list[dict[str, Any]], mode: str) -> list[float]:
     return [max(s[k][1] for s in spans) - min(s[k][0] for s in spans) for k in range(len(spans[0]))]
 
 
-def _repeats(reports: list[dict[str, Any]], spans: dict[str, list[float]], relay_peak: int) -> list[dict[str, Any]]:
-    """Per repeat what all sites and the relay took, the largest the relay had in all of them (bench/record.py)."""
+def _repeats(
+    case: Case, reports: list[dict[str, Any]], spans: dict[str, list[float]], relay_peak: int
+) -> list[dict[str, Any]]:
+    """Per repeat what all sites and the relay took, the largest the relay had in all of them (bench/record.py).
+
+    What a site that vanished took of the masked sum went with it.
+    """
+    there = reports[: case.sites - case.lost]
     found = []
     for k, wall_s in enumerate(spans["masked"]):
-        masked, off = ([r["repeats"][mode][k] for r in reports] for mode in ("masked", "off"))
+        masked = [r["repeats"]["masked"][k] for r in there]
+        off = [r["repeats"]["off"][k] for r in reports]
         relay_cpu_s = masked[0]["relay_cpu_s"]
         found.append(
             {
@@ -136,6 +240,9 @@ def _repeats(reports: list[dict[str, Any]], spans: dict[str, list[float]], relay
                 "unmasked_s": spans["off"][k],
                 "unmasked_cpu_s": sum(site["cpu_s"] for site in off) + off[0]["relay_cpu_s"],
                 "relay_cpu_s": relay_cpu_s,
+                "relay_peak_bytes": relay_peak,
             }
         )
+        if case.lost:
+            found[-1]["beyond_upload_s"] = wall_s - case.upload_s
     return found

@@ -7,6 +7,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from fedhpc.federation.party import SumKind, SumPlan
 from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Tensor
+from fedhpc.transport.https.client import RelayClient
+from fedhpc.wire.object_names import ObjectName
 
 _STAGES = ("encode", "masks", "wire", "decode", "agree", "ledger", "share")
 
@@ -40,7 +43,7 @@ def measure(case: dict[str, Any]) -> None:
     spans: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
     report: dict[str, Any] = {"verified": True, "peak_bytes": 0, "baseline_bytes": baseline}
     repeats: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
-    settles, stages = [], []
+    settles, stages = list[float](), list[dict[str, float]]()
     turns = (0, 0)
     for number in range(case["repeat"]):
         for mode in modes:
@@ -49,6 +52,10 @@ def measure(case: dict[str, Any]) -> None:
             values = vector.view("vector")
             draw(values, seed, session.party.number)
             Federation(session).sum(np.array([1]), name=f"start {number}")  # all sites go on together
+            if mode == "masked" and case["vanishes"]:
+                print(json.dumps(report | {"spans": spans, "repeats": repeats}), flush=True)
+                _vanish_with_the_vector()
+            members = tuple(range(1, (len(session.sites) if mode == "off" else case["members"]) + 1))
             clear_peak()
             plan = SumPlan(session.round_ + 1, f"bench {number}", SumKind.STATISTIC, session.state, replicated=True)
             relay_spent, spent = processor_seconds(case["relay_pid"]), time.process_time()
@@ -58,7 +65,7 @@ def measure(case: dict[str, Any]) -> None:
             spent, peak = time.process_time() - spent, peak_bytes()
             spans[mode].append((begun, ended))
             report["peak_bytes"] = max(report["peak_bytes"], peak)
-            right = _verify(session, values, seed)
+            right = opened.members == members and _verify(members, values, seed)
             report["verified"] = report["verified"] and right
             begun = time.perf_counter()
             session.settle(opened, session.tensors_tree)
@@ -92,12 +99,24 @@ def _over_ranks(session: Session, cpu_s: float, peak: int, right: bool) -> dict[
     return {"cpu_s": sum(cpus), "peak_bytes": sum(peaks), "verified": all(rights)}
 
 
-def _verify(session: Session, values: np.ndarray, seed: bytes) -> bool:
-    """Whether every value is 2^-20 times the integer sum of all sites' numbers, drawn again."""
+def _vanish_with_the_vector() -> None:
+    """Once this site shares masks with the others and would send its vector, it is as if its node lost its power."""
+    real = RelayClient.upload
+
+    def upload(client: RelayClient, name: ObjectName, *rest: Any, **more: Any) -> Any:
+        if name.kind == "M3v":
+            os._exit(0)
+        return real(client, name, *rest, **more)
+
+    RelayClient.upload = upload  # type: ignore[method-assign, assignment]
+
+
+def _verify(members: Sequence[int], values: np.ndarray, seed: bytes) -> bool:
+    """Whether every value is 2^-20 times the integer sum of these sites' numbers, drawn again."""
     for tile, start in enumerate(range(0, values.size, TILE)):
         piece = values[start : start + TILE]
         total = np.zeros(piece.size, dtype=np.int64)
-        for number in range(1, len(session.sites) + 1):
+        for number in members:
             total += integers(seed, number, tile, piece.size)
         if not np.array_equal(piece.astype(np.float64) * 2.0**SCALE, total):
             return False

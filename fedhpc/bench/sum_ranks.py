@@ -48,6 +48,7 @@ class Case:
     chunk_bytes: int
     overlap: str
     rails: int | str
+    secure: str = ""  # further keys of [secure], lines
 
 
 def measure(case: Case) -> None:
@@ -169,7 +170,7 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
 
     def ring_sum(mode: str) -> _Sum:
         draw(values, seed, stage.place.number, first)
-        party = stage.party(mode, lane_bits=case.lane_bits, degree=case.degree)
+        party = stage.party(mode, lane_bits=case.lane_bits, degree=case.degree, secure=case.secure)
         session = stage.session(party, chunk_bytes=case.chunk_bytes, overlap=overlap)
         plan = SumPlan(number, f"bench {number}", SumKind.STATISTIC, bytes(32), by_range=True)
         clear_peak()

@@ -38,10 +38,15 @@ def bench() -> None:
 @click.option("--lane-bits", type=click.Choice(["32", "64"]), default="32", show_default=True)
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--degree", type=click.IntRange(0), default=0, show_default=True, help="Mask partners; 0 = all.")
+@click.option("--colluders", type=click.IntRange(1), help="As [secure] colluders.  [default: as there]")
+@click.option("--threshold", type=click.IntRange(2), help="As [secure] threshold.  [default: as there]")
 @click.option("--rails", default="auto", show_default=True, help="Ranks of a site that carry a part.")
 @click.option("--chunk-bytes", type=click.IntRange(4096), default=16 << 20, show_default=True)
 @click.option("--overlap", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--folder", type=click.Path(exists=True), help="https: where the relay keeps its objects.")
+@click.option("--latency-ms", type=click.FloatRange(0), default=0.0, help="https: of a round trip to the relay.")
+@click.option("--mbit-s", type=click.FloatRange(0), default=0.0, help="https: of each site's line, each direction.")
+@click.option("--lost", type=click.IntRange(0), default=0, help="https: sites that vanish before they send.")
 @_figures
 def sum_(
     sites: int,
@@ -52,10 +57,15 @@ def sum_(
     lane_bits: str,
     repeat: int,
     degree: int,
+    colluders: int | None,
+    threshold: int | None,
     rails: str,
     chunk_bytes: int,
     overlap: str,
     folder: str | None,
+    latency_ms: float,
+    mbit_s: float,
+    lost: int,
     lines: Path | None,
     as_json: bool,
 ) -> None:
@@ -65,6 +75,10 @@ def sum_(
     sockets take for the same bytes. Every repeat has fresh keys and fresh random data, and its result is checked
     against an independent sum. Times are medians; a time ends when the slowest rank is done. Where sites have different
     numbers of ranks, sum_uneven_over_even compares with as many at each as the smallest has.
+
+    With --latency-ms or --mbit-s a proxy on this machine makes a line of that length or width between each site and the
+    relay. With --lost the last sites vanish, in every repeat, once they share masks with the others: the time includes
+    the wait for their vectors (`upload_s`) and the recovery.
     """
     from fedhpc.bench.record import origin
     from fedhpc.bench.start import measure_ranks
@@ -76,31 +90,41 @@ def sum_(
         raise ConfigError(f"--rails {rails}", f"auto, or 1 to {min(of_sites)}")
     if chunk_bytes % 16:
         raise ConfigError(f"--chunk-bytes {chunk_bytes}", "a multiple of 16")
-    if exchange == "https":
-        from fedhpc.bench.relayed_sum import measure
-
-        result = measure(
-            params=params,
-            lane_bits=int(lane_bits),
-            repeat=repeat,
-            degree=degree,
-            ranks=of_sites,
-            folder=folder,
-        )
-        _show(begun.complete(result, "relayed masked sum"), lines, as_json)
-        return
-    case = {
+    mask_graph = {"colluders": colluders, "threshold": threshold}
+    mask_graph = {name: value for name, value in mask_graph.items() if value is not None}
+    case: dict[str, Any] = {
         "ranks": of_sites,
         "params": params,
         "lane_bits": int(lane_bits),
         "repeat": repeat,
         "degree": degree,
-        "chunk_bytes": chunk_bytes,
-        "overlap": overlap,
-        "rails": rails if rails == "auto" else int(rails),
+        "secure": "".join(f"{name} = {value}\n" for name, value in mask_graph.items()),
     }
+    if exchange == "https":
+        from fedhpc.bench.relayed_sum import Case, measure
+
+        relayed = Case(**case, folder=folder, latency_ms=latency_ms, mbit_s=mbit_s, lost=lost)
+        _refuse_losses(relayed.ranks, lost, colluders, threshold)
+        work = "relayed masked sum" + (f", {lost} lost" if lost else "")
+        _show(begun.complete(measure(relayed), work, **mask_graph), lines, as_json)
+        return
+    if latency_ms or mbit_s or lost:
+        raise ConfigError("--latency-ms, --mbit-s and --lost are of a relay", "add --exchange https")
+    case |= {"chunk_bytes": chunk_bytes, "overlap": overlap, "rails": rails if rails == "auto" else int(rails)}
     result = measure_ranks("fedhpc.bench.sum_ranks", sum(of_sites), case)
-    _show(begun.complete(result, "masked sum"), lines, as_json)
+    _show(begun.complete(result, "masked sum", **mask_graph), lines, as_json)
+
+
+def _refuse_losses(ranks: Sequence[int], lost: int, colluders: int | None, threshold: int | None) -> None:
+    """Raise an error for more lost sites than can be done without."""
+    from fedhpc.errors import ConfigError
+    from fedhpc.secure.thresholds import choose_thresholds
+
+    allowed = choose_thresholds(len(ranks), colluders, threshold, accept_two_sites=True).losses
+    if lost > allowed:
+        raise ConfigError(f"--lost {lost}", f"of {len(ranks)} sites at most {allowed} may be lost")
+    if lost and set(ranks) != {1}:
+        raise ConfigError("--lost with several ranks at a site", "one rank at each site")
 
 
 @bench.command("latency", short_help="Time a sum of one number.")

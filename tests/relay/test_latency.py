@@ -7,9 +7,9 @@ import threading
 from typing import Any
 
 import pytest
-from shaping import Line
 from sum_site import longest_chain, run_sums, sum_federation
 
+from fedhpc.bench.shaped_line import Line
 from fedhpc.enrolment.one_machine import running_relay
 
 FAR_S = 0.04  # one way: requests that do not wait for one another overlap also on a busy machine

@@ -1,7 +1,7 @@
 """A TCP proxy that makes a line of a chosen length and width: delay and bytes a second, in order, per direction.
 
 It changes nothing and drops nothing, so what runs over it, TLS included, sees a far relay. One thread, any number of
-connections.
+connections, which share the width.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import socket
 import threading
 from collections import deque
+from typing import Self
 
 _PIECE = 64 << 10
 _MOST_AHEAD_S = 1.0  # of bytes held back by a slow line: who sends more waits, as with a full buffer
@@ -19,17 +20,18 @@ class Line:
     """Listens on a loopback port of its own and carries every connection to `host:port`."""
 
     def __init__(self, port: int, delay_s: float = 0.0, bytes_per_s: float = 0.0, host: str = "127.0.0.1") -> None:
-        """`delay_s`: of each direction. `bytes_per_s`: of each direction of each connection; 0: as fast as it goes."""
+        """`delay_s`: of each direction. `bytes_per_s`: of each direction, for all connections together; 0: no limit."""
         self.delay_s, self.bytes_per_s = delay_s, bytes_per_s
         self.connections = 0
         self._target = (host, port)
+        self._free = {"there": 0.0, "back": 0.0}  # when the line can take the next byte of a direction
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -55,19 +57,18 @@ class Line:
         for writer in (near_out, far_out):
             writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            await asyncio.gather(self._one_way(near_in, far_out), self._one_way(far_in, near_out))
+            await asyncio.gather(self._one_way(near_in, far_out, "there"), self._one_way(far_in, near_out, "back"))
         except (OSError, asyncio.CancelledError):  # one end has gone, or the proxy ends
             pass
         finally:
             for writer in (near_out, far_out):
                 writer.close()
 
-    async def _one_way(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _one_way(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str) -> None:
         """Every piece leaves `delay_s` after it came, or when the line is free, whichever is later."""
         clock = self._loop.time
         waiting: deque[tuple[float, bytes]] = deque()
         changed = asyncio.Event()
-        free = 0.0
 
         async def deliver() -> None:
             while True:
@@ -90,7 +91,8 @@ class Line:
                 except ConnectionError:
                     data = b""
                 now = clock()
-                free = max(now, free) + (len(data) / self.bytes_per_s if self.bytes_per_s else 0.0)
+                free = max(now, self._free[way]) + (len(data) / self.bytes_per_s if self.bytes_per_s else 0.0)
+                self._free[way] = free
                 waiting.append((free + self.delay_s, data))
                 changed.set()
                 if not data:
