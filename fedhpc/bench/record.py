@@ -48,7 +48,7 @@ KEYS = (
     *("repeat", "run_id", "machine", "date", "command"),
 )
 SETTINGS = (
-    *("exchange", "lane_bits", "degree", "rails", "chunk_bytes", "overlap"),
+    *("nodes", "exchange", "lane_bits", "degree", "rails", "chunk_bytes", "overlap"),
     *("epochs", "rounds", "rows", "row_bytes", "batch", "alternations"),
 )
 """What a result may say of how it was done."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedhpc.bench.given_ranks import require_alone
 from fedhpc.bench.memory import peak_bytes
 from fedhpc.bench.sum_ranks import versions
 from fedhpc.bench.tls_pair import tls_pair_bytes_per_s
@@ -36,6 +37,7 @@ def measure(
     *, ranks: Sequence[int], params: int, lane_bits: int, repeat: int, degree: int, folder: str | None
 ) -> dict[str, Any]:
     """The result for --json. `ranks` of each site. `folder`: where the relay keeps its objects; absent: temporary."""
+    require_alone()
     sites = len(ranks)
     with tempfile.TemporaryDirectory(prefix="fedhpc-bench-", dir=folder) as name:
         home = Path(name)
