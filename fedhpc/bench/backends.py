@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.bench.given_ranks import require_alone
 from fedhpc.bench.start import measure_ranks
 from fedhpc.data.tokens import write_tokens
 
@@ -31,6 +32,7 @@ def measure(backends: Sequence[str], ranks: int, params: int, steps: int, altern
 
     `alternations`: of fedhpc's loop and a plain one.
     """
+    require_alone()
     tokenizer = hashlib.sha256(b"the benchmark has no tokenizer").hexdigest()
     width, heads = (_WIDTH, 16) if params >= _WIDE_FROM else (_SMALL["width"], _SMALL["heads"])
     layers = max(1, round((params - _VOCABULARY * width) / (12 * width * width)))

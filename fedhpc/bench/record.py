@@ -48,7 +48,7 @@ KEYS = (
     *("repeat", "run_id", "machine", "date", "command"),
 )
 SETTINGS = (
-    *("exchange", "lane_bits", "degree", "colluders", "threshold", "rails", "chunk_bytes", "overlap"),
+    *("nodes", "exchange", "lane_bits", "degree", "colluders", "threshold", "rails", "chunk_bytes", "overlap"),
     *("latency_ms", "mbit_s", "lost", "upload_s"),
     *("epochs", "rounds", "rows", "row_bytes", "batch", "alternations"),
 )

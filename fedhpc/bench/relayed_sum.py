@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedhpc.bench.given_ranks import require_alone
 from fedhpc.bench.memory import peak_bytes
 from fedhpc.bench.shaped_line import Line
 from fedhpc.bench.sum_ranks import versions
@@ -86,6 +87,7 @@ class Case:
 
 def measure(case: Case) -> dict[str, Any]:
     """The result for --json."""
+    require_alone()
     pairs = [tls_pair_bytes_per_s(case.sites, case.nbytes) for _ in range(case.repeat)]
     with tempfile.TemporaryDirectory(prefix="fedhpc-bench-", dir=case.folder) as name, ExitStack() as stack:
         home = Path(name)

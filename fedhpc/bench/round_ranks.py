@@ -92,7 +92,7 @@ def measure(case: Case) -> None:
                 "verified": masked.model_sha256 != "" and masked.model_sha256 == unmasked.model_sha256,
                 "unmasked_s": unmasked.wall_s,
                 "unmasked_cpu_s": unmasked.cpu_s,
-                "secure_share": masked.cpu_s / unmasked.cpu_s - 1,
+                "secure_share": 1 - unmasked.cpu_s / masked.cpu_s,
                 "stages_s": masked.stages,
             }
         )

@@ -154,8 +154,8 @@ def round_(
     """Time a whole training round of the digits example: evaluation, training, sum, checkpoint.
 
     Each repeat is a fresh run with masks and one without (`unmasked_s`, `unmasked_cpu_s`), in turn; their first round
-    is not counted, and both must end with the same model. `secure_share` is the processor time that secure aggregation
-    adds to a round, over that of a round without: masked / unmasked - 1.
+    is not counted, and both must end with the same model. `secure_share` is the part of a round's processor time that
+    secure aggregation takes: (masked - unmasked) / masked.
     """
     from fedhpc.bench.digits_round import measure
     from fedhpc.bench.record import origin
