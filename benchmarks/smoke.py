@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks.report.__main__ import main as report
 from benchmarks.complaints import MEASURED
 
 COMMANDS = (
@@ -36,9 +36,9 @@ def main(folder: Path) -> int:
             print(f"error: fedhpc bench {command}: exit code {done.returncode}", file=sys.stderr)
             return 1
     here = ["--results", str(folder)]
-    if code := report.main([*here, "--check", *(f"--expect={work}" for work in MEASURED)]):
+    if code := report([*here, "--check", *(f"--expect={work}" for work in MEASURED)]):
         return code
-    return report.main([*here, "--page", str(folder / "benchmarks.md")])
+    return report([*here, "--page", str(folder / "benchmarks.md")])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,288 @@
+"""What a masked sum costs for each byte and each partner, fitted to the stored records, and what larger ones would take.
+
+    python -m benchmarks.cost_model [--sites 100] [--params 1e10] [--cores 64] [--gbit 100] [--relay-gbit 100]
+
+A stage's cost is its seconds on a core of its own: where ranks share cores, a rank's seconds times cores over ranks.
+Each stage is a line without or with a constant (TERMS), fitted by least squares of the relative error; the error bars
+are two standard errors of its residuals. The largest sizes are left out of a first fit, which predicts them: that says
+what the model is worth. Then all sizes count. What is extrapolated was never run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.runs import Run, read_results
+from fedhpc.secure.thresholds import choose_thresholds
+
+Sizes = Mapping[str, float]
+"""`bytes` of the vector, `streams` of masks and `partners` (other sites) of a site."""
+
+TERMS: Mapping[str, tuple[str, ...]] = {
+    "ledger": ("1", "bytes"),
+    "encode": ("bytes",),
+    "masks": ("bytes*streams",),
+    "wire": ("1", "bytes"),
+    "digest": ("bytes",),
+    "decode": ("bytes",),
+    "agree": ("1", "partners"),
+}
+"""What the cost of each stage is made of. `ledger` is the check and the fingerprint of the vector, `agree` are keys and
+signatures; `wire` on one machine is shared memory, and holds what ranks wait for one another."""
+UNITS = {"1": "ms", "bytes": "ns/byte", "bytes*streams": "ns/byte and mask", "partners": "ms/partner"}
+_SCALE = {"1": 1e3, "bytes": 1e9, "bytes*streams": 1e9, "partners": 1e3}
+_LEAST = 4  # sizes, below which nothing is fitted
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: its sizes, and the seconds of a core that each stage took at one rank."""
+
+    run: Run
+    sizes: Sizes
+    seconds: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Of all stages."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Term:
+    """One coefficient with its standard error."""
+
+    stage: str
+    name: str
+    value: float
+    error: float
+
+    def seconds(self, sizes: Sizes) -> tuple[float, float]:
+        """What it adds at these sizes, and the standard error of that."""
+        size = _size(self.name, sizes)
+        return self.value * size, self.error * size
+
+    @property
+    def shown(self) -> tuple[float, float, str]:
+        """Value and two standard errors in its unit."""
+        scale = _SCALE[self.name]
+        return self.value * scale, 2 * self.error * scale, UNITS[self.name]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Terms of all stages."""
+
+    terms: tuple[Term, ...]
+
+    def predict(self, sizes: Sizes, stages: Sequence[str] = tuple(TERMS)) -> tuple[float, float]:
+        """Seconds of a core for these stages, and two standard errors."""
+        parts = [term.seconds(sizes) for term in self.terms if term.stage in stages]
+        return sum(value for value, _ in parts), 2 * math.sqrt(sum(error**2 for _, error in parts))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A size that the fit did not see."""
+
+    measured: Measured
+    seconds: float
+    error: float  # two standard errors
+
+    @property
+    def off_by(self) -> float:
+        """Predicted over measured, less one."""
+        return self.seconds / self.measured.total - 1
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What is assumed of the sites and the relay."""
+
+    sites: int = 100
+    params: int = 10_000_000_000
+    cores: int = 64  # of each site, as many ranks
+    gbit_s: float = 100.0  # of each site's line
+    relay_gbit_s: float = 100.0
+
+    @property
+    def nbytes(self) -> float:
+        """Of the vector."""
+        return 4.0 * self.params
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a sum would take a site, with error bars."""
+
+    name: str
+    streams: int
+    compute_s: float
+    compute_error_s: float
+    network_s: float
+
+    @property
+    def total_s(self) -> float:
+        """One after the other."""
+        return self.compute_s + self.network_s
+
+
+def measurements(runs: Sequence[Run]) -> list[Measured]:
+    """Of the masked sums in one job with one rank at each site; the newest of each size."""
+    found: dict[tuple[float, ...], Measured] = {}
+    for run in sorted(runs, key=lambda run: str(run.get("date"))):
+        one = _measured(run)
+        if one is not None:
+            found[tuple(one.sizes.values())] = one
+    return [found[key] for key in sorted(found)]
+
+
+def fit(measured: Sequence[Measured]) -> CostModel:
+    """The costs that fit best."""
+    terms: list[Term] = []
+    for stage, names in TERMS.items():
+        seen = [one for one in measured if one.seconds[stage] > 0]
+        terms += _fit_stage(stage, list(names), seen)
+    return CostModel(tuple(terms))
+
+
+def held_out(measured: Sequence[Measured]) -> list[Prediction]:
+    """The quarter of the runs with the most work, and at least one, predicted from all others."""
+    ordered = sorted(measured, key=lambda one: one.total)
+    count = max(1, len(ordered) // 4)
+    model = fit(ordered[:-count])
+    return [Prediction(one, *model.predict(one.sizes)) for one in ordered[-count:]]
+
+
+def relay_cost(runs: Sequence[Run]) -> tuple[float, float] | None:
+    """Seconds of the relay's processor for a byte of one site's vector, and two standard errors; None: not measured."""
+    values = []
+    for run in runs:
+        cpu_s = run.median("relay_cpu_s")
+        if cpu_s and run.get("work") == "relayed masked sum" and run.get("params") >= 10_000_000:
+            values.append(cpu_s / (run.get("sites") * run.get("params") * _lane_bytes(run)))
+    if not values:
+        return None
+    error = float(np.std(values, ddof=1)) if len(values) > 1 else 0.2 * values[0]
+    return float(np.mean(values)), 2 * error
+
+
+def outlooks(model: CostModel, cluster: Cluster, spread: float, relay: tuple[float, float] | None) -> list[Outlook]:
+    """The sum on paper: all masks, sparse graphs, and over a relay. `spread`: relative error of held-out sizes."""
+    others = cluster.sites - 1
+    default = choose_thresholds(cluster.sites)
+    safe = default.colluders + default.losses + 1
+    safe += safe % 2
+    ring_s = 2 * others / cluster.sites * cluster.nbytes * 8 / (cluster.gbit_s * 1e9)
+    found = []
+    for name, streams in (
+        ("in one job, a mask for every other site", others),
+        (f"in one job, degree {safe} (the least for the default thresholds)", safe),
+        ("in one job, degree 22 (colluders = 10)", 22),
+    ):
+        found.append(_outlook(name, min(streams, others), model, cluster, spread, ring_s))
+    if relay is not None:
+        up_down_s = 2 * cluster.nbytes * 8 / (cluster.gbit_s * 1e9)
+        at_relay_s = 2 * cluster.sites * cluster.nbytes * 8 / (cluster.relay_gbit_s * 1e9)
+        line_s = max(up_down_s, at_relay_s)
+        found.append(_outlook("over a relay, a mask for every other site", others, model, cluster, spread, line_s))
+    return found
+
+
+def _outlook(
+    name: str, streams: int, model: CostModel, cluster: Cluster, spread: float, network_s: float
+) -> Outlook:
+    sizes = {"bytes": cluster.nbytes, "streams": float(streams), "partners": float(cluster.sites - 1)}
+    shared, shared_error = model.predict(sizes, ("ledger", "encode", "masks", "digest", "decode"))
+    agreed, agreed_error = model.predict(sizes, ("agree",))  # at the leader alone
+    seconds = shared / cluster.cores + agreed
+    error = math.hypot(shared_error / cluster.cores, agreed_error, spread * seconds)
+    return Outlook(name, streams, seconds, error, network_s)
+
+
+def _measured(run: Run) -> Measured | None:
+    settings, sites, ranks = run.get("settings") or {}, run.get("sites"), run.get("ranks")
+    cores = (run.get("machine") or {}).get("cores")
+    if run.get("work") != "masked sum" or run.get("system") != "fedhpc" or settings.get("nodes", 1) != 1 or not cores:
+        return None
+    if not (isinstance(ranks, list) and ranks == [1] * sites) or settings.get("overlap"):
+        return None
+    if settings.get("lane_bits", 32) != 32:
+        return None
+    stages = [(record.get("measured") or {}).get("stages_s") or {} for record in run.records]
+    if not all(name in stage for name in TERMS for stage in stages):
+        return None
+    own_core = min(1.0, cores / sites)
+    seconds = {name: own_core * float(np.median([stage[name] for stage in stages])) for name in TERMS}
+    streams = min(settings.get("degree") or sites - 1, sites - 1)
+    sizes = {"bytes": float(run.get("params") * 4), "streams": float(streams), "partners": float(sites - 1)}
+    return Measured(run, sizes, seconds)
+
+
+def _lane_bytes(run: Run) -> float:
+    return float((run.get("settings") or {}).get("lane_bits", 32)) / 8
+
+
+def _size(name: str, sizes: Sizes) -> float:
+    return math.prod(1.0 if factor == "1" else sizes[factor] for factor in name.split("*"))
+
+
+def _fit_stage(stage: str, names: list[str], measured: Sequence[Measured]) -> list[Term]:
+    """Least squares of the relative error; a term that came out below zero is left out, and the rest fitted again."""
+    if not measured:
+        return [Term(stage, name, 0.0, 0.0) for name in names]
+    seconds = np.array([one.seconds[stage] for one in measured])
+    design = np.array([[_size(name, one.sizes) for name in names] for one in measured]) / seconds[:, None]
+    norm = np.linalg.norm(design, axis=0)  # sizes differ by ten orders of magnitude
+    solution, *_ = np.linalg.lstsq(design / norm, np.ones(len(seconds)), rcond=None)
+    if (solution < 0).any() and len(names) > 1:
+        kept = [name for name, value in zip(names, solution, strict=True) if value >= 0]
+        return _fit_stage(stage, kept, measured)
+    residuals = design / norm @ solution - 1
+    free = max(1, len(seconds) - len(names))
+    covariance = np.linalg.pinv((design / norm).T @ (design / norm)) * float(residuals @ residuals) / free
+    errors = np.sqrt(np.diag(covariance)) / norm
+    return [Term(stage, n, float(v), float(e)) for n, v, e in zip(names, solution / norm, errors, strict=True)]
+
+
+def enough(measured: Sequence[Measured]) -> bool:
+    """Whether a model can be fitted and tried."""
+    return len(measured) >= _LEAST
+
+
+def main() -> None:
+    """Print the costs, what they predict, and the outlook."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--sites", type=int, default=100)
+    parser.add_argument("--params", type=float, default=1e10)
+    parser.add_argument("--cores", type=int, default=64, help="of each site")
+    parser.add_argument("--gbit", type=float, default=100.0, help="of each site's line")
+    parser.add_argument("--relay-gbit", type=float, default=100.0)
+    given = parser.parse_args()
+    runs = read_results(given.results).runs
+    measured = measurements(runs)
+    if not enough(measured):
+        parser.exit(1, f"error: {len(measured)} sizes of a masked sum were measured; {_LEAST} are needed\n")
+    model, tried = fit(measured), held_out(measured)
+    for term in model.terms:
+        value, error, unit = term.shown
+        print(f"{term.stage:8} {value:10.4f} ± {error:.4f} {unit}")
+    for one in tried:
+        print(f"{one.measured.run.get('command')}: {one.seconds:.3f} s a core, {one.off_by:+.0%} of what was measured")
+    cluster = Cluster(given.sites, int(given.params), given.cores, given.gbit, given.relay_gbit)
+    for outlook in outlooks(model, cluster, max(abs(one.off_by) for one in tried), relay_cost(runs)):
+        print(
+            f"{outlook.name}: {outlook.compute_s:.0f} ± {outlook.compute_error_s:.0f} s of computing, "
+            f"{outlook.network_s:.0f} s of network"
+        )
+
+
+if __name__ == "__main__":
+    main()

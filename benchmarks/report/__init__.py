@@ -1,0 +1,1 @@
+"""The page of results: tables, pictures, and what is missing (`python -m benchmarks.report`)."""

@@ -1,0 +1,71 @@
+"""The cost model and what it says of a sum that nobody has run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks.cost_model import Cluster, enough, fit, held_out, measurements, outlooks, relay_cost
+from benchmarks.report.cells import number, row, short, table
+from benchmarks.runs import Run
+
+CLUSTER = Cluster()
+
+
+def cost_model(runs: Sequence[Run], pictures: Mapping[str, str]) -> list[str]:
+    """Costs, held-out sizes, the outlook; empty where too little was measured."""
+    measured = measurements(runs)
+    if not enough(measured):
+        return []
+    model, tried, relay = fit(measured), held_out(measured), relay_cost(runs)
+    lines = [
+        "",
+        "## What a sum costs, and a hundred sites on paper",
+        "",
+        f"A model of few terms, fitted to {len(measured)} sizes of a masked sum in one job (`python -m",
+        "benchmarks.cost_model`). Seconds are those of a core: where ranks share cores, a rank's seconds times cores over",
+        "ranks. `wire` is shared memory on this machine, and what ranks wait for one another. Least squares of the",
+        "relative error; ± two standard errors.",
+        *table("stage", "cost", "±", "for each"),
+    ]
+    for term in model.terms:
+        value, error, unit = term.shown
+        what = "sum" if term.name == "1" else unit.partition("/")[2]
+        lines.append(row(term.stage, f"{number(value)} {unit.partition('/')[0]}", number(error), what))
+    if relay is not None:
+        lines.append(row("the relay's processor", f"{number(1e9 * relay[0])} ns", number(1e9 * relay[1]), "byte of a site"))
+    lines += [
+        "",
+        "Fitted again without the sizes with most work, the model predicts those (seconds of a core, of one site):",
+        *table("held out", "measured", "predicted", "±", "off by"),
+    ]
+    for one in tried:
+        command = f"`{short(one.measured.run.get('command'))}`"
+        lines.append(
+            row(command, number(one.measured.total), number(one.seconds), number(one.error), f"{one.off_by:+.0%}")
+        )
+    if "cost_model" in pictures:
+        lines += ["", f"![Measured and modelled seconds of a masked sum]({pictures['cost_model']})"]
+    spread = max(abs(one.off_by) for one in tried)
+    lines += [
+        "",
+        f"**On paper**: {CLUSTER.sites} sites, {CLUSTER.params / 1e9:.0f} billion parameters ({CLUSTER.nbytes / 1e9:.0f} GB",
+        f"in lanes of 32 bits). Assumed: {CLUSTER.cores} cores for each site, as fast as one here, with a rank each and",
+        f"memory wide enough for all of them; lines of {CLUSTER.gbit_s:.0f} Gbit/s at each site and",
+        f"{CLUSTER.relay_gbit_s:.0f} Gbit/s at the relay, fully used; an allreduce that moves twice the vector through",
+        "each line; computing and network one after the other. Error bars of computing: those of the coefficients, and",
+        f"the largest error of a held-out size ({spread:.0%}). The network is arithmetic, not measured, so it has none.",
+        *table("way", "streams of a site", "computing s", "network s", "together s"),
+    ]
+    for outlook in outlooks(model, CLUSTER, spread, relay):
+        computing = f"{number(outlook.compute_s)} ± {number(outlook.compute_error_s)}"
+        lines.append(
+            row(outlook.name, outlook.streams, computing, number(outlook.network_s), f"about {number(outlook.total_s)}")
+        )
+    if relay is not None:
+        core_s = relay[0] * CLUSTER.sites * CLUSTER.nbytes
+        lines += [
+            "",
+            f"The relay's own processors would spend {core_s:.0f} core seconds on such a sum (± {relay[1] / relay[0]:.0%}),",
+            f"{core_s / CLUSTER.cores:.0f} s of {CLUSTER.cores} cores if it used them all, beside its line.",
+        ]
+    return lines

@@ -1,0 +1,84 @@
+"""Masked sums over a relay: near, far, and with sites that are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.report.cells import row, short, spread, table, verified
+from benchmarks.runs import Run
+
+
+def relayed(entries: list[dict[str, Any]]) -> list[str]:
+    """`entries`: files of results of sums over a relay on this machine's own loopback, all sites there."""
+    if not entries:
+        return []
+    lines = [
+        "",
+        "## Masked sums over a relay",
+        "",
+        "Relay and sites are processes of their own on this machine. `TLS` is what bare TLS 1.3 sockets move between",
+        "as many processes; `unmasked` and `masked` are the same exchange without and with masks, all of it: ready,",
+        "keys, shares, encoding, tag, hashing, upload, the relay's sum, answers, download, opening. A rate: all bytes",
+        "of all sites, up and down, over the wall time. Round trips: all in line; those between upload and download.",
+        *table(
+            *("command", "TLS MB/s", "unmasked s", "masked s", "unmasked/TLS", "masked/unmasked speed"),
+            *("relay peak MiB", "site extra MiB", "round trips", "verified"),
+        ),
+    ]
+    for entry in entries:
+        r = entry["result"]
+        lines.append(
+            row(
+                f"`{short(entry['command'])}`",
+                f"{r['tls_socket_bytes_per_s'] / 1e6:.0f}",
+                f"{r['unmasked_s']:.2f}",
+                f"{r['masked_s']:.2f}",
+                f"{r['exchange_over_tls_socket']:.2f}",
+                f"{r['masked_speed_over_unmasked']:.2f}",
+                f"{r['relay_peak_rss_bytes'] / 2**20:.0f}",
+                f"{r['extra_bytes'] / 2**20:.1f}",
+                f"{r['round_trips']}, {r['round_trips_exposed']}",
+                r["verified"],
+            )
+        )
+    return lines
+
+
+def far_and_narrow(runs: Sequence[Run]) -> list[str]:
+    """Over lines of a certain length and width."""
+    found = [run for run in runs if {"latency_ms", "mbit_s"} & set(run.get("settings") or {})]
+    lines = [
+        "",
+        "### Far and narrow lines",
+        "",
+        "A proxy on this machine between each site and the relay holds every byte back (`latency`: of a round trip;",
+        "`width`: of each site's line, in each direction; – is no limit). It takes processor time of the same cores.",
+        *table("command", "latency ms", "width Mbit/s", "unmasked s", "masked s", "verified"),
+    ]
+    for run in found:
+        settings = run.get("settings")
+        cells = settings.get("latency_ms", "–"), settings.get("mbit_s", "–")
+        times = spread(run, "unmasked_s"), spread(run, "wall_s")
+        lines.append(row(f"`{short(run.get('command'))}`", *cells, *times, verified(run)))
+    return lines if found else []
+
+
+def lost(runs: Sequence[Run]) -> list[str]:
+    """With sites that vanish."""
+    found = [run for run in runs if (run.get("settings") or {}).get("lost")]
+    lines = [
+        "",
+        "### Lost sites",
+        "",
+        "The last sites vanish, in every repeat, once they share masks with the others, as if their nodes lost power.",
+        "The others wait for their vectors for as long as was agreed (`waits`), then finish without them: `beyond` is",
+        "what the sum took besides that wait, recovery included. The sum over those who stayed is checked.",
+        *table("command", "sites", "lost", "all there, unmasked s", "waits s", "whole sum s", "beyond s", "verified"),
+    ]
+    for run in found:
+        settings = run.get("settings")
+        cells = [run.get("sites"), settings["lost"], spread(run, "unmasked_s"), settings.get("upload_s")]
+        cells += [spread(run, "wall_s"), spread(run, "beyond_upload_s"), verified(run)]
+        lines.append(row(f"`{short(run.get('command'))}`", *cells))
+    return lines if found else []
