@@ -49,14 +49,18 @@ def end_descendants(patience_s: float = 5) -> None:
                     os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
         reap()
         time.sleep(0.05)
-    reap()
+    while reap() and time.monotonic() - begin < 2 * patience_s:
+        time.sleep(0.05)
 
 
-def reap() -> None:
-    """Take leave of the children that have ended, as nobody else may."""
-    with contextlib.suppress(ChildProcessError):
+def reap() -> bool:
+    """Take leave of the children that have ended, as nobody else may; whether there are others."""
+    try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
