@@ -1,9 +1,9 @@
-"""Flower's deployment engine over TLS: a SuperLink and a SuperNode for each site; FedAvg, or with --secure SecAgg+.
+"""Flower's deployment engine, with --tls over TLS: SuperLink, a SuperNode for each site; FedAvg or --secure SecAgg+.
 
 Settings: Flower starts a new process for every message to a node, whether SuperNode or an operator starts SuperExec
 (--isolation), and no setting keeps one; so subprocess isolation it is. SuperExec looks for work four times a second
 (FLWR_SUPEREXEC_TASK_POLL_INTERVAL), no dependencies are installed at run time, and there are no rounds of evaluation.
-Messages of any size go in pieces of 5 MiB, so no limit of one message is near.
+Arrays go in pieces of 5 MiB, SecAgg+'s masked vector as one object of at most 2 GiB: no limit is near.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def issue(where: Path) -> None:
         return bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    usage = {name: False for name in ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")}
-    usage |= {name: False for name in ("encipher_only", "decipher_only")}
+    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    usage = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
     root = build(
         "authority",
         authority,
@@ -142,7 +142,7 @@ def start(where: Path, log: str, environment: dict[str, str], *command: str) -> 
         )
 
 
-def deploy(where: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def deploy(where: Path, settings: dict[str, Any], *, tls: bool = True) -> dict[str, Any]:
     """Start all, run the app once, and give what its server wrote down, with the processes on the server's side."""
     where.mkdir(parents=True, exist_ok=True)
     issue(where)
@@ -165,21 +165,31 @@ def deploy(where: Path, settings: dict[str, Any]) -> dict[str, Any]:
     control, fleet = ports[0], ports[1] if GRPC else ports[0]
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "peer"\n[superlink.peer]\naddress = "{HOST}:{control}"\n'
-        f'root-certificates = "{where / "ca.pem"}"\n'
+        + (f'root-certificates = "{where / "ca.pem"}"\n' if tls else "insecure = true\n")
     )
-    tls = ("--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key", "--ssl-ca-certfile", "ca.pem")
+    served: tuple[str, ...] = (
+        "--ssl-certfile",
+        "server.pem",
+        "--ssl-keyfile",
+        "server.key",
+        "--ssl-ca-certfile",
+        "ca.pem",
+    )
+    checked: tuple[str, ...] = ("--root-certificates", "ca.pem")
+    if not tls:
+        served = checked = ("--insecure",)
     if GRPC:
         places = ("--control-api-address", f"{HOST}:{control}", "--fleet-api-address", f"{HOST}:{fleet}")
         places += ("--serverappio-api-address", f"{HOST}:{ports[2]}")
     else:
         places = ("--host", HOST, "--port", str(control))
-    link = start(where, "superlink.log", environment, "flower-superlink", *tls, *places)
+    link = start(where, "superlink.log", environment, "flower-superlink", *served, *places)
     for port in {control, fleet}:
         wait_for(port, link, "SuperLink")
     nodes = []
     for number, port in enumerate(ports[3:]):
         own = ("--clientappio-api-address", f"{HOST}:{port}") if GRPC else ("--host", HOST, "--port", str(port))
-        command = ("flower-supernode", "--superlink", f"{HOST}:{fleet}", "--root-certificates", "ca.pem", *own)
+        command = ("flower-supernode", "--superlink", f"{HOST}:{fleet}", *checked, *own)
         config = ("--node-config", f"partition-id={number} num-partitions={sites}")
         nodes.append(start(where, f"supernode{number}.log", environment, *command, *config))
     for number, port in enumerate(ports[3:]):
@@ -197,11 +207,12 @@ def wait_for_report(report: Path, daemons: list[subprocess.Popen[bytes]], where:
     """Until the server wrote it, unless a daemon or the server's process ended before."""
     begin, seen = time.monotonic(), False
     while not report.exists():
-        for daemon in daemons:
+        for number, daemon in enumerate(daemons):
             if daemon.poll() is not None:
-                raise RuntimeError(f"{Path(daemon.args[0]).name} ended with {daemon.returncode}")  # type: ignore
+                who = f"SuperNode {number - 1}" if number else "SuperLink"
+                raise RuntimeError(f"{who} ended with {daemon.returncode}")
         alive = any(serves(pid) for pid in descendants(daemons[0].pid))
-        if not alive and not report.exists() and (seen or time.monotonic() - begin > 120):
+        if not alive and not report.exists() and (seen or time.monotonic() - begin > 300):
             raise RuntimeError(f"no server app runs: {last_line(where / 'superlink.log')}")
         seen = seen or alive
         time.sleep(0.5)
@@ -248,12 +259,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--secure", action="store_true")
+    parser.add_argument("--tls", action="store_true")
     args = parser.parse_args()
     work = "secure" if args.secure else "plain"
     settings = {"params": args.params, "sites": args.sites, "rounds": args.rounds, "work": work}
     try:
         with none_left():
-            found = deploy(args.work.resolve(), settings)
+            found = deploy(args.work.resolve(), settings, tls=args.tls)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
@@ -265,7 +277,7 @@ def main() -> int:
         tolerance(work, args.rounds, args.sites),
         "flower deployment",
         "secure aggregation" if args.secure else "plain FedAvg",
-        settings={"tls": True, "isolation": "subprocess", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_S} | shares,
+        settings={"tls": args.tls, "isolation": "subprocess", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_S} | shares,
     )
 
 

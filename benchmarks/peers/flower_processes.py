@@ -1,4 +1,4 @@
-"""Every process that a script starts ends with it, also those that left its session, and also when it is told to end."""
+"""Every process that a script starts ends with it, also one that left its session, and also where it is told to end."""
 
 from __future__ import annotations
 
