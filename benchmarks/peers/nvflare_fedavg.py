@@ -59,7 +59,7 @@ class AddHalf(Executor):  # type: ignore[misc]
         self.said, self.check = said, check
 
     def execute(self, task_name: str, shareable: Any, fl_ctx: Any, abort_signal: Any) -> Any:
-        values = np.asarray(from_shareable(shareable).data[NAME])
+        values = np.asarray(from_shareable(shareable).data[NAME], dtype=np.float32)
         if self.check:
             number = shareable.get_header(AppConstants.CURRENT_ROUND)
             say(self.said, checked=number - 1, size=values.size, error=largest_error(values, number * float(STEP)))
@@ -158,7 +158,7 @@ def job_of(mode: str, sites: int, rounds: int, length: int, said: str) -> Any:
         from nvflare.app_opt.he.model_shareable_generator import HEModelShareableGenerator
 
         job.to_server(HEModelShareableGenerator(), id="generator")
-        job.to_server(HEInTimeAccumulateWeightedAggregator(weigh_by_local_iter=False), id="aggregator")
+        job.to_server(HEInTimeAccumulateWeightedAggregator(expected_data_kind=DataKind.WEIGHTS), id="aggregator")
         job.to_server(Zeros(length), id="zeros")
         job.to_server(EncryptedFedAvg(sites, rounds, said))
         job.to_clients(HEModelDecryptor(), tasks=["train"], filter_type=FilterType.TASK_DATA)
@@ -182,7 +182,8 @@ def free_ports(count: int) -> list[int]:
 def project(path: Path, sites: int, he: bool) -> None:
     """The description of a federation on this machine that `PocEnv` provisions; JSON is YAML too."""
     learn, admin = free_ports(2)
-    server = {"name": "server", "type": "server", "org": "org", "default_host": "localhost"}
+    # Its name is also where it listens: by any other name NVFlare would listen on all addresses.
+    server = {"name": "localhost", "type": "server", "org": "org", "default_host": "localhost"}
     people = [{"name": "admin@nvidia.com", "type": "admin", "org": "org", "role": "project_admin"}]
     clients = [{"name": f"site-{n}", "type": "client", "org": "org"} for n in range(1, sites + 1)]
     builder = "nvflare.lighter.impl"
