@@ -290,9 +290,9 @@ CASES = (
     ),
     Case(
         "echo-125M",
-        "0.5 GB to the relay and back",
+        "0.5 GB to another site and back",
         125 * M,
-        Ours("echo", Cost(10, 3, 16), script="relay_echo.py"),
+        Ours("echo", Cost(10, 3, 16), script="relay_echo.py", flags=("--node",)),
         (
             Peer(
                 row="grpc-echo-125M",

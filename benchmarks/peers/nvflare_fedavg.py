@@ -252,7 +252,13 @@ def wait_for(said: Path, rounds: int, mark: str) -> list[dict[str, Any]]:
 def start_simulator(job: Any, sites: int, work: Path) -> None:
     """NVFlare's own command, so that this process can wait for the last round and not for NVFlare's ending."""
     job.export_job(str(work / "job"))
-    command = [Path(sys.executable).with_name("nvflare"), "simulator", work / "job" / job.name, "-w", work / "simulator"]
+    command = [
+        Path(sys.executable).with_name("nvflare"),
+        "simulator",
+        work / "job" / job.name,
+        "-w",
+        work / "simulator",
+    ]
     with (work / "simulator.log").open("w") as log:
         subprocess.Popen([*command, "-n", str(sites), "-t", str(sites)], stdout=log, stderr=log)
 
@@ -262,9 +268,10 @@ def main() -> None:
     parser.add_argument("--mode", choices=("simulator", "poc", "he"), default="simulator")
     parser.add_argument("--params", type=lambda text: int(float(text)), required=True)
     parser.add_argument("--sites", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="warm ones; a cold one comes before them")
+    parser.add_argument("--rounds", type=int, default=3, help="the first one is the cold one")
     parser.add_argument("--work", type=Path, required=True, help="an empty folder")
     options = parser.parse_args()
+    options.rounds -= 1  # warm ones
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     mark, said = str(work), work / "said.jsonl"

@@ -218,9 +218,10 @@ def main() -> None:
     parser.add_argument("--way", choices=("downloader", "offload", "streamer"), default="offload")
     parser.add_argument("--params", type=lambda text: int(float(text)), required=True)
     parser.add_argument("--sites", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=3, help="warm ones; a cold one comes before them")
+    parser.add_argument("--rounds", type=int, default=3, help="the first one is the cold one")
     parser.add_argument("--work", type=Path, required=True, help="an empty folder")
     options = parser.parse_args()
+    options.rounds -= 1  # warm ones
     work = options.work.resolve()
     (work / "offload").mkdir(parents=True, exist_ok=True)
     mark, said = str(work), work / "said.jsonl"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from harness import ROOT
+from prove import TARGETS
 
 from benchmarks.complaints import complaints
 from benchmarks.peers.__main__ import main, summary
@@ -203,3 +204,32 @@ def test_the_list_and_names_that_are_none(capsys: pytest.CaptureFixture[str]) ->
         """
     )
     assert main(["--turns", "0"]) == 2
+
+
+OURS_WHOLE = {"verified": True, "rounds": 5, "wall_s": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("result", "wrong"),
+    [
+        ({"a": {"ours": OURS_WHOLE, "x": {"verified": True}, "y": {"failed": "exit code 1"}}}, ""),
+        ({"a": {"ours": OURS_WHOLE, "x": {"skipped": "too large"}}}, ""),
+        ({"a": {"ours": OURS_WHOLE}}, "a: there is no verified sum of ours, or no peer"),
+        ({"a": {"ours": {"failed": "x"}, "x": {"verified": True}}}, "a: there is no verified sum of ours, or no peer"),
+        ({"a": {"ours": OURS_WHOLE, "x": {}}}, "a: nothing is said of x"),
+        ({"a": {"ours": OURS_WHOLE, "x": {"verified": False, "failed": "y"}}}, "a: nothing is said of x"),
+        ({}, "it says nothing of its cases"),
+        ("Traceback", "it says nothing of its cases"),
+    ],
+)
+def test_what_is_evidence(result: Any, wrong: str) -> None:
+    assert TARGETS["bench-peers"].check(result) == wrong
+
+
+def test_a_sum_of_ours_that_fails_is_a_complaint(tmp_path: Path) -> None:
+    records = run(tmp_path, warm=[1])
+    ours = next(r for r in records if not r["row"])
+    for name in ("wall_s", "cpu_s", "peak_bytes", "verified"):
+        del ours[name]
+    ours["failed"] = "exit code 3: no"
+    assert "peers.jsonl: masked sum: repeat 1: failed: exit code 3: no" in checked(tmp_path, records)
