@@ -1,4 +1,4 @@
-"""What a masked sum costs for each byte and each partner, fitted to the stored records, and what larger ones would take.
+"""What a masked sum costs for each byte and each partner, fitted to the stored records, and what larger would take.
 
     python -m benchmarks.cost_model [--sites 100] [--params 1e10] [--cores 64] [--gbit 100] [--relay-gbit 100]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.runs import Run, read_results
+from benchmarks.runs import ENOUGH, Run, read_results
 from fedhpc.secure.thresholds import choose_thresholds
 
 Sizes = Mapping[str, float]
@@ -37,7 +37,7 @@ TERMS: Mapping[str, tuple[str, ...]] = {
 signatures; `wire` on one machine is shared memory, and holds what ranks wait for one another."""
 UNITS = {"1": "ms", "bytes": "ns/byte", "bytes*streams": "ns/byte and mask", "partners": "ms/partner"}
 _SCALE = {"1": 1e3, "bytes": 1e9, "bytes*streams": 1e9, "partners": 1e3}
-_LEAST = 4  # sizes, below which nothing is fitted
+_LEAST = 6  # sizes, below which nothing is fitted
 
 
 @dataclass(frozen=True)
@@ -161,16 +161,15 @@ def held_out(measured: Sequence[Measured]) -> list[Prediction]:
 
 
 def relay_cost(runs: Sequence[Run]) -> tuple[float, float] | None:
-    """Seconds of the relay's processor for a byte of one site's vector, and two standard errors; None: not measured."""
-    values = []
+    """Seconds of the relay's processor for a byte of a site's vector, ± two standard deviations. None: not measured."""
+    values: list[float] = []
     for run in runs:
-        cpu_s = run.median("relay_cpu_s")
-        if cpu_s and run.get("work") == "relayed masked sum" and run.get("params") >= 10_000_000:
-            values.append(cpu_s / (run.get("sites") * run.get("params") * _lane_bytes(run)))
-    if not values:
+        if run.get("work") == "relayed masked sum" and run.get("params") >= 10_000_000:
+            nbytes = run.get("sites") * run.get("params") * _lane_bytes(run)
+            values += [cpu_s / nbytes for cpu_s in run.values("relay_cpu_s")]
+    if len(values) < ENOUGH:
         return None
-    error = float(np.std(values, ddof=1)) if len(values) > 1 else 0.2 * values[0]
-    return float(np.mean(values)), 2 * error
+    return float(np.mean(values)), 2 * float(np.std(values, ddof=1))
 
 
 def outlooks(model: CostModel, cluster: Cluster, spread: float, relay: tuple[float, float] | None) -> list[Outlook]:
@@ -195,9 +194,7 @@ def outlooks(model: CostModel, cluster: Cluster, spread: float, relay: tuple[flo
     return found
 
 
-def _outlook(
-    name: str, streams: int, model: CostModel, cluster: Cluster, spread: float, network_s: float
-) -> Outlook:
+def _outlook(name: str, streams: int, model: CostModel, cluster: Cluster, spread: float, network_s: float) -> Outlook:
     sizes = {"bytes": cluster.nbytes, "streams": float(streams), "partners": float(cluster.sites - 1)}
     shared, shared_error = model.predict(sizes, ("ledger", "encode", "masks", "digest", "decode"))
     agreed, agreed_error = model.predict(sizes, ("agree",))  # at the leader alone

@@ -52,7 +52,8 @@ class Run:
         ranks = self.get("ranks")
         each = ranks[0] if isinstance(ranks, list) and len(set(ranks)) == 1 else ranks
         settings = dict(self.get("settings") or {})
-        settings.pop("rails", None)  # as many as there are ranks, unless the command says so
+        for name in ("rails", "threshold"):  # rails: as many as there are ranks; a threshold goes with the sites
+            settings.pop(name, None)
         return json.dumps([each, settings], sort_keys=True)
 
 

@@ -29,14 +29,14 @@ def mask_growth(lines: Sequence[MaskLine], pictures: Mapping[str, str]) -> list[
         "",
         "Every two sites share a mask, so each of N sites makes N - 1 streams of masks, and a sum must get slower as",
         "sites join. The question is whether anything else grows. All sites of this table run on one machine: where",
-        "there are more sites than cores, N sites' work goes through its cores, and the wall time grows even if no site",
+        "sites outnumber cores, the work of N sites goes through few cores, and the wall time grows even if no site",
         "has more to do. So the table compares the **work of one site**: wall × cores / sites (the wall time itself",
         "where each site has a core). Through the sites with all masks goes a line, a + b × streams, fitted by least",
         f"squares of the relative error. The aim: no number of sites takes more than {AIM} times the line.",
         "",
-        "With `--degree k` a site shares masks with k others only, whatever N is (a sparse graph; the thresholds of the",
-        "federation decide which k is safe, so a constant k needs a constant `colluders`). Its streams stop growing, and",
-        "so should its work; keys and signatures of all sites are still checked.",
+        "With `--degree k` a site shares masks with k others only, whatever N is (a sparse graph; which k is safe is a",
+        "matter of the thresholds, so a constant k needs a constant number of `colluders`). Its streams stop growing,",
+        "and so should its work; keys and signatures of all sites are still checked.",
     ]
     if "mask_line" in pictures:
         text += ["", f"![Work of a site over the number of sites, with the fitted line]({pictures['mask_line']})"]
@@ -46,7 +46,9 @@ def mask_growth(lines: Sequence[MaskLine], pictures: Mapping[str, str]) -> list[
             f"### {count(line.params)} parameters",
             "",
             f"Line: {number(1e3 * line.base_s)} ms + {number(1e3 * line.stream_s)} ms for each stream.",
-            *table("sites", "streams of a site", "wall s", "work of a site s", "fitted s", "measured/fitted", "repeats"),
+            *table(
+                "sites", "streams of a site", "wall s", "work of a site s", "fitted s", "measured/fitted", "repeats"
+            ),
         ]
         for point in line.points:
             streams = f"{point.streams} (sparse)" if point.sparse else str(point.streams)

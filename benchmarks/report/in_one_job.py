@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.report.cells import row, short, table
@@ -9,7 +10,7 @@ from benchmarks.report.cells import row, short, table
 _STAGES = ("ledger", "encode", "masks", "wire", "digest", "decode", "agree")
 
 
-def sums(entries: list[dict[str, Any]]) -> list[str]:
+def sums(entries: list[dict[str, Any]], pictures: Mapping[str, str]) -> list[str]:
     """`entries`: files of results of sums."""
     if not entries:
         return []
@@ -37,8 +38,14 @@ def sums(entries: list[dict[str, Any]]) -> list[str]:
     ]
     for entry in entries:
         stages = entry["result"]["stages_s"]
-        lines.append(row(f"`{short(entry['command'])}`", *(f"{stages[name]:.4f}" for name in _STAGES)))
+        lines.append(row(f"`{short(entry['command'])}`", *(_seconds(stages.get(name)) for name in _STAGES)))
+    if "stages" in pictures:
+        lines += ["", f"![Stages of a sum of four sites, for each million parameters]({pictures['stages']})"]
     return lines + _uneven([entry for entry in entries if "sum_uneven_over_even" in entry["result"]])
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _uneven(entries: list[dict[str, Any]]) -> list[str]:
@@ -63,9 +70,7 @@ def one_number(entry: dict[str, Any]) -> list[str]:
         *table("what", "ms"),
         row("a whole number (one masked sum), ledger in memory", f"{1e3 * r['sum_int_s']:.2f}"),
         row("the same, ledger on disk with its fsync", f"{1e3 * r['sum_int_s_with_fsync']:.2f}"),
-        row(
-            "a float without a bound (two masked sums), ledger in memory", f"{1e3 * r['sum_float_unbounded_s']:.2f}"
-        ),
+        row("a float without a bound (two masked sums), ledger in memory", f"{1e3 * r['sum_float_unbounded_s']:.2f}"),
         "",
         "Without a bound every number of a float array costs 8 bytes more for each power of 2^8 that it may have, 263",
         "of float64 and 35 of float32: 63 kB for 30 columns, 8.6 MB for the 4096 numbers that have a scale each unless",

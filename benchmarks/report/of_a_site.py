@@ -16,10 +16,10 @@ def rounds(runs: Sequence[Run]) -> list[str]:
         "## Training rounds",
         "",
         "A whole round of the digits example (evaluation, local training, sum, checkpoint), with masks and without, in",
-        "turn: every repeat is a fresh run of each, and the order changes from repeat to repeat. `cpu` is the processor",
-        "time of all ranks. `share`: the part of a masked round's processor time that secure aggregation takes, masked",
-        "less unmasked over masked, of each repeat. Ranks that wait for one another poll, in both runs; what they poll",
-        "is in both times, and its noise is in the spread of the share. Both must end with the same model (`verified`).",
+        "turn: every repeat is a fresh run of each, and the order changes from repeat to repeat. `cpu`: processor time",
+        "of all ranks. `share`: the part of a masked round's processor time that secure aggregation takes, masked less",
+        "unmasked over masked, of each repeat. Ranks that wait for one another poll, in both runs; that is in both",
+        "times, and its noise in the spread of the share. Both must end with the same model (`verified`).",
         *table(
             *("command", "masked s", "unmasked s", "masked cpu s", "unmasked cpu s", "share %", "repeats", "verified")
         ),
@@ -104,7 +104,17 @@ def reads(runs: Sequence[Run]) -> list[str]:
         "One process; the file is in the kernel's cache. `open` checks every value; `batches` are rows drawn at",
         "random, as training reads them.",
         *table(
-            *("command", "rows", "open s", "in order: rows/s", "MB/s", "in batches: rows/s", "MB/s", "cpu s", "verified"),
+            *(
+                "command",
+                "rows",
+                "open s",
+                "in order: rows/s",
+                "MB/s",
+                "in batches: rows/s",
+                "MB/s",
+                "cpu s",
+                "verified",
+            ),
         ),
     ]
     for run in runs:

@@ -22,9 +22,9 @@ def cost_model(runs: Sequence[Run], pictures: Mapping[str, str]) -> list[str]:
         "## What a sum costs, and a hundred sites on paper",
         "",
         f"A model of few terms, fitted to {len(measured)} sizes of a masked sum in one job (`python -m",
-        "benchmarks.cost_model`). Seconds are those of a core: where ranks share cores, a rank's seconds times cores over",
-        "ranks. `wire` is shared memory on this machine, and what ranks wait for one another. Least squares of the",
-        "relative error; ± two standard errors.",
+        "benchmarks.cost_model`). Seconds are those of a core: where ranks share cores, a rank's seconds times cores",
+        "over ranks. `wire` is shared memory on this machine, and what ranks wait for one another. Least squares of",
+        "the relative error; ± two standard errors.",
         *table("stage", "cost", "±", "for each"),
     ]
     for term in model.terms:
@@ -32,7 +32,9 @@ def cost_model(runs: Sequence[Run], pictures: Mapping[str, str]) -> list[str]:
         what = "sum" if term.name == "1" else unit.partition("/")[2]
         lines.append(row(term.stage, f"{number(value)} {unit.partition('/')[0]}", number(error), what))
     if relay is not None:
-        lines.append(row("the relay's processor", f"{number(1e9 * relay[0])} ns", number(1e9 * relay[1]), "byte of a site"))
+        lines.append(
+            row("the relay's processor", f"{number(1e9 * relay[0])} ns", number(1e9 * relay[1]), "byte of a site")
+        )
     lines += [
         "",
         "Fitted again without the sizes with most work, the model predicts those (seconds of a core, of one site):",
@@ -48,12 +50,14 @@ def cost_model(runs: Sequence[Run], pictures: Mapping[str, str]) -> list[str]:
     spread = max(abs(one.off_by) for one in tried)
     lines += [
         "",
-        f"**On paper**: {CLUSTER.sites} sites, {CLUSTER.params / 1e9:.0f} billion parameters ({CLUSTER.nbytes / 1e9:.0f} GB",
-        f"in lanes of 32 bits). Assumed: {CLUSTER.cores} cores for each site, as fast as one here, with a rank each and",
-        f"memory wide enough for all of them; lines of {CLUSTER.gbit_s:.0f} Gbit/s at each site and",
-        f"{CLUSTER.relay_gbit_s:.0f} Gbit/s at the relay, fully used; an allreduce that moves twice the vector through",
-        "each line; computing and network one after the other. Error bars of computing: those of the coefficients, and",
-        f"the largest error of a held-out size ({spread:.0%}). The network is arithmetic, not measured, so it has none.",
+        f"**On paper**: {CLUSTER.sites} sites, {CLUSTER.params / 1e9:.0f} billion parameters,",
+        f"{CLUSTER.nbytes / 1e9:.0f} GB in lanes of 32 bits. Assumed: {CLUSTER.cores} cores for each site, as fast as",
+        "one here, with a rank each and memory wide enough for all of them; lines of",
+        f"{CLUSTER.gbit_s:.0f} Gbit/s at each site and {CLUSTER.relay_gbit_s:.0f} Gbit/s at the relay,",
+        "fully used; an allreduce that moves twice the vector",
+        "through each line; computing and network one after the other. Error bars of computing: those of the",
+        f"coefficients, and the largest error of a held-out size ({spread:.0%}). The network is arithmetic, not",
+        "measured, so it has none.",
         *table("way", "streams of a site", "computing s", "network s", "together s"),
     ]
     for outlook in outlooks(model, CLUSTER, spread, relay):
@@ -65,7 +69,7 @@ def cost_model(runs: Sequence[Run], pictures: Mapping[str, str]) -> list[str]:
         core_s = relay[0] * CLUSTER.sites * CLUSTER.nbytes
         lines += [
             "",
-            f"The relay's own processors would spend {core_s:.0f} core seconds on such a sum (± {relay[1] / relay[0]:.0%}),",
+            f"The relay's processors would spend {core_s:.0f} core seconds on it (± {relay[1] / relay[0]:.0%}),",
             f"{core_s / CLUSTER.cores:.0f} s of {CLUSTER.cores} cores if it used them all, beside its line.",
         ]
     return lines

@@ -66,7 +66,7 @@ def page(stored: Stored, pictures: Mapping[str, str]) -> str:
         *own_targets(here, lines),
         *peer_tables.sections(_records(stored, PEERS)),
         *METHOD.splitlines(),
-        *_one_job(stored),
+        *_one_job(stored, pictures),
         *mask_growth(lines, pictures),
         *series_tables(here, pictures),
         *_relay(stored, here),
@@ -83,10 +83,10 @@ def page(stored: Stored, pictures: Mapping[str, str]) -> str:
     return "\n".join(_single_gaps(parts)) + "\n"
 
 
-def _one_job(stored: Stored) -> list[str]:
+def _one_job(stored: Stored, pictures: Mapping[str, str]) -> list[str]:
     entries = [entry for name, entry in stored.objects.items() if name.startswith("sum")]
     latency = stored.objects.get("latency")
-    return sums(entries) + (one_number(latency) if latency else [])
+    return sums(entries, pictures) + (one_number(latency) if latency else [])
 
 
 def _relay(stored: Stored, here: list[Run]) -> list[str]:
@@ -116,7 +116,9 @@ def _left_out(here: list[Run]) -> list[str]:
         return []
     machine = max(here, key=lambda run: str(run.get("date"))).get("machine")
     lines = [f"- `{command}`: {why}" for command, why in too_large(machine)]
-    return ["", "## Left out", "", "Sizes above a third of the machine's memory are not run:", "", *lines] if lines else []
+    return (
+        ["", "## Left out", "", "Sizes above a third of the machine's memory are not run:", "", *lines] if lines else []
+    )
 
 
 def _single_gaps(lines: list[str]) -> list[str]:
