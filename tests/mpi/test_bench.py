@@ -71,6 +71,54 @@ def test_a_record_of_a_relayed_sum_counts_the_relay(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
+def test_a_site_that_is_lost_is_waited_for_and_done_without(tmp_path: Path) -> None:
+    words = ["sum", "--exchange", "https", "--sites", "4", "--params", "3000", "--repeat", "2", "--lost", "1"]
+    result, records = measured(tmp_path, *words, timeout=120)
+    for record in records:
+        assert record["work"] == "relayed masked sum, 1 lost"
+        assert record["wall_s"] > record["settings"]["upload_s"] == result["upload_s"]
+        beyond = record["wall_s"] - record["settings"]["upload_s"]
+        assert record["measured"]["beyond_upload_s"] == pytest.approx(beyond)
+        assert record["measured"]["unmasked_s"] > 0
+
+
+@pytest.mark.mpi
+def test_a_far_and_narrow_line_is_not_passed_by(tmp_path: Path) -> None:
+    words = ["sum", "--exchange", "https", "--sites", "2", "--params", "250000", "--repeat", "1"]
+    result, (record,) = measured(tmp_path, *words, "--latency-ms", "50", "--mbit-s", "8", timeout=120)
+    assert (record["settings"]["latency_ms"], record["settings"]["mbit_s"]) == (50.0, 8.0)
+    # A megabyte up and a megabyte down at a megabyte a second; every message waits for the line.
+    assert min(record["wall_s"], record["measured"]["unmasked_s"]) > 2 + 0.05 * result["round_trips_exposed"]
+
+
+@pytest.mark.mpi
+def test_a_sparse_mask_graph_with_thresholds_of_its_own(tmp_path: Path) -> None:
+    words = ["sum", "--sites", "8", "--params", "1000", "--repeat", "1", "--degree", "4"]
+    result, (record,) = measured(tmp_path, *words, "--colluders", "1", "--threshold", "6")
+    assert {k: record["settings"][k] for k in ("degree", "colluders", "threshold")} == {
+        "degree": 4,
+        "colluders": 1,
+        "threshold": 6,
+    }
+    assert result["verified"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--exchange", "https", "--lost", "2"], "of 4 sites at most 1 may be lost"),
+        (["--exchange", "https", "--lost", "1", "--ranks-per-site", "2"], "one rank at each site"),
+        (["--lost", "1"], "add --exchange https"),
+        (["--mbit-s", "10"], "add --exchange https"),
+    ],
+)
+def test_losses_and_lines_that_cannot_be(words: list[str], told: str) -> None:
+    done = call([*FEDHPC, "bench", "sum", *words])
+    assert done.code == 64
+    assert told in done.err
+
+
+@pytest.mark.mpi
 def test_small_sums_are_recorded_in_stretches(tmp_path: Path) -> None:
     result, records = measured(tmp_path, "latency", "--sites", "2", "--repeat", "12")
     assert len(records) == 5
@@ -83,7 +131,7 @@ def test_masked_and_unmasked_rounds_train_the_same_model(tmp_path: Path) -> None
     result, (record,) = measured(tmp_path, *words, timeout=100)
     assert result["params"] == 16 * 9 + 16 + 32 * 16 * 9 + 32 + 32 * 4 * 10 + 10
     assert record["ranks"] == [2, 2]
-    share = record["cpu_s"] / record["measured"]["unmasked_cpu_s"] - 1
+    share = 1 - record["measured"]["unmasked_cpu_s"] / record["cpu_s"]
     assert result["secure_share"] == record["measured"]["secure_share"] == pytest.approx(share)
     assert result["stages_s"]["masks"] > 0
     assert result["stages_s"]["checkpoint"] > 0
