@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--tag", default="smoke", help="smoke, own or large; a pattern")
+    parser.add_argument("--tag", action="append", help="smoke, own, large, or a check's name; several: all of them")
     parser.add_argument("--repeat", type=int, metavar="N", help="of each measurement; by default 5, of smoke 1")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--allocation", action="store_true", help="within a Slurm job")
@@ -43,17 +44,26 @@ def main(words: Sequence[str] | None = None) -> int:
         print("hint: name a new folder", file=sys.stderr)
         return 64
     (out / "results").mkdir(parents=True, exist_ok=True)
-    repeat = given.repeat or (1 if given.tag == "smoke" else 5)
+    tags = given.tag or ["smoke"]
+    repeat = given.repeat or (1 if "smoke" in tags else 5)
     report = out / "reframe" / "report.json"
     command = [
         *(sys.executable, "-c", "from reframe.frontend.cli import main; main()"),
         *("--config-file", str((given.config or HERE / "places.py").absolute())),
         *([] if given.config else ["--system", "allocation" if given.allocation else "machine"]),
         *("--checkpath", str(HERE / "checks.py"), "--prefix", str(out / "reframe"), "--report-file", str(report)),
-        *("--exec-policy", "serial", "--tag", given.tag, "--setvar", f"repeat={repeat}", *given.reframe, "--run"),
+        *("--exec-policy", "serial", *(word for tag in tags for word in ("--tag", f"{tag}$"))),
+        *("--setvar", f"repeat={repeat}", *given.reframe, "--run"),
     ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(_path())}
-    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    signal.signal(signal.SIGTERM, _told)
+    try:
+        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    except InterruptedError:
+        lines = [path.read_text() for path in sorted((out / "reframe" / "output").rglob(LINES))]
+        (out / "results" / "partition.jsonl").write_text("".join(lines))
+        print(f"error: told to end; {len(lines)} checks were done, and the others were not", file=sys.stderr)
+        return 75
     if not report.is_file():
         print(f"error: ReFrame wrote no report; exit code {code}", file=sys.stderr)
         return code or 1
@@ -63,6 +73,10 @@ def main(words: Sequence[str] | None = None) -> int:
     judge = [sys.executable, "-m", "benchmarks.report", "--check", "--results", str(out / "results")]
     judged = subprocess.run(judge, cwd=ROOT, env=environment, check=False).returncode
     return 1 if wrong or code or judged else 0
+
+
+def _told(number: int, frame: object) -> None:
+    raise InterruptedError
 
 
 def _path() -> list[str]:

@@ -67,8 +67,8 @@ class Measurement(rfm.RunOnlyRegressionTest):
         raise NotImplementedError
 
     def tagged(self, *, smoke: bool, own: bool) -> None:
-        """`own`: a laptop does it in a minute. `smoke`: the smallest of its kind."""
-        self.tags |= {"own" if own else "large"} | ({"smoke"} if smoke else set())
+        """`own`: a laptop does it in a minute. `smoke`: the smallest of its kind. Its own name is a tag, too."""
+        self.tags |= {type(self).__name__, "own" if own else "large"} | ({"smoke"} if smoke else set())
 
     @run_after("init")
     def enter_image(self) -> None:
