@@ -1,0 +1,51 @@
+"""Measurements over two nodes of a real cluster: one command, and the ReFrame suite."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusters import Cluster
+from harness import ROOT
+from slurm_fakes import write_site
+
+pytestmark = pytest.mark.slurm
+
+SLURM = {"mpi": "pmix", "partition": "cpu", "time": "00:10:00", "nodes": 2, "tasks_per_node": 2, "memory": "4G"}
+
+
+def submitted(alpha: Cluster, folder: Path, *words: str) -> tuple[int, Path, str]:
+    """The exit code of a benchmark's job, where its measurements are, and its log."""
+    site = write_site(folder / "fed", slurm=SLURM)
+    line = ["python", "-m", "fedhpc", "submit", site, "--json", "--shape", "bench", *words]
+    said = json.loads(alpha.run(*line, timeout=120).splitlines()[-1])
+    jobs = next((folder / "fed").rglob(f"{said['name']}.sbatch")).parent
+    code = alpha.wait(said["job"], 240).code
+    return code, jobs / f"{said['name']}.bench-0", next(jobs.glob(f"{said['name']}-*.out")).read_text()
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_command_over_two_nodes(alpha: Cluster, tmp_path: Path) -> None:
+    code, measured, log = submitted(alpha, tmp_path, "--", *"sum --sites 4 --params 1000000 --repeat 2".split())
+    assert code == 0, log
+    found = records(measured.with_name(f"{measured.name}.jsonl"))
+    assert [record["repeat"] for record in found] == [1, 2]
+    assert all(record["verified"] and record["settings"]["nodes"] == 2 for record in found)
+    assert found[0]["command"].startswith("srun --nodes=2 --ntasks=4 python -m mpi4py -m fedhpc bench sum --sites 4 ")
+
+
+def test_the_suite_over_two_nodes(alpha: Cluster, tmp_path: Path) -> None:
+    """Strong scaling from one node to two; ReFrame's report and ours agree that every figure arrived."""
+    words = ["--suite", str(ROOT / "benchmarks" / "partition"), "--tag", "smoke", "--tag", "SumOverNodes"]
+    code, measured, log = submitted(alpha, tmp_path, *words)
+    assert code == 0, log
+    found = records(measured / "results" / "partition.jsonl")
+    assert {(record["settings"]["nodes"], tuple(record["ranks"])) for record in found} == {(1, (1, 1)), (2, (2, 2))}
+    assert all(record["verified"] and record["params"] == 1_000_000 for record in found)
+    assert "2 checks: 2 lines, 0 left out, 0 errors" in log
+    assert " 0 errors, 0 files without records" in log
