@@ -91,7 +91,7 @@ def _gather(report: dict[str, Any], out: Path, repeat: int) -> list[str]:
     for case in cases:
         name = f"{case['display_name']} on {case['system']}:{case['partition']}"
         if case["result"] == "skip":
-            skipped.append(f"{name}: {(case.get('fail_reason') or '').strip()}\n")
+            skipped.append(f"{name}: {case.get('left_out')}\n")
         elif case["result"] != "pass":
             wrong.append(f"{name}: {case['result']}: {case.get('fail_reason')}")
         else:

@@ -55,6 +55,9 @@ class Measurement(rfm.RunOnlyRegressionTest):
     node_memory_mib = variable(float, value=0.0)
     """Where the configuration does not say: without it nothing is left out for lack of memory."""
 
+    left_out = variable(str, value="")
+    """Why it did not run: ReFrame's report keeps variables, and no reason."""
+
     own_processes = False
     """It starts processes of several kinds, on one node."""
 
@@ -69,6 +72,11 @@ class Measurement(rfm.RunOnlyRegressionTest):
     def tagged(self, *, smoke: bool, own: bool) -> None:
         """`own`: a laptop does it in a minute. `smoke`: the smallest of its kind. Its own name is a tag, too."""
         self.tags |= {type(self).__name__, "own" if own else "large"} | ({"smoke"} if smoke else set())
+
+    def leave_out(self, sentence: str) -> None:
+        """Skip it."""
+        self.left_out = sentence
+        self.skip(sentence)
 
     @run_after("init")
     def enter_image(self) -> None:
@@ -86,7 +94,7 @@ class Measurement(rfm.RunOnlyRegressionTest):
         place = layout.place_of(partition.features, extras, partition.processor.num_cpus, one_machine=here)
         self.place, self.laid = place, self.layout_in(place)
         for sentence in layout.obstacles(place, self.laid):
-            self.skip(sentence)
+            self.leave_out(sentence)
         laid = self.laid
         self.num_tasks, self.num_tasks_per_node = laid.ranks, laid.ranks_of_node
         if self.own_processes:
@@ -254,7 +262,8 @@ class RelayedSum(Measurement):
     @run_after("setup")
     def ask_for_lost(self) -> None:
         known = {option for one in bench.commands["sum"].params for option in one.opts}
-        self.skip_if(bool(self.lost) and "--lost" not in known, "this fedhpc's `bench sum` has no --lost")
+        if self.lost and "--lost" not in known:
+            self.leave_out("this fedhpc's `bench sum` has no --lost")
 
     def words(self) -> list[str]:
         lost = ["--lost", str(self.lost)] if self.lost else []

@@ -13,16 +13,16 @@ from slurm_fakes import write_site
 
 pytestmark = pytest.mark.slurm
 
-SLURM = {"mpi": "pmix", "partition": "cpu", "time": "00:10:00", "nodes": 2, "tasks_per_node": 2, "memory": "4G"}
+SLURM = {"mpi": "pmix", "partition": "cpu", "time": "00:20:00", "nodes": 2, "tasks_per_node": 2, "memory": "4G"}
 
 
-def submitted(alpha: Cluster, folder: Path, *words: str) -> tuple[int, Path, str]:
+def submitted(alpha: Cluster, folder: Path, *words: str, seconds: float = 240) -> tuple[int, Path, str]:
     """The exit code of a benchmark's job, where its measurements are, and its log."""
     site = write_site(folder / "fed", slurm=SLURM)
     line = ["python", "-m", "fedhpc", "submit", site, "--json", "--shape", "bench", *words]
     said = json.loads(alpha.run(*line, timeout=120).splitlines()[-1])
     jobs = next((folder / "fed").rglob(f"{said['name']}.sbatch")).parent
-    code = alpha.wait(said["job"], 240).code
+    code = alpha.wait(said["job"], seconds).code
     return code, jobs / f"{said['name']}.bench-0", next(jobs.glob(f"{said['name']}-*.out")).read_text()
 
 
