@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
         *("--config-file", str((given.config or HERE / "places.py").absolute())),
         *([] if given.config else ["--system", "allocation" if given.allocation else "machine"]),
         *("--checkpath", str(HERE / "checks.py"), "--prefix", str(out / "reframe"), "--report-file", str(report)),
-        *("--exec-policy", "serial", *(word for tag in tags for word in ("--tag", f"{tag}$"))),
+        *("--exec-policy", "serial", "--nocolor", *(word for tag in tags for word in ("--tag", f"{tag}$"))),
         *("--setvar", f"repeat={repeat}", *given.reframe, "--run"),
     ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(_path())}

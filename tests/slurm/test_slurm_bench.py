@@ -31,7 +31,9 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def test_one_command_over_two_nodes(alpha: Cluster, tmp_path: Path) -> None:
-    code, measured, log = submitted(alpha, tmp_path, "--", *"sum --sites 4 --params 1000000 --repeat 2".split())
+    code, measured, log = submitted(
+        alpha, tmp_path, "--", *["sum", "--sites", "4", "--params", "1000000", "--repeat", "2"]
+    )
     assert code == 0, log
     found = records(measured.with_name(f"{measured.name}.jsonl"))
     assert [record["repeat"] for record in found] == [1, 2]
