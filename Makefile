@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo demo-relay demo-text tools test test-all suites test-gpu test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench bench-smoke clean
-.PHONY: bench-peers fault-matrix horovod test-horovod container-tools test-containers
+.PHONY: bench-partition bench-peers bench-test-cluster fault-matrix horovod test-horovod container-tools test-containers
 
 # More tests side by side than two cores: many of them wait.
 SIDE_BY_SIDE := 4
@@ -160,6 +160,19 @@ bench-smoke: $(VENV)/.demo
 bench-peers: setup
 	-$(BIN)/python -m benchmarks.peers --prepare
 	$(BIN)/python tests/prove.py $@
+
+# The ReFrame suite on this machine: TAG is smoke, own or large; over a cluster `fedhpc submit --shape bench`.
+TAG := own
+bench-partition: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.partition --tag $(TAG) --out build/bench-partition-$$(date +%s)
+
+$(VENV)/.bench: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	touch $@
+
+# A row of docs/benchmarks.md: two sites over one node and two of the test clusters (root; tests/slurm).
+bench-test-cluster: setup tools
+	$(BIN)/python tests/slurm/measured_partition.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -2,7 +2,7 @@
 
 | file    | written by                  | content                                                            |
 |---------|-----------------------------|--------------------------------------------------------------------|
-| *.json  | benchmarks/measure.py       | {command, date, machine, took_s, result}; `result` of --json         |
+| *.json  | benchmarks/measure.py       | {command, date, machine, took_s, result}; `result` of --json       |
 | *.jsonl | `fedhpc bench … --lines`    | a record a line (fedhpc/bench/record.py), of one run or of several |
 
 Results of an older form have no record: medians only, and neither processor time nor memory of all processes. They are

@@ -1,4 +1,4 @@
-"""`fedhpc bench`: measurements on this machine; each starts its own ranks."""
+"""`fedhpc bench`: measurements on this machine, each with ranks of its own, or with those of a launcher."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ def _figures(command: Callable[..., None]) -> Callable[..., None]:
 @click.group("bench")
 def bench() -> None:
     """Measure masked sums and training rounds on this machine.
+
+    Each starts its own ranks. Over the nodes of a batch job, `srun python -m mpi4py -m fedhpc bench ...` measures with
+    the tasks of srun (sum, latency, round), as many as there are ranks.
 
     Compare figures of one run only: machines are noisy. --json and --lines give a record of each measurement, with
     seconds (wall_s), processor seconds of all processes (cpu_s), memory (peak_bytes), and whether the result was
@@ -85,7 +88,7 @@ def sum_(
     from fedhpc.errors import ConfigError
 
     begun = origin()
-    of_sites = [ranks_per_site] * sites if ranks is None else _ranks(ranks)
+    of_sites = [ranks_per_site] * sites if ranks is None else ranks_of_sites(ranks)
     if rails != "auto" and not (rails.isdigit() and 1 <= int(rails) <= min(of_sites)):
         raise ConfigError(f"--rails {rails}", f"auto, or 1 to {min(of_sites)}")
     if chunk_bytes % 16:
@@ -243,7 +246,8 @@ def backends(
     _show_rows(result | {"backends": rows}, rows, lines, as_json)
 
 
-def _ranks(text: str) -> list[int]:
+def ranks_of_sites(text: str) -> list[int]:
+    """Of --ranks 2,3. Raises ConfigError."""
     from fedhpc.errors import ConfigError
 
     words = text.split(",")

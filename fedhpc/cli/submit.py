@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from fedhpc.slurm.measured import Measured
     from fedhpc.slurm.plan import Plan
     from fedhpc.slurm.records import Record
 
 
 @click.command()
 @click.argument("site", metavar="SITE.TOML", type=click.Path(path_type=Path))
+@click.argument("command", metavar="[-- BENCH WORDS]", nargs=-1)
 @click.option("--profile", metavar="NAME", help="The cluster: a file of jobs/profiles; overrides [slurm] profile.")
 @click.option(
     "--federation",
@@ -35,17 +37,22 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--shape",
-    type=click.Choice(["site", "rehearsal", "multiprog", "array", "hetjob", "relay"]),
+    type=click.Choice(["site", "rehearsal", "multiprog", "array", "hetjob", "relay", "bench"]),
     default="site",
     help="What the job holds; by default this site.",
 )
 @click.option("--sites", type=click.Path(path_type=Path), help="rehearsal, multiprog, array: folder of all site files.")
 @click.option("--relay", type=click.Path(path_type=Path), help="relay: its relay.toml.")
+@click.option("--suite", type=click.Path(path_type=Path), help="bench: the ReFrame suite; by default this tree's.")
+@click.option(
+    "--tag", "tags", multiple=True, help="bench: checks of the suite: smoke, own (by default), large, a name."
+)
 @click.option("--at-once", type=click.IntRange(1), help="array: most tasks at the same time.")
 @click.option("--successor", metavar="NAME", help="For a running job: submit the links after NAME.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each job.")
 def submit(
     site: Path,
+    command: tuple[str, ...],
     profile: str | None,
     federations: tuple[Path, ...],
     out: Path | None,
@@ -55,6 +62,8 @@ def submit(
     shape: str,
     sites: Path | None,
     relay: Path | None,
+    suite: Path | None,
+    tags: tuple[str, ...],
     at_once: int | None,
     successor: str | None,
     as_json: bool,
@@ -67,7 +76,10 @@ def submit(
 
     Shapes other than one site: rehearsal (all sites in one MPI job), multiprog (the same by srun --multi-prog), array
     (a rehearsal for each federation.toml), hetjob (this site, and a carrier for its spool in [slurm.exchange]'s
-    partition), relay.
+    partition), relay, bench (the ReFrame suite over the nodes of the job; or after --, one command of `fedhpc bench`).
+
+    \b
+    fedhpc submit site.toml --shape bench -- sum --sites 4 --params 100000000
     """
     import shlex
     from typing import cast
@@ -89,6 +101,7 @@ def submit(
         federations=tuple(path.absolute() for path in federations),
         relay=relay and relay.absolute(),
         at_once=at_once or 0,
+        measured=_measured(shape, command, suite, tags),
     )
     _refuse_other_lives(plan, shape, links)
     before = Records(plan.jobs).get(successor) if successor else None
@@ -110,6 +123,24 @@ def submit(
         given = [("--federation", path) for path in federations[:1]] + ([("--out", out)] if out else [])
         words = ["fedhpc", "jobs", "list", str(site), *(word for name, path in given for word in (name, str(path)))]
         click.echo(f"logs in {plan.jobs}; `{shlex.join(words)}` shows how they stand")
+
+
+def _measured(shape: str, command: tuple[str, ...], suite: Path | None, tags: tuple[str, ...]) -> Measured | None:
+    """What a benchmark's job measures; None for other shapes. Raises ConfigError."""
+    from fedhpc.errors import ConfigError
+
+    if shape != "bench":
+        if command or suite or tags:
+            raise ConfigError("--suite, --tag and words after -- belong to a benchmark", "--shape bench")
+        return None
+    from fedhpc.cli.bench_words import ranks_of_command, suite_folder
+    from fedhpc.slurm.measured import Measured
+
+    if command:
+        if suite or tags:
+            raise ConfigError("a benchmark's job runs the suite, or one command", "leave --suite and --tag out")
+        return Measured(command, ranks_of_command(command))
+    return Measured(suite=suite_folder(suite), tags=tags or ("own",))
 
 
 def _refuse_other_lives(plan: Plan, shape: str, links: int | None) -> None:

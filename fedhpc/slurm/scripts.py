@@ -1,4 +1,4 @@
-"""Whole batch scripts: a link of a site, all sites in one job, an array of federations, a relay."""
+"""Whole batch scripts: a link of a site, all sites in one job, an array of federations, a relay, a benchmark."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from fedhpc.federation.life import Stage
 from fedhpc.slurm.bound import Bound, bound_by_relay, bound_by_sites
 from fedhpc.slurm.entrance import INSIDE, OUTSIDE, DataDirectory, entrance
 from fedhpc.slurm.image import Image, require_agreed
+from fedhpc.slurm.measured import Measured, measured_begin, measured_launch
 from fedhpc.slurm.plan import Plan
 from fedhpc.slurm.render import fill, header, launcher, log_pattern, one_task, part, resources, template
 from fedhpc.slurm.settings import SlurmSettings
 
-Kind = Literal["site", "rehearsal", "multiprog", "array", "hetjob", "relay"]
+Kind = Literal["site", "rehearsal", "multiprog", "array", "hetjob", "relay", "bench"]
 KINDS: tuple[str, ...] = get_args(Kind)
 _RUN = '-m mpi4py -m fedhpc run "$federation"'
 
@@ -38,6 +39,8 @@ class Shape:
     """relay: its relay.toml."""
     at_once: int = 0
     """array: most tasks that run at the same time; 0: as many as the queue lets run."""
+    measured: Measured | None = None
+    """bench: what is measured."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def job_script(
     `python` runs `fedhpc submit` and `fedhpc jobs`, which need Slurm's commands and so stay outside the `image`.
     """
     settings = plan.of(stage)
+    suite = shape.kind == "bench" and shape.measured is not None and shape.measured.suite is not None
     chained = shape.kind in ("site", "hetjob") and plan.life.kind != "inline"
     within = OUTSIDE if image is None else INSIDE
     pieces = _pieces(plan, shape, settings, stage, within)
@@ -78,12 +82,16 @@ def job_script(
         "version": __version__,
         "name": shlex.quote(name),
         "jobs": shlex.quote(str(plan.jobs)),
-        "outside": f"python={shlex.quote(settings.python or python)}" if image is None or chained else "",
+        "outside": f"python={shlex.quote(settings.python or python)}" if image is None or chained or suite else "",
         "life": _life(settings),
         "chain": _chain(plan, image) if chained else part("single"),
         "guard": part("guard", {"max_requeues": str(settings.max_requeues)}),
         "container": _entrance(plan, shape, settings, stage, image, pieces),
     }
+    if shape.kind == "bench":
+        wrapper = part(settings.rank_wrapper) if settings.rank_wrapper else ""
+        begin = "\n".join(piece for piece in (wrapper, pieces.begin) if piece)
+        return fill(template("bench.sh"), values | {"begin": begin, "launch": pieces.launch})
     if shape.kind == "relay":
         if shape.relay is None:
             raise ConfigError("a relay's job needs its relay.toml", "--relay FILE")
@@ -132,14 +140,15 @@ def _entrance(
 ) -> str:
     """The lines that lead into the image, '' without one. PolicyError where federation.toml lists others for sites."""
     relay = shape.kind == "relay"
+    unfederated = shape.kind in ("relay", "bench")
     if not relay:
         require_agreed(image, [plan.agreement.images, *(Agreement.open(path).images for path in shape.federations)])
     if image is None:
         return ""
     folder = shape.relay.parent if relay and shape.relay else plan.site_file.base
     found = [*pieces.bound, Bound(plan.jobs, writable=True)]
-    data: DataDirectory = "nothing" if relay else "ledger" if pieces.homeless else "notes"
-    return entrance(plan, settings, stage, image, found, folder=folder, gpu=not relay, data=data)
+    data: DataDirectory = "nothing" if unfederated else "ledger" if pieces.homeless else "notes"
+    return entrance(plan, settings, stage, image, found, folder=folder, gpu=not unfederated, data=data)
 
 
 def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage, within: str) -> _Pieces:
@@ -157,6 +166,14 @@ def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage, wit
         )
     if shape.kind == "relay":
         return _Pieces("", bound=tuple(bound_by_relay(shape.relay) if contained else ()))
+    if shape.kind == "bench":
+        if shape.measured is None:
+            raise ConfigError("a benchmark's job needs a suite, or a command", "-- sum --sites 4")
+        return _Pieces(
+            measured_launch(shape.measured, settings, within),
+            begin=measured_begin(shape.measured, settings, contained=contained),
+            bound=(Bound(plan.site_file.base),) if contained else (),
+        )
     if shape.sites is None:
         raise ConfigError(f"shape {shape.kind} needs all site files", "--sites DIR")
     files = read_site_directory(shape.sites, plan.agreement)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import FEDHPC, ROOT, call, mpirun
+from harness import FEDHPC, ROOT, call, mpi_words, mpirun
 
 from fedhpc.bench.record import KEYS
 from fedhpc.data.schema import Feature, FeatureSet, Label
@@ -210,3 +210,36 @@ def test_speed_of_a_backend(tmp_path: Path) -> None:
     assert found["params"] > 0
     assert turn["verified"] is True
     assert turn["speed_over_plain"] == pytest.approx(turn["plain_cpu_s"] / turn["cpu_s"])
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    "words", [["sum", "--sites", "3", "--params", "300000"], ["round", "--sites", "3", "--rounds", "1"]]
+)
+def test_the_ranks_of_a_launcher_are_measured(tmp_path: Path, words: list[str]) -> None:
+    """As srun starts them over the nodes of a job: no rank starts others, and rank 0 alone tells the result."""
+    lines = tmp_path / "lines.jsonl"
+    command = ["-m", "fedhpc", "bench", *words, "--repeat", "1", "--json", "--lines", str(lines)]
+    done = call(mpi_words(3, command), cwd=tmp_path, timeout=120).ok()
+    (record,) = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert (record["verified"], record["settings"]["nodes"], len(record["ranks"])) == (True, 1, 3)
+    assert record["command"].startswith(f"mpirun -n 3 python -m mpi4py -m fedhpc bench {words[0]} ")
+    assert len([line for line in done.out.splitlines() if line.startswith("{")]) == 1
+    assert "starting" not in done.err
+    assert list(tmp_path.iterdir()) == [lines], "no folder is left"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sum", "--sites", "3"], "a launcher started 2 ranks, and this measurement has 3"),
+        (["sum", "--exchange", "https"], "a launcher started it 2 times"),
+        (["masks"], "a launcher started it 2 times"),
+        (["backends"], "a launcher started it 2 times"),
+    ],
+)
+def test_other_ranks_than_those_of_the_measurement_are_refused(tmp_path: Path, words: list[str], said: str) -> None:
+    done = call(mpi_words(2, ["-m", "fedhpc", "bench", *words]), cwd=tmp_path, timeout=60)
+    assert done.code == 64
+    assert done.err.count(said) == 1

@@ -12,6 +12,7 @@ from slurm_fakes import needs, script, write_site
 
 from fedhpc.slurm import entrance
 from fedhpc.slurm.image import Image
+from fedhpc.slurm.measured import Measured
 from fedhpc.slurm.scripts import KINDS, Shape
 
 
@@ -27,8 +28,12 @@ def case_text(case: str, folder: Path) -> str:
 def shape_text(kind: str, folder: Path) -> str:
     site = write_site(folder, slurm={"tasks_per_node": 3, "mpi": "pmix"}, sites=3)
     federation = folder / "federation.toml"
-    shape = Shape(kind, folder / "sites", (federation, federation), folder / "relay.toml", 1)
+    shape = Shape(kind, folder / "sites", (federation, federation), folder / "relay.toml", 1, suite(folder))
     return script(site, shape=shape).replace(str(folder.parent), "/home/site")
+
+
+def suite(folder: Path) -> Measured:
+    return Measured(suite=folder / "tree" / "benchmarks" / "partition")
 
 
 def contained_text(name: str, folder: Path) -> str:
@@ -60,7 +65,7 @@ def contained_text(name: str, folder: Path) -> str:
         edit(site, site.read_text().partition("[ledger]")[2].splitlines()[1], "")
     image = Image(folder / "sites" / "fedhpc cpu.sif", "" if kind == "folder" else "0123456789abcdef" * 4)
     federation = folder / "federation.toml"
-    held = Shape(shape, folder / "sites", (federation, federation), folder / "relay" / "relay.toml", 1)
+    held = Shape(shape, folder / "sites", (federation, federation), folder / "relay" / "relay.toml", 1, suite(folder))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(entrance, "_SHARED", ())  # pytest's folders lie in /tmp or not
         return script(site, shape=held, image=image).replace(str(folder.parent), "/home/site")
