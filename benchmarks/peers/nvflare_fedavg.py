@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=("simulator", "poc", "he"), default="simulator")
     parser.add_argument("--params", type=lambda text: int(float(text)), required=True)
     parser.add_argument("--sites", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="warm ones; a cold one comes before them")
+    parser.add_argument("--rounds", type=int, default=3, help="the first one is the cold one")
     parser.add_argument("--work", type=Path, required=True, help="an empty folder")
     options = parser.parse_args()
     work = options.work.resolve()
@@ -275,7 +275,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     encrypted = options.mode == "he"
     # The clients see an encrypted result one round later, so one more round is run to check the last.
-    rounds = 1 + options.rounds + encrypted
+    rounds = options.rounds + encrypted
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     job = job_of(options.mode, options.sites, rounds, options.params, str(said))
     out = os.dup(1)
@@ -293,17 +293,17 @@ def main() -> None:
     finally:
         end_all(mark)
     spans = {line["round"]: line["span"] for line in found if "round" in line}
-    checks = [line for line in found if "checked" in line and 0 <= line["checked"] <= options.rounds]
+    checks = [line for line in found if "checked" in line and 0 <= line["checked"] < options.rounds]
     error = max(line["error"] for line in checks)
     tolerance = CKKS_TOLERANCE if encrypted else 0.0
     complete = all(line["size"] == options.params for line in checks)
-    everyone = len(checks) == (1 + options.rounds) * (options.sites if encrypted else 1)
+    everyone = len(checks) == options.rounds * (options.sites if encrypted else 1)
     names = {"simulator": "NVFlare simulator", "poc": "NVFlare", "he": "NVFlare HE"}
     result = {
         "system": names[options.mode],
         "version": version("nvflare"),
         "work": "homomorphic encryption" if encrypted else "plain FedAvg",
-        "rounds": [spans[number] for number in range(1, options.rounds + 1)],
+        "rounds": [spans[number] for number in range(1, options.rounds)],
         "first": spans[0],
         "verified": complete and everyone and error <= tolerance,
         "error": error,

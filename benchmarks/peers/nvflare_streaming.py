@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--way", choices=("downloader", "offload", "streamer"), default="offload")
     parser.add_argument("--params", type=lambda text: int(float(text)), required=True)
     parser.add_argument("--sites", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=3, help="warm ones; a cold one comes before them")
+    parser.add_argument("--rounds", type=int, default=3, help="the first one is the cold one")
     parser.add_argument("--work", type=Path, required=True, help="an empty folder")
     options = parser.parse_args()
     work = options.work.resolve()
@@ -242,9 +242,8 @@ def main() -> None:
     os.environ |= {"TMPDIR": str(work / "offload"), "MALLOC_ARENA_MAX": "4"}
     os.chdir(work)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    rounds = 1 + options.rounds
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    job = job_of(options.way, options.sites, rounds, options.params, str(said))
+    job = job_of(options.way, options.sites, options.rounds, options.params, str(said))
     out = os.dup(1)
     os.dup2(2, 1)  # what NVFlare prints is no result
     try:
@@ -252,20 +251,20 @@ def main() -> None:
 
         project(work / "project.yml", options.sites)
         PocEnv(num_clients=options.sites, project_conf_path=str(work / "project.yml")).deploy(job)
-        found = wait_for(said, rounds, mark)
+        found = wait_for(said, options.rounds, mark)
     finally:
         end_all(mark)
     spans = {line["round"]: line["span"] for line in found if "round" in line}
     checks = [line for line in found if "checked" in line]
     error = max(line["error"] for line in checks)
-    complete = len(checks) == rounds and all(line["size"] == options.params for line in checks)
+    complete = len(checks) == options.rounds and all(line["size"] == options.params for line in checks)
     result = {
         "system": {"streamer": "NVFlare tensor streamer", "offload": "NVFlare tensor downloader, updates on disk"}.get(
             options.way, "NVFlare tensor downloader"
         ),
         "version": version("nvflare"),
         "work": "plain FedAvg",
-        "rounds": [spans[number] for number in range(1, rounds)],
+        "rounds": [spans[number] for number in range(1, options.rounds)],
         "first": spans[0],
         "verified": complete and error == 0.0,
         "error": error,

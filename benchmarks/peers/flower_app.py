@@ -1,0 +1,255 @@
+"""The Flower app that both engines run: a node adds a number of its own to the vector, and the server averages.
+
+The nodes' numbers differ and so do the stretches of the vector, because Flower's store knows contents by their hash and
+would otherwise carry them once for all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.client import NumPyClient
+from flwr.client.mod import secaggplus_mod
+from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server import LegacyContext, ServerConfig
+from flwr.server import strategy as legacy
+from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+STEP = 0.125  # node k, counted from 0, adds (k + 1) * STEP
+PIECE = 1 << 20
+QUANTUM = 2 * 8.0 / 4194304  # SecAgg+ with its default clipping range and quantisation range
+FULL_WEIGHT = 1000  # SecAgg+ is most precise where each node's weight is the largest that it allows
+ECHO_ARRAYS = 10
+ECHO_STRIDE = 1024
+
+
+def stretch(begin: int, end: int) -> np.ndarray:
+    """Numbers `begin` to `end` of the first vector, multiples of 2^-12 between -0.5 and 0.5."""
+    mixed = np.arange(begin, end, dtype=np.uint32) * np.uint32(2654435761)
+    return (mixed >> np.uint32(20)).astype(np.float32) / np.float32(4096) - np.float32(0.5)
+
+
+def first_vector(params: int) -> np.ndarray:
+    """The vector before the first round, float32."""
+    vector = np.empty(params, np.float32)
+    for begin in range(0, params, PIECE):
+        end = min(begin + PIECE, params)
+        vector[begin:end] = stretch(begin, end)
+    return vector
+
+
+def largest_error(vector: np.ndarray, rounds: int, sites: int) -> float:
+    """How far a vector is from what it must be after so many rounds, piece by piece."""
+    if vector.dtype != np.float32:
+        raise RuntimeError(f"the vector came back as {vector.dtype}")
+    moved = rounds * STEP * (sites + 1) / 2
+    pieces = [
+        np.abs(vector[i : i + PIECE].astype(np.float64) - (stretch(i, min(i + PIECE, len(vector))) + moved)).max()
+        for i in range(0, len(vector), PIECE)
+    ]
+    return float(max(pieces))
+
+
+def tolerance(work: str, rounds: int, sites: int) -> float:
+    """Float32 is exact for these numbers where dividing by the sites is; SecAgg+ rounds each number to its grid."""
+    if work == "secure":
+        return rounds * (QUANTUM + 1e-6)
+    return 0.0 if sites in (1, 2, 4, 8, 16) else rounds * sites * 1e-6
+
+
+class Book:
+    """When each round began and ended, and how far its result was off; a file at every change, for the script."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.sites, self.file = int(settings["sites"]), Path(settings["report"])
+        self.found: dict[str, Any] = {"pid": os.getpid(), "rounds": [], "errors": [], "done": False}
+
+    def begin(self) -> None:
+        self.found["rounds"].append([time.monotonic()])
+
+    def end(self, vector: np.ndarray) -> None:
+        """Look at the clock first: the check is not a part of the round."""
+        self.ended(largest_error, vector, len(self.found["rounds"]), self.sites)
+
+    def ended(self, error: Any, *arguments: Any) -> None:
+        self.found["rounds"][-1].append(time.monotonic())
+        self.found["errors"].append(error(*arguments))
+
+    def close(self, failure: str = "") -> None:
+        self.found |= {"done": True, "failure": failure}
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(self.found))
+        part.rename(self.file)
+
+
+class TimedFedAvg(FedAvg):
+    """FedAvg as it is, with the book's entries."""
+
+    def __init__(self, book: Book) -> None:
+        sites = book.sites
+        super().__init__(fraction_evaluate=0.0, min_train_nodes=sites, min_available_nodes=sites)
+        self.book = book
+
+    def configure_train(self, *arguments: Any, **named: Any) -> Any:
+        while len(list(arguments[3].get_node_ids())) < self.book.sites:  # nodes that are not there yet are no round
+            time.sleep(0.2)
+        self.book.begin()
+        return super().configure_train(*arguments, **named)
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        replies = list(replies)
+        result = super().aggregate_train(server_round, replies)
+        good = sum(not reply.has_error() for reply in replies)
+        if good < self.book.sites or result[0] is None:
+            raise RuntimeError(f"round {server_round} had {good} good replies of {self.book.sites} nodes")
+        vectors = result[0].to_numpy_ndarrays()
+        self.book.end(vectors[0])
+        return result
+
+
+class TimedLegacyFedAvg(legacy.FedAvg):
+    """The strategy that SecAgg+ works with; the vector stays float32 between rounds, as the nodes hold it."""
+
+    def __init__(self, book: Book, params: int) -> None:
+        sites = book.sites
+        super().__init__(
+            fraction_evaluate=0.0,
+            min_fit_clients=sites,
+            min_available_clients=sites,
+            initial_parameters=ndarrays_to_parameters([first_vector(params)]),
+        )
+        self.book = book
+
+    def configure_fit(self, server_round: int, parameters: Any, client_manager: Any) -> Any:
+        client_manager.wait_for(self.book.sites)
+        self.book.begin()
+        return super().configure_fit(server_round, parameters, client_manager)
+
+    def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+        if len(results) < self.book.sites or failures:
+            raise RuntimeError(f"round {server_round} had {len(results)} results of {self.book.sites} nodes")
+        parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        vector = parameters_to_ndarrays(parameters)[0].astype(np.float32, copy=False)
+        parameters = ndarrays_to_parameters([vector])
+        self.book.end(vector)
+        return parameters, metrics
+
+
+def plain(grid: Grid, context: Context, book: Book, settings: dict[str, Any]) -> None:
+    """FedAvg over Flower's messages."""
+    first = ArrayRecord({"vector": Array(first_vector(int(settings["params"])))})
+    TimedFedAvg(book).start(grid=grid, initial_arrays=first, num_rounds=int(settings["rounds"]))
+
+
+def secure(grid: Grid, context: Context, book: Book, settings: dict[str, Any]) -> None:
+    """FedAvg under SecAgg+, which Flower offers as a workflow."""
+    sites = book.sites
+    old = LegacyContext(
+        context=context,
+        config=ServerConfig(num_rounds=int(settings["rounds"])),
+        strategy=TimedLegacyFedAvg(book, int(settings["params"])),
+    )
+    DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(num_shares=sites, reconstruction_threshold=sites - 1))(grid, old)
+    if len(book.found["errors"]) < int(settings["rounds"]):
+        raise RuntimeError(f"SecAgg+ ended after {len(book.found['errors'])} rounds")
+
+
+def echo(grid: Grid, context: Context, book: Book, settings: dict[str, Any]) -> None:
+    """Ten arrays to one node and back, with one low-level message in place of a strategy."""
+    while not (nodes := list(grid.get_node_ids())):
+        time.sleep(0.2)
+    size = int(settings["params"]) // ECHO_ARRAYS
+    random = np.random.default_rng(14)
+    sent = {str(i): random.integers(-(2**31), 2**31, size, dtype=np.int32) for i in range(ECHO_ARRAYS)}
+    for _ in range(int(settings["rounds"])):
+        book.begin()
+        record = ArrayRecord({name: Array(array) for name, array in sent.items()})
+        message = Message(RecordDict({"arrays": record}), nodes[0], "query")
+        del record
+        waited = list(grid.push_messages([message]))
+        del message
+        # `send_and_receive` looks every three seconds; looking often is the better setting.
+        while not (replies := list(grid.pull_messages(waited))):
+            time.sleep(0.02)
+        if replies[0].has_error():
+            raise RuntimeError(f"the node answered with an error: {replies[0].error}")
+        back = {name: array.numpy() for name, array in replies[0].content["arrays"].items()}
+        del replies
+        for array in sent.values():
+            array[::ECHO_STRIDE] += 1  # the node did the same, and the next round has new contents
+        book.ended(differs, back, sent)
+        sent = back
+
+
+def differs(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """1 where any number differs, otherwise 0."""
+    return float(one.keys() != other.keys() or not all(np.array_equal(one[name], other[name]) for name in one))
+
+
+WORKS = {"plain": plain, "secure": secure, "echo": echo}
+
+
+def serve(grid: Grid, context: Context, settings: dict[str, Any]) -> None:
+    """One run; the book says how it went, also where it failed."""
+    book = Book(settings)
+    try:
+        WORKS[str(settings["work"])](grid, context, book, settings)
+    except BaseException as error:
+        book.close(f"{type(error).__name__}: {error}")
+        raise
+    book.close()
+
+
+server_app = ServerApp()
+client_app = ClientApp()
+
+
+@server_app.main()
+def deployed(grid: Grid, context: Context) -> None:
+    serve(grid, context, dict(context.run_config))
+
+
+def added(context: Context) -> np.float32:
+    """What this node adds."""
+    return np.float32((int(context.node_config["partition-id"]) + 1) * STEP)
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    vector = message.content["arrays"]["vector"].numpy()
+    vector += added(context)
+    arrays = ArrayRecord({"vector": Array(vector)})
+    return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+
+@client_app.query()
+def answer(message: Message, context: Context) -> Message:
+    """Echo, with every 1024th number one higher, so that no stretch is known to the store from the way there."""
+    arrays = {name: array.numpy() for name, array in message.content["arrays"].items()}
+    for array in arrays.values():
+        array[::ECHO_STRIDE] += 1
+    record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    return Message(RecordDict({"arrays": record}), reply_to=message)
+
+
+class Adding(NumPyClient):
+    """A node under SecAgg+."""
+
+    def __init__(self, number: np.float32) -> None:
+        self.number = number
+
+    def fit(self, parameters: Any, config: Any) -> Any:
+        parameters[0] += self.number
+        return parameters, FULL_WEIGHT, {}
+
+
+secure_client_app = ClientApp(client_fn=lambda context: Adding(added(context)).to_client(), mods=[secaggplus_mod])
