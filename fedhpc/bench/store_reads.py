@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +39,7 @@ class Case:
     rows: int
     columns: int
     batch: int
+    memory_mib: int  # of the store's rows: what [compute] data_memory_mib says
     repeat: int
 
 
@@ -48,7 +49,7 @@ def measure(case: Case) -> None:
         path = Path(folder) / "store.h5" if case.store is None else Path(case.store)
         if case.store is None:
             _write(path, case)
-        repeats = [_repeat(path, case.batch) for _ in range(case.repeat)]
+        repeats = [_repeat(path, case.batch, case.memory_mib << 20) for _ in range(case.repeat)]
         with SiteStore.open(path, scan=False) as store:
             n, numbers = store.n, math.prod(store.feature_set.row_shape)
     names = ("open_s", "in_order_s", "batches_s", "in_order_cpu_s", "batches_cpu_s")
@@ -63,6 +64,7 @@ def measure(case: Case) -> None:
         "rows": n,
         "row_bytes": 4 * numbers,
         "batch": case.batch,
+        "memory_mib": case.memory_mib,
         "params": n * numbers,
         "sites": 1,
         "ranks": [1],
@@ -84,23 +86,28 @@ def _write(path: Path, case: Case) -> None:
     )
 
 
-def _drawn(rows: int, columns: int) -> NDArray[np.float32]:
-    return np.random.Generator(np.random.SFC64(_SEED)).random((rows, columns), dtype=np.float32)
+def _drawn(rows: int, columns: int) -> Iterator[NDArray[np.float32]]:
+    """Some at a time."""
+    generator, step = np.random.Generator(np.random.SFC64(_SEED)), max(1, _READ_BYTES // (4 * columns))
+    for start in range(0, rows, step):
+        yield generator.random((min(step, rows - start), columns), dtype=np.float32)
 
 
-def _repeat(path: Path, batch: int) -> dict[str, Any]:
+def _repeat(path: Path, batch: int, memory_bytes: int) -> dict[str, Any]:
     """Open with all its checks, all rows in order, and all rows once in batches of rows drawn at random."""
     clear_peak()
     wall, cpu = time.perf_counter(), time.process_time()
     store = SiteStore.open(path)
     open_s = time.perf_counter() - wall
+    store.memory_bytes = memory_bytes
     with store:
         n, row_bytes = store.n, 4 * math.prod(store.feature_set.row_shape)
         step = max(1, _READ_BYTES // row_bytes)
         order = np.random.default_rng(_SEED).permutation(n)
         cuts = [order[i : i + batch] for i in range(0, n, batch)]
-        in_order_s, in_order_cpu_s, read = _read(store, [slice(i, i + step) for i in range(0, n, step)])
-        batches_s, batches_cpu_s, picked = _read(store, cuts)
+        runs = [slice(i, i + step) for i in range(0, n, step)]
+        in_order_s, in_order_cpu_s, read = _read(map(store.features, runs), map(store.labels, runs))
+        batches_s, batches_cpu_s, picked = _read(store.features_in_turn(cuts), map(store.labels, cuts))
         wall, cpu, peak = time.perf_counter() - wall, time.process_time() - cpu, peak_bytes()
         right = read == picked == n and _as_h5py_reads(store, path, cuts)
     return {
@@ -116,11 +123,10 @@ def _repeat(path: Path, batch: int) -> dict[str, Any]:
     }
 
 
-def _read(store: SiteStore, wanted: Sequence[slice | NDArray[np.int64]]) -> tuple[float, float, int]:
+def _read(features: Iterable[NDArray[Any]], labels: Iterable[NDArray[Any]]) -> tuple[float, float, int]:
     """(seconds, processor seconds, rows) of reading features and labels."""
-    wall, cpu, rows = time.perf_counter(), time.process_time(), 0
-    for which in wanted:
-        rows += min(len(store.features(which)), len(store.labels(which)))
+    wall, cpu = time.perf_counter(), time.process_time()
+    rows = sum(min(len(x), len(y)) for x, y in zip(features, labels, strict=True))
     return time.perf_counter() - wall, time.process_time() - cpu, rows
 
 

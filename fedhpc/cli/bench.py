@@ -195,22 +195,40 @@ def masks(sites: str, params: int, lane_bits: str, repeat: int, lines: Path | No
 @click.option("--rows", type=click.IntRange(1), default=50_000, show_default=True, help="Of the one that is written.")
 @click.option("--columns", type=click.IntRange(1, 10_000), default=64, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Rows read at a time.")
+@click.option(
+    "--memory-mib", type=click.IntRange(0), default=256, show_default=True, help="As [compute] data_memory_mib."
+)
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
 @_figures
 def data(
-    store: str | None, rows: int, columns: int, batch: int, repeat: int, lines: Path | None, as_json: bool
+    store: str | None,
+    rows: int,
+    columns: int,
+    batch: int,
+    memory_mib: int,
+    repeat: int,
+    lines: Path | None,
+    as_json: bool,
 ) -> None:
     """Time what it takes a site to read its HDF5 store.
 
     It is opened with all its checks, which read every value, read once in order, and once in batches of rows drawn at
-    random, as training reads it. The file is in the kernel's cache where memory suffices. Some batches are compared
-    with what h5py reads row by row.
+    random, as training reads it: a store that fits into --memory-mib is kept there, of a larger one many batches are
+    read at once. The file is in the kernel's cache where memory suffices. Some batches are compared with what h5py
+    reads row by row.
     """
     from fedhpc.bench.record import origin
     from fedhpc.bench.start import measure_alone
 
     begun = origin()
-    case = {"store": store, "rows": rows, "columns": columns, "batch": batch, "repeat": repeat}
+    case = {
+        "store": store,
+        "rows": rows,
+        "columns": columns,
+        "batch": batch,
+        "memory_mib": memory_mib,
+        "repeat": repeat,
+    }
     _show(begun.complete(measure_alone("fedhpc.bench.store_reads", case), "reading a store"), lines, as_json)
 
 

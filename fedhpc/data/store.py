@@ -15,7 +15,8 @@ import datetime
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +33,9 @@ from fedhpc.errors import DataError
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 256 << 10  # inside 10 KiB–1 MiB: small enough to pick rows, large enough for a parallel file system
 LARGEST_TEXT = 16 << 20  # bytes of one root attribute
+MEMORY_BYTES = 256 << 20  # of an open store, unless another limit is set
 _SCAN_BYTES = 16 << 20
+_INDEX_BYTES = 48  # for each row that is picked: its number, its place, and how both are sorted
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FACTS = ("source_sha256", "licence", "creator", "created", "citation")
 
@@ -115,6 +118,10 @@ class SiteStore:
     """A validated site store that reads rows on demand. The file is opened at the first read of each process.
 
     So it may be handed to workers of a data loader, forked or spawned: no open HDF5 handle crosses a fork.
+
+    Rows at random are what HDF5 reads slowest: for a row it reads and decodes a whole chunk. So an array that fits into
+    `memory_bytes` is kept, decoded, once rows are picked from it; of a larger one `features_in_turn` reads every chunk
+    once for many batches.
     """
 
     def __init__(self, file: LateFile, site: str, n: int, feature_set: FeatureSet, facts: dict[str, str]) -> None:
@@ -125,7 +132,9 @@ class SiteStore:
         self.feature_names = feature_set.names
         self.feature_sha256 = feature_set.sha256
         self.facts = facts  # source_sha256, licence, creator, created, citation
+        self.memory_bytes = MEMORY_BYTES  # for what is kept, and for what is read ahead
         self._file = file
+        self._kept: dict[str, NDArray[Any]] = {}
 
     @classmethod
     def open(cls, path: Path, *, allow_empty: bool = False, scan: bool = True) -> SiteStore:
@@ -179,6 +188,24 @@ class SiteStore:
         """float32 [len(rows), *row_shape]: the rows of a slice, or of an integer array in its order."""
         return self._read("features", np.dtype(np.float32), rows)
 
+    def features_in_turn(self, batches: Iterable[NDArray[Any]]) -> Iterator[NDArray[np.float32]]:
+        """For each of `batches`, integers [m], its features [m, *row_shape], as `features` gives them.
+
+        Where the features are not kept, as many batches are read at once as fit into `memory_bytes`, or one.
+        """
+        row_bytes = 4 * math.prod(self.feature_set.row_shape) + _INDEX_BYTES
+        many = 0 if self._is_kept("features") else self.memory_bytes // row_bytes
+        for group in _grouped(batches, many):
+            if len(group) == 1:
+                yield self.features(group[0])
+                continue
+            read = self.features(np.concatenate(group))
+            at = 0
+            for rows in group:
+                yield read[at : at + len(rows)].copy()  # a view would keep all of them alive
+                at += len(rows)
+            del read  # before the next ones are read
+
     def labels(self, rows: slice | NDArray[Any] = slice(None)) -> NDArray[Any]:
         """int64 or float32 [len(rows)]."""
         return self._read("labels", np.dtype(self.feature_set.label.dtype), rows)
@@ -188,8 +215,12 @@ class SiteStore:
         return self._read("row_ids", np.dtype(np.uint8), rows)
 
     def close(self) -> None:
-        """Close the file; a later read opens it again."""
+        """Close the file and keep nothing in memory; a later read opens it again."""
+        self._kept = {}
         self._file.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
 
     def __enter__(self) -> SiteStore:
         return self
@@ -199,30 +230,53 @@ class SiteStore:
     ) -> None:
         self.close()
 
-    def _read(self, name: str, dtype: np.dtype[Any], rows: slice | NDArray[Any]) -> NDArray[Any]:
-        try:
+    def _is_kept(self, name: str) -> bool:
+        """Whether all of `name` lies in memory, where it is taken now if there is room."""
+        if name in self._kept:
+            return True
+        with self._blaming(name):
             dataset = self._file.handle()[name]
-            if isinstance(rows, slice):
-                start, stop, step = rows.indices(self.n)
-                if step == 1:
-                    return np.asarray(dataset[start : max(start, stop)], dtype)
-                rows = np.arange(start, stop, step)
-            return _pick(dataset, np.asarray(rows), self.n, dtype)
+            if dataset.nbytes + sum(array.nbytes for array in self._kept.values()) > self.memory_bytes:
+                return False
+            self._kept[name] = np.asarray(dataset[:], dataset.dtype.newbyteorder("="))
+        return True
+
+    def _read(self, name: str, dtype: np.dtype[Any], rows: slice | NDArray[Any]) -> NDArray[Any]:
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(self.n)
+            if step == 1:
+                with self._blaming(name):
+                    return np.asarray(self._file.handle()[name][start : max(start, stop)], dtype)
+            rows = np.arange(start, stop, step)
+        chosen = _checked(np.asarray(rows), self.n)
+        if self._is_kept(name):
+            return self._kept[name].take(chosen, axis=0)
+        with self._blaming(name):
+            return _pick(self._file.handle()[name], chosen, dtype)
+
+    @contextmanager
+    def _blaming(self, name: str) -> Iterator[None]:
+        """What fails to be read inside is a DataError."""
+        try:
+            yield
         except OSError as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"cannot read {name} of {self.path}: {reason}", "is the file damaged?") from None
 
 
-def _pick(dataset: h5py.Dataset, rows: NDArray[Any], n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The rows in any order: each chunk that holds some is read once (h5py's own picking is a read per row)."""
+def _checked(rows: NDArray[Any], n: int) -> NDArray[np.int64]:
     if rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
         raise TypeError(f"rows must be a slice or a vector of integers, not {rows.dtype} {rows.shape}")
+    if rows.size and (rows.min() < 0 or rows.max() >= n):
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of a store with {n}")
+    return rows.astype(np.int64, copy=False)
+
+
+def _pick(dataset: h5py.Dataset, rows: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The rows in any order: each chunk that holds some is read once (h5py's own picking is a read per row)."""
     result = np.empty((len(rows), *dataset.shape[1:]), dtype)
     if not len(rows):
         return result
-    rows = rows.astype(np.int64)
-    if rows.min() < 0 or rows.max() >= n:
-        raise IndexError(f"rows {rows.min()} to {rows.max()} of a store with {n}")
     order = np.argsort(rows, kind="stable")
     run = dataset.chunks[0] if dataset.chunks else 4096
     starts = np.flatnonzero(np.diff(rows[order] // run, prepend=-1))
@@ -231,6 +285,20 @@ def _pick(dataset: h5py.Dataset, rows: NDArray[Any], n: int, dtype: np.dtype[Any
         first, last = rows[places[0]], rows[places[-1]]
         result[places] = dataset[first : last + 1][rows[places] - first]
     return result
+
+
+def _grouped(batches: Iterable[NDArray[Any]], most: int) -> Iterator[Sequence[NDArray[Any]]]:
+    """Batches in a row that have at most `most` rows together, or one batch."""
+    group: list[NDArray[Any]] = []
+    rows = 0
+    for batch in batches:
+        if group and rows + len(batch) > most:
+            yield group
+            group, rows = [], 0
+        group.append(batch)
+        rows += len(batch)
+    if group:
+        yield group
 
 
 def _write_attributes(file: h5py.File, site: str, n: int, feature_set: FeatureSet, facts: dict[str, str]) -> None:

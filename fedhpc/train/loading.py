@@ -6,7 +6,7 @@ Workers are spawned, never forked: a fork after MPI_Init, or with an HDF5 file o
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,13 @@ def fetch(dataset: Any, rows: Rows) -> Any:
     if hasattr(dataset, "rows"):
         return dataset.rows(rows)
     return default_collate([dataset[int(row)] for row in rows])
+
+
+def fetch_each(dataset: Any, plan: Sequence[Rows]) -> Iterator[Any]:
+    """The batch of each of `plan`, in order: by `dataset.read_ahead(plan)` where it has that."""
+    if hasattr(dataset, "read_ahead"):
+        return iter(dataset.read_ahead(plan))
+    return (fetch(dataset, rows) for rows in plan)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -51,10 +58,10 @@ class Reader:
                 generator=torch.Generator(),
             )  # fmt: skip
 
-    def read(self, rows: Iterable[Rows], first: int) -> Iterator[Any]:
+    def read(self, rows: Sequence[Rows], first: int) -> Iterator[Any]:
         """A batch for each vector of `rows`; `first` numbers them over the whole training."""
         if self._loader is None:
-            return (fetch(self._dataset, r) for r in rows)
+            return fetch_each(self._dataset, rows)
         self._plan[:] = [(derive_key("fedhpc worker v1", self._seed.hex(), first + i), r) for i, r in enumerate(rows)]
         return iter(self._loader)
 

@@ -35,7 +35,7 @@ def open_trainer(
     if the store's features are not those of task.features_sha256.
     """
     loaded = load_task(task, source, site)
-    dataset = TaskDataset(loaded, data, task.options)
+    dataset = TaskDataset(loaded, data, task.options, (compute.data_memory_mib << 20) // (1 + compute.workers))
     features = dataset.features
     if task.features_sha256:
         if features is None:

@@ -140,6 +140,8 @@ class ComputeSettings:
     threads: int = 1
     # Processes that read data beside each rank (a DataLoader's workers); 0 reads in the rank itself.
     workers: int = 0
+    # Of the site's rows, at each rank and its workers together: a store that is larger is read many batches at a time.
+    data_memory_mib: int = 256
     # Only algorithms that give the same bits again. Some models need false; they then run a little faster.
     deterministic: bool = True
     # Keep no activations inside the model's blocks: the backward pass computes them again. The bits stay the same.
@@ -148,6 +150,7 @@ class ComputeSettings:
     def __post_init__(self) -> None:
         _require(self.threads >= 1, "compute.threads", self.threads, "1 or more")
         _require(self.workers >= 0, "compute.workers", self.workers, "0 or more")
+        _require(self.data_memory_mib >= 0, "compute.data_memory_mib", self.data_memory_mib, "0 or more")
 
 
 def depends_on_seed(task: TaskSettings, train: TrainSettings, rows: int = 0) -> bool:

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fedhpc.config import read_bytes
 from fedhpc.data.schema import FeatureSet
+from fedhpc.data.store import MEMORY_BYTES, SiteStore
 from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
 from fedhpc.train.batches import Rows
 from fedhpc.train.evaluate import EXPECTED, NEGATIVE, POSITIVE, wrong_histograms
@@ -168,8 +169,9 @@ class TaskDataset(torch.utils.data.Dataset[Any]):
     Open files, HDF5 above all, must not cross into another process.
     """
 
-    def __init__(self, task: Task, path: Path, options: Mapping[str, Any]) -> None:
-        self.task, self.path, self.options = task, path, dict(options)
+    def __init__(self, task: Task, path: Path, options: Mapping[str, Any], memory_bytes: int = MEMORY_BYTES) -> None:
+        """`memory_bytes`: of the rows that the dataset's `store`, a SiteStore, has in memory in each process."""
+        self.task, self.path, self.options, self._memory_bytes = task, path, dict(options), memory_bytes
         self._opened: Any = None
         self._split: tuple[float, int] | None = None
 
@@ -178,6 +180,8 @@ class TaskDataset(torch.utils.data.Dataset[Any]):
         """The task's own dataset, opened in this process, and split as it was in the first."""
         if self._opened is None:
             self._opened = self.task.dataset(self.path, self.options)
+            if isinstance(store := getattr(self._opened, "store", None), SiteStore):
+                store.memory_bytes = self._memory_bytes
             if self._split is not None and hasattr(self._opened, "held_out_split"):
                 self._opened.held_out_split(*self._split, self.task.site)
         return self._opened
@@ -234,6 +238,12 @@ class TaskDataset(torch.utils.data.Dataset[Any]):
         if hasattr(self.opened, "rows"):
             return self.opened.rows(rows)
         return torch.utils.data.default_collate([self.opened[int(row)] for row in rows])
+
+    def read_ahead(self, plan: Sequence[Rows]) -> Iterator[Any]:
+        """The batch of each of `plan`, in order: by the dataset's own `read_ahead`, or one after the other."""
+        if hasattr(self.opened, "read_ahead"):
+            return iter(self.opened.read_ahead(plan))
+        return (self.rows(rows) for rows in plan)
 
 
 def load_task(settings: TaskSettings, source: Path | None = None, site: str = "serial") -> Task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from fedhpc.data.store import SiteStore
 from fedhpc.errors import DataError
+from fedhpc.train.batches import Rows
 from fedhpc.train.evaluate import EXPECTED, NEGATIVE, POSITIVE
 from fedhpc.train.score_bins import bin_count, bin_of
 
@@ -25,8 +27,8 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
     def __init__(self, path: Path, features: int, classes: int) -> None:
         """Raises DataError if a row does not hold `features` numbers, or a label is not one of `classes`."""
         self.store: Any = SiteStore.open(path)
-        site, n = self.store.site, int(self.store.n)
-        labels = np.asarray(self.store.labels(np.arange(n, dtype=np.int64)))
+        site = self.store.site
+        labels = np.asarray(self.store.labels())
         self._labels = labels.astype(np.int64)
         wrong = (self._labels != labels) | (self._labels < 0) | (self._labels >= classes)
         if wrong.any():
@@ -34,7 +36,7 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
                 f"site {site}: {int(wrong.sum())} rows have a label outside 0..{classes - 1}",
                 "task.options.classes is the number of classes; labels count from 0",
             )
-        width = math.prod(self.store.features(np.zeros(1, dtype=np.int64)).shape[1:]) if n else features
+        width = math.prod(self.store.feature_set.row_shape)
         if width != features:
             raise DataError(
                 f"site {site}: a row holds {width} features, and the task expects {features}",
@@ -51,6 +53,11 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
     def rows(self, rows: NDArray[np.int64]) -> Batch:
         """A batch at once: x float32 [m, *shape], y int64 [m]."""
         return torch.from_numpy(self.store.features(rows)), torch.from_numpy(self._labels[rows])
+
+    def read_ahead(self, plan: Sequence[Rows]) -> Iterator[Batch]:
+        """The batch of each of `plan`, in order; of a large store many of them are read at once."""
+        for rows, x in zip(plan, self.store.features_in_turn(plan), strict=True):
+            yield torch.from_numpy(x), torch.from_numpy(self._labels[rows])
 
     def labels(self) -> NDArray[np.int64]:
         """The label of every row, int64 [n]."""

@@ -118,6 +118,73 @@ def test_any_rows_come_in_the_order_asked(tmp_path_factory, rows):
         np.testing.assert_array_equal(store.labels(np.array(rows, np.int64)), rows)
 
 
+WIDE = FeatureSet(tuple(Feature(f"f{i}") for i in range(30)), Label("y"), (30,))
+LIMITS = [0, 100_000, 900_000, 2 << 20]  # of 1.2 MB of features, with 48 bytes for each row that is picked
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "lzf"])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_batches_are_the_same_whatever_memory_there_is(tmp_path, limit, compression):
+    rows = np.random.default_rng(3).permutation(10_000)
+    batches = [*(rows[i : i + 700] for i in range(0, 10_000, 700)), rows[:0], np.array([7, 7, 9_999], np.uint16)]
+    with SiteStore.open(make(tmp_path / "a.h5", n=10_000, feature_set=WIDE, compression=compression)) as store:
+        store.memory_bytes = limit
+        found = list(store.features_in_turn(batches))
+        assert bool(store._kept) == (limit == LIMITS[-1])
+        for batch, got in zip(batches, found, strict=True):
+            assert (got.dtype, got.flags.c_contiguous, got.flags.writeable) == (np.float32, True, True)
+            np.testing.assert_array_equal(got, table(10_000, 30)[batch])
+            np.testing.assert_array_equal(got, store.features(batch))
+        assert len({id(got.base) for got in found if got.base is not None}) == 0  # none is a view of many
+        assert list(store.features_in_turn([])) == []
+        with pytest.raises(IndexError):
+            list(store.features_in_turn([rows[:3], np.array([10_000])]))
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_no_more_is_read_at_once_than_the_limit_allows(tmp_path, limit, monkeypatch):
+    batches = np.random.default_rng(3).permutation(10_000).reshape(100, 100)
+    with SiteStore.open(make(tmp_path / "a.h5", n=10_000, feature_set=WIDE)) as store:
+        store.memory_bytes, read = limit, []
+        features = store.features
+        monkeypatch.setattr(store, "features", lambda rows: read.append(len(rows)) or features(rows))
+        assert sum(map(len, store.features_in_turn(batches))) == 10_000
+        if store._kept:
+            assert sum(array.nbytes for array in store._kept.values()) <= limit
+        assert sum(read) == 10_000
+        assert max(read) == 100 or max(read) * (4 * 30 + 48) <= limit
+        assert (len(read) < 100) == (limit in LIMITS[1:3])
+
+
+def test_what_is_kept_stays_within_the_limit_and_in_its_process(tmp_path):
+    with SiteStore.open(make(tmp_path / "a.h5", n=1000)) as store:  # features and labels of 8 kB each, ids of 32 kB
+        store.memory_bytes = 17_000
+        every = np.arange(1000)
+        for _ in range(2):
+            np.testing.assert_array_equal(store.labels(every), every)
+            np.testing.assert_array_equal(store.features(every), table(1000))
+            assert store.row_ids(every).shape == (1000, 32)
+        assert store._kept.keys() == {"labels", "features"}
+        store.features(every)[:] = -1  # the caller's own
+        np.testing.assert_array_equal(store.features(every), table(1000))
+        assert pickle.loads(pickle.dumps(store))._kept == {}
+        store.close()
+        assert store._kept == {}
+        np.testing.assert_array_equal(store.features(np.array([999])), table(1000)[999:])
+
+
+def test_values_of_either_byte_order_are_kept_as_they_are(tmp_path):
+    path = make(tmp_path / "a.h5", n=50)
+    with h5py.File(path, "r+") as file:
+        replace(file, "features", data=table(50).astype(">f4"))
+    for limit in (0, 1 << 20):
+        with SiteStore.open(path) as store:
+            store.memory_bytes = limit
+            got = store.features(np.array([3, 1]))
+            assert got.dtype == np.dtype("=f4")
+            np.testing.assert_array_equal(got, table(50)[[3, 1]])
+
+
 def test_blocks_of_rows_are_written_as_one_array(tmp_path):
     path = make(tmp_path / "a.h5", features=iter([table(5)[:2], table(5)[2:]]))
     np.testing.assert_array_equal(SiteStore.open(path).features(), table(5))
@@ -293,6 +360,7 @@ def test_a_file_changed_in_use_is_refused(tmp_path):
 
 def _sum_in_child(store, queue):
     total = float(store.features().sum())
+    assert store.features(np.array([4]))[0, 1] == 9  # in memory, or read here
     queue.put((total, store._file._pid == os.getpid()))  # the handle is the child's own
 
 
@@ -301,6 +369,7 @@ def test_workers_open_the_file_themselves(tmp_path, start):
     store = SiteStore.open(make(tmp_path / "a.h5"))
     assert store._file._file is None  # nothing is open before the first read
     store.features()
+    store.features(np.array([0]))
     context = multiprocessing.get_context(start)
     queue = context.Queue()
     child = context.Process(target=_sum_in_child, args=(store, queue))

@@ -67,7 +67,14 @@ def test_task_refuses(table: dict[str, object], word: str) -> None:
         read_section(TaskSettings, table, "task")
 
 
-@pytest.mark.parametrize(("table", "word"), [({"threads": 0}, "compute.threads"), ({"workers": -1}, "compute.workers")])
+@pytest.mark.parametrize(
+    ("table", "word"),
+    [
+        ({"threads": 0}, "compute.threads"),
+        ({"workers": -1}, "compute.workers"),
+        ({"data_memory_mib": -1}, "compute.data_memory_mib"),
+    ],
+)
 def test_compute_refuses(table: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         read_section(ComputeSettings, table, "compute")

@@ -248,6 +248,32 @@ def test_a_built_in_task_can_be_sent_to_a_worker(tmp_path: Path) -> None:
     np.testing.assert_array_equal(fetch(again, np.array([2, 1]))[0].numpy(), x[[2, 1]].astype(np.float32))
 
 
+def test_a_store_is_read_ahead_within_its_memory(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).normal(size=(90, 3)), np.arange(90) % 2
+    store(tmp_path / "a.h5", x, y)
+    plan = [np.array(rows) for rows in ([5, 3], [89, 0, 5], [7], [1, 2])]
+    for limit in (0, 300, 1 << 20):
+        dataset = TaskDataset(load_task(TaskSettings("logistic")), tmp_path / "a.h5", {"features": 3}, limit)
+        assert dataset.opened.store.memory_bytes == limit
+        assert pickle.loads(pickle.dumps(dataset)).opened.store.memory_bytes == limit
+        batches = list(Reader(dataset, 0, bytes(32), pin=False).read(plan, 0))
+        assert len(batches) == len(plan)
+        for rows, (got, classes) in zip(plan, batches, strict=True):
+            np.testing.assert_array_equal(got.numpy(), x[rows].astype(np.float32))
+            np.testing.assert_array_equal(classes.numpy(), y[rows])
+
+
+def test_the_memory_for_rows_is_shared_with_the_workers(tmp_path: Path) -> None:
+    store(tmp_path / "a.h5", np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2)
+    for workers, share in ((0, 6 << 20), (2, 2 << 20)):
+        with open_trainer(
+            TaskSettings("logistic", options={"features": 3}), TrainSettings(lr=0.1, local_steps=1),
+            ComputeSettings(workers=workers, data_memory_mib=6), data=tmp_path / "a.h5", source=None,
+            group=SerialGroup(), site="a", seed=0,
+        ) as trainer:  # fmt: skip
+            assert trainer.dataset.opened.store.memory_bytes == share
+
+
 @pytest.mark.parametrize(
     ("split", "words"),
     [
