@@ -54,4 +54,17 @@ site_configuration = {
         },
     ],
     "environments": [{"name": "as-it-is", "features": ["mpi"]}],
+    "logging": [
+        {
+            "handlers$": [{"type": "stream", "name": "stdout", "level": "info", "format": "%(message)s"}],
+            "handlers": [
+                {
+                    "type": "file",
+                    "name": os.environ.get("FEDHPC_SUITE_LOG", "reframe.log"),
+                    "level": "debug",
+                    "format": "[%(asctime)s] %(levelname)s: %(check_info)s: %(message)s",
+                }
+            ],
+        }
+    ],
 }
