@@ -16,12 +16,13 @@ from typing import Any
 
 from fedhpc.bench.given_ranks import require_alone
 from fedhpc.bench.memory import peak_bytes
+from fedhpc.bench.start import environment_here
 from fedhpc.bench.sum_ranks import versions
 from fedhpc.bench.tls_pair import tls_pair_bytes_per_s
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.one_machine import Enrolled, enrol, running_relay
 from fedhpc.errors import InternalError
-from fedhpc.mpi.launch import launcher_command, launcher_environment
+from fedhpc.mpi.launch import launcher_command
 from fedhpc.mpi.own_ranks import run_ranks
 
 _SECTIONS = """\
@@ -91,7 +92,7 @@ def measure(
 def _run_sites(
     off: Enrolled, masked: Enrolled, relay_pid: int, repeat: int, params: int, lane_bits: int, ranks: Sequence[int]
 ) -> list[dict[str, Any]]:
-    environment, _ = launcher_environment()
+    environment, _ = environment_here()
     commands = []
     for name, count in zip(off.sites, ranks, strict=True):
         case = {
