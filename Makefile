@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo demo-relay demo-text tools test test-all suites test-gpu test-slurm check lint docs unit relay mpi faults fuzz wheel coverage bench bench-smoke clean
-.PHONY: fault-matrix horovod test-horovod container-tools test-containers
+.PHONY: bench-peers fault-matrix horovod test-horovod container-tools test-containers
 
 # More tests side by side than two cores: many of them wait.
 SIDE_BY_SIDE := 4
@@ -121,7 +121,7 @@ fault-matrix: setup
 
 # What CI does not run: each target keeps what it showed, and of which files, in tests/evidence, and a test of every day
 # refuses what has not run with the files as they are (tests/prove.py).
-EVIDENCE := fault-matrix test-horovod demo-text test-containers
+EVIDENCE := fault-matrix test-horovod demo-text test-containers bench-peers
 test-all: $(EVIDENCE)
 	$(MAKE) test
 
@@ -154,6 +154,12 @@ bench: $(VENV)/.demo
 # Every benchmark once, with a million parameters and fewer; nobody judges the times.
 bench-smoke: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.smoke
+
+# Ours and each peer in turn, at the sizes of the target table of docs/benchmarks.md: three quarters of an hour, with
+# nothing else on the machine. Each peer has its environment in build/peers.
+bench-peers: setup
+	-$(BIN)/python -m benchmarks.peers --prepare
+	$(BIN)/python tests/prove.py $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -23,6 +23,11 @@ MEASURED = {
     "training": ("plain_cpu_s", "speed_over_plain"),
 }
 """What fedhpc measures of each work beside METRICS. The work "training, ddp" is a "training"."""
+BESIDE_PEERS = frozenset({"echo"})
+"""Works of fedhpc that only benchmarks/peers measures; the works of other systems are theirs to name."""
+_LOST = ("failed", "skipped")
+"""What a record of benchmarks/peers has in place of figures, and why."""
+_NO_FIGURES = (*METRICS, "repeat")
 
 
 def complaints(stored: Stored, expected: Iterable[str] = ()) -> list[str]:
@@ -52,18 +57,25 @@ def kind(run: Run) -> str:
 
 
 def _of_run(run: Run) -> Iterator[str]:
-    if kind(run) not in MEASURED:
+    if run.get("system") == "fedhpc" and kind(run) not in MEASURED and kind(run) not in BESIDE_PEERS:
         yield "there is no such work"
     for record in run.records:
         yield from (f"repeat {record.get('repeat')}: {text}" for text in _of_record(record, kind(run)))
-    yield from _missing(run)
+    if not any(_is_lost(record) for record in run.records):
+        yield from _missing(run)
     for name in ("machine", "version", "command"):
         if len({str(record.get(name)) for record in run.records}) > 1:
             yield f"its repeats have different values of {name}"
 
 
 def _of_record(record: Mapping[str, Any], work: str) -> Iterator[str]:
-    yield from (f"{name} is missing" for name in KEYS if record.get(name) in (None, "", [], {}))
+    lost = _is_lost(record)
+    needed = [name for name in KEYS if not (lost and name in _NO_FIGURES)]
+    yield from (f"{name} is missing" for name in needed if record.get(name) in (None, "", [], {}))
+    if lost:
+        if record.get("system") == "fedhpc":  # a peer's failure is its own, and the page shows it
+            yield from (f"{name}: {record[name]}" for name in _LOST if name in record)
+        return
     for name in METRICS:
         if name != "verified" and record.get(name) is not None and not _is_figure(record[name]):
             yield f"{name} is {record[name]!r}"
@@ -81,6 +93,11 @@ def _missing(run: Run) -> Iterator[str]:
         yield "repeats is missing: nobody knows how many were asked for"
     elif sorted(map(str, numbers)) != sorted(map(str, range(1, asked + 1))):
         yield f"{asked} repeats were asked for, and there are {', '.join(map(str, numbers))}"
+
+
+def _is_lost(record: Mapping[str, Any]) -> bool:
+    """Whether it says in words why it has no figures."""
+    return any(isinstance(record.get(name), str) and record[name] for name in _LOST)
 
 
 def _is_figure(value: Any) -> bool:

