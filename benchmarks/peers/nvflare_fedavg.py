@@ -51,7 +51,7 @@ def largest_error(values: np.ndarray[Any, Any], expected: float) -> float:
     return max(float(np.abs(flat[at : at + piece] - expected).max()) for at in range(0, flat.size, piece))
 
 
-class AddHalf(Executor):  # type: ignore[misc]
+class AddHalf(Executor):
     """The client. With `check` it also compares each global model that it is given with what it must be."""
 
     def __init__(self, said: str, check: bool = False):
@@ -68,7 +68,7 @@ class AddHalf(Executor):  # type: ignore[misc]
         ).to_shareable()
 
 
-class PlainFedAvg(FedAvg):  # type: ignore[misc]
+class PlainFedAvg(FedAvg):
     """The server: NVFlare's FedAvg, with a model of zeros, no file written, and a check of each result after its round.
 
     A round goes from NVFlare's own event, before any client is given its task, to the moment the new model would be
@@ -100,7 +100,7 @@ class PlainFedAvg(FedAvg):  # type: ignore[misc]
         say(self.said, round=self.current_round, span=span)
 
 
-class EncryptedFedAvg(ScatterAndGather):  # type: ignore[misc]
+class EncryptedFedAvg(ScatterAndGather):
     """The server of the encrypted sum, which it cannot read: the clients check it when they are given it."""
 
     def __init__(self, sites: int, rounds: int, said: str):
@@ -131,7 +131,7 @@ class EncryptedFedAvg(ScatterAndGather):  # type: ignore[misc]
             say(self.said, over=True)
 
 
-class Zeros(ModelPersistor):  # type: ignore[misc]
+class Zeros(ModelPersistor):
     """The first model; nothing is saved."""
 
     def __init__(self, length: int):
@@ -218,16 +218,15 @@ def marked(mark: str) -> Iterator[int]:
 
 
 def end_all(mark: str) -> None:
-    """NVFlare's services are daemons that restart one another: all are asked once, and then ended."""
-    for sign, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 10.0)):
-        until = time.monotonic() + patience_s
-        for pid in marked(mark):
+    """NVFlare's services are daemons, and their scripts restart them: until none is left."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while left := list(marked(mark)):
+        for pid in left:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, sign)
-        while time.monotonic() < until and any(marked(mark)):
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(-1, os.WNOHANG)
-            time.sleep(0.1)
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        time.sleep(0.1)
 
 
 def lines(said: Path) -> list[dict[str, Any]]:
@@ -252,15 +251,10 @@ def wait_for(said: Path, rounds: int, mark: str) -> list[dict[str, Any]]:
 def start_simulator(job: Any, sites: int, work: Path) -> None:
     """NVFlare's own command, so that this process can wait for the last round and not for NVFlare's ending."""
     job.export_job(str(work / "job"))
-    command = [
-        Path(sys.executable).with_name("nvflare"),
-        "simulator",
-        work / "job" / job.name,
-        "-w",
-        work / "simulator",
-    ]
+    command = [Path(sys.executable).with_name("nvflare"), "simulator", work / "job" / job.name]
+    command += ["-w", work / "simulator", "-n", str(sites), "-t", str(sites)]
     with (work / "simulator.log").open("w") as log:
-        subprocess.Popen([*command, "-n", str(sites), "-t", str(sites)], stdout=log, stderr=log)
+        subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def main() -> None:
@@ -271,17 +265,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="the first one is the cold one")
     parser.add_argument("--work", type=Path, required=True, help="an empty folder")
     options = parser.parse_args()
-    options.rounds -= 1  # warm ones
     work = options.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
+    (work / "temporary").mkdir(parents=True, exist_ok=True)
     mark, said = str(work), work / "said.jsonl"
     # NVFlare keeps what it knows of installations in the home folder: this run has one of its own.
     os.environ |= {MARK: mark, "HOME": str(work), "NVFLARE_POC_WORKSPACE": str(work / "poc")}
+    os.environ["TMPDIR"] = str(work / "temporary")
     os.chdir(work)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     encrypted = options.mode == "he"
     # The clients see an encrypted result one round later, so one more round is run to check the last.
-    rounds = 1 + options.rounds + encrypted
+    rounds = options.rounds + encrypted
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     job = job_of(options.mode, options.sites, rounds, options.params, str(said))
     out = os.dup(1)
@@ -299,17 +293,17 @@ def main() -> None:
     finally:
         end_all(mark)
     spans = {line["round"]: line["span"] for line in found if "round" in line}
-    checks = [line for line in found if "checked" in line and 0 <= line["checked"] <= options.rounds]
+    checks = [line for line in found if "checked" in line and 0 <= line["checked"] < options.rounds]
     error = max(line["error"] for line in checks)
     tolerance = CKKS_TOLERANCE if encrypted else 0.0
     complete = all(line["size"] == options.params for line in checks)
-    everyone = len(checks) == (1 + options.rounds) * (options.sites if encrypted else 1)
+    everyone = len(checks) == options.rounds * (options.sites if encrypted else 1)
     names = {"simulator": "NVFlare simulator", "poc": "NVFlare", "he": "NVFlare HE"}
     result = {
         "system": names[options.mode],
         "version": version("nvflare"),
         "work": "homomorphic encryption" if encrypted else "plain FedAvg",
-        "rounds": [spans[number] for number in range(1, options.rounds + 1)],
+        "rounds": [spans[number] for number in range(1, options.rounds)],
         "first": spans[0],
         "verified": complete and everyone and error <= tolerance,
         "error": error,
