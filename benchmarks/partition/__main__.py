@@ -4,8 +4,9 @@
     python -m benchmarks.partition --out DIR --allocation              over the nodes of the job that this runs in
     python -m benchmarks.partition --out DIR --config SITE.py [-- …]   with a cluster's own configuration of ReFrame
 
-DIR/results/partition.jsonl has a line of JSON for each repeat; DIR/skipped.txt says what was left out, and why. Exit 1
-where a check failed, a figure is missing, or nothing was measured. Words after -- are ReFrame's.
+DIR/results/partition.jsonl has a line of JSON for each repeat; DIR/skipped.txt says what was left out, and why;
+DIR/reframe.log is what ReFrame did. Exit 1 where a check failed, a figure is missing, or nothing was measured. Words
+after -- are ReFrame's.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
         *("--exec-policy", "serial", "--nocolor", *(word for tag in tags for word in ("--tag", f"{tag}$"))),
         *("--setvar", f"repeat={repeat}", *given.reframe, "--run"),
     ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(_path())}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(_path()), "FEDHPC_SUITE_LOG": str(out / "reframe.log")}
     signal.signal(signal.SIGTERM, _told)
     try:
         code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

@@ -101,6 +101,8 @@ class Measurement(rfm.RunOnlyRegressionTest):
             self.num_tasks = self.num_tasks_per_node = 1
         if place.cores and scheduled:
             self.num_cpus_per_task = max(1, place.cores // self.num_tasks_per_node)
+        elif "cpus_of_task" in extras and not self.own_processes:
+            self.num_cpus_per_task = int(extras["cpus_of_task"])  # srun no longer takes those of the job by itself
         if scheduled and _GPU_FEATURES & set(partition.features) and "cpu" not in partition.features:
             # Such a partition takes no job without a GPU; a sum uses none.
             self.num_gpus_per_node = max((device.num_devices for device in partition.devices), default=1)

@@ -49,9 +49,23 @@ site_configuration = {
                     mem_per_node=_number("SLURM_MEM_PER_NODE", _MEMORY_MIB),
                     nodes=_number("SLURM_JOB_NUM_NODES", 1),
                     cores=_number("SLURM_TASKS_PER_NODE", os.cpu_count() or 1),
+                    cpus_of_task=_number("SLURM_CPUS_PER_TASK", 1),
                 )
             ],
         },
     ],
     "environments": [{"name": "as-it-is", "features": ["mpi"]}],
+    "logging": [
+        {
+            "handlers$": [{"type": "stream", "name": "stdout", "level": "info", "format": "%(message)s"}],
+            "handlers": [
+                {
+                    "type": "file",
+                    "name": os.environ.get("FEDHPC_SUITE_LOG", "reframe.log"),
+                    "level": "debug",
+                    "format": "[%(asctime)s] %(levelname)s: %(check_info)s: %(message)s",
+                }
+            ],
+        }
+    ],
 }

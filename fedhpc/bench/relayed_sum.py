@@ -20,14 +20,22 @@ from typing import Any
 
 from fedhpc.bench.given_ranks import require_alone
 from fedhpc.bench.memory import peak_bytes
+<<<<<<< HEAD
 from fedhpc.bench.shaped_line import Line
+=======
+from fedhpc.bench.start import environment_here
+>>>>>>> R
 from fedhpc.bench.sum_ranks import versions
 from fedhpc.bench.tls_pair import tls_pair_bytes_per_s
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.one_machine import Enrolled, enrol, running_relay
 from fedhpc.errors import InternalError
+<<<<<<< HEAD
 from fedhpc.files import write_whole
 from fedhpc.mpi.launch import launcher_command, launcher_environment
+=======
+from fedhpc.mpi.launch import launcher_command
+>>>>>>> R
 from fedhpc.mpi.own_ranks import run_ranks
 
 _SECTIONS = """\
@@ -175,7 +183,7 @@ def _result(case: Case, reports: list[dict[str, Any]], socket_rate: float, peak:
 def _run_sites(
     case: Case, off: Enrolled, masked: Enrolled, relay_pid: int, ports: Sequence[int]
 ) -> list[dict[str, Any]]:
-    environment, _ = launcher_environment()
+    environment, _ = environment_here()
     commands = []
     for number, (name, count, port) in enumerate(zip(off.sites, case.ranks, ports, strict=True), 1):
         site_case = {

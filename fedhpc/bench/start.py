@@ -24,11 +24,17 @@ def measure_ranks(
     if given_ranks() > 1:
         output, where = run_as_rank(module, ranks, case)
         return _result_in(module, output) | where
-    environment, note = launcher_environment()
+    environment, note = environment_here()
     environment.update(more or {})
     print(f"starting {ranks} ranks; {note}", file=sys.stderr)
     words = [*launcher_command(ranks), sys.executable, "-m", "mpi4py", "-m", module, json.dumps(case)]
     return _result_of(module, words, environment)
+
+
+def environment_here() -> tuple[dict[str, str], str]:
+    """`launcher_environment` for ranks that stay on this machine: by Slurm's variables mpirun finds a job's others."""
+    environment, note = launcher_environment()
+    return {name: value for name, value in environment.items() if not name.startswith("SLURM_")}, note
 
 
 def measure_alone(module: str, case: dict[str, Any]) -> dict[str, Any]:

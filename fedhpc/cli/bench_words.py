@@ -14,7 +14,7 @@ def ranks_of_command(words: Sequence[str]) -> int:
     """How many ranks it has; 0 where it starts its own processes. Raises ConfigError or click's UsageError."""
     name, *options = words
     if name not in bench.commands:
-        raise ConfigError(f"there is no `fedhpc bench {name}`", f"one of {', '.join(bench.commands)}")
+        raise ConfigError(f"fedhpc bench has no '{name}'", f"one of {', '.join(bench.commands)}")
     given = bench.commands[name].make_context(f"fedhpc bench {name}", options).params
     if given["lines"] is not None:
         raise ConfigError("--lines is the job's own", "it keeps them in its folder, beside its log")

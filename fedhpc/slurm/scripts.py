@@ -90,8 +90,8 @@ def job_script(
     }
     if shape.kind == "bench":
         wrapper = part(settings.rank_wrapper) if settings.rank_wrapper else ""
-        begin = "\n".join(piece for piece in (wrapper, pieces.begin) if piece)
-        return fill(template("bench.sh"), values | {"begin": begin, "launch": pieces.launch})
+        told = "\n".join(piece for piece in (wrapper, pieces.begin) if piece)
+        return fill(template("bench.sh"), values | {"begin": told, "launch": pieces.launch})
     if shape.kind == "relay":
         if shape.relay is None:
             raise ConfigError("a relay's job needs its relay.toml", "--relay FILE")

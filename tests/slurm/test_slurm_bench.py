@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,25 @@ def test_the_suite_over_two_nodes(alpha: Cluster, tmp_path: Path) -> None:
     assert all(record["verified"] and record["params"] == 1_000_000 for record in found)
     assert "2 checks: 2 lines, 0 left out, 0 errors" in log
     assert " 0 errors, 0 files without records" in log
+
+
+HOSTS = """
+import json, socket
+from mpi4py import MPI
+hosts = MPI.COMM_WORLD.gather(socket.gethostname())
+if hosts:
+    print(json.dumps({"hosts": hosts}))
+"""
+
+
+def test_ranks_of_its_own_stay_on_the_first_node(alpha: Cluster, tmp_path: Path) -> None:
+    """Their files are in its /tmp; mpirun alone would take the other node of the job, too."""
+    (tmp_path / "ranks_hosts.py").write_text(HOSTS)
+    code = "from fedhpc.bench.start import measure_ranks as m; print(m('ranks_hosts', 4, {})['hosts'])"
+    script = f"#!/bin/bash\nexport PYTHONPATH={tmp_path}\npython -c {shlex.quote(code)} > {tmp_path / 'told'}\n"
+    job = alpha.sbatch(script, "--nodes=2", "--ntasks-per-node=2")
+    assert alpha.wait(job, 120).code == 0
+    assert (tmp_path / "told").read_text().strip() == str(["a1"] * 4)
 
 
 @pytest.mark.parametrize("what", ["command", "suite"])

@@ -267,6 +267,10 @@ def refuse_unknown(words: list[str]) -> None:
         assert found is not None, f"fedhpc {' '.join(words)}"
         command, _ = found, rest.pop(0)
     options = {o for p in command.params for o in p.opts} | {"--help", "-h"}
+    if "--" in rest:  # `submit` takes the words of a measurement
+        at = rest.index("--")
+        refuse_unknown(["bench", *rest[at + 1 :]])
+        rest = rest[:at]
     for word in rest:
         assert not word.startswith("--") or word in options, f"fedhpc {' '.join(words)}"
 

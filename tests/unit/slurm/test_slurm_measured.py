@@ -52,7 +52,7 @@ def test_words_are_quoted(site: Path) -> None:
     ("words", "said"),
     [
         (["--shape", "bench", "--", "sum", "--sites", "3"], "has 3 ranks, but [slurm] nodes x tasks_per_node is 4"),
-        (["--shape", "bench", "--", "sums"], "there is no `fedhpc bench sums`"),
+        (["--shape", "bench", "--", "sums"], "fedhpc bench has no 'sums'"),
         (["--shape", "bench", "--", "sum", "--site", "4"], "No such option"),
         (["--shape", "bench", "--", "sum", "--sites", "1000"], "--sites"),
         (["--shape", "bench", "--", "sum", "--ranks", "4"], "--ranks 4"),
