@@ -20,22 +20,15 @@ from typing import Any
 
 from fedhpc.bench.given_ranks import require_alone
 from fedhpc.bench.memory import peak_bytes
-<<<<<<< HEAD
 from fedhpc.bench.shaped_line import Line
-=======
 from fedhpc.bench.start import environment_here
->>>>>>> R
 from fedhpc.bench.sum_ranks import versions
 from fedhpc.bench.tls_pair import tls_pair_bytes_per_s
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.one_machine import Enrolled, enrol, running_relay
 from fedhpc.errors import InternalError
-<<<<<<< HEAD
 from fedhpc.files import write_whole
-from fedhpc.mpi.launch import launcher_command, launcher_environment
-=======
 from fedhpc.mpi.launch import launcher_command
->>>>>>> R
 from fedhpc.mpi.own_ranks import run_ranks
 
 _SECTIONS = """\
