@@ -184,7 +184,7 @@ def outlooks(model: CostModel, cluster: Cluster, spread: float, relay: tuple[flo
     for name, streams in (
         ("in one job, a mask for every other site", others),
         (f"in one job, degree {safe} (the least for the default thresholds)", safe),
-        ("in one job, degree 22 (colluders = 10)", 22),
+        (f"in one job, degree 22 (colluders = 10, threshold = {cluster.sites - 11})", 22),
     ):
         found.append(_outlook(name, min(streams, others), model, cluster, spread, ring_s))
     if relay is not None:

@@ -24,10 +24,10 @@ def cost_model(runs: Sequence[Run], pictures: Mapping[str, str]) -> list[str]:
         f"A model of few terms, fitted to {len(measured)} sizes of a masked sum in one job (`python -m",
         "benchmarks.cost_model`). Seconds are those of a core: where ranks share cores, a rank's seconds times cores",
         "over ranks. `wire` is shared memory on this machine, and what ranks wait for one another. Least squares of",
-        "the relative error; ± two standard errors.",
+        "the relative error; ± two standard errors. A cost that would come out below zero is left out.",
         *table("stage", "cost", "±", "for each"),
     ]
-    for term in model.terms:
+    for term in (term for term in model.terms if term.value > 0):
         value, error, unit = term.shown
         what = "sum" if term.name == "1" else unit.partition("/")[2]
         lines.append(row(term.stage, f"{number(value)} {unit.partition('/')[0]}", number(error), what))
