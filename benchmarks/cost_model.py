@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.relative_fit import relative_fit
 from benchmarks.runs import ENOUGH, Run, read_results
 from fedhpc.secure.thresholds import choose_thresholds
 
@@ -148,7 +149,7 @@ def fit(measured: Sequence[Measured]) -> CostModel:
     terms: list[Term] = []
     for stage, names in TERMS.items():
         seen = [one for one in measured if one.seconds[stage] > 0]
-        terms += _fit_stage(stage, list(names), seen)
+        terms += _fit_stage(stage, names, seen)
     return CostModel(tuple(terms))
 
 
@@ -183,7 +184,7 @@ def outlooks(model: CostModel, cluster: Cluster, spread: float, relay: tuple[flo
     for name, streams in (
         ("in one job, a mask for every other site", others),
         (f"in one job, degree {safe} (the least for the default thresholds)", safe),
-        ("in one job, degree 22 (colluders = 10)", 22),
+        (f"in one job, degree 22 (colluders = 10, threshold = {cluster.sites - 11})", 22),
     ):
         found.append(_outlook(name, min(streams, others), model, cluster, spread, ring_s))
     if relay is not None:
@@ -230,22 +231,13 @@ def _size(name: str, sizes: Sizes) -> float:
     return math.prod(1.0 if factor == "1" else sizes[factor] for factor in name.split("*"))
 
 
-def _fit_stage(stage: str, names: list[str], measured: Sequence[Measured]) -> list[Term]:
-    """Least squares of the relative error; a term that came out below zero is left out, and the rest fitted again."""
+def _fit_stage(stage: str, names: Sequence[str], measured: Sequence[Measured]) -> list[Term]:
     if not measured:
         return [Term(stage, name, 0.0, 0.0) for name in names]
     seconds = np.array([one.seconds[stage] for one in measured])
-    design = np.array([[_size(name, one.sizes) for name in names] for one in measured]) / seconds[:, None]
-    norm = np.linalg.norm(design, axis=0)  # sizes differ by ten orders of magnitude
-    solution, *_ = np.linalg.lstsq(design / norm, np.ones(len(seconds)), rcond=None)
-    if (solution < 0).any() and len(names) > 1:
-        kept = [name for name, value in zip(names, solution, strict=True) if value >= 0]
-        return _fit_stage(stage, kept, measured)
-    residuals = design / norm @ solution - 1
-    free = max(1, len(seconds) - len(names))
-    covariance = np.linalg.pinv((design / norm).T @ (design / norm)) * float(residuals @ residuals) / free
-    errors = np.sqrt(np.diag(covariance)) / norm
-    return [Term(stage, n, float(v), float(e)) for n, v, e in zip(names, solution / norm, errors, strict=True)]
+    sizes = np.array([[_size(name, one.sizes) for name in names] for one in measured])
+    costs = zip(names, *relative_fit(sizes, seconds), strict=True)
+    return [Term(stage, name, float(value), float(error)) for name, value, error in costs]
 
 
 def enough(measured: Sequence[Measured]) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.relative_fit import relative_fit
 from benchmarks.runs import Run
 
 AIM = 1.2
@@ -92,14 +93,7 @@ def _point(run: Run) -> Point | None:
 
 
 def _fit(points: Sequence[Point]) -> tuple[float, float]:
-    """a and b of the line, least squares of the relative error; neither below zero."""
-    streams = np.array([float(point.streams) for point in points])
-    work = np.array([point.work_s for point in points])
-    design = np.stack([np.ones_like(streams), streams], axis=1) / work[:, None]
-    (base, slope), *_ = np.linalg.lstsq(design, np.ones_like(work), rcond=None)
-    if slope < 0:
-        return float(1 / np.mean(1 / work)), 0.0
-    if base < 0:
-        ratio = streams / work
-        return 0.0, float(ratio.sum() / (ratio**2).sum())
+    """a and b of the line; neither below zero."""
+    sizes = np.array([[1.0, float(point.streams)] for point in points])
+    (base, slope), _ = relative_fit(sizes, np.array([point.work_s for point in points]))
     return float(base), float(slope)

@@ -93,13 +93,14 @@ def _bars(runs: Sequence[Run]) -> tuple[list[float], list[list[float]]]:
     return middles, [below, above]
 
 
-def _logarithmic(axes: Any) -> None:
-    """Seconds, written as people write them."""
+def _logarithmic(axes: Any, *which: str) -> None:
+    """Seconds, written as people write them, on the axes `which`."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for axis in which or ("y",):
+        axes.set(**{f"{axis}scale": "log"})
+        getattr(axes, f"{axis}axis").set_major_locator(LogLocator(subs=(1, 2, 5)))
+        getattr(axes, f"{axis}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _mask_lines(axes: Any, lines: Sequence[MaskLine]) -> None:
@@ -159,8 +160,8 @@ def _cost_model(axes: Any, runs: Sequence[Run]) -> None:
     axes.fill_between(ends, [e / AIM for e in ends], [e * AIM for e in ends], alpha=0.12, label=f"within {AIM} times")
     values, errors = [p[0] for p in predicted], [p[1] for p in predicted]
     axes.errorbar(totals, values, errors, fmt="o", markersize=5, capsize=3, label="the model, ± two standard errors")
-    axes.set_xscale("log")
-    _logarithmic(axes)
+    _logarithmic(axes, "x", "y")
+    axes.minorticks_off()
     axes.set_xlabel("measured, seconds of a core for one site")
     axes.set_ylabel("modelled, seconds of a core for one site")
     axes.legend(frameon=False, fontsize=9)

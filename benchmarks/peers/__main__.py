@@ -27,7 +27,8 @@ LINES = Path(__file__).parents[1] / "results" / "peers.jsonl"
 def main(words: Sequence[str] | None = None) -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cases", nargs="*", metavar="CASE", help="a case or one of its peers; all if none is named")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="a case or one of its peers")
+    parser.add_argument("--all", action="store_true", help="also those that else must be named")
     parser.add_argument("--small", action="store_true", help="one turn of 100,000 numbers, to try it")
     parser.add_argument("--turns", type=int, metavar="N", help="in place of the case's own")
     parser.add_argument("--lines", type=Path, metavar="FILE", help=f"where records go (default: {LINES.name})")
@@ -42,7 +43,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if given.turns is not None and given.turns < 1:
         print(f"error: --turns {given.turns}\nhint: 1 or more", file=sys.stderr)
         return 2
-    cases = [_sized(case, given) for case in ([case for _, case in found if case] or CASES)]
+    named = [case for _, case in found if case]
+    whole = [case for case in CASES if given.all or given.list or given.prepare or not case.by_name]
+    cases = [_sized(case, given) for case in (named or whole)]
     if given.list:
         return _list(cases)
     if given.prepare:
@@ -96,10 +99,11 @@ def _list(cases: Sequence[Case]) -> int:
     for case in cases:
         rounds = " + ".join(map(str, case.warm))
         print(f"{case.name}: {case.title}, {case.sites} sites, {case.params} numbers, {rounds} warm rounds", end="")
-        print(f", about {case.seconds() / 60:.0f} min")
+        print(f", about {case.seconds() / 60:.0f} min" + ("; only by name, or with --all" if case.by_name else ""))
         for peer in case.peers:
             print(f"  {peer.row}: {peer.system}, {peer.work}")
-    print(f"about {sum(case.seconds() for case in cases) / 60:.0f} min in all")
+    short, whole = (sum(c.seconds() for c in cases if not (c.by_name and skip)) / 60 for skip in (True, False))
+    print(f"about {short:.0f} min, {whole:.0f} with --all")
     return 0
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import secrets
 import shutil
 import statistics
@@ -44,6 +45,10 @@ _SETTLE_S = 1.0  # between two programs: the kernel takes memory back
 
 class _FailedError(Exception):
     """A program gave no figures; why, in a sentence."""
+
+
+class _LimitError(_FailedError):
+    """It reached a limit, as it would in the next turn."""
 
 
 class _SkippedError(Exception):
@@ -87,7 +92,7 @@ class Alternation:
             rounds = rounds or _of_contract(said, measured, warm)
         except (_FailedError, EnvironmentFailedError) as error:
             _say(f"  failed: {error}")
-            if "limit" in str(error) or isinstance(error, EnvironmentFailedError):
+            if isinstance(error, _LimitError | EnvironmentFailedError):
                 self.given_up.add(_row(side))
             return [self._shared(side, turn) | {"failed": str(error)}]
         except _SkippedError as error:
@@ -149,14 +154,14 @@ class Alternation:
         limits = Limits(120 + 3 * expected, int(_share(side) * available_bytes()))
         measured = measure(words, environment, folder, limits)
         if measured.ended:
-            raise _FailedError(measured.ended)
+            raise _LimitError(measured.ended)
         if measured.code:
-            raise _FailedError(f"exit code {measured.code}: {_last(measured.stderr) or _last(measured.stdout)}")
+            raise _FailedError(f"exit code {measured.code}: {_why(measured.stderr) or _why(measured.stdout)}")
         try:
-            said = json.loads(_last(measured.stdout, whole=True))
+            said = json.loads(_last(measured.stdout))
             assert isinstance(said, dict)
         except (ValueError, AssertionError):
-            raise _FailedError(f"its last line is no JSON object: {_last(measured.stdout)}") from None
+            raise _FailedError(f"its last line is no JSON object: {_last(measured.stdout)[:300]}") from None
         return said, measured
 
     def _words(self, side: Ours | Peer, warm: int, folder: Path) -> list[str]:
@@ -248,10 +253,16 @@ def _share(side: Ours | Peer) -> float:
     return side.memory_share if isinstance(side, Peer) else 0.85
 
 
-def _last(text: str, *, whole: bool = False) -> str:
-    """The last line that says something."""
-    line = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-    return line if whole else line[:300]
+def _last(text: str) -> str:
+    """The last line that is not empty."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def _why(text: str) -> str:
+    """The line that says most likely why a program failed: of its last exception, else the last one with a word."""
+    lines = [line.strip() for line in text.splitlines() if re.search(r"[A-Za-z]", line)]
+    said = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (said or lines or [""])[-1][:300]
 
 
 def _say(text: str) -> None:

@@ -37,19 +37,16 @@ def descendants(of: int) -> list[int]:
 
 
 def end_descendants(patience_s: float = 5) -> None:
-    """Ask all, then make them; one that is born meanwhile is found in the next look."""
+    """Ask all, then make them, until no child is left; one that comes meanwhile is in the next look."""
     begin = time.monotonic()
     asked: set[int] = set()
-    while alive := descendants(os.getpid()):
+    while reap():
         late = time.monotonic() - begin > patience_s
-        for pid in alive:
+        for pid in descendants(os.getpid()):
             if late or pid not in asked:
                 asked.add(pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-        reap()
-        time.sleep(0.05)
-    while reap() and time.monotonic() - begin < 2 * patience_s:
         time.sleep(0.05)
 
 

@@ -2,6 +2,7 @@
 
 Settings: one processor for each client, so that as many run at a time as there are cores; no rounds of evaluation; Ray
 without its memory monitor, which would end a client before the machine is full, without usage statistics and dashboard.
+Ray's daemons listen on the machine's own address; it replaces the loopback address where it is told that.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def simulate(settings: dict[str, Any], temporary: str) -> None:
         backend_name="ray",
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": os.cpu_count(), "_temp_dir": temporary, "_node_ip_address": "127.0.0.1"},
+            "init_args": {"num_cpus": os.cpu_count(), "_temp_dir": temporary},
         },
     )
 

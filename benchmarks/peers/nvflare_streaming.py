@@ -194,16 +194,15 @@ def marked(mark: str) -> Iterator[int]:
 
 
 def end_all(mark: str) -> None:
-    """NVFlare's services are daemons that restart one another: all are asked once, and then ended."""
-    for sign, patience_s in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 10.0)):
-        until = time.monotonic() + patience_s
-        for pid in marked(mark):
+    """NVFlare's services are daemons, and their scripts restart them: until none is left."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while left := list(marked(mark)):
+        for pid in left:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, sign)
-        while time.monotonic() < until and any(marked(mark)):
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(-1, os.WNOHANG)
-            time.sleep(0.1)
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        time.sleep(0.1)
 
 
 def lines(said: Path) -> list[dict[str, Any]]:
@@ -234,12 +233,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="an empty folder")
     options = parser.parse_args()
     work = options.work.resolve()
-    (work / "offload").mkdir(parents=True, exist_ok=True)
+    (work / "temporary").mkdir(parents=True, exist_ok=True)
     mark, said = str(work), work / "said.jsonl"
     # NVFlare keeps what it knows of installations in the home folder: this run has one of its own. It recommends the
     # limit of arenas, of 4 for a server, against fragmented memory.
     os.environ |= {MARK: mark, "HOME": str(work), "NVFLARE_POC_WORKSPACE": str(work / "poc")}
-    os.environ |= {"TMPDIR": str(work / "offload"), "MALLOC_ARENA_MAX": "4"}
+    os.environ |= {"TMPDIR": str(work / "temporary"), "MALLOC_ARENA_MAX": "4"}
     os.chdir(work)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.cost_model import Cluster, enough, fit, held_out, measurements, outlooks, relay_cost
+from benchmarks.cost_model import Cluster, CostModel, enough, fit, held_out, measurements, outlooks, relay_cost
 from benchmarks.report.cells import number, row, short, table
 from benchmarks.runs import Run
 
@@ -24,10 +24,10 @@ def cost_model(runs: Sequence[Run], pictures: Mapping[str, str]) -> list[str]:
         f"A model of few terms, fitted to {len(measured)} sizes of a masked sum in one job (`python -m",
         "benchmarks.cost_model`). Seconds are those of a core: where ranks share cores, a rank's seconds times cores",
         "over ranks. `wire` is shared memory on this machine, and what ranks wait for one another. Least squares of",
-        "the relative error; ± two standard errors.",
+        "the relative error; ± two standard errors. A cost that would come out below zero is left out.",
         *table("stage", "cost", "±", "for each"),
     ]
-    for term in model.terms:
+    for term in (term for term in model.terms if term.value > 0):
         value, error, unit = term.shown
         what = "sum" if term.name == "1" else unit.partition("/")[2]
         lines.append(row(term.stage, f"{number(value)} {unit.partition('/')[0]}", number(error), what))
@@ -48,7 +48,12 @@ def cost_model(runs: Sequence[Run], pictures: Mapping[str, str]) -> list[str]:
     if "cost_model" in pictures:
         lines += ["", f"![Measured and modelled seconds of a masked sum]({pictures['cost_model']})"]
     spread = max(abs(one.off_by) for one in tried)
-    lines += [
+    return lines + _on_paper(model, spread, relay)
+
+
+def _on_paper(model: CostModel, spread: float, relay: tuple[float, float] | None) -> list[str]:
+    """What was never run. `spread`: the largest error of a held-out size."""
+    lines = [
         "",
         f"**On paper**: {CLUSTER.sites} sites, {CLUSTER.params / 1e9:.0f} billion parameters,",
         f"{CLUSTER.nbytes / 1e9:.0f} GB in lanes of 32 bits. Assumed: {CLUSTER.cores} cores for each site, as fast as",

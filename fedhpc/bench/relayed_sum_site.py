@@ -7,7 +7,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,7 @@ def measure(case: dict[str, Any]) -> None:
     spans: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
     report: dict[str, Any] = {"verified": True, "peak_bytes": 0, "baseline_bytes": baseline}
     repeats: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
-    settles, stages = list[float](), list[dict[str, float]]()
-    turns = (0, 0)
+    settles, stages, turns = list[float](), list[dict[str, float]](), (0, 0)
     for number in range(case["repeat"]):
         for mode in modes:
             session = joined[mode].session
@@ -53,8 +52,7 @@ def measure(case: dict[str, Any]) -> None:
             draw(values, seed, session.party.number)
             Federation(session).sum(np.array([1]), name=f"start {number}")  # all sites go on together
             if mode == "masked" and case["vanishes"]:
-                print(json.dumps(report | {"spans": spans, "repeats": repeats}), flush=True)
-                _vanish_with_the_vector()
+                _vanish_with_the_vector(report | {"spans": spans, "repeats": repeats})
             members = tuple(range(1, (len(session.sites) if mode == "off" else case["members"]) + 1))
             clear_peak()
             plan = SumPlan(session.round_ + 1, f"bench {number}", SumKind.STATISTIC, session.state, replicated=True)
@@ -99,16 +97,23 @@ def _over_ranks(session: Session, cpu_s: float, peak: int, right: bool) -> dict[
     return {"cpu_s": sum(cpus), "peak_bytes": sum(peaks), "verified": all(rights)}
 
 
-def _vanish_with_the_vector() -> None:
-    """Once this site shares masks with the others and would send its vector, it is as if its node lost its power."""
-    real = RelayClient.upload
+def _vanish_with_the_vector(report: dict[str, Any]) -> None:
+    """Once this site shares masks with the others and would send its vector, it is as if its node lost its power.
 
-    def upload(client: RelayClient, name: ObjectName, *rest: Any, **more: Any) -> Any:
+    Its `report` is given before.
+    """
+    print(json.dumps(report), flush=True)
+    for way in ("put", "upload"):  # a small vector goes in one piece
+        setattr(RelayClient, way, _unless_the_vector(getattr(RelayClient, way)))
+
+
+def _unless_the_vector(real: Callable[..., Any]) -> Callable[..., Any]:
+    def send(client: RelayClient, name: ObjectName, *rest: Any, **more: Any) -> Any:
         if name.kind == "M3v":
             os._exit(0)
         return real(client, name, *rest, **more)
 
-    RelayClient.upload = upload  # type: ignore[method-assign, assignment]
+    return send
 
 
 def _verify(members: Sequence[int], values: np.ndarray, seed: bytes) -> bool:

@@ -248,7 +248,7 @@ def _verify(stage: Stage, values: NDArray[Any], seed: bytes, first: int) -> bool
     Ranks that hold the same range of the sum must have the same bytes, and share the drawing.
     """
     me = stage.world.group.rank
-    held = over_job(stage, [first, values.size, hashlib.sha256(values.view(np.uint8)).hexdigest()])
+    held = over_job(stage, [first, values.size, hashlib.sha256(values.view(np.uint8).data).hexdigest()])
     alike = [rank for rank, (*place, _) in enumerate(held) if place == held[me][:2]]
     good = all(held[rank] == held[me] for rank in alike)
     for tile, start, stop in _tiles(first, values.size):

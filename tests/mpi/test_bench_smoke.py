@@ -11,8 +11,9 @@ from harness import ROOT, call
 
 
 @pytest.mark.mpi
+@pytest.mark.timeout(600)
 def test_every_benchmark_leaves_a_whole_record(tmp_path: Path) -> None:
-    done = call([sys.executable, "-m", "benchmarks.smoke", tmp_path], timeout=240, cwd=ROOT).ok()
+    done = call([sys.executable, "-m", "benchmarks.smoke", tmp_path], timeout=540, cwd=ROOT).ok()
     assert "9 runs checked, 0 errors, 0 files without records" in done.out
     records = [json.loads(line) for line in (tmp_path / "smoke.jsonl").read_text().splitlines()]
     assert [record["repeats"] for record in records] == [1] * 9

@@ -264,3 +264,35 @@ def test_what_measure_stores_is_a_run_for_each_row(tmp_path: Path) -> None:
     refused(tmp_path, "masks.json: masks and encoding lacks repeats", expect="masks and encoding")
     (tmp_path / "masks.json").write_text("{}")
     refused(tmp_path, "masks.json is no result of benchmarks/measure.py", expect="masks and encoding")
+
+
+def test_far_lines_lost_sites_and_partitions_have_tables_of_their_own(tmp_path: Path) -> None:
+    times = {"plain_s": 0.1, "unmasked_s": 0.5, "unmasked_cpu_s": 1.9, "relay_cpu_s": 0.2}
+    relayed = {"work": "relayed masked sum", "measured": times}
+    far = records(**relayed, settings={"lane_bits": 32, "latency_ms": 20.0, "mbit_s": 100.0})
+    gone = {"work": "relayed masked sum, 1 lost", "measured": times | {"beyond_upload_s": 0.25}}
+    lost = records(8.0, **gone, settings={"lane_bits": 32, "lost": 1, "upload_s": 7.5})
+    folder = store(tmp_path, far, lost)
+    on_nodes = records(3.0, run_id="job", settings={"lane_bits": 32, "nodes": 2})
+    (folder / "partition.jsonl").write_text("".join(json.dumps(record) + "\n" for record in on_nodes))
+    assert report(folder, "--check").returncode == 0
+    text = page(folder)
+    assert rows(text, "### Far and narrow lines")[0][1:5] == ["20.0", "100.0", "0.5 (0.5 to 0.5)", "1.2 (1 to 1.4)"]
+    assert rows(text, "### Lost sites")[0][1:7] == [
+        *("4", "1", "0.5 (0.5 to 0.5)", "7.5", "9.6 (8 to 11.2)", "0.25 (0.25 to 0.25)"),
+    ]
+    ((work, _, sites, ranks, nodes, *_),) = rows(text, "## On partitions")
+    assert (work, sites, ranks, nodes) == ("masked sum", "4", "4", "2")
+    assert len(rows(text, "## Records")) == 2
+
+
+def test_aims_stand_first_with_what_was_missed(tmp_path: Path) -> None:
+    times = {"unmasked_s": 0.5, "unmasked_cpu_s": 1.9, "secure_share": 0.05, "stages_s": STAGES}
+    growing = [records(0.1 * (9 + sites), sites=sites, params=10**6) for sites in (2, 4, 8)]
+    text = page(store(tmp_path, records(work="training round", measured=times), *growing))
+    assert text.index("## Aims, and what was reached") < text.index("## Method") < text.index("## Records")
+    assert "| 5 (5 to 5) | ≤ 3 | **no** |" in text
+    (pictured,) = [line for line in text.splitlines() if line.startswith("![Work of a site")]
+    assert (tmp_path / pictured.split("(")[1].rstrip(")")).read_text().startswith("<?xml")
+    assert (tmp_path / "images" / "work_of_a_site.png").stat().st_size > 10_000
+    assert "| 8 | 7 | " in text.split("## From two sites to many")[1]

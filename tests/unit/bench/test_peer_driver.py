@@ -126,6 +126,10 @@ def test_ours_and_the_peer_in_turn(tmp_path: Path) -> None:
     ("toy", "why"),
     [
         ("import sys\nsys.exit('no port is free')\n", "exit code 1: no port is free"),
+        (
+            "import sys\nprint('OSError: no space', '-' * 9, file=sys.stderr, sep='\\n')\nsys.exit(2)\n",
+            "exit code 2: OSError: no space",
+        ),
         (TOY + "print('hello')\n", "its last line is no JSON object: hello"),
         (TOY + "said['verified'] = False\n" + SAYS, "the result is not verified: it is off by 0, and 0 is allowed"),
         (TOY + "said['error'] = 0.5\n" + SAYS, "the result is not verified: it is off by 0.5, and 0 is allowed"),
