@@ -144,12 +144,15 @@ def _reached(wanted: Mapping[str, float], ratios: Mapping[str, float | None]) ->
 
 
 def _all_runs(runs: Mapping[str, Sequence[Record]]) -> Iterable[list[str]]:
+    shown = set()
     for row, records in runs.items():
-        for name, side in (("ours", [r for r in records if not r["row"]]), (row, [r for r in records if r["row"]])):
-            if not side:
+        ours, theirs = [r for r in records if not r["row"]], [r for r in records if r["row"]]
+        for name, side in (("ours", ours), (row, theirs)):
+            if not side or (name == "ours" and side[0]["run_id"] in shown):  # once for all peers of a case
                 continue
+            shown.add(side[0]["run_id"])
             first = side[0]
-            cells = [f"ours, for {row}" if name == "ours" else row, f"{first['system']} {first['version']}"]
+            cells = [f"ours in {first['case']}" if name == "ours" else row, f"{first['system']} {first['version']}"]
             cells += [str(first["work"]), _sizes(first)]
             whole = [record for record in side if "verified" in record]
             if not whole:

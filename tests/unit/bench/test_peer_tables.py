@@ -49,7 +49,7 @@ def test_ratios_of_medians_and_aims() -> None:
         ]
     ]
     ours, theirs = cells(lines, "row")
-    assert ours[0] == f"ours, for {ROW}"
+    assert ours[0] == f"ours in {ROW}"
     assert theirs == [
         *(ROW, "flower simulation 1.42.0", "secure aggregation", "100M, 4 sites", "48 (40 to 56)", "–"),
         *("80 (80 to 80)", "24.00", "10.00", "–", "5", "0.25 of 0.5", "True"),
@@ -110,6 +110,13 @@ def test_the_newest_run_of_a_row_counts_whole() -> None:
     old = [*side("", 1.0, run="1"), *side(ROW, 50.0, run="1")]
     new = [*side("", 2.0, run="2"), *side(ROW, 80.0, run="2")]
     assert cells(sections([*new, *old]), "work")[0][3:6] == ["2.4", "96", "40×"]
+
+
+def test_ours_is_listed_once_for_all_peers_of_a_case() -> None:
+    other = "flower-simulation-plain-100M"
+    lines = sections([*side("", 1.0), *side(ROW, 40.0), *side(other, 8.0)])
+    assert [row[0] for row in cells(lines, "row")] == [f"ours in {ROW}", other, ROW]
+    assert [row[5] for row in cells(lines, "work")] == ["8×", "40×"]
 
 
 def test_targets_without_a_peer_stand_below() -> None:
