@@ -2,6 +2,10 @@
 
 NVFlare copies this file into its job, so it holds both what starts the job and what runs in it: a controller in the
 server's process and an executor in every client's.
+
+NVFlare's best documented settings here: the intervals at which the server lets clients ask for a task, at which they
+ask, and at which the controller looks, are POLL_S each; no model and no snapshot is written; transport is its default
+(`http`; `grpc` and `tcp` took as much time and processor at 10M numbers).
 """
 
 from __future__ import annotations
@@ -298,9 +302,8 @@ def main() -> None:
     tolerance = CKKS_TOLERANCE if encrypted else 0.0
     complete = all(line["size"] == options.params for line in checks)
     everyone = len(checks) == options.rounds * (options.sites if encrypted else 1)
-    names = {"simulator": "NVFlare simulator", "poc": "NVFlare", "he": "NVFlare HE"}
     result = {
-        "system": names[options.mode],
+        "system": "nvflare simulator" if options.mode == "simulator" else "nvflare poc",
         "version": version("nvflare"),
         "work": "homomorphic encryption" if encrypted else "plain FedAvg",
         "rounds": [spans[number] for number in range(1, options.rounds)],
