@@ -8,6 +8,8 @@ collected at every message, which takes most of a round here. A round is from th
 client's answer; with --secure it holds the masking. All clients check the whole model of every round.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -17,6 +19,7 @@ import time
 import types
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 MODEL = """
 import torch
@@ -39,7 +42,7 @@ def launch(sites: int) -> None:
     os.execve(mpirun, words, {**os.environ, **root})  # noqa: S606  # so that a signal is for mpirun
 
 
-def serve(comm, given) -> None:
+def serve(comm: Any, given: argparse.Namespace) -> None:
     """The server's rank."""
     from appfl.agent import ServerAgent
     from appfl.comm.mpi import MPIServerCommunicator
@@ -77,7 +80,7 @@ def serve(comm, given) -> None:
     MPIServerCommunicator(comm, agent, logger=agent.logger, optimize_memory=False).serve()
 
 
-def take_part(comm, clients, given) -> None:
+def take_part(comm: Any, clients: Any, given: argparse.Namespace) -> None:
     """A client's rank; the first one prints the result."""
     import torch
     from appfl.comm.mpi import MPIClientCommunicator
@@ -135,7 +138,7 @@ def take_part(comm, clients, given) -> None:
             sys.exit(f"the model is off by {error}, and {tolerance} is allowed")
 
 
-def worst(flat, expected: float, params: int) -> float:
+def worst(flat: Any, expected: float, params: int) -> float:
     """The largest error of a model whose values shall all be the same; infinite if it has another size."""
     if flat.shape != (params,):
         return float("inf")
@@ -144,7 +147,7 @@ def worst(flat, expected: float, params: int) -> float:
 
 def main() -> None:
     """Launch, or be a rank."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--params", type=int, required=True)
     parser.add_argument("--sites", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True, help="the first one is the cold one")

@@ -5,6 +5,8 @@
 It starts its own ranks with the mpirun beside its Python. Only the allreduce is timed. The sum is exact in float32.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -13,6 +15,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 
 def launch(sites: int) -> None:
@@ -71,14 +74,14 @@ def rank(params: int, rounds: int, chunk_bytes: int) -> None:
 TILE = 1 << 20  # numbers at a time, so that checking takes no memory
 
 
-def fill(np, values, base: int) -> None:
+def fill(np: Any, values: Any, base: int) -> None:
     """value[i] = (i mod 1024) / 1024 + base."""
     pattern = (np.arange(TILE, dtype=np.float32) % 1024) / 1024 + np.float32(base)
     for first in range(0, values.size, TILE):
         values[first : first + TILE] = pattern[: values.size - first]
 
 
-def worst(np, values, sites: int, number: int) -> float:
+def worst(np: Any, values: Any, sites: int, number: int) -> float:
     """The largest error of the sum."""
     pattern = (np.arange(TILE, dtype=np.float32) % 1024) / 1024 * sites + sum(k + number for k in range(sites))
     found = 0.0
@@ -89,7 +92,7 @@ def worst(np, values, sites: int, number: int) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--params", type=int, required=True)
     parser.add_argument("--sites", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True, help="the first one is the cold one")

@@ -5,6 +5,8 @@
 It starts its own ranks, which meet at a file in DIR. Only the all_reduce is timed. The sum is exact in float32.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -15,13 +17,14 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 
 def launch(sites: int) -> int:
     """Run this script once for each rank; the exit code."""
-    ranks = []
+    ranks = list[subprocess.Popen[bytes]]()
 
-    def end(number, _frame):
+    def end(number: int, _: Any) -> None:
         for process in ranks:
             process.terminate()
         sys.exit(128 + number)
@@ -34,7 +37,7 @@ def launch(sites: int) -> int:
             for process in ranks:
                 process.terminate()
         time.sleep(0.05)
-    return max(abs(process.returncode) for process in ranks)
+    return int(max(abs(process.returncode) for process in ranks))
 
 
 def rank(me: int, sites: int, params: int, rounds: int, work: Path) -> None:
@@ -53,7 +56,7 @@ def rank(me: int, sites: int, params: int, rounds: int, work: Path) -> None:
         dist.all_reduce(values, op=dist.ReduceOp.SUM)
         end = time.monotonic()
         error = max(error, worst(torch, values, sites, number))
-        ends = [None] * sites
+        ends: list[Any] = [None] * sites
         dist.all_gather_object(ends, (start, end, error))
         error = max(e for *_, e in ends)
         spans.append([min(s for s, *_ in ends), max(e for _, e, _ in ends)])
@@ -79,21 +82,21 @@ def rank(me: int, sites: int, params: int, rounds: int, work: Path) -> None:
 TILE = 1 << 20  # numbers at a time, so that checking takes no memory
 
 
-def fill(torch, values, base: int) -> None:
+def fill(torch: Any, values: Any, base: int) -> None:
     """value[i] = (i mod 1024) / 1024 + base."""
     pattern = (torch.arange(TILE) % 1024).float() / 1024 + base
     for piece in values.split(TILE):
         piece.copy_(pattern[: piece.numel()])
 
 
-def worst(torch, values, sites: int, number: int) -> float:
+def worst(torch: Any, values: Any, sites: int, number: int) -> float:
     """The largest error of the sum."""
     pattern = (torch.arange(TILE) % 1024).float() / 1024 * sites + sum(k + number for k in range(sites))
     return max(float((piece - pattern[: piece.numel()]).abs().max()) for piece in values.split(TILE))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--params", type=int, required=True)
     parser.add_argument("--sites", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True, help="the first one is the cold one")
