@@ -8,6 +8,7 @@ kinds than ranks, `fedhpc bench` starts them itself, on one machine.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import statistics
@@ -93,7 +94,9 @@ class Measurement(rfm.RunOnlyRegressionTest):
             extras["mem_per_node"] = self.node_memory_mib
         place = layout.place_of(partition.features, extras, partition.processor.num_cpus, one_machine=here)
         self.place, self.laid = place, self.layout_in(place)
-        for sentence in layout.obstacles(place, self.laid):
+        # Processes of its own share the cores of their node.
+        fitting = dataclasses.replace(place, cores=None) if self.own_processes else place
+        for sentence in layout.obstacles(fitting, self.laid):
             self.leave_out(sentence)
         laid = self.laid
         self.num_tasks, self.num_tasks_per_node = laid.ranks, laid.ranks_of_node
