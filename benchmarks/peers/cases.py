@@ -326,7 +326,7 @@ CASES = (
                 script="nvflare_streaming.py",
                 environment="nvflare",
                 package="nvflare",
-                cost=Cost(40, 60, 64),
+                cost=Cost(40, 90, 65, 3 * GIB),
                 aim=Aim(wall=3, server_memory=20),
                 memory_share=0.93,
             ),
