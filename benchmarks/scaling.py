@@ -35,7 +35,7 @@ class Series:
 
     @property
     def name(self) -> str:
-        """In words, with what was not done as usual: no two series have the same."""
+        """In words, with what was not done as usual: no two have the same."""
         whose = "" if self.system == "fedhpc" else f"{self.system}: "
         size = f"{self.fixed} sites" if self.size == "params" else f"{count(self.fixed)} parameters"
         return ", ".join([f"{whose}{self.work}", size, *_unusual(self.runs[0])])
@@ -63,7 +63,7 @@ def series(runs: list[Run], size: Size) -> list[Series]:
     found: dict[tuple[Any, ...], dict[int, Run]] = {}
     for run in sorted(runs, key=lambda run: str(run.get("date"))):
         if isinstance(run.get(size), int) and isinstance(run.get(other), int):
-            key = (run.get("work"), run.get("system"), run.get(other), run.settings)
+            key = (run.get("work"), run.get("system"), run.get(other), tuple(_unusual(run)))
             found.setdefault(key, {})[run.get(size)] = run
     return [
         Series(size, str(work), str(system), fixed, [by_size[key] for key in sorted(by_size)])

@@ -51,9 +51,9 @@ missing.
 
 **To repeat a row**, type its command, with `fedhpc` before one that begins with `bench` (`--json` or `--lines FILE`
 keeps the figures); one that begins with `srun` belongs into a job with its nodes, as `fedhpc submit --shape bench`
-makes them. `make bench` measures our own rows in about ten minutes, `python benchmarks/measure.py --all` also those that
-take longer, `make bench-smoke` runs every benchmark once, as small as it can be, to see that no figure is lost. This
-page and its pictures are made by `python -m benchmarks.report` from benchmarks/results/.
+makes them. `make bench` measures our own rows in about ten minutes, `python benchmarks/measure.py --all` also those
+that take longer, `make bench-smoke` runs every benchmark once, as small as it can be, to see that no figure is lost.
+This page and its pictures are made by `python -m benchmarks.report` from benchmarks/results/.
 """
 
 
@@ -63,7 +63,7 @@ def page(stored: Stored, pictures: Mapping[str, str]) -> str:
     lines = mask_lines(here)
     parts = [
         *ABSTRACT.splitlines(),
-        *own_targets(here, lines),
+        *own_targets(here, lines, stored.objects.get("backends")),
         *peer_tables.sections(_records(stored, PEERS)),
         *METHOD.splitlines(),
         *_one_job(stored, pictures),

@@ -211,13 +211,20 @@ def test_the_list_and_names_that_are_none(capsys: pytest.CaptureFixture[str]) ->
 
 
 OURS_WHOLE = {"verified": True, "rounds": 5, "wall_s": 1.0}
+NO_PIP = "-m pip install: exit code 1: ERROR: no matching distribution"
 
 
 @pytest.mark.parametrize(
     ("result", "wrong"),
     [
         ({"a": {"ours": OURS_WHOLE, "x": {"verified": True}, "y": {"failed": "exit code 1"}}}, ""),
-        ({"a": {"ours": OURS_WHOLE, "x": {"skipped": "too large"}}}, ""),
+        ({"a": {"ours": OURS_WHOLE, "x": {"skipped": "too large"}}}, "a: no peer's result is verified"),
+        ({"a": {"ours": OURS_WHOLE, "x": {"failed": "exit code 1"}}}, "a: no peer's result is verified"),
+        ({"a": {"x": {"verified": True}}}, "a: there is no verified sum of ours, or no peer"),
+        (
+            {"a": {"ours": OURS_WHOLE, "x": {"verified": True}, "y": {"failed": NO_PIP}}},
+            f"a: y was not tried: {NO_PIP}",
+        ),
         ({"a": {"ours": OURS_WHOLE}}, "a: there is no verified sum of ours, or no peer"),
         ({"a": {"ours": {"failed": "x"}, "x": {"verified": True}}}, "a: there is no verified sum of ours, or no peer"),
         ({"a": {"ours": OURS_WHOLE, "x": {}}}, "a: nothing is said of x"),
