@@ -18,7 +18,6 @@ from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
 from fedhpc.bench.memory import clear_peak, peak_bytes, processor_seconds, resident_bytes
 from fedhpc.bench.sum_ranks import SCALE, TILE, draw, integers
-from fedhpc.config import read_bytes
 from fedhpc.federation.party import SumKind, SumPlan
 from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
@@ -38,6 +37,8 @@ def measure(case: dict[str, Any]) -> None:
         )
         for mode in modes
     }
+    # The same at all sites, and new in each run: the file has the public keys that were made for it.
+    fresh = hashlib.sha256(Path(case["federations"]["off"]).read_bytes()).digest()
     kind = "float32" if case["lane_bits"] == 32 else "float64"
     vector = Vector(joined["off"].session.layout([Tensor("vector", kind, (case["params"],), SCALE)]))
     vector.whole()[:] = 0  # its pages are there before anything is timed
@@ -46,8 +47,6 @@ def measure(case: dict[str, Any]) -> None:
     report: dict[str, Any] = {"verified": True, "peak_bytes": 0, "baseline_bytes": baseline}
     repeats: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
     settles, stages, turns = list[float](), list[dict[str, float]](), (0, 0)
-    # All sites have the same, and no other run: the file has keys that were made for this one.
-    fresh = hashlib.sha256(read_bytes(case["federations"]["off"])).digest()
     for number in range(case["repeat"]):
         for mode in modes:
             session = joined[mode].session

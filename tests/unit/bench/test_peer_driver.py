@@ -237,6 +237,19 @@ def test_what_is_evidence(result: Any, wrong: str) -> None:
     assert TARGETS["bench-peers"].check(result) == wrong
 
 
+@pytest.mark.parametrize("pins", [None, "no requirement at all\n"])
+def test_a_peer_without_its_environment_is_no_evidence(tmp_path: Path, pins: str | None) -> None:
+    if pins:
+        (tmp_path / "y.txt").write_text(pins)
+    made = tmp_path / "y" / "bin"
+    made.mkdir(parents=True)
+    (made / "python").symlink_to(sys.executable)
+    with pytest.raises(EnvironmentFailedError) as failed:
+        python_of("y", tmp_path, tmp_path)
+    sides = {"ours": OURS_WHOLE, "x": {"verified": True}, "y": {"failed": str(failed.value)}}
+    assert TARGETS["bench-peers"].check({"a": sides}) == f"a: y was not tried: {failed.value}"
+
+
 def test_a_sum_of_ours_that_fails_is_a_complaint(tmp_path: Path) -> None:
     records = run(tmp_path, warm=[1])
     ours = next(r for r in records if not r["row"])
