@@ -64,8 +64,8 @@ def sections(records: Iterable[Record]) -> list[str]:
         "",
         f"{_how_to_repeat()} A command below measures its case",
         "alone, and with the name of a row in place of the case's that row alone. `load` is a minute's mean before the",
-        "case, so it mostly tells of the case before. benchmarks/peers/README.md says what each peer's settings are and",
-        "why, and what is not compared.",
+        "case, so it mostly tells of the case before. benchmarks/peers/README.md says what each peer's settings are",
+        "and why, and what is not compared.",
         "",
         *_commands(runs),
     ]
