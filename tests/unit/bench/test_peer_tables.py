@@ -93,7 +93,7 @@ def test_the_memory_of_servers() -> None:
 
 
 def test_few_rounds_are_marked() -> None:
-    (line,) = targets(sections([*side("", 1.0, n=2), *side(ROW, 40.0, n=4)]))
+    (line,) = targets(sections([*side("", 1.0, n=2), *side(ROW, 40.0, n=4, peak_bytes=24 * GIB, fall=24 * GIB)]))
     assert line[3:5] == ["1.05*", "46*"]
     assert line[10] == "yes, of 2 only"
     (line,) = targets(sections([*side("", 2.0), *side(ROW, 40.0, n=3, peak_bytes=6 * GIB, fall=30 * GIB)]))
