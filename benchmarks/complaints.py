@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from benchmarks.runs import Run, Stored
+from benchmarks.runs import Run, Stored, alone
 from benchmarks.scaling import SIZES, series
 from fedhpc.bench.record import KEYS, METRICS
 
@@ -43,7 +43,7 @@ def complaints(stored: Stored, expected: Iterable[str] = ()) -> list[str]:
     for run in stored.runs:
         found += [f"{run.source}: {run.get('work')}: {text}" for text in _of_run(run)]
     for size in SIZES:
-        for one in series(stored.runs, size):
+        for one in series(alone(stored.runs), size):  # partitions and peers are in no ratio of these
             if len(one.machines) > 1:
                 found.append(
                     f"{one.name}: one ratio over {size} of {len(one.machines)} machines: {'; '.join(one.machines)}"
@@ -63,8 +63,9 @@ def _of_run(run: Run) -> Iterator[str]:
         yield from (f"repeat {record.get('repeat')}: {text}" for text in _of_record(record, kind(run)))
     if not any(_is_lost(record) for record in run.records):
         yield from _missing(run)
+    whole = [record for record in run.records if not _is_lost(record)]  # what failed may not know its version
     for name in ("machine", "version", "command"):
-        if len({str(record.get(name)) for record in run.records}) > 1:
+        if len({str(record.get(name)) for record in whole}) > 1:
             yield f"its repeats have different values of {name}"
 
 

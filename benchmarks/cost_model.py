@@ -4,8 +4,9 @@
 
 A stage's cost is its seconds on a core of its own: where ranks share cores, a rank's seconds times cores over ranks.
 Each stage is a line without or with a constant (TERMS), fitted by least squares of the relative error; the error bars
-are two standard errors of its residuals. The largest sizes are left out of a first fit, which predicts them: that says
-what the model is worth. Then all sizes count. What is extrapolated was never run.
+are two standard errors of its residuals, with the covariance of a stage's costs, and as if stages erred independently
+of one another: they are approximate. The largest sizes are left out of a first fit, which predicts them: that says what
+the model is worth. Then all sizes count. What is extrapolated was never run.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.relative_fit import relative_fit
-from benchmarks.runs import ENOUGH, Run, read_results
+from benchmarks.runs import ENOUGH, Run, alone, read_results
 from fedhpc.secure.thresholds import choose_thresholds
 
 Sizes = Mapping[str, float]
@@ -33,9 +35,15 @@ TERMS: Mapping[str, tuple[str, ...]] = {
     "digest": ("bytes",),
     "decode": ("bytes",),
     "agree": ("1", "partners"),
+    "share": ("1",),
 }
 """What the cost of each stage is made of. `ledger` is the check and the fingerprint of the vector, `agree` are keys and
-signatures; `wire` on one machine is shared memory, and holds what ranks wait for one another."""
+signatures, `share` is the site's salt; `wire` on one machine is shared memory, and
+holds what ranks wait for one another."""
+SPLIT = ("ledger", "encode", "masks", "digest", "decode")
+"""Stages that the ranks of a site share out among them."""
+AT_LEADER = ("agree", "share")
+"""Stages that are not: at one rank of a site, or at each of them."""
 UNITS = {"1": "ms", "bytes": "ns/byte", "bytes*streams": "ns/byte and mask", "partners": "ms/partner"}
 _SCALE = {"1": 1e3, "bytes": 1e9, "bytes*streams": 1e9, "partners": 1e3}
 _LEAST = 6  # sizes, below which nothing is fitted
@@ -64,11 +72,6 @@ class Term:
     value: float
     error: float
 
-    def seconds(self, sizes: Sizes) -> tuple[float, float]:
-        """What it adds at these sizes, and the standard error of that."""
-        size = _size(self.name, sizes)
-        return self.value * size, self.error * size
-
     @property
     def shown(self) -> tuple[float, float, str]:
         """Value and two standard errors in its unit."""
@@ -77,15 +80,42 @@ class Term:
 
 
 @dataclass(frozen=True)
-class CostModel:
-    """Terms of all stages."""
+class StageCost:
+    """The coefficients of one stage, which depend on one another: where one is too large, another is too small."""
 
-    terms: tuple[Term, ...]
+    stage: str
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @property
+    def terms(self) -> list[Term]:
+        """One by one."""
+        errors = np.sqrt(np.maximum(np.diag(self.covariance), 0.0))
+        found = zip(self.names, self.values, errors, strict=True)
+        return [Term(self.stage, name, float(value), float(error)) for name, value, error in found]
+
+    def seconds(self, sizes: Sizes) -> tuple[float, float]:
+        """What the stage takes at these sizes, and the standard error of that."""
+        size = np.array([_size(name, sizes) for name in self.names])
+        return float(size @ self.values), math.sqrt(max(0.0, float(size @ self.covariance @ size)))
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """All stages."""
+
+    stages: tuple[StageCost, ...]
+
+    @property
+    def terms(self) -> list[Term]:
+        """Of all stages."""
+        return [term for stage in self.stages for term in stage.terms]
 
     def predict(self, sizes: Sizes, stages: Sequence[str] = tuple(TERMS)) -> tuple[float, float]:
         """Seconds of a core for these stages, and two standard errors."""
-        parts = [term.seconds(sizes) for term in self.terms if term.stage in stages]
-        return sum(value for value, _ in parts), 2 * math.sqrt(sum(error**2 for _, error in parts))
+        parts = [one.seconds(sizes) for one in self.stages if one.stage in stages]
+        return sum(value for value, _ in parts), 2 * math.hypot(*(error for _, error in parts))
 
 
 @dataclass(frozen=True)
@@ -111,6 +141,7 @@ class Cluster:
     cores: int = 64  # of each site, as many ranks
     gbit_s: float = 100.0  # of each site's line
     relay_gbit_s: float = 100.0
+    relay_cores: int = 64
 
     @property
     def nbytes(self) -> float:
@@ -127,6 +158,7 @@ class Outlook:
     compute_s: float
     compute_error_s: float
     network_s: float
+    relay_s: float = 0.0  # of `compute_s`, what the relay's cores take
 
     @property
     def total_s(self) -> float:
@@ -146,11 +178,10 @@ def measurements(runs: Sequence[Run]) -> list[Measured]:
 
 def fit(measured: Sequence[Measured]) -> CostModel:
     """The costs that fit best."""
-    terms: list[Term] = []
+    found = []
     for stage, names in TERMS.items():
-        seen = [one for one in measured if one.seconds[stage] > 0]
-        terms += _fit_stage(stage, names, seen)
-    return CostModel(tuple(terms))
+        found.append(_fit_stage(stage, names, [one for one in measured if one.seconds[stage] > 0]))
+    return CostModel(tuple(found))
 
 
 def held_out(measured: Sequence[Measured]) -> list[Prediction]:
@@ -162,9 +193,14 @@ def held_out(measured: Sequence[Measured]) -> list[Prediction]:
 
 
 def relay_cost(runs: Sequence[Run]) -> tuple[float, float] | None:
-    """Seconds of the relay's processor for a byte of a site's vector, ± two standard deviations. None: not measured."""
+    """Seconds of the relay's processor for a byte of a site's vector, ± two standard deviations. None: not measured.
+
+    With lines as they are here, and all sites there: what waits, or is put together again, is another work.
+    """
     values: list[float] = []
     for run in runs:
+        if set(run.get("settings") or {}) & {"latency_ms", "mbit_s", "lost"}:
+            continue
         if run.get("work") == "relayed masked sum" and run.get("params") >= 10_000_000:
             nbytes = run.get("sites") * run.get("params") * _lane_bytes(run)
             values += [cpu_s / nbytes for cpu_s in run.values("relay_cpu_s")]
@@ -191,16 +227,20 @@ def outlooks(model: CostModel, cluster: Cluster, spread: float, relay: tuple[flo
         up_down_s = 2 * cluster.nbytes * 8 / (cluster.gbit_s * 1e9)
         at_relay_s = 2 * cluster.sites * cluster.nbytes * 8 / (cluster.relay_gbit_s * 1e9)
         line_s = max(up_down_s, at_relay_s)
-        found.append(_outlook("over a relay, a mask for every other site", others, model, cluster, spread, line_s))
+        site = _outlook("over a relay, a mask for every other site", others, model, cluster, spread, line_s)
+        per_core = cluster.sites * cluster.nbytes / cluster.relay_cores
+        relay_s, relay_error_s = relay[0] * per_core, relay[1] * per_core
+        error = math.hypot(site.compute_error_s, relay_error_s)
+        found.append(replace(site, compute_s=site.compute_s + relay_s, compute_error_s=error, relay_s=relay_s))
     return found
 
 
 def _outlook(name: str, streams: int, model: CostModel, cluster: Cluster, spread: float, network_s: float) -> Outlook:
     sizes = {"bytes": cluster.nbytes, "streams": float(streams), "partners": float(cluster.sites - 1)}
-    shared, shared_error = model.predict(sizes, ("ledger", "encode", "masks", "digest", "decode"))
-    agreed, agreed_error = model.predict(sizes, ("agree",))  # at the leader alone
-    seconds = shared / cluster.cores + agreed
-    error = math.hypot(shared_error / cluster.cores, agreed_error, spread * seconds)
+    split, split_error = model.predict(sizes, SPLIT)
+    alone_s, alone_error = model.predict(sizes, AT_LEADER)
+    seconds = split / cluster.cores + alone_s
+    error = math.hypot(split_error / cluster.cores, alone_error, spread * seconds)
     return Outlook(name, streams, seconds, error, network_s)
 
 
@@ -231,13 +271,12 @@ def _size(name: str, sizes: Sizes) -> float:
     return math.prod(1.0 if factor == "1" else sizes[factor] for factor in name.split("*"))
 
 
-def _fit_stage(stage: str, names: Sequence[str], measured: Sequence[Measured]) -> list[Term]:
+def _fit_stage(stage: str, names: tuple[str, ...], measured: Sequence[Measured]) -> StageCost:
     if not measured:
-        return [Term(stage, name, 0.0, 0.0) for name in names]
+        return StageCost(stage, names, np.zeros(len(names)), np.zeros((len(names), len(names))))
     seconds = np.array([one.seconds[stage] for one in measured])
     sizes = np.array([[_size(name, one.sizes) for name in names] for one in measured])
-    costs = zip(names, *relative_fit(sizes, seconds), strict=True)
-    return [Term(stage, name, float(value), float(error)) for name, value, error in costs]
+    return StageCost(stage, names, *relative_fit(sizes, seconds))
 
 
 def enough(measured: Sequence[Measured]) -> bool:
@@ -254,8 +293,9 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=64, help="of each site")
     parser.add_argument("--gbit", type=float, default=100.0, help="of each site's line")
     parser.add_argument("--relay-gbit", type=float, default=100.0)
+    parser.add_argument("--relay-cores", type=int, default=64)
     given = parser.parse_args()
-    runs = read_results(given.results).runs
+    runs = alone(read_results(given.results).runs)
     measured = measurements(runs)
     if not enough(measured):
         parser.exit(1, f"error: {len(measured)} sizes of a masked sum were measured; {_LEAST} are needed\n")
@@ -265,7 +305,7 @@ def main() -> None:
         print(f"{term.stage:8} {value:10.4f} ± {error:.4f} {unit}")
     for one in tried:
         print(f"{one.measured.run.get('command')}: {one.seconds:.3f} s a core, {one.off_by:+.0%} of what was measured")
-    cluster = Cluster(given.sites, int(given.params), given.cores, given.gbit, given.relay_gbit)
+    cluster = Cluster(given.sites, int(given.params), given.cores, given.gbit, given.relay_gbit, given.relay_cores)
     for outlook in outlooks(model, cluster, max(abs(one.off_by) for one in tried), relay_cost(runs)):
         print(
             f"{outlook.name}: {outlook.compute_s:.0f} ± {outlook.compute_error_s:.0f} s of computing, "

@@ -2,7 +2,7 @@
 
     python benchmarks/measure.py [CASE …]   measure, and store benchmarks/results/*.json
     python benchmarks/measure.py --all      also the cases that take long
-    python benchmarks/measure.py --list     the cases, and about how long each takes
+    python benchmarks/measure.py --list     the cases, and a guess of how long each takes
 
 Every case is one `fedhpc bench` command, but for one. A case that would take more than a third of the machine's memory
 is left out, and that is said. The package benchmarks/report makes the page of what is stored.
@@ -33,7 +33,7 @@ class Case:
     """One command."""
 
     words: str
-    about_s: float  # tried on two cores, nothing else running; the stored results have `took_s`
+    guess_s: float  # for two cores and nothing else running; what it took when it ran is `took_s` of the stored result
     large_bytes: int = 0  # of all processes together; 0: little
     slow: bool = False  # only with --all
 
@@ -43,16 +43,16 @@ class Case:
         return f"fedhpc {self.words} --json" if self.words.startswith("bench ") else f"python {self.words}"
 
 
-def _sum(sites: int, params: int, repeat: int, about_s: float, more: str = "", *, slow: bool = False) -> Case:
+def _sum(sites: int, params: int, repeat: int, guess_s: float, more: str = "", *, slow: bool = False) -> Case:
     """Sites of one rank in one job."""
     words = f"bench sum --sites {sites} --params {params} --repeat {repeat} {more}".rstrip()
-    return Case(words, about_s, sites * (4 * params + _RANK_BYTES), slow)
+    return Case(words, guess_s, sites * (4 * params + _RANK_BYTES), slow)
 
 
-def _relay(sites: int, params: int, repeat: int, about_s: float, more: str = "", *, slow: bool = False) -> Case:
+def _relay(sites: int, params: int, repeat: int, guess_s: float, more: str = "", *, slow: bool = False) -> Case:
     """Sites of one rank over a relay, which keeps vectors in files."""
     words = f"bench sum --exchange https --sites {sites} --params {params} --repeat {repeat} {more}".rstrip()
-    return Case(words, about_s, sites * (4 * params + _RANK_BYTES), slow)
+    return Case(words, guess_s, sites * (4 * params + _RANK_BYTES), slow)
 
 
 M = 1_000_000
@@ -120,7 +120,7 @@ def measure(names: list[str]) -> None:
         if case.command in left_out:
             print(f"left out: {case.command}: {left_out[case.command]}", flush=True)
             continue
-        print(f"{case.command}  (about {case.about_s:.0f} s)", flush=True)
+        print(f"{case.command}  (perhaps {case.guess_s:.0f} s)", flush=True)
         program, *words = case.command.split()
         program_words = ["-m", "fedhpc"] if program == "fedhpc" else []
         begun = time.monotonic()
@@ -154,8 +154,8 @@ def main() -> None:
         parser.error(f"there is no case {', '.join(sorted(unknown))}; --list shows them")
     if given.list:
         for name in names:
-            print(f"{name:24} {CASES[name].about_s:4.0f} s  {CASES[name].command}")
-        print(f"{'together':24} {sum(CASES[name].about_s for name in names):4.0f} s")
+            print(f"{name:24} {CASES[name].guess_s:4.0f} s  {CASES[name].command}")
+        print(f"{'together':24} {sum(CASES[name].guess_s for name in names):4.0f} s")
         return
     measure(names)
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from benchmarks.peers.cases import Aim, case_of
+from benchmarks.peers.cases import CASES, Aim, case_of
 from benchmarks.peers.cases import peers as known_peers
+from benchmarks.report.cells import number, row, spread_of, table
 from benchmarks.runs import ENOUGH, machine_text
 from benchmarks.scaling import count
 
@@ -37,54 +38,54 @@ class Target:
     reached: str
 
 
-def sections(records: Iterable[Record], more: Sequence[Target] = ()) -> list[str]:
-    """All lines, from the records of results/peers.jsonl. `more`: targets that no peer runs for."""
+def sections(records: Iterable[Record]) -> list[str]:
+    """All lines, from the records of results/peers.jsonl; a peer without any has a row that says so."""
     runs = _newest(list(records))
-    if not runs and not more:
-        return []
     return [
         "",
         "## Side by side with peers",
         "",
-        "Ours and the peer ran in turn on this machine, at the sizes of the row, with the same vector at every site",
-        "and no training; every result of every round was checked. A time is the median of warm rounds, a ratio how",
-        "many times more the peer took, in wall seconds, processor seconds of all processes, and memory: the most",
+        "Ours and the peer ran in turn on this machine, at the sizes of the row, with vectors of that length at all",
+        "sites and no training; every result of every round was checked. A time is the median of warm rounds, a ratio",
+        "how many times more the peer took, in wall seconds, processor seconds of all processes, and memory: the most",
         "that all processes held at once (shared pages counted in each), and the fall of the machine's available",
         "memory; of the two the one that is better for the peer. Server: the same for the server's processes, or our",
         "relay. Ours includes checking, key agreement and the hash of the sum that sites compare. What protects the",
         "vectors differs: see [how it was done](#peers-how). An asterisk: of fewer than five rounds.",
-        "",
-        *_table(
-            [
-                *("work", "against", "sizes", "ours s", "peer s", "wall", "CPU", "memory", "server memory"),
-                *("aim", "reached"),
-            ],
-            [[getattr(line, f.name) for f in fields(Target)] for line in [*targets(runs), *more]],
+        *table(
+            *("work", "against", "sizes", "ours s", "peer s", "wall", "CPU", "memory", "server memory"),
+            *("aim", "reached"),
         ),
-        "",
-        "All runs; seconds are median (smallest to largest), memory the most of a turn:",
-        "",
-        *_table(
-            [
-                *("row", "system", "work", "sizes", "wall s", "first s", "CPU s", "GiB held", "GiB fallen"),
-                *("GiB server", "rounds", "error", "verified"),
-            ],
-            list(_all_runs(runs)),
-        ),
+        *(row(*(getattr(line, f.name) for f in fields(Target))) for line in targets(runs)),
+        *_runs_table(runs),
         "",
         "(peers-how)=",
         "### How it was done",
         "",
-        "`make bench-peers` measures all rows again, a command below that row alone. benchmarks/peers/README.md",
-        "says what each peer's settings are and why, and what is not compared.",
+        f"{_how_to_repeat()} A command below measures its case",
+        "alone, and with the name of a row in place of the case's that row alone. `load` is a minute's mean before the",
+        "case, so it mostly tells of the case before. benchmarks/peers/README.md says what each peer's settings are and",
+        "why, and what is not compared.",
         "",
         *_commands(runs),
     ]
 
 
 def targets(runs: Mapping[str, Sequence[Record]]) -> list[Target]:
-    """A line for each row. `runs`: of each row the records of its peer, and of ours beside it."""
-    return [_target(row, records) for row, records in runs.items()]
+    """A line for each known peer, and for what else has records. `runs`: row -> those of its peer, and ours beside."""
+    rows = dict.fromkeys([*known_peers(), *runs])
+    return [_target(name, runs[name]) if name in runs else _unmeasured(name) for name in rows]
+
+
+def _how_to_repeat() -> str:
+    by_name = [peer.row for case in CASES if case.by_name for peer in case.peers]
+    if not by_name:
+        return "`make bench-peers` measures all rows again."
+    names = " and ".join(by_name)
+    return (
+        f"`make bench-peers` measures the rows again, but for {names}, which take\nlong; "
+        "`python -m benchmarks.peers --all` measures all of them."
+    )
 
 
 def _newest(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -95,15 +96,29 @@ def _newest(records: Sequence[Record]) -> dict[str, list[Record]]:
             latest[str(record["row"])] = record
     order = [*known_peers(), *sorted(latest)]
     found = {}
-    for row in sorted(latest, key=order.index):
-        run = latest[row].get("run_id")
-        found[row] = [r for r in records if r.get("run_id") == run and r.get("row") in ("", row)]
+    for name in sorted(latest, key=order.index):
+        run = latest[name].get("run_id")
+        found[name] = [r for r in records if r.get("run_id") == run and r.get("row") in ("", name)]
     return found
 
 
-def _target(row: str, records: Sequence[Record]) -> Target:
+def _unmeasured(name: str) -> Target:
+    """Of a known peer that has no record."""
+    peer, case = known_peers()[name], case_of(name)
+    assert case is not None
+    return Target(
+        work=case.title,
+        against=f"{peer.system}: {peer.work}",
+        sizes=_sizes({"params": case.params, "sites": case.sites}),
+        **dict.fromkeys(("ours_s", "theirs_s", "wall", "cpu", "memory", "server_memory"), "–"),
+        aim=_aim(peer.aim),
+        reached="not measured",
+    )
+
+
+def _target(name: str, records: Sequence[Record]) -> Target:
     ours, theirs = [r for r in records if not r["row"]], [r for r in records if r["row"]]
-    peer, case = known_peers().get(row), case_of(row)
+    peer, case = known_peers().get(name), case_of(name)
     aim = peer.aim if peer else Aim()
     first = theirs[0]
     ratios = {
@@ -124,7 +139,7 @@ def _target(row: str, records: Sequence[Record]) -> Target:
         memory=_times(ratios["memory"]),
         server_memory=_times(ratios["server_memory"]),
         aim=_aim(aim),
-        reached=_reached(wanted, ratios),
+        reached=_reached(wanted, ratios) + _but(ours, theirs) if wanted else "–",
     )
 
 
@@ -135,24 +150,47 @@ def _aim(aim: Aim) -> str:
 
 def _reached(wanted: Mapping[str, float], ratios: Mapping[str, float | None]) -> str:
     """In words; what was not measured is not reached."""
-    if not wanted:
-        return "–"
     if all(ratios[name] is None for name in wanted):
         return "not measured"
     missed = [name.replace("_", " ") for name, aim in wanted.items() if (ratios[name] or 0) < aim]
     return "yes" if not missed else f"no: {', '.join(missed)}"
 
 
+def _but(ours: Sequence[Record], theirs: Sequence[Record]) -> str:
+    """How few rounds a ratio is of, and which turns gave nothing."""
+    fewest = min(len(_values(side, "wall_s")) for side in (ours, theirs))
+    words = f", of {fewest} only" if 0 < fewest < ENOUGH else ""
+    for whose, side in (("ours", ours), ("the peer", theirs)):
+        lost = sum("verified" not in record for record in side)
+        if lost and len(side) > lost:
+            words += f"; {lost} turn{'s' if lost > 1 else ''} of {whose} lost"
+    return words
+
+
+def _runs_table(runs: Mapping[str, Sequence[Record]]) -> list[str]:
+    if not runs:
+        return []
+    return [
+        "",
+        "All runs; seconds are median (smallest to largest), memory the most of a turn:",
+        *table(
+            *("row", "system", "work", "sizes", "wall s", "first s", "CPU s", "GiB held", "GiB fallen"),
+            *("GiB server", "rounds", "error", "verified"),
+        ),
+        *(row(*cells) for cells in _all_runs(runs)),
+    ]
+
+
 def _all_runs(runs: Mapping[str, Sequence[Record]]) -> Iterable[list[str]]:
     shown = set()
-    for row, records in runs.items():
+    for of, records in runs.items():
         ours, theirs = [r for r in records if not r["row"]], [r for r in records if r["row"]]
-        for name, side in (("ours", ours), (row, theirs)):
+        for name, side in (("ours", ours), (of, theirs)):
             if not side or (name == "ours" and side[0]["run_id"] in shown):  # once for all peers of a case
                 continue
             shown.add(side[0]["run_id"])
             first = side[0]
-            cells = [f"ours in {first['case']}" if name == "ours" else row, f"{first['system']} {first['version']}"]
+            cells = [f"ours in {first['case']}" if name == "ours" else of, f"{first['system']} {first['version']}"]
             cells += [str(first["work"]), _sizes(first)]
             whole = [record for record in side if "verified" in record]
             if not whole:
@@ -160,9 +198,9 @@ def _all_runs(runs: Mapping[str, Sequence[Record]]) -> Iterable[list[str]]:
                 continue
             yield [
                 *cells,
-                _spread(side, "wall_s"),
+                spread_of(_values(side, "wall_s")),
                 _median(side, "first_s") or "–",
-                _spread(side, "cpu_s"),
+                spread_of(_values(side, "cpu_s")),
                 _gib(side, "peak_bytes"),
                 _gib(side, "fall_bytes"),
                 _gib(side, "server_bytes"),
@@ -174,13 +212,17 @@ def _all_runs(runs: Mapping[str, Sequence[Record]]) -> Iterable[list[str]]:
 
 def _commands(runs: Mapping[str, Sequence[Record]]) -> list[str]:
     lines = []
-    for row, records in runs.items():
+    for name in dict.fromkeys([*known_peers(), *runs]):
+        if name not in runs:
+            lines.append(f"- {name}: `python -m benchmarks.peers {name}`; not measured")
+            continue
+        records = runs[name]
         theirs = next(r for r in records if r["row"])
-        versions = ", ".join(f"{name} {text}" for name, text in sorted(_mapping(theirs, "versions").items()))
+        versions = ", ".join(f"{key} {text}" for key, text in sorted(_mapping(theirs, "versions").items()))
         settings = ", ".join(
-            f"{name} {_words(value)}"
-            for name, value in _mapping(theirs, "settings").items()
-            if name not in ("case", "program")
+            f"{key} {_words(value)}"
+            for key, value in _mapping(theirs, "settings").items()
+            if key not in ("case", "program")
         )
         program = _mapping(theirs, "settings").get("program", "")
         parts = [
@@ -189,7 +231,7 @@ def _commands(runs: Mapping[str, Sequence[Record]]) -> list[str]:
             *([f"settings: {settings}"] if settings else []),
             *([f"versions: {theirs['system']} {theirs['version']}, {versions}"] if versions else []),
         ]
-        lines.append(f"- {row}: {'; '.join(parts)}")
+        lines.append(f"- {name}: {'; '.join(parts)}")
     return lines
 
 
@@ -241,14 +283,7 @@ def _sizes(record: Record) -> str:
 
 def _median(records: Sequence[Record], name: str) -> str:
     values = _values(records, name)
-    return f"{_number(statistics.median(values))}{'' if len(values) >= ENOUGH else '*'}" if values else ""
-
-
-def _spread(records: Sequence[Record], name: str) -> str:
-    values = _values(records, name)
-    if not values:
-        return "–"
-    return f"{_median(records, name)} ({_number(min(values))} to {_number(max(values))})"
+    return f"{number(statistics.median(values))}{'' if len(values) >= ENOUGH else '*'}" if values else ""
 
 
 def _gib(records: Sequence[Record], name: str) -> str:
@@ -264,17 +299,4 @@ def _error(records: Sequence[Record]) -> str:
 
 
 def _times(ratio: float | None) -> str:
-    return "–" if ratio is None else f"{_number(ratio)}×"
-
-
-def _number(value: float) -> str:
-    """Three digits."""
-    if value == 0 or abs(value) >= 100:
-        return f"{value:.0f}"
-    text = f"{value:.3g}"
-    return f"{value:.6f}".rstrip("0") if "e" in text else text
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return lines + [f"| {' | '.join(cells)} |" for cells in rows]
+    return "–" if ratio is None else f"{number(ratio)}×"

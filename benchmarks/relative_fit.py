@@ -12,10 +12,10 @@ _SLIGHT = 1e-9
 def relative_fit(
     sizes: NDArray[np.float64], seconds: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Costs [k] and their standard errors [k], such that `sizes` [n, k] @ costs is nearest to `seconds` [n].
+    """Costs [k] and their covariance [k, k], such that `sizes` [n, k] @ costs is nearest to `seconds` [n].
 
     Errors count relative to what is predicted, turn by turn: relative to what was measured, a time that was disturbed
-    would count less than one that was not. A cost that would come out below zero is zero.
+    would count less than one that was not. A cost that would come out below zero is zero, and has no error.
     """
     norm = np.linalg.norm(sizes, axis=0)
     scaled = sizes / norm
@@ -31,8 +31,7 @@ def relative_fit(
         kept = np.delete(kept, np.argmin(found))
     residuals = design @ found - seconds / predicted
     free = max(1, len(seconds) - len(kept))
-    covariance = np.linalg.pinv(design.T @ design) * float(residuals @ residuals) / free
-    costs, errors = np.zeros(len(norm)), np.zeros(len(norm))
+    costs, covariance = np.zeros(len(norm)), np.zeros((len(norm), len(norm)))
     costs[kept] = np.maximum(found, 0.0)
-    errors[kept] = np.sqrt(np.diag(covariance))
-    return costs / norm, errors / norm
+    covariance[np.ix_(kept, kept)] = np.linalg.pinv(design.T @ design) * float(residuals @ residuals) / free
+    return costs / norm, covariance / np.outer(norm, norm)

@@ -1,9 +1,11 @@
 """What benchmarks/results/ holds: one Run for each measurement, with the record of every repeat.
 
-| file    | written by                  | content                                                            |
-|---------|-----------------------------|--------------------------------------------------------------------|
-| *.json  | benchmarks/measure.py       | {command, date, machine, took_s, result}; `result` of --json       |
-| *.jsonl | `fedhpc bench … --lines`    | a record a line (fedhpc/bench/record.py), of one run or of several |
+| file             | written by                | content                                                              |
+|------------------|---------------------------|----------------------------------------------------------------------|
+| *.json           | benchmarks/measure.py     | {command, date, machine, took_s, result}; `result` of --json         |
+| *.jsonl          | `fedhpc bench … --lines`  | a record a line (fedhpc/bench/record.py), of one run or of several   |
+| peers.jsonl      | benchmarks/peers          | the same of ours and of peers (benchmarks/peers/alternation.py)      |
+| partition*.jsonl | benchmarks/partition      | the same of jobs over nodes                                          |
 
 Results of an older form have no record: medians only, and neither processor time nor memory of all processes. They are
 shown in the tables that they were made for, and in no ratio.
@@ -13,13 +15,16 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedhpc.bench.record import KEYS, lines_of
 
+PEERS = "peers.jsonl"
+PARTITIONS = "partition"
+"""How the names of files with results of partitions begin."""
 ENOUGH = 5
 """Repeats of a median that is worth its name."""
 _ONLY_IN_RECORDS = ("run_id", "work", "system", "cpu_s", "repeats")  # a result with some of them lost the others
@@ -79,6 +84,14 @@ def read_results(folder: Path) -> Stored:
         else:
             _read_object(path, stored)
     return stored
+
+
+def alone(runs: Sequence[Run]) -> list[Run]:
+    """Those of fedhpc by itself on one machine: neither beside peers nor on a partition.
+
+    Only they are compared with one another.
+    """
+    return [run for run in runs if run.source != PEERS and not run.source.startswith(PARTITIONS)]
 
 
 def machine_text(machine: Any) -> str:

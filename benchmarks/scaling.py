@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +11,16 @@ from benchmarks.runs import Run, machine_text
 
 Size = Literal["sites", "params"]
 SIZES: tuple[Size, ...] = ("sites", "params")
+_USUAL = {"nodes": 1, "lane_bits": 32, "degree": 0, "chunk_bytes": 16 << 20, "overlap": False, "epochs": 1}
+_WORDS = {
+    "nodes": "{} nodes",
+    "lane_bits": "{} bits",
+    "overlap": "overlap on",
+    "latency_ms": "{:g} ms",
+    "mbit_s": "{:g} Mbit/s",
+    "lost": "{} lost",
+    "upload_s": "waits {:g} s",
+}
 
 
 @dataclass(frozen=True)
@@ -23,11 +35,10 @@ class Series:
 
     @property
     def name(self) -> str:
-        """In words."""
+        """In words, with what was not done as usual: no two have the same."""
         whose = "" if self.system == "fedhpc" else f"{self.system}: "
-        return f"{whose}{self.work}, " + (
-            f"{self.fixed} sites" if self.size == "params" else f"{count(self.fixed)} parameters"
-        )
+        size = f"{self.fixed} sites" if self.size == "params" else f"{count(self.fixed)} parameters"
+        return ", ".join([f"{whose}{self.work}", size, *_unusual(self.runs[0])])
 
     @property
     def machines(self) -> list[str]:
@@ -52,13 +63,24 @@ def series(runs: list[Run], size: Size) -> list[Series]:
     found: dict[tuple[Any, ...], dict[int, Run]] = {}
     for run in sorted(runs, key=lambda run: str(run.get("date"))):
         if isinstance(run.get(size), int) and isinstance(run.get(other), int):
-            key = (run.get("work"), run.get("system"), run.get(other), run.settings)
+            key = (run.get("work"), run.get("system"), run.get(other), tuple(_unusual(run)))
             found.setdefault(key, {})[run.get(size)] = run
     return [
         Series(size, str(work), str(system), fixed, [by_size[key] for key in sorted(by_size)])
         for (work, system, fixed, _), by_size in sorted(found.items(), key=lambda item: str(item[0]))
         if len(by_size) > 1
     ]
+
+
+def _unusual(run: Run) -> Iterator[str]:
+    """Ranks for each site and settings (of Run.settings) that are not as usual, in words."""
+    ranks, settings = json.loads(run.settings)
+    if ranks not in (1, None):
+        yield f"{ranks} ranks a site" if isinstance(ranks, int) else f"{' and '.join(map(str, ranks))} ranks"
+    for name, value in settings.items():
+        words = _WORDS.get(name, f"{name.replace('_', ' ')} {{}}").format(value)
+        if value not in (None, _USUAL.get(name)) and name != "exchange" and words not in str(run.get("work")):
+            yield words
 
 
 def count(number: int) -> str:

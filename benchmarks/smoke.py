@@ -2,7 +2,7 @@
 
     python -m benchmarks.smoke [DIR]    keep the records and the page made of them in DIR
 
-Nobody judges the times. Exit 1 where a command fails, or benchmarks/report.py finds something wrong.
+Nobody judges the times. Exit 1 where a command fails, or `python -m benchmarks.report --check` finds something wrong.
 """
 
 from __future__ import annotations

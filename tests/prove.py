@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -67,16 +68,28 @@ def _demo_text(result: Any) -> str:
 
 
 def _peers(result: Any) -> str:
-    """Of every case a verified sum of ours, and of each peer a verified one or why there is none."""
+    """Of every case a verified sum of ours and of a peer at least; of each other peer why there is none.
+
+    A peer that could not be installed was not tried.
+    """
     if not isinstance(result, dict) or not result:
         return "it says nothing of its cases"
     for case, sides in result.items():
-        if sides["ours"].get("verified") is not True or len(sides) < 2:
+        peers = {row: side for row, side in sides.items() if row != "ours"}
+        if sides.get("ours", {}).get("verified") is not True or not peers:
             return f"{case}: there is no verified sum of ours, or no peer"
-        for row, side in sides.items():
+        for row, side in peers.items():
             if side.get("verified") is False or not (side.get("verified") or side.get("failed") or side.get("skipped")):
                 return f"{case}: nothing is said of {row}"
+            if re.match(_NO_ENVIRONMENT, str(side.get("failed", ""))):
+                return f"{case}: {row} was not tried: {side['failed']}"
+        if not any(side.get("verified") is True for side in peers.values()):
+            return f"{case}: no peer's result is verified"
     return ""
+
+
+_NO_ENVIRONMENT = r"-m (pip|venv) |there is no \S+\.txt$"
+"""How the message of EnvironmentFailedError begins (benchmarks/peers/environments.py)."""
 
 
 TARGETS: dict[str, Target] = {

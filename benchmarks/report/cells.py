@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
+
 from benchmarks.runs import ENOUGH, Run
 
 
@@ -11,15 +14,21 @@ def short(command: object) -> str:
 
 
 def spread(run: Run, name: str, scale: float = 1.0) -> str:
+    """Of the figure `name` of a run."""
+    return spread_of([scale * value for value in run.values(name)])
+
+
+def spread_of(values: Sequence[float]) -> str:
     """Median (smallest to largest); an asterisk where it is of fewer than five."""
-    values = sorted(scale * value for value in run.values(name))
-    middle = run.median(name)
-    if middle is None:
+    if not values:
         return "–"
-    if len(values) < 2:
-        return f"{number(scale * middle)}*"
-    mark = "" if len(values) >= ENOUGH else "*"
-    return f"{number(scale * middle)}{mark} ({number(values[0])} to {number(values[-1])})"
+    middle = f"{number(statistics.median(values))}{'' if len(values) >= ENOUGH else '*'}"
+    return middle if len(values) < 2 else f"{middle} ({number(min(values))} to {number(max(values))})"
+
+
+def over_without(run: Run) -> str:
+    """Secure aggregation's part of a masked round, as percent of the round without: another quotient of the same."""
+    return spread_of([100 * share / (1 - share) for share in run.values("secure_share") if share < 1])
 
 
 def number(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.report.cells import row, short, spread, table, verified
+from benchmarks.report.cells import over_without, row, short, spread, table, verified
 from benchmarks.runs import Run
 
 
@@ -18,15 +18,17 @@ def rounds(runs: Sequence[Run]) -> list[str]:
         "A whole round of the digits example (evaluation, local training, sum, checkpoint), with masks and without, in",
         "turn: every repeat is a fresh run of each, and the order changes from repeat to repeat. `cpu`: processor time",
         "of all ranks. `share`: the part of a masked round's processor time that secure aggregation takes, masked less",
-        "unmasked over masked, of each repeat. Ranks that wait for one another poll, in both runs; that is in both",
-        "times, and its noise in the spread of the share. Both must end with the same model (`verified`).",
+        "unmasked over masked, of each repeat; `overhead`: the same difference over the unmasked round, which is the",
+        "quotient that others report. Ranks that wait for one another poll, in both runs; that is in both times, and",
+        "its noise in the spread of the share. Both must end with the same model (`verified`).",
         *table(
-            *("command", "masked s", "unmasked s", "masked cpu s", "unmasked cpu s", "share %", "repeats", "verified")
+            *("command", "masked s", "unmasked s", "masked cpu s", "unmasked cpu s", "share %", "overhead %"),
+            *("repeats", "verified"),
         ),
     ]
     for run in runs:
         cells = [spread(run, name) for name in ("wall_s", "unmasked_s", "cpu_s", "unmasked_cpu_s")]
-        cells += [spread(run, "secure_share", 100), str(len(run.records)), verified(run)]
+        cells += [spread(run, "secure_share", 100), over_without(run), str(len(run.records)), verified(run)]
         lines.append(row(f"`{short(run.get('command'))}`", *cells))
     return lines if runs else []
 

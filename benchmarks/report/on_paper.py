@@ -24,7 +24,8 @@ def cost_model(runs: Sequence[Run], pictures: Mapping[str, str]) -> list[str]:
         f"A model of few terms, fitted to {len(measured)} sizes of a masked sum in one job (`python -m",
         "benchmarks.cost_model`). Seconds are those of a core: where ranks share cores, a rank's seconds times cores",
         "over ranks. `wire` is shared memory on this machine, and what ranks wait for one another. Least squares of",
-        "the relative error; ± two standard errors. A cost that would come out below zero is left out.",
+        "the relative error; ± two standard errors, approximate: a stage's costs depend on one another, which counts,",
+        "and stages are taken to err independently. A cost that would come out below zero is left out.",
         *table("stage", "cost", "±", "for each"),
     ]
     for term in (term for term in model.terms if term.value > 0):
@@ -59,22 +60,23 @@ def _on_paper(model: CostModel, spread: float, relay: tuple[float, float] | None
         f"{CLUSTER.nbytes / 1e9:.0f} GB in lanes of 32 bits. Assumed: {CLUSTER.cores} cores for each site, as fast as",
         "one here, with a rank each and memory wide enough for all of them; lines of",
         f"{CLUSTER.gbit_s:.0f} Gbit/s at each site and {CLUSTER.relay_gbit_s:.0f} Gbit/s at the relay,",
-        "fully used; an allreduce that moves twice the vector",
-        "through each line; computing and network one after the other. Error bars of computing: those of the",
+        f"fully used; a relay that uses all of {CLUSTER.relay_cores} cores; an allreduce that moves twice the vector",
+        "through each line; computing and network one after the other. `agree` and `share` are at one rank of a site,",
+        "all else is shared out. Over a relay a site has the terms of a sum in one job: its own TLS and hashing of",
+        "what it sends, and the shares of its secrets, are in none of them. Error bars of computing: those of the",
         f"coefficients, and the largest error of a held-out size ({spread:.0%}). The network is arithmetic, not",
         "measured, so it has none.",
         *table("way", "streams of a site", "computing s", "network s", "together s"),
     ]
-    for outlook in outlooks(model, CLUSTER, spread, relay):
+    found = outlooks(model, CLUSTER, spread, relay)
+    for outlook in found:
         computing = f"{number(outlook.compute_s)} ± {number(outlook.compute_error_s)}"
         lines.append(
             row(outlook.name, outlook.streams, computing, number(outlook.network_s), f"about {number(outlook.total_s)}")
         )
     if relay is not None:
-        core_s = relay[0] * CLUSTER.sites * CLUSTER.nbytes
         lines += [
             "",
-            f"The relay's processors would spend {core_s:.0f} core seconds on it (± {relay[1] / relay[0]:.0%}),",
-            f"{core_s / CLUSTER.cores:.0f} s of {CLUSTER.cores} cores if it used them all, beside its line.",
+            f"Of the computing over a relay {number(found[-1].relay_s)} s are its own (± {relay[1] / relay[0]:.0%}).",
         ]
     return lines

@@ -17,18 +17,16 @@ from benchmarks.report.on_partitions import partitions
 from benchmarks.report.over_a_relay import far_and_narrow, lost, relayed
 from benchmarks.report.records import records, versions
 from benchmarks.report.targets import own_targets
-from benchmarks.runs import Run, Stored
+from benchmarks.runs import PARTITIONS, PEERS, Run, Stored, alone
 
 NOTES = Path(__file__).parents[1] / "notes.md"
-PEERS = "peers.jsonl"
-PARTITIONS = "partition"
 
 ABSTRACT = """\
 # Benchmarks
 
-What fedhpc's sums, rounds and stores take, and what other systems take for the same work beside them. Every figure was
-measured by a command that stands in its row, and every result was compared with one that was found another way. What
-is not reached is shown like what is.
+What fedhpc's sums, rounds and stores take, and what other systems take for the same work beside them. The command that
+measured a figure stands on this page, and every result was compared with one that was found another way. What is not
+reached is shown like what is; what was not measured says so.
 
 ## Aims, and what was reached
 """
@@ -45,25 +43,27 @@ all processes of the work. A figure is the median of its repeats with the smalle
 five repeats has an asterisk. Compare figures within a row, or of one run: machines are noisy, and `load` says what else
 ran.
 
-**Checked.** Each repeat has fresh keys and fresh random data. A sum is compared, value for value, with one made from
-the same seeds without masks or messages; all sites must have the same bytes. A training run with masks must end with
-the same model as one without. `verified` is true only if all of that held in every repeat, and
-`python -m benchmarks.report --check` fails if a metric, a repeat or a check is missing.
+**Checked.** Each repeat has fresh masks, and a sum's vectors are drawn anew for it. A sum is compared, value for value,
+with one made from the same seeds without masks or messages; all sites must have the same bytes. A training run with
+masks must end with the same model as one without, from the same data and the same first model. `verified` is true only
+if all of that held in every repeat, and `python -m benchmarks.report --check` fails if a metric, a repeat or a check is
+missing.
 
-**To repeat a row**, type `fedhpc` and its command (`--json` or `--lines FILE` keeps the figures). `make bench` measures
-our own rows in ten minutes, `python benchmarks/measure.py --all` also those that take longer, `make bench-smoke` runs
-every benchmark once, as small as it can be, to see that no figure is lost. This page and its pictures are made by
-`python -m benchmarks.report` from benchmarks/results/.
+**To repeat a row**, type its command, with `fedhpc` before one that begins with `bench` (`--json` or `--lines FILE`
+keeps the figures); one that begins with `srun` belongs into a job with its nodes, as `fedhpc submit --shape bench`
+makes them. `make bench` measures our own rows in about ten minutes, `python benchmarks/measure.py --all` also those
+that take longer, `make bench-smoke` runs every benchmark once, as small as it can be, to see that no figure is lost.
+This page and its pictures are made by `python -m benchmarks.report` from benchmarks/results/.
 """
 
 
 def page(stored: Stored, pictures: Mapping[str, str]) -> str:
     """The page's text. `pictures`: the path of each, from the page."""
-    here = [run for run in stored.runs if run.source != PEERS and not run.source.startswith(PARTITIONS)]
+    here = alone(stored.runs)
     lines = mask_lines(here)
     parts = [
         *ABSTRACT.splitlines(),
-        *own_targets(here, lines),
+        *own_targets(here, lines, stored.objects.get("backends")),
         *peer_tables.sections(_records(stored, PEERS)),
         *METHOD.splitlines(),
         *_one_job(stored, pictures),

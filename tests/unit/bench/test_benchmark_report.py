@@ -141,6 +141,46 @@ def test_two_machines_in_one_ratio(tmp_path: Path) -> None:
     assert report(apart, "--check").returncode == 0  # no ratio of the two
 
 
+def test_a_second_cluster_or_a_peer_in_no_ratio_is_no_fault(tmp_path: Path) -> None:
+    other = MACHINE | {"processor": "another"}
+    folder = store(tmp_path, records())
+    for at, name in enumerate(("partition_a.jsonl", "partition_b.jsonl", "peers.jsonl")):
+        run = records(2.0, params=2000 * (at + 1), machine=other | {"cores": at + 4})
+        (folder / name).write_text("".join(json.dumps(record) + "\n" for record in run))
+    done = report(folder, "--check")
+    assert (done.returncode, done.stdout) == (0, "4 runs checked, 0 errors, 0 files without records\n"), done.stderr
+
+
+def test_what_failed_may_not_know_its_version(tmp_path: Path) -> None:
+    peer = records(system="a peer", work="plain FedAvg")
+    lost = {name: value for name, value in peer[4].items() if name not in (*METRICS, "repeat", "measured")}
+    run = [*peer[:4], lost | {"version": "unknown", "failed": "exit code 1", "repeat": 5}]
+    assert report(store(tmp_path, run), "--check").returncode == 0
+    peer[4]["version"] = "unknown"
+    refused(store(tmp_path, peer), "different values of version", expect="masked sum")
+
+
+def test_every_aim_has_a_row_without_any_result_of_it(tmp_path: Path) -> None:
+    own = rows(page(store(tmp_path, records())), "Beside itself:\n")
+    assert [row[1] for row in own] == ["–"] * 4
+    assert [row[3] for row in own] == ["not measured"] * 4
+    assert [row[2] for row in own] == ["≤ 3", "≥ 0.97", "≤ 1.2", "≤ 1.2"]
+
+
+def test_backends_without_records_have_their_row(tmp_path: Path) -> None:
+    (tmp_path / "backends.json").write_text((ROOT / "benchmarks" / "results" / "backends.json").read_text())
+    whole = json.loads((tmp_path / "backends.json").read_text())
+    for backend in whole["result"]["backends"]:
+        backend["speed_over_plain"] = 0.98 if backend["backend"] == "ddp" else 0.5
+        for name in ("run_id", "work", "system", "cpu_s", "repeats"):
+            backend.pop(name, None)
+    (tmp_path / "backends.json").write_text(json.dumps(whole))
+    speeds = [row for row in rows(page(tmp_path), "Beside itself:\n") if "throughput" in row[0]]
+    assert len(speeds) == len(whole["result"]["backends"])
+    assert [row[3] for row in speeds if row[1] == "0.98"] == ["yes, of a median without its spread"]
+    assert {row[3] for row in speeds if row[1] == "0.5"} == {"**no**, of a median without its spread"}
+
+
 def test_efficiency_medians_and_spread(tmp_path: Path) -> None:
     runs = records(1.0), records(4.0, params=2000), records(1.5, sites=8), records(8.0, n=3, params=4000)
     text = page(store(tmp_path, *runs))
@@ -169,6 +209,33 @@ def test_sums_done_in_other_ways_are_no_series(tmp_path: Path) -> None:
     assert "## Scaling" not in page(store(tmp_path, records(), wide))
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lane_bits": 64}, "64 bits"),
+        ({"lane_bits": 32, "degree": 22, "colluders": 10, "threshold": 38}, "degree 22, colluders 10"),
+        ({"latency_ms": 20.0, "mbit_s": 100.0}, "20 ms, 100 Mbit/s"),
+        ({"lost": 1, "upload_s": 7.5}, "1 lost, waits 7.5 s"),
+        ({"nodes": 2}, "2 nodes"),
+        ({"overlap": True}, "overlap on"),
+    ],
+)
+def test_series_done_in_two_ways_have_two_names(tmp_path: Path, settings: Record, words: str) -> None:
+    usual = [records(params=params, settings={"lane_bits": 32, "degree": 0}) for params in (1000, 2000)]
+    other = [records(3.0, params=params, settings=settings) for params in (1000, 2000)]
+    named = [row[0] for row in rows(page(store(tmp_path, *usual, *other)), "### Over parameters")]
+    assert sorted(named) == ["masked sum, 4 sites"] * 2 + [f"masked sum, 4 sites, {words}"] * 2
+
+
+def test_ranks_of_a_site_are_in_the_name_of_a_series(tmp_path: Path) -> None:
+    several = [records(3.0, params=params, ranks=ranks) for params in (1000, 2000) for ranks in ([2] * 4, [2, 3, 3, 3])]
+    for at, run in enumerate(several):
+        for record in run:
+            record["run_id"] = str(at)
+    named = {row[0] for row in rows(page(store(tmp_path, *several)), "### Over parameters")}
+    assert named == {"masked sum, 4 sites, 2 ranks a site", "masked sum, 4 sites, 2 and 3 and 3 and 3 ranks"}
+
+
 def test_pictures_are_the_same_for_the_same_results(tmp_path: Path) -> None:
     folder = store(tmp_path, records(), records(2.0, params=2000), records(3.0, sites=8))
     assert "![Seconds of sums over sites](images/sum_over_sites.svg)" in page(folder)
@@ -189,7 +256,7 @@ def test_rounds_masks_and_reads_have_tables(tmp_path: Path) -> None:
     folder = store(tmp_path, rounds, masks, stores)
     assert report(folder, "--check").returncode == 0
     text = page(folder)
-    assert rows(text, "## Training rounds")[0][5] == "2 (2 to 2)"
+    assert rows(text, "## Training rounds")[0][5:7] == ["2 (2 to 2)", "2.04 (2.04 to 2.04)"]
     assert rows(text, "## Masks and encoding alone")[0][4:6] == ["2000", "2000"]
     assert rows(text, "## Reading a site's store")[0][3:7] == ["2000", "8", "500", "2"]
 
@@ -281,8 +348,8 @@ def test_far_lines_lost_sites_and_partitions_have_tables_of_their_own(tmp_path: 
     assert rows(text, "### Lost sites")[0][1:7] == [
         *("4", "1", "0.5 (0.5 to 0.5)", "7.5", "9.6 (8 to 11.2)", "0.25 (0.25 to 0.25)"),
     ]
-    ((work, _, sites, ranks, nodes, *_),) = rows(text, "## On partitions")
-    assert (work, sites, ranks, nodes) == ("masked sum", "4", "4", "2")
+    ((work, _, sites, ranks, nodes, _, _, _, load, *_),) = rows(text, "## On partitions")
+    assert (work, sites, ranks, nodes, load) == ("masked sum", "4", "4", "2", "1.0")
     assert len(rows(text, "## Records")) == 2
 
 
@@ -291,7 +358,11 @@ def test_aims_stand_first_with_what_was_missed(tmp_path: Path) -> None:
     growing = [records(0.1 * (9 + sites), sites=sites, params=10**6) for sites in (2, 4, 8)]
     text = page(store(tmp_path, records(work="training round", measured=times), *growing))
     assert text.index("## Aims, and what was reached") < text.index("## Method") < text.index("## Records")
-    assert "| 5 (5 to 5) | ≤ 3 | **no** |" in text
+    shared, speed, line, flat = rows(text, "Beside itself:\n")
+    assert shared[1:] == ["5 (5 to 5); over the round without: 5.26 (5.26 to 5.26)", "≤ 3", "**no**"]
+    assert line[0].startswith("1M parameters, 2 to 8 sites")
+    assert line[3] == "yes"
+    assert [speed[1], speed[3]] == [flat[1], flat[3]] == ["–", "not measured"]
     (pictured,) = [line for line in text.splitlines() if line.startswith("![Work of a site")]
     assert (tmp_path / pictured.split("(")[1].rstrip(")")).read_text().startswith("<?xml")
     assert (tmp_path / "images" / "work_of_a_site.png").stat().st_size > 10_000

@@ -7,9 +7,9 @@ from benchmarks.measure import CASES, too_large
 HERE = {"memory_gib": 24}
 
 
-def test_make_bench_fits_into_its_ten_minutes_and_has_what_it_must() -> None:
+def test_make_bench_should_fit_into_ten_minutes_and_has_what_it_must() -> None:
     quick = {name: case for name, case in CASES.items() if not case.slow}
-    assert sum(case.about_s for case in quick.values()) <= 600
+    assert sum(case.guess_s for case in quick.values()) <= 600  # guesses: what it takes is in the results
     for sites in (2, 4, 8, 16, 32, 64):
         assert any(f"--sites {sites} --params 1000000 " in case.words for case in quick.values())
     assert "sum_100M" in quick

@@ -211,13 +211,20 @@ def test_the_list_and_names_that_are_none(capsys: pytest.CaptureFixture[str]) ->
 
 
 OURS_WHOLE = {"verified": True, "rounds": 5, "wall_s": 1.0}
+NO_PIP = "-m pip install: exit code 1: ERROR: no matching distribution"
 
 
 @pytest.mark.parametrize(
     ("result", "wrong"),
     [
         ({"a": {"ours": OURS_WHOLE, "x": {"verified": True}, "y": {"failed": "exit code 1"}}}, ""),
-        ({"a": {"ours": OURS_WHOLE, "x": {"skipped": "too large"}}}, ""),
+        ({"a": {"ours": OURS_WHOLE, "x": {"skipped": "too large"}}}, "a: no peer's result is verified"),
+        ({"a": {"ours": OURS_WHOLE, "x": {"failed": "exit code 1"}}}, "a: no peer's result is verified"),
+        ({"a": {"x": {"verified": True}}}, "a: there is no verified sum of ours, or no peer"),
+        (
+            {"a": {"ours": OURS_WHOLE, "x": {"verified": True}, "y": {"failed": NO_PIP}}},
+            f"a: y was not tried: {NO_PIP}",
+        ),
         ({"a": {"ours": OURS_WHOLE}}, "a: there is no verified sum of ours, or no peer"),
         ({"a": {"ours": {"failed": "x"}, "x": {"verified": True}}}, "a: there is no verified sum of ours, or no peer"),
         ({"a": {"ours": OURS_WHOLE, "x": {}}}, "a: nothing is said of x"),
@@ -228,6 +235,19 @@ OURS_WHOLE = {"verified": True, "rounds": 5, "wall_s": 1.0}
 )
 def test_what_is_evidence(result: Any, wrong: str) -> None:
     assert TARGETS["bench-peers"].check(result) == wrong
+
+
+@pytest.mark.parametrize("pins", [None, "no requirement at all\n"])
+def test_a_peer_without_its_environment_is_no_evidence(tmp_path: Path, pins: str | None) -> None:
+    if pins:
+        (tmp_path / "y.txt").write_text(pins)
+    made = tmp_path / "y" / "bin"
+    made.mkdir(parents=True)
+    (made / "python").symlink_to(sys.executable)
+    with pytest.raises(EnvironmentFailedError) as failed:
+        python_of("y", tmp_path, tmp_path)
+    sides = {"ours": OURS_WHOLE, "x": {"verified": True}, "y": {"failed": str(failed.value)}}
+    assert TARGETS["bench-peers"].check({"a": sides}) == f"a: y was not tried: {failed.value}"
 
 
 def test_a_sum_of_ours_that_fails_is_a_complaint(tmp_path: Path) -> None:
