@@ -1,7 +1,7 @@
 """Runs a program so that none of its processes outlives it: ReFrame gives each measurement a session of its own.
 
-A signal to us reaches no such session, ReFrame does not wait for those that it tells to end, and an mpirun whose starter
-was killed goes on. So what is left over comes to us, and is waited for, told to end, and killed at last.
+A signal to us reaches no such session, ReFrame does not wait for those that it tells to end, and an mpirun whose
+starter was killed goes on. So what is left over comes to us, and is waited for, told to end, and killed at last.
 """
 
 from __future__ import annotations

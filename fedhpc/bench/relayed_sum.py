@@ -41,7 +41,7 @@ accept_two_sites = true
 {secure}{more}"""
 _SLOWEST_BYTES_PER_S = 20e6  # of all sites together, that a site which still uploads is never taken for a lost one
 PATIENCE_S = 30.0
-"""How long sites that are late are waited for besides: a machine that does other things, too, must not lose a live one."""
+"""How long sites that are late are waited for besides: a machine that does other things must not lose a live one."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ def _line(case: Case, port: int) -> Iterator[int]:
 def _joined(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """What a site reported of earlier repeats, and of one more."""
     largest = {name: max(before[name], found[name]) for name in ("peak_bytes", "baseline_bytes")}
-    lists = {name: {m: before[name][m] + found[name][m] for m in before[name]} for name in ("spans", "repeats")}
-    lists |= {name: [*before[name], *found[name]] for name in ("settles", "turns") if name in before}
-    return found | largest | lists | {"verified": before["verified"] and found["verified"]}
+    modes = {name: {m: before[name][m] + found[name][m] for m in before[name]} for name in ("spans", "repeats")}
+    lists = {name: [*before[name], *found[name]] for name in ("settles", "turns") if name in before}
+    return found | largest | modes | lists | {"verified": before["verified"] and found["verified"]}
 
 
 def _result(case: Case, reports: list[dict[str, Any]], socket_rate: float | None, peak: int) -> dict[str, Any]:
