@@ -88,9 +88,9 @@ CASES: Mapping[str, Case] = {
     "relay_1M_20ms": _relay(4, M, 5, 10, "--latency-ms 20"),
     "relay_1M_80ms": _relay(4, M, 5, 15, "--latency-ms 80", slow=True),
     "relay_1M_narrow": _relay(4, M, 5, 12, "--latency-ms 20 --mbit-s 100"),
-    "relay_1M_lost": _relay(4, M, 5, 45, "--lost 1"),
-    "relay_10M_lost": _relay(4, 10 * M, 5, 110, "--lost 1", slow=True),
-    "relay_1M_7sites_lost": _relay(7, M, 5, 80, "--lost 2", slow=True),
+    "relay_1M_lost": _relay(4, M, 5, 45, "--lost 1 --patience-s 5"),
+    "relay_10M_lost": _relay(4, 10 * M, 5, 110, "--lost 1 --patience-s 5", slow=True),
+    "relay_1M_7sites_lost": _relay(7, M, 5, 80, "--lost 2 --patience-s 5", slow=True),
     # A site by itself.
     "latency": Case("bench latency --sites 4 --repeat 500", 12),
     "round": Case("bench round --sites 4 --repeat 9 --rounds 10", 50),

@@ -5,8 +5,8 @@
     python -m benchmarks.partition --out DIR --config SITE.py [-- …]   with a cluster's own configuration of ReFrame
 
 DIR/results/partition.jsonl has a line of JSON for each repeat; DIR/skipped.txt says what was left out, and why;
-DIR/reframe.log is what ReFrame did. Exit 1 where a check failed, a figure is missing, or nothing was measured. Words
-after -- are ReFrame's.
+DIR/reframe.log is what ReFrame did. Exit 1 where a check failed, a figure is missing, or nothing was measured; 75 where
+it was told to end, with what was done. Words after -- are ReFrame's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.partition.arrived import faults, read
+from benchmarks.partition.whole_run import run_whole
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -33,7 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--tag", action="append", help="smoke, own, large, or a check's name; several: all of them")
-    parser.add_argument("--repeat", type=int, metavar="N", help="of each measurement; by default 5, of smoke 1")
+    parser.add_argument("--repeat", type=_count, metavar="N", help="of each measurement; by default 5, of smoke 1")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--allocation", action="store_true", help="within a Slurm job")
     where.add_argument("--config", type=Path, metavar="FILE", help="a site's configuration of ReFrame")
@@ -56,11 +56,12 @@ def main(words: Sequence[str] | None = None) -> int:
         *("--exec-policy", "serial", "--nocolor", *(word for tag in tags for word in ("--tag", f"{tag}$"))),
         *("--setvar", f"repeat={repeat}", *given.reframe, "--run"),
     ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(_path()), "FEDHPC_SUITE_LOG": str(out / "reframe.log")}
-    signal.signal(signal.SIGTERM, _told)
-    try:
-        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
-    except InterruptedError:
+    skipped = out / "skipped.txt"
+    skipped.touch()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(_path())}
+    environment |= {"FEDHPC_SUITE_LOG": str(out / "reframe.log"), "FEDHPC_SUITE_SKIPPED": str(skipped)}
+    code, told = run_whole(command, cwd=ROOT, environment=environment)
+    if told:
         lines = [path.read_text() for path in sorted((out / "reframe" / "output").rglob(LINES))]
         (out / "results" / "partition.jsonl").write_text("".join(lines))
         print(f"error: told to end; {len(lines)} checks were done, and the others were not", file=sys.stderr)
@@ -68,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if not report.is_file():
         print(f"error: ReFrame wrote no report; exit code {code}", file=sys.stderr)
         return code or 1
-    wrong = _gather(json.loads(report.read_text()), out, repeat)
+    wrong = _gather(json.loads(report.read_text()), out)
     for text in wrong:
         print(f"error: {text}", file=sys.stderr)
     judge = [sys.executable, "-m", "benchmarks.report", "--check", "--results", str(out / "results")]
@@ -76,8 +77,11 @@ def main(words: Sequence[str] | None = None) -> int:
     return 1 if wrong or code or judged else 0
 
 
-def _told(number: int, frame: object) -> None:
-    raise InterruptedError
+def _count(text: str) -> int:
+    """For argparse, which names what raises."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
 
 
 def _path() -> list[str]:
@@ -85,25 +89,24 @@ def _path() -> list[str]:
     return [str(ROOT), *([before] if before else [])]
 
 
-def _gather(report: dict[str, Any], out: Path, repeat: int) -> list[str]:
-    """Write what was measured and what was left out into `out`; what is wrong, in words."""
+def _gather(report: dict[str, Any], out: Path) -> list[str]:
+    """Write what was measured into `out`; what is wrong, in words. What is left out the checks have written."""
     cases = [case for run in report["runs"] for case in run["testcases"]]
-    wrong, lines, skipped = list[str](), list[str](), list[str]()
+    wrong, lines, skipped = list[str](), list[str](), 0
     for case in cases:
         name = f"{case['display_name']} on {case['system']}:{case['partition']}"
         if case["result"] == "skip":
-            skipped.append(f"{name}: {case.get('left_out')}\n")
+            skipped += 1
         elif case["result"] != "pass":
             wrong.append(f"{name}: {case['result']}: {case.get('fail_reason')}")
         else:
             path = Path(case["outputdir"]) / LINES
-            wrong += [f"{name}: {text}" for text in faults(read(path), repeat)]
+            wrong += [f"{name}: {text}" for text in faults(read(path))]
             lines += path.read_text().splitlines(keepends=True) if path.is_file() else []
     if not lines:
         wrong.append("nothing was measured")
     (out / "results" / "partition.jsonl").write_text("".join(lines))
-    (out / "skipped.txt").write_text("".join(skipped))
-    print(f"{len(cases)} checks: {len(lines)} lines, {len(skipped)} left out, {len(wrong)} errors")
+    print(f"{len(cases)} checks: {len(lines)} lines, {skipped} left out, {len(wrong)} errors")
     return wrong
 
 

@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import os
 
-_MEMORY_MIB = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+from benchmarks.partition.node_memory import job_memory_mib, node_memory_mib, number
+
 _PLATFORMS = [{"type": "Apptainer"}, {"type": "Singularity"}]
-
-
-def _number(name: str, otherwise: float) -> float:
-    """Slurm's number in the environment; of several groups of nodes, as in 8(x2), the first."""
-    text = os.environ.get(name, "").partition("(")[0].partition(",")[0]
-    return float(text) if text.isdigit() and int(text) else otherwise
 
 
 def _partition(name: str, launcher: str, **extras: float) -> dict[str, object]:
@@ -36,7 +31,7 @@ site_configuration = {
             "name": "machine",
             "descr": "this machine; fedhpc starts its own ranks",
             "hostnames": [".*"],
-            "partitions": [_partition("cores", "local", mem_per_node=_MEMORY_MIB)],
+            "partitions": [_partition("cores", "local", mem_per_node=node_memory_mib())],
         },
         {
             "name": "allocation",
@@ -46,10 +41,10 @@ site_configuration = {
                 _partition(
                     "nodes",
                     os.environ.get("FEDHPC_SUITE_LAUNCHER", "srun"),
-                    mem_per_node=_number("SLURM_MEM_PER_NODE", _MEMORY_MIB),
-                    nodes=_number("SLURM_JOB_NUM_NODES", 1),
-                    cores=_number("SLURM_TASKS_PER_NODE", os.cpu_count() or 1),
-                    cpus_of_task=_number("SLURM_CPUS_PER_TASK", 1),
+                    mem_per_node=job_memory_mib(os.environ),
+                    nodes=number(os.environ, "SLURM_JOB_NUM_NODES") or 1,
+                    cores=number(os.environ, "SLURM_TASKS_PER_NODE") or os.cpu_count() or 1,
+                    cpus_of_task=number(os.environ, "SLURM_CPUS_PER_TASK") or 1,
                 )
             ],
         },

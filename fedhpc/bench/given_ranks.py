@@ -14,7 +14,8 @@ import shlex
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,22 @@ from fedhpc.bench.record import origin
 from fedhpc.errors import ConfigError
 from fedhpc.mpi import world as mpi_world
 
+_MPIRUN = "OMPI_COMM_WORLD_SIZE"
 # A batch script has SLURM_PROCID and SLURM_NTASKS, too, and is no rank.
-_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_OF_SLURM = "SLURM_STEP_NUM_TASKS"
+_KINDS = {"PMIX_RANK": "pmix", "PALS_RANKID": "cray_shasta", "PMI_RANK": "pmi2"}
+"""What srun's --mpi sets for each rank."""
 
 
-def given_ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """How many ranks a launcher started, this process among them; 1 where it is alone."""
-    counts = (environment.get(name, "") for name in _COUNTS)
+def given_ranks(environment: Mapping[str, str] = os.environ, *, typed: bool | None = None) -> int:
+    """How many ranks a launcher started, this process among them; 1 where it is alone.
+
+    `typed`: whether standard input is a terminal, absent: as it is. srun gives its tasks one only with --pty, to the
+    first: the others are no ranks of what is typed there, and would be waited for for ever.
+    """
+    typed = sys.stdin is not None and sys.stdin.isatty() if typed is None else typed
+    names = (_MPIRUN,) if typed and _OF_SLURM in environment else (_MPIRUN, "PMI_SIZE", _OF_SLURM)
+    counts = (environment.get(name, "") for name in names)
     return max(1, next((int(text) for text in counts if text.isdigit()), 1))
 
 
@@ -72,7 +82,7 @@ def run_as_rank(module: str, ranks: int, case: Mapping[str, Any]) -> tuple[str, 
         raise ConfigError(f"a launcher started {count} ranks, and this measurement has {ranks}", f"start {ranks}")
     group = mpi_world.start().group
     words = group.broadcast_bytes(None if group.rank else json.dumps(case).encode())
-    nodes = len(set(group.gather_bytes(socket.gethostname().encode())))
+    hosts = group.gather_bytes(socket.gethostname().encode())
     output = io.StringIO()
     own, sys.argv = sys.argv, [module, words.decode()]
     with contextlib.redirect_stdout(output):
@@ -80,11 +90,19 @@ def run_as_rank(module: str, ranks: int, case: Mapping[str, Any]) -> tuple[str, 
     sys.argv = own
     if group.rank:
         sys.exit(0)
-    return output.getvalue(), {"nodes": nodes, "command": _command(nodes, ranks)}
+    return output.getvalue(), {
+        "nodes": len(set(hosts)),
+        "command": f"{shlex.join(launcher_words(hosts, os.environ))} python -m mpi4py -m {origin().command}",
+    }
 
 
-def _command(nodes: int, ranks: int) -> str:
-    """What repeats it, under the launcher that started it."""
-    slurm = "OMPI_COMM_WORLD_SIZE" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ
-    launcher = ["srun", f"--nodes={nodes}", f"--ntasks={ranks}"] if slurm else ["mpirun", "-n", str(ranks)]
-    return f"{shlex.join(launcher)} python -m mpi4py -m {origin().command}"
+def launcher_words(hosts: Sequence[bytes], environment: Mapping[str, str]) -> list[str]:
+    """What starts ranks on nodes as these were; `hosts`: of each rank."""
+    each = set(Counter(hosts).values())
+    alike = next(iter(each)) if len(each) == 1 else None
+    nodes, ranks = len(set(hosts)), len(hosts)
+    if _MPIRUN in environment or _OF_SLURM not in environment:
+        return ["mpirun", "-n", str(ranks), *(["--map-by", f"ppr:{alike}:node"] if alike and nodes > 1 else [])]
+    kind = environment.get("SLURM_MPI_TYPE") or next((k for name, k in _KINDS.items() if name in environment), "")
+    words = ["srun", f"--nodes={nodes}", f"--ntasks={ranks}", *([f"--ntasks-per-node={alike}"] if alike else [])]
+    return [*words, *([f"--mpi={kind}"] if kind else [])]

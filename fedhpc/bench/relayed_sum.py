@@ -3,7 +3,8 @@
 Two federations with the same sites sum the same data, one with masks and one without, in turn; bare TLS sockets move
 the same bytes in the same run. A time goes from the first site's start to the last site's end. Each site may have a
 long or narrow line to the relay, and the last ones may vanish once they share masks with the others: then every repeat
-is a federation of its own, and a time includes the wait for them until `[cohort] upload_s` and the recovery.
+is a federation of its own, and a time includes the wait for them until `[cohort] upload_s` and the recovery. Bare
+sockets have neither, so there is nothing of them then to compare with.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ degree = {degree}
 accept_two_sites = true
 {secure}{more}"""
 _SLOWEST_BYTES_PER_S = 20e6  # of all sites together, that a site which still uploads is never taken for a lost one
-_PATIENCE_S = 5.0
+PATIENCE_S = 30.0
+"""How long sites that are late are waited for besides: a machine that does other things must not lose a live one."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,17 @@ class Case:
     latency_ms: float = 0.0  # round trip between a site and the relay
     mbit_s: float = 0.0  # of each site's line, in each direction; 0: no limit
     lost: int = 0  # sites that vanish
+    patience_s: float = PATIENCE_S
 
     @property
     def sites(self) -> int:
         """Number of sites."""
         return len(self.ranks)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether bare sockets move the same bytes over the same lines."""
+        return not (self.latency_ms or self.mbit_s or self.lost)
 
     @property
     def nbytes(self) -> int:
@@ -72,7 +80,7 @@ class Case:
         """How long the others wait for a lost site's vector."""
         line_s = 8 * self.nbytes / (self.mbit_s * 1e6) if self.mbit_s else 0.0
         far_s = 20 * self.latency_ms / 1000
-        return round(_PATIENCE_S + self.sites * self.nbytes / _SLOWEST_BYTES_PER_S + 1.5 * line_s + far_s, 1)
+        return round(self.patience_s + self.sites * self.nbytes / _SLOWEST_BYTES_PER_S + 1.5 * line_s + far_s, 1)
 
     def sections(self, mode: str) -> str:
         """Of federation.toml."""
@@ -89,7 +97,7 @@ class Case:
 def measure(case: Case) -> dict[str, Any]:
     """The result for --json."""
     require_alone()
-    pairs = [tls_pair_bytes_per_s(case.sites, case.nbytes) for _ in range(case.repeat)]
+    pairs = [tls_pair_bytes_per_s(case.sites, case.nbytes) for _ in range(case.repeat if case.is_bare else 0)]
     with tempfile.TemporaryDirectory(prefix="fedhpc-bench-", dir=case.folder) as name, ExitStack() as stack:
         home = Path(name)
         names = {f"site{u}": home for u in range(1, case.sites + 1)}
@@ -104,7 +112,7 @@ def measure(case: Case) -> dict[str, Any]:
             found = _run_sites(here, plain, masked, relay.pid, ports)
             reports = [_joined(*two) for two in zip(reports, found, strict=True)] if reports else found
         peak = peak_bytes(relay.pid)
-    return _result(case, reports, statistics.median(pairs), peak)
+    return _result(case, reports, statistics.median(pairs) if pairs else None, peak)
 
 
 def _federations(case: Case, off: Enrolled, home: Path, number: int, quota: int) -> tuple[Enrolled, Enrolled]:
@@ -130,36 +138,34 @@ def _line(case: Case, port: int) -> Iterator[int]:
 def _joined(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """What a site reported of earlier repeats, and of one more."""
     largest = {name: max(before[name], found[name]) for name in ("peak_bytes", "baseline_bytes")}
-    lists = {name: {m: before[name][m] + found[name][m] for m in before[name]} for name in ("spans", "repeats")}
-    return found | largest | lists | {"verified": before["verified"] and found["verified"]}
+    modes = {name: {m: before[name][m] + found[name][m] for m in before[name]} for name in ("spans", "repeats")}
+    lists = {name: [*before[name], *found[name]] for name in ("settles", "turns") if name in before}
+    return found | largest | modes | lists | {"verified": before["verified"] and found["verified"]}
 
 
-def _result(case: Case, reports: list[dict[str, Any]], socket_rate: float, peak: int) -> dict[str, Any]:
+def _result(case: Case, reports: list[dict[str, Any]], socket_rate: float | None, peak: int) -> dict[str, Any]:
+    """`socket_rate`: bytes that bare sockets moved in a second, all together."""
     there = reports[: case.sites - case.lost]
     times = {"off": _spans(reports, "off"), "masked": _spans(there, "masked")}
     masked_s, unmasked_s = statistics.median(times["masked"]), statistics.median(times["off"])
     moved = 2 * case.sites * case.nbytes
-    first = reports[0]
+    of_sites = [_middle(r) for r in there]
     return {
-        "plain_s": moved / socket_rate,
         "unmasked_s": unmasked_s,
         "masked_s": masked_s,
-        "compare_results_s": statistics.median(r["settle_s"] for r in there),
-        "masked_over_plain": masked_s / (moved / socket_rate),
+        "compare_results_s": statistics.median(m["settle_s"] for m in of_sites),
         "masked_speed_over_unmasked": unmasked_s / masked_s,
-        "tls_socket_bytes_per_s": socket_rate,
         "exchange_bytes_per_s": moved / unmasked_s,
-        "exchange_over_tls_socket": moved / unmasked_s / socket_rate,
-        "masked_exchange_over_tls_socket": moved / masked_s / socket_rate,
+        **({} if socket_rate is None else _over_sockets(moved, unmasked_s, masked_s, socket_rate)),
         "relay_peak_rss_bytes": peak,
-        "round_trips": max(r["round_trips"] for r in there),
-        "round_trips_exposed": max(r["round_trips_exposed"] for r in there),
+        "round_trips": max(m["round_trips"] for m in of_sites),
+        "round_trips_exposed": max(m["round_trips_exposed"] for m in of_sites),
         "verified": all(r["verified"] for r in reports),
-        "bytes_up_per_site": first["bytes_up"],
+        "bytes_up_per_site": of_sites[0]["bytes_up"],
         "peak_rss_bytes": max(r["peak_bytes"] for r in there),
         "baseline_rss_bytes": max(r["baseline_bytes"] for r in there),
         "extra_bytes": max(r["peak_bytes"] - r["baseline_bytes"] for r in there) - case.nbytes,
-        "stages_s": {n: statistics.fmean(r["stages_s"][n] for r in there) for n in first["stages_s"]},
+        "stages_s": {n: statistics.fmean(m["stages_s"][n] for m in of_sites) for n in of_sites[0]["stages_s"]},
         "params": case.params,
         "sites": case.sites,
         "ranks": list(case.ranks),
@@ -170,6 +176,25 @@ def _result(case: Case, reports: list[dict[str, Any]], socket_rate: float, peak:
         "repeats": _repeats(case, reports, times, peak),
         "exchange": "https",
         "versions": versions(),
+    }
+
+
+def _middle(report: dict[str, Any]) -> dict[str, Any]:
+    """Medians of a site over its masked sums; of whole numbers, one that was there."""
+    turns = report["turns"]
+    whole = {n: statistics.median_high(t[n] for t in turns) for n in ("round_trips", "round_trips_exposed", "bytes_up")}
+    stages = {name: statistics.median(t["stages_s"][name] for t in turns) for name in turns[0]["stages_s"]}
+    return whole | {"settle_s": statistics.median(report["settles"]), "stages_s": stages}
+
+
+def _over_sockets(moved: int, unmasked_s: float, masked_s: float, rate: float) -> dict[str, float]:
+    """What bare sockets take for `moved` bytes, and what the sums take over that."""
+    return {
+        "plain_s": moved / rate,
+        "masked_over_plain": masked_s / (moved / rate),
+        "tls_socket_bytes_per_s": rate,
+        "exchange_over_tls_socket": moved / unmasked_s / rate,
+        "masked_exchange_over_tls_socket": moved / masked_s / rate,
     }
 
 
@@ -188,6 +213,7 @@ def _run_sites(
             "lane_bits": case.lane_bits,
             "members": case.sites - case.lost,
             "vanishes": number > case.sites - case.lost,
+            "upload_s": case.upload_s if case.lost else None,
         }
         words = [sys.executable, "-m", "fedhpc.bench.relayed_sum_site", json.dumps(site_case)]
         if count > 1:

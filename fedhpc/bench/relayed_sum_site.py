@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
 from fedhpc.bench.memory import clear_peak, peak_bytes, processor_seconds, resident_bytes
 from fedhpc.bench.sum_ranks import SCALE, TILE, draw, integers
-from fedhpc.federation.party import SumKind, SumPlan
+from fedhpc.errors import PeersError
+from fedhpc.federation.party import RoundOverError, SumKind, SumPlan
 from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Tensor
@@ -46,7 +47,7 @@ def measure(case: dict[str, Any]) -> None:
     spans: dict[str, list[tuple[float, float]]] = {mode: [] for mode in modes}
     report: dict[str, Any] = {"verified": True, "peak_bytes": 0, "baseline_bytes": baseline}
     repeats: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
-    settles, stages, turns = list[float](), list[dict[str, float]](), (0, 0)
+    settles, turns = list[float](), list[dict[str, Any]]()
     for number in range(case["repeat"]):
         for mode in modes:
             session = joined[mode].session
@@ -61,7 +62,8 @@ def measure(case: dict[str, Any]) -> None:
             plan = SumPlan(session.round_ + 1, f"bench {number}", SumKind.STATISTIC, session.state, replicated=True)
             relay_spent, spent = processor_seconds(case["relay_pid"]), time.process_time()
             begun = time.time()
-            opened = session.open(vector, plan)
+            with _saying_late(f"site{session.party.number}", case["upload_s"]):
+                opened = session.open(vector, plan)
             ended = time.time()
             spent, peak = time.process_time() - spent, peak_bytes()
             spans[mode].append((begun, ended))
@@ -75,21 +77,32 @@ def measure(case: dict[str, Any]) -> None:
             relay_spent = processor_seconds(case["relay_pid"]) - relay_spent
             repeats[mode].append(_over_ranks(session, spent, peak, right) | {"relay_cpu_s": relay_spent})
             if mode == "masked":
-                stages.append({name: getattr(opened.stages, name) for name in _STAGES})
-                turns = (opened.round_trips, opened.round_trips_exposed)
-                report["bytes_up"] = opened.bytes_up
+                stages = {name: getattr(opened.stages, name) for name in _STAGES}
+                turn = {name: getattr(opened, name) for name in ("round_trips", "round_trips_exposed", "bytes_up")}
+                turns.append(turn | {"stages_s": stages})
     for mode in modes:
         joined[mode].session.close()
-    report |= {
-        "spans": spans,
-        "repeats": repeats,
-        "settle_s": statistics.median(settles),
-        "stages_s": {name: statistics.median(s[name] for s in stages) for name in _STAGES},
-        "round_trips": turns[0],
-        "round_trips_exposed": turns[1],
-    }
+    report |= {"spans": spans, "repeats": repeats, "settles": settles, "turns": turns}
     if joined["off"].first:
         print(json.dumps(report), flush=True)
+
+
+class LateSiteError(PeersError):
+    """A site that did not vanish was taken for one that did."""
+
+
+@contextmanager
+def _saying_late(site: str, upload_s: float | None) -> Iterator[None]:
+    """Where others are lost, a sum without this site is one that had no time for it: its figures are of nothing."""
+    try:
+        yield
+    except RoundOverError as over:
+        if upload_s is None:
+            raise
+        raise LateSiteError(
+            f"{site} is there, and its vector came later than upload_s = {upload_s}: {over.what}",
+            "--patience-s: more than this machine needs at its busiest",
+        ) from None
 
 
 def _over_ranks(session: Session, cpu_s: float, peak: int, right: bool) -> dict[str, Any]:
@@ -133,4 +146,8 @@ def _verify(members: Sequence[int], values: np.ndarray, seed: bytes) -> bool:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    measure(json.loads(sys.argv[1]))
+    try:
+        measure(json.loads(sys.argv[1]))
+    except LateSiteError as late:
+        print(late.lines(), file=sys.stderr)
+        sys.exit(late.exit_code)

@@ -32,9 +32,13 @@ def measure_ranks(
 
 
 def environment_here() -> tuple[dict[str, str], str]:
-    """`launcher_environment` for ranks that stay on this machine: by Slurm's variables mpirun finds a job's others."""
+    """`launcher_environment` for ranks that stay on this machine: by Slurm's variables mpirun finds a job's others.
+
+    Those of PMI are of the rank of `srun --pty` that this may be.
+    """
     environment, note = launcher_environment()
-    return {name: value for name, value in environment.items() if not name.startswith("SLURM_")}, note
+    kept = {name: value for name, value in environment.items() if not name.startswith(("SLURM_", "PMI_", "PMIX_"))}
+    return kept | {name: value for name, value in environment.items() if name.startswith("PMIX_MCA_")}, note
 
 
 def measure_alone(module: str, case: dict[str, Any]) -> dict[str, Any]:

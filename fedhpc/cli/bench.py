@@ -46,10 +46,15 @@ def bench() -> None:
 @click.option("--rails", default="auto", show_default=True, help="Ranks of a site that carry a part.")
 @click.option("--chunk-bytes", type=click.IntRange(4096), default=16 << 20, show_default=True)
 @click.option("--overlap", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
-@click.option("--folder", type=click.Path(exists=True), help="https: where the relay keeps its objects.")
+@click.option("--folder", type=click.Path(file_okay=False), help="https: where the relay keeps its objects.")
 @click.option("--latency-ms", type=click.FloatRange(0), default=0.0, help="https: of a round trip to the relay.")
 @click.option("--mbit-s", type=click.FloatRange(0), default=0.0, help="https: of each site's line, each direction.")
 @click.option("--lost", type=click.IntRange(0), default=0, help="https: sites that vanish before they send.")
+@click.option(
+    "--patience-s",
+    type=click.FloatRange(0.1),
+    help="--lost: how long sites that are late are waited for, beside what vectors take.  [default: 30]",
+)
 @_figures
 def sum_(
     sites: int,
@@ -69,6 +74,7 @@ def sum_(
     latency_ms: float,
     mbit_s: float,
     lost: int,
+    patience_s: float | None,
     lines: Path | None,
     as_json: bool,
 ) -> None:
@@ -81,18 +87,18 @@ def sum_(
 
     With --latency-ms or --mbit-s a proxy on this machine makes a line of that length or width between each site and the
     relay. With --lost the last sites vanish, in every repeat, once they share masks with the others: the time includes
-    the wait for their vectors (`upload_s`) and the recovery.
+    the wait for their vectors (`upload_s`) and the recovery. A site that is there must send within that wait, or the
+    measurement fails.
     """
     from fedhpc.bench.record import origin
     from fedhpc.bench.start import measure_ranks
+    from fedhpc.bench.sum_request import check_sum
     from fedhpc.errors import ConfigError
 
     begun = origin()
-    of_sites = [ranks_per_site] * sites if ranks is None else ranks_of_sites(ranks)
-    if rails != "auto" and not (rails.isdigit() and 1 <= int(rails) <= min(of_sites)):
-        raise ConfigError(f"--rails {rails}", f"auto, or 1 to {min(of_sites)}")
-    if chunk_bytes % 16:
-        raise ConfigError(f"--chunk-bytes {chunk_bytes}", "a multiple of 16")
+    of_sites = check_sum(click.get_current_context().params)
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError(f"--folder {folder}: there is no such folder", "the relay keeps its objects there")
     mask_graph = {"colluders": colluders, "threshold": threshold}
     mask_graph = {name: value for name, value in mask_graph.items() if value is not None}
     case: dict[str, Any] = {
@@ -104,30 +110,16 @@ def sum_(
         "secure": "".join(f"{name} = {value}\n" for name, value in mask_graph.items()),
     }
     if exchange == "https":
-        from fedhpc.bench.relayed_sum import Case, measure
+        from fedhpc.bench.relayed_sum import PATIENCE_S, Case, measure
 
-        relayed = Case(**case, folder=folder, latency_ms=latency_ms, mbit_s=mbit_s, lost=lost)
-        _refuse_losses(relayed.ranks, lost, colluders, threshold)
+        line = {"latency_ms": latency_ms, "mbit_s": mbit_s, "patience_s": patience_s or PATIENCE_S}
+        relayed = Case(**case, folder=folder, lost=lost, **line)
         work = "relayed masked sum" + (f", {lost} lost" if lost else "")
         _show(begun.complete(measure(relayed), work, **mask_graph), lines, as_json)
         return
-    if latency_ms or mbit_s or lost:
-        raise ConfigError("--latency-ms, --mbit-s and --lost are of a relay", "add --exchange https")
     case |= {"chunk_bytes": chunk_bytes, "overlap": overlap, "rails": rails if rails == "auto" else int(rails)}
     result = measure_ranks("fedhpc.bench.sum_ranks", sum(of_sites), case)
     _show(begun.complete(result, "masked sum", **mask_graph), lines, as_json)
-
-
-def _refuse_losses(ranks: Sequence[int], lost: int, colluders: int | None, threshold: int | None) -> None:
-    """Raise an error for more lost sites than can be done without."""
-    from fedhpc.errors import ConfigError
-    from fedhpc.secure.thresholds import choose_thresholds
-
-    allowed = choose_thresholds(len(ranks), colluders, threshold, accept_two_sites=True).losses
-    if lost > allowed:
-        raise ConfigError(f"--lost {lost}", f"of {len(ranks)} sites at most {allowed} may be lost")
-    if lost and set(ranks) != {1}:
-        raise ConfigError("--lost with several ranks at a site", "one rank at each site")
 
 
 @bench.command("latency", short_help="Time a sum of one number.")
@@ -184,7 +176,7 @@ def masks(sites: str, params: int, lane_bits: str, repeat: int, lines: Path | No
     from fedhpc.bench.start import measure_alone
 
     begun = origin()
-    case = {"sites": _site_counts(sites), "params": params, "lane_bits": int(lane_bits), "repeat": repeat}
+    case = {"sites": site_counts(sites), "params": params, "lane_bits": int(lane_bits), "repeat": repeat}
     result = measure_alone("fedhpc.bench.masks_alone", case)
     rows = [begun.complete(row, "masks and encoding") for row in result["masks"]]
     _show_rows(result | {"masks": rows}, rows, lines, as_json)
@@ -250,37 +242,34 @@ def backends(
     optimiser step of one sequence of 128 tokens at each rank. A sample is a sequence; processor time is that of all
     ranks.
     """
-    from fedhpc.bench.backends import BACKENDS, measure
+    from fedhpc.bench.backends import measure
     from fedhpc.bench.record import origin
-    from fedhpc.errors import ConfigError
 
     begun = origin()
-    names = backends.split(",")
-    unknown = [name for name in names if name not in BACKENDS]
-    if unknown:
-        raise ConfigError(f"--backends {backends}: there is no '{unknown[0]}'", f"one or more of {','.join(BACKENDS)}")
-    result = measure(names, ranks, params, steps, alternations)
+    result = measure(check_backends(backends), ranks, params, steps, alternations)
     rows = [begun.complete(row, f"training, {row['backend']}") for row in result["backends"]]
     _show_rows(result | {"backends": rows}, rows, lines, as_json)
 
 
-def ranks_of_sites(text: str) -> list[int]:
-    """Of --ranks 2,3. Raises ConfigError."""
-    from fedhpc.errors import ConfigError
-
-    words = text.split(",")
-    if not (len(words) >= 2 and all(word.isascii() and word.isdigit() and int(word) for word in words)):
-        raise ConfigError(f"--ranks {text}", "the number of ranks of each of two or more sites, such as 2,3")
-    return [int(word) for word in words]
-
-
-def _site_counts(text: str) -> list[int]:
+def site_counts(text: str) -> list[int]:
+    """Of --sites 2,4,8. Raises ConfigError."""
     from fedhpc.errors import ConfigError
 
     words = text.split(",")
     if not all(word.isascii() and word.isdigit() and 2 <= int(word) <= 1000 for word in words):
         raise ConfigError(f"--sites {text}", "one or more numbers of sites from 2 to 1000, such as 2,4,8")
     return [int(word) for word in words]
+
+
+def check_backends(text: str) -> list[str]:
+    """Of --backends serial,ddp. Raises ConfigError."""
+    from fedhpc.bench.backends import BACKENDS
+    from fedhpc.errors import ConfigError
+
+    names = text.split(",")
+    if unknown := [name for name in names if name not in BACKENDS]:
+        raise ConfigError(f"--backends {text}: there is no '{unknown[0]}'", f"one or more of {','.join(BACKENDS)}")
+    return names
 
 
 def _show(result: Mapping[str, Any], lines: Path | None, as_json: bool) -> None:

@@ -103,6 +103,8 @@ def submit(
         at_once=at_once or 0,
         measured=_measured(shape, command, suite, tags),
     )
+    if shape == "bench":
+        _refuse_words_of_other_shapes(command, {"--sites": sites, "--relay": relay, "--at-once": at_once})
     _refuse_other_lives(plan, shape, links)
     before = Records(plan.jobs).get(successor) if successor else None
     # A chain keeps the image that it began with, also none: the running job has just compared it.
@@ -133,14 +135,26 @@ def _measured(shape: str, command: tuple[str, ...], suite: Path | None, tags: tu
         if command or suite or tags:
             raise ConfigError("--suite, --tag and words after -- belong to a benchmark", "--shape bench")
         return None
-    from fedhpc.cli.bench_words import ranks_of_command, suite_folder
+    from fedhpc.cli.bench_words import measured_command, suite_folder
     from fedhpc.slurm.measured import Measured
 
     if command:
         if suite or tags:
             raise ConfigError("a benchmark's job runs the suite, or one command", "leave --suite and --tag out")
-        return Measured(command, ranks_of_command(command))
+        return measured_command(command)
     return Measured(suite=suite_folder(suite), tags=tags or ("own",))
+
+
+def _refuse_words_of_other_shapes(command: tuple[str, ...], options: dict[str, object]) -> None:
+    """Raises ConfigError: without -- words of `fedhpc bench` are this command's, and something else is measured."""
+    from fedhpc.errors import ConfigError
+
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        said = f", such as -- {command[0]} {given[0]} …" if command else ""
+        raise ConfigError(
+            f"{', '.join(given)}: of other shapes than bench", f"words of `fedhpc bench` come after --{said}"
+        )
 
 
 def _refuse_other_lives(plan: Plan, shape: str, links: int | None) -> None:

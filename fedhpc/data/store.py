@@ -194,7 +194,7 @@ class SiteStore:
         Where the features are not kept, as many batches are read at once as fit into `memory_bytes`, or one.
         """
         row_bytes = 4 * math.prod(self.feature_set.row_shape) + _INDEX_BYTES
-        many = 0 if self._is_kept("features") else self.memory_bytes // row_bytes
+        many = 0 if self._is_kept("features") else self._free_bytes() // row_bytes
         for group in _grouped(batches, many):
             if len(group) == 1:
                 yield self.features(group[0])
@@ -230,13 +230,17 @@ class SiteStore:
     ) -> None:
         self.close()
 
+    def _free_bytes(self) -> int:
+        """What of `memory_bytes` is left beside what is kept, labels and row names included."""
+        return self.memory_bytes - sum(array.nbytes for array in self._kept.values())
+
     def _is_kept(self, name: str) -> bool:
         """Whether all of `name` lies in memory, where it is taken now if there is room."""
         if name in self._kept:
             return True
         with self._blaming(name):
             dataset = self._file.handle()[name]
-            if dataset.nbytes + sum(array.nbytes for array in self._kept.values()) > self.memory_bytes:
+            if dataset.nbytes > self._free_bytes():
                 return False
             self._kept[name] = np.asarray(dataset[:], dataset.dtype.newbyteorder("="))
         return True

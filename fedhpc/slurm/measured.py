@@ -21,6 +21,10 @@ class Measured:
     """The words after `fedhpc bench`."""
     ranks: int = 0
     """Of the command; 0: it starts its own processes, on the first node."""
+    reads: Path | None = None
+    """A file of the host that the command reads."""
+    writes: Path | None = None
+    """A folder of the host in which the command writes."""
     suite: Path | None = None
     """The folder benchmarks/partition of a source tree."""
     tags: tuple[str, ...] = ("own",)

@@ -169,10 +169,14 @@ def _pieces(plan: Plan, shape: Shape, settings: SlurmSettings, stage: Stage, wit
     if shape.kind == "bench":
         if shape.measured is None:
             raise ConfigError("a benchmark's job needs a suite, or a command", "-- sum --sites 4")
+        measured = shape.measured
+        seen = [Bound(plan.site_file.base)]
+        seen += [Bound(measured.reads)] if measured.reads else []
+        seen += [Bound(measured.writes, writable=True)] if measured.writes else []
         return _Pieces(
-            measured_launch(shape.measured, settings, within),
-            begin=measured_begin(shape.measured, settings, contained=contained),
-            bound=(Bound(plan.site_file.base),) if contained else (),
+            measured_launch(measured, settings, within),
+            begin=measured_begin(measured, settings, contained=contained),
+            bound=tuple(seen) if contained else (),
         )
     if shape.sites is None:
         raise ConfigError(f"shape {shape.kind} needs all site files", "--sites DIR")

@@ -140,7 +140,8 @@ class ComputeSettings:
     threads: int = 1
     # Processes that read data beside each rank (a DataLoader's workers); 0 reads in the rank itself.
     workers: int = 0
-    # Of the site's rows, at each rank and its workers together: a store that is larger is read many batches at a time.
+    # Of the site's rows, labels included, at each rank and its workers together, so times the ranks of a node: a store
+    # that is larger is read many batches at a time.
     data_memory_mib: int = 256
     # Only algorithms that give the same bits again. Some models need false; they then run a little faster.
     deterministic: bool = True

@@ -5,15 +5,17 @@ Both nodes are namespaces of this machine and share its cores, so its figures sh
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fakes"), str(ROOT / "tests" / "slurm")]
 
 from clusters import Clusters, why_not  # noqa: E402
+
+from fedhpc.files import write_whole  # noqa: E402
 from test_slurm_bench import submitted  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "partition.jsonl"
@@ -24,16 +26,12 @@ def main() -> int:
     if reason := why_not():
         print(f"error: {reason}", file=sys.stderr)
         return 1
-    clusters = Clusters()
-    try:
-        with tempfile.TemporaryDirectory(prefix="fedhpc-partition-") as folder:
-            words = ["--suite", str(ROOT / "benchmarks" / "partition"), "--tag", "own", "--tag", "SumOverNodes"]
-            code, measured, log = submitted(clusters.alpha, Path(folder), *words, seconds=900)
-            print(log)
-            if code == 0:
-                shutil.copyfile(measured / "results" / "partition.jsonl", RESULT)
-    finally:
-        clusters.close()
+    with tempfile.TemporaryDirectory(prefix="fedhpc-partition-") as folder, closing(Clusters()) as clusters:
+        words = ["--suite", str(ROOT / "benchmarks" / "partition"), "--tag", "own", "--tag", "SumOverNodes"]
+        code, measured, log = submitted(clusters.alpha, Path(folder), *words, seconds=900)
+        print(log)
+        if code == 0:
+            write_whole(RESULT, (measured / "results" / "partition.jsonl").read_bytes(), mode=0o644)
     return code
 
 

@@ -44,7 +44,9 @@ def test_one_command_over_two_nodes(alpha: Cluster, tmp_path: Path) -> None:
     found = records(measured.with_name(f"{measured.name}.jsonl"))
     assert [record["repeat"] for record in found] == [1, 2]
     assert all(record["verified"] and record["settings"]["nodes"] == 2 for record in found)
-    assert found[0]["command"].startswith("srun --nodes=2 --ntasks=4 python -m mpi4py -m fedhpc bench sum --sites 4 ")
+    assert found[0]["command"].startswith(
+        "srun --nodes=2 --ntasks=4 --ntasks-per-node=2 --mpi=pmix python -m mpi4py -m fedhpc bench sum --sites 4 "
+    )
 
 
 def test_the_suite_over_two_nodes(alpha: Cluster, tmp_path: Path) -> None:
@@ -57,6 +59,19 @@ def test_the_suite_over_two_nodes(alpha: Cluster, tmp_path: Path) -> None:
     assert all(record["verified"] and record["params"] == 1_000_000 for record in found)
     assert "2 checks: 2 lines, 0 left out, 0 errors" in log
     assert " 0 errors, 0 files without records" in log
+
+
+def test_mpirun_keeps_the_layout(alpha: Cluster, tmp_path: Path) -> None:
+    """By itself it would put both ranks of a measurement over two nodes on the first, and ReFrame would not see it."""
+    words = ["--suite", str(ROOT / "benchmarks" / "partition"), "--tag", "smoke", "--tag", "SumOverNodes"]
+    code, measured, log = submitted(alpha, tmp_path, *words, launcher="mpirun")
+    assert code == 0, log
+    found = records(measured / "results" / "partition.jsonl")
+    assert {(record["settings"]["nodes"], tuple(record["ranks"])) for record in found} == {(1, (1, 1)), (2, (2, 2))}
+    assert {record["command"].split(" python")[0] for record in found} == {
+        "mpirun -n 2",
+        "mpirun -n 4 --map-by ppr:2:node",
+    }
 
 
 HOSTS = """

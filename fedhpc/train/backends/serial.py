@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from weakref import WeakKeyDictionary
 
 import torch
 from typing_extensions import override
@@ -18,8 +19,8 @@ class SerialBackend(Replicated):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._parameters: dict[torch.nn.Module, dict[str, torch.nn.Parameter]] = {}
-        """Of each model, frozen ones too: to look for them takes a small model's step noticeably longer."""
+        self._parameters: WeakKeyDictionary[torch.nn.Module, dict[str, torch.nn.Parameter]] = WeakKeyDictionary()
+        """Of each model that is in use, frozen ones too: to look for them makes a small model's step longer."""
 
     @override
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:

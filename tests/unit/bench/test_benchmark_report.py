@@ -306,6 +306,13 @@ def test_a_result_becomes_a_line_for_each_repeat(tmp_path: Path) -> None:
         append_lines(tmp_path / "no" / "lines.jsonl", [whole])
 
 
+def test_lines_of_two_limits_of_memory_can_be_told_apart() -> None:
+    whole = {"params": 3, "sites": 1, "ranks": 1, "memory_mib": 256}
+    whole |= {"repeats": [{"wall_s": 1.0, "cpu_s": 1.0, "peak_bytes": 1, "verified": True}]}
+    of_both = [Origin("x").complete(whole | {"memory_mib": mib}, "reading a store") for mib in (0, 256)]
+    assert [lines_of(one)[0]["settings"] for one in of_both] == [{"memory_mib": 0}, {"memory_mib": 256}]
+
+
 def test_one_repeat_that_is_wrong_makes_all_wrong() -> None:
     repeats = [{"wall_s": 1.0, "cpu_s": 1.0, "peak_bytes": 1, "verified": right} for right in (True, False, True)]
     assert Origin("x").complete({"repeats": repeats}, "masked sum")["verified"] is False

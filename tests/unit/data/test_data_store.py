@@ -156,6 +156,20 @@ def test_no_more_is_read_at_once_than_the_limit_allows(tmp_path, limit, monkeypa
         assert (len(read) < 100) == (limit in LIMITS[1:3])
 
 
+def test_labels_that_are_kept_leave_less_for_what_is_read_ahead(tmp_path, monkeypatch):
+    batches = np.random.default_rng(3).permutation(10_000).reshape(100, 100)
+    with SiteStore.open(make(tmp_path / "a.h5", n=10_000, feature_set=WIDE)) as store:
+        store.memory_bytes, read = 500_000, []
+        store.labels(batches[0])
+        store.row_ids(batches[0])
+        kept = sum(array.nbytes for array in store._kept.values())
+        assert kept == 10_000 * (8 + 32)
+        features = store.features
+        monkeypatch.setattr(store, "features", lambda rows: read.append(len(rows)) or features(rows))
+        assert sum(map(len, store.features_in_turn(batches))) == 10_000
+        assert 100 < max(read) <= (500_000 - kept) // (4 * 30 + 48)
+
+
 def test_what_is_kept_stays_within_the_limit_and_in_its_process(tmp_path):
     with SiteStore.open(make(tmp_path / "a.h5", n=1000)) as store:  # features and labels of 8 kB each, ids of 32 kB
         store.memory_bytes = 17_000

@@ -22,6 +22,7 @@ from fedhpc.slurm.bound import Bind, Bound, arranged
 from fedhpc.slurm.container_section import ExtraBind, check_bound, read_bind, read_container
 from fedhpc.slurm.image import Image, image_of, require_agreed, sha256_of
 from fedhpc.slurm.job_chain import Chains
+from fedhpc.slurm.measured import Measured
 from fedhpc.slurm.plan import check, make_plan
 from fedhpc.slurm.queue import clean
 from fedhpc.slurm.scripts import Shape
@@ -241,6 +242,14 @@ def test_a_relay_sees_its_own_folder_only(tmp_path: Path) -> None:
     seen = [tmp_path / "relay", tmp_path / "fed" / "run" / "aa" / "jobs"]
     assert bound_in(text) == [f"{path}:{path}" for path in seen]
     assert words(text)[words(text).index("--pwd") + 1] == f"{tmp_path}/relay"
+
+
+def test_a_benchmark_sees_the_store_that_it_reads_and_the_folder_that_it_fills(tmp_path: Path) -> None:
+    site = site_in(tmp_path / "fed")
+    measured = Measured(("data",), reads=tmp_path / "mine.h5", writes=tmp_path / "scratch")
+    bound = bound_in(text_of(site, shape=Shape("bench", measured=measured)))
+    assert f"{tmp_path}/mine.h5:{tmp_path}/mine.h5:ro" in bound
+    assert f"{tmp_path}/scratch:{tmp_path}/scratch" in bound
 
 
 def test_links_are_bound_under_both_names_and_inner_folders_once(tmp_path: Path) -> None:

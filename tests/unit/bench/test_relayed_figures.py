@@ -1,0 +1,74 @@
+"""The figures of a sum over a relay: medians over all repeats, and nothing that was not measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedhpc.bench.relayed_sum import PATIENCE_S, Case, _joined, _result
+from fedhpc.bench.relayed_sum_site import LateSiteError, _saying_late
+from fedhpc.federation.party import RoundOverError
+
+OF_SOCKETS = {
+    *("plain_s", "masked_over_plain", "tls_socket_bytes_per_s"),
+    *("exchange_over_tls_socket", "masked_exchange_over_tls_socket"),
+}
+
+
+def of_site(number: int, *, vanished: bool = False) -> dict[str, Any]:
+    """What a site reports of one repeat, the `number`th."""
+    taken = {"cpu_s": 1.0, "peak_bytes": 10, "verified": True, "relay_cpu_s": 0.5}
+    report: dict[str, Any] = {
+        "verified": True,
+        "peak_bytes": 10,
+        "baseline_bytes": 5,
+        "spans": {"off": [(0.0, 1.0)], "masked": [] if vanished else [(0.0, float(number))]},
+        "repeats": {"off": [taken], "masked": [] if vanished else [taken]},
+    }
+    if not vanished:
+        turn = {"round_trips": number, "round_trips_exposed": number, "bytes_up": number}
+        report |= {"settles": [float(number)], "turns": [turn | {"stages_s": {"encode": float(number)}}]}
+    return report
+
+
+def of_all(case: Case, numbers: list[int], rate: float | None) -> dict[str, Any]:
+    reports: list[dict[str, Any]] = []
+    for number in numbers:
+        found = [of_site(number, vanished=site >= case.sites - case.lost) for site in range(case.sites)]
+        reports = [_joined(*two) for two in zip(reports, found, strict=True)] if reports else found
+    return _result(case, reports, rate, 1)
+
+
+def test_with_lost_sites_all_repeats_count() -> None:
+    case = Case(ranks=[1, 1, 1, 1], params=8, lane_bits=32, repeat=3, degree=0, lost=1)
+    result = of_all(case, [9, 1, 2], None)
+    names = ["masked_s", "compare_results_s", "round_trips", "round_trips_exposed", "bytes_up_per_site"]
+    assert [result[name] for name in names] == [2, 2, 2, 2, 2]
+    assert result["stages_s"] == {"encode": 2.0}
+    assert [repeat["wall_s"] for repeat in result["repeats"]] == [9.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("how", [{"latency_ms": 5.0}, {"mbit_s": 8.0}, {"lost": 1}])
+def test_bare_sockets_are_compared_with_a_bare_line_only(how: dict[str, Any]) -> None:
+    case = Case(ranks=[1, 1, 1, 1], params=8, lane_bits=32, repeat=1, degree=0, **how)
+    assert not case.is_bare
+    assert not OF_SOCKETS & set(of_all(case, [1], None))
+    bare = Case(ranks=[1, 1, 1, 1], params=8, lane_bits=32, repeat=1, degree=0)
+    assert bare.is_bare
+    assert set(of_all(bare, [1], 100.0)) >= OF_SOCKETS
+
+
+def test_how_long_lost_sites_are_waited_for() -> None:
+    case = Case(ranks=[1] * 4, params=1_000_000, lane_bits=32, repeat=1, degree=0, lost=1)
+    assert case.upload_s == PATIENCE_S + 0.8
+    assert Case(ranks=[1] * 4, params=1, lane_bits=32, repeat=1, degree=0, lost=1, patience_s=7.0).upload_s == 7.0
+
+
+def test_a_live_site_that_is_late_is_said_plainly() -> None:
+    with pytest.raises(LateSiteError, match="site2 is there, and its vector came later than upload_s = 30") as late:
+        with _saying_late("site2", 30.0):
+            raise RoundOverError(3, "round 3 is over")
+    assert "--patience-s" in late.value.hint
+    with pytest.raises(RoundOverError), _saying_late("site2", None):
+        raise RoundOverError(3, "round 3 is over")
