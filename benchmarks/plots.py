@@ -18,6 +18,8 @@ _WORKS = ("masked sum", "relayed masked sum")
 _LABELS = {"sites": "sites", "params": "parameters"}
 # Told apart by all eyes: those of Okabe and Ito, and a grey.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+_MARKERS = "osD^vPX*"  # as many as colours: beyond them lines differ
+_LINES = ("-", "--", ":", "-.")
 
 
 def draw(runs: Sequence[Run], folder: Path) -> dict[str, str]:
@@ -70,10 +72,11 @@ def _sums(runs: Sequence[Run], size: Size) -> list[Series]:
 
 
 def _sizes(axes: Any, size: Size, found: Sequence[Series]) -> None:
-    for marker, one in zip("osD^vPX*" * len(found), found, strict=False):
+    for at, one in enumerate(found):
+        marker, line = _MARKERS[at % len(_MARKERS)], _LINES[at // len(_MARKERS) % len(_LINES)]
         sizes = [run.get(size) for run in one.runs]
         middles, spread = _bars(one.runs)
-        axes.errorbar(sizes, middles, spread, marker=marker, markersize=5, capsize=3, label=one.name)
+        axes.errorbar(sizes, middles, spread, marker=marker, linestyle=line, markersize=5, capsize=3, label=one.name)
     axes.set_xscale("log", base=2 if size == "sites" else 10)
     _logarithmic(axes)
     ticks = sorted({run.get(size) for one in found for run in one.runs})
@@ -147,7 +150,7 @@ def _stages(axes: Any, found: Sequence[tuple[str, dict[str, float]]]) -> None:
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.set_xlabel("milliseconds of a core, of one of four sites, for each million parameters")
     axes.set_ylabel("parameters")
-    axes.legend(frameon=False, fontsize=9, ncols=len(TERMS), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(frameon=False, fontsize=9, ncols=(len(TERMS) + 1) // 2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _cost_model(axes: Any, runs: Sequence[Run]) -> None:

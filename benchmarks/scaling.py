@@ -67,7 +67,7 @@ def series(runs: list[Run], size: Size) -> list[Series]:
             found.setdefault(key, {})[run.get(size)] = run
     return [
         Series(size, str(work), str(system), fixed, [by_size[key] for key in sorted(by_size)])
-        for (work, system, fixed, _), by_size in sorted(found.items(), key=lambda item: str(item[0]))
+        for (work, system, fixed, _), by_size in sorted(found.items(), key=lambda item: (str(item[0][:2]), item[0][2:]))
         if len(by_size) > 1
     ]
 
