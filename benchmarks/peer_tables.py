@@ -51,7 +51,7 @@ def sections(records: Iterable[Record]) -> list[str]:
         "that all processes held at once (shared pages counted in each), and the fall of the machine's available",
         "memory; of the two the one that is better for the peer. Server: the same for the server's processes, or our",
         "relay. Ours includes checking, key agreement and the hash of the sum that sites compare. What protects the",
-        "vectors differs: see [how it was done](#peers-how). An asterisk: of fewer than five rounds.",
+        "vectors differs: see [how it was done](#how-it-was-done). An asterisk: of fewer than five rounds.",
         *table(
             *("work", "against", "sizes", "ours s", "peer s", "wall", "CPU", "memory", "server memory"),
             *("aim", "reached"),
@@ -59,7 +59,6 @@ def sections(records: Iterable[Record]) -> list[str]:
         *(row(*(getattr(line, f.name) for f in fields(Target))) for line in targets(runs)),
         *_runs_table(runs),
         "",
-        "(peers-how)=",
         "### How it was done",
         "",
         f"{_how_to_repeat()} A command below measures its case",
