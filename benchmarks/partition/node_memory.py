@@ -21,9 +21,7 @@ def job_memory_mib(environment: Mapping[str, str]) -> float:
     return float(number(environment, "SLURM_MEM_PER_NODE") or each) or node_memory_mib()
 
 
-def node_memory_mib(
-    groups: str | None = None, root: Path = _CGROUPS, physical: float | None = None
-) -> float:
+def node_memory_mib(groups: str | None = None, root: Path = _CGROUPS, physical: float | None = None) -> float:
     """MiB that the node has, or that the control groups of this process let it have (`groups`: /proc/self/cgroup)."""
     if physical is None:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
