@@ -112,8 +112,8 @@ def sum_(
     if exchange == "https":
         from fedhpc.bench.relayed_sum import PATIENCE_S, Case, measure
 
-        line = {"latency_ms": latency_ms, "mbit_s": mbit_s, "patience_s": patience_s or PATIENCE_S}
-        relayed = Case(**case, folder=folder, lost=lost, **line)
+        case |= {"latency_ms": latency_ms, "mbit_s": mbit_s, "patience_s": patience_s or PATIENCE_S}
+        relayed = Case(**case, folder=folder, lost=lost)
         work = "relayed masked sum" + (f", {lost} lost" if lost else "")
         _show(begun.complete(measure(relayed), work, **mask_graph), lines, as_json)
         return

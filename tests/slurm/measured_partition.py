@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "fakes"), str(ROOT / "tests" / "slurm")]
 
 from clusters import Clusters, why_not  # noqa: E402
+from test_slurm_bench import submitted  # noqa: E402
 
 from fedhpc.files import write_whole  # noqa: E402
-from test_slurm_bench import submitted  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "partition.jsonl"
 

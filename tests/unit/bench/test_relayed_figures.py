@@ -66,9 +66,9 @@ def test_how_long_lost_sites_are_waited_for() -> None:
 
 
 def test_a_live_site_that_is_late_is_said_plainly() -> None:
-    with pytest.raises(LateSiteError, match="site2 is there, and its vector came later than upload_s = 30") as late:
-        with _saying_late("site2", 30.0):
-            raise RoundOverError(3, "round 3 is over")
+    said = "site2 is there, and its vector came later than upload_s = 30"
+    with pytest.raises(LateSiteError, match=said) as late, _saying_late("site2", 30.0):
+        raise RoundOverError(3, "round 3 is over")
     assert "--patience-s" in late.value.hint
     with pytest.raises(RoundOverError), _saying_late("site2", None):
         raise RoundOverError(3, "round 3 is over")
