@@ -29,6 +29,7 @@ COMMANDS = (
 
 def main(folder: Path) -> int:
     """The exit code."""
+    folder.mkdir(parents=True, exist_ok=True)
     lines = folder / "smoke.jsonl"
     for command in COMMANDS:
         words = ["-m", "fedhpc", "bench", *command.split(), "--json", "--lines", str(lines)]
