@@ -101,10 +101,8 @@ def submit(
         federations=tuple(path.absolute() for path in federations),
         relay=relay and relay.absolute(),
         at_once=at_once or 0,
-        measured=_measured(shape, command, suite, tags),
+        measured=_measured(shape, command, suite, tags, {"--sites": sites, "--relay": relay, "--at-once": at_once}),
     )
-    if shape == "bench":
-        _refuse_words_of_other_shapes(command, {"--sites": sites, "--relay": relay, "--at-once": at_once})
     _refuse_other_lives(plan, shape, links)
     before = Records(plan.jobs).get(successor) if successor else None
     # A chain keeps the image that it began with, also none: the running job has just compared it.
@@ -127,14 +125,17 @@ def submit(
         click.echo(f"logs in {plan.jobs}; `{shlex.join(words)}` shows how they stand")
 
 
-def _measured(shape: str, command: tuple[str, ...], suite: Path | None, tags: tuple[str, ...]) -> Measured | None:
-    """What a benchmark's job measures; None for other shapes. Raises ConfigError."""
+def _measured(
+    shape: str, command: tuple[str, ...], suite: Path | None, tags: tuple[str, ...], of_others: dict[str, object]
+) -> Measured | None:
+    """What a benchmark's job measures; None for other shapes. `of_others`: options of those. Raises ConfigError."""
     from fedhpc.errors import ConfigError
 
     if shape != "bench":
         if command or suite or tags:
             raise ConfigError("--suite, --tag and words after -- belong to a benchmark", "--shape bench")
         return None
+    _refuse_words_of_others(command, of_others)
     from fedhpc.cli.bench_words import measured_command, suite_folder
     from fedhpc.slurm.measured import Measured
 
@@ -145,7 +146,7 @@ def _measured(shape: str, command: tuple[str, ...], suite: Path | None, tags: tu
     return Measured(suite=suite_folder(suite), tags=tags or ("own",))
 
 
-def _refuse_words_of_other_shapes(command: tuple[str, ...], options: dict[str, object]) -> None:
+def _refuse_words_of_others(command: tuple[str, ...], options: dict[str, object]) -> None:
     """Raises ConfigError: without -- words of `fedhpc bench` are this command's, and something else is measured."""
     from fedhpc.errors import ConfigError
 

@@ -75,7 +75,7 @@ def test_a_site_that_is_lost_is_waited_for_and_done_without(tmp_path: Path) -> N
     words = ["sum", "--exchange", "https", "--sites", "4", "--params", "3000", "--repeat", "2", "--lost", "1"]
     result, records = measured(tmp_path, *words, timeout=240)
     assert "plain_s" not in result
-    assert result["upload_s"] > 30
+    assert result["upload_s"] >= 30
     for record in records:
         assert record["work"] == "relayed masked sum, 1 lost"
         assert record["wall_s"] > record["settings"]["upload_s"] == result["upload_s"]

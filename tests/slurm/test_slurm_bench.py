@@ -20,6 +20,9 @@ COMMAND = ["--", "sum", "--sites", "4", "--params", "1000000", "--repeat", "2"]
 SLURM = {"mpi": "pmix", "partition": "cpu", "time": "00:20:00", "nodes": 2, "tasks_per_node": 2, "memory": "4G"}
 
 
+AS_ROOT = "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
+
+
 def submitted(
     alpha: Cluster, folder: Path, *words: str, seconds: float = 240, **slurm: object
 ) -> tuple[int, Path, str]:
@@ -64,7 +67,7 @@ def test_the_suite_over_two_nodes(alpha: Cluster, tmp_path: Path) -> None:
 def test_mpirun_keeps_the_layout(alpha: Cluster, tmp_path: Path) -> None:
     """By itself it would put both ranks of a measurement over two nodes on the first, and ReFrame would not see it."""
     words = ["--suite", str(ROOT / "benchmarks" / "partition"), "--tag", "smoke", "--tag", "SumOverNodes"]
-    code, measured, log = submitted(alpha, tmp_path, *words, launcher="mpirun")
+    code, measured, log = submitted(alpha, tmp_path, *words, launcher="mpirun", setup=[AS_ROOT])
     assert code == 0, log
     found = records(measured / "results" / "partition.jsonl")
     assert {(record["settings"]["nodes"], tuple(record["ranks"])) for record in found} == {(1, (1, 1)), (2, (2, 2))}
