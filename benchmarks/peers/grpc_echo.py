@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from flower_deployment import GRPC, POLL_S, deploy, said
-from flower_processes import none_left
+from ending import none_left
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import signal
@@ -55,11 +56,10 @@ def rank(me: int, sites: int, params: int, rounds: int, work: Path) -> None:
         start = time.monotonic()
         dist.all_reduce(values, op=dist.ReduceOp.SUM)
         end = time.monotonic()
+        ends = of_all(dist, sites, (start, end))  # nobody checks while another rank still sums
+        spans.append([min(s for s, _ in ends), max(e for _, e in ends)])
         error = max(error, worst(torch, values, sites, number))
-        ends: list[Any] = [None] * sites
-        dist.all_gather_object(ends, (start, end, error))
-        error = max(e for *_, e in ends)
-        spans.append([min(s for s, *_ in ends), max(e for _, e, _ in ends)])
+    error = max(of_all(dist, sites, error))
     dist.destroy_process_group()
     if me == 0:
         said = {
@@ -79,6 +79,13 @@ def rank(me: int, sites: int, params: int, rounds: int, work: Path) -> None:
             sys.exit(f"the sum is off by {error}")
 
 
+def of_all(dist: Any, sites: int, value: Any) -> list[Any]:
+    """What every rank has given."""
+    found: list[Any] = [None] * sites
+    dist.all_gather_object(found, value)
+    return found
+
+
 TILE = 1 << 20  # numbers at a time, so that checking takes no memory
 
 
@@ -90,9 +97,10 @@ def fill(torch: Any, values: Any, base: int) -> None:
 
 
 def worst(torch: Any, values: Any, sites: int, number: int) -> float:
-    """The largest error of the sum."""
+    """The largest error of the sum; infinite if a number is none, or there is none."""
     pattern = (torch.arange(TILE) % 1024).float() / 1024 * sites + sum(k + number for k in range(sites))
-    return max(float((piece - pattern[: piece.numel()]).abs().max()) for piece in values.split(TILE))
+    found = [float((piece - pattern[: piece.numel()]).abs().max()) for piece in values.split(TILE) if piece.numel()]
+    return max(found) if found and all(map(math.isfinite, found)) else math.inf
 
 
 if __name__ == "__main__":
