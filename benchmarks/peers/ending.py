@@ -1,7 +1,7 @@
 """Every process that comes of this one ends with it: daemons, what left its session, and what minds no signal.
 
-An orphan below a process that has called `adopt` becomes its child, so it stays a descendant. Scripts of peers have this
-file beside them; it needs nothing but Python.
+An orphan below a process that has called `adopt` becomes its child, so it stays a descendant. Scripts of peers have
+this file beside them; it needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def tell(pids: list[int], number: int) -> None:
 
 
 def kill_descendants(patience_s: float = 30) -> None:
-    """Until no child is left; one that is started meanwhile is in the next look. The kernel may keep one for a while."""
+    """Until no child is left, also none that is started meanwhile; one that the kernel keeps is not waited for long."""
     until = time.monotonic() + patience_s
     while reap() and time.monotonic() < until:
         tell(descendants(os.getpid()), signal.SIGKILL)

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -20,25 +19,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from ending import none_left
+
 
 def launch(sites: int) -> int:
     """Run this script once for each rank; the exit code."""
-    ranks = list[subprocess.Popen[bytes]]()
-
-    def end(number: int, _: Any) -> None:
-        for process in ranks:
-            process.terminate()
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    ranks += [subprocess.Popen([sys.executable, *sys.argv, "--rank", str(k)], env=environment) for k in range(sites)]
-    while any(process.poll() is None for process in ranks):
-        if any(process.poll() for process in ranks):  # the others would wait for it
-            for process in ranks:
-                process.terminate()
-        time.sleep(0.05)
-    return int(max(abs(process.returncode) for process in ranks))
+    words = [sys.executable, *sys.argv, "--rank"]
+    with none_left():
+        ranks = [subprocess.Popen([*words, str(k)], env=environment) for k in range(sites)]
+        while any(process.poll() is None for process in ranks):
+            if failed := [process.returncode for process in ranks if process.poll()]:
+                return int(abs(failed[0]))  # the others would wait for it
+            time.sleep(0.05)
+    return 0
 
 
 def rank(me: int, sites: int, params: int, rounds: int, work: Path) -> None:

@@ -17,7 +17,7 @@ PEERS = ROOT / "benchmarks" / "peers"
 # A daemon in a session of its own, of a parent that ends at once, which does not mind SIGTERM.
 DAEMON = """
 import os, signal, sys, time
-from flower_processes import none_left
+from ending import none_left
 with none_left():
     if not os.fork():
         os.setsid()
