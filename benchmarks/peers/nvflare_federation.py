@@ -35,7 +35,6 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.fuel.utils.memory_utils import cleanup_memory
 from vectors import fill, largest_error, move
 
-LAYER = 1 << 21  # numbers in one array: 8 MiB, about the mean in GPT-2 Large, which NVFlare's own comparison takes
 POLL_S = 0.05  # for every interval at which NVFlare asks again; its own are 0.5 and 2 s
 ARENAS = 4
 SETTINGS = {
@@ -55,19 +54,19 @@ def say(path: str, **line: Any) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def layers(length: int) -> dict[str, tuple[int, int]]:
+def layers(length: int, each: int) -> dict[str, tuple[int, int]]:
     """Name -> (its first number's place in the vector, how many numbers) of each array of the model."""
-    return {f"layer{at // LAYER}": (at, min(LAYER, length - at)) for at in range(0, length, LAYER)}
+    return {f"layer{at // each}": (at, min(each, length - at)) for at in range(0, length, each)}
 
 
-def model_of(length: int) -> dict[str, np.ndarray[Any, Any]]:
-    """The first vector in float32 arrays of LAYER numbers, the last one shorter."""
-    return {name: fill(np.empty(size, np.float32), first) for name, (first, size) in layers(length).items()}
+def model_of(length: int, each: int) -> dict[str, np.ndarray[Any, Any]]:
+    """The first vector in float32 arrays of `each` numbers, a multiple of vectors.STRIDE, but for the last one."""
+    return {name: fill(np.empty(size, np.float32), first) for name, (first, size) in layers(length, each).items()}
 
 
-def error_of(model: Mapping[str, Any], length: int, rounds: int, sites: int) -> float:
+def error_of(model: Mapping[str, Any], length: int, each: int, rounds: int, sites: int) -> float:
     """The largest one of a model of NumPy arrays or tensors after so many rounds; infinite if it is another model."""
-    wanted = layers(length)
+    wanted = layers(length, each)
     if not wanted or model.keys() != wanted.keys():
         return math.inf
     return max(
@@ -81,9 +80,9 @@ class Moves(Executor):
     Once a result has been sent it frees what is garbage, as NVFlare's `client_memory_gc_rounds` of 1 does.
     """
 
-    def __init__(self, length: int):
+    def __init__(self, length: int, each: int):
         super().__init__()
-        self.length = length
+        self.length, self.each = length, each
         self.sent = False
 
     def handle_event(self, event_type: str, fl_ctx: Any) -> None:
@@ -95,7 +94,7 @@ class Moves(Executor):
 
     def execute(self, task_name: str, shareable: Any, fl_ctx: Any, abort_signal: Any) -> Any:
         model = {name: self.changeable(values) for name, values in from_shareable(shareable).data.items()}
-        wanted = layers(self.length)
+        wanted = layers(self.length, self.each)
         if model.keys() != wanted.keys():
             raise ValueError(f"{len(model)} arrays arrived of {len(wanted)}")
         client = int(fl_ctx.get_identity_name().rpartition("-")[2]) - 1
