@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# ReFrame 4.10.4 refuses a partition one of whose `features` begins with a digit, such as `1_node`, and with it the whole
-# configuration file; 4.10.0 takes it. One would expect a patch release to read what the one before read. The site
+# ReFrame 4.10.4 refuses a partition one of whose `features` begins with a digit, such as `1_node`, and with it all of
+# the configuration file; 4.10.0 takes it. One would expect a patch release to read what the one before read. The site
 # configurations of EESSI's test suite list the sizes of jobs as features (`1_node`, `16_nodes`), so none of them loads
-# with the newer release. Until one of the two changes, a suite that shall run under them must ask for reframe-hpc==4.10.0
+# with the newer release. Until one of the two changes, a suite that runs under them must ask for reframe-hpc==4.10.0
 # exactly. The older release never meant to take it: its pattern was not anchored, and matched anywhere in the name.
 #
-# Versions: reframe-hpc 4.10.0 and 4.10.4. Source: reframe/schemas/config.json, the pattern of alphanum_ext_string, which
-# pull request 3685 of reframe-hpc/reframe anchored; issue 3723 there asks for digits and was open in September 2026.
+# Versions: reframe-hpc 4.10.0 and 4.10.4. Source: reframe/schemas/config.json, the pattern of alphanum_ext_string,
+# anchored by pull request 3685 of reframe-hpc/reframe; issue 3723 there asks for digits, and was open in September 2026.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
