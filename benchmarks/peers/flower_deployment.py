@@ -2,8 +2,9 @@
 
 Settings: Flower starts a new process for every message to a node, whether SuperNode or an operator starts SuperExec
 (--isolation), and no setting keeps one; so subprocess isolation it is. SuperExec looks for work four times a second
-(FLWR_SUPEREXEC_TASK_POLL_INTERVAL), no dependencies are installed at run time, and there are no rounds of evaluation.
-Arrays go in pieces of 5 MiB, SecAgg+'s masked vector as one object of at most 2 GiB: no limit is near.
+(FLWR_SUPEREXEC_TASK_POLL_INTERVAL), and so does the server app for replies. No dependencies are installed at run time,
+and there are no rounds of evaluation. Arrays go in pieces of 5 MiB, SecAgg+'s masked vector as one object of at most
+2 GiB: no limit is near.
 """
 
 from __future__ import annotations
@@ -280,7 +281,13 @@ def main() -> int:
         tolerance(work, args.rounds, args.sites),
         "flower deployment",
         "secure aggregation" if args.secure else "plain FedAvg",
-        settings={"tls": args.tls, "isolation": "subprocess", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_S} | shares,
+        settings={
+            "tls": args.tls,
+            "isolation": "subprocess",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_S,
+            "replies_looked_for_s": 0.25,
+        }
+        | shares,
     )
 
 
