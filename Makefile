@@ -155,7 +155,7 @@ bench: $(VENV)/.demo
 bench-smoke: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.smoke
 
-# Ours and each peer in turn, at the sizes of the target table of docs/benchmarks.md: three quarters of an hour, with
+# Ours and each peer in turn, at the sizes of the target table of docs/benchmarks.md: an hour and a half, with
 # nothing else on the machine. Each peer has its environment in build/peers.
 bench-peers: setup
 	-$(BIN)/python -m benchmarks.peers --prepare

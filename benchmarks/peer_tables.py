@@ -50,7 +50,8 @@ def sections(records: Iterable[Record]) -> list[str]:
         "how many times more the peer took, in wall seconds, processor seconds of all processes, and memory: the most",
         "that all processes held at once (shared pages counted in each), and the fall of the machine's available",
         "memory; of the two the one that is better for the peer. Server: the same for the server's processes, or our",
-        "relay. Ours includes checking, key agreement and the hash of the sum that sites compare. What protects the",
+        "relay. No side's time has the drawing of its vectors or the check of its result in it; ours includes the",
+        "checks of the protocol, key agreement and the hash of the sum that sites compare. What protects the",
         "vectors differs: see [how it was done](#how-it-was-done). An asterisk: of fewer than five rounds.",
         *table(
             *("work", "against", "sizes", "ours s", "peer s", "wall", "CPU", "memory", "server memory"),
@@ -77,13 +78,10 @@ def targets(runs: Mapping[str, Sequence[Record]]) -> list[Target]:
 
 
 def _how_to_repeat() -> str:
-    by_name = [peer.row for case in CASES if case.by_name for peer in case.peers]
-    if not by_name:
-        return "`make bench-peers` measures all rows again."
-    names = " and ".join(by_name)
+    longest = " and ".join(peer.row for case in CASES if case.long for peer in case.peers)
     return (
-        f"`make bench-peers` measures the rows again, but for {names}, which take\nlong; "
-        "`python -m benchmarks.peers --all` measures all of them."
+        "`make bench-peers` measures all rows again; `python -m benchmarks.peers --quick` leaves out\n"
+        f"{longest}, which takes longest."
     )
 
 

@@ -28,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help="a case or one of its peers")
-    parser.add_argument("--all", action="store_true", help="also those that else must be named")
+    parser.add_argument("--quick", action="store_true", help="without the longest cases, unless they are named")
     parser.add_argument("--small", action="store_true", help="one turn of 100,000 numbers, to try it")
     parser.add_argument("--turns", type=int, metavar="N", help="in place of the case's own")
     parser.add_argument("--lines", type=Path, metavar="FILE", help=f"where records go (default: {LINES.name})")
@@ -44,22 +44,40 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: --turns {given.turns}\nhint: 1 or more", file=sys.stderr)
         return 2
     named = [case for _, case in found if case]
-    whole = [case for case in CASES if given.all or given.list or given.prepare or not case.by_name]
+    whole = [case for case in CASES if not (given.quick and case.long)]
     cases = [_sized(case, given) for case in (named or whole)]
     if given.list:
         return _list(cases)
     if given.prepare:
         return _prepare(cases)
-    signal.signal(signal.SIGTERM, _end)
     lines = given.lines or (None if given.small else LINES)  # what was only tried is no result
+    try:
+        if lines is not None:
+            store(lines, [])  # before hours of measuring, not after
+    except (OSError, ValueError) as error:
+        why = f"{error.strerror}" if isinstance(error, OSError) else str(error)
+        print(f"error: {lines}: {why}\nhint: --lines FILE names another file for the records", file=sys.stderr)
+        return 2
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
     everything = list[Record]()
     for case in cases:
-        records = Alternation(case, small=given.small).run()
-        everything += records
-        if lines is not None:
-            store(lines, records)
+        everything += _measure(case, given.small, lines)
     print(json.dumps(summary(everything)))
     return 1 if any(not record["row"] and "verified" not in record for record in everything) else 0
+
+
+def _measure(case: Case, small: bool, lines: Path | None) -> list[Record]:
+    """All records of a case; what there is of them is in the file after every turn."""
+
+    def keep(records: Sequence[Record]) -> None:
+        if lines is not None:
+            store(lines, records, whole=False)
+
+    records = Alternation(case, small=small).run(keep)
+    if lines is not None:
+        store(lines, records)
+    return records
 
 
 def summary(records: Sequence[Record]) -> dict[str, Any]:
@@ -99,12 +117,15 @@ def _list(cases: Sequence[Case]) -> int:
     for case in cases:
         rounds = " + ".join(map(str, case.warm))
         print(f"{case.name}: {case.title}, {case.sites} sites, {case.params} numbers, {rounds} warm rounds", end="")
-        print(f", about {case.seconds() / 60:.0f} min" + ("; only by name, or with --all" if case.by_name else ""))
+        print(f", about {_minutes(case)} min" + ("; not with --quick" if case.long else ""))
         for peer in case.peers:
             print(f"  {peer.row}: {peer.system}, {peer.work}")
-    short, whole = (sum(c.seconds() for c in cases if not (c.by_name and skip)) / 60 for skip in (True, False))
-    print(f"about {short:.0f} min, {whole:.0f} with --all")
+    print(f"about {_minutes(*cases)} min in all, {_minutes(*(case for case in cases if not case.long))} with --quick")
     return 0
+
+
+def _minutes(*cases: Case) -> str:
+    return f"{max(1, sum(case.seconds() for case in cases) / 60):.0f}"
 
 
 def _prepare(cases: Sequence[Case]) -> int:
@@ -119,7 +140,9 @@ def _prepare(cases: Sequence[Case]) -> int:
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """SIGTERM ends as Ctrl-C does: what runs is ended first."""
+    """What runs is ended first; a second signal does not stop that."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
     sys.exit(128 + number)
 
 

@@ -27,7 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,16 @@ class Alternation:
     given_up: set[str] = field(default_factory=set)  # rows that need not be tried again
     load: float = field(default_factory=lambda: round(os.getloadavg()[0], 1))
 
-    def run(self) -> list[Record]:
-        """All records of the case."""
+    def run(self, keep: Callable[[Sequence[Record]], None] = lambda _: None) -> list[Record]:
+        """All records of the case; `keep` is given those so far whenever one side has had its turn."""
         found = list[Record]()
         sides: list[Ours | Peer] = [self.case.ours, *self.case.peers]
         for turn, warm in enumerate(self.case.warm, 1):
             for side in sides if turn % 2 else reversed(sides):
                 if _row(side) not in self.given_up:
                     found += self._turn(side, turn, warm)
-        for row in {record["row"] for record in found}:
-            for number, record in enumerate((r for r in found if r["row"] == row), 1):
-                record |= {"repeat": number, "repeats": sum(r["row"] == row for r in found)}
+                    _count(found)
+                    keep(found)
         return found
 
     def _turn(self, side: Ours | Peer, turn: int, warm: int) -> list[Record]:
@@ -245,6 +244,14 @@ def _program(side: Ours | Peer) -> str:
     return " ".join([side.script, *side.flags])
 
 
+def _count(records: Sequence[Record]) -> None:
+    """Number those of each side."""
+    for row in {record["row"] for record in records}:
+        of_row = [record for record in records if record["row"] == row]
+        for number, record in enumerate(of_row, 1):
+            record |= {"repeat": number, "repeats": len(of_row)}
+
+
 def _row(side: Ours | Peer) -> str:
     return side.row if isinstance(side, Peer) else ""
 
@@ -269,12 +276,22 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def store(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Put the records of cases into `path`, in place of older ones of the same cases."""
-    cases = {record["case"] for record in records}
+def store(path: Path, records: Sequence[Mapping[str, Any]], *, whole: bool = True) -> None:
+    """Put the records of a case's run into `path`, in place of older ones of the same case once the run is `whole`.
+
+    Until then, and for ever if it is interrupted, the older ones stay beside them: the page takes of every row the
+    newest run that has it. At every moment the file is one that can be read.
+
+    Raises OSError, and ValueError where a line that is there is no record.
+    """
+    cases, runs = {record["case"] for record in records}, {record.get("run_id") for record in records}
     kept = list[str]()
-    for line in path.read_text().splitlines() if path.exists() else []:
-        if json.loads(line).get("case") not in cases:
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            old = dict(json.loads(line))
+        except (ValueError, TypeError):
+            raise ValueError(f"line {number} is no record") from None
+        if old.get("case") not in cases or (not whole and old.get("run_id") not in runs):
             kept.append(line)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")

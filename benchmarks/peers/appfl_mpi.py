@@ -5,13 +5,15 @@
 It starts its own ranks with the mpirun beside its Python. Server and clients are APPFL's own agent and communicators,
 without its trainer: a client adds 0.5 to the model. `optimize_memory` is off everywhere, because with it on garbage is
 collected at every message, which takes most of a round here. A round is from the first client's call to the last
-client's answer; with --secure it holds the masking. All clients check the whole model of every round.
+client's answer; with --secure it holds the masking. What a client sends is made before the round begins, and all
+clients check the whole model of every round once it has ended for the last of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -94,18 +96,20 @@ def take_part(comm: Any, clients: Any, given: argparse.Namespace) -> None:
     masks = SecureAggregator(names[me], names, SECRET, torch.device("cpu"))
     spans, error = [], 0.0
     for number in range(given.rounds):
+        own = torch.full((given.params,), 0.5) if given.secure else held["flat"] + 0.5
+        del held
         clients.Barrier()
         start = time.monotonic()
         if given.secure:
-            flat, shapes = masks.mask_update({"flat": torch.full((given.params,), 0.5)}, number)
+            flat, shapes = masks.mask_update({"flat": own}, number)
             sent = {"type": "masked_update_flat", "flat": flat, "shapes": shapes, "num_examples": 1}
         else:
-            sent = {"flat": held["flat"] + 0.5}
+            sent = {"flat": own}
         held, _ = server.update_global_model(sent)
         end = time.monotonic()
-        error = max(error, worst(held["flat"], 0.5 * (number + 1), given.params))
-        ends = clients.allgather((start, end))
+        ends = clients.allgather((start, end))  # nobody checks while another client still waits for its answer
         spans.append([min(s for s, _ in ends), max(e for _, e in ends)])
+        error = max(error, worst(held["flat"], 0.5 * (number + 1), given.params))
     server.invoke_custom_action(action="close_connection")
     error = max(clients.allgather(error))
     # Masks are float32 numbers of size 1 that cancel up to rounding; each round adds its own.
@@ -139,10 +143,11 @@ def take_part(comm: Any, clients: Any, given: argparse.Namespace) -> None:
 
 
 def worst(flat: Any, expected: float, params: int) -> float:
-    """The largest error of a model whose values shall all be the same; infinite if it has another size."""
-    if flat.shape != (params,):
-        return float("inf")
-    return max(float((piece - expected).abs().max()) for piece in flat.split(1 << 20))
+    """The largest error of a model whose values shall all be the same; infinite if one is no number or too few are."""
+    if flat.shape != (params,) or not params:
+        return math.inf
+    found = [float((piece - expected).abs().max()) for piece in flat.split(1 << 20)]
+    return max(found) if all(map(math.isfinite, found)) else math.inf
 
 
 def main() -> None:

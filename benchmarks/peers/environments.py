@@ -18,7 +18,7 @@ class EnvironmentFailedError(Exception):
 
 
 def python_of(name: str, pins: Path = HERE, build: Path = BUILD) -> Path:
-    """The Python of the environment `name`, which is made if it is missing or its pins have changed.
+    """The Python of the environment `name`, which is made anew if it is not whole, or its pins have changed.
 
     Raises EnvironmentFailedError.
     """
@@ -28,16 +28,21 @@ def python_of(name: str, pins: Path = HERE, build: Path = BUILD) -> Path:
     if not wanted.exists():
         raise EnvironmentFailedError(f"there is no {wanted.name}")
     constraints = ROOT / "constraints.txt"
-    made = hashlib.sha256(wanted.read_bytes() + constraints.read_bytes()).hexdigest()
+    made = stamp(wanted, constraints, folder)
     mark = folder / "made-of"
     if mark.exists() and mark.read_text() == made and python.exists():
         return python
     print(f"making {folder}", file=sys.stderr, flush=True)
-    if not python.exists():
-        _run([sys.executable, "-m", "venv", str(folder)])
+    _run([sys.executable, "-m", "venv", "--clear", str(folder)])  # an interrupted pip may have left half a package
     _run([str(python), "-m", "pip", "install", "--quiet", "-c", str(constraints), "-r", str(wanted)])
-    mark.write_text(made)
+    mark.write_text(made)  # last: where it is, the environment is whole
     return python
+
+
+def stamp(wanted: Path, constraints: Path, folder: Path) -> str:
+    """What a whole environment was made of, and where: commands in it name their Python, so it cannot be moved."""
+    parts = (wanted.read_bytes(), constraints.read_bytes(), str(folder.resolve()).encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def pinned(name: str, package: str, pins: Path = HERE) -> str:

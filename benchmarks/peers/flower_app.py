@@ -1,7 +1,7 @@
-"""The Flower app that both engines run: a node adds a number of its own to the vector, and the server averages.
+"""The Flower app that both engines run: a node moves the vector by a number of its own, and the server averages.
 
-The nodes' numbers differ and so do the stretches of the vector, because Flower's store knows contents by their hash and
-would otherwise carry them once for all.
+A round begins when the server's strategy begins to configure it, and ends when the strategy has the average. What the
+strategy is asked for besides, the check and the change to an array that can be checked, comes after.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -23,66 +23,36 @@ from flwr.server import strategy as legacy
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from vectors import STRIDE, exactness, first_vector, largest_error, move
 
-STEP = 0.125  # node k, counted from 0, adds (k + 1) * STEP
-PIECE = 1 << 20
 QUANTUM = 2 * 8.0 / 4194304  # SecAgg+ with its default clipping range and quantisation range
 FULL_WEIGHT = 1000  # SecAgg+ is most precise where each node's weight is the largest that it allows
 ECHO_ARRAYS = 10
-ECHO_STRIDE = 1024
-
-
-def stretch(begin: int, end: int) -> np.ndarray:
-    """Numbers `begin` to `end` of the first vector, multiples of 2^-12 between -0.5 and 0.5."""
-    mixed = np.arange(begin, end, dtype=np.uint32) * np.uint32(2654435761)
-    return (mixed >> np.uint32(20)).astype(np.float32) / np.float32(4096) - np.float32(0.5)
-
-
-def first_vector(params: int) -> np.ndarray:
-    """The vector before the first round, float32."""
-    vector = np.empty(params, np.float32)
-    for begin in range(0, params, PIECE):
-        end = min(begin + PIECE, params)
-        vector[begin:end] = stretch(begin, end)
-    return vector
-
-
-def largest_error(vector: np.ndarray, rounds: int, sites: int) -> float:
-    """How far a vector is from what it must be after so many rounds, piece by piece."""
-    if vector.dtype != np.float32:
-        raise RuntimeError(f"the vector came back as {vector.dtype}")
-    moved = rounds * STEP * (sites + 1) / 2
-    pieces = [
-        np.abs(vector[i : i + PIECE].astype(np.float64) - (stretch(i, min(i + PIECE, len(vector))) + moved)).max()
-        for i in range(0, len(vector), PIECE)
-    ]
-    return float(max(pieces))
+LOOK_S = 0.25  # between two looks for replies, in place of Flower's 3 s in a deployment, which no setting changes
 
 
 def tolerance(work: str, rounds: int, sites: int) -> float:
     """Float32 is exact for these numbers where dividing by the sites is; SecAgg+ rounds each number to its grid."""
-    if work == "secure":
-        return rounds * (QUANTUM + 1e-6)
-    return 0.0 if sites in (1, 2, 4, 8, 16) else rounds * sites * 1e-6
+    return rounds * (QUANTUM + 1e-6) if work == "secure" else exactness(rounds, sites)
 
 
 class Book:
-    """When each round began and ended, and how far its result was off; a file at every change, for the script."""
+    """When each round began and ended, and how far its result was off; at the end a file, for the script."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self.sites, self.file = int(settings["sites"]), Path(settings["report"])
+        self.sites, self.params = int(settings["sites"]), int(settings["params"])
+        self.file = Path(settings["report"])
         self.found: dict[str, Any] = {"pid": os.getpid(), "rounds": [], "errors": [], "done": False}
 
     def begin(self) -> None:
         self.found["rounds"].append([time.monotonic()])
 
-    def end(self, vector: np.ndarray) -> None:
-        """Look at the clock first: the check is not a part of the round."""
-        self.ended(largest_error, vector, len(self.found["rounds"]), self.sites)
-
-    def ended(self, error: Any, *arguments: Any) -> None:
+    def end(self) -> None:
+        """Before anything else is done with the result: the check is no part of the round."""
         self.found["rounds"][-1].append(time.monotonic())
-        self.found["errors"].append(error(*arguments))
+
+    def check(self, vector: np.ndarray) -> None:
+        self.found["errors"].append(largest_error(vector, self.params, len(self.found["rounds"]), self.sites))
 
     def close(self, failure: str = "") -> None:
         self.found |= {"done": True, "failure": failure}
@@ -108,11 +78,11 @@ class TimedFedAvg(FedAvg):
     def aggregate_train(self, server_round: int, replies: Any) -> Any:
         replies = list(replies)
         result = super().aggregate_train(server_round, replies)
+        self.book.end()
         good = sum(not reply.has_error() for reply in replies)
         if good < self.book.sites or result[0] is None:
             raise RuntimeError(f"round {server_round} had {good} good replies of {self.book.sites} nodes")
-        vectors = result[0].to_numpy_ndarrays()
-        self.book.end(vectors[0])
+        self.book.check(result[0].to_numpy_ndarrays()[0])
         return result
 
 
@@ -138,10 +108,10 @@ class TimedLegacyFedAvg(legacy.FedAvg):
         if len(results) < self.book.sites or failures:
             raise RuntimeError(f"round {server_round} had {len(results)} results of {self.book.sites} nodes")
         parameters, metrics = super().aggregate_fit(server_round, results, failures)
+        self.book.end()
         vector = parameters_to_ndarrays(parameters)[0].astype(np.float32, copy=False)
-        parameters = ndarrays_to_parameters([vector])
-        self.book.end(vector)
-        return parameters, metrics
+        self.book.check(vector)
+        return ndarrays_to_parameters([vector]), metrics
 
 
 def plain(grid: Grid, context: Context, book: Book, settings: dict[str, Any]) -> None:
@@ -177,22 +147,46 @@ def echo(grid: Grid, context: Context, book: Book, settings: dict[str, Any]) -> 
         del record
         waited = list(grid.push_messages([message]))
         del message
-        # `send_and_receive` looks every three seconds; looking often is the better setting.
+        # One node is asked, so looking even more often costs little.
         while not (replies := list(grid.pull_messages(waited))):
             time.sleep(0.02)
         if replies[0].has_error():
             raise RuntimeError(f"the node answered with an error: {replies[0].error}")
         back = {name: array.numpy() for name, array in replies[0].content["arrays"].items()}
+        book.end()
         del replies
         for array in sent.values():
-            array[::ECHO_STRIDE] += 1  # the node did the same, and the next round has new contents
-        book.ended(differs, back, sent)
+            array[::STRIDE] += 1  # the node did the same, and the next round has new contents
+        book.found["errors"].append(differs(back, sent))
         sent = back
 
 
 def differs(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    """1 where any number differs, otherwise 0."""
-    return float(one.keys() != other.keys() or not all(np.array_equal(one[name], other[name]) for name in one))
+    """1 where any number differs, or there is none, otherwise 0."""
+    alike = one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    return float(not one or not alike)
+
+
+class Often:
+    """Flower's grid, whose `send_and_receive` looks often; by its own low-level calls, which an app may use."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.grid, name)
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
+        """The replies; those that are not there after `timeout` seconds are left out."""
+        waited, found = set(self.grid.push_messages(messages)), list[Message]()
+        until = None if timeout is None else time.monotonic() + timeout
+        while waited and (until is None or time.monotonic() < until):
+            news = list(self.grid.pull_messages(waited))
+            waited -= {reply.metadata.reply_to_message_id for reply in news}
+            found += news
+            if waited and not news:
+                time.sleep(LOOK_S)
+        return found
 
 
 WORKS = {"plain": plain, "secure": secure, "echo": echo}
@@ -215,18 +209,18 @@ client_app = ClientApp()
 
 @server_app.main()
 def deployed(grid: Grid, context: Context) -> None:
-    serve(grid, context, dict(context.run_config))
+    serve(cast(Grid, Often(grid)), context, dict(context.run_config))
 
 
-def added(context: Context) -> np.float32:
-    """What this node adds."""
-    return np.float32((int(context.node_config["partition-id"]) + 1) * STEP)
+def number_of(context: Context) -> int:
+    """Of this node, counted from 0."""
+    return int(context.node_config["partition-id"])
 
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     vector = message.content["arrays"]["vector"].numpy()
-    vector += added(context)
+    move(vector, number_of(context))
     arrays = ArrayRecord({"vector": Array(vector)})
     return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
 
@@ -236,7 +230,7 @@ def answer(message: Message, context: Context) -> Message:
     """Echo, with every 1024th number one higher, so that no stretch is known to the store from the way there."""
     arrays = {name: array.numpy() for name, array in message.content["arrays"].items()}
     for array in arrays.values():
-        array[::ECHO_STRIDE] += 1
+        array[::STRIDE] += 1
     record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
     return Message(RecordDict({"arrays": record}), reply_to=message)
 
@@ -244,12 +238,12 @@ def answer(message: Message, context: Context) -> Message:
 class Adding(NumPyClient):
     """A node under SecAgg+."""
 
-    def __init__(self, number: np.float32) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
 
     def fit(self, parameters: Any, config: Any) -> Any:
-        parameters[0] += self.number
+        move(parameters[0], self.number)
         return parameters, FULL_WEIGHT, {}
 
 
-secure_client_app = ClientApp(client_fn=lambda context: Adding(added(context)).to_client(), mods=[secaggplus_mod])
+secure_client_app = ClientApp(client_fn=lambda context: Adding(number_of(context)).to_client(), mods=[secaggplus_mod])

@@ -12,8 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ending import none_left
 from flower_deployment import GRPC, POLL_S, deploy, said
-from flower_processes import none_left
 
 
 def main() -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import ctypes
 import os
 import resource
 import secrets
@@ -24,6 +23,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.peers.ending import adopt
+
 MARK = "FEDHPC_MEASURED"
 """The variable whose value marks the processes of one program."""
 EVERY_S = 0.2
@@ -32,7 +33,6 @@ GRACE_S = 20.0
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 """In which the kernel counts the processor time of others."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _OURS = -1
 
 
@@ -281,14 +281,8 @@ def _waited_for() -> float:
 @contextlib.contextmanager
 def _subreaper() -> Iterator[None]:
     """Orphans below this process become its children."""
-    _prctl(1)
+    adopt()
     try:
         yield
     finally:
-        _prctl(0)
-
-
-def _prctl(on: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, on, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+        adopt(False)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -19,25 +19,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from ending import none_left
+
 
 def launch(sites: int) -> int:
     """Run this script once for each rank; the exit code."""
-    ranks = list[subprocess.Popen[bytes]]()
-
-    def end(number: int, _: Any) -> None:
-        for process in ranks:
-            process.terminate()
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    ranks += [subprocess.Popen([sys.executable, *sys.argv, "--rank", str(k)], env=environment) for k in range(sites)]
-    while any(process.poll() is None for process in ranks):
-        if any(process.poll() for process in ranks):  # the others would wait for it
-            for process in ranks:
-                process.terminate()
-        time.sleep(0.05)
-    return int(max(abs(process.returncode) for process in ranks))
+    words = [sys.executable, *sys.argv, "--rank"]
+    with none_left():
+        ranks = [subprocess.Popen([*words, str(k)], env=environment) for k in range(sites)]
+        while any(process.poll() is None for process in ranks):
+            if failed := [process.returncode for process in ranks if process.poll()]:
+                return int(abs(failed[0]))  # the others would wait for it
+            time.sleep(0.05)
+    return 0
 
 
 def rank(me: int, sites: int, params: int, rounds: int, work: Path) -> None:
@@ -55,11 +50,10 @@ def rank(me: int, sites: int, params: int, rounds: int, work: Path) -> None:
         start = time.monotonic()
         dist.all_reduce(values, op=dist.ReduceOp.SUM)
         end = time.monotonic()
+        ends = of_all(dist, sites, (start, end))  # nobody checks while another rank still sums
+        spans.append([min(s for s, _ in ends), max(e for _, e in ends)])
         error = max(error, worst(torch, values, sites, number))
-        ends: list[Any] = [None] * sites
-        dist.all_gather_object(ends, (start, end, error))
-        error = max(e for *_, e in ends)
-        spans.append([min(s for s, *_ in ends), max(e for _, e, _ in ends)])
+    error = max(of_all(dist, sites, error))
     dist.destroy_process_group()
     if me == 0:
         said = {
@@ -79,6 +73,13 @@ def rank(me: int, sites: int, params: int, rounds: int, work: Path) -> None:
             sys.exit(f"the sum is off by {error}")
 
 
+def of_all(dist: Any, sites: int, value: Any) -> list[Any]:
+    """What every rank has given."""
+    found: list[Any] = [None] * sites
+    dist.all_gather_object(found, value)
+    return found
+
+
 TILE = 1 << 20  # numbers at a time, so that checking takes no memory
 
 
@@ -90,9 +91,10 @@ def fill(torch: Any, values: Any, base: int) -> None:
 
 
 def worst(torch: Any, values: Any, sites: int, number: int) -> float:
-    """The largest error of the sum."""
+    """The largest error of the sum; infinite if a number is none, or there is none."""
     pattern = (torch.arange(TILE) % 1024).float() / 1024 * sites + sum(k + number for k in range(sites))
-    return max(float((piece - pattern[: piece.numel()]).abs().max()) for piece in values.split(TILE))
+    found = [float((piece - pattern[: piece.numel()]).abs().max()) for piece in values.split(TILE) if piece.numel()]
+    return max(found) if found and all(map(math.isfinite, found)) else math.inf
 
 
 if __name__ == "__main__":

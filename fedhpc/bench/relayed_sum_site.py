@@ -17,7 +17,7 @@ import numpy as np
 from fedhpc.app.federation import Federation
 from fedhpc.app.join import join_with_files
 from fedhpc.bench.memory import clear_peak, peak_bytes, processor_seconds, resident_bytes
-from fedhpc.bench.sum_ranks import SCALE, TILE, draw, integers
+from fedhpc.bench.sum_ranks import SCALE, TILE, draw, is_sum
 from fedhpc.errors import PeersError
 from fedhpc.federation.party import RoundOverError, SumKind, SumPlan
 from fedhpc.federation.session import Session
@@ -134,14 +134,8 @@ def _unless_the_vector(real: Callable[..., Any]) -> Callable[..., Any]:
 
 def _verify(members: Sequence[int], values: np.ndarray, seed: bytes) -> bool:
     """Whether every value is 2^-20 times the integer sum of these sites' numbers, drawn again."""
-    for tile, start in enumerate(range(0, values.size, TILE)):
-        piece = values[start : start + TILE]
-        total = np.zeros(piece.size, dtype=np.int64)
-        for number in members:
-            total += integers(seed, number, tile, piece.size)
-        if not np.array_equal(piece.astype(np.float64) * 2.0**SCALE, total):
-            return False
-    return True
+    tiles = enumerate(range(0, values.size, TILE))
+    return all(is_sum(values[start : start + TILE], seed, members, tile) for tile, start in tiles)
 
 
 if __name__ == "__main__":

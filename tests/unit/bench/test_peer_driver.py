@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ from prove import TARGETS
 
 from benchmarks.complaints import complaints
 from benchmarks.peers.__main__ import main, summary
-from benchmarks.peers.alternation import store
+from benchmarks.peers.alternation import Alternation, store
 from benchmarks.peers.cases import CASES, Aim, Case, Cost, Ours, Peer, case_of, peers
-from benchmarks.peers.environments import EnvironmentFailedError, pinned, python_of
+from benchmarks.peers.environments import EnvironmentFailedError, pinned, python_of, stamp
 from benchmarks.runs import read_results
 
 Record = dict[str, Any]
@@ -70,7 +72,8 @@ def with_(case: Case, changes: dict[str, Any]) -> Case:
     return dataclasses.replace(case, peers=(dataclasses.replace(case.peers[0], **peer),), **changes)
 
 
-def run(folder: Path, toy: str = TOY + SAYS, **changes: Any) -> list[Record]:
+def prepared(folder: Path, toy: str) -> None:
+    """A peer's script and environment, and a script that is ours."""
     (folder / "toy.py").write_text(toy)
     (folder / "ours.py").write_text(TOY + SAYS)
     (folder / "toy.txt").write_text("toy==1.0\n")
@@ -78,9 +81,12 @@ def run(folder: Path, toy: str = TOY + SAYS, **changes: Any) -> list[Record]:
     made.mkdir(parents=True, exist_ok=True)
     if not (made / "python").exists():
         (made / "python").symlink_to(sys.executable)
-        constraints = (ROOT / "constraints.txt").read_bytes()
-        mark = hashlib.sha256((folder / "toy.txt").read_bytes() + constraints).hexdigest()
+        mark = stamp(folder / "toy.txt", ROOT / "constraints.txt", made.parent)
         (made.parent / "made-of").write_text(mark)
+
+
+def run(folder: Path, toy: str = TOY + SAYS, **changes: Any) -> list[Record]:
+    prepared(folder, toy)
     words = [sys.executable, "-c", DRIVER, str(folder), json.dumps(changes)]
     here = {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}:{ROOT / 'tests'}"}
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=os.environ | here, timeout=200)
@@ -170,6 +176,83 @@ def test_records_of_a_case_replace_older_ones(tmp_path: Path) -> None:
     assert [json.loads(line)["n"] for line in lines.read_text().splitlines()] == [3, 4]
 
 
+def test_an_interrupted_run_leaves_older_records_of_the_case(tmp_path: Path) -> None:
+    lines = tmp_path / "peers.jsonl"
+    store(lines, [{"case": "a", "run_id": "1", "n": n} for n in (1, 2)])
+    for some in (1, 2):  # after each turn those so far
+        store(lines, [{"case": "a", "run_id": "2", "n": 3 + n} for n in range(some)], whole=False)
+    assert [json.loads(line)["n"] for line in lines.read_text().splitlines()] == [1, 2, 3, 4]
+    store(lines, [{"case": "a", "run_id": "2", "n": 3 + n} for n in range(3)])
+    assert [json.loads(line)["n"] for line in lines.read_text().splitlines()] == [3, 4, 5]
+
+
+def test_records_are_kept_after_every_turn(tmp_path: Path) -> None:
+    (tmp_path / "toy.txt").write_text("toy==1.0\n")
+    (tmp_path / "ours.py").write_text(TOY + SAYS)
+    kept = list[list[tuple[str, int, int]]]()
+    case = dataclasses.replace(CASE, peers=(dataclasses.replace(PEER, environment="none"),), warm=(1, 1))
+    records = Alternation(case, scripts=tmp_path, pins=tmp_path, build=tmp_path / "build").run(
+        lambda some: kept.append([(r["row"], r["repeat"], r["repeats"]) for r in some])
+    )
+    assert kept == [
+        [("", 1, 1)],
+        [("", 1, 1), ("toy-1k", 1, 1)],
+        [("", 1, 2), ("toy-1k", 1, 1), ("", 2, 2)],
+    ]
+    assert [r["repeat"] for r in records] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(("older", "why"), [(None, "Is a directory"), ("{}\nno record\n", "line 2 is no record")])
+def test_a_file_of_records_that_cannot_be_used_is_said_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, older: str | None, why: str
+) -> None:
+    monkeypatch.setattr(Alternation, "run", lambda *_: pytest.fail("it measured before it looked"))
+    lines = tmp_path / "peers.jsonl"
+    if older is None:
+        lines.mkdir()
+    else:
+        lines.write_text(older)
+    assert main(["--lines", str(lines), "allreduce-100M"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {lines}: {why}\nhint: --lines FILE names another file for the records\n"
+    )
+
+
+# The whole program, with a case of the test's own whose peer says on the screen that it runs, and does not end.
+PROGRAM = """
+import sys
+from pathlib import Path
+from benchmarks.peers import __main__ as program, alternation
+from test_peer_driver import CASE
+folder = Path(sys.argv[1])
+program.CASES = (CASE,)
+made = alternation.Alternation
+program.Alternation = lambda case, small: made(case, small, scripts=folder, pins=folder, build=folder / "build")
+sys.exit(program.main(["--lines", str(folder / "peers.jsonl")]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path, number: signal.Signals) -> None:
+    endless = "import os, time\nprint(os.getpid(), file=open({0!r}, 'w'), flush=True)\ntime.sleep(600)\n"
+    told = tmp_path / "pid"
+    prepared(tmp_path, endless.format(str(told)))
+    here = {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}:{ROOT / 'tests'}"}
+    words = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    with subprocess.Popen(words, cwd=ROOT, env=os.environ | here) as program:
+        until = time.monotonic() + 100
+        while not (told.exists() and told.read_text()) and time.monotonic() < until:
+            assert program.poll() is None
+            time.sleep(0.05)
+        program.send_signal(number)
+        assert program.wait(60) == 128 + number
+    assert not Path(f"/proc/{int(told.read_text())}").exists()
+    records = [json.loads(line) for line in (tmp_path / "peers.jsonl").read_text().splitlines()]
+    assert [(r["row"], r["repeat"], r["repeats"], r["verified"]) for r in records] == [
+        ("", number, 3, True) for number in (1, 2, 3)
+    ]
+
+
 def test_cases_have_names_of_their_own_and_scripts_that_pins_belong_to() -> None:
     names = [case.name for case in CASES]
     rows = [peer.row for case in CASES for peer in case.peers]
@@ -200,6 +283,10 @@ def test_the_list_and_names_that_are_none(capsys: pytest.CaptureFixture[str]) ->
     assert main(["--list"]) == 0
     listed = capsys.readouterr().out
     assert all(peer.row in listed for case in CASES for peer in case.peers)
+    assert all(re.search(rf"^{case.name}: .* about \d+ min", listed, re.M) for case in CASES)
+    assert main(["--list", "--quick"]) == 0
+    quick = capsys.readouterr().out
+    assert [case.name for case in CASES if f"{case.name}: " not in quick] == ["streaming-250M"]
     assert main(["flowr"]) == 2
     assert capsys.readouterr().err == textwrap.dedent(
         f"""\
@@ -237,13 +324,28 @@ def test_what_is_evidence(result: Any, wrong: str) -> None:
     assert TARGETS["bench-peers"].check(result) == wrong
 
 
+def test_an_environment_is_made_anew_unless_it_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "y.txt").write_text("")
+    python = python_of("y", tmp_path, tmp_path)
+    rest = tmp_path / "y" / "half"
+    rest.touch()
+    assert python_of("y", tmp_path, tmp_path) == python
+    assert rest.exists()  # it was whole
+    (tmp_path / "y" / "made-of").unlink()  # as where pip was interrupted
+    python_of("y", tmp_path, tmp_path)
+    assert not rest.exists()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "y").rename(elsewhere / "y")  # its commands would start a Python that is no more
+    (elsewhere / "y" / "half").touch()
+    python_of("y", tmp_path, elsewhere)
+    assert not (elsewhere / "y" / "half").exists()
+
+
 @pytest.mark.parametrize("pins", [None, "no requirement at all\n"])
 def test_a_peer_without_its_environment_is_no_evidence(tmp_path: Path, pins: str | None) -> None:
     if pins:
         (tmp_path / "y.txt").write_text(pins)
-    made = tmp_path / "y" / "bin"
-    made.mkdir(parents=True)
-    (made / "python").symlink_to(sys.executable)
     with pytest.raises(EnvironmentFailedError) as failed:
         python_of("y", tmp_path, tmp_path)
     sides = {"ours": OURS_WHOLE, "x": {"verified": True}, "y": {"failed": str(failed.value)}}
