@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedhpc.errors import ConfigError
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.linear.without_torch import trains_with_numpy
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
@@ -29,13 +30,22 @@ def open_trainer(
     """The trainer of `site` on its data at `data`; `source` is the file of the user's own task.
 
     `weights`: the folder of safetensors that the first model is read from, if task.weights_sha256 says that it is.
-    Collective over the site's ranks. Raises what `trains_with_numpy` and the opener that it chooses raise.
+    Collective over the site's ranks. Raises ConfigError where torch is needed and missing, and what `trains_with_numpy`
+    and the opener that it chooses raise.
     """
     if trains_with_numpy(task, train, compute):
         from fedhpc.train.linear.open_numpy_trainer import open_numpy_trainer
 
         return open_numpy_trainer(task, train, compute, data=data, group=group, site=site, seed=seed, proximal=proximal)
-    from fedhpc.train.open_torch_trainer import open_torch_trainer
+    try:
+        from fedhpc.train.open_torch_trainer import open_torch_trainer
+    except ModuleNotFoundError as missing:
+        if missing.name != "torch":
+            raise
+        raise ConfigError(
+            f"site {site}: the task {task.name} trains with torch, which is not installed here",
+            "pip install 'fedhpc[train]', with the Python of the job",
+        ) from missing
 
     return open_torch_trainer(
         task, train, compute, data=data, source=source, group=group, site=site, seed=seed, proximal=proximal,

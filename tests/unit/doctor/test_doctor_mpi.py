@@ -311,7 +311,7 @@ def test_torch_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(
             gpus, "_TORCH", f"print({json.dumps(answer)!r})" if answer else "raise SystemExit('no torch')"
         )
-        wanted = [("device = 'cpu'", f"device = '{device}'")]
+        wanted = [("device = 'cpu'", f"device = '{device}'\nbackend = 'ddp'")]
         return subject(tmp_path / str(number), tools, slurm=GPU_SITE, site=wanted, environment=environment)
 
     nvidia, amd = {"nvidia-smi": ""}, {"rocm-smi": ""}
