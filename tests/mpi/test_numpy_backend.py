@@ -16,24 +16,30 @@ RANKS_SCRIPT = Path(__file__).with_name("numpy_ranks.py")
 RANKS = {"aa": 1, "bb": 2, "cc": 3}
 ROWS = {"aa": 24, "bb": 40, "cc": 33}
 TASK = LOGISTIC | {"standardise": True}
-STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "diloco")
-TRAIN: dict[str, dict[str, Any]] = {
-    "sgd": {"optimizer": "sgd", "lr": 0.2, "momentum": 0.5, "batch_size": 8, "local_steps": 3, "clip_norm": 1.0},
-    "adamw": {"optimizer": "adamw", "lr": 0.05, "weight_decay": 0.1, "batch_size": 8, "local_steps": 3},
-}
+SGD = {"optimizer": "sgd", "lr": 0.2, "momentum": 0.5, "batch_size": 8, "local_steps": 3, "clip_norm": 1.0}
+ADAMW = {"optimizer": "adamw", "lr": 0.05, "weight_decay": 0.1, "batch_size": 8, "local_steps": 3}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {"sgd": ("fedprox", SGD), "adamw": ("fedavg", ADAMW)}
+NUMPY = dict.fromkeys(RANKS, "auto")
+TORCH = {"aa": "serial", "bb": "ddp", "cc": "mpi"}
+MIXED = {"aa": "serial", "bb": "numpy", "cc": "numpy"}
 
 
-def trained(tmp_path: Path, backends: dict[str, str], *, torch: bool) -> dict[str, tuple[dict[str, Any], Any]]:
-    """{case: (final tensors, metrics)} of all strategies with SGD, and fedavg with AdamW; sites of 1, 2 and 3 ranks."""
-    cases = {name: ({"name": name}, TRAIN["sgd"]) for name in STRATEGIES} | {"adamw": ({}, TRAIN["adamw"])}
-    for name, (strategy, train) in cases.items():
-        sites = {n: Site(rows=ROWS[n], ranks=RANKS[n], compute={"backend": backends[n]}) for n in RANKS}
-        write_federation(tmp_path / name, sites, rounds=2, strategy=strategy, task=TASK, train=train)
-    done = mpirun(6, [RANKS_SCRIPT, *(tmp_path / name for name in cases)], timeout=200, warm=torch).ok()
+def trained(
+    tmp_path: Path, sides: dict[str, dict[str, str]], *, torch: bool
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """{case and side: (final tensors, metrics)} of sites of 1, 2 and 3 ranks, all in one job."""
+    names = []
+    for side, backends in sides.items():
+        for case, (strategy, train) in CASES.items():
+            sites = {n: Site(rows=ROWS[n], ranks=RANKS[n], compute={"backend": backends[n]}) for n in RANKS}
+            name = f"{case} {side}"
+            write_federation(tmp_path / name, sites, rounds=2, strategy={"name": strategy}, task=TASK, train=train)
+            names.append(name)
+    done = mpirun(6, [RANKS_SCRIPT, *(tmp_path / name for name in names)], warm=torch).ok()
     said = Counter(tuple(json.loads(line)) for line in done.out.splitlines() if line.startswith("["))
-    assert said == {(name, torch): 6 for name in cases}, done.text
+    assert said == {(name, torch): 6 for name in names}, done.text
     found = {}
-    for name in cases:
+    for name in names:
         with np.load(tmp_path / name / "final.npz") as file:
             found[name] = (dict(file), json.loads((tmp_path / name / "metrics.json").read_text()))
     return found
@@ -42,18 +48,17 @@ def trained(tmp_path: Path, backends: dict[str, str], *, torch: bool) -> dict[st
 @pytest.mark.mpi
 def test_no_rank_imports_torch_and_the_model_is_that_of_torch(tmp_path: Path) -> None:
     """Models are float32: each step of torch rounds to it a few times, of NumPy once."""
-    found = trained(tmp_path / "numpy", dict.fromkeys(RANKS, "auto"), torch=False)
-    expected = trained(tmp_path / "torch", {"aa": "serial", "bb": "ddp", "cc": "mpi"}, torch=True)
-    mixed = trained(tmp_path / "mixed", {"aa": "serial", "bb": "numpy", "cc": "numpy"}, torch=True)
-    for name, (tensors, metrics) in found.items():
+    found = trained(tmp_path, {"numpy": NUMPY}, torch=False)
+    expected = trained(tmp_path, {"torch": TORCH, "mixed": MIXED}, torch=True)
+    for name, (others, other_metrics) in expected.items():
+        tensors, metrics = found[f"{name.split()[0]} numpy"]
         assert np.abs(tensors["network.weight"]).max() > 1e-3
-        for others, other_metrics in (expected[name], mixed[name]):
-            assert list(tensors) == list(others)
-            for key, tensor in tensors.items():
-                assert (tensor.dtype, tensor.shape) == (others[key].dtype, others[key].shape)
-                np.testing.assert_allclose(tensor, others[key], atol=2e-5, err_msg=f"{name} {key}")
-            assert metrics.keys() == other_metrics.keys()
-            assert metrics["loss"] == pytest.approx(other_metrics["loss"], rel=1e-5)
+        assert list(tensors) == list(others)
+        for key, tensor in tensors.items():
+            assert (tensor.dtype, tensor.shape) == (others[key].dtype, others[key].shape)
+            np.testing.assert_allclose(tensor, others[key], atol=2e-5, err_msg=f"{name} {key}")
+        assert metrics.keys() == other_metrics.keys()
+        assert metrics["loss"] == pytest.approx(other_metrics["loss"], rel=1e-5)
 
 
 @pytest.mark.mpi
