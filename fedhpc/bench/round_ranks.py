@@ -27,7 +27,7 @@ from fedhpc.config import read_section
 from fedhpc.rounds.loop import Run
 from fedhpc.rounds.null_objects import Silence
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
-from fedhpc.train.open_trainer import open_trainer
+from fedhpc.train.open_torch_trainer import open_torch_trainer
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 
 _STAGES = ("evaluate", "train", "exchange", "checkpoint", "encode", "masks", "wire", "decode", "agree", "ledger")
@@ -120,7 +120,7 @@ def _run(case: Case, stage: Stage, mode: str, name: str) -> Mode:
     stage.world.group.barrier()
     session = stage.session(stage.party(mode, home=home, more=case.federation))
     agreement, group = session.agreement, stage.place.site
-    trainer = open_trainer(
+    trainer = open_torch_trainer(
         read_section(TaskSettings, agreement.task, "task"),
         read_section(TrainSettings, agreement.train, "train"),
         ComputeSettings(backend="ddp" if group.size > 1 else "serial"),

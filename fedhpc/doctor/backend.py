@@ -32,6 +32,11 @@ print(json.dumps({
 
 def backend(subject: Subject) -> Finding:
     """What [compute] backend needs of torch.distributed, and [train] precision of the GPU."""
+    if subject.trains_without_torch:
+        if subject.submits and subject.asked.gpus_per_node:
+            idle = "numpy: the task trains without torch, on CPUs, and the job's GPUs stay idle"
+            return warn(idle, "gpus_per_node = 0 in [slurm], or device = 'cuda' in [compute]")
+        return skipped("numpy: the task trains without torch")
     name = subject.compute.backend
     if name == "auto":
         name = "ddp" if subject.submits and subject.tasks > 1 else "serial"

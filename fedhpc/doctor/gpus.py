@@ -107,6 +107,8 @@ def torch_build(subject: Subject) -> Finding:
     """PyTorch is built for this site's GPUs."""
     if not subject.wants_gpus:
         return skipped(_NO_GPUS)
+    if subject.trains_without_torch:
+        return skipped("numpy: the task trains without torch")
     answer = call([sys.executable, "-P", "-c", _TORCH], subject.environment, 80.0)
     try:
         found = json.loads(answer.out)

@@ -40,7 +40,8 @@ def packages(subject: Subject) -> Finding:
         wanted = importlib.metadata.requires("fedhpc") or []
     except importlib.metadata.PackageNotFoundError:
         return skipped("fedhpc is not installed, so its metadata names no ranges")
-    extras = {"train"} if subject.agreement is not None and "name" in subject.agreement.task else set()
+    trains = subject.agreement is not None and "name" in subject.agreement.task
+    extras = {"train"} if trains and not subject.trains_without_torch else set()
     return packages_fit(wanted, extras, _installed)
 
 

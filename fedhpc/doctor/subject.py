@@ -24,7 +24,8 @@ from fedhpc.errors import ConfigError
 from fedhpc.slurm.profile import Profile, read_profile
 from fedhpc.slurm.queue import named_cluster
 from fedhpc.slurm.settings import SlurmSettings, overlay
-from fedhpc.train.settings import ComputeSettings
+from fedhpc.train.linear.without_torch import trains_with_numpy
+from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 
 Place = Literal["laptop", "login", "job", "step"]
 PLACES = {
@@ -117,6 +118,14 @@ class Subject:
         """How many tasks this step has."""
         count = self.environment.get("SLURM_STEP_NUM_TASKS", "1")
         return int(count) if count.isdigit() else 1
+
+    @property
+    def trains_without_torch(self) -> bool:
+        """Whether the site's ranks train with NumPy alone. Raises ConfigError for a backend that cannot."""
+        if self.agreement is None or "name" not in self.agreement.task:
+            return self.compute.backend == "numpy"
+        task = read_section(TaskSettings, self.agreement.task, "task")
+        return trains_with_numpy(task, read_section(TrainSettings, self.agreement.train, "train"), self.compute)
 
     @property
     def wants_gpus(self) -> bool:

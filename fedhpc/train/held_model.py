@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedhpc.errors import DataError
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.held_stream import Runs, raw, spread
 from fedhpc.federation.ranges import Form, Forms, Held
+from fedhpc.train.held_arrays import refuse_other
 from fedhpc.train.moves import Moves
 from fedhpc.train.shards import Shard
 
@@ -39,7 +39,7 @@ def write_pieces(held: Held, shared: Mapping[str, torch.Tensor], pieces: Mapping
 
     Names that `shared` lacks are left out. Raises DataError, before anything is changed, if they do not fit.
     """
-    _refuse_other(held, forms_of_model(shared), pieces)
+    refuse_other(held, forms_of_model(shared), pieces)
     staged = ""
     flat = torch.empty(0)
     with torch.no_grad():
@@ -58,17 +58,6 @@ def _settle(shared: Mapping[str, torch.Tensor], name: str, flat: torch.Tensor) -
     """Copy back a tensor whose elements do not lie in order, of which `flat` is a copy; others are written already."""
     if name and flat.data_ptr() != shared[name].data_ptr():
         shared[name].copy_(flat.view(shared[name].shape))
-
-
-def _refuse_other(held: Held, forms: Forms, pieces: Mapping[str, NDArray[Any]]) -> None:
-    """DataError unless the model's `forms` are those of which `pieces` are held."""
-    other = [name for name, form in forms.items() if held.forms.get(name) != form]
-    wrong = [name for name, piece in pieces.items() if name in held.forms and piece.shape != held.piece_shape(name)]
-    for name in [*other, *wrong, *(pieces.keys() ^ held.forms.keys())]:
-        raise DataError(
-            f"the model's {name} is not what the given state holds",
-            "the checkpoint or the other sites have another task or other options",
-        )
 
 
 # --- under a backend that deals the rows of tensors to the ranks
@@ -90,7 +79,7 @@ def write_shards(held: Held, shards: Sequence[Shard], pieces: Mapping[str, NDArr
 
     Raises DataError, before anything is changed, if they do not fit.
     """
-    _refuse_other(held, {s.name: Form(np.dtype(s.kind), s.shape) for s in shards}, pieces)
+    refuse_other(held, {s.name: Form(np.dtype(s.kind), s.shape) for s in shards}, pieces)
     _moves(held, shards).scatter_from(_runs(held, {n: np.ascontiguousarray(p) for n, p in pieces.items()}).read)
 
 

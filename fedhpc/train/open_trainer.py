@@ -1,17 +1,17 @@
-"""Makes a site's trainer from its settings: task, data, split, model, ranks."""
+"""Makes a site's trainer from its settings: with NumPy alone where that does, else with torch, which is imported then.
+
+Torch takes many ranks a minute from a parallel file system, and most mistakes in the files are found before.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fedhpc.errors import ConfigError, DataError
+from fedhpc.errors import ConfigError
 from fedhpc.mpi.collectives import Group
-from fedhpc.train.first_model import Drawn, FirstModel, Values
-from fedhpc.train.row_check import check_rows
+from fedhpc.train.linear.without_torch import trains_with_numpy
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
-from fedhpc.train.tasks.loader import TaskDataset, load_task
-from fedhpc.train.trainer import TorchTrainer
-from fedhpc.train.weight_files import open_weights
+from fedhpc.train.site_trainer import SiteTrainer
 
 
 def open_trainer(
@@ -26,45 +26,28 @@ def open_trainer(
     seed: int,
     proximal: float = 0.0,
     weights: Path | None = None,
-) -> TorchTrainer:
+) -> SiteTrainer:
     """The trainer of `site` on its data at `data`; `source` is the file of the user's own task.
 
     `weights`: the folder of safetensors that the first model is read from, if task.weights_sha256 says that it is.
-
-    Collective over the site's ranks. Raises what load_task, the task, TorchTrainer and check_rows raise, and DataError
-    if the store's features are not those of task.features_sha256.
+    Collective over the site's ranks. Raises ConfigError where torch is needed and missing, and what `trains_with_numpy`
+    and the opener that it chooses raise.
     """
-    loaded = load_task(task, source, site)
-    dataset = TaskDataset(loaded, data, task.options, (compute.data_memory_mib << 20) // (1 + compute.workers))
-    features = dataset.features
-    if task.features_sha256:
-        if features is None:
-            raise ConfigError(
-                "task.features_sha256 is given, and the task's dataset has no `store` to compare it with",
-                "a task of your own checks its features itself: remove the key",
-            )
-        if features.sha256 != task.features_sha256:
-            raise DataError(
-                f"site {site}: {data} holds other features than the federation agreed on "
-                f"({features.sha256[:16]}…, not {task.features_sha256[:16]}…)",
-                "names, units, codings and their order must be equal; ingest the source again with the agreed list",
-            )
-    train_rows, held_out_rows = dataset.split(task.held_out, task.split_seed)
-    values: Values | None = Drawn(loaded.fill, seed, loaded.where) if loaded.fills else None
-    if task.weights_sha256:
-        if weights is None:
-            raise ConfigError(
-                f"site {site}: the first model is read from files, and the site file does not say where they lie",
-                f"set weights in [data], a folder of safetensors; task.weights_sha256 is {task.weights_sha256}",
-            )
-        values = open_weights(weights, task.weights_sha256, group, site)
-    first = FirstModel(lambda: loaded.model(task.options, seed), values, loaded.units, bf16=train.precision == "bf16")
-    trainer = TorchTrainer(
-        loaded, first, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal, features
-    )
+    if trains_with_numpy(task, train, compute):
+        from fedhpc.train.linear.open_numpy_trainer import open_numpy_trainer
+
+        return open_numpy_trainer(task, train, compute, data=data, group=group, site=site, seed=seed, proximal=proximal)
     try:
-        check_rows(loaded, trainer, train, seed=seed, labels=dataset.labels, standardise=task.standardise)
-    except BaseException:
-        trainer.close()
-        raise
-    return trainer
+        from fedhpc.train.open_torch_trainer import open_torch_trainer
+    except ModuleNotFoundError as missing:
+        if missing.name != "torch":
+            raise
+        raise ConfigError(
+            f"site {site}: the task {task.name} trains with torch, which is not installed here",
+            "pip install 'fedhpc[train]', with the Python of the job",
+        ) from missing
+
+    return open_torch_trainer(
+        task, train, compute, data=data, source=source, group=group, site=site, seed=seed, proximal=proximal,
+        weights=weights,
+    )  # fmt: skip

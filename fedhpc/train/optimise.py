@@ -1,8 +1,6 @@
-"""The local optimiser: how it is made, and its learning rate over all rounds."""
+"""The local optimiser of torch."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
@@ -16,19 +14,3 @@ def build_optimizer(model: torch.nn.Module, settings: TrainSettings) -> torch.op
         beta1, beta2 = settings.betas
         return torch.optim.AdamW(parameters, lr=settings.lr, betas=(beta1, beta2), weight_decay=settings.weight_decay)
     return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-
-
-def learning_rate(settings: TrainSettings, step: int) -> float:
-    """The learning rate of a site's step number `step`, counted from 0 over all rounds.
-
-    It rises linearly, reaching lr at step warmup_steps; then it stays, or falls to 0 at total_steps.
-    """
-    if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / (settings.warmup_steps + 1)
-    if settings.schedule == "constant":
-        return settings.lr
-    done = (step - settings.warmup_steps) / (settings.total_steps - settings.warmup_steps)
-    done = min(done, 1.0)
-    if settings.schedule == "cosine":
-        return settings.lr * 0.5 * (1.0 + math.cos(math.pi * done))
-    return settings.lr * (1.0 - done)

@@ -132,8 +132,8 @@ class TrainSettings:
 class ComputeSettings:
     """[compute] of site.toml: how this site's ranks compute."""
 
-    # auto: serial for one rank, ddp for more.
-    backend: Literal["auto", "serial", "ddp", "fsdp", "mpi", "horovod"] = "auto"
+    # auto: numpy where it does (the task logistic on CPUs), else torch: serial for one rank, ddp for more.
+    backend: Literal["auto", "numpy", "serial", "ddp", "fsdp", "mpi", "horovod"] = "auto"
     # auto: a GPU if every rank of the site has one, else the CPU.
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Threads of one rank. Another number changes the last bits of what a site computes.

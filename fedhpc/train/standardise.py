@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fedhpc.errors import ConfigError, DataError
+from fedhpc.errors import DataError
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.batches import share
-from fedhpc.train.loading import fetch
-from fedhpc.train.state import add_over_ranks
-from fedhpc.train.trainer import TorchTrainer
+from fedhpc.train.over_ranks import add_over_ranks
+from fedhpc.train.site_trainer import SiteTrainer
 
 SLICE_VALUES = 1 << 21  # in memory at a time
 _MOST_ROWS = 2.0**40  # of a site; public
@@ -30,8 +28,8 @@ Floats = NDArray[np.float64]
 _log = logging.getLogger("fedhpc.train")
 
 
-def standardise(sum_function: Callable[..., Sums], trainer: TorchTrainer) -> None:
-    """Set the buffers feature_mean and feature_scale of `trainer.model` to the federation's mean and deviation.
+def standardise(sum_function: Callable[..., Sums], trainer: SiteTrainer) -> None:
+    """Set the buffers feature_mean and feature_scale of the model of `trainer` to the federation's mean and deviation.
 
     `sum_function(arrays, name=…, bound=…, per_element=True)` adds `arrays` over all sites, each element on a grid of
     its own. It is called twice, on every rank, with equal arrays on all ranks of a site: `n` int64 [] and `sum` float64
@@ -43,17 +41,10 @@ def standardise(sum_function: Callable[..., Sums], trainer: TorchTrainer) -> Non
     within 1 of 0. Raises ConfigError for a model without the two buffers; DataError, on every rank of the site, for
     features that are not finite, and on every rank of all sites where a deviation cannot be told from 0.
     """
-    buffers = dict(trainer.model.named_buffers())
-    try:
-        mean_buffer, scale_buffer = buffers["feature_mean"], buffers["feature_scale"]
-    except KeyError as missing:
-        raise ConfigError(
-            f"task.standardise is set, and the model has no buffer {missing}",
-            "register feature_mean and feature_scale in the model and use them in forward(), or set it to false",
-        ) from None
-    shape = tuple(mean_buffer.shape)
+    scaling = trainer.scaling()
+    shape = scaling.shape
     # The sums of numbers that the buffer can hold, so that fewer powers of two need be asked about.
-    largest = float(torch.finfo(mean_buffer.dtype).max)
+    largest = scaling.largest
     bounds = [b if b < 1e300 else None for b in (largest * _MOST_ROWS, largest * largest * 4 * _MOST_ROWS)]
 
     local = np.zeros(shape)
@@ -65,8 +56,8 @@ def standardise(sum_function: Callable[..., Sums], trainer: TorchTrainer) -> Non
     rows = int(np.asarray(total["n"]).item())
     mean = _floats(total["sum"], shape) / rows
 
-    centre = _as_held(mean, mean_buffer)
-    _refuse(trainer, ~np.isfinite(centre), f"the mean is beyond {_kind(mean_buffer)}", "a larger")
+    centre = scaling.as_held(mean)
+    _refuse(trainer, ~np.isfinite(centre), f"the mean is beyond {scaling.kind}", "a larger")
     shift, squares = np.zeros(shape), np.zeros(shape)
     for x in _slices(trainer, shape):
         x -= centre
@@ -87,29 +78,23 @@ def standardise(sum_function: Callable[..., Sums], trainer: TorchTrainer) -> Non
     varies = variance > (rows + 4) * 2.0**-52 * square
     deviation = np.sqrt(np.where(varies, variance, 0.0))
     mean = centre + offset
-    apart = np.abs(mean - _as_held(mean, mean_buffer))
+    apart = np.abs(mean - scaling.as_held(mean))
     coarse = varies & (apart > deviation)
     if coarse.any() and trainer.group.rank == 0:
         _log.warning(
             "%s: the deviation is smaller than what %s holds of the mean; subtract a constant from such features",
-            _names(trainer, coarse), _kind(mean_buffer),
+            _names(trainer, coarse), scaling.kind,
         )  # fmt: skip
     scale = np.where(varies, np.maximum(deviation, np.where(coarse, apart, 0.0)), np.maximum(1.0, apart))
-    with torch.no_grad():
-        mean_buffer.copy_(torch.from_numpy(mean))
-        scale_buffer.copy_(torch.from_numpy(scale))
+    scaling.set(mean, scale)
 
 
-def _slices(trainer: TorchTrainer, shape: tuple[int, ...]) -> Iterator[Floats]:
+def _slices(trainer: SiteTrainer, shape: tuple[int, ...]) -> Iterator[Floats]:
     """This rank's share of the site's training rows, a slice at a time: float64 [m, *shape], the caller's own."""
     mine = share(trainer.train_rows, trainer.group.rank, trainer.group.size)
     step = max(1, SLICE_VALUES // max(1, math.prod(shape)))
     for start in range(0, mine.size, step):
-        x = fetch(trainer.dataset, mine[start : start + step])[0]
-        if isinstance(x, torch.Tensor):
-            x = x.to("cpu", torch.float64, copy=True).numpy(force=True)
-        else:
-            x = np.array(x, dtype=np.float64)
+        x = trainer.inputs(mine[start : start + step])
         if x.shape[1:] != shape:
             raise DataError(
                 f"site {trainer.site}: a row has the shape {list(x.shape[1:])}, and feature_mean {list(shape)}",
@@ -118,7 +103,7 @@ def _slices(trainer: TorchTrainer, shape: tuple[int, ...]) -> Iterator[Floats]:
         yield x
 
 
-def _over_site(trainer: TorchTrainer, bound: float | None, *local: Floats) -> list[Floats]:
+def _over_site(trainer: SiteTrainer, bound: float | None, *local: Floats) -> list[Floats]:
     """The sums of `local` over the ranks of the site, checked on all of them."""
     group: Group = trainer.group
     whole = add_over_ranks(group, {str(i): array for i, array in enumerate(local)})
@@ -135,7 +120,7 @@ def _over_site(trainer: TorchTrainer, bound: float | None, *local: Floats) -> li
     return sums
 
 
-def _refuse(trainer: TorchTrainer, which: NDArray[np.bool_], why: str, unit: str) -> None:
+def _refuse(trainer: SiteTrainer, which: NDArray[np.bool_], why: str, unit: str) -> None:
     """DataError for features, told by the sums of all sites, so at all of them."""
     if which.any():
         raise DataError(f"{_names(trainer, which)}: {why}", f"give such features in {unit} unit")
@@ -145,16 +130,7 @@ def _floats(array: NDArray[Any], shape: tuple[int, ...]) -> Floats:
     return np.asarray(array, dtype=np.float64).reshape(shape)
 
 
-def _as_held(values: Floats, buffer: torch.Tensor) -> Floats:
-    """`values` as the model's `buffer` holds them, in its dtype."""
-    return np.asarray(torch.from_numpy(values).to(buffer.dtype).double().numpy())
-
-
-def _kind(buffer: torch.Tensor) -> str:
-    return str(buffer.dtype).removeprefix("torch.")
-
-
-def _names(trainer: TorchTrainer, which: NDArray[np.bool_]) -> str:
+def _names(trainer: SiteTrainer, which: NDArray[np.bool_]) -> str:
     """For people: the features that are meant, by name where the site's store knows them."""
     features = () if trainer.features is None else trainer.features.names
     places = np.flatnonzero(which)

@@ -10,16 +10,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedhpc.config import read_section
 from fedhpc.errors import ConfigError, DataError, PolicyError
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.ranges import Forms, forms_of
 from fedhpc.federation.state_tensors import model_sha256
-
-if TYPE_CHECKING:
-    import torch
+from fedhpc.train.linear.logistic_model import first_tensors
+from fedhpc.train.linear.options import LogisticOptions
+from fedhpc.train.settings import TaskSettings
 
 LAYOUT, SHA256 = "layout", "model_sha256"  # in the header of an exported file
 GUESSABLE = 16  # numbers; a model with fewer could be found from its hash, by trying
@@ -126,8 +126,7 @@ def fitting_file(path: Path, task: Mapping[str, Any]) -> StartFile:
     Raises ConfigError if there is no such file, DataError for other names, shapes or dtypes and for a damaged one.
     """
     agreed = agreed_sha256(path, task, public=True)
-    built = {name: tensor.detach().numpy() for name, tensor in _model_of(task).items()}
-    tensors = read_start_file(path).fit(forms_of(built), agreed, "all")
+    tensors = read_start_file(path).fit(_forms_of(task), agreed, "all")
     return StartFile(path, tensors, tuple(tensors), agreed)
 
 
@@ -138,14 +137,17 @@ def _layout_of(task: Mapping[str, Any], path: Path) -> list[str]:
             f"{path} does not say in which order the model has its tensors",
             f'add "{LAYOUT}" to its metadata, a JSON list of their names in the order of state_dict()',
         )
-    return list(_model_of(task))
+    return list(_forms_of(task))
 
 
-def _model_of(task: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _forms_of(task: Mapping[str, Any]) -> Forms:
     """The shared tensors that a built-in task builds, by name, in their order."""
-    from fedhpc.train.settings import TaskSettings
+    settings = read_section(TaskSettings, task, "task")
+    if settings.name == "logistic":  # without torch, where it trains without it
+        options = read_section(LogisticOptions, settings.options, "task.options")
+        return forms_of(first_tensors(options.features))
+    from fedhpc.train.held_model import forms_of_model
     from fedhpc.train.state import split_state
     from fedhpc.train.tasks.loader import load_task
 
-    settings = read_section(TaskSettings, task, "task")
-    return split_state(load_task(settings).model(settings.options, 0))[0]
+    return forms_of_model(split_state(load_task(settings).model(settings.options, 0))[0])

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from fedhpc.errors import ConfigError, DataError
-from fedhpc.mpi.collectives import Group
 from fedhpc.train.dealt_rows import local_part, rows_of
 
 # NumPy has no bfloat16: its bits are kept as integers. Other dtypes are kept as they are.
@@ -93,24 +92,3 @@ def write_shared(shared: Mapping[str, torch.Tensor], tensors: Mapping[str, NDArr
             whole = torch.from_numpy(np.require(tensors[name], requirements=["C", "W"]))
             first, last = rows_of(value, name)
             local_part(value).copy_(whole[first:last] if whole.ndim else whole)
-
-
-def add_over_ranks(group: Group, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Sums over the site's ranks of int64 and float64 `arrays`, the same bits on every rank.
-
-    MPI only advises that an allreduce gives every rank equal bits, so floats come from the leader.
-    """
-    total = {name: np.array(arrays[name], order="C") for name in sorted(arrays)}
-    for kind in (np.int64, np.float64):
-        names = [name for name, array in total.items() if array.dtype == kind]
-        if not names:
-            continue
-        flat = np.concatenate([total[name].reshape(-1) for name in names])
-        group.sum(flat)
-        group.broadcast(flat)
-        start = 0
-        for name in names:
-            stop = start + total[name].size
-            total[name] = flat[start:stop].reshape(total[name].shape).copy()
-            start = stop
-    return total

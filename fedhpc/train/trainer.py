@@ -1,6 +1,6 @@
 """One site's local training: the loop that turns the round's model into the site's.
 
-TorchTrainer implements fedhpc.rounds.interfaces.Trainer. Every rank of the site makes every call; results are
+TorchTrainer implements fedhpc.train.site_trainer.SiteTrainer. Every rank of the site makes every call; results are
 equal on all of them. With one rank and `optimizer_state = "keep"` it computes, bit for bit, what a plain PyTorch
 loop over the same batches computes.
 """
@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,31 +25,35 @@ from fedhpc.federation.checkpoint import Tensors
 from fedhpc.federation.ranges import Forms, Held
 from fedhpc.mpi.arrays import each_from_leader
 from fedhpc.mpi.collectives import Group
-from fedhpc.rounds.interfaces import AtStep, LocalResult, Parts, Trainer
+from fedhpc.rounds.interfaces import AtStep, LocalResult, Parts
 from fedhpc.train import evaluate
 from fedhpc.train.backends.open_backend import open_backend
 from fedhpc.train.batches import Batches, Piece, Rows, derive_key, pieces, share
 from fedhpc.train.dealt_rows import from_rows, local_part
 from fedhpc.train.first_model import FirstModel
 from fedhpc.train.held_model import forms_of_model, read_pieces, read_shards, write_pieces, write_shards
-from fedhpc.train.loading import Reader, to_device
+from fedhpc.train.learning_rate import learning_rate
+from fedhpc.train.loading import Reader, fetch, to_device
 from fedhpc.train.measure import measured
+from fedhpc.train.model_scaling import ModelScaling
 from fedhpc.train.model_units import compute_again, separable
-from fedhpc.train.optimise import build_optimizer, learning_rate
+from fedhpc.train.optimise import build_optimizer
 from fedhpc.train.optimizer_state import SavedState, divide_state, optimizer_arrays, read_part, write_part
+from fedhpc.train.over_ranks import add_over_ranks
 from fedhpc.train.randomness import RankRandom, rank_seed
 from fedhpc.train.running import RunningStatistics
 from fedhpc.train.settings import ComputeSettings, TrainSettings
 from fedhpc.train.shards import model_shards
-from fedhpc.train.state import add_over_ranks, split_state, to_array, to_tensor, write_shared
+from fedhpc.train.site_trainer import SiteTrainer
+from fedhpc.train.state import split_state, to_array, to_tensor, write_shared
 from fedhpc.train.tasks.loader import Task
 from fedhpc.train.unused import UnusedParameters, trained
-from fedhpc.train.within_round import WithinRound
+from fedhpc.train.within_round import WithinRound, sum_of_finite
 
 CHECK_STEPS = 64  # the loss is looked at this often: each look waits for the device and for all ranks
 
 
-class TorchTrainer(Trainer):
+class TorchTrainer(SiteTrainer):
     """A model, a site's rows, and how to train on them."""
 
     def __init__(
@@ -119,7 +122,7 @@ class TorchTrainer(Trainer):
         settings = self._settings
         # Step 1. The round's batches, and this rank's pieces of each; without the steps done in an earlier job.
         steps = settings.local_steps or settings.local_epochs * self._batches.steps_per_epoch
-        within = self._enter(round_, steps)
+        within = self._within = WithinRound.enter(self._within, round_, steps, self._batches, self.site)
         plan, first_piece = self._plan(steps, within.steps)
         batches = self._reader.read([piece.rows for step in plan for piece in step], first_piece)
         # Step 2. An optimiser, old or new, and the point that FedProx pulls to.
@@ -351,19 +354,23 @@ class TorchTrainer(Trainer):
         for kind, read in parts.items():
             write_part(self.model, self._optimizer, self._holding(), kind, read())
 
+    @override
+    def scaling(self) -> ModelScaling:
+        return ModelScaling(self.model)
+
+    @override
+    def inputs(self, rows: Rows) -> NDArray[np.float64]:
+        x = fetch(self.dataset, rows)[0]
+        if isinstance(x, torch.Tensor):
+            return x.to("cpu", torch.float64, copy=True).numpy(force=True)
+        return np.array(x, dtype=np.float64)
+
+    @override
     def close(self) -> None:
         """End the data workers and leave the process group."""
         self._reader.close()
         self._wrapped = self.model  # nothing of the process group may outlive it here
         self._backend.close()
-
-    def __enter__(self) -> TorchTrainer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _proximal_terms(self, anchor: Mapping[str, NDArray[Any]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Parameters and what they are pulled to: the gradient of mu/2 ||w - anchor||^2 is mu (w - anchor)."""
@@ -379,39 +386,14 @@ class TorchTrainer(Trainer):
         write_pieces(held, targets, anchor)
         return [(parameters[name], target) for name, target in targets.items()]
 
-    def _enter(self, round_: int, steps: int) -> WithinRound:
-        """A round that begins here, or the one that `restore` was told of. Raises DataError if that does not fit."""
-        within = self._within
-        if within is None:
-            within = WithinRound(round_, self._batches.epoch, self._batches.offset)
-        elif within.round_ != round_ or not 0 < within.steps < steps:
-            raise DataError(
-                f"site {self.site}: the kept work is step {within.steps} of round {within.round_}, now it is round "
-                f"{round_} with {steps} steps",
-                "remove the outbox: the round is trained again",
-            )
-        self._batches.seek(within.epoch, within.offset)
-        self._within = within
-        return within
-
     def _look(self, within: WithinRound) -> None:
         """Add up the losses of the steps since the last look. Collective."""
         if within.losses is not None and within.steps > within.looked:
             self._unused.look(within.round_)
-            within.loss += self._check_losses(within.losses[within.looked : within.steps], within.round_)
+            mine = within.losses[within.looked : within.steps].cpu().numpy()
+            whole = add_over_ranks(self.group, {"loss": mine})["loss"]
+            within.loss += sum_of_finite(whole, self.site, self._step - whole.size + 1, within.round_)
             within.looked = within.steps
-
-    def _check_losses(self, losses: torch.Tensor, round_: int) -> float:
-        """The sum of the site's losses of some steps [m], from each rank's part. Collective: all ranks raise."""
-        whole = add_over_ranks(self.group, {"loss": losses.cpu().numpy()})["loss"]
-        wrong = np.flatnonzero(~np.isfinite(whole))
-        if wrong.size:
-            raise DataError(
-                f"site {self.site}: the training loss is {whole[wrong[0]]} at step "
-                f"{self._step - whole.size + int(wrong[0]) + 1} (round {round_})",
-                "look for values that are not finite in the features; else lower train.lr or set train.clip_norm",
-            )
-        return float(whole.sum())
 
 
 def _configure(compute: ComputeSettings) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import DataError
+from fedhpc.train.batches import Batches
 
 _NAMES = ("round", "round:loss")
 
@@ -43,3 +44,34 @@ class WithinRound:
             return cls(round_, epoch, offset, steps, float(arrays["round:loss"][0]), looked=steps)
         except (KeyError, ValueError, IndexError, TypeError):
             raise DataError("the kept work does not say at which step it stopped", "remove the outbox") from None
+
+    @classmethod
+    def enter(cls, kept: WithinRound | None, round_: int, steps: int, batches: Batches, site: str) -> WithinRound:
+        """Round `round_` of `steps` steps, which begins here, or goes on from what was `kept` of it.
+
+        `batches` stand at its beginning then. Raises DataError if what was kept is of another round.
+        """
+        within = cls(round_, batches.epoch, batches.offset) if kept is None else kept
+        if kept is not None and (kept.round_ != round_ or not 0 < kept.steps < steps):
+            raise DataError(
+                f"site {site}: the kept work is step {kept.steps} of round {kept.round_}, now it is round "
+                f"{round_} with {steps} steps",
+                "remove the outbox: the round is trained again",
+            )
+        batches.seek(within.epoch, within.offset)
+        return within
+
+
+def sum_of_finite(losses: NDArray[np.float64], site: str, first_step: int, round_: int) -> float:
+    """The sum of a site's `losses` [m] of its steps from `first_step` on, counted from 1 over all rounds.
+
+    Raises DataError, on every rank alike, if one of them is not finite.
+    """
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    if wrong.size:
+        raise DataError(
+            f"site {site}: the training loss is {losses[wrong[0]]} at step {first_step + int(wrong[0])} "
+            f"(round {round_})",
+            "look for values that are not finite in the features; else lower train.lr or set train.clip_norm",
+        )
+    return float(losses.sum())

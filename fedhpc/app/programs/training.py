@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
@@ -29,16 +28,12 @@ from fedhpc.rounds.interfaces import LocalWork, Outbox, Reporter
 from fedhpc.rounds.loop import Outcome, Run
 from fedhpc.rounds.null_objects import NoOutbox
 from fedhpc.rounds.start_sum import Taken
+from fedhpc.train.open_trainer import open_trainer
 from fedhpc.train.recorded import RecordedTrainer
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
+from fedhpc.train.site_trainer import SiteTrainer
+from fedhpc.train.standardise import standardise
 from fedhpc.train.start_file import read_start_file
-
-if TYPE_CHECKING:
-    from fedhpc.train.trainer import TorchTrainer
-
-# Torch is imported where it is first needed: from a parallel file system that takes many ranks a minute, and most
-# mistakes in the files are found before.
-
 
 _NEXT_MODEL = "the coordinator agrees on it: `fedhpc federation next DIR --from-model FILE`"
 
@@ -98,7 +93,7 @@ class Training(Program):
 
     def __init__(
         self,
-        trainer: TorchTrainer,
+        trainer: SiteTrainer,
         files: SiteFile,
         outbox: Outbox | None = None,
         *,
@@ -154,8 +149,6 @@ class Training(Program):
         trainer.load(from_leader(party.site, tensors))
 
     def _standardise(self, session: Session) -> None:
-        from fedhpc.train.standardise import standardise
-
         standardise(partial(Federation(session).sum, everyone=True), self._trainer)
 
     def _previous(self, session: Session) -> Taken | None:
@@ -179,7 +172,7 @@ class RecordedTraining(Program):
         return Run(session, RecordedTrainer(self._work), store, reporter, outbox=self._outbox, life=life).run()
 
 
-def open_site_trainer(session: Session, files: SiteFile) -> TorchTrainer:
+def open_site_trainer(session: Session, files: SiteFile) -> SiteTrainer:
     """The trainer of this rank's site. Raises ConfigError, DataError or PolicyError before anything is exchanged."""
     agreement = session.agreement
     if "name" not in agreement.task:
@@ -190,8 +183,6 @@ def open_site_trainer(session: Session, files: SiteFile) -> TorchTrainer:
     task = read_section(TaskSettings, agreement.task, "task")
     train = read_section(TrainSettings, agreement.train, "train")
     compute = read_section(ComputeSettings, files.compute, "compute")
-    from fedhpc.train.open_trainer import open_trainer
-
     return open_trainer(
         task,
         train,

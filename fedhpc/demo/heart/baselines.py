@@ -1,6 +1,6 @@
 """What the federation is compared with: each hospital alone, and all rows in one place. The data are public.
 
-Plain PyTorch with the federation's own model, optimiser and number of steps, so that only the data differ.
+The federation's own model, optimiser and number of steps, in one process, so that only the data differ.
 """
 
 from __future__ import annotations
@@ -11,14 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from fedhpc.config import read_section
 from fedhpc.data.store import SiteStore
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.train.evaluate import auc
 from fedhpc.train.held_out import split_rows
+from fedhpc.train.linear.logistic_model import (
+    BIAS,
+    MEAN,
+    PARAMETERS,
+    SCALE,
+    WEIGHT,
+    first_tensors,
+    logits_of_rows,
+    loss_and_gradient,
+)
+from fedhpc.train.linear.numpy_optimizer import NumpyOptimizer
+from fedhpc.train.linear.options import LogisticOptions
 from fedhpc.train.settings import TaskSettings, TrainSettings
-from fedhpc.train.tasks import logistic
 
 Rows = tuple[NDArray[np.float32], NDArray[np.int64]]  # features [n, F], labels [n]
 
@@ -57,29 +69,23 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
     return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
 
 
-def fit(rows: Rows, task: TaskSettings, train: TrainSettings, steps: int) -> torch.nn.Module:
+def fit(rows: Rows, task: TaskSettings, train: TrainSettings, steps: int) -> Tensors:
     """A model trained on `rows` alone, standardised by their own mean and deviation."""
-    x, y = torch.from_numpy(rows[0]), torch.from_numpy(rows[1])
-    model = logistic.model(task.options)
-    scale = x.double().std(0, correction=0)
-    with torch.no_grad():
-        model.get_buffer("feature_mean").copy_(x.double().mean(0))
-        model.get_buffer("feature_scale").copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay
-    )
+    x, y = rows
+    model = first_tensors(read_section(LogisticOptions, task.options, "task.options").features)
+    deviation = x.std(axis=0, dtype=np.float64)
+    model[MEAN][...] = x.mean(axis=0, dtype=np.float64)
+    model[SCALE][...] = np.where(deviation > 0, deviation, 1.0)
+    optimizer = NumpyOptimizer({name: model[name] for name in PARAMETERS}, train)
     for _ in range(steps):
-        optimizer.zero_grad()
-        logistic.loss(model, (x, y)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        gradient = loss_and_gradient(model, x, y) / len(y)
+        optimizer.step({WEIGHT: gradient[:-2].reshape(1, -1), BIAS: gradient[-2:-1]}, train.lr)
     return model
 
 
-def score(model: torch.nn.Module, rows: Rows) -> Score:
+def score(model: Tensors, rows: Rows) -> Score:
     """Accuracy and the exact AUC of `model` on `rows`: every distinct score is a bin of its own."""
-    model.eval()
-    with torch.no_grad():
-        logits = model(torch.from_numpy(rows[0])).reshape(-1).numpy()
+    logits = logits_of_rows(model, rows[0])
     positive: NDArray[Any] = rows[1] == 1
     _, bins = np.unique(logits, return_inverse=True)
     counts = [np.bincount(bins[chosen], minlength=int(bins.max()) + 1) for chosen in (positive, ~positive)]

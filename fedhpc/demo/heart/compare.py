@@ -13,8 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.agreement.site_file import read_site_directory
 from fedhpc.app.join import Joined, join_with_files
@@ -30,7 +28,6 @@ from fedhpc.rounds.null_objects import Endless, NoCheckpoints, Silence
 
 def compare(directory: Path, splits: int) -> None:
     """Train and score everything; rank 0 writes the result. Called by every rank."""
-    torch.set_num_threads(1)
     joined = join_with_files(directory / "federation.toml", sites=directory / "sites", site=None, run=None)
     with joined.session as session:
         ran = run_joined(joined)

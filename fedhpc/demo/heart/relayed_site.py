@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fedhpc.app.join import join_with_files
 from fedhpc.app.programs.training import Training, open_site_trainer
@@ -22,7 +21,6 @@ from fedhpc.rounds.null_objects import Endless, NoCheckpoints, Silence
 
 def run_site(directory: Path, site: str, splits: int) -> None:
     """Train all splits as `site`; its leader writes down the results."""
-    torch.set_num_threads(1)
     hashes: list[str] = []
     seconds, sent = 0.0, 0
     for k in range(splits):

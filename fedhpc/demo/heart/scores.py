@@ -10,14 +10,11 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-import torch
-
 from fedhpc.agreement.federation_file import Agreement
 from fedhpc.config import read_section
 from fedhpc.demo.heart.baselines import Score, Split, fit, join_rows, read_split, score
 from fedhpc.federation.checkpoint import Tensors
 from fedhpc.train.settings import TaskSettings, TrainSettings
-from fedhpc.train.tasks import logistic
 
 RESULT_FILE = "demo.json"
 
@@ -45,7 +42,7 @@ def score_split(stores: Mapping[str, Path], agreement: Agreement, federated: Ten
     settings = read_section(TrainSettings, agreement.train, "train")
     steps = agreement.federation.rounds * settings.local_steps
     split = read_split(stores, task.held_out, task.split_seed)
-    return _baselines(split, task, settings, steps) | {"federated": score(_model(task, federated), split.held_out)}
+    return _baselines(split, task, settings, steps) | {"federated": score(federated, split.held_out)}
 
 
 def write_result(run: Path, agreement: Agreement, scores: list[dict[str, Score]], costs: Costs) -> None:
@@ -67,13 +64,6 @@ def _baselines(split: Split, task: TaskSettings, settings: TrainSettings, steps:
     found = {site: score(fit(rows, task, settings, steps), split.held_out) for site, rows in split.train.items()}
     pooled = fit(join_rows(list(split.train.values())), task, settings, steps)
     return {**found, "pooled": score(pooled, split.held_out)}
-
-
-def _model(task: TaskSettings, tensors: Tensors) -> torch.nn.Module:
-    """The federation's final model."""
-    model = logistic.model(task.options)
-    model.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()})
-    return model
 
 
 def _summary(rows: list[dict[str, float | None]], sites: list[str]) -> dict[str, Any]:

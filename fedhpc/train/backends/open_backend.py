@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedhpc.errors import ConfigError
+from fedhpc.errors import ConfigError, InternalError
 from fedhpc.mpi.collectives import Group
 from fedhpc.train.backends.base import Backend
 from fedhpc.train.backends.ddp import DdpBackend
@@ -43,3 +43,5 @@ def open_backend(compute: ComputeSettings, group: Group) -> Backend:
             if group.size == 1:
                 return SerialBackend(placement.device)
             return HorovodBackend(group, placement.device, deterministic=compute.deterministic)
+        case "numpy":
+            raise InternalError("the backend 'numpy' was asked for a torch model")

@@ -1,29 +1,19 @@
 """Logistic regression on tables: two classes, one logit, linear in the features.
 
-Options: `features`, the number of columns; `bins` of the histograms of logits behind the AUC (4000).
+Options: `features`, the number of columns; `bins` of the histograms of logits behind the AUC (4000). Ranks that train
+on CPUs do without this module and torch: train/linear/.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fedhpc.config import read_section
-from fedhpc.errors import ConfigError
+from fedhpc.train.linear.options import LogisticOptions
 from fedhpc.train.tasks.tables import Batch, StoreDataset, TableModel, binary_loss, binary_sums
-
-
-@dataclass(frozen=True)
-class _Options:
-    features: int
-    bins: int = 4000
-
-    def __post_init__(self) -> None:
-        if self.features < 1 or self.bins < 2:
-            raise ConfigError("task.options.features must be 1 or more, task.options.bins 2 or more")
 
 
 class LogisticModel(TableModel):
@@ -39,13 +29,13 @@ class LogisticModel(TableModel):
 
 def model(options: dict[str, Any]) -> torch.nn.Module:
     """The model for `options`."""
-    read = read_section(_Options, options, "task.options")
+    read = read_section(LogisticOptions, options, "task.options")
     return LogisticModel(read.features, read.bins)
 
 
 def dataset(path: Path, options: dict[str, Any]) -> StoreDataset:
     """The site's store at `path`, with labels 0 and 1."""
-    return StoreDataset(path, read_section(_Options, options, "task.options").features, 2)
+    return StoreDataset(path, read_section(LogisticOptions, options, "task.options").features, 2)
 
 
 def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from fedhpc.data.store import SiteStore
 from fedhpc.errors import DataError
 from fedhpc.train.batches import Rows
+from fedhpc.train.class_rows import ClassRows
 from fedhpc.train.evaluate import EXPECTED, NEGATIVE, POSITIVE
 from fedhpc.train.score_bins import bin_count, bin_of
 
@@ -25,26 +23,12 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
     """Rows of a SiteStore: x float32 [*shape], y int64, a class from 0 to classes - 1."""
 
     def __init__(self, path: Path, features: int, classes: int) -> None:
-        """Raises DataError if a row does not hold `features` numbers, or a label is not one of `classes`."""
-        self.store: Any = SiteStore.open(path)
-        site = self.store.site
-        labels = np.asarray(self.store.labels())
-        self._labels = labels.astype(np.int64)
-        wrong = (self._labels != labels) | (self._labels < 0) | (self._labels >= classes)
-        if wrong.any():
-            raise DataError(
-                f"site {site}: {int(wrong.sum())} rows have a label outside 0..{classes - 1}",
-                "task.options.classes is the number of classes; labels count from 0",
-            )
-        width = math.prod(self.store.feature_set.row_shape)
-        if width != features:
-            raise DataError(
-                f"site {site}: a row holds {width} features, and the task expects {features}",
-                "task.options and the site's store must agree",
-            )
+        """Raises what ClassRows raises."""
+        self._rows = ClassRows(path, features, classes)
+        self.store = self._rows.store
 
     def __len__(self) -> int:
-        return int(self._labels.size)
+        return len(self._rows)
 
     def __getitem__(self, row: int) -> Batch:
         x, y = self.rows(np.array([row], dtype=np.int64))
@@ -52,16 +36,17 @@ class StoreDataset(torch.utils.data.Dataset[Batch]):
 
     def rows(self, rows: NDArray[np.int64]) -> Batch:
         """A batch at once: x float32 [m, *shape], y int64 [m]."""
-        return torch.from_numpy(self.store.features(rows)), torch.from_numpy(self._labels[rows])
+        x, y = self._rows.rows(rows)
+        return torch.from_numpy(x), torch.from_numpy(y)
 
     def read_ahead(self, plan: Sequence[Rows]) -> Iterator[Batch]:
         """The batch of each of `plan`, in order; of a large store many of them are read at once."""
-        for rows, x in zip(plan, self.store.features_in_turn(plan), strict=True):
-            yield torch.from_numpy(x), torch.from_numpy(self._labels[rows])
+        for x, y in self._rows.read_ahead(plan):
+            yield torch.from_numpy(x), torch.from_numpy(y)
 
     def labels(self) -> NDArray[np.int64]:
         """The label of every row, int64 [n]."""
-        return self._labels
+        return self._rows.labels
 
 
 class TableModel(torch.nn.Module):

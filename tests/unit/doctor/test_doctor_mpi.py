@@ -42,8 +42,12 @@ def test_an_old_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fails("python", subject(tmp_path), "Python 3.9.18", ">=3.11", code=64)
 
 
-def test_these_packages_fit_and_training_needs_torch(tmp_path: Path) -> None:
-    site = subject(tmp_path)
+WITH_TORCH = [("device = 'cpu'", "device = 'cpu'\nbackend = 'ddp'")]
+
+
+def test_these_packages_fit_and_training_with_torch_needs_it(tmp_path: Path) -> None:
+    assert "torch" not in found("packages", subject(tmp_path / "numpy")).what
+    site = subject(tmp_path, site=WITH_TORCH)
     passes("packages", site, "numpy", "torch")
     edit(tmp_path / "federation.toml", "[task]", "[taskless]")
     text = (tmp_path / "federation.toml").read_text()
@@ -58,7 +62,7 @@ def test_packages_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     real = software._installed
     monkeypatch.setattr(software, "_installed", lambda name: have[name] if name in have else real(name))
     words = ("numpy 1.26.4 is not >=2.0", "torch is missing", "pip install 'fedhpc[train]'")
-    fails("packages", subject(tmp_path), *words, code=64)
+    fails("packages", subject(tmp_path, site=WITH_TORCH), *words, code=64)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +311,7 @@ def test_torch_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(
             gpus, "_TORCH", f"print({json.dumps(answer)!r})" if answer else "raise SystemExit('no torch')"
         )
-        wanted = [("device = 'cpu'", f"device = '{device}'")]
+        wanted = [("device = 'cpu'", f"device = '{device}'\nbackend = 'ddp'")]
         return subject(tmp_path / str(number), tools, slurm=GPU_SITE, site=wanted, environment=environment)
 
     nvidia, amd = {"nvidia-smi": ""}, {"rocm-smi": ""}
@@ -371,4 +375,15 @@ def test_torch_for_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     warns("backend", site("fsdp", HAS | {"nccl": False}, "cuda"), "without NCCL")
     warns("backend", site("ddp", HAS | {"bf16": False}, "cuda", low=True), "no bfloat16")
     fails("backend", site("ddp", None), "cannot be imported: no", code=64)
-    skips("backend", subject(tmp_path / "none", {}), "nothing to average")
+
+
+def test_what_trains_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_TORCH", "raise SystemExit('no')")
+    monkeypatch.setattr(gpus, "_TORCH", "raise SystemExit('no')")
+    skips("backend", subject(tmp_path / "none", {}), "trains without torch")
+    auto = [("device = 'cpu'", "device = 'auto'")]
+    idle = subject(tmp_path / "idle", {}, slurm=GPU_SITE, site=auto)
+    warns("backend", idle, "GPUs stay idle")
+    skips("torch-build", idle, "trains without torch")
+    wrong = subject(tmp_path / "wrong", {}, site=[("device = 'cpu'", "device = 'cuda'\nbackend = 'numpy'")])
+    fails("backend", wrong, "compute.device = 'cuda' asks for more", code=64)

@@ -31,8 +31,9 @@ from fedhpc.relay import settings as relay_settings
 from fedhpc.secure.settings import SecureSettings
 from fedhpc.slurm.container_section import ContainerSection
 from fedhpc.slurm.settings import SlurmSettings
+from fedhpc.train.linear.options import LogisticOptions
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
-from fedhpc.train.tasks import cnn, logistic, mlp, transformer
+from fedhpc.train.tasks import cnn, mlp, transformer
 
 PACKAGE = ROOT / "fedhpc"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -74,7 +75,7 @@ SECTIONS = {
     "[strategy]": StrategySettings,
     "[task]": TaskSettings,
     "[train]": TrainSettings,
-    "logistic": logistic._Options,
+    "logistic": LogisticOptions,
     "mlp": mlp._Options,
     "cnn": cnn._Options,
     "transformer": transformer._Options,

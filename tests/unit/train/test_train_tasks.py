@@ -268,7 +268,7 @@ def test_the_memory_for_rows_is_shared_with_the_workers(tmp_path: Path) -> None:
     for workers, share in ((0, 6 << 20), (2, 2 << 20)):
         with open_trainer(
             TaskSettings("logistic", options={"features": 3}), TrainSettings(lr=0.1, local_steps=1),
-            ComputeSettings(workers=workers, data_memory_mib=6), data=tmp_path / "a.h5", source=None,
+            ComputeSettings(backend="serial", workers=workers, data_memory_mib=6), data=tmp_path / "a.h5", source=None,
             group=SerialGroup(), site="a", seed=0,
         ) as trainer:  # fmt: skip
             assert trainer.dataset.opened.store.memory_bytes == share

@@ -11,7 +11,7 @@ from train_fakes import Net, loss, make_task, make_trainer, rows
 
 from fedhpc.errors import ConfigError, DataError
 from fedhpc.train.batches import Batches
-from fedhpc.train.optimise import learning_rate
+from fedhpc.train.learning_rate import learning_rate
 from fedhpc.train.randomness import rank_seed
 from fedhpc.train.settings import TrainSettings
 

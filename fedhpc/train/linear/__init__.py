@@ -1,0 +1,1 @@
+"""The task that is linear in its features, trained with NumPy alone: no rank imports torch."""
