@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 VECTORS = Path(__file__).parent / "vectors"
-PREFIX = b"fedhpc-secagg/2\x00"
+PREFIX = b"fedhpc-secagg/3\x00"
 P = 2**256 - 189
 X9 = b"\x09" + bytes(31)
 

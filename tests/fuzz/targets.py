@@ -370,7 +370,7 @@ class _Socket:
 AGREED = f"""
 [federation]
 name = "heart"
-protocol = "fedhpc-secagg/2"
+protocol = "fedhpc-secagg/3"
 rounds = 3
 epoch = 1
 previous = "{"cd" * 32}"

@@ -119,7 +119,7 @@ def test_parse_canon_takes_only_its_own_output(data: bytes) -> None:
 # An independent H and Tree, from the text of docs/protocol.md.
 def plain_hash(name: str, *parts: bytes) -> bytes:
     joined = b"".join(len(p).to_bytes(8, "little") + p for p in parts)
-    return hashlib.sha256(b"fedhpc-secagg/2\x00" + name.encode() + b"\x00" + joined).digest()
+    return hashlib.sha256(b"fedhpc-secagg/3\x00" + name.encode() + b"\x00" + joined).digest()
 
 
 def plain_tree(data: bytes) -> bytes:
@@ -208,7 +208,7 @@ T = bytes(range(0xA0, 0xC0))
 
 def test_signed_bytes_golden() -> None:
     body = {"a": 1}
-    expected = b"fedhpc-secagg/2\0M6\0\x05\x00" + T + hashlib.sha256(b'{"a":1}').digest()
+    expected = b"fedhpc-secagg/3\0M6\0\x05\x00" + T + hashlib.sha256(b'{"a":1}').digest()
     assert signed_bytes("M6", 5, T, body) == expected
     message = sign_message(KEY, "M6", 5, T, body)
     assert parse_canon(message) == {
