@@ -21,7 +21,7 @@ from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.ring import Tensor
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.suite import SHA256
 from fedhpc.sums.in_job.masked_sum import MpiSums
 from fedhpc.sums.in_job.peers import JobPeers, JobRecovery
 from fedhpc.sums.in_job.pipeline import Pipeline
@@ -133,7 +133,7 @@ def test_sites_that_go_on_to_different_states_are_told_and_do_not_go_on(training
         plan = session.training(session.state, {}, PUBLIC) if training else session.statistic("x")
         opened = session.open(vector(session, number), plan)
         try:
-            session.settle(opened, tree(b"another" if number == 2 else b"one"))
+            session.settle(opened, SHA256.tree(b"another" if number == 2 else b"one"))
         finally:
             rounds[number] = session.round_
 

@@ -13,7 +13,7 @@ from fedhpc.errors import PeersError, PolicyError
 from fedhpc.federation import held_stream
 from fedhpc.federation.held_stream import HeldStream, joined
 from fedhpc.federation.ranges import Held, forms_of
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.suite import SHA256
 from fedhpc.sums.over_relay import recovery
 from fedhpc.sums.over_relay.recovery import RelayRecovery
 
@@ -63,7 +63,7 @@ def test_each_rank_gets_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
         return caught.round_, caught.whole
 
     assert run_ranks(3, work) == [(8, True)] * 3
-    assert tries == [tree(DATA)]
+    assert tries == [SHA256.tree(DATA)]
 
 
 def test_nobody_gives_anything(monkeypatch: pytest.MonkeyPatch) -> None:
