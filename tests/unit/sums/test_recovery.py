@@ -13,6 +13,7 @@ from fedhpc.errors import PeersError, PolicyError
 from fedhpc.federation import held_stream
 from fedhpc.federation.held_stream import HeldStream, joined
 from fedhpc.federation.ranges import Held, forms_of
+from fedhpc.secure.settings import SecureSettings
 from fedhpc.secure.suite import SHA256
 from fedhpc.sums.over_relay import recovery
 from fedhpc.sums.over_relay.recovery import RelayRecovery
@@ -22,7 +23,7 @@ DATA = b"".join(t.tobytes() for t in TENSORS.values())
 
 
 def party_of(site: Any) -> Any:
-    agreement = SimpleNamespace(hash=b"c" * 32, cohort=SimpleNamespace(deadline_s=1.0))
+    agreement = SimpleNamespace(hash=b"c" * 32, cohort=SimpleNamespace(deadline_s=1.0), secure=SecureSettings())
     return SimpleNamespace(site=site, agreement=agreement, members=(1, 2, 3), identity="key")
 
 
