@@ -63,7 +63,7 @@ def write_federation(folder: Path, params: int, optimizer: str) -> None:
         f"[compute]\nthreads = {len(os.sched_getaffinity(0))}\n[life]\ncheckpoint_s = 0\n"
     )
     (folder / "federation.toml").write_text(
-        '[federation]\nname = "resume"\nprotocol = "fedhpc-secagg/2"\nrounds = 2\n'
+        '[federation]\nname = "resume"\nprotocol = "fedhpc-secagg/3"\nrounds = 2\n'
         f'[[site]]\nname = "one"\nsign = "{key.public_key().public_bytes_raw().hex()}"\n'
         f'[task]\nname = "module"\nsource_sha256 = "{hashlib.sha256(TASK.encode()).hexdigest()}"\n'
         f"options = {{ side = {side} }}\nheld_out = 0.25\n"

@@ -341,7 +341,7 @@ def write_federation(
     return write_toml(
         directory / "federation.toml",
         {
-            "federation": {"name": "test", "rounds": rounds, "seed": seed, "protocol": "fedhpc-secagg/2"},
+            "federation": {"name": "test", "rounds": rounds, "seed": seed, "protocol": "fedhpc-secagg/3"},
             "secure": dict(secure or {}),
             "strategy": dict(strategy or {}),
             "task": dict(task),

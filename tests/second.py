@@ -15,12 +15,13 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 VECTORS = Path(__file__).parent / "vectors"
-PREFIX = b"fedhpc-secagg/2\x00"
+PREFIX = b"fedhpc-secagg/3\x00"
 P = 2**256 - 189
 X9 = b"\x09" + bytes(31)
 
@@ -71,9 +72,10 @@ def h(name: str, *parts: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def tree(data: bytes) -> bytes:
-    digests = [hashlib.sha256(data[i : i + 2**20]).digest() for i in range(0, len(data), 2**20)]
-    return h("tree", u64(len(data)), b"".join(digests))
+def tree(data: bytes, suite: str = "sha256") -> bytes:
+    digest = {"sha256": hashlib.sha256, "blake3": blake3}[suite]
+    digests = [digest(data[i : i + 2**20]).digest() for i in range(0, len(data), 2**20)]
+    return h("tree", suite.encode(), u64(len(data)), b"".join(digests))
 
 
 def kdf(salt: bytes, ikm: bytes, name: str, i: int = 0, j: int = 0) -> bytes:
@@ -152,9 +154,9 @@ def without_gaps(data: bytes, layout: list[dict[str, Any]]) -> bytes:
     return b"".join(data[at : at + size] for at, size in zip(place(layout)[0], sizes, strict=False))
 
 
-def state_of(model: bytes, config: bytes, round_: int, blind: bytes) -> bytes:
+def state_of(model: bytes, config: bytes, round_: int, blind: bytes, suite: str = "sha256") -> bytes:
     """A state without W and strategy, after `round_` training rounds."""
-    return h("state", config, u64(round_), tree(model + bytes(8) + u64(round_) + blind))
+    return h("state", config, u64(round_), tree(model + bytes(8) + u64(round_) + blind, suite))
 
 
 # --- Shamir's shares

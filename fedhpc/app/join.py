@@ -196,6 +196,7 @@ def _read_files(
         source = read_bytes(federation)
         agreement = read_agreement(source, str(federation))
         agreement.images.require_here()
+        agreement.secure.require_here()
         files = site_files(agreement)
         if sites is not None:
             number_of_rank(0, world.group.size, files)
@@ -203,6 +204,7 @@ def _read_files(
         return agreement, files
     agreement = read_agreement(world.group.broadcast_bytes(None), str(federation))
     agreement.images.require_here()
+    agreement.secure.require_here()
     return agreement, site_files(agreement)
 
 

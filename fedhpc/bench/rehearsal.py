@@ -62,7 +62,7 @@ class Stage:
         degree: int = 0,
         home: Path | None = None,
         more: str = "",
-        secure: str = "",
+        secure: str = 'suite = "blake3"\n',
     ) -> Party:
         """A party of a fresh federation in this mode; the ledger is in memory unless it has a `home`.
 

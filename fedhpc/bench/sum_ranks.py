@@ -133,7 +133,7 @@ class _Sum:
     session: Session
     opened: Opened
     wall_s: float  # of the slowest rank
-    without_hash_s: float  # the same without the SHA-256 of the sum
+    without_hash_s: float  # the same without the hash of the sum
     cpu_s: float  # of all ranks
     peaks: tuple[int, ...]  # bytes, of each rank
     right: bool
@@ -153,7 +153,7 @@ class _Repeat:
     bytes_up: int
     peak_bytes: int  # of the masked sum, at the rank with the most
     stages: dict[str, float]  # of the masked sum, mean over the ranks
-    whole: dict[str, float]  # the masked sum with the SHA-256 of its result, over all ranks; bench/record.py
+    whole: dict[str, float]  # the masked sum with the hash of its result, over all ranks; bench/record.py
 
     def recorded(self) -> dict[str, Any]:
         """As a record has it."""

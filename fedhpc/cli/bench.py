@@ -43,6 +43,9 @@ def bench() -> None:
 @click.option("--degree", type=click.IntRange(0), default=0, show_default=True, help="Mask partners; 0 = all.")
 @click.option("--colluders", type=click.IntRange(1), help="As [secure] colluders.  [default: as there]")
 @click.option("--threshold", type=click.IntRange(2), help="As [secure] threshold.  [default: as there]")
+@click.option(
+    "--suite", type=click.Choice(["blake3", "sha256"]), default="blake3", show_default=True, help="Of hashes."
+)
 @click.option("--rails", default="auto", show_default=True, help="Ranks of a site that carry a part.")
 @click.option("--chunk-bytes", type=click.IntRange(4096), default=16 << 20, show_default=True)
 @click.option("--overlap", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
@@ -67,6 +70,7 @@ def sum_(
     degree: int,
     colluders: int | None,
     threshold: int | None,
+    suite: str,
     rails: str,
     chunk_bytes: int,
     overlap: str,
@@ -99,15 +103,15 @@ def sum_(
     of_sites = check_sum(click.get_current_context().params)
     if folder is not None and not Path(folder).is_dir():
         raise ConfigError(f"--folder {folder}: there is no such folder", "the relay keeps its objects there")
-    mask_graph = {"colluders": colluders, "threshold": threshold}
-    mask_graph = {name: value for name, value in mask_graph.items() if value is not None}
+    secure = {"colluders": colluders, "threshold": threshold, "suite": suite}
+    secure = {name: value for name, value in secure.items() if value is not None}
     case: dict[str, Any] = {
         "ranks": of_sites,
         "params": params,
         "lane_bits": int(lane_bits),
         "repeat": repeat,
         "degree": degree,
-        "secure": "".join(f"{name} = {value}\n" for name, value in mask_graph.items()),
+        "secure": "".join(f"{name} = {value!r}\n" for name, value in secure.items()),
     }
     if exchange == "https":
         from fedhpc.bench.relayed_sum import PATIENCE_S, Case, measure
@@ -115,11 +119,11 @@ def sum_(
         case |= {"latency_ms": latency_ms, "mbit_s": mbit_s, "patience_s": patience_s or PATIENCE_S}
         relayed = Case(**case, folder=folder, lost=lost)
         work = "relayed masked sum" + (f", {lost} lost" if lost else "")
-        _show(begun.complete(measure(relayed), work, **mask_graph), lines, as_json)
+        _show(begun.complete(measure(relayed), work, **secure), lines, as_json)
         return
     case |= {"chunk_bytes": chunk_bytes, "overlap": overlap, "rails": rails if rails == "auto" else int(rails)}
     result = measure_ranks("fedhpc.bench.sum_ranks", sum(of_sites), case)
-    _show(begun.complete(result, "masked sum", **mask_graph), lines, as_json)
+    _show(begun.complete(result, "masked sum", **secure), lines, as_json)
 
 
 @bench.command("latency", short_help="Time a sum of one number.")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from fedhpc import __version__
 from fedhpc.doctor.check import Check, Finding, fail, ok, skipped
 from fedhpc.doctor.subject import Subject
 
 GROUP = "Software"
+_BLAKE3 = "blake3"  # the package, and the suite that needs it
 _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[^\]]*\])?\s*\(?([^;()]*)\)?\s*(?:;\s*(.*))?")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)['\"]")
 
@@ -42,11 +43,17 @@ def packages(subject: Subject) -> Finding:
         return skipped("fedhpc is not installed, so its metadata names no ranges")
     trains = subject.agreement is not None and "name" in subject.agreement.task
     extras = {"train"} if trains and not subject.trains_without_torch else set()
-    return packages_fit(wanted, extras, _installed)
+    spared = {_BLAKE3} if subject.agreement is not None and subject.agreement.secure.suite != _BLAKE3 else set()
+    return packages_fit(wanted, extras, _installed, spared)
 
 
-def packages_fit(wanted: Sequence[str], extras: set[str], installed: Callable[[str], str | None]) -> Finding:
-    """`wanted`: lines of Requires-Dist; `extras`: those that the site needs; `installed`: name -> version."""
+def packages_fit(
+    wanted: Sequence[str], extras: set[str], installed: Callable[[str], str | None], spared: Collection[str] = ()
+) -> Finding:
+    """`wanted`: lines of Requires-Dist; `extras`: those that the site needs; `installed`: name -> version.
+
+    `spared`: packages that may be missing, since this federation does without them.
+    """
     wrong: list[str] = []
     shown: list[str] = []
     needed: set[str] = set()
@@ -59,6 +66,8 @@ def packages_fit(wanted: Sequence[str], extras: set[str], installed: Callable[[s
         if name == "fedhpc" or (marker and (extra is None or extra[1] not in extras)):
             continue
         found = installed(name)
+        if found is None and name in spared:
+            continue
         if found is None:
             wrong.append(f"{name} is missing")
         elif not fits(found, range_):
@@ -69,7 +78,10 @@ def packages_fit(wanted: Sequence[str], extras: set[str], installed: Callable[[s
         needed |= {extra[1]} if extra else set()
     if wrong:
         install = f"pip install 'fedhpc[{','.join(sorted(needed))}]'" if needed else "pip install --upgrade fedhpc"
-        return fail("; ".join(wrong), f"{install}, with the Python of the job")
+        hint = f"{install}, with the Python of the job"
+        if f"{_BLAKE3} is missing" in wrong:
+            hint += '; or all sites agree on suite = "sha256" under [secure], which needs no package'
+        return fail("; ".join(wrong), hint)
     return ok(", ".join(shown))
 
 

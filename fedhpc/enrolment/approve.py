@@ -102,6 +102,7 @@ def review(path: Path, folder: SiteFolder) -> Review:
             f"{path} has no pin for the relay or for a site",
             "a federation over a relay needs [relay] tls and tls of every site",
         )
+    agreement.secure.require_here()
     number = agreement.number_of(folder.name)
     entry, keys = agreement.roster[number - 1], folder.keys()
     for what, theirs, ours in (("sign", entry.sign, keys.sign), ("tls", entry.tls, keys.tls)):

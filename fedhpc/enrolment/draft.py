@@ -39,6 +39,7 @@ deadline_s = 86400           # how long a site that is ready waits for a round t
 
 [secure]
 mode = "pairwise"            # nobody sees one site's numbers; the thresholds follow from the number of sites
+suite = "blake3"             # what long hashes are made of; "sha256" where a site may use approved algorithms only
 
 [strategy]
 name = "fedavg"

@@ -59,7 +59,8 @@ def following(draft: Draft, kept: Sequence[bytes], entries: Entries, beginning: 
         raise ConfigError(
             f"epoch {draft.epoch} spoke another protocol ({spoken}), and {PROTOCOL_NAME} cannot go on from its states",
             "give the model as a file: `fedhpc export RUN model.safetensors`, then "
-            "`fedhpc federation next --from-model model.safetensors`; every site runs `fedhpc site ledger adopt RUN`",
+            "`fedhpc federation next --from-model model.safetensors`; after runs of fedhpc 0.1.0 every site also runs "
+            "`fedhpc site ledger adopt RUN`",
         )
     after = draft.next_epoch().with_value("federation", "seed", secrets.randbelow(1 << _SEED_BITS))
     after = after.with_value("federation", "protocol", PROTOCOL_NAME)

@@ -24,7 +24,8 @@ def admit(
 
     `unmasked`: also one that hides nothing, for benchmarks.
 
-    Raises ConfigError without TLS pins or masks, PolicyError if the federation names another relay.
+    Raises ConfigError without TLS pins or masks, or where the package of its suite is missing here, PolicyError if the
+    federation names another relay.
     """
     agreement = read_complete(federation)
     settings, _ = read_settings(relay)
@@ -55,6 +56,7 @@ def admit(
         "bytes": quota_bytes,
         "objects": objects,
         "threshold": thresholds.threshold,
+        "suite": agreement.secure.tree.name,
         "sites": pins,
         "cohort": cohort,
     }

@@ -18,7 +18,8 @@ from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.ranges import Held
 from fedhpc.federation.state_tensors import arrays_of_checkpoint, tensors_tree, total_bytes
 from fedhpc.mpi.byte_moves import Plan, Read, Span, move
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree_root
+from fedhpc.secure.suite import Suite
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 
 WINDOW_BYTES = 8 << 20
 _MIXED_AT_ONCE = 16  # blocks of several ranks that are hashed together
@@ -174,10 +175,10 @@ class HeldStream:
     def _at_leader(self, span: Span) -> list[list[Span]]:
         return [[span], *([] for _ in range(self._site.size - 1))]
 
-    def tree(self) -> bytes:
+    def tree(self, suite: Suite) -> bytes:
         """Tree of the stream [32], on every rank. Each rank hashes the blocks that it holds, or a share of them."""
         if self._replicated or self._site.size == 1:
-            return tensors_tree(self._site, self._arrays)
+            return tensors_tree(self._site, self._arrays, suite)
         owners: list[int] = []
         digests: dict[int, bytes] = {}
         mixed: list[tuple[int, list[Segment]]] = []
@@ -189,18 +190,18 @@ class HeldStream:
             if any(segment.rank != owner for segment in segments):
                 mixed.append((block, segments))
             elif owner == self._site.rank:
-                digests[block] = _digest(view for _, view in self.mine.views(start, stop))
+                digests[block] = _digest(suite, (view for _, view in self.mine.views(start, stop)))
         for first in range(0, len(mixed), _MIXED_AT_ONCE):
-            digests |= self._mixed(mixed[first : first + _MIXED_AT_ONCE])
+            digests |= self._mixed(suite, mixed[first : first + _MIXED_AT_ONCE])
         gathered = self._site.gather_bytes(b"".join(digests[block] for block in sorted(digests)))
         taken = [0] * self._site.size
         found = []
         for owner in owners:
             found.append(gathered[owner][taken[owner] : taken[owner] + 32])
             taken[owner] += 32
-        return tree_root(self.nbytes, found)
+        return suite.root(self.nbytes, found)
 
-    def _mixed(self, blocks: Sequence[tuple[int, list[Segment]]]) -> dict[int, bytes]:
+    def _mixed(self, suite: Suite, blocks: Sequence[tuple[int, list[Segment]]]) -> dict[int, bytes]:
         """The digests of blocks of several ranks, by number, at the rank that holds the first byte of each."""
         mine = [block for block, segments in blocks if segments[0].rank == self._site.rank]
         here = [(b * TREE_BLOCK_BYTES, min((b + 1) * TREE_BLOCK_BYTES, self.nbytes)) for b in mine]
@@ -208,7 +209,7 @@ class HeldStream:
         held = self._spans(segment for _, segments in blocks for segment in segments)
         wanted = self._spans(s._replace(rank=segments[0].rank) for _, segments in blocks for s in segments)
         move(self._site, Plan(held, wanted), self.mine.read, Runs(gathered).write)
-        return {block: _digest([memory]) for block, (_, memory) in zip(mine, gathered, strict=True)}
+        return {block: _digest(suite, [memory]) for block, (_, memory) in zip(mine, gathered, strict=True)}
 
     def sha256(self) -> str:
         """SHA-256 of the whole stream, in hex, on every rank."""
@@ -290,8 +291,8 @@ def raw(array: NDArray[Any]) -> NDArray[np.uint8]:
     return view
 
 
-def _digest(parts: Iterator[NDArray[np.uint8]] | Sequence[NDArray[np.uint8]]) -> bytes:
-    digest = hashlib.sha256()
+def _digest(suite: Suite, parts: Iterable[NDArray[np.uint8]]) -> bytes:
+    digest = suite.new()
     for part in parts:
         digest.update(part.data)
     return digest.digest()

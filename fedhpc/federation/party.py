@@ -19,6 +19,7 @@ from fedhpc.ledger.journal import Journal
 from fedhpc.mpi.collectives import Group
 from fedhpc.secure.ledger import UNKNOWN, LedgerKeys, Mark
 from fedhpc.secure.pairwise import Member
+from fedhpc.secure.suite import Suite
 from fedhpc.secure.transcript import input_hash
 
 NEXT_EPOCH = "the coordinator begins the next epoch, which goes on from the newest model: `fedhpc federation next`"
@@ -47,6 +48,10 @@ class Party:
     def name(self) -> str:
         """The site's name."""
         return self.agreement.names[self.number - 1]
+
+    def suite_of(self, plan: SumPlan) -> Suite | None:
+        """What the opened sum of `plan` is hashed with; None where nobody compares it."""
+        return self.agreement.secure.tree if plan.names_sum else None
 
     @property
     def leads(self) -> bool:
@@ -97,6 +102,11 @@ class SumPlan:
     data: bytes = UNKNOWN  # of training: what the ledger may know of the site's store
 
     @property
+    def names_sum(self) -> bool:
+        """Whether M6 names Tree(X): not where the next state that it names depends on X anyway."""
+        return self.kind is SumKind.STATISTIC
+
+    @property
     def input(self) -> bytes:
         """What the ledger knows the sum by [32]: its purpose and base."""
         return input_hash(self.purpose, self.base)
@@ -116,7 +126,7 @@ class Checked:
 class Summed:
     """What carrying out a sum gives, beside the numbers in each rank's part."""
 
-    tree: bytes  # Tree(X) of the sum [32]
+    tree: bytes  # Tree(X) of the sum [32]; empty where M6 does not name it
     bytes_up: int
     bytes_down: int
     members: tuple[int, ...]  # the sites in the sum
@@ -129,7 +139,7 @@ class Opened:
     """An opened sum, before the sites have compared results."""
 
     plan: SumPlan
-    sum_tree: bytes
+    sum_tree: bytes  # as Summed.tree
     stages: Stages
     bytes_up: int
     bytes_down: int

@@ -23,7 +23,7 @@ from fedhpc.secure import labels
 from fedhpc.secure.ledger import UNKNOWN
 from fedhpc.secure.ring import Layout, Tensor
 from fedhpc.secure.salt import layout_key
-from fedhpc.secure.transcript import state_hash, tree
+from fedhpc.secure.transcript import state_hash
 
 
 class Session:
@@ -36,7 +36,7 @@ class Session:
         """Masked sums finished: the protocol's round number."""
         self.finished = NONE_FINISHED
         """The last sum that an earlier process of this site finished, over a relay."""
-        self.tensors_tree = tree(b"")
+        self.tensors_tree = party.agreement.secure.tree.tree(b"")
         """Tree(tensors) of the global model, part of every state's hash."""
         self.last_salt = b""
         """S of the newest finished sum [40]: known only to the sites in it; empty before the first."""

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from fedhpc.federation.checkpoint import Checkpoint, Tensors
 from fedhpc.mpi.collectives import Group
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, joined_block_digests, tree_root
+from fedhpc.secure.suite import Suite
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 
 TOTAL_WEIGHT = "total_weight"
 
@@ -60,11 +61,11 @@ def total_bytes(arrays: Sequence[NDArray[Any]]) -> int:
     return sum(array.nbytes for array in arrays)
 
 
-def tensors_tree(site: Group, arrays: Sequence[NDArray[Any]]) -> bytes:
+def tensors_tree(site: Group, arrays: Sequence[NDArray[Any]], suite: Suite) -> bytes:
     """Tree of the arrays' raw bytes [32], which every rank of the site holds; each hashes a share of the blocks."""
     whole = [np.ascontiguousarray(array) for array in arrays]
     nbytes = total_bytes(whole)
     blocks = -(-nbytes // TREE_BLOCK_BYTES)
     first, last = (blocks * (site.rank + i) // site.size for i in (0, 1))
-    mine = b"".join(joined_block_digests(whole, first, last))
-    return tree_root(nbytes, site.gather_bytes(mine))
+    mine = b"".join(suite.joined_blocks(whole, first, last))
+    return suite.root(nbytes, site.gather_bytes(mine))

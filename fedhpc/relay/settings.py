@@ -13,6 +13,7 @@ bytes = 100_000_000_000
 objects = 100_000
 sites = { 1 = "<64 hex digits: SPKI SHA-256 of site 1>", 2 = "…" }
 threshold = 3                                       # τ; absent: that of a federation with the default settings
+suite = "blake3"                                    # secure.suite of federation.toml; absent: sha256
 ["<the same 64 hex digits>".cohort]                 # [cohort] of federation.toml; absent: its defaults
 policy = "sync"
 """
@@ -28,6 +29,7 @@ from fedhpc.cohort.settings import CohortSettings
 from fedhpc.config import parse_toml, read_bytes, read_section, refuse_other_file
 from fedhpc.errors import ConfigError
 from fedhpc.relay.store.object_store import Quota
+from fedhpc.secure.suite import SHA256, Suite, suite_named
 from fedhpc.secure.thresholds import choose_thresholds
 from fedhpc.wire.pins import require_private, same_pin
 
@@ -108,6 +110,7 @@ class HostedFederation:
     threshold: int
     cohort: CohortSettings
     revoked: tuple[int, ...] = ()  # numbers of sites whose key no longer opens anything
+    suite: Suite = SHA256  # what Trees are made of
 
     @property
     def numbers(self) -> int:
@@ -129,6 +132,7 @@ class _FederationTable:
     bytes: int = 64 << 30
     objects: int = 100_000
     threshold: int | None = None
+    suite: str = SHA256.name
     cohort: dict[str, Any] | None = None
 
 
@@ -174,7 +178,7 @@ def read_settings(path: Path) -> tuple[RelaySettings, Limits]:
 
 
 def read_roster(path: Path) -> Roster:
-    """The roster file. Raises ConfigError that names federation and site."""
+    """The roster file. Raises ConfigError that names federation and site, or the package that a suite needs."""
     federations = {}
     for config, table in parse_toml(read_bytes(path), str(path)).items():
         where = f"{path}: {config[:16]}"
@@ -199,8 +203,9 @@ def read_roster(path: Path) -> Roster:
         if not 1 <= threshold <= numbers:
             raise ConfigError(f"{where}: threshold = {threshold} of {numbers} sites")
         cohort = read_section(CohortSettings, given.cohort or {}, f"{where}: cohort")
+        suite = suite_named(given.suite)
         quota = Quota(given.bytes, given.objects, len(pins))
-        federations[config] = HostedFederation(config, pins, quota, threshold, cohort, tuple(revoked))
+        federations[config] = HostedFederation(config, pins, quota, threshold, cohort, tuple(revoked), suite)
     return Roster(federations)
 
 

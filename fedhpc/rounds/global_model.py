@@ -126,7 +126,7 @@ class GlobalModel:
     def _tree(self, tensors: Tensors) -> bytes:
         arrays = state_arrays(tensors, self.outer, self.weights.total, self.rounds, self.blind)
         arrays = [np.ascontiguousarray(array) for array in arrays]
-        return self._stream(tensors, arrays).tree()
+        return self._stream(tensors, arrays).tree(self._session.agreement.secure.tree)
 
     def restore(self, tensors: Tensors, outer: Mapping[str, NDArray[Any]], rounds: int, blind: bytes) -> None:
         """Continue from what this rank holds of a checkpoint. Raises DataError for another model or strategy."""

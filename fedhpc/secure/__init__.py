@@ -1,6 +1,6 @@
 """The vault: bytes and NumPy arrays in, bytes and NumPy arrays out; no files, no sockets, no clock.
 
-It implements `fedhpc-secagg/2` (docs/protocol.md), after Bonawitz et al. (2017), with the sparse graph of masks of Bell
+It implements `fedhpc-secagg/3` (docs/protocol.md), after Bonawitz et al. (2017), with the sparse graph of masks of Bell
 et al. (2020) and the shares of Shamir (1979). An auditor reads this package alone: ring.py turns numbers into lanes,
 masks.py hides them, keys.py agrees on the mask keys, transcript.py writes, hashes and signs messages,
 transcript_chain.py binds every key to what all sites saw, pairwise.py is one attempt of the `mpi` exchange, ledger.py

@@ -1,6 +1,6 @@
 """Every constant that separates one use of a hash, a key or a signature from another."""
 
-PROTOCOL = b"fedhpc-secagg/2"
+PROTOCOL = b"fedhpc-secagg/3"
 
 # Names of hashes: H(name, …)
 HASH_TREE = b"tree"

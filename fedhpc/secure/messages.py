@@ -98,7 +98,7 @@ class Unmask:
 
 @dataclass(frozen=True)
 class Result:
-    """M6: the next state, Tree(X), and the set that was summed."""
+    """M6: the next state, Tree(X) (empty where the sum makes the next model), and the set that was summed."""
 
     state: bytes
     sum_: bytes
@@ -224,7 +224,8 @@ def read_result(body: Any, sites: int, who: str) -> Result:
     """The body of M6."""
     what = f"the M6 message of site {who}"
     value = read_object(body, ("state", "sum", "u3"), what)
-    state, sum_ = (read_hex(value[name], HASH_BYTES, f"the {name} in {what}") for name in ("state", "sum"))
+    state = read_hex(value["state"], HASH_BYTES, f"the state in {what}")
+    sum_ = b"" if value["sum"] == "" else read_hex(value["sum"], HASH_BYTES, f"the sum in {what}")
     return Result(state, sum_, _sites(value["u3"], sites, what))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedhpc.errors import ConfigError
+from fedhpc.secure.suite import Suite, suite_named
 from fedhpc.secure.thresholds import Thresholds, check_degree, choose_thresholds
 
 _CLASS = re.compile(r"[ !#-\[\]-~]{1,210}")
@@ -21,6 +22,8 @@ class SecureSettings:
     """pairwise: every two sites share a mask. off: nothing is hidden; for benchmarks and public data."""
     lane_bits: int = 32
     """Bits of a model lane: 32, or 64 for float64 precision. 8 and 16 are reserved."""
+    suite: Literal["sha256", "blake3"] = "sha256"
+    """What Tree is made of. blake3 is several times as fast; sha256 needs no package, and is an approved algorithm."""
     bound: float | None = None
     """Largest absolute value in a site's update. Absent: a masked count of sites per exponent finds it each round."""
     rounding: Literal["nearest", "stochastic"] = "nearest"
@@ -53,6 +56,15 @@ class SecureSettings:
             )
         if self.degree < 0:
             raise ConfigError(f"secure.degree = {self.degree}", "0 for all, or an even number")
+
+    @property
+    def tree(self) -> Suite:
+        """What makes every Tree of the federation. Raises ConfigError where its package is not installed here."""
+        return suite_named(self.suite)
+
+    def require_here(self) -> None:
+        """Raise ConfigError (64) where this machine lacks the package of the suite."""
+        suite_named(self.suite)
 
     def thresholds(self, sites: int) -> Thresholds | None:
         """The thresholds for a roster of `sites`, or None where nothing is masked. Raises PolicyError if unsafe."""

@@ -9,13 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from numpy.typing import NDArray
 
 from fedhpc.errors import PolicyError
 from fedhpc.secure import labels
@@ -100,42 +98,6 @@ def hash_parts(name: bytes, *parts: bytes) -> bytes:
         digest.update(u64(len(part)))
         digest.update(part)
     return digest.digest()
-
-
-def tree_root(length: int, block_digests: Iterable[bytes]) -> bytes:
-    """Tree(B) of `length` bytes from the SHA-256 of each of its 2^20-byte blocks, in order [32]."""
-    return hash_parts(labels.HASH_TREE, u64(length), b"".join(block_digests))
-
-
-def tree(data: bytes | memoryview | NDArray[Any]) -> bytes:
-    """Tree(B): a hash that several ranks can compute together, block by block [32]."""
-    view = data.reshape(-1).view(np.uint8) if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
-    blocks = range(0, view.size, TREE_BLOCK_BYTES)
-    return tree_root(view.size, (hashlib.sha256(view[i : i + TREE_BLOCK_BYTES].data).digest() for i in blocks))
-
-
-def joined_block_digests(arrays: Sequence[NDArray[Any]], first: int, last: int) -> list[bytes]:
-    """SHA-256 of blocks first..last-1 of the arrays' bytes joined, without joining them.
-
-    `arrays`: C-contiguous, any dtype. Used by the ranks of a site that hash a model together.
-    """
-    start, stop = first * TREE_BLOCK_BYTES, last * TREE_BLOCK_BYTES
-    digests: list[bytes] = []
-    digest, filled, at = hashlib.sha256(), 0, 0
-    for array in arrays:
-        view = array.reshape(-1).view(np.uint8)
-        low, high = max(start - at, 0), min(stop - at, view.size)
-        at += view.size
-        while low < high:
-            take = min(high - low, TREE_BLOCK_BYTES - filled)
-            digest.update(view[low : low + take].data)
-            low, filled = low + take, filled + take
-            if filled == TREE_BLOCK_BYTES:
-                digests.append(digest.digest())
-                digest, filled = hashlib.sha256(), 0
-    if filled:
-        digests.append(digest.digest())
-    return digests
 
 
 def state_hash(config: bytes, round_: int, tensors_tree: bytes) -> bytes:

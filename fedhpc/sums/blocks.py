@@ -10,7 +10,6 @@ Lanes lie in a window of the stretch's size, never in a second whole vector. Whe
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.masks import Masks
 from fedhpc.secure.ring import Codec
+from fedhpc.secure.suite import SHA256, Digest, Suite
 from fedhpc.secure.tag import Tag, Tagger
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 from fedhpc.sums.streams import Streams
@@ -35,11 +35,17 @@ class BlockEngine:
     """Hides and opens bytes `part` of a vector's lanes. Thread-safe for stretches of different blocks."""
 
     def __init__(
-        self, vector: Vector, part: tuple[int, int], codec: Callable[[], Codec], stages: Stages | None = None
+        self,
+        vector: Vector,
+        part: tuple[int, int],
+        codec: Callable[[], Codec],
+        stages: Stages | None = None,
+        suite: Suite | None = SHA256,
     ) -> None:
         """`vector` holds the values of `part`, whole blocks of 2^20 bytes.
 
         `codec` makes a codec for a thread's own use. `stages`: where the seconds of each step are added.
+        `suite`: what the opened sum is hashed with; None: it is not hashed.
         """
         self.vector, self.part = vector, part
         self._codec = codec
@@ -52,7 +58,8 @@ class BlockEngine:
         self._windows: list[NDArray[np.uint8]] = []
         self.tag = Tag()
         """Of the lanes hidden since `begin_hiding`, or of the sum opened since `begin_opening`."""
-        self.hasher = BlockHasher()
+        self._suite = suite
+        self.hasher = None if suite is None else BlockHasher(suite)
 
     def memory(self) -> NDArray[np.uint8]:
         """The lanes of the whole part, in the memory of its values: what a transport sends from and receives into."""
@@ -96,7 +103,7 @@ class BlockEngine:
     def begin_opening(self, streams: Streams, tag_key: bytes | None = None) -> None:
         """The sum comes now. `streams` take off the masks that are left in it; `tag_key` tags what is under them."""
         self._opening, self.tag = _Tools(self._codec, streams, tag_key), Tag()
-        self.hasher = BlockHasher()
+        self.hasher = None if self._suite is None else BlockHasher(self._suite)
         if self.vector.layout.in_place:
             self._streams, self._masked = (), set()  # the sum overwrites what was hidden
 
@@ -119,7 +126,8 @@ class BlockEngine:
                     masks.add(piece.lanes_in(lanes, low), piece.start)
             if tagger is not None:
                 tag = tagger.of(lanes, pieces, low)
-            self.hasher.add(low, lanes)
+            if self.hasher is not None:
+                self.hasher.add(low, lanes)
             hashed = time.perf_counter()
             for piece in pieces:
                 codec.decode(piece.lanes_in(lanes, low), self.vector.of(piece), piece)
@@ -132,8 +140,8 @@ class BlockEngine:
                 self._windows.append(lanes)
 
     def opened_digests(self) -> list[bytes]:
-        """SHA-256 of the opened sum's blocks in this part, in order."""
-        return self.hasher.finish(self.part[1])
+        """The digests of the opened sum's blocks in this part, in order; none where it is not hashed."""
+        return [] if self.hasher is None else self.hasher.finish(self.part[1])
 
     def _lend(self, low: int, high: int) -> NDArray[np.uint8]:
         """A window for the lanes of bytes low..high, gaps zero; one that was used before has its pages already."""
@@ -180,13 +188,14 @@ class _Tools:
 
 
 class BlockHasher:
-    """SHA-256 of the 2^20-byte blocks of a vector's lanes, which come in rising order within each block.
+    """The digests of the 2^20-byte blocks of a vector's lanes, which come in rising order within each block.
 
     Bytes that are left out are gaps, and zero; no block is all gap. Thread-safe for different blocks.
     """
 
-    def __init__(self) -> None:
-        self._open: dict[int, tuple[hashlib._Hash, int]] = {}  # block number -> its hash so far, up to byte
+    def __init__(self, suite: Suite) -> None:
+        self._suite = suite
+        self._open: dict[int, tuple[Digest, int]] = {}  # block number -> its hash so far, up to byte
         self._digests: dict[int, bytes] = {}
 
     def add(self, start: int, lanes: NDArray[np.uint8]) -> None:
@@ -196,7 +205,7 @@ class BlockHasher:
             number = at // TREE_BLOCK_BYTES
             to = min(stop, (number + 1) * TREE_BLOCK_BYTES)
             if number not in self._open:
-                self._open[number] = hashlib.sha256(), number * TREE_BLOCK_BYTES
+                self._open[number] = self._suite.new(), number * TREE_BLOCK_BYTES
             digest, hashed = self._open[number]
             if at > hashed:
                 digest.update(bytes(at - hashed))

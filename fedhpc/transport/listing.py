@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 
 from fedhpc.errors import PolicyError
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.suite import Suite
 from fedhpc.wire.object_names import ObjectName
 
 MOST_BYTES = 5 << 20  # of an answer: 4 MiB of names, 1 MiB of bodies
@@ -37,8 +37,11 @@ def listing_path(
     return f"/v1/objects/{config}/{round_}/{attempt}/?{query}"
 
 
-def read_listing(data: bytes, config: str, round_: int, attempt: int) -> tuple[list[Entry], str]:
-    """The objects and the next cursor. Raises ValueError for another form, PolicyError for a body with another Tree."""
+def read_listing(data: bytes, config: str, round_: int, attempt: int, suite: Suite) -> tuple[list[Entry], str]:
+    """The objects and the next cursor. Raises ValueError for another form, PolicyError for a body with another Tree.
+
+    `suite`: the federation's.
+    """
     line, _, rest = data.partition(b"\n")
     try:
         answer = json.loads(line)
@@ -57,7 +60,7 @@ def read_listing(data: bytes, config: str, round_: int, attempt: int) -> tuple[l
                 body, at = rest[at : at + length], at + length
                 if at > len(rest):
                     raise ValueError("a body is missing")
-                if not hmac.compare_digest(tree(body), root):
+                if not hmac.compare_digest(suite.tree(body), root):
                     raise PolicyError(f"the relay sent other bytes than it announced for {name}")
             entries.append(Entry(name, root, length, body))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -213,6 +213,8 @@ RELAY = (
            "Y has 80 bytes, not 88", rest=True, only="TLS: the transport compares lengths"),
     Attack("13", "y_longer", "a longer sum for one site", r.told("Y", lambda y: y + bytes(16), (2,)), "M6",
            "RelayProblem", "Y has 104 bytes, not 88", rest=True, only="TLS: the transport compares lengths"),
+    Attack("13", "m4r_in_another_suite", "the sum as it is, named by Tree of the other suite", r.other_suite, "M6",
+           POLICY, _SIGNED, only=_like("y_for_one_site")),
     Attack("13", "vector_altered", "a byte of a site's vector, before it is added", r.vector_altered, "M6", POLICY,
            _TAG),
     Attack("13", "m4r_for_one_site", "another hash of the sum for one site", r.told("M4r", r.fields(sum=OTHER), (2,)),

@@ -13,7 +13,8 @@ import pytest
 from attack_stage import ALL, Change, Lie, Stage, Victims
 
 from fedhpc.secure.messages import Survivors
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, canon, parse_canon, sign_message, tree
+from fedhpc.secure.suite import SHA256, suite_named
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES, canon, parse_canon, sign_message
 
 Play = Callable[[Stage], Victims]
 OTHER = "77" * 32
@@ -161,7 +162,7 @@ def u2_for_one_site(stage: Stage) -> Victims:
     stage.wait(1, "M3", ALL)
     sum_ = np.zeros(40, np.uint8)
     stage.objects(1).put("Y", sum_.tobytes())
-    stage.objects(1).put("M4r", Survivors(tree(sum_), ALL).to_bytes())
+    stage.objects(1).put("M4r", Survivors(SHA256.tree(sum_), ALL).to_bytes())
     return ALL
 
 
@@ -350,11 +351,20 @@ def altered(change: Callable[[bytes], bytes], **start: Any) -> Play:
         stage.start(**start)
         stage.run(1, upto="U2")
         stage.lie(about("1/Y", change))
-        stage.lie(about("1/M4r", lambda m4r: fields(sum=tree(change(stage.large(1, "Y"))).hex())(m4r)))
+        stage.lie(about("1/M4r", lambda m4r: fields(sum=SHA256.tree(change(stage.large(1, "Y"))).hex())(m4r)))
         stage.masked(1)
         return ALL
 
     return play
+
+
+def other_suite(stage: Stage) -> Victims:
+    """The relay names the sum as it is, by its Tree of another suite than all sites signed."""
+    stage.start()
+    stage.run(1, upto="U2")
+    stage.lie(about("1/M4r", lambda m4r: fields(sum=suite_named("blake3").tree(stage.large(1, "Y")).hex())(m4r)))
+    stage.masked(1)
+    return ALL
 
 
 def vector_altered(stage: Stage) -> Victims:

@@ -37,8 +37,9 @@ from fedhpc.relay.rounds.ready import proposal, read_ready
 from fedhpc.relay.settings import read_settings
 from fedhpc.relay.store.kept_attempt import KeptAttempt
 from fedhpc.relay.store.object_store import Attempt, Store, Stored
+from fedhpc.secure.suite import SHA256
 from fedhpc.secure.thresholds import choose_thresholds
-from fedhpc.secure.transcript import canon, tree
+from fedhpc.secure.transcript import canon
 from fedhpc.wire.object_names import ObjectName
 
 PATIENCE_S = 30.0 * PATIENCE  # for one message; a test that waits longer has failed
@@ -83,7 +84,7 @@ class ShownStore:
         with self._lock:
             if not path.exists():
                 path.write_bytes(shown)
-        return replace(found, length=len(shown), tree=tree(shown), path=path)
+        return replace(found, length=len(shown), tree=SHA256.tree(shown), path=path)
 
 
 class LyingRoutes(Routes):

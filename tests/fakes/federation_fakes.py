@@ -32,7 +32,7 @@ from fedhpc.secure.keys import identity_public
 from fedhpc.secure.ledger import ledger_keys
 from fedhpc.secure.ring import Layout, lanes_of
 from fedhpc.secure.salt import salt_key
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.suite import SHA256
 from fedhpc.sums.unconnected import NeverAway, OwnRanks
 
 _T = TypeVar("_T")
@@ -158,7 +158,7 @@ class FakeSums(Summing):
         if me not in members:
             vector.buffer[:] = kept
             raise RoundOverError(plan.round_, f"round {plan.round_} ended without site {self._party.name}")
-        sum_tree = tree(vector.buffer)
+        sum_tree = SHA256.tree(vector.buffer)
         for piece in pieces:
             codec.decode(piece.lanes_in(vector.buffer), piece.values_in(vector.buffer), piece)
         return Summed(sum_tree, layout.nbytes, layout.nbytes, members)

@@ -18,7 +18,8 @@ from fedhpc.relay.rounds.machine import RoundMachine
 from fedhpc.relay.rounds.round_threads import Coordinator
 from fedhpc.relay.settings import HostedFederation, Roster, default_threshold
 from fedhpc.relay.store.object_store import Quota, Store
-from fedhpc.secure.transcript import canon, parse_canon, sign_message, tree
+from fedhpc.secure.suite import SHA256
+from fedhpc.secure.transcript import canon, parse_canon, sign_message
 from fedhpc.wire import kinds
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName
 
@@ -83,10 +84,10 @@ class Relay:
         """As a PUT does. Raises Problem. `checked` False: as if the gate had been passed before."""
         name = ObjectName.parse(f"{config}/{path}")
         if checked:
-            self.coordinator.check_write(name, len(data), tree(data))
+            self.coordinator.check_write(name, len(data), SHA256.tree(data))
         quota = next(f.quota for f in self.federations if f.config == config)
         upload = self.store.begin(name, len(data), quota)
-        upload.declare_tree(tree(data))
+        upload.declare_tree(SHA256.tree(data))
         for at in range(0, len(data), BLOCK_BYTES):
             upload.write_block(at // BLOCK_BYTES, memoryview(data)[at : at + BLOCK_BYTES])
         assert self.store.finish(upload)
@@ -130,7 +131,7 @@ class Hand:
             sealed = ["" if v == u else "ab" * (96 + 16) for v in u1]
             return {"commit": "aa" * 32, "group": "bb" * 32, "hash_a": hashes, "hash_b": hashes, "sealed": sealed}
         if name == "M3":
-            return {"tag": "cc" * 24, "vector": tree(self.vector(u)).hex()}
+            return {"tag": "cc" * 24, "vector": SHA256.tree(self.vector(u)).hex()}
         if name == "M4":
             return {}
         if name == "M5":

@@ -14,7 +14,7 @@ from typing import Any
 from secure_fakes import key_of
 
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.secure.transcript import tree, tree_root
+from fedhpc.secure.suite import SHA256
 from fedhpc.transport.gaps import Gaps
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.listing import Entry
@@ -89,7 +89,7 @@ class FakeClient:
         self._reach()
         self.relay.sent.append(bytes(data))
         self.relay.write(of, bytes(data))
-        return tree(bytes(data))
+        return SHA256.tree(bytes(data))
 
     def get(self, of: ObjectName) -> bytes | None:
         self._reach()
@@ -129,7 +129,7 @@ class FakeClient:
             for of in new:
                 data = self.relay.objects[of]
                 body = data if len(data) < 100_000 and of.kind not in ("Y", "M3v") else None
-                entries.append(Entry(of.name, tree(data), len(data), body))
+                entries.append(Entry(of.name, SHA256.tree(data), len(data), body))
             return entries, f"{self.relay.life}.{len(self.relay.order)}"
 
     def missing(self, of: ObjectName) -> tuple[int, Gaps] | None:
@@ -192,7 +192,7 @@ class FakeOutgoing:
         self._client._reach()
         relay = self._client.relay
         _, blocks = relay.partial.get(self._of, (0, {}))
-        found = root or tree_root(self._length, [self.digests[i] for i in range(block_count(self._length))])
+        found = root or SHA256.root(self._length, [self.digests[i] for i in range(block_count(self._length))])
         if self._of not in relay.objects and len(blocks) < block_count(self._length):
             raise PeersError("the relay has lost parts")
         relay.write(self._of, b"".join(blocks[i] for i in sorted(blocks)) or relay.objects[self._of])
@@ -249,7 +249,7 @@ def halves(client: SpoolClient, data: bytes = VECTOR) -> tuple[SpoolClient, byte
         starts = range(low, high, BLOCK_BYTES)
         assert sorted(seen) == [(at, min(at + BLOCK_BYTES, high)) for at in starts], "each block is prepared once"
         digests |= outgoing.digests
-    return client, tree_root(len(data), [digests[i] for i in sorted(digests)])
+    return client, SHA256.root(len(data), [digests[i] for i in sorted(digests)])
 
 
 def wait_for(true: Any) -> None:

@@ -51,7 +51,8 @@ from fedhpc.secure.join_request import MAX_REQUEST_BYTES, read_request, sign_req
 from fedhpc.secure.keys import AttemptKey
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.results import RoundResults, abandon
-from fedhpc.secure.transcript import MAX_CANON_BYTES, canon, parse_canon, sign_message, tree
+from fedhpc.secure.suite import SHA256
+from fedhpc.secure.transcript import MAX_CANON_BYTES, canon, parse_canon, sign_message
 from fedhpc.sums.over_relay.catch_up import Attendant
 from fedhpc.sums.over_relay.waiting import late_sites
 from fedhpc.transport.gaps import read_gaps
@@ -289,7 +290,7 @@ def _relay() -> list[Target]:
 
 
 def _site() -> list[Target]:
-    entry = {"name": "M1/2", "bytes": 3, "tree": tree(b"abc").hex()}
+    entry = {"name": "M1/2", "bytes": 3, "tree": SHA256.tree(b"abc").hex()}
     listing = json.dumps({"after": "ab.1", "objects": [entry]}).encode() + b"\n"
     inline = listing.replace(b"}]", b', "inline": true}]') + b"abc"
     features = FeatureSet((Feature("age", "year", "number"), Feature("sex", "", "0 1")), Label("y"), (2,))
@@ -298,7 +299,7 @@ def _site() -> list[Target]:
     problem = Problem("too-late", "closed").document()
 
     def listed(data: bytes) -> None:
-        for found in read_listing(data, CONFIG, 3, 1)[0]:
+        for found in read_listing(data, CONFIG, 3, 1, SHA256)[0]:
             assert found.length > 0
             ObjectName(CONFIG, 3, 1, found.name)
 
@@ -370,7 +371,7 @@ class _Socket:
 AGREED = f"""
 [federation]
 name = "heart"
-protocol = "fedhpc-secagg/2"
+protocol = "fedhpc-secagg/3"
 rounds = 3
 epoch = 1
 previous = "{"cd" * 32}"

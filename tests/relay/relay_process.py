@@ -20,7 +20,7 @@ from pathlib import Path
 from harness import PATIENCE
 
 from fedhpc.enrolment.certificates import Issued, issue_new, new_authority
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.suite import SHA256
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.https.link import RelayAccess
 from fedhpc.transport.https.retry import Patience
@@ -44,7 +44,7 @@ def noise(length: int, seed: int = 0) -> bytearray:
 
 
 def root(data: bytes | bytearray) -> str:
-    return tree(bytes(data)).hex()
+    return SHA256.tree(bytes(data)).hex()
 
 
 class World:

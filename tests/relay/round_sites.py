@@ -13,9 +13,10 @@ from relay_process import CONFIG, Relay
 from fedhpc.secure.attempt import Expected, SiteAttempt
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.pairwise import Member
+from fedhpc.secure.suite import SHA256
 from fedhpc.secure.tag import TAG_BYTES, tag_from_bytes
 from fedhpc.secure.thresholds import choose_thresholds
-from fedhpc.secure.transcript import canon, tree
+from fedhpc.secure.transcript import canon
 from fedhpc.wire.object_names import ObjectName
 
 STATE, LAYOUT = hashlib.sha256(b"state").digest(), hashlib.sha256(b"layout").digest()
@@ -95,7 +96,7 @@ class Sites:
             machine.receive_shares(m2)
             machine.begin_masking(bytes(32))
             self.clients[u].put(self.name(attempt, f"M3v/{u}"), vectors[u])
-            m3 = machine.masked(tree(bytes(vectors[u])), tag_from_bytes(bytes(TAG_BYTES)))
+            m3 = machine.masked(SHA256.tree(bytes(vectors[u])), tag_from_bytes(bytes(TAG_BYTES)))
             self.send(attempt, "M3", {u: m3})
 
     def finish(self, attempt: int, sites: Iterable[int]) -> None:

@@ -24,7 +24,8 @@ from tiny_site import rows_of
 from fedhpc.agreement.federation_file import read_agreement
 from fedhpc.secure import labels
 from fedhpc.secure.ring import MAX_SCALE, Layout, Tensor, scale_for
-from fedhpc.secure.transcript import state_hash, tree, u64
+from fedhpc.secure.suite import SHA256
+from fedhpc.secure.transcript import state_hash, u64
 
 SITES = ("aa", "bb", "cc")
 ONE = {"bias": (1,)}
@@ -104,7 +105,7 @@ def there(played: dict[str, Any], eyes: str, name: str) -> set[bytes]:
 def roots(lane_values: range, shift: int, behind: bytes) -> Iterator[tuple[int, bytes]]:
     """(value, Tree of one 64-bit lane value << shift and `behind`), fast: the sum of one number, as M6 names it."""
     length = 8 + len(behind)
-    head = labels.PROTOCOL + b"\0tree\0" + u64(8) + u64(length) + u64(32)
+    head = labels.PROTOCOL + b"\0tree\0" + u64(6) + b"sha256" + u64(8) + u64(length) + u64(32)
     begun = hashlib.sha256(head)
     for value in lane_values:
         digest = begun.copy()
@@ -114,7 +115,7 @@ def roots(lane_values: range, shift: int, behind: bytes) -> Iterator[tuple[int, 
 
 def test_the_quick_guesser_hashes_as_tree_does() -> None:
     for behind in (b"", bytes(48)):
-        assert dict(roots(range(5, 6), 3, behind))[5] == tree((5 << 3).to_bytes(8, "little") + behind)
+        assert dict(roots(range(5, 6), 3, behind))[5] == SHA256.tree((5 << 3).to_bytes(8, "little") + behind)
 
 
 @pytest.mark.parametrize(("what", "shift"), [("patients", 0), ("W", None)])
@@ -155,7 +156,7 @@ def test_no_state_of_a_one_parameter_model_is_found(played: dict[str, Any], eyes
 
     def guessed(blinds: tuple[bytes, ...]) -> set[bytes]:
         tails = [w + rounds.to_bytes(8, "little") for w in (weight, bytes(8)) for rounds in range(4)]
-        trees = [tree(value + tail + blind) for tail in tails for blind in blinds]
+        trees = [SHA256.tree(value + tail + blind) for tail in tails for blind in blinds]
         return {state_hash(agreement.hash, round_, t) for round_ in range(20) for t in trees}
 
     assert not guessed((b"", bytes(32))) & hashes

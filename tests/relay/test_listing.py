@@ -16,6 +16,7 @@ from relay_process import CONFIG, MIB, Relay, name, noise, root
 from fedhpc.errors import PolicyError
 from fedhpc.relay.http.listing import Wanted
 from fedhpc.relay.store.object_store import Stored
+from fedhpc.secure.suite import SHA256
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.transport.listing import read_listing
 
@@ -118,7 +119,7 @@ ONE = {"name": "M1/1", "bytes": 3, "tree": root(b"abc"), "inline": True}
 
 
 def test_an_honest_answer_is_read() -> None:
-    entries, cursor = read_listing(listing(ONE, ONE | {"inline": False}, bodies=b"abc"), CONFIG, 1, 1)
+    entries, cursor = read_listing(listing(ONE, ONE | {"inline": False}, bodies=b"abc"), CONFIG, 1, 1, SHA256)
     assert (entries[0].body, entries[1].body, cursor) == (b"abc", None, "0.1")
 
 
@@ -149,12 +150,12 @@ def test_an_honest_answer_is_read() -> None:
 )
 def test_an_answer_of_another_form_is_nonsense(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
-        read_listing(data, CONFIG, 1, 1)
+        read_listing(data, CONFIG, 1, 1, SHA256)
 
 
 def test_a_body_that_is_not_what_was_announced_is_refused() -> None:
     with pytest.raises(PolicyError, match="other bytes than it announced for M1/1"):
-        read_listing(listing(ONE, bodies=b"abx"), CONFIG, 1, 1)
+        read_listing(listing(ONE, bodies=b"abx"), CONFIG, 1, 1, SHA256)
 
 
 @settings(max_examples=300, deadline=None)
@@ -162,7 +163,7 @@ def test_a_body_that_is_not_what_was_announced_is_refused() -> None:
 def test_fuzzed_answers_are_read_or_refused(line: bytes, bodies: bytes) -> None:
     for data in (line + b"\n" + bodies, listing(ONE)[: len(line)] + bodies, listing(ONE, bodies=bodies)):
         try:
-            entries, _ = read_listing(data, CONFIG, 1, 1)
+            entries, _ = read_listing(data, CONFIG, 1, 1, SHA256)
         except (ValueError, PolicyError):
             continue
         assert sum(len(entry.body or b"") for entry in entries) <= len(data)

@@ -192,11 +192,11 @@ def test_one_leaves_and_one_joins(unbroken: World) -> None:
     for site in NEW:  # dd as well, which never saw it
         state, began = first_state(unbroken, site)
         assert model_sha256(began.tensors) == model_sha256(old.tensors)
-        tree = tensors_tree(SerialGroup("s"), arrays_of_checkpoint(began))
+        tree = tensors_tree(SerialGroup("s"), arrays_of_checkpoint(began), unbroken.agreement.secure.tree)
         assert state == state_hash(unbroken.agreement.hash, 1, tree).hex()
         # What the site that left knows all of, and the relay could have from it: the state without its blind.
         began.blind = NO_BLIND
-        tree = tensors_tree(SerialGroup("s"), arrays_of_checkpoint(began))
+        tree = tensors_tree(SerialGroup("s"), arrays_of_checkpoint(began), unbroken.agreement.secure.tree)
         assert state != state_hash(unbroken.agreement.hash, 1, tree).hex()
 
 

@@ -27,8 +27,13 @@ TRAINED: dict[str, dict[str, Any]] = {
     "bound": {"secure": {"bound": 2.0}},
     "stochastic": {"secure": {"rounding": "stochastic"}},
     "stochastic 64": {"secure": {"rounding": "stochastic", "bound": 2.0, "lane_bits": 64}},
+    "blake3": {"secure": {"bound": 2.0, "suite": "blake3"}},
     "quorum": {"cohort": {"policy": "quorum"}, "secure": {"bound": 2.0}},
     "large": {"strategy": {"name": "diloco", "weights": "uniform"}, "secure": {"bound": 2.0}},
+    "large blake3": {
+        "strategy": {"name": "diloco", "weights": "uniform"},
+        "secure": {"bound": 2.0, "suite": "blake3"},
+    },
     "large stochastic": {
         "secure": {"rounding": "stochastic", "bound": 2.0},
         "strategy": {"weights": "uniform"},
@@ -42,7 +47,10 @@ SCRIPTS = {
     "sync bound": {"strategy": {"name": "fedadam"}, "secure": {"bound": 8.0}},
 }
 # Over the relay with 2, 1 and 3 ranks; the others with one each, and in the MPI job all sites have one.
-RANKS = {f"{name} of ranks": (TRAINED | SCRIPTS)[name] for name in ("large", "large stochastic", "diloco", "sums")}
+RANKS = {
+    f"{name} of ranks": (TRAINED | SCRIPTS)[name]
+    for name in ("large", "large blake3", "large stochastic", "diloco", "sums")
+}
 
 
 def options(name: str) -> dict[str, Any]:
@@ -94,7 +102,11 @@ def test_the_settings_that_matter_do_matter(in_one_job: dict[str, Any]) -> None:
     hashes = {name: in_one_job[name]["sha256"] for name in TRAINED}
     assert hashes["off"] == hashes["diloco"]  # masks are not in the model
     assert hashes["quorum"] == hashes["bound"]  # nobody was lost
-    different = [name for name in hashes if name not in ("off", "quorum", "fedprox", "stochastic 64")]
+    assert hashes["blake3"] == hashes["bound"]  # nor is the suite
+    assert hashes["large blake3"] == hashes["large"]
+    assert in_one_job["blake3"]["state"] != in_one_job["bound"]["state"]
+    same = ("off", "quorum", "fedprox", "stochastic 64", "blake3", "large blake3")
+    different = [name for name in hashes if name not in same]
     assert [(a, b) for a in different for b in different if a < b and hashes[a] == hashes[b]] == []
     assert hashes["fedprox"] == hashes["fedavg"]  # it differs in local training only
     assert {in_one_job[name]["metrics"]["sites"] for name in TRAINED} == {3.0}

@@ -31,12 +31,15 @@ NAMES = (
     *(f"site {moment}" for moment in SITE_MOMENTS),
 )
 
+BLAKE3 = ("two", "all", "ranks")  # the same model by another suite, mixed with https and alone
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
     made = Tiny.enrol(tmp_path_factory.mktemp("spool"), SITES)
     for name in NAMES:
-        made.federation(name, **SETTINGS)
+        secure = SETTINGS["secure"] | ({"suite": "blake3"} if name in BLAKE3 else {})
+        made.federation(name, **(SETTINGS | {"secure": secure}))
     with relay_of(made):
         yield made
 

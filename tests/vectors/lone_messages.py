@@ -22,8 +22,9 @@ from fedhpc.secure.messages import Result, Survivors, read_sites, read_survivors
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.results import RoundResults, abandon
 from fedhpc.secure.sealing import seal
+from fedhpc.secure.suite import SHA256
 from fedhpc.secure.thresholds import choose_thresholds
-from fedhpc.secure.transcript import canon, input_hash, sign_message, state_hash, tree
+from fedhpc.secure.transcript import canon, input_hash, sign_message, state_hash
 
 SITES, ROUND = 4, 9
 IDENTITIES = {u: Ed25519PrivateKey.from_private_bytes(secret("identity", u)) for u in range(1, SITES + 1)}
@@ -62,7 +63,7 @@ def _text(message: bytes) -> str:
 
 def _abandon() -> dict[str, Any]:
     """Two operators give the round up and one site had signed M6 for the same state: τ = 3 stand behind it."""
-    kept = tree(pattern(STATE_BYTES))
+    kept = SHA256.tree(pattern(STATE_BYTES))
     following = state_hash(CONFIG, ROUND, kept)
     entry = LedgerEntry(ROUND, "train", input_hash("train", PRESENT), secret("fingerprint"), (1, 2, 3))
     results = RoundResults(ROSTER, choose_thresholds(SITES), PRESENT)
@@ -90,7 +91,7 @@ def _abandon() -> dict[str, Any]:
 
 def _results() -> dict[str, Any]:
     """M6 of one body from τ sites, two of them of one attempt and one of another."""
-    body = Result(state_hash(CONFIG, ROUND, tree(pattern(STATE_BYTES))), secret("sum tree"), (1, 2, 4)).as_json()
+    body = Result(state_hash(CONFIG, ROUND, SHA256.tree(pattern(STATE_BYTES))), secret("sum tree"), (1, 2, 4)).as_json()
     of = {1: secret("T3 of attempt 1"), 2: secret("T3 of attempt 1"), 4: secret("T3 of attempt 2")}
     messages = {u: sign_message(IDENTITIES[u], labels.SIGN_RESULT, u, t, body) for u, t in of.items()}
     results = RoundResults(ROSTER, choose_thresholds(SITES), PRESENT)
@@ -111,7 +112,7 @@ def _catch_up() -> dict[str, Any]:
     boxes = [giver.box(n, data[n * BLOCK_BYTES : (n + 1) * BLOCK_BYTES]) for n in (0, 1)]
     taker.receive_state(2, giver.state)
     assert b"".join(taker.block(n, box) for n, box in enumerate(boxes)) == data
-    assert taker.finish(tree(data)).round_ == ROUND
+    assert taker.finish(SHA256.tree(data)).round_ == ROUND
     return {
         "taker": 3,
         "giver": 2,
@@ -184,7 +185,7 @@ def _state() -> dict[str, Any]:
         "rounds": 3,
         "blind": secret("blind").hex(),
         "bytes": data.hex(),
-        "state": state_hash(CONFIG, ROUND, tree(data)).hex(),
+        "state": state_hash(CONFIG, ROUND, SHA256.tree(data)).hex(),
     }
 
 

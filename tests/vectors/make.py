@@ -30,14 +30,8 @@ from fedhpc.secure.pairwise import Member, PairwiseAttempt
 from fedhpc.secure.proposal import Proposal, one_base
 from fedhpc.secure.ring import Codec, Layout, Tensor, lanes_of
 from fedhpc.secure.salt import layout_key
-from fedhpc.secure.transcript import (
-    TREE_BLOCK_BYTES,
-    canon,
-    hash_parts,
-    input_hash,
-    state_hash,
-    tree,
-)
+from fedhpc.secure.suite import SHA256, suite_named
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES, canon, hash_parts, input_hash, state_hash
 
 HERE = Path(__file__).parent
 
@@ -69,7 +63,11 @@ def transcript() -> dict[str, Any]:
             for name in ("T0", "layout")
             for ps in parts
         ],
-        "tree": [{"pattern_bytes": n, "digest": tree(pattern(n)).hex()} for n in sizes],
+        "tree": [
+            {"suite": suite.name, "pattern_bytes": n, "digest": suite.tree(pattern(n)).hex()}
+            for suite in (SHA256, suite_named("blake3"))
+            for n in sizes
+        ],
         "state": [
             {"config": config.hex(), "round": r, "tree": base.hex(), "digest": state_hash(config, r, base).hex()}
             for r in (0, 1, 2**40)
@@ -185,10 +183,10 @@ def attempt() -> dict[str, Any]:
         "encoded": [b.hex() for b in encoded],
         "masked": [b.hex() for b in masked],
         "sum": total.tobytes().hex(),
-        "sum_tree": tree(total).hex(),
+        "sum_tree": SHA256.tree(total).hex(),
         "decoded": decoded,
         "state": following.hex(),
-        "M6": [a.result(following, tree(total)).decode("ascii") for a in attempts],
+        "M6": [a.result(following, b"").decode("ascii") for a in attempts],
     }
 
 

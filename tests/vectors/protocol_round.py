@@ -1,7 +1,7 @@
 """Whole rounds over the relay from fixed secrets: every message, key and sum. Called by make.py.
 
 `protocol_round` is one with N = 4 and τ = 3, site 3 lost after M2. `variants` are what it does not show: sites lost at
-different steps, a sparse mask graph, 64-bit lanes only, bases of different age.
+different steps, a sparse mask graph, 64-bit lanes only, bases of different age, the suite blake3.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from fedhpc.secure.opening import Streams
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.ring import Codec, Layout, Tensor, lanes_of
+from fedhpc.secure.suite import SHA256, Suite, suite_named
 from fedhpc.secure.tag import Tagger
 from fedhpc.secure.thresholds import Thresholds, choose_thresholds
-from fedhpc.secure.transcript import input_hash, tree
+from fedhpc.secure.transcript import input_hash
 
 MIXED = (
     Tensor("model/weight", "float32", (5,), 24),  # 20 bytes, a gap of 12
@@ -59,6 +60,7 @@ class Play:
     degree: int = 0
     lost: dict[int, str] = field(default_factory=dict)  # site -> the first message that it does not send
     stale: dict[int, int] = field(default_factory=dict)  # site -> how many rounds its base lies behind
+    suite: Suite = SHA256
     layout: Layout = field(init=False)
     tau: Thresholds = field(init=False)
 
@@ -83,7 +85,8 @@ class Play:
 class Store:
     """A disk and a relay's storage in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, suite: Suite = SHA256) -> None:
+        self.suite = suite
         self.small: dict[str, bytes] = {}
         self.large: dict[str, bytes] = {}
 
@@ -141,11 +144,12 @@ def variants() -> dict[str, Any]:
         Play("sparse", 7, thresholds=choose_thresholds(7, 1, 6), degree=4, lost={4: "M3"}),
         Play("wide", 3, WIDE),
         Play("bases", 4, stale={2: 1, 4: 2}),
+        Play("blake3", 4, lost={2: "M3"}, suite=suite_named("blake3")),
     ]
     found = {}
     for one in plays:
         more = {"degree": one.degree, "t": one.tau.colluders}
-        found[one.name] = play(one) | more
+        found[one.name] = play(one) | more | ({} if one.suite is SHA256 else {"suite": one.suite.name})
     return found
 
 
@@ -165,7 +169,7 @@ def play(one: Play) -> dict[str, Any]:
         u: SiteAttempt(u, identities[u], roster, one.tau, disks[u], degree=one.degree, draw=_draws(one, u, drawn[u]))
         for u in numbers
     }
-    objects = Store()
+    objects = Store(one.suite)
     relay = RoundMachine(objects, one.sites, one.tau.threshold)
     relay.propose(m0)
     for u, site in sites.items():
@@ -198,7 +202,7 @@ def play(one: Play) -> dict[str, Any]:
         out["k_tag"] = plan.tag_key.hex()
         for v, (key, _) in zip(_near(one, u, u2), plan.streams[1:], strict=True):
             edges[f"{min(u, v)}-{max(u, v)}"] = key.hex()
-        m3 = site.masked(tree(buffer), tag)
+        m3 = site.masked(one.suite.tree(buffer), tag)
         if one.sends(u, "M3"):
             objects.put(f"M3/{u}", m3)
             objects.write(f"M3v/{u}", 0, buffer.tobytes())
@@ -215,13 +219,14 @@ def play(one: Play) -> dict[str, Any]:
         buffer = np.frombuffer(total, dtype=np.uint8).copy()
         _apply(layout, buffer, opening.streams)
         tag = Tagger(opening.tag_key).of(buffer, layout.pieces(0, layout.nbytes))
-        sites[u].check_sum(tree(np.frombuffer(total, dtype=np.uint8)), tag)
+        sites[u].check_sum(one.suite.tree(np.frombuffer(total, dtype=np.uint8)), tag)
         x, streams = buffer.tobytes(), opening.streams
         opened = Vector(layout)
         opened.buffer[:] = buffer
         # As if the lanes were the next model.
-        following = next_state(lanes_without_gaps(opened), config, ROUND, one.secret("blind"), opened.salt.tobytes())
-        objects.put(f"M6/{u}", sites[u].result(following, tree(buffer)))
+        blind, salt = one.secret("blind"), opened.salt.tobytes()
+        following = next_state(lanes_without_gaps(opened), config, ROUND, blind, salt, one.suite)
+        objects.put(f"M6/{u}", sites[u].result(following, b""))
     late = [u for u, name in one.lost.items() if name == "M3"]
     return (
         out

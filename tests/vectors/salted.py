@@ -11,7 +11,8 @@ from fedhpc.federation.state_tensors import state_arrays
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Layout, Tensor
 from fedhpc.secure.salt import NO_BLIND, blind_after, layout_key, salt_key, salt_words
-from fedhpc.secure.transcript import state_hash, tree
+from fedhpc.secure.suite import SHA256, Suite
+from fedhpc.secure.transcript import state_hash
 
 
 def add_salt(vector: Vector, config: bytes, private: bytes, u: int, round_: int, base: bytes) -> None:
@@ -26,11 +27,13 @@ def lanes_without_gaps(vector: Vector) -> list[NDArray[Any]]:
     return [vector.buffer[at:end] for at, end in zip(layout.offsets, ends, strict=False)]
 
 
-def next_state(arrays: list[NDArray[Any]], config: bytes, round_: int, blind: bytes, salt: bytes) -> bytes:
+def next_state(
+    arrays: list[NDArray[Any]], config: bytes, round_: int, blind: bytes, salt: bytes, suite: Suite = SHA256
+) -> bytes:
     """The state with `arrays` as its model, no strategy of its own, no W, and `round_` as the training rounds done."""
     model = {str(number): array for number, array in enumerate(arrays)}
     joined = state_arrays(model, {}, None, round_, blind_after(blind, salt))
-    return state_hash(config, round_, tree(b"".join(np.ascontiguousarray(a).tobytes() for a in joined)))
+    return state_hash(config, round_, suite.tree(b"".join(np.ascontiguousarray(a).tobytes() for a in joined)))
 
 
 def salt_vectors(config: bytes, private: bytes, base: bytes) -> dict[str, Any]:

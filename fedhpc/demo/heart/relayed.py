@@ -29,6 +29,7 @@ policy = "sync"
 
 [secure]
 mode = "pairwise"
+suite = "blake3"
 
 [strategy]
 {strategy}

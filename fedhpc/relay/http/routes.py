@@ -255,7 +255,7 @@ class Routes:
         if tree is not None:
             upload.declare_tree(tree)
         self._receive(connection, upload, first, head.length, pin)
-        whole = self._store.finish(upload)
+        whole = self._store.finish(upload, federation.suite)
         missing = [] if whole else upload.missing()
         connection.send_json(201 if whole else 202, {"bytes": length, "whole": whole, "missing": missing})
 

@@ -9,10 +9,14 @@ import hmac
 from typing import Protocol
 
 from fedhpc.errors import PolicyError
+from fedhpc.secure.suite import Suite
 
 
 class Objects(Protocol):
     """Storage of one attempt. Every call but `write` returns once it is durable; a caller may die between any two."""
+
+    suite: Suite
+    """Of the federation: what Trees are made of."""
 
     def get(self, name: str) -> bytes | None:
         """A small object, or None."""

@@ -364,7 +364,7 @@ class FederationRounds:
         return RoundMachine(self._objects(round_, attempt), self.federation.numbers, self.federation.threshold)
 
     def _objects(self, round_: int, attempt: int) -> KeptAttempt:
-        return KeptAttempt(self._store, (self.federation.config, round_, attempt))
+        return KeptAttempt(self._store, (self.federation.config, round_, attempt), self.federation.suite)
 
 
 _TAKEN: dict[Kind, Callable[[FederationRounds, Round, Piece, float], None]] = {

@@ -173,4 +173,4 @@ class _Worker:
 
 
 def _rules(federation: HostedFederation) -> tuple[Any, ...]:
-    return federation.pins, federation.threshold, federation.cohort
+    return federation.pins, federation.threshold, federation.cohort, federation.suite

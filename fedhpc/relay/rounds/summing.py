@@ -1,13 +1,12 @@
 """The sum of masked vectors in one pass: every stretch of Y is added, hashed and written once, while it is in cache.
 
-Memory is a block and a piece per thread, for vectors of any size and number. NumPy, hashlib and reading run outside
+Memory is a block and a piece per thread, for vectors of any size and number. NumPy, hashes and reading run outside
 the interpreter's lock, so threads on separate stretches use separate cores. Addition mod 2^k commutes, so the order of
 the vectors does not matter.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import numpy as np
 
 from fedhpc.relay.rounds.attempt_objects import Objects
 from fedhpc.secure.geometry import Geometry
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree_root
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 from fedhpc.wire import kinds
 
 PIECE_BYTES = 256 << 10  # the running sum and one vector's part stay in a core's L2 cache
@@ -41,12 +40,12 @@ def sum_vectors(objects: Objects, names: Sequence[str], tensors: Sequence[tuple[
             for low in range(0, size, PIECE_BYTES):
                 high = min(low + PIECE_BYTES, size)
                 _add_piece(objects, names, geometry, at + low, total[low:high], part[: high - low])
-            digests[block] = hashlib.sha256(total[:size].data).digest()
+            digests[block] = objects.suite.block(total[:size].data)
             with writing:
                 objects.write(kinds.Y.name, at, total[:size].data)
 
     _share_out(stretch, blocks)
-    return tree_root(geometry.nbytes, digests)
+    return objects.suite.root(geometry.nbytes, digests)
 
 
 def tree_of(objects: Objects, name: str) -> bytes:
@@ -61,10 +60,10 @@ def tree_of(objects: Objects, name: str) -> bytes:
             at = block * TREE_BLOCK_BYTES
             view = buffer[: min(TREE_BLOCK_BYTES, nbytes - at)]
             objects.read_into(name, at, view)
-            digests[block] = hashlib.sha256(view).digest()
+            digests[block] = objects.suite.block(view)
 
     _share_out(stretch, blocks)
-    return tree_root(nbytes, digests)
+    return objects.suite.root(nbytes, digests)
 
 
 def _add_piece(

@@ -18,7 +18,8 @@ from fedhpc.files import sync_folder
 from fedhpc.relay.rounds.attempt_objects import Objects
 from fedhpc.relay.store.object_store import Attempt, Store
 from fedhpc.relay.store.upload import Upload, full_disk_is_a_problem
-from fedhpc.secure.transcript import MAX_CANON_BYTES, tree
+from fedhpc.secure.suite import SHA256, Suite
+from fedhpc.secure.transcript import MAX_CANON_BYTES
 from fedhpc.wire import kinds
 from fedhpc.wire.object_names import ObjectName
 
@@ -26,8 +27,9 @@ from fedhpc.wire.object_names import ObjectName
 class KeptAttempt(Objects):
     """One attempt's objects in the store. A message longer than canonical JSON may be counts as absent."""
 
-    def __init__(self, store: Store, attempt: Attempt) -> None:
-        self._store, self._attempt = store, attempt
+    def __init__(self, store: Store, attempt: Attempt, suite: Suite = SHA256) -> None:
+        """`suite`: the federation's."""
+        self._store, self._attempt, self.suite = store, attempt, suite
 
     @override
     def get(self, name: str) -> bytes | None:
@@ -49,7 +51,7 @@ class KeptAttempt(Objects):
         self._store.room_for(len(data))
         with full_disk_is_a_problem():
             self._scratch(name).write_bytes(data)
-        return self._adopt(name, len(data), tree(data), beside)
+        return self._adopt(name, len(data), self.suite.tree(data), beside)
 
     @override
     def names(self) -> list[str]:

@@ -22,6 +22,7 @@ from fedhpc.errors import StorageError
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.store.found_on_disk import found_on_disk, remove_empty
 from fedhpc.relay.store.upload import Upload
+from fedhpc.secure.suite import SHA256, Suite
 from fedhpc.wire.object_names import ObjectName
 
 Attempt = tuple[str, int, int]
@@ -175,10 +176,13 @@ class Store:
             raise Problem("other-bytes", f"{name.name} has {have} bytes, not {length}")
         return _repeat(stored) if stored else known  # type: ignore[return-value]
 
-    def finish(self, upload: Upload) -> bool:
-        """Make the upload visible if it is whole; True if it is (or already was). Raises Problem (422, 507)."""
+    def finish(self, upload: Upload, suite: Suite = SHA256) -> bool:
+        """Make the upload visible if it is whole; True if it is (or already was). Raises Problem (422, 507).
+
+        `suite`: the federation's.
+        """
         try:
-            if not upload.finish():
+            if not upload.finish(suite):
                 return False
         except Problem as problem:
             if problem.kind == "tree-mismatch":

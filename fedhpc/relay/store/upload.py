@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import hmac
 import os
 import threading
@@ -24,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fedhpc.files import sync_folder
 from fedhpc.relay.problems import Problem
-from fedhpc.secure.transcript import tree_root
+from fedhpc.secure.suite import SHA256, Suite
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName, block_bytes, block_count
 
 _MAGIC = b"fedhpc-upload/2\n"
@@ -170,10 +169,10 @@ class Upload:
                 next_block = index + 1
             return ranges
 
-    def finish(self) -> bool:
+    def finish(self, suite: Suite = SHA256) -> bool:
         """Make the object visible if it is whole; True if it is.
 
-        An object of one block must have its Tree: raises Problem (422), and discards.
+        An object of one block must have its Tree, made by `suite`: raises Problem (422), and discards.
         """
         with self._finishing:
             if self.finished:
@@ -182,7 +181,7 @@ class Upload:
                 if self.tree is None or len(self._done) < block_count(self.length):
                     return False
                 self._require_open()
-            root = self._small_root() if self.length <= BLOCK_BYTES else self.tree
+            root = self._small_root(suite) if self.length <= BLOCK_BYTES else self.tree
             if root != self.tree:
                 self.discard()
                 raise Problem("tree-mismatch", f"{self.name.name} hashes to {root.hex()}; start it again")
@@ -209,9 +208,9 @@ class Upload:
         """What is recorded of a block [16]."""
         return self._gmac.encrypt(index.to_bytes(12, "little"), b"", block)
 
-    def _small_root(self) -> bytes:
+    def _small_root(self, suite: Suite) -> bytes:
         """The Tree of an object of one block, from the disk."""
-        return tree_root(self.length, [hashlib.sha256(os.pread(self._fd, self.length, 0)).digest()])
+        return suite.tree(os.pread(self._fd, self.length, 0))
 
     def _open(self, flags: int) -> None:
         self._fd = os.open(self._part, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)

@@ -19,7 +19,7 @@ from fedhpc.secure import transcript_chain
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.pairwise import PairwiseAttempt, refuse_difference
 from fedhpc.secure.proposal import Proposal, one_base
-from fedhpc.secure.transcript import tree_root
+from fedhpc.secure.transcript import HASH_BYTES
 from fedhpc.sums.in_job.exchange import Exchange
 from fedhpc.sums.in_job.pipeline import Pipeline
 from fedhpc.sums.in_job.segments import carried
@@ -51,11 +51,14 @@ class MpiSums(Summing):
         with stages.timed("agree"):
             streams, message_bytes = self._agree(vector, plan)
         own = carried(vector.layout.nbytes, self._rails, party.number - 1, party.site.rank)
-        digests = self._pipeline.run(vector, own, lambda: codec_of(party, plan), streams, stages)
-        with stages.timed("share"):
-            joined = b"".join(party.site.gather_bytes(b"".join(digests)))
+        suite = party.suite_of(plan)
+        digests = self._pipeline.run(vector, own, lambda: codec_of(party, plan), streams, stages, suite)
+        tree = b""
+        if suite is not None:
+            with stages.timed("share"):
+                tree = suite.root(vector.layout.nbytes, party.site.gather_bytes(b"".join(digests)))
         moved = vector.layout.nbytes + message_bytes
-        return Summed(tree_root(vector.layout.nbytes, [joined]), moved, moved, everyone)
+        return Summed(tree, moved, moved, everyone)
 
     @override
     def settle(self, opened: Opened, state: bytes) -> None:
@@ -77,8 +80,9 @@ class MpiSums(Summing):
             message = opened.sum_tree + state
             for member, result in zip(party.members, self._exchange.gather(message), strict=True):
                 if result != message:
+                    other = "sum" if result[:-HASH_BYTES] != message[:-HASH_BYTES] else "state"
                     raise DataError(
-                        f"site {member.name} has another {'sum' if result[:32] != message[:32] else 'state'} after "
+                        f"site {member.name} has another {other} after "
                         f"round {opened.plan.round_} than site {party.name}",
                         "its memory, NumPy or software differs; the round is not applied",
                     )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Codec, lanes_of
+from fedhpc.secure.suite import SHA256, Suite
 from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.in_job.exchange import Exchange
 from fedhpc.sums.in_job.segments import Chunk, Segment, schedule
@@ -43,16 +44,22 @@ class Pipeline:
         self._overlap = overlap
 
     def run(
-        self, vector: Vector, own: Sequence[Segment], codec: Callable[[], Codec], streams: Streams, stages: Stages
+        self,
+        vector: Vector,
+        own: Sequence[Segment],
+        codec: Callable[[], Codec],
+        streams: Streams,
+        stages: Stages,
+        suite: Suite | None = SHA256,
     ) -> list[bytes]:
-        """Replace the values of this rank's `own` segments by their sum over the sites; SHA-256 of the sum's blocks.
+        """Replace the values of this rank's `own` segments by their sum over the sites; digests of the sum's blocks.
 
         `codec` makes a codec: hiding and opening may run at the same time, each with scratch memory of its own.
-        Raises PolicyError for a sum out of range.
+        `suite`: what makes them; None: there are none. Raises PolicyError for a sum out of range.
         """
         if not own:
             return []
-        engine = BlockEngine(vector, (own[0].start, own[-1].stop), codec, stages)
+        engine = BlockEngine(vector, (own[0].start, own[-1].stop), codec, stages, suite)
         engine.begin_hiding(streams)
         engine.begin_opening(())
         chunks = schedule(vector.layout, own, self._chunk_bytes)

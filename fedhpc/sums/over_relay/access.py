@@ -100,7 +100,7 @@ def spool_of(agreement: Agreement, mine: SiteFile, number: int, instead: Path | 
     if instead is None and mine.exchange.spool is None:
         raise ConfigError("the site file names no spool directory", '[exchange] kind = "spool", spool = DIRECTORY')
     place = instead if instead is not None else mine.path(mine.exchange.spool or Path())
-    return SpoolFolder(place, agreement.hash.hex(), number)
+    return SpoolFolder(place, agreement.hash.hex(), number, agreement.secure.tree)
 
 
 def thresholds_of(agreement: Agreement) -> Thresholds:
@@ -137,7 +137,7 @@ def relay_access(agreement: Agreement, mine: SiteFile, number: int) -> RelayAcce
         )
     proxy = proxy_for(section.url, section.proxy)
     pin, key, hint = bytes.fromhex(agreement.relay.tls), mine.path(section.key), lost_keys_hint(mine.base)
-    return RelayAccess(section.url, pin, certificate, key, proxy, keys_hint=hint)
+    return RelayAccess(section.url, pin, certificate, key, proxy, keys_hint=hint, suite=agreement.secure.tree)
 
 
 def _prove_configuration(party: Party, exchange: RelayExchange, mine: SiteFile, kept: Path) -> None:

@@ -59,7 +59,7 @@ class RelayedSums(Summing):
         party, plan, traffic = self._party, checked.plan, self._client.traffic
         up, down = traffic.bytes_up, traffic.bytes_down
         self._vector = checked.vector
-        engine = BlockEngine(checked.vector, checked.part, lambda: codec_of(party, plan))
+        engine = BlockEngine(checked.vector, checked.part, lambda: codec_of(party, plan), suite=party.suite_of(plan))
         if party.leads:
             result = self._conduct(engine, plan, checked.mark, stages)
         else:

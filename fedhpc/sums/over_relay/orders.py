@@ -11,8 +11,9 @@ from fedhpc.errors import InterruptedRun, PolicyError
 from fedhpc.mpi.collectives import Group
 from fedhpc.secure.keys import KEY_BYTES
 from fedhpc.secure.opening import Streams
+from fedhpc.secure.suite import Suite
 from fedhpc.secure.tag import TAG_BYTES, Tag, tag_from_bytes
-from fedhpc.secure.transcript import HASH_BYTES, tree_root, u16, u64
+from fedhpc.secure.transcript import u16, u64
 from fedhpc.sums.over_relay.exchange import TooLateError
 from fedhpc.sums.streams import streams_from_bytes, streams_to_bytes
 from fedhpc.wire.object_names import ObjectName
@@ -119,12 +120,14 @@ class Upload:
     """A vector of one block: it is not sent yet, and goes along with M3."""
 
     @classmethod
-    def of(cls, name: ObjectName, length: int, answers: list[bytes], data: memoryview | None) -> Upload | None:
+    def of(
+        cls, name: ObjectName, length: int, answers: list[bytes], data: memoryview | None, suite: Suite
+    ) -> Upload | None:
         """From what each rank says of its part of the `length` bytes: tag and digests. None if the set was closed."""
         if not _all_moved(answers, "sent"):
             return None
         tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())
-        return cls(name, tree_root(length, [b"".join(a[TAG_BYTES:] for a in answers)]), tag, data)
+        return cls(name, suite.root(length, [a[TAG_BYTES:] for a in answers]), tag, data)
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,13 @@ class SumFetch:
     """The fetched sum: Tree(Y), Tree(X), and the tag of X."""
 
     hidden_tree: bytes
-    plain_tree: bytes
+    plain_tree: bytes  # empty where M6 does not name it
     tag: Tag
 
     @classmethod
-    def of(cls, length: int, answers: list[bytes]) -> SumFetch | None:
-        """From what each rank says of its part of the `length` bytes: its tag, then digests of Y, then those of X.
+    def of(cls, length: int, answers: list[bytes], suite: Suite, *, names_sum: bool) -> SumFetch | None:
+        """From what each rank says of its part of the `length` bytes: its tag, then digests of Y and, with
+        `names_sum`, of X.
 
         None if the relay no longer has the sum.
         """
@@ -145,8 +149,10 @@ class SumFetch:
             return None
         tag = sum((tag_from_bytes(a[:TAG_BYTES]) for a in answers), Tag())
         digests = [a[TAG_BYTES:] for a in answers]
-        hidden = tree_root(length, [b"".join(d[: len(d) // 2] for d in digests)])
-        return cls(hidden, tree_root(length, [b"".join(d[len(d) // 2 :] for d in digests)]), tag)
+        if not names_sum:
+            return cls(suite.root(length, digests), b"", tag)
+        hidden = suite.root(length, [d[: len(d) // 2] for d in digests])
+        return cls(hidden, suite.root(length, [d[len(d) // 2 :] for d in digests]), tag)
 
 
 @dataclass(frozen=True)
@@ -169,13 +175,14 @@ class SumResult:
 
     def to_bytes(self) -> bytes:
         """As the leader tells it to the other ranks of its site."""
-        return self.sum_tree + b"".join(u16(u) for u in self.members)
+        return bytes([len(self.sum_tree)]) + self.sum_tree + b"".join(u16(u) for u in self.members)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SumResult:
         """What `to_bytes` was made from."""
-        numbers = (int.from_bytes(data[i : i + 2], "little") for i in range(HASH_BYTES, len(data), 2))
-        return cls(data[:HASH_BYTES], tuple(numbers))
+        end = 1 + data[0]
+        numbers = (int.from_bytes(data[i : i + 2], "little") for i in range(end, len(data), 2))
+        return cls(data[1:end], tuple(numbers))
 
 
 Hide = Callable[[int, Streams, bytes, bool], Upload | None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 
 from fedhpc.errors import InterruptedRun
@@ -27,12 +26,13 @@ def upload_part(
     engine.begin_hiding(list(order.streams), order.tag_key)
     name = _name(party, plan, order.attempt, f"M3v/{party.number}")
     late, digests = b"", b""
+    suite = party.agreement.secure.tree
     data: memoryview | None = None
     try:
         if length <= BLOCK_BYTES and high > low:
             engine.hide(low, high)
             data = engine.memory().data
-            digests = hashlib.sha256(data).digest()
+            digests = suite.block(data)
         elif high > low:
             outgoing = client.upload(name, length, resume=order.resume)
             outgoing.write(low, engine.memory().data, engine.hide)
@@ -44,7 +44,7 @@ def upload_part(
     except InterruptedRun:
         late = CUT_OFF
     stages.wire += time.perf_counter() - begun
-    return Upload.of(name, length, party.site.gather_bytes(late or engine.tag.to_bytes() + digests), data)
+    return Upload.of(name, length, party.site.gather_bytes(late or engine.tag.to_bytes() + digests), data, suite)
 
 
 def fetch_part(
@@ -72,7 +72,7 @@ def fetch_part(
     if hashed is not None:
         digests = [hashed[i] for i in sorted(hashed)] + engine.opened_digests()
         mine = engine.tag.to_bytes() + b"".join(digests)
-    return SumFetch.of(length, party.site.gather_bytes(mine))
+    return SumFetch.of(length, party.site.gather_bytes(mine), party.agreement.secure.tree, names_sum=plan.names_sum)
 
 
 def _name(party: Party, plan: SumPlan, attempt: int, name: str) -> ObjectName:

@@ -52,7 +52,7 @@ class RelayRecovery(NeverAway):
             word = self._take(lead, state, round_, into)
         while (said := site.await_bytes(word or None)) == Order.TAKE:  # what a giver gives, which may be wrong
             into.from_leader(_nothing)
-            into.tree()
+            into.tree(self._party.agreement.secure.tree)
         end_if_stopped(said)
         return CaughtUp(int.from_bytes(said[2:], "little"), whole=said[1:2] == b"\1")
 
@@ -65,7 +65,7 @@ class RelayRecovery(NeverAway):
             site.await_bytes(Order.TAKE)
             reader = _Once(read)
             into.from_leader(reader.read)
-            tree = into.tree()
+            tree = into.tree(self._party.agreement.secure.tree)
             if reader.failed is not None:
                 raise reader.failed
             return tree

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedhpc.errors import PolicyError
-from fedhpc.secure.transcript import tree, tree_root
+from fedhpc.secure.suite import Suite
 from fedhpc.transport.gaps import Gaps, read_gaps
 from fedhpc.transport.https.link import Link, RelayAccess
 from fedhpc.transport.https.retry import Links, Patience, Retry
@@ -49,6 +49,11 @@ class RelayClient:
         return self._links.traffic
 
     @property
+    def suite(self) -> Suite:
+        """What Trees of the federation's objects are made of."""
+        return self._links.suite
+
+    @property
     def met(self) -> bool:
         """Whether the relay has proved its key to this client."""
         return self._links.met.is_set()
@@ -78,7 +83,7 @@ class RelayClient:
             data = bytearray(length)
             link.read_into(response, memoryview(data))
             link.end(response)
-            if tree(memoryview(data)).hex() != response.headers.get(TREE_HEADER):
+            if self.suite.tree(memoryview(data)).hex() != response.headers.get(TREE_HEADER):
                 raise PolicyError(f"the relay sent other bytes than it announced for {name.name}")
             return bytes(data)
 
@@ -123,7 +128,7 @@ class RelayClient:
             link.read_into(response, memoryview(data))
             link.end(response)
             try:
-                return read_listing(bytes(data), config, round_, attempt)
+                return read_listing(bytes(data), config, round_, attempt, self.suite)
             except ValueError as error:
                 raise RelayProblem(200, "nonsense", str(error)) from None
 
@@ -155,7 +160,7 @@ class RelayClient:
             upload = self.upload(name, len(view), resume=True)
             upload.write(0, view)
             return upload.commit()
-        root = tree(view)
+        root = self.suite.tree(view)
 
         def send(link: Link) -> dict[str, Any]:
             link.send_head("PUT", object_path(name), {TREE_HEADER: root.hex()}, len(view))
@@ -184,7 +189,7 @@ class RelayClient:
         if not whole.fetch(wait_s):
             return None
         length = len(view.cast("B"))
-        root = tree_root(length, [whole.digests[i] for i in range(block_count(length))])
+        root = self.suite.root(length, [whole.digests[i] for i in range(block_count(length))])
         if root.hex() != (tree.hex() if tree else whole.said):
             raise PolicyError(f"the relay sent other bytes for {name.name} than were signed or announced")
         return root
@@ -200,7 +205,7 @@ class RelayClient:
     ) -> dict[int, bytes] | None:
         """Bytes [first, first + len(view)) of the object of `length` bytes, whole blocks, into `view`.
 
-        Gives block number -> SHA-256 of the block as received, for the caller to compare with what sites signed; None
+        Gives block number -> digest of the block as received, for the caller to compare with what sites signed; None
         if the object is not there within `wait_s`. `finish(low, high)`, bytes of the object, is called once per block
         after that, in the receiving thread, and may change the block in place (unmask, decode): a finished block is
         never fetched again. What it raises ends the fetch and is raised here. Raises RelayProblem for another length.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedhpc.errors import ConfigError, FedhpcError, PolicyError
+from fedhpc.secure.suite import SHA256, Suite
 from fedhpc.transport.https import tls_words
 from fedhpc.transport.https.addresses import parse_url, place_of, tls_name
 from fedhpc.transport.https.proxies import ask_for_tunnel
@@ -44,6 +45,7 @@ class RelayAccess:
     stall_s: float = 60.0
     keys_hint: str = "`fedhpc site request DIR --wait` fetches the certificate of the key that the site has"
     """What to do about a key or certificate that cannot be used."""
+    suite: Suite = SHA256  # of the federation: what Trees of its objects are made of
 
     def __post_init__(self) -> None:
         parse_url(self.url, "https", "the relay's address")

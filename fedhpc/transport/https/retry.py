@@ -116,6 +116,8 @@ class Links:
     def __init__(self, access: RelayAccess, count: int, patience: Patience, on_retry: Callable[[Retry], None]) -> None:
         self.count, self.traffic = count, Traffic()
         self._access, self._context = access, site_context(access)
+        self.suite = access.suite
+        """What Trees of the federation's objects are made of."""
         self._patience, self._on_retry = patience, on_retry
         self.met = threading.Event()
         self._lock = threading.Lock()

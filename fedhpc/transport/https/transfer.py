@@ -7,14 +7,12 @@ several blocks are worked on while others are on the wire.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from http.client import HTTPResponse
 from typing import Any
 
 from fedhpc.errors import InternalError, PeersError
-from fedhpc.secure.transcript import tree_root
 from fedhpc.transport.gaps import Gaps, cut, overlap, read_gaps, size_of, without
 from fedhpc.transport.https.link import Link
 from fedhpc.transport.https.retry import Clock, Links
@@ -34,7 +32,7 @@ class Outgoing:
         self._links, self._name, self._length = links, name, length
         self._missing, self._piece_bytes = missing, piece_bytes
         self._begun: set[int] = set()
-        self.digests: dict[int, bytes] = {}  # block number -> SHA-256 of what this process has written
+        self.digests: dict[int, bytes] = {}  # block number -> digest of what this process has written
 
     def write(self, first: int, view: memoryview, prepare: BlockWork | None = None) -> None:
         """Send the bytes from `first` on. `first` is a multiple of 2^20; so is the end, unless it is the object's.
@@ -66,7 +64,7 @@ class Outgoing:
 
     def commit(self, tree: bytes | None = None) -> bytes:
         """Declare the Tree (of all ranks' blocks; default: of what was written here) and see the object whole; Tree."""
-        root = tree or tree_root(self._length, [self.digests[i] for i in range(block_count(self._length))])
+        root = tree or self._links.suite.root(self._length, [self.digests[i] for i in range(block_count(self._length))])
 
         def send(link: Link) -> dict[str, Any]:
             headers = {"content-range": f"bytes */{self._length}", TREE_HEADER: root.hex()}
@@ -89,7 +87,7 @@ class Outgoing:
             self._begun.add(index)
             if prepare is not None:
                 prepare(at, high)
-            self.digests[index] = hashlib.sha256(block).digest()
+            self.digests[index] = self._links.suite.block(block)
         return block
 
     def _send_piece(
@@ -155,7 +153,7 @@ class Incoming:
         _require_blocks(first, self._end, length)
         self._pieces = cut([(first, self._end)], piece_bytes, links.count)
         self._clock = Clock()
-        self.digests: dict[int, bytes] = {}  # block number -> SHA-256 of the block as it was received
+        self.digests: dict[int, bytes] = {}  # block number -> digest of the block as it was received
         self.said = ""  # the Tree the relay announced
 
     def fetch(self, wait_s: float) -> bool:
@@ -230,7 +228,7 @@ class Incoming:
             end = min(at + BLOCK_BYTES, high)
             block = self._view[at - self._first : end - self._first]
             link.read_into(response, block)
-            self.digests[at // BLOCK_BYTES] = hashlib.sha256(block).digest()
+            self.digests[at // BLOCK_BYTES] = self._links.suite.block(block)
             self._clock.tick()
             if self._finish is not None:
                 self._finish(at, end)

@@ -6,7 +6,6 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable
 
-from fedhpc.secure.transcript import tree
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.listing import Entry
 from fedhpc.transport.spool.client import MOST_MESSAGE_BYTES, comes_along
@@ -79,11 +78,11 @@ class ListedAttempt:
         name = self._folder.of(self.round, self.attempt, entry.name)
         path = self._folder.come(name)
         there = read_file(path, MOST_MESSAGE_BYTES)
-        if there is not None and tree(there) == entry.tree:
+        if there is not None and self._folder.suite.tree(there) == entry.tree:
             return True
         body = entry.body if entry.body is not None else client.get(name)
-        if body is None or tree(body) != entry.tree:  # removed or replaced in between: it is then listed again
-            return False
+        if body is None or self._folder.suite.tree(body) != entry.tree:
+            return False  # removed or replaced in between: it is then listed again
         write_file(path, body)
         return True
 

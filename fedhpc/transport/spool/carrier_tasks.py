@@ -5,12 +5,11 @@ Large objects go in windows of bounded memory, and resume after a cut or a kill.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 
 from fedhpc.errors import PeersError, PolicyError
-from fedhpc.secure.transcript import tree, tree_root
+from fedhpc.secure.suite import Suite
 from fedhpc.transport.https.client import RelayClient
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.spool.client import MOST_MESSAGE_BYTES
@@ -81,7 +80,7 @@ class Tasks:
 
     def _send_small(self, name: ObjectName, note: PutNote) -> bool:
         data = read_file(self._folder.sent(name), BLOCK_BYTES)
-        if data is None or len(data) != note.length or tree(data).hex() != note.tree:
+        if data is None or len(data) != note.length or self._folder.suite.tree(data).hex() != note.tree:
             return False  # the note is older or newer than the file: the other will be seen soon
         self._client.put(name, data)
         return True
@@ -98,7 +97,7 @@ class Tasks:
                 if not _read_at(handle, part, first) or not self._is_wanted(name, note):
                     return False
                 outgoing.write(first, part)
-            root = tree_root(note.length, [outgoing.digests[i] for i in range(block_count(note.length))])
+            root = self._folder.suite.root(note.length, [outgoing.digests[i] for i in range(block_count(note.length))])
             if root.hex() != note.tree:
                 raise PolicyError(
                     f"{_REFUSED}damaged): {path} does not have the bytes that the site wrote",
@@ -130,7 +129,7 @@ class Tasks:
         data = self._client.get(name)
         if data is None:
             return 0, ""
-        root = tree(data)
+        root = self._folder.suite.tree(data)
         path = self._folder.come(name)
         if read_file(path, MOST_MESSAGE_BYTES) != data:
             write_file(path, data)
@@ -189,7 +188,8 @@ class Tasks:
                 return False
             if os.fstat(handle).st_size == length:
                 if name not in self._sums:
-                    self._sums[name] = tree_root(length, _digests_of(handle, length)).hex()
+                    suite = self._folder.suite
+                    self._sums[name] = suite.root(length, _digests_of(handle, length, suite)).hex()
                 if self._sums[name] == root:
                     return True
         self._sums.pop(name, None)
@@ -201,7 +201,7 @@ class Tasks:
         there = min(os.fstat(handle).st_size, length) // WINDOW_BYTES * WINDOW_BYTES
         with storage(self._folder.come(name), "write"):
             os.ftruncate(handle, there)
-        digests = _digests_of(handle, there)
+        digests = _digests_of(handle, there, self._folder.suite)
         window = memoryview(bytearray(min(WINDOW_BYTES, length)))
         for first in range(there, length, len(window)):
             part = window[: min(len(window), length - first)]
@@ -213,10 +213,10 @@ class Tasks:
                 done = 0
                 while done < len(part):
                     done += os.pwrite(handle, part[done:], first + done)
-        return tree_root(length, digests)
+        return self._folder.suite.root(length, digests)
 
 
-def _digests_of(handle: int, length: int) -> list[bytes]:
+def _digests_of(handle: int, length: int, suite: Suite) -> list[bytes]:
     """Of the blocks of the first `length` bytes of a file."""
     block = memoryview(bytearray(min(BLOCK_BYTES, max(length, 1))))
     digests = []
@@ -224,7 +224,7 @@ def _digests_of(handle: int, length: int) -> list[bytes]:
         part = block[: min(BLOCK_BYTES, length - at)]
         if not _read_at(handle, part, at):
             raise PeersError("a file of the spool has become shorter", "another carrier may be at work")
-        digests.append(hashlib.sha256(part).digest())
+        digests.append(suite.block(part))
     return digests
 
 

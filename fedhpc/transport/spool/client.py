@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 from fedhpc.errors import PeersError, PolicyError, StorageError
-from fedhpc.secure.transcript import tree
 from fedhpc.transport.gaps import Gaps
 from fedhpc.transport.https.retry import Retry
 from fedhpc.transport.listing import Entry
@@ -81,7 +80,7 @@ class SpoolClient:
     def put(self, name: ObjectName, data: bytes | memoryview) -> bytes:
         """Store an object at the relay; its Tree [32]. Raises what RelayClient.put raises."""
         view = memoryview(data).cast("B")
-        root = tree(view)
+        root = self._folder.suite.tree(view)
         if not self._accepted(name, root):
             self._make_room(name.round)
             write_file(self._folder.sent(name), view)
@@ -191,7 +190,7 @@ class SpoolClient:
             if not answer.length:
                 return None
             self._patience.poll(f"read {name.name}", lambda: length_of(path) == length or None, self._patience_s)
-        return read_blocks(path, length, first, view, finish, self._threads, self.traffic)
+        return read_blocks(self._folder, path, length, first, view, finish, self._threads, self.traffic)
 
     def close(self) -> None:
         """End all waiting; the carrier then waits for nothing on this site's behalf."""
@@ -318,7 +317,7 @@ class SpoolClient:
         if length_of(path) != length:
             return None
         data = read_file(path, MOST_MESSAGE_BYTES)
-        if data is None or not hmac.compare_digest(tree(memoryview(data)).hex(), root):
+        if data is None or not hmac.compare_digest(self._folder.suite.tree(memoryview(data)).hex(), root):
             return None
         self.traffic.count(down=len(data))
         return data

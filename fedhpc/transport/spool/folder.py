@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fedhpc.errors import StorageError
 from fedhpc.files import hint_for, write_whole
+from fedhpc.secure.suite import SHA256, Suite
 from fedhpc.transport.spool.modes import file_mode, make_folder
 from fedhpc.wire.object_names import ObjectName
 
@@ -38,6 +39,7 @@ class SpoolFolder:
     spool: Path
     config: str  # 64 hex digits
     site: int
+    suite: Suite = SHA256  # of the federation: what Trees of its objects are made of
 
     @property
     def root(self) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,6 @@ from pathlib import Path
 
 from fedhpc.errors import InternalError, PeersError
 from fedhpc.files import sync_folder
-from fedhpc.secure.transcript import tree_root
 from fedhpc.transport.spool.folder import SpoolFolder, length_of, opened, remove, storage
 from fedhpc.transport.spool.modes import open_part
 from fedhpc.transport.transport import BlockWork, Traffic
@@ -32,7 +30,7 @@ class SpoolOutgoing:
         send: Callable[[bytes], bytes],
     ) -> None:
         """`withdraw`: take back what was there under this name. `send`: see the whole object at the relay."""
-        self._final = folder.sent(name)
+        self._final, self._suite = folder.sent(name), folder.suite
         self._part = part_of(self._final)
         self._name, self._length, self._threads, self._traffic = name.name, length, threads, traffic
         self._withdraw, self._send = withdraw, send
@@ -53,7 +51,7 @@ class SpoolOutgoing:
             if prepare is not None:
                 prepare(at, high)
             data = view[at - first : high - first]
-            self.digests[at // BLOCK_BYTES] = hashlib.sha256(data).digest()
+            self.digests[at // BLOCK_BYTES] = self._suite.block(data)
             with storage(self._part, "write"):
                 _write_at(handle, data, at)
             self._traffic.count(up=len(data))
@@ -74,7 +72,7 @@ class SpoolOutgoing:
 
         Raises the relay's refusal; PeersError if not all of it is there.
         """
-        root = tree or tree_root(self._length, [self.digests[i] for i in range(block_count(self._length))])
+        root = tree or self._suite.root(self._length, [self.digests[i] for i in range(block_count(self._length))])
         if length_of(self._final) != self._length and length_of(self._part) == self._length:
             with storage(self._final, "write"):
                 self._part.replace(self._final)
@@ -84,9 +82,16 @@ class SpoolOutgoing:
 
 
 def read_blocks(
-    path: Path, length: int, first: int, view: memoryview, finish: BlockWork | None, threads: int, traffic: Traffic
+    folder: SpoolFolder,
+    path: Path,
+    length: int,
+    first: int,
+    view: memoryview,
+    finish: BlockWork | None,
+    threads: int,
+    traffic: Traffic,
 ) -> dict[int, bytes]:
-    """Whole blocks of the file from byte `first` on into `view`: block number -> SHA-256.
+    """Whole blocks of the file from byte `first` on into `view`: block number -> digest, in the suite of `folder`.
 
     `finish`: see RelayClient.fetch_part. Raises PeersError if the file has gone or has another length by now.
     """
@@ -109,7 +114,7 @@ def read_blocks(
                     if not got:
                         raise PeersError(f"{path} is shorter than it was", "start this site again")
                     done += got
-            digests[at // BLOCK_BYTES] = hashlib.sha256(data).digest()
+            digests[at // BLOCK_BYTES] = folder.suite.block(data)
             traffic.count(down=len(data))
             if finish is not None:
                 finish(at, high)

@@ -269,8 +269,9 @@ def test_a_roster_without_anybody_who_has_the_model_is_refused(four: Enrolment) 
         read_agreement(text.encode(), "federation.toml")
 
 
-def test_another_protocol_is_gone_on_from_by_a_file_only(four: Enrolment) -> None:
-    four.edit(f'protocol = "{PROTOCOL_NAME}"', 'protocol = "fedhpc-secagg/1"')
+@pytest.mark.parametrize("spoken", ["fedhpc-secagg/1", "fedhpc-secagg/2"])
+def test_another_protocol_is_gone_on_from_by_a_file_only(four: Enrolment, spoken: str) -> None:
+    four.edit(f'protocol = "{PROTOCOL_NAME}"', f'protocol = "{spoken}"')
     with pytest.raises(ConfigError, match="another protocol") as refused:
         four.coordinator.next_epoch()
     assert "--from-model" in refused.value.hint

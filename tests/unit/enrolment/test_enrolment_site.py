@@ -165,6 +165,7 @@ def test_a_federation_comes_with_everything_the_relay_needs(enrolled: Enrolment)
         "bytes": 123,
         "objects": 45,
         "threshold": 3,
+        "suite": "blake3",
         "sites": {str(u): s.keys().tls for u, s in enumerate(enrolled.sites.values(), 1)},
     }
     assert CohortSettings(**cohort) == agreement.cohort

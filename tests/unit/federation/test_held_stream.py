@@ -16,7 +16,7 @@ from thread_ranks import run_ranks
 from fedhpc.federation import held_stream
 from fedhpc.federation.held_stream import Entry, HeldStream, joined, whole_tensors
 from fedhpc.federation.ranges import Forms, Held, forms_of
-from fedhpc.secure.transcript import tree, tree_root
+from fedhpc.secure.suite import SHA256
 
 BLOCK = 24
 
@@ -63,7 +63,7 @@ def test_a_state_that_no_rank_holds_whole(drawn: list[tuple[str, list[int]]], cu
         mine += [(n[2:], np.array(held.piece(n[2:], t))) for n, t in outer.items()]
         stream = HeldStream(held, [*mine, (None, tail.copy())])
         assert stream.nbytes == len(data)
-        assert stream.tree() == tree_root(len(data), blocks)
+        assert stream.tree(SHA256) == SHA256.root(len(data), blocks)
         assert stream.sha256() == hashlib.sha256(data).hexdigest()
         got = b"".join(window.tobytes() for window in stream.to_leader())
         assert got == (data if site.rank == 0 else b"")
@@ -88,7 +88,7 @@ def test_a_state_that_every_rank_holds(ranks: int) -> None:
 
     def work(site: Any) -> None:
         stream = HeldStream(Held(site, forms_of(tensors)), list(tensors.items()))
-        assert stream.tree() == tree(data)
+        assert stream.tree(SHA256) == SHA256.tree(data)
         assert stream.sha256() == hashlib.sha256(data).hexdigest()
         assert b"".join(w.tobytes() for w in stream.to_leader()) == (data if site.rank == 0 else b"")
         empty = {n: np.zeros_like(t) for n, t in tensors.items()}

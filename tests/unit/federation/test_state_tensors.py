@@ -21,7 +21,8 @@ from fedhpc.federation.state_tensors import (
     total_bytes,
 )
 from fedhpc.rounds.global_model import GlobalModel
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree
+from fedhpc.secure.suite import SHA256
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "diloco")
@@ -131,4 +132,4 @@ def test_the_ranks_of_a_site_hash_a_share_each(ranks: int) -> None:
     ]
     data = joined(arrays)
     assert len(data) > 3 * TREE_BLOCK_BYTES
-    assert set(run_ranks(ranks, lambda site: tensors_tree(site, arrays))) == {tree(data)}
+    assert set(run_ranks(ranks, lambda site: tensors_tree(site, arrays, SHA256))) == {SHA256.tree(data)}

@@ -24,7 +24,7 @@ RECIPE = (ROOT / "containers" / "relay.def").read_text()
 PAGES = [ROOT / "containers" / "README.md", ROOT / "jobs" / "relay" / "README.md"]
 OPERATION = (ROOT / "docs" / "relay-operation.md").read_text()
 ALERTS = (ROOT / "jobs" / "relay" / "fedhpc-relay-alerts.yml").read_text()
-PACKAGES = {"click", "cryptography", "h11", "numpy", "rich", "typing_extensions"}
+PACKAGES = {"blake3", "click", "cryptography", "h11", "numpy", "rich", "typing_extensions"}
 
 
 def unit(section: str) -> dict[str, list[str]]:

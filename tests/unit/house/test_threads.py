@@ -24,7 +24,7 @@ from fedhpc.relay.rounds.one_round import Round
 from fedhpc.relay.rounds.phase_times import KEPT, PhaseTimes
 from fedhpc.relay.rounds.ready import Ready
 from fedhpc.relay.settings import Roster, read_settings
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.suite import SHA256
 from fedhpc.sums.blocks import _Tools
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.transport.https.retry import Clock
@@ -167,7 +167,7 @@ def test_two_polls_of_one_attempt_are_shown_one_after_the_other(tmp_path: Path) 
 
     class Client(FakeClient):
         def listing(self, *words: Any, **more: Any) -> tuple[list[Entry], str]:
-            return [Entry(f"M1/{u}", tree(b"x"), 1, None) for u in (1, 3)], "aa.2"
+            return [Entry(f"M1/{u}", SHA256.tree(b"x"), 1, None) for u in (1, 3)], "aa.2"
 
         def get(self, of: Any) -> bytes | None:
             inside.append(1)

@@ -14,7 +14,7 @@ from fedhpc.relay.problems import Problem
 from fedhpc.relay.store import kept_attempt as kept
 from fedhpc.relay.store.object_store import Store
 from fedhpc.relay.store.upload import Upload
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.suite import SHA256
 
 STRIDE = 5  # 1 tries every moment, in more than a minute; an object takes six, so all kinds are met with 5
 
@@ -142,7 +142,7 @@ def test_a_sum_without_its_message_is_made_anew(tmp_path: Path) -> None:
     relay.restart()
     relay.settle()
     assert relay.raw("1/1/Y") == hand.sum_over(1, 2, 3, 4)
-    assert relay.get("1/1/M4r")["sum"] == tree(hand.sum_over(1, 2, 3, 4)).hex()
+    assert relay.get("1/1/M4r")["sum"] == SHA256.tree(hand.sum_over(1, 2, 3, 4)).hex()
 
 
 def test_deadlines_start_anew_after_a_restart(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from relay_fakes import CONFIG, OTHER, STATE, Hand, Relay, all_ready, federation, ready
 
 from fedhpc.relay.problems import Problem
-from fedhpc.secure.transcript import canon, tree
+from fedhpc.secure.suite import SHA256
+from fedhpc.secure.transcript import canon
 from fedhpc.wire import kinds
 from fedhpc.wire.object_names import ObjectName
 
@@ -37,7 +38,7 @@ def test_a_round_from_ready_to_done(tmp_path: Path) -> None:
     assert relay.get("1/1/U1") == relay.get("1/1/U2") == [1, 2, 3, 4]
     total = hand.sum_over(1, 2, 3, 4)
     assert relay.raw("1/1/Y") == total
-    assert relay.get("1/1/M4r") == {"sum": tree(total).hex(), "u3": [1, 2, 3, 4]}
+    assert relay.get("1/1/M4r") == {"sum": SHA256.tree(total).hex(), "u3": [1, 2, 3, 4]}
     hand.send("M6", 1, 2)
     relay.settle()
     assert relay.only_round()["phase"] == "results"

@@ -22,7 +22,8 @@ from fedhpc.rounds.start_sum import Taken, _lanes, _packed, _unpacked, take_over
 from fedhpc.secure import labels
 from fedhpc.secure.keys import derive
 from fedhpc.secure.salt import NO_BLIND
-from fedhpc.secure.transcript import state_hash, tree
+from fedhpc.secure.suite import SHA256
+from fedhpc.secure.transcript import state_hash
 
 PREVIOUS = "ab" * 32
 
@@ -69,7 +70,7 @@ def test_a_new_site_learns_the_model_to_the_last_bit() -> None:
         assert (begun.rounds, begun.reached, session.round_) == (0, 1, 1)
         assert begun.state == session.state
     (plan,) = meeting.plans
-    before = state_hash(meeting.agreement.hash, 0, tree(b""))  # the same for all: nothing is known of the model
+    before = state_hash(meeting.agreement.hash, 0, SHA256.tree(b""))  # the same for all: nothing is known of the model
     assert (plan.base, plan.state) == (before, before)
     assert plan.kind is SumKind.TRAINING
     assert (plan.everyone, plan.skip, plan.checkpointed) == (True, False, True)

@@ -19,7 +19,8 @@ from fedhpc.secure.epochs import NO_PREVIOUS, Configuration, approve, check_foll
 from fedhpc.secure.messages import Result
 from fedhpc.secure.pairwise import Member
 from fedhpc.secure.results import abandon
-from fedhpc.secure.transcript import canon, parse_canon, sign_message, state_hash, tree
+from fedhpc.secure.suite import SHA256
+from fedhpc.secure.transcript import canon, parse_canon, sign_message, state_hash
 
 WORLD = World(4)
 CONFIG = key_of("config")
@@ -33,7 +34,7 @@ def federation(nbytes: int = len(TENSORS)) -> CommonKnowledge:
 def proof(
     tensors: bytes = TENSORS, round_: int = 9, signers: tuple[int, ...] = (1, 2, 3), t: bytes = b""
 ) -> list[bytes]:
-    body = Result(state_hash(CONFIG, round_, tree(tensors)), key_of("sum"), (1, 2, 3)).as_json()
+    body = Result(state_hash(CONFIG, round_, SHA256.tree(tensors)), key_of("sum"), (1, 2, 3)).as_json()
     return [sign_message(WORLD.identities[u], "M6", u, t or key_of("T3"), body) for u in signers]
 
 
@@ -49,14 +50,14 @@ def transfer(to: Taker, source: Giver, tensors: bytes = TENSORS) -> CaughtUp:
     to.receive_state(2, source.state)
     count = -(-len(tensors) // BLOCK_BYTES)
     got = [to.block(n, source.box(n, tensors[n * BLOCK_BYTES : (n + 1) * BLOCK_BYTES])) for n in range(count)]
-    return to.finish(tree(b"".join(got)))
+    return to.finish(SHA256.tree(b"".join(got)))
 
 
 def test_a_site_catches_up() -> None:
     to = taker()
     caught = transfer(to, giver(to))
     assert caught.round_ == 9
-    assert caught.state == state_hash(CONFIG, 9, tree(TENSORS))
+    assert caught.state == state_hash(CONFIG, 9, SHA256.tree(TENSORS))
     assert caught.settled.u3 == (1, 2, 3)
 
 
@@ -66,7 +67,7 @@ def test_an_abandoned_round_is_caught_up_with_as_well() -> None:
         attempt_entry = world.disks[u].ledger.entry_of(7)
         assert attempt_entry is None
     world.attempt().run(stop="M6")
-    state = state_hash(CONFIG, 9, tree(TENSORS))
+    state = state_hash(CONFIG, 9, SHA256.tree(TENSORS))
     signed = [
         abandon(world.identities[u], u, world.disks[u], world.disks[u].ledger.entry_of(7), world.state, state)
         for u in (1, 2, 3)

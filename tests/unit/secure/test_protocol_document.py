@@ -41,7 +41,7 @@ def test_every_label_is_in_it() -> None:
     words = {value.decode() if isinstance(value, bytes) else value for value in values}
     missing = [word for word in sorted(words) if f'"{word}"' not in TEXT and f"| {word} |" not in TEXT]
     assert missing == []
-    assert "`fedhpc-secagg/2`" in TEXT
+    assert "`fedhpc-secagg/3`" in TEXT
 
 
 def test_the_table_of_thresholds() -> None:

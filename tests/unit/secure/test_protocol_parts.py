@@ -20,8 +20,9 @@ from fedhpc.secure.masks import Keystream
 from fedhpc.secure.ring import Layout, Tensor
 from fedhpc.secure.sealing import seal, unseal
 from fedhpc.secure.shares import PRIME, draw_scalar, reconstruct, share
+from fedhpc.secure.suite import SHA256
 from fedhpc.secure.tag import Tag, Tagger, tag_from_bytes, tag_masks
-from fedhpc.secure.transcript import canon, parse_canon, tree
+from fedhpc.secure.transcript import canon, parse_canon
 
 # --- shares ---
 
@@ -269,7 +270,7 @@ def test_sum_over_many_chunks(tensors: list[tuple[int, int]]) -> None:
             lanes = expected[start:stop].view(f"<u{bits // 8}")
             lanes += raw[start:stop].view(lanes.dtype)
     objects.large["Y"] = bytearray(secrets.token_bytes(nbytes))  # left by a crash
-    assert sum_vectors(objects, ["M3v/1", "M3v/2", "M3v/3"], tensors) == tree(expected)
+    assert sum_vectors(objects, ["M3v/1", "M3v/2", "M3v/3"], tensors) == SHA256.tree(expected)
     assert bytes(objects.large["Y"]) == expected.tobytes()
-    assert tree_of(objects, "M3v/2") == tree(bytes(objects.large["M3v/2"]))
+    assert tree_of(objects, "M3v/2") == SHA256.tree(bytes(objects.large["M3v/2"]))
     assert objects.largest_read <= 1 << 20

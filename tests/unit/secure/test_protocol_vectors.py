@@ -51,6 +51,7 @@ class Round:
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.v = values
+        self.suite = values.get("suite", "sha256")
         self.sites, self.tau = range(1, values["N"] + 1), values["tau"]
         self.t0, self.t1, self.t2, self.t3 = (bytes.fromhex(values[name]) for name in ("T0", "T1", "T2", "T3"))
         self.u1, self.u2, self.u3 = (sorted(map(int, values[name])) for name in ("M1", "M2", "M3"))
@@ -153,6 +154,7 @@ def test_the_rounds_are_as_different_as_they_should_be() -> None:
         "sparse": (7, 7, 7, 6),
         "wide": (3, 3, 3, 3),
         "bases": (4, 4, 4, 4),
+        "blake3": (4, 4, 4, 3),
     }
     assert len(ROUNDS["sparse"].edges) == 7 * 4 // 2
     assert {t["bits"] for t in ROUNDS["wide"].v["layout"]} == {64}
@@ -219,7 +221,7 @@ def test_masks_and_tags(played: Round) -> None:
         assert tag_bytes(tag, played.t2, []).hex() == played.v["tag"][u - 1]
         if u in played.u3:
             hidden = tag_bytes(tag, played.t2, streams)
-            played.is_message("M3", u, played.t2, {"tag": hidden.hex(), "vector": tree(masked).hex()})
+            played.is_message("M3", u, played.t2, {"tag": hidden.hex(), "vector": tree(masked, played.suite).hex()})
 
 
 def summed(vectors: list[bytes], places: list[tuple[int, int]]) -> bytes:
@@ -235,8 +237,8 @@ def test_survivors_answers_and_result(played: Round) -> None:
     total = summed([played.data("masked", u) for u in played.u3], played.places)
     plain = summed([played.data("encoded", u) for u in played.u3], played.places)
     assert total.hex() == v["Y"]
-    assert v["M4r"].encode() == canon({"sum": tree(total).hex(), "u3": played.u3})
-    t3 = h("T3", played.t2, *[u16(u) + canon(played.body("M3", u)) for u in played.u3], tree(total))
+    assert v["M4r"].encode() == canon({"sum": tree(total, played.suite).hex(), "u3": played.u3})
+    t3 = h("T3", played.t2, *[u16(u) + canon(played.body("M3", u)) for u in played.u3], tree(total, played.suite))
     assert t3 == played.t3
     for u in played.u3:
         played.is_message("M4", u, t3, {})
@@ -252,10 +254,10 @@ def test_survivors_answers_and_result(played: Round) -> None:
     config, s = bytes.fromhex(v["config"]), plain[-40:]
     assert len(plain) == place(v["layout"])[1]
     blind = blind_after(bytes.fromhex(v["blind"]), s)
-    state = state_of(without_gaps(plain, v["layout"]), config, 7, blind).hex()
+    state = state_of(without_gaps(plain, v["layout"]), config, 7, blind, played.suite).hex()
     assert state == v["state"]
     for u in played.u3:
-        played.is_message("M6", u, t3, {"state": state, "sum": tree(plain).hex(), "u3": played.u3})
+        played.is_message("M6", u, t3, {"state": state, "sum": "", "u3": played.u3})
 
 
 @pytest.mark.parametrize("which", ["first", "last"])
@@ -302,7 +304,7 @@ def test_one_site_opens_the_sum_from_its_own_keys_and_the_messages(played: Round
     u3 = read_set(m4r["u3"], v["N"])
     m3 = {u: read("M3", u, t2) for u in u3}
     total = bytes.fromhex(v["Y"])
-    assert m4r["sum"] == tree(total).hex()
+    assert m4r["sum"] == tree(total, played.suite).hex()
     t3 = h("T3", t2, *[u16(u) + canon(m3[u]) for u in u3], bytes.fromhex(m4r["sum"]))
     assert all(read("M4", u, t3) == {} for u in u3)
 
@@ -344,8 +346,8 @@ def test_one_site_opens_the_sum_from_its_own_keys_and_the_messages(played: Round
     assert opened == summed([played.data("encoded", u) for u in u3], played.places)
     result = read("M6", me, t3)
     blind = blind_after(bytes.fromhex(v["blind"]), opened[-40:])
-    state = state_of(without_gaps(opened, v["layout"]), config, 7, blind)
-    assert result == {"state": state.hex(), "sum": tree(opened).hex(), "u3": u3}
+    state = state_of(without_gaps(opened, v["layout"]), config, 7, blind, played.suite)
+    assert result == {"state": state.hex(), "sum": "", "u3": u3}
 
 
 @pytest.mark.parametrize("name", ["protocol_round", "losses", "sparse", "wide"])

@@ -137,7 +137,7 @@ def plain_hkdf(salt: bytes, ikm: bytes, info: bytes, length: int = 32) -> bytes:
 
 @given(st.binary(max_size=64), st.binary(min_size=1, max_size=64), st.integers(0, 65535), st.integers(0, 65535))
 def test_derive_is_hkdf_with_the_protocol_s_info(salt: bytes, secret: bytes, i: int, j: int) -> None:
-    info = b"fedhpc-secagg/2\0edge\0" + i.to_bytes(2, "little") + j.to_bytes(2, "little")
+    info = b"fedhpc-secagg/3\0edge\0" + i.to_bytes(2, "little") + j.to_bytes(2, "little")
     assert derive(salt, secret, labels.KEY_EDGE, i, j) == plain_hkdf(salt, secret, info)
 
 
@@ -173,7 +173,7 @@ def test_labels_are_all_different() -> None:
     sign_names = [v for k, v in vars(labels).items() if k.startswith("SIGN_")]
     for names in (hash_names, key_names, sign_names):
         assert len(set(names)) == len(names)
-    assert labels.PROTOCOL == b"fedhpc-secagg/2"
+    assert labels.PROTOCOL == b"fedhpc-secagg/3"
     assert all(b"\0" not in name for name in hash_names + key_names)
 
 

@@ -24,7 +24,8 @@ from fedhpc.secure.ledger import Mark
 from fedhpc.secure.results import RoundResults
 from fedhpc.secure.ring import Layout, Tensor, lane_bound
 from fedhpc.secure.salt import NO_BLIND, SALT_BYTES, blind_after, layout_key, salt_key, salt_words
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, parse_canon, state_hash, tree
+from fedhpc.secure.suite import SHA256
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES, parse_canon, state_hash
 
 KEY = key_of("salt")
 
@@ -224,7 +225,7 @@ def guesses(model: GlobalModel, config: bytes, round_: int, blind: bytes) -> set
         for weight in (bytes(8), total):
             for rounds in range(4):
                 tensors = np.float32(value).tobytes() + weight + rounds.to_bytes(8, "little")
-                found |= {state_hash(config, round_, tree(tensors + b)) for b in (b"", blind)}
+                found |= {state_hash(config, round_, SHA256.tree(tensors + b)) for b in (b"", blind)}
     return found
 
 

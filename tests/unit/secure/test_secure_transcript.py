@@ -15,21 +15,19 @@ from hypothesis import strategies as st
 from secure_fakes import random_bytes
 
 from fedhpc.errors import PolicyError
-from fedhpc.secure import transcript
+from fedhpc.secure import suite
+from fedhpc.secure.suite import SHA256
 from fedhpc.secure.transcript import (
     MAX_CANON_BYTES,
     TREE_BLOCK_BYTES,
     canon,
     hash_parts,
     input_hash,
-    joined_block_digests,
     open_message,
     parse_canon,
     sign_message,
     signed_bytes,
     state_hash,
-    tree,
-    tree_root,
     u16,
     u64,
 )
@@ -119,13 +117,13 @@ def test_parse_canon_takes_only_its_own_output(data: bytes) -> None:
 # An independent H and Tree, from the text of docs/protocol.md.
 def plain_hash(name: str, *parts: bytes) -> bytes:
     joined = b"".join(len(p).to_bytes(8, "little") + p for p in parts)
-    return hashlib.sha256(b"fedhpc-secagg/2\x00" + name.encode() + b"\x00" + joined).digest()
+    return hashlib.sha256(b"fedhpc-secagg/3\x00" + name.encode() + b"\x00" + joined).digest()
 
 
 def plain_tree(data: bytes) -> bytes:
     step = 2**20
     digests = b"".join(hashlib.sha256(data[i : i + step]).digest() for i in range(0, len(data), step))
-    return plain_hash("tree", len(data).to_bytes(8, "little"), digests)
+    return plain_hash("tree", b"sha256", len(data).to_bytes(8, "little"), digests)
 
 
 @given(st.lists(st.binary(max_size=40), max_size=5))
@@ -148,12 +146,12 @@ def test_hash_parts_separates_names_and_borders() -> None:
 @pytest.mark.parametrize("size", [0, 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20 + 7])
 def test_tree(size: int) -> None:
     data = random_bytes(size, size)
-    assert tree(data.tobytes()) == tree(data) == plain_tree(data.tobytes())
+    assert SHA256.tree(data.tobytes()) == SHA256.tree(data) == plain_tree(data.tobytes())
 
 
 def test_tree_takes_any_dtype_and_shape() -> None:
     array = np.arange(600_000, dtype="<f4").reshape(2, 3, -1)
-    assert tree(array) == plain_tree(array.tobytes())
+    assert SHA256.tree(array) == plain_tree(array.tobytes())
 
 
 def test_state_and_input() -> None:
@@ -176,7 +174,7 @@ def test_state_and_input() -> None:
 def test_joined_digests_equal_tree_over_any_split(sizes: list[int], cuts: list[int], block: int, kind: str) -> None:
     """Small blocks stand for those of 2^20 bytes, so that many borders are met."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(transcript, "TREE_BLOCK_BYTES", block)
+    patch.setattr(suite, "TREE_BLOCK_BYTES", block)
     try:
         itemsize = np.dtype(kind).itemsize
         arrays = [random_bytes(n * itemsize, i).view(kind) for i, n in enumerate(sizes)]
@@ -185,10 +183,10 @@ def test_joined_digests_equal_tree_over_any_split(sizes: list[int], cuts: list[i
         borders = sorted({0, blocks, *(c for c in cuts if c <= blocks)})
         digests = []
         for low, high in itertools.pairwise(borders):
-            part = joined_block_digests(arrays, low, high)
+            part = SHA256.joined_blocks(arrays, low, high)
             assert len(part) == high - low
             digests += part
-        assert tree_root(len(joined), digests) == tree(joined)
+        assert SHA256.root(len(joined), digests) == SHA256.tree(joined)
         assert digests == [hashlib.sha256(joined[i : i + block]).digest() for i in range(0, len(joined), block)]
     finally:
         patch.undo()
@@ -197,8 +195,8 @@ def test_joined_digests_equal_tree_over_any_split(sizes: list[int], cuts: list[i
 def test_joined_digests_with_real_blocks() -> None:
     arrays = [random_bytes(n, n) for n in (TREE_BLOCK_BYTES - 3, 5, 0, 2 * TREE_BLOCK_BYTES)]
     joined = b"".join(a.tobytes() for a in arrays)
-    digests = joined_block_digests(arrays, 0, 1) + joined_block_digests(arrays, 1, 4)
-    assert tree_root(len(joined), digests) == plain_tree(joined)
+    digests = SHA256.joined_blocks(arrays, 0, 1) + SHA256.joined_blocks(arrays, 1, 4)
+    assert SHA256.root(len(joined), digests) == plain_tree(joined)
 
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
@@ -208,7 +206,7 @@ T = bytes(range(0xA0, 0xC0))
 
 def test_signed_bytes_golden() -> None:
     body = {"a": 1}
-    expected = b"fedhpc-secagg/2\0M6\0\x05\x00" + T + hashlib.sha256(b'{"a":1}').digest()
+    expected = b"fedhpc-secagg/3\0M6\0\x05\x00" + T + hashlib.sha256(b'{"a":1}').digest()
     assert signed_bytes("M6", 5, T, body) == expected
     message = sign_message(KEY, "M6", 5, T, body)
     assert parse_canon(message) == {

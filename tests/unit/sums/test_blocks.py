@@ -24,8 +24,9 @@ from fedhpc.errors import InternalError, PolicyError
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.secure.ring import Codec, Layout, Piece, Tensor, lane_bound, scale_for
+from fedhpc.secure.suite import SHA256
 from fedhpc.secure.tag import Tag
-from fedhpc.secure.transcript import TREE_BLOCK_BYTES, tree, tree_root
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 from fedhpc.sums.blocks import BlockEngine, BlockHasher
 from fedhpc.sums.streams import Streams
 
@@ -426,7 +427,7 @@ def test_the_tree_of_the_parts_is_that_of_the_whole() -> None:
             engine.open(*block)
         joined += engine.opened_digests()
     whole = vector.buffer.tobytes()
-    assert tree_root(len(whole), [b"".join(joined)]) == tree(whole)
+    assert SHA256.root(len(whole), [b"".join(joined)]) == SHA256.tree(whole)
 
 
 @settings(max_examples=40, deadline=None)
@@ -438,7 +439,7 @@ def test_the_tree_of_the_parts_is_that_of_the_whole() -> None:
 def test_block_hasher(size: int, stops: list[int], gaps: list[int]) -> None:
     """Any cuts, with gaps of zeros before them that nobody adds."""
     data = random_bytes(3 * TREE_BLOCK_BYTES, 1)[:size].copy()
-    hasher = BlockHasher()
+    hasher = BlockHasher(SHA256)
     at = 0
     for stop, gap in itertools.zip_longest(sorted(min(s, size) for s in stops), gaps[: len(stops)], fillvalue=0):
         end = max(at, stop - gap, (stop - 1) // TREE_BLOCK_BYTES * TREE_BLOCK_BYTES + 1)  # no block is all gap
@@ -446,5 +447,5 @@ def test_block_hasher(size: int, stops: list[int], gaps: list[int]) -> None:
         hasher.add(at, data[at:end])
         at = max(at, stop)
     hasher.add(at, data[at:])
-    assert tree_root(size, hasher.finish(size)) == tree(data)
-    assert BlockHasher().finish(size) == []  # a rail without a part
+    assert SHA256.root(size, hasher.finish(size)) == SHA256.tree(data)
+    assert BlockHasher(SHA256).finish(size) == []  # a rail without a part

@@ -24,7 +24,8 @@ from fedhpc.federation.state_tensors import arrays_of_checkpoint
 from fedhpc.mpi.byte_moves import Read
 from fedhpc.secure.catch_up_messages import BLOCK_BYTES, CaughtUp, CommonKnowledge
 from fedhpc.secure.messages import Result
-from fedhpc.secure.transcript import canon, sign_message, state_hash, tree
+from fedhpc.secure.suite import SHA256
+from fedhpc.secure.transcript import canon, sign_message, state_hash
 from fedhpc.sums.over_relay import catch_up as catching_up
 from fedhpc.sums.over_relay.catch_up import Attendant, take
 from fedhpc.sums.over_relay.exchange import RelayExchange
@@ -50,7 +51,7 @@ def bytes_of(of: Checkpoint) -> bytes:
 
 
 def state_of(of: Checkpoint) -> bytes:
-    return state_hash(CONFIG, of.sums, tree(bytes_of(of)))
+    return state_hash(CONFIG, of.sums, SHA256.tree(bytes_of(of)))
 
 
 def proof_of(of: Checkpoint, u3: tuple[int, ...] = (1, 2, 3)) -> tuple[bytes, ...]:
@@ -136,7 +137,7 @@ class Client:
                 raise PolicyError("the relay refused (409 conflict): other bytes are there")
             relay.objects[name] = data
             relay.changed.notify_all()
-        return tree(data)
+        return SHA256.tree(data)
 
     def get(self, name: ObjectName, wait_s: float = 0.0, most_bytes: int = 4 << 20) -> bytes | None:
         with self.relay.changed:
@@ -200,7 +201,7 @@ def receiving(data: NDArray[np.uint8]) -> Callable[[Read], bytes]:
 
     def receive(read: Read) -> bytes:
         read(0, data.size, data)
-        return tree(data)
+        return SHA256.tree(data)
 
     return receive
 

@@ -21,7 +21,7 @@ from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ledger import LedgerEntry
 from fedhpc.secure.ring import Tensor
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.suite import SHA256, suite_named
 from fedhpc.sums.in_job.masked_sum import MpiSums
 from fedhpc.sums.in_job.peers import JobPeers, JobRecovery
 from fedhpc.sums.in_job.pipeline import Pipeline
@@ -133,7 +133,7 @@ def test_sites_that_go_on_to_different_states_are_told_and_do_not_go_on(training
         plan = session.training(session.state, {}, PUBLIC) if training else session.statistic("x")
         opened = session.open(vector(session, number), plan)
         try:
-            session.settle(opened, tree(b"another" if number == 2 else b"one"))
+            session.settle(opened, SHA256.tree(b"another" if number == 2 else b"one"))
         finally:
             rounds[number] = session.round_
 
@@ -157,6 +157,24 @@ def test_sites_that_hold_different_sums_are_told(training: bool) -> None:
     errors = job.run(work)
     assert len(told(errors)) == SITES, errors
     assert all("another sum" in what for what in told(errors))
+
+
+@pytest.mark.parametrize("suite", ["sha256", "blake3"])
+def test_a_statistic_is_named_by_its_tree_and_an_update_is_not(suite: str) -> None:
+    """The state that follows from an update has it in it; a statistic leaves the state as it is."""
+    job = Job(suite=suite)
+
+    def work(session: Session, number: int) -> None:
+        mine = vector(session, number)
+        opened = session.open(mine, session.statistic("x"))
+        assert opened.sum_tree == suite_named(suite).tree(mine.buffer)  # int64 lanes are their values
+        session.settle(opened, session.tensors_tree)
+        assert session.tensors_tree == suite_named(suite).tree(b"")
+        opened = session.open(vector(session, number), session.training(session.state, {}, PUBLIC))
+        assert opened.sum_tree == b""
+        session.settle(opened, session.tensors_tree)
+
+    assert job.run(work) == dict.fromkeys(job.noted)
 
 
 def test_after_the_end_nothing_is_summed_and_nothing_leaves() -> None:

@@ -14,7 +14,7 @@ from fedhpc.errors import PolicyError
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Codec, Layout, Tensor
-from fedhpc.secure.transcript import tree, tree_root
+from fedhpc.secure.suite import SHA256
 from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.in_job.pipeline import Pipeline
 from fedhpc.sums.in_job.segments import Segment, carried
@@ -135,7 +135,7 @@ def run_sites(
             digests += pipeline.run(mine, own, lambda: Codec(sites, f"site-{place}", WEIGHTS), streams, Stages())
             if partial:
                 held[:] = mine.buffer
-        return vector.buffer.tobytes(), tree_root(layout.nbytes, digests)
+        return vector.buffer.tobytes(), SHA256.root(layout.nbytes, digests)
 
     with ThreadPoolExecutor(sites) as pool:
         results = list(pool.map(site, range(sites)))
@@ -149,7 +149,7 @@ def test_chunk_size_and_overlap_do_not_show(chunk_bytes: int, overlap: bool, ten
     summed, decoded = expected(Layout(tensors), 3)
     found, trees, _ = run_sites(tensors, 3, chunk_bytes=chunk_bytes, overlap=overlap)
     assert set(found) == {decoded}
-    assert set(trees) == {tree(summed)}
+    assert set(trees) == {SHA256.tree(summed)}
 
 
 @pytest.mark.parametrize("partial", [False, True], ids=["whole", "part"])
@@ -160,7 +160,7 @@ def test_rails_do_not_show(tensors: list[Tensor], rails: int, partial: bool) -> 
     summed, decoded = expected(Layout(tensors), 2)
     found, trees, _ = run_sites(tensors, 2, chunk_bytes=1 << 18, overlap=False, rails=rails, partial=partial)
     assert set(found) == {decoded}
-    assert set(trees) == {tree(summed)}
+    assert set(trees) == {SHA256.tree(summed)}
 
 
 class Ranks:
@@ -208,7 +208,9 @@ def test_sites_of_different_sizes_get_the_same_bits(
         found = list(pool.map(lambda place: rank(*place), places))
     for site in range(len(sizes)):
         assert b"".join(values for of, values, _ in found if of == site) == decoded
-        assert tree_root(layout.nbytes, [d for of, _, digests in found if of == site for d in digests]) == tree(summed)
+        assert SHA256.root(
+            layout.nbytes, [d for of, _, digests in found if of == site for d in digests]
+        ) == SHA256.tree(summed)
 
 
 @pytest.mark.parametrize("sites", [1, 2, 5])
@@ -217,7 +219,7 @@ def test_masks_do_not_show(sites: int) -> None:
     for masked in (True, False):
         found, trees, _ = run_sites(SMALL, sites, chunk_bytes=4096, overlap=False, masked=masked)
         assert set(found) == {decoded}
-        assert set(trees) == {tree(summed)}
+        assert set(trees) == {SHA256.tree(summed)}
 
 
 def test_what_the_exchange_carries_is_masked_and_gaps_are_zero() -> None:

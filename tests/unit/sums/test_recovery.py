@@ -13,7 +13,8 @@ from fedhpc.errors import PeersError, PolicyError
 from fedhpc.federation import held_stream
 from fedhpc.federation.held_stream import HeldStream, joined
 from fedhpc.federation.ranges import Held, forms_of
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.settings import SecureSettings
+from fedhpc.secure.suite import SHA256
 from fedhpc.sums.over_relay import recovery
 from fedhpc.sums.over_relay.recovery import RelayRecovery
 
@@ -22,7 +23,7 @@ DATA = b"".join(t.tobytes() for t in TENSORS.values())
 
 
 def party_of(site: Any) -> Any:
-    agreement = SimpleNamespace(hash=b"c" * 32, cohort=SimpleNamespace(deadline_s=1.0))
+    agreement = SimpleNamespace(hash=b"c" * 32, cohort=SimpleNamespace(deadline_s=1.0), secure=SecureSettings())
     return SimpleNamespace(site=site, agreement=agreement, members=(1, 2, 3), identity="key")
 
 
@@ -63,7 +64,7 @@ def test_each_rank_gets_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
         return caught.round_, caught.whole
 
     assert run_ranks(3, work) == [(8, True)] * 3
-    assert tries == [tree(DATA)]
+    assert tries == [SHA256.tree(DATA)]
 
 
 def test_nobody_gives_anything(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from secure_fakes import key_of
 from fedhpc.federation.party import Party, SumKind, SumPlan
 from fedhpc.ledger.journal import MemoryJournal
 from fedhpc.secure.ledger import Mark
-from fedhpc.secure.transcript import canon, sign_message, tree
+from fedhpc.secure.suite import SHA256
+from fedhpc.secure.transcript import canon, sign_message
 from fedhpc.sums.over_relay.access import thresholds_of
 from fedhpc.sums.over_relay.attempt_store import AttemptFiles
 from fedhpc.sums.over_relay.exchange import RelayExchange, TooLateError
@@ -34,7 +35,7 @@ class Lobby:
         self.objects[name.name] = data
 
     def listing(self, config: str, round_: int, attempt: int, after: str, wait_s: float, until: Any) -> Any:
-        new = [Entry(n, tree(d), len(d), d) for n, d in sorted(self.objects.items())[int(after or 0) :]]
+        new = [Entry(n, SHA256.tree(d), len(d), d) for n, d in sorted(self.objects.items())[int(after or 0) :]]
         return new, str(len(self.objects))
 
 

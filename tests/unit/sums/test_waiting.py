@@ -13,6 +13,7 @@ import pytest
 
 from fedhpc.errors import InterruptedRun, PeersError, PolicyError
 from fedhpc.federation.party import RoundOverError
+from fedhpc.secure.suite import SHA256
 from fedhpc.sums.over_relay import access
 from fedhpc.sums.over_relay.access import _prove_configuration, _Retries
 from fedhpc.sums.over_relay.exchange import Interrupts, RelayExchange
@@ -240,12 +241,15 @@ def test_all_ranks_leave_when_one_is_cut_off() -> None:
     """Also if another one's part was refused: the vector is kept, and the next job asks again."""
     moved = bytes(24)
     for answers in ([CUT_OFF, moved], [moved, CUT_OFF], [CLOSED, CUT_OFF]):
-        for take in (lambda a: Upload.of(cast(Any, None), 10, a, None), lambda a: SumFetch.of(10, a)):
+        for take in (
+            lambda a: Upload.of(cast(Any, None), 10, a, None, SHA256),
+            lambda a: SumFetch.of(10, a, SHA256, names_sum=True),
+        ):
             with pytest.raises(InterruptedRun, match="could not be reached in time") as stopped:
                 take(answers)
             assert stopped.value.agreed
-    assert Upload.of(cast(Any, None), 10, [moved, CLOSED], None) is None
-    assert SumFetch.of(10, [CLOSED, moved]) is None
+    assert Upload.of(cast(Any, None), 10, [moved, CLOSED], None, SHA256) is None
+    assert SumFetch.of(10, [CLOSED, moved], SHA256, names_sum=True) is None
 
 
 def test_the_leaders_word_ends_every_rank() -> None:

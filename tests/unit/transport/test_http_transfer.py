@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fedhpc.errors import PeersError
+from fedhpc.secure.suite import SHA256
 from fedhpc.transport.gaps import cut, overlap, read_gaps, size_of, without
 from fedhpc.transport.https.retry import Clock
 from fedhpc.transport.https.transfer import Outgoing
@@ -45,6 +46,7 @@ class ScriptedLinks:
     """One scripted connection; a LinkDown is retried at once."""
 
     count = 1
+    suite = SHA256
 
     def __init__(self, link: ScriptedLink) -> None:
         self.link = link

@@ -27,7 +27,7 @@ from spool_fakes import (
 )
 
 from fedhpc.errors import FedhpcError, PeersError, PolicyError, StorageError
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.suite import SHA256
 from fedhpc.transport.link_problems import RelayProblem
 from fedhpc.transport.spool.client import SpoolClient
 from fedhpc.transport.spool.folder import PUTS, RECEIPTS, SpoolFolder, names_in, note_name, write_file
@@ -95,7 +95,7 @@ def test_a_spool_answers_as_the_relay_does(seed: int, tmp_path: Path) -> None:
                 expected != got
             ):  # what has come, or was taken, before the round was over is known here without the relay
                 assert expected[:3] == ("problem", 409, "round-over")
-                assert got == (tree(call[2]) if call[0] == "put" else far.objects[of])
+                assert got == (SHA256.tree(call[2]) if call[0] == "put" else far.objects[of])
         spool.close()
 
 
@@ -165,7 +165,7 @@ def test_where_the_federation_stands(site: SpoolClient) -> None:
 
 def test_a_vector_of_two_ranks_and_the_sum_back(site: SpoolClient, relay: FakeRelay, folder: SpoolFolder) -> None:
     _, root = halves(site)
-    assert root == tree(VECTOR)
+    assert root == SHA256.tree(VECTOR)
     of = name("M3v/2")
     assert site.missing(of) is None, "it has no name before it is whole"
     assert site.upload(of, len(VECTOR)).commit(root) == root
@@ -254,7 +254,7 @@ def test_a_put_that_was_answered_returns_at_once(folder: SpoolFolder, relay: Fak
         SpoolClient(folder, patience_s=PATIENCE_S).put(name("M1/2"), b"keys")
     # Nobody carries any more: a repeat needs no carrier, other bytes do.
     again = SpoolClient(folder, patience_s=0.5)
-    assert again.put(name("M1/2"), b"keys") == tree(b"keys")
+    assert again.put(name("M1/2"), b"keys") == SHA256.tree(b"keys")
     with pytest.raises(PeersError, match="is not carried"):
         again.put(name("M1/2"), b"other keys")
     # The other bytes wait there now, so that even the first ones are no repeat any more.
@@ -307,7 +307,7 @@ def test_a_carrier_killed_between_relay_and_file_does_it_again(
                 passes(folder, relay)
             patch.undo()
             with carrying(folder, relay):
-                assert calls[0].result(30) == tree(b"keys")
+                assert calls[0].result(30) == SHA256.tree(b"keys")
                 assert "M0" in [e.name for e in calls[1].result(30)[0]]
                 assert calls[2].result(30) == b"m6"
     assert relay.objects[name("M1/2")] == b"keys"
@@ -331,7 +331,7 @@ def test_a_sum_half_fetched_goes_on_or_begins_anew(folder: SpoolFolder, relay: F
 
 
 def test_a_note_whose_file_is_not_visible_yet_is_left_alone(folder: SpoolFolder, relay: FakeRelay) -> None:
-    note = PutNote("ab" * 8, 4, tree(b"keys").hex())
+    note = PutNote("ab" * 8, 4, SHA256.tree(b"keys").hex())
     write_file(folder.note(PUTS, note_name(name("M1/2"))), to_bytes(note))
     assert once(folder, relay) == 0
     write_file(folder.sent(name("M1/2")), b"key")  # of an older time, or not all of it

@@ -16,7 +16,7 @@ from spool_fakes import CONFIG, VECTOR, FakeClient, FakeRelay, carrying, halves,
 from fedhpc.agreement.site_file import read_site
 from fedhpc.app.carry import status_of
 from fedhpc.errors import ConfigError, PeersError, StorageError
-from fedhpc.secure.transcript import tree
+from fedhpc.secure.suite import SHA256
 from fedhpc.transport.link_problems import NoWayError, RelayProblem
 from fedhpc.transport.spool.carrier import Carrier
 from fedhpc.transport.spool.carrier_lease import Lease
@@ -205,7 +205,7 @@ def test_strange_files_are_passed_over(folder: SpoolFolder, relay: FakeRelay, tm
         for text in ("x", "1", "1.1.M1", "1.1.../../secret", "99999999999999999999.1.M1.2", "1.1.M1.2.3.4", "é.1.M1.2"):
             if "/" not in text:
                 write_file(folder.out / kind / text, b"{}")
-    note = to_bytes(PutNote("ab" * 8, 4, tree(b"keys").hex()))
+    note = to_bytes(PutNote("ab" * 8, 4, SHA256.tree(b"keys").hex()))
     write_file(folder.note(PUTS, "1.1.M1.2"), note)
     folder.sent(name("M1/2")).parent.mkdir(parents=True)
     folder.sent(name("M1/2")).symlink_to(secret)
