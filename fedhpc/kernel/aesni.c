@@ -43,6 +43,7 @@
 #define V_SUB64 _mm_sub_epi64
 #define V_CLMUL _mm_clmulepi64_si128
 #define V_FIRST(X) (X)
+#define V_SWAP B_SWAP
 #define V_FOLD(X) (X)
 #define TO_INT64(OUT, X, COUNT) for (size_t i = 0; i < (COUNT); i++) (OUT)[i] = (int64_t)(X)[i]
 

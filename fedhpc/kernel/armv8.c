@@ -35,6 +35,7 @@
     vreinterpretq_u8_p128(vmull_p64((poly64_t)vgetq_lane_u64(U64(A), (HALVES) & 1),                  \
                                     (poly64_t)vgetq_lane_u64(U64(C), (HALVES) >> 4)))
 #define V_FIRST(X) (X)
+#define V_SWAP B_SWAP
 #define V_FOLD(X) (X)
 #define TO_INT64(OUT, X, COUNT) for (size_t i = 0; i < (COUNT); i++) (OUT)[i] = (int64_t)(X)[i]
 

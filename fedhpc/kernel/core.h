@@ -66,8 +66,8 @@ static inline __attribute__((always_inline)) void keystream(const struct stream 
 
 #define EACH(OP) UNROLL for (size_t i = 0; i < FLIGHT; i++) sum[i] = OP(sum[i], x[i])
 
-// Add the signed streams to `size` bytes of lanes, in registers; `lanes` has room for whole groups.
-static void mask(const struct streams *streams, uint64_t block, uint8_t *lanes, size_t size, size_t width) {
+// Write `size` bytes of lanes plus the signed streams, added in registers, to `out`; `lanes` has room for whole groups.
+static void mask(const struct streams *streams, uint64_t block, uint8_t *lanes, uint8_t *out, size_t size, size_t width) {
     for (size_t at = 0; at < size; at += GROUP, block += GROUP / 16) {
         V sum[FLIGHT], x[FLIGHT];
         UNROLL for (size_t i = 0; i < FLIGHT; i++) sum[i] = V_LOAD(lanes + at + i * sizeof(V));
@@ -84,8 +84,10 @@ static void mask(const struct streams *streams, uint64_t block, uint8_t *lanes, 
                 default: EACH(V_SUB64); break;
             }
         }
-        UNROLL for (size_t i = 0; i < FLIGHT; i++) V_STORE(lanes + at + i * sizeof(V), sum[i]);
+        uint8_t *to = size - at < GROUP ? lanes + at : out + at;
+        UNROLL for (size_t i = 0; i < FLIGHT; i++) V_STORE(to + i * sizeof(V), sum[i]);
     }
+    memcpy(out + size / GROUP * GROUP, lanes + size / GROUP * GROUP, size % GROUP);
 }
 
 struct words {  // a stream's 32-bit words one after the other, from any word on
@@ -228,14 +230,15 @@ static void run(struct run *run) {
         } else {
             encode(run, run->values + at * step, lanes, count, NULL);
         }
-        if (run->masks && run->opening) mask(run->masks, block, lanes, size, run->width);
-        if (run->tag) {
-            more_words(&tags, count);
-            tag(run, lanes, count, tags.word);
-            drop_words(&tags, count);
+        if (run->tag) more_words(&tags, count);
+        if (run->tag && !run->opening) tag(run, lanes, count, tags.word);
+        if (run->masks) {
+            mask(run->masks, block, lanes, home, size, run->width);
+        } else {
+            memcpy(home, lanes, size);
         }
-        if (run->masks && !run->opening) mask(run->masks, block, lanes, size, run->width);
-        memcpy(home, lanes, size);
+        if (run->tag && run->opening) tag(run, home, count, tags.word);
+        if (run->tag) drop_words(&tags, count);
     }
 }
 
@@ -360,13 +363,14 @@ static B ghash(const struct gmac_key *key, B state, const uint8_t *data, size_t 
         V low = V_ZERO, middle = V_ZERO, high = V_ZERO;
         UNROLL for (size_t i = 0; i < GHASH_V; i++) {
             V x = V_REVERSE(V_LOAD(data + i * sizeof(V)));
-            const V power = V_LOAD(key->powers[i * V_BLOCKS]);
             if (i == 0) x = V_XOR(x, V_FIRST(state));
+            const V power = V_LOAD(key->powers[i * V_BLOCKS]), both = V_LOAD(key->sums[i * V_BLOCKS]);
             low = V_XOR(low, V_CLMUL(x, power, 0x00));
-            middle = V_XOR(middle, V_XOR(V_CLMUL(x, power, 0x01), V_CLMUL(x, power, 0x10)));
             high = V_XOR(high, V_CLMUL(x, power, 0x11));
+            middle = V_XOR(middle, V_CLMUL(V_XOR(x, V_SWAP(x)), both, 0x00));  // Karatsuba
         }
-        state = reduce(V_FOLD(low), V_FOLD(middle), V_FOLD(high));
+        const B a = V_FOLD(low), b = V_FOLD(high);
+        state = reduce(a, B_XOR(V_FOLD(middle), B_XOR(a, b)), b);
     }
     for (; size; size -= size < 16 ? size : 16, data += 16) {
         uint8_t block[16] = {0};
@@ -392,7 +396,10 @@ static void gmac_key(struct gmac_key *gmac, const uint8_t key[32]) {
     const uint64_t carry = 0 - (h[1] >> 63);  // times x, without a branch
     const B first = B_SET((h[1] << 1 | h[0] >> 63) ^ (carry & 0xC200000000000000), h[0] << 1 | (carry & 1));
     B power = first;
-    for (size_t i = AT_ONCE; i-- > 0; power = times(power, first)) B_STORE(gmac->powers[i], power);
+    for (size_t i = AT_ONCE; i-- > 0; power = times(power, first)) {
+        B_STORE(gmac->powers[i], power);
+        B_STORE(gmac->sums[i], B_XOR(power, B_SWAP(power)));
+    }
     h[0] = h[1] = 0;
 }
 

@@ -7,7 +7,7 @@
 
 enum kind { NO_VALUES = -1, FLOAT32, FLOAT64, INT64 };
 
-enum { ROUND_KEYS = 15, MOST_POWERS = 16 };
+enum { ROUND_KEYS = 15, MOST_POWERS = 32 };
 
 struct stream {  // one AES-256 key, expanded
     uint8_t round[ROUND_KEYS][16];
@@ -17,6 +17,7 @@ struct stream {  // one AES-256 key, expanded
 struct gmac_key {
     struct stream cipher;
     uint8_t powers[MOST_POWERS][16];  // of the hash key, the highest first
+    uint8_t sums[MOST_POWERS][16];    // of the halves of each
 };
 
 struct streams {

@@ -22,7 +22,7 @@
 
 #define V __m512i
 #define V_BLOCKS 4
-#define GHASH_V 4
+#define GHASH_V 8
 #define UNROLL _Pragma("GCC unroll 8")
 #define V_ZERO _mm512_setzero_si512()
 #define V_LOAD(P) _mm512_loadu_si512((const void *)(P))
@@ -49,6 +49,7 @@ static inline B fold(V x) {
     const __m256i half = _mm256_xor_si256(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
     return _mm_xor_si128(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
+#define V_SWAP(X) _mm512_shuffle_epi32(X, 0x4E)
 #define V_FOLD fold
 #define TO_INT64(OUT, X, COUNT) for (size_t i = 0; i < (COUNT); i++) (OUT)[i] = (int64_t)(X)[i]
 
