@@ -29,7 +29,7 @@ def can_compile() -> bool:
             compiler = build.shlib_compiler
             compiler.compile([str(source)], output_dir=folder, include_dirs=[sysconfig.get_path("include")])
         except Exception as error:  # whatever it is, the wheel is built without
-            print(f"the compiled kernel is left out: {error}")  # noqa: T201
+            print(f"the compiled kernel is left out: {error}")
             return False
     return True
 
