@@ -117,7 +117,7 @@ def raises(real: Any) -> Any:
         ("inspect", no_largest, "the largest value differs"),
         ("run", another_wide_tag, "hidden lanes differ"),
         ("decode", no_refusal, "a sum out of range passes"),
-        ("gmac_key", raises, "raises RuntimeError"),
+        ("streams", raises, "raises RuntimeError"),
     ],
 )
 def test_a_wrong_answer_means_python(name: str, call: str, alter: Any, reason: str) -> None:
