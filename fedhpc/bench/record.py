@@ -16,10 +16,13 @@
 | `machine`    | processor, cores, memory_gib and kernel                                                             |
 | `date`       | UTC, when it ended                                                                                  |
 | `command`    | what repeats it                                                                                     |
+| `kernel`     | what hid and opened the vector: `python`, or the compiled kernel by its instructions (`kernel/`)    |
+| `cpu_flags`  | those instructions of the processor that a kernel could use                                         |
 
 In the object of `--json`, `wall_s` and `cpu_s` are medians, `peak_bytes` is the largest, and `repeats` lists what each
 repeat took. A line has `settings`, `versions` of libraries, `load` (processes that ran or waited to, a minute's mean,
-when the command began), and in `measured` the other figures of its repeat.
+when the command began), and in `measured` the other figures of its repeat. Older records have no `kernel`: there was
+none.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from typing import Any
 from fedhpc import __version__
 from fedhpc.bench.hardware import machine
 from fedhpc.errors import StorageError
+from fedhpc.kernel.choice import running
 
 METRICS = ("wall_s", "cpu_s", "peak_bytes", "verified")
 """What every repeat has."""
@@ -53,7 +57,15 @@ SETTINGS = (
     *("epochs", "rounds", "rows", "row_bytes", "batch", "memory_mib", "alternations"),
 )
 """What a result may say of how it was done."""
+ALSO_SHARED = ("load", "versions", "kernel", "cpu_flags", "suite", "store", "old_commit")
+"""What repeats have in common beside KEYS, where it is known."""
 Result = dict[str, Any]
+
+
+def kernel_here() -> Result:
+    """`kernel` and `cpu_flags` of a record, as every process of this machine and environment has them."""
+    found = running()
+    return {"kernel": found.name, "cpu_flags": list(found.cpu_flags)}
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,7 @@ class Origin:
             "repeat": len(repeats),
             "run_id": self.run_id,
             "machine": machine(),
+            **kernel_here(),
             "load": self.load,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": self.command,
@@ -109,7 +122,7 @@ def lines_of(result: Mapping[str, Any]) -> list[Result]:
     shared = {name: result[name] for name in KEYS if name not in (*METRICS, "repeat")}
     if isinstance(shared["ranks"], int):  # of the one site
         shared["ranks"] = [shared["ranks"]]
-    shared |= {name: result[name] for name in ("load", "versions") if name in result}
+    shared |= {name: result[name] for name in ALSO_SHARED if name in result}
     found = []
     for number, repeat in enumerate(result["repeats"], 1):
         record = {name: shared[name] for name in KEYS if name in shared}

@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -29,12 +29,15 @@ from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.mpi import world as mpi_world
 from fedhpc.secure.ring import Layout, Tensor
-from fedhpc.sums.in_job.segments import carried
+from fedhpc.sums.blocks import BlockHasher
+from fedhpc.sums.in_job.segments import Segment, carried
 
 TILE = 1 << 18  # values drawn at a time
 _VALUE_BITS = 17  # |x̃| < 2^17, so the sum of up to 100 sites is exact in float32
 SCALE = 20
 _STAGES = ("encode", "masks", "wire", "digest", "decode", "agree", "ledger", "share")
+SUITE = "sha256"
+"""The hash of blocks and messages."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def measure(case: Case) -> None:
     peak = max(r.peak_bytes for r in repeats)
     result = {
         **middle,
-        "masked_over_plain": middle["masked_s"] / middle["plain_s"],
+        **_ratios(middle),
+        "minima": {name: min(getattr(r, name) for r in repeats) for name in _Repeat.times},
         **_over_even(middle["masked_s"], evenly),
         "verified": all(r.verified for r in [*repeats, *evenly]),
         "bytes_up_per_site": repeats[0].bytes_up,
@@ -96,9 +100,21 @@ def measure(case: Case) -> None:
         "repeat": case.repeat,
         "repeats": [r.recorded() for r in repeats],
         "exchange": "mpi",
+        "suite": SUITE,
         "versions": versions(),
     }
     print(json.dumps(result))
+
+
+def _ratios(middle: Mapping[str, float]) -> dict[str, float]:
+    """Over one plain allreduce, and over one in chunks as a masked sum has them; processor time of all ranks."""
+    return {
+        "masked_over_plain": middle["masked_s"] / middle["plain_s"],
+        "masked_over_plain_chunked": middle["masked_s"] / middle["plain_chunked_s"],
+        "cpu_masked_over_plain": middle["cpu_masked_s"] / middle["cpu_plain_s"],
+        "cpu_real_round_over_plain": middle["cpu_real_round_s"] / middle["cpu_plain_s"],
+        "cpu_real_round_over_plain_chunked": middle["cpu_real_round_s"] / middle["cpu_plain_chunked_s"],
+    }
 
 
 def _vector(case: Case, stage: Stage) -> Vector:
@@ -135,20 +151,32 @@ class _Sum:
     wall_s: float  # of the slowest rank
     without_hash_s: float  # the same without the SHA-256 of the sum
     cpu_s: float  # of all ranks
+    hash_cpu_s: float  # of all ranks, what the SHA-256 of the sum takes of it; 0 where it was not measured
     peaks: tuple[int, ...]  # bytes, of each rank
     right: bool
 
 
 @dataclass(frozen=True)
 class _Repeat:
-    """One plain, one unmasked and one masked sum of fresh data with fresh keys; seconds of the slowest rank."""
+    """Two plain sums, one unmasked and one masked of fresh data with fresh keys.
 
-    times: ClassVar[tuple[str, ...]] = ("plain_s", "unmasked_s", "masked_s", "compare_results_s")
+    Seconds (`…_s`) are of the slowest rank, processor seconds (`cpu_…_s`) of all ranks.
+    """
 
-    plain_s: float
+    times: ClassVar[tuple[str, ...]] = (
+        *("plain_s", "plain_chunked_s", "unmasked_s", "masked_s", "compare_results_s"),
+        *("cpu_plain_s", "cpu_plain_chunked_s", "cpu_masked_s", "cpu_real_round_s"),
+    )
+
+    plain_s: float  # one allreduce
+    plain_chunked_s: float  # in chunks as a masked sum has them: 16 MiB unless another size is asked for
     unmasked_s: float
     masked_s: float
     compare_results_s: float  # M6
+    cpu_plain_s: float
+    cpu_plain_chunked_s: float
+    cpu_masked_s: float  # without the hash of the sum, as masked_s
+    cpu_real_round_s: float  # with it: what a round takes
     verified: bool
     bytes_up: int
     peak_bytes: int  # of the masked sum, at the rank with the most
@@ -162,12 +190,12 @@ class _Repeat:
 
 
 def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int) -> _Repeat:
+    """Every second repeat goes the other way round: what runs after what must not decide."""
     group = stage.world.group
     seed = group.broadcast_bytes(os.urandom(8) if group.rank == 0 else None)
     values = vector.held()["vector"]
     first = vector.first // values.itemsize
     draw(values, seed, stage.place.number, first)
-    plain_s = _timed(stage, lambda: _plain(stage, vector))
 
     def ring_sum(mode: str) -> _Sum:
         draw(values, seed, stage.place.number, first)
@@ -179,24 +207,44 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
         begun, spent = time.perf_counter(), time.process_time()
         opened = session.open(vector, plan)
         wall_s, cpu_s = time.perf_counter() - begun, time.process_time() - spent
+        peak = peak_bytes()
+        hash_cpu_s = _hash_cpu_s(stage, vector) if mode == "pairwise" else 0.0
         # The hash of the sum is for M6, not for the sum, and a plain allreduce has none: it stands beside, in `digest`.
-        ranks = over_job(stage, [wall_s, wall_s - opened.stages.digest, cpu_s, peak_bytes()])
-        walls, without_hash, cpus, peaks = zip(*ranks, strict=True)
+        ranks = over_job(stage, [wall_s, wall_s - opened.stages.digest, cpu_s, hash_cpu_s, peak])
+        walls, without_hash, cpus, hashing, peaks = zip(*ranks, strict=True)
         right = _verify(stage, values, seed, first)
-        return _Sum(session, opened, max(walls), max(without_hash), sum(cpus), peaks, right)
+        return _Sum(session, opened, max(walls), max(without_hash), sum(cpus), sum(hashing), peaks, right)
 
-    unmasked, masked = ring_sum("off"), ring_sum("pairwise")
+    def plain(chunk_bytes: int | None) -> _Cost:
+        return _cost(stage, lambda: _plain(stage, vector, chunk_bytes))
+
+    if number % 2:
+        one, chunked, unmasked = plain(None), plain(case.chunk_bytes), ring_sum("off")
+        masked = ring_sum("pairwise")
+    else:
+        masked, unmasked = ring_sum("pairwise"), ring_sum("off")
+        chunked, one = plain(case.chunk_bytes), plain(None)
+    return _figures(stage, one, chunked, unmasked, masked)
+
+
+def _figures(stage: Stage, plain: _Cost, chunked: _Cost, unmasked: _Sum, masked: _Sum) -> _Repeat:
+    """Of one repeat. Collective: sites compare the masked sum here."""
     opened = masked.opened
-    stages = {name: statistics.fmean(over_job(stage, getattr(opened.stages, name))) for name in _STAGES}
+    settled = _cost(stage, lambda: masked.session.settle(opened, masked.session.tensors_tree))
     return _Repeat(
-        plain_s=plain_s,
+        plain_s=plain.wall_s,
+        plain_chunked_s=chunked.wall_s,
         unmasked_s=unmasked.without_hash_s,
         masked_s=masked.without_hash_s,
-        compare_results_s=_timed(stage, lambda: masked.session.settle(opened, masked.session.tensors_tree)),
+        compare_results_s=settled.wall_s,
+        cpu_plain_s=plain.cpu_s,
+        cpu_plain_chunked_s=chunked.cpu_s,
+        cpu_masked_s=masked.cpu_s - masked.hash_cpu_s,
+        cpu_real_round_s=masked.cpu_s,
         verified=unmasked.right and masked.right,
         bytes_up=opened.bytes_up,
         peak_bytes=max(masked.peaks),
-        stages=stages,
+        stages={name: statistics.fmean(over_job(stage, getattr(opened.stages, name))) for name in _STAGES},
         whole={
             "wall_s": masked.wall_s,
             "cpu_s": masked.cpu_s,
@@ -231,15 +279,31 @@ def integers(seed: bytes, number: int, tile: int, count: int) -> NDArray[np.int3
     return generator.integers(-limit + 1, limit, count, dtype=np.int32)
 
 
-def _plain(stage: Stage, vector: Vector) -> None:
-    """An in-place allreduce of the floats over the sites: each rank its part."""
+def _plain(stage: Stage, vector: Vector, chunk_bytes: int | None) -> None:
+    """An in-place allreduce of the floats over the sites, each rank its part; whole, or in chunks of so many bytes."""
     kind = vector.layout.tensors[0].kind
-    place, nbytes = stage.place, vector.layout.nbytes
+    place = stage.place
     assert place.rails is not None
-    own = carried(nbytes, place.rails.counts, place.number - 1, place.site.rank)
-    for segment in sorted(own, key=lambda segment: (segment.turn, segment.start)):
-        held = vector.buffer[segment.start - vector.first : segment.stop - vector.first]
-        place.rails.group(segment.owners).sum(held.view(kind))
+    for segment in sorted(_carried(stage, vector), key=lambda segment: (segment.turn, segment.start)):
+        step = chunk_bytes or segment.stop - segment.start
+        for start in range(segment.start, segment.stop, step):
+            held = vector.buffer[start - vector.first : min(start + step, segment.stop) - vector.first]
+            place.rails.group(segment.owners).sum(held.view(kind))
+
+
+def _carried(stage: Stage, vector: Vector) -> Sequence[Segment]:
+    """The segments that this rank adds with the other sites."""
+    place = stage.place
+    assert place.rails is not None
+    return carried(vector.layout.nbytes, place.rails.counts, place.number - 1, place.site.rank)
+
+
+def _hash_cpu_s(stage: Stage, vector: Vector) -> float:
+    """Processor seconds of the hash of this rank's blocks of a sum, done once more: inside a sum it is not apart."""
+    spent, hasher = time.process_time(), BlockHasher()
+    for segment in _carried(stage, vector):
+        hasher.add(segment.start, vector.buffer[segment.start - vector.first : segment.stop - vector.first])
+    return time.process_time() - spent
 
 
 def _verify(stage: Stage, values: NDArray[Any], seed: bytes, first: int) -> bool:
@@ -262,12 +326,22 @@ def _verify(stage: Stage, values: NDArray[Any], seed: bytes, first: int) -> bool
     return all(over_job(stage, good))
 
 
-def _timed(stage: Stage, action: Callable[[], None]) -> float:
-    """Seconds until the slowest rank is done, all having started together."""
+@dataclass(frozen=True)
+class _Cost:
+    """What something took."""
+
+    wall_s: float  # of the slowest rank
+    cpu_s: float  # of all ranks
+
+
+def _cost(stage: Stage, action: Callable[[], None]) -> _Cost:
+    """Until the slowest rank is done, all having started together. Collective."""
     stage.world.group.barrier()
-    begun = time.perf_counter()
+    begun, spent = time.perf_counter(), time.process_time()
     action()
-    return float(max(over_job(stage, time.perf_counter() - begun)))
+    mine = [time.perf_counter() - begun, time.process_time() - spent]
+    walls, cpus = zip(*over_job(stage, mine), strict=True)
+    return _Cost(max(walls), sum(cpus))
 
 
 def over_job(stage: Stage, value: Any) -> list[Any]:
