@@ -22,6 +22,7 @@ import numpy as np
 from cryptography.hazmat.backends.openssl import backend
 from numpy.typing import NDArray
 
+from fedhpc.app.join import overlap_over
 from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
 from fedhpc.bench.rehearsal import Stage, set_stage
 from fedhpc.federation.party import Opened, SumKind, SumPlan
@@ -64,13 +65,12 @@ def measure(case: Case) -> None:
     baseline = resident_bytes()
     vector = _vector(case, stage)
     of_even = None if even is None else _vector(case, even)
-    ranks_here = mpi_world.ranks_on_this_host(stage.world)
-    overlap = case.overlap == "on" or (case.overlap == "auto" and len(os.sched_getaffinity(0)) >= 2 * ranks_here)
+    overlap, _ = overlap_over(stage.cores, case.overlap)
     repeats, evenly = [], []
     for number in range(1, case.repeat + 1):
-        repeats.append(_repeat(case, stage, vector, overlap, number))
+        repeats.append(_repeat(case, stage, vector, number))
         if even is not None and of_even is not None:
-            evenly.append(_repeat(case, even, of_even, overlap, number))
+            evenly.append(_repeat(case, even, of_even, number))
         if uneven:
             stage.world.group.await_bytes(b"done")  # ranks that have no part in it sleep
     baseline = max(over_job(stage, baseline))
@@ -97,6 +97,7 @@ def measure(case: Case) -> None:
         "degree": case.degree,
         "chunk_bytes": case.chunk_bytes,
         "overlap": overlap,
+        "threads": stage.cores.count,
         "repeat": case.repeat,
         "repeats": [r.recorded() for r in repeats],
         "exchange": "mpi",
@@ -189,7 +190,7 @@ class _Repeat:
         return {**self.whole, "verified": self.verified, **times, "stages_s": self.stages}
 
 
-def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int) -> _Repeat:
+def _repeat(case: Case, stage: Stage, vector: Vector, number: int) -> _Repeat:
     """Every second repeat goes the other way round: what runs after what must not decide."""
     group = stage.world.group
     seed = group.broadcast_bytes(os.urandom(8) if group.rank == 0 else None)
@@ -200,7 +201,7 @@ def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int
     def ring_sum(mode: str) -> _Sum:
         draw(values, seed, stage.place.number, first)
         party = stage.party(mode, lane_bits=case.lane_bits, degree=case.degree, secure=case.secure)
-        session = stage.session(party, chunk_bytes=case.chunk_bytes, overlap=overlap)
+        session = stage.session(party, chunk_bytes=case.chunk_bytes, overlap=case.overlap)
         plan = SumPlan(number, f"bench {number}", SumKind.STATISTIC, bytes(32), by_range=True)
         clear_peak()
         stage.world.group.barrier()

@@ -30,9 +30,7 @@ class Extension(Protocol):
     def run(self, *arguments: Any) -> tuple[int, int, int]:
         """As Kernel.hide and Kernel.open: φ, and the low and the high half of φ′."""
 
-    def decode(
-        self, path: int, lanes: Any, width: int, values: Any, kind: int, quantum: float, limit: int, /
-    ) -> int:
+    def decode(self, path: int, lanes: Any, width: int, values: Any, kind: int, quantum: float, limit: int, /) -> int:
         """As Kernel.decode."""
 
 
