@@ -22,6 +22,7 @@ from fedhpc.federation.going_on import Reached
 from fedhpc.federation.life import Life
 from fedhpc.federation.party import Party
 from fedhpc.federation.session import Session
+from fedhpc.kernel.choice import running
 from fedhpc.ledger.file import LEDGER_FILE
 from fedhpc.ledger.home import home_of, known_federation
 from fedhpc.ledger.journal import FileJournal, Journal
@@ -101,6 +102,7 @@ def join_with_files(
             "give either sites= (a directory) or site= (a file)",
             "`--sites DIR` if all sites are in this job, `--site FILE` for one site of a federation over a relay",
         )
+    running()  # a wrong FEDHPC_KERNEL is refused before any rank waits
     world = mpi_world.start()
     again: Callable[[Party], Session] | None = None
     agreement, files = _read_files(world, federation, sites, site)

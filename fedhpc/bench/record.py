@@ -75,6 +75,7 @@ class Origin:
     command: str
     run_id: str = field(default_factory=lambda: secrets.token_hex(8))
     load: float = field(default_factory=lambda: round(os.getloadavg()[0], 1))
+    kernel: Result = field(default_factory=lambda: kernel_here())  # refuses a wrong FEDHPC_KERNEL at the beginning
 
     def complete(self, result: Mapping[str, Any], work: str, **more: Any) -> Result:
         """`result`, whose `repeats` [n] have METRICS each, with the keys of a record; what it has already stays.
@@ -93,7 +94,7 @@ class Origin:
             "repeat": len(repeats),
             "run_id": self.run_id,
             "machine": machine(),
-            **kernel_here(),
+            **self.kernel,
             "load": self.load,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": self.command,

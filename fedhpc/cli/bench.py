@@ -171,10 +171,10 @@ def round_(
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
 @_figures
 def masks(sites: str, params: int, lane_bits: str, repeat: int, lines: Path | None, as_json: bool) -> None:
-    """Time what one site does before it sends: encoding, and a mask stream for each other site.
+    """Time what one site does before it sends: check and fingerprint, encoding, a mask stream for each other site.
 
-    One process on one core; no other site and no wire. Rates: bytes of the vector encoded, and bytes of all streams
-    made and added, in a second. The masks of all sites must cancel, and the vector must come back.
+    One process on one core; no other site and no wire. Rates: bytes of the vector checked and encoded, and bytes of all
+    streams made and added, in a second. The masks of all sites must cancel, and the vector must come back.
     """
     from fedhpc.bench.record import origin
     from fedhpc.bench.start import measure_alone
