@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc import __version__
-from fedhpc.bench.hardware import machine
+from fedhpc.bench.hardware import cpu_flags, machine
 from fedhpc.errors import StorageError
 from fedhpc.kernel.choice import running
 
@@ -64,8 +64,7 @@ Result = dict[str, Any]
 
 def kernel_here() -> Result:
     """`kernel` and `cpu_flags` of a record, as every process of this machine and environment has them."""
-    found = running()
-    return {"kernel": found.name, "cpu_flags": list(found.cpu_flags)}
+    return {"kernel": running().name, "cpu_flags": cpu_flags()}
 
 
 @dataclass(frozen=True)

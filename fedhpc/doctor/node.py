@@ -17,7 +17,7 @@ _LEAST_FILES = 1024
 _LEAST_LOCKED = 64 << 20
 _LEAST_STACK = 2 << 20
 _LEAST_SHARED = 128 << 20
-KNOWN_ANSWER = "known answer"
+_WRONG = "known answers"
 
 
 def threads(subject: Subject) -> Finding:
@@ -69,7 +69,7 @@ def kernel_fits(found: Running, wish: str) -> Finding:
     chosen = f", by {VARIABLE}" if wish else ""
     if found.name != PYTHON:
         return ok(f"{found.name}{chosen}; {flags}")
-    if KNOWN_ANSWER in found.reason:
+    if _WRONG in found.reason:
         return fail(
             f"a compiled kernel is there and gives wrong answers: {found.reason}",
             f"report it, with this CPU; {VARIABLE}={PYTHON} sums without it until then",
