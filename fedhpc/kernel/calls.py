@@ -78,14 +78,15 @@ class Kernel:
     """One compiled path of this CPU."""
 
     def __init__(self, extension: Extension, name: str) -> None:
-        """`name`: one of `extension.paths()`."""
+        """`name`: one of `extension.PATHS`."""
         self.name = name
         self._extension = extension
-        self._path = extension.paths().index(name)
+        self._path = extension.PATHS.split().index(name)
 
     def streams(self, edges: Sequence[tuple[bytes, int]]) -> Streams:
         """`edges`: (key [32], sign), sign +1 or −1. Raises ValueError for a key of another length."""
-        return Streams(self._extension.streams(self._path, list(edges)))
+        signs = b"".join(b"+" if sign > 0 else b"-" for _, sign in edges)
+        return Streams(self._extension.streams(self._path, b"".join(key for key, _ in edges), signs))
 
     def gmac_key(self, key: bytes) -> GmacKey:
         """`key`: of the fingerprints' blocks [32]. Raises ValueError for another length."""
@@ -107,10 +108,11 @@ class Kernel:
         It refuses nothing. Where `largest` times the factor is beyond the bound or not finite, `Codec.check` on the
         same values says so in its own words (for float kinds the lane's bound holds for `largest · factor`, rounded).
         """
-        flat = [(span.start, span.stop, KINDS.index(span.kind)) for span in spans]
+        table = np.array([(s.start, s.stop, KINDS.index(s.kind), 0) for s in spans], np.int64).reshape(-1, 4)
         count = block.size if tagged is None else tagged
         handle = None if key is None else key.handle
-        return Inspected(*self._extension.inspect(self._path, handle, number, block, count, flat))
+        tag = self._extension.inspect(self._path, handle, number, block, count, table)
+        return Inspected(tag, [_number(table[i, 3:], span.kind) for i, span in enumerate(spans)])
 
     def hide(
         self, values: NDArray[Any] | None, lanes: NDArray[Any], factor: float, place: Place, keys: Keys
@@ -167,3 +169,8 @@ class Kernel:
         out = np.zeros(count, dtype=np.uint8)
         self.open(out, Place(offset, 0), Keys(masks=streams))
         return out
+
+
+def _number(bits: NDArray[np.int64], kind: str) -> float | int:
+    """The number whose bits are in `bits` [1]; integers are unsigned."""
+    return bits.view("<u8" if kind == "int64" else kind)[0].item()  # type: ignore[no-any-return]

@@ -51,12 +51,12 @@ def choose(wanted: str, extension: Extension | None) -> tuple[Running, Kernel | 
     """
     if wanted and wanted not in NAMES:
         raise ConfigError(f"{VARIABLE} is '{wanted}'", f"it takes {', '.join(NAMES)}; leave it out to have one chosen")
-    flags = () if extension is None else tuple(extension.flags())
+    flags = () if extension is None else tuple(extension.FLAGS.split())
     if wanted == PYTHON:
         return Running(PYTHON, f"{VARIABLE} asks for it", flags), None
     if extension is None:
         return Running(PYTHON, "the compiled kernel was not built", flags), None
-    paths = extension.paths()
+    paths = extension.PATHS.split()
     if not paths or wanted not in ("", *paths):
         return Running(PYTHON, f"this CPU cannot run {wanted or 'a compiled path'}", flags), None
     found = Kernel(extension, wanted or paths[0])

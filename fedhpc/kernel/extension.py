@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
 
 class Extension(Protocol):
-    """Functions of module.c. `path` is an index of `paths()`; handles are capsules."""
+    """What module.c has. `path` is the place of a name in PATHS; keys are handles, or None."""
 
-    def paths(self) -> list[str]:
-        """Names of what was compiled and what this CPU can run, the best first."""
+    PATHS: str  # names of what was compiled and what this CPU can run, the best first, with spaces between
+    FLAGS: str  # of this CPU, those that matter here
 
-    def flags(self) -> list[str]:
-        """Flags of this CPU that matter here."""
-
-    def streams(self, path: int, edges: list[tuple[bytes, int]], /) -> object:
-        """Expanded keys."""
+    def streams(self, path: int, keys: bytes, signs: bytes, /) -> object:
+        """Expanded `keys` [32 each] with signs `+` and `-`, in a capsule that wipes them."""
 
     def gmac_key(self, path: int, key: bytes, /) -> object:
-        """An expanded key and powers of its hash key."""
+        """An expanded key [32] and the powers of its hash key."""
 
-    def inspect(
-        self, path: int, key: object, number: int, block: Any, tagged: int, spans: Sequence[tuple[int, int, int]], /
-    ) -> tuple[bytes, list[float | int]]:
-        """As Kernel.inspect."""
+    def inspect(self, path: int, key: object, number: int, block: Any, tagged: int, spans: Any, /) -> bytes:
+        """As Kernel.inspect; `spans` int64 [n, 4]: start, stop, kind and, written by it, the largest value's bits."""
 
     def run(self, *arguments: Any) -> tuple[int, int, int]:
         """As Kernel.hide and Kernel.open: φ, and the low and the high half of φ′."""

@@ -7,27 +7,27 @@
 
 enum kind { NO_VALUES = -1, FLOAT32, FLOAT64, INT64 };
 
-enum { ROUND_KEYS = 15, MOST_POWERS = 32 };
+enum { ROUND_KEYS = 15, POWERS = 32 };
 
 struct stream {  // one AES-256 key, expanded
     uint8_t round[ROUND_KEYS][16];
     uint64_t minus;  // 1: its words are subtracted
 };
 
-struct gmac_key {
-    struct stream cipher;
-    uint8_t powers[MOST_POWERS][16];  // of the hash key, the highest first
-    uint8_t sums[MOST_POWERS][16];    // of the halves of each
-};
-
 struct streams {
-    size_t count;
+    size_t size, count;  // bytes of all this; streams
     struct stream one[];
 };
 
+struct gmac_key {
+    size_t size;
+    struct stream cipher;
+    uint8_t powers[POWERS][16];  // of the hash key, the highest first
+    uint8_t sums[POWERS][16];    // of the halves of each
+};
+
 struct span {  // one tensor's values in a block
-    size_t start, stop;
-    enum kind kind;
+    int64_t start, stop, kind;
     uint64_t largest;  // out: bits of max |x|, an integer for INT64
 };
 
