@@ -1,6 +1,6 @@
 # Everything from nothing: `make demo`, `make test`. No MPI needed; arguments for pip come from PIP_* variables. Some tests
 # need Debian packages, which `make test` installs if it is root: tests/slurm and tests/unit/slurm/test_slurm_scripts.py Slurm
-# and shellcheck, tests/relay/test_namespaces.py nftables and iproute2.
+# and shellcheck, tests/relay/test_namespaces.py nftables and iproute2, tests/unit/kernel a compiler and an emulator for ARM.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,8 +26,9 @@ $(VENV)/.test: pyproject.toml constraints.txt
 
 # Without them, and without root to install them, the tests say so; in `make test` they then count as failed.
 # Services that these packages may start are not used: tests/slurm starts its own daemons.
-TOOLS := nft ip nsenter shellcheck sbatch slurmctld slurmd munged mpirun.openmpi
-TOOL_PACKAGES := nftables iproute2 util-linux shellcheck slurm-wlm munge libpmix2 openmpi-bin
+TOOLS := nft ip nsenter shellcheck sbatch slurmctld slurmd munged mpirun.openmpi aarch64-linux-gnu-gcc qemu-aarch64
+TOOL_PACKAGES := nftables iproute2 util-linux shellcheck slurm-wlm munge libpmix2 openmpi-bin \
+	gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 tools:
 	$(call provide,$(TOOLS),$(TOOL_PACKAGES))
 

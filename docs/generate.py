@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     *("", "cli", "demo", "bench", "doctor", "slurm", "report", "app", "enrolment", "train", "rounds", "sums"),
     *("federation", "ledger", "agreement", "relay", "transport", "wire", "cohort", "data", "secure", "horovod", "mpi"),
+    "kernel",
 )
 """The rows of the house, from above, as in setup.cfg."""
 

@@ -121,7 +121,8 @@ static void mask(const struct streams *streams, uint64_t block, uint8_t *lanes, 
                 default: ADD(V, -);
             }
         }
-        memcpy(size - at < GROUP ? lanes + at : out + at, sum, GROUP);
+        uint8_t *to = size - at < GROUP ? lanes + at : out + at;
+        EACH(memcpy(to + i * sizeof(V), &sum[i], sizeof(V)));
     }
     memcpy(out + size / GROUP * GROUP, lanes + size / GROUP * GROUP, size % GROUP);
 }
@@ -137,7 +138,7 @@ static const uint32_t *more_words(struct words *words, size_t wanted) {
     for (; words->held < wanted; words->held += GROUP / 4, words->block += GROUP / 16) {
         V x[FLIGHT];
         keystream(words->stream, words->block, x);
-        memcpy(words->word + words->held, x, GROUP);
+        EACH(memcpy((uint8_t *)(words->word + words->held) + i * sizeof(V), &x[i], sizeof(V)));
     }
     return words->word;
 }

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from harness import ROOT, Completed, call, mpirun
 pytestmark = [pytest.mark.wheel, pytest.mark.timeout(900)]
 
 SPLITS = "6"
-INTO_THE_WHEEL = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "fedhpc", "jobs")
-LEFTOVERS = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache", "build")
+INTO_THE_WHEEL = ("pyproject.toml", "setup.py", "setup.cfg", "MANIFEST.in", "README.md", "LICENSE", "fedhpc", "jobs")
+LEFTOVERS = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache", "build", "*.so")
 # What would let the checkout, this environment, or the harness's kindness to root shine through.
 UNSET = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 SUM_KEYS = {
@@ -68,6 +69,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
             shutil.copy(ROOT / name, checkout / name)
     pip = ["-m", "pip", "--quiet"]
     call([sys.executable, *pip, "wheel", "--no-deps", "-w", wheels, checkout], cwd=home, timeout=180).ok()
+    pure = ["env", "CC=/bin/false", sys.executable, *pip, "wheel", "--no-deps", "-w", home / "pure", checkout]
+    call(pure, cwd=home, timeout=180).ok()
     shutil.rmtree(checkout)
     (wheel,) = wheels.glob("fedhpc-*.whl")
     call([sys.executable, "-m", "venv", environment], timeout=120).ok()
@@ -102,6 +105,20 @@ def test_it_is_the_wheel_that_answers(installed: Installed) -> None:
     assert installed("fedhpc", "--version").ok().out.split()[-1] == version[1]
     where = installed("python", "-c", "import fedhpc; print(fedhpc.__file__)").ok().out
     assert Path(where.strip()).is_relative_to(installed.bin.parent)
+
+
+def test_wheels_with_and_without_a_compiler_hold_the_frozen_vectors(installed: Installed, tmp_path: Path) -> None:
+    words = (Path(__file__).with_name("masked_vectors.py"), ROOT / "tests/vectors/protocol_round.json")
+    compiled = installed("python", *words).ok().out
+    assert "was not built" not in compiled
+    (pure,) = (installed.home / "pure").glob("fedhpc-*-py3-none-any.whl")
+    with zipfile.ZipFile(pure) as wheel:
+        wheel.extractall(tmp_path)
+    assert not list(tmp_path.rglob("*.so"))
+    call_pure = ["env", f"PYTHONPATH={tmp_path}", installed.bin / "python", *words]
+    assert call(call_pure, cwd=tmp_path).ok().out == "python: the compiled kernel was not built\n"
+    asked = installed.shell(f"FEDHPC_KERNEL=python python {words[0]} {words[1]}", cwd=tmp_path).ok().out
+    assert asked == "python: FEDHPC_KERNEL asks for it\n"
 
 
 def test_the_demo_prints_the_agreed_keys(demo: Demo) -> None:
