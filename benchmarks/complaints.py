@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.runs import Run, Stored, alone
 from benchmarks.scaling import SIZES, series
 from fedhpc.bench.record import KEYS, METRICS
+from fedhpc.kernel.choice import NAMES
 
 MEASURED = {
     "masked sum": ("plain_s", "unmasked_s", "masked_s", "unmasked_cpu_s", "stages_s"),
@@ -23,6 +24,11 @@ MEASURED = {
     "training": ("plain_cpu_s", "speed_over_plain"),
 }
 """What fedhpc measures of each work beside METRICS. The work "training, ddp" is a "training"."""
+SINCE_KERNELS = {
+    "masked sum": ("plain_chunked_s", "cpu_plain_s", "cpu_plain_chunked_s", "cpu_masked_s", "cpu_real_round_s"),
+    "masks and encoding": ("inspect_s",),
+}
+"""What records have besides since they name the kernel that ran; older ones lack both."""
 BESIDE_PEERS = frozenset({"echo"})
 """Works of fedhpc that only benchmarks/peers measures; the works of other systems are theirs to name."""
 _LOST = ("failed", "skipped")
@@ -64,7 +70,7 @@ def _of_run(run: Run) -> Iterator[str]:
     if not any(_is_lost(record) for record in run.records):
         yield from _missing(run)
     whole = [record for record in run.records if not _is_lost(record)]  # what failed may not know its version
-    for name in ("machine", "version", "command"):
+    for name in ("machine", "version", "command", "kernel", "suite", "store", "old_commit"):
         if len({str(record.get(name)) for record in whole}) > 1:
             yield f"its repeats have different values of {name}"
 
@@ -84,7 +90,17 @@ def _of_record(record: Mapping[str, Any], work: str) -> Iterator[str]:
         yield "the result is not verified"
     if record.get("system") == "fedhpc":
         measured = record.get("measured") or {}
-        yield from (f"{name} is missing" for name in MEASURED.get(work, ()) if not _is_there(measured.get(name)))
+        needed = [*MEASURED.get(work, ()), *(SINCE_KERNELS.get(work, ()) if "kernel" in record else ())]
+        yield from (f"{name} is missing" for name in needed if not _is_there(measured.get(name)))
+        yield from _of_kernel(record)
+
+
+def _of_kernel(record: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with how a record names its kernel; an older one names none."""
+    if "kernel" in record and record["kernel"] not in NAMES:
+        yield f"there is no kernel {record['kernel']!r}"
+    if ("kernel" in record) != ("cpu_flags" in record):
+        yield "kernel and cpu_flags belong together"
 
 
 def _missing(run: Run) -> Iterator[str]:

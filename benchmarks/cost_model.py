@@ -29,18 +29,19 @@ Sizes = Mapping[str, float]
 
 TERMS: Mapping[str, tuple[str, ...]] = {
     "ledger": ("1", "bytes"),
-    "encode": ("bytes",),
-    "masks": ("bytes*streams",),
+    "hide": ("bytes", "bytes*streams"),
     "wire": ("1", "bytes"),
     "digest": ("bytes",),
     "decode": ("bytes",),
     "agree": ("1", "partners"),
     "share": ("1",),
 }
-"""What the cost of each stage is made of. `ledger` is the check and the fingerprint of the vector, `agree` are keys and
-signatures, `share` is the site's salt; `wire` on one machine is shared memory, and
-holds what ranks wait for one another."""
-SPLIT = ("ledger", "encode", "masks", "digest", "decode")
+"""What the cost of each stage is made of. `ledger` is the check and the fingerprint of the vector, `hide` its encoding
+and masks (one pass of a compiled kernel), `agree` are keys and signatures, `share` is the site's salt; `wire` on one
+machine is shared memory, and holds what ranks wait for one another."""
+_MADE_OF: Mapping[str, tuple[str, ...]] = {"hide": ("encode", "masks")}
+"""Stages of a record that are one here."""
+SPLIT = ("ledger", "hide", "digest", "decode")
 """Stages that the ranks of a site share out among them."""
 AT_LEADER = ("agree", "share")
 """Stages that are not: at one rank of a site, or at each of them."""
@@ -167,11 +168,14 @@ class Outlook:
 
 
 def measurements(runs: Sequence[Run]) -> list[Measured]:
-    """Of the masked sums in one job with one rank at each site; the newest of each size."""
+    """Of the masked sums in one job with one rank at each site; the newest of each size.
+
+    Only those that the kernel of the newest one hid: another has other costs.
+    """
     found: dict[tuple[float, ...], Measured] = {}
-    for run in sorted(runs, key=lambda run: str(run.get("date"))):
-        one = _measured(run)
-        if one is not None:
+    every = [one for run in sorted(runs, key=lambda run: str(run.get("date"))) if (one := _measured(run)) is not None]
+    for one in every:
+        if one.run.kernel == every[-1].run.kernel:
             found[tuple(one.sizes.values())] = one
     return [found[key] for key in sorted(found)]
 
@@ -254,10 +258,14 @@ def _measured(run: Run) -> Measured | None:
     if settings.get("lane_bits", 32) != 32:
         return None
     stages = [(record.get("measured") or {}).get("stages_s") or {} for record in run.records]
-    if not all(name in stage for name in TERMS for stage in stages):
+    parts = {name: _MADE_OF.get(name, (name,)) for name in TERMS}
+    if not all(part in stage for names in parts.values() for part in names for stage in stages):
         return None
     own_core = min(1.0, cores / sites)
-    seconds = {name: own_core * float(np.median([stage[name] for stage in stages])) for name in TERMS}
+    seconds = {
+        name: own_core * float(np.median([sum(stage[part] for part in parts[name]) for stage in stages]))
+        for name in TERMS
+    }
     streams = min(settings.get("degree") or sites - 1, sites - 1)
     sizes = {"bytes": float(run.get("params") * 4), "streams": float(streams), "partners": float(sites - 1)}
     return Measured(run, sizes, seconds)

@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.relative_fit import relative_fit
 from benchmarks.runs import Run
+from benchmarks.scaling import count
 
 AIM = 1.2
 """A sum should take no more than this times the line."""
@@ -40,9 +41,15 @@ class MaskLine:
     """Runs of one vector over growing numbers of sites, and the line through those with all masks."""
 
     params: int
+    kernel: str
     base_s: float
     stream_s: float
     points: tuple[Point, ...]
+
+    @property
+    def name(self) -> str:
+        """Its size in words, with the kernel where one was compiled."""
+        return count(self.params) + ("" if self.kernel == "python" else f", kernel {self.kernel}")
 
     def fitted(self, point: Point) -> float:
         """The line's work of a site [s] with the streams of this point."""
@@ -65,18 +72,18 @@ class MaskLine:
 
 def mask_lines(runs: Sequence[Run]) -> list[MaskLine]:
     """A line for each length of vector that was summed in one job over three and more numbers of sites of one rank."""
-    found: dict[tuple[int, str], dict[tuple[int, int], Point]] = {}
+    found: dict[tuple[int, str, str], dict[tuple[int, int], Point]] = {}
     for run in sorted(runs, key=lambda run: str(run.get("date"))):
         point = _point(run)
         if point is not None:
-            key = (run.get("params"), str(run.get("machine")))
+            key = (run.get("params"), run.kernel, str(run.get("machine")))
             found.setdefault(key, {})[point.sites, point.streams] = point  # the newer one counts
     lines = []
-    for (params, _), by_size in sorted(found.items()):
+    for (params, kernel, _), by_size in sorted(found.items()):
         points = tuple(by_size[key] for key in sorted(by_size))
         complete = [point for point in points if not point.sparse]
         if len({point.sites for point in complete}) >= 3:
-            lines.append(MaskLine(params, *_fit(complete), points))
+            lines.append(MaskLine(params, kernel, *_fit(complete), points))
     return lines
 
 

@@ -112,7 +112,7 @@ def _mask_lines(axes: Any, lines: Sequence[MaskLine]) -> None:
         complete = line.complete
         sites = [point.sites for point in complete]
         fitted = [line.fitted(point) for point in complete]
-        name = count(line.params)
+        name = line.name
         axes.plot(sites, fitted, color=colour, linewidth=1.2, label=f"{name}: fitted line")
         axes.plot(sites, [AIM * work for work in fitted], color=colour, linewidth=1, linestyle=":")
         axes.plot(sites, [point.work_s for point in complete], "o", color=colour, label=f"{name}: masks with all")
@@ -144,7 +144,7 @@ def _stage_runs(runs: Sequence[Run]) -> list[tuple[str, dict[str, float]]]:
 def _stages(axes: Any, found: Sequence[tuple[str, dict[str, float]]]) -> None:
     left = [0.0] * len(found)
     names = [name for name, _ in found]
-    for colour, stage in zip(_COLOURS, TERMS, strict=True):
+    for colour, stage in zip(_COLOURS, TERMS, strict=False):
         widths = [seconds[stage] for _, seconds in found]
         axes.barh(names, widths, left=left, color=colour, label=stage, height=0.6)
         left = [a + b for a, b in zip(left, widths, strict=True)]

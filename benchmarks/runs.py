@@ -52,6 +52,11 @@ class Run:
         return statistics.median(values) if values else None
 
     @property
+    def kernel(self) -> str:
+        """What hid the vectors; older records do not say it, since there was Python's path only."""
+        return str(self.get("kernel") or "python")
+
+    @property
     def settings(self) -> str:
         """How it was done, to be compared; ranks for each site included where all have as many."""
         ranks = self.get("ranks")

@@ -73,8 +73,10 @@ def series(runs: list[Run], size: Size) -> list[Series]:
 
 
 def _unusual(run: Run) -> Iterator[str]:
-    """Ranks for each site and settings (of Run.settings) that are not as usual, in words."""
+    """Kernel, ranks for each site and settings (of Run.settings) that are not as usual, in words."""
     ranks, settings = json.loads(run.settings)
+    if run.kernel != "python":
+        yield f"kernel {run.kernel}"
     if ranks not in (1, None):
         yield f"{ranks} ranks a site" if isinstance(ranks, int) else f"{' and '.join(map(str, ranks))} ranks"
     for name, value in settings.items():

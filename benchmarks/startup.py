@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import fedhpc
+from fedhpc.bench.record import kernel_here
 from fedhpc.demo.heart.federation import write_heart_federation
 from fedhpc.mpi.launch import launcher_command, launcher_environment
 
@@ -48,4 +49,5 @@ result = {
     }
     for backend, starts in found.items()
 }
-print(json.dumps({"backends": result, "ranks": RANKS, "repeats": REPEATS, "versions": {"torch": version("torch")}}))
+versions = {"torch": version("torch")}
+print(json.dumps({"backends": result, "ranks": RANKS, "repeats": REPEATS, "versions": versions} | kernel_here()))

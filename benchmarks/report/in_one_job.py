@@ -39,9 +39,33 @@ def sums(entries: list[dict[str, Any]], pictures: Mapping[str, str]) -> list[str
     for entry in entries:
         stages = entry["result"]["stages_s"]
         lines.append(row(f"`{short(entry['command'])}`", *(_seconds(stages.get(name)) for name in _STAGES)))
+    lines += _processor_time(entries)
     if "stages" in pictures:
         lines += ["", f"![Stages of a sum of four sites, for each million parameters]({pictures['stages']})"]
     return lines + _uneven([entry for entry in entries if "sum_uneven_over_even" in entry["result"]])
+
+
+def _processor_time(entries: list[dict[str, Any]]) -> list[str]:
+    """Of all ranks; empty where all results are older than that."""
+    measured = [entry for entry in entries if "cpu_real_round_s" in entry["result"]]
+    lines = [
+        "",
+        "Processor seconds of all ranks: wall time on a shared machine is mostly waiting. `chunks` is the plain",
+        "allreduce in chunks as a masked sum has them, the honest baseline. A real round has the hash of the sum,",
+        "which `masked` lacks. `kernel` hid the vectors. Older results have none of this.",
+        *table(
+            *("command", "kernel", "chunks wall s", "plain cpu s", "chunks cpu s", "masked cpu s"),
+            *("real round cpu s", "real round/plain", "real round/chunks", "beside"),
+        ),
+    ]
+    for entry in measured:
+        r = entry["result"]
+        seconds = ("plain_chunked_s", "cpu_plain_s", "cpu_plain_chunked_s", "cpu_masked_s", "cpu_real_round_s")
+        ratios = ("cpu_real_round_over_plain", "cpu_real_round_over_plain_chunked")
+        cells = [f"`{short(entry['command'])}`", r.get("kernel", "–"), *(_seconds(r.get(name)) for name in seconds)]
+        cells += [f"{r[name]:.2f}" if name in r else "–" for name in ratios]
+        lines.append(row(*cells, r.get("old_commit") or "–"))
+    return lines if measured else []
 
 
 def _seconds(value: float | None) -> str:

@@ -93,16 +93,20 @@ def masks(runs: Sequence[Run]) -> list[str]:
         "## Masks and encoding alone",
         "",
         "What one site does to its vector before it sends: one process, no wire. A stream for each other site.",
+        "`inspect`: check and fingerprint, which `cpu` includes where it was measured; in older records (–) `cpu` is",
+        "of encoding and masks. `masks`: what the streams add to encoding; a compiled kernel does both in one pass.",
         *table(
-            *("command", "sites", "encode s", "masks s", "encode MB/s", "streams MB/s", "cpu s", "verified"),
+            *("command", "kernel", "sites", "inspect s", "encode s", "masks s", "encode MB/s", "streams MB/s"),
+            *("cpu s", "verified"),
         ),
     ]
     for run in runs:
         nbytes = run.get("params") * (run.get("settings") or {}).get("lane_bits", 32) / 8e6
         encode, masks_s = run.median("encode_s"), run.median("masks_s")
-        cells = [str(run.get("sites")), spread(run, "encode_s"), spread(run, "masks_s")]
+        cells = [run.get("kernel") or "–", str(run.get("sites"))]
+        cells += [spread(run, name) for name in ("inspect_s", "encode_s", "masks_s")]
         cells.append(f"{nbytes / encode:.0f}" if encode else "–")
-        cells.append(f"{(run.get('sites') - 1) * nbytes / masks_s:.0f}" if masks_s else "–")
+        cells.append(f"{(run.get('sites') - 1) * nbytes / masks_s:.0f}" if masks_s and masks_s > 0 else "–")
         cells += [spread(run, "cpu_s"), verified(run)]
         lines.append(row(f"`{short(run.get('command'))}`", *cells))
     return lines if runs else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.report.cells import row, short, spread, table, verified
+from benchmarks.report.cells import number, row, short, spread, table, verified
 from benchmarks.runs import Run
 
 
@@ -21,9 +21,12 @@ def relayed(entries: list[dict[str, Any]]) -> list[str]:
         "as many processes; `unmasked` and `masked` are the same exchange without and with masks, all of it: ready,",
         "keys, shares, encoding, tag, hashing, upload, the relay's sum, answers, download, opening. A rate: all bytes",
         "of all sites, up and down, over the wall time. Round trips: all in line; those between upload and download.",
+        "`cpu`: processor seconds of all processes, of the masked sum and of the bare sockets. `disk`: what one file",
+        "in the relay's folder takes, written and fsynced, in the same run. Older results have none of these (–).",
         *table(
             *("command", "TLS MB/s", "unmasked s", "masked s", "unmasked/TLS", "masked/unmasked speed"),
             *("relay peak MiB", "site extra MiB", "round trips", "verified"),
+            *("kernel", "store", "cpu s", "TLS cpu s", "cpu/TLS cpu", "disk MB/s"),
         ),
     ]
     for entry in entries:
@@ -40,9 +43,18 @@ def relayed(entries: list[dict[str, Any]]) -> list[str]:
                 f"{r['extra_bytes'] / 2**20:.1f}",
                 f"{r['round_trips']}, {r['round_trips_exposed']}",
                 r["verified"],
+                *_processor_and_disk(r),
             )
         )
     return lines
+
+
+def _processor_and_disk(result: dict[str, Any]) -> list[str]:
+    cells = [str(result.get("kernel", "–")), str(result.get("store", "–"))]
+    cells += [
+        number(result[name]) if name in result else "–" for name in ("cpu_all_s", "cpu_tls_s", "cpu_all_over_tls")
+    ]
+    return [*cells, f"{result['disk_bytes_s'] / 1e6:.0f}" if "disk_bytes_s" in result else "–"]
 
 
 def far_and_narrow(runs: Sequence[Run]) -> list[str]:

@@ -18,13 +18,26 @@ def records(runs: Sequence[Run]) -> list[str]:
         "`wall`: until the slowest process was done. `cpu`: processor seconds of all processes of the work. `peak`:",
         "the largest resident sizes of all processes, added up. Medians (smallest to largest), and * where there are",
         "fewer than five repeats. `load`: processes that ran or waited to when the command began; above the number of",
-        "cores, something else was running.",
+        "cores, something else was running. `kernel`: what hid the vectors (– where the record is older than kernels).",
         *table(
-            *("work", "command", "sites", "parameters", "wall s", "cpu s", "peak MiB", "repeats", "load", "verified")
+            *(
+                "work",
+                "command",
+                "sites",
+                "parameters",
+                "kernel",
+                "wall s",
+                "cpu s",
+                "peak MiB",
+                "repeats",
+                "load",
+                "verified",
+            )
         ),
     ]
     for run in runs:
         cells = [run.get("work"), f"`{short(run.get('command'))}`", run.get("sites"), run.get("params")]
+        cells.append(run.get("kernel") or "–")
         peak = f"{max(run.values('peak_bytes'), default=0) / 2**20:.0f}"
         cells += [spread(run, "wall_s"), spread(run, "cpu_s"), peak, len(run.records), run.get("load"), verified(run)]
         lines.append(row(*cells))

@@ -69,7 +69,7 @@ def _growth(lines: Sequence[MaskLine]) -> Iterator[str]:
     aim = f"≤ {AIM}"
     for line in lines:
         sites = [point.sites for point in line.complete]
-        words = _LINE_TEXT.format(count(line.params), f"{min(sites)} to {max(sites)}")
+        words = _LINE_TEXT.format(line.name, f"{min(sites)} to {max(sites)}")
         yield row(words, f"{line.worst:.2f}", aim, _word(line.worst))
     if not any(line.params == SIZE for line in lines):
         yield row(_LINE_TEXT.format(count(SIZE), "2 to 64"), _MISSING[0], aim, _MISSING[1])
@@ -87,7 +87,7 @@ def _flat(line: MaskLine) -> Iterator[tuple[int, str]]:
         least, most = same[0], same[-1]
         if least.sites < most.sites:
             grown = most.work_s / least.work_s
-            words = _SPARSE_TEXT.format(count(line.params), streams, most.sites, least.sites)
+            words = _SPARSE_TEXT.format(line.name, streams, most.sites, least.sites)
             yield line.params, row(words, f"{grown:.2f}", f"≤ {AIM}", _word(grown))
 
 

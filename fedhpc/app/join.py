@@ -17,10 +17,12 @@ from fedhpc.agreement.site_file import SiteFile, number_of_rank, read_site_direc
 from fedhpc.app.federation import Federation
 from fedhpc.config import read_bytes
 from fedhpc.errors import ConfigError, PolicyError
+from fedhpc.federation.cores import Cores
 from fedhpc.federation.going_on import Reached
 from fedhpc.federation.life import Life
 from fedhpc.federation.party import Party
 from fedhpc.federation.session import Session
+from fedhpc.kernel.choice import running
 from fedhpc.ledger.file import LEDGER_FILE
 from fedhpc.ledger.home import home_of, known_federation
 from fedhpc.ledger.journal import FileJournal, Journal
@@ -96,6 +98,7 @@ def join_with_files(
             "give either sites= (a directory) or site= (a file)",
             "`--sites DIR` if all sites are in this job, `--site FILE` for one site of a federation over a relay",
         )
+    running()  # a wrong FEDHPC_KERNEL is refused before any rank waits
     world = mpi_world.start()
     again: Callable[[Party], Session] | None = None
     agreement, files = _read_files(world, federation, sites, site)
@@ -107,6 +110,7 @@ def join_with_files(
         number = agreement.number_of(mine.site.name)
     name = agreement.names[number - 1]
     directory = mine.run_directory(run_place(federation, agreement, run))
+    cores = cores_of_rank(world)
     if _kind(world.group, mine) in ("https", "spool"):
         alone = sites is None
         place = (
@@ -114,7 +118,7 @@ def join_with_files(
         )
         life = live(place, mine, directory)
         _make_folder(place, federation, mine, directory)
-        party = _party(place, agreement, mine, directory, ledger_wait_s, always_signs=True)
+        party = _party(place, agreement, mine, directory, ledger_wait_s, cores, always_signs=True)
         session = Session(party, NoSums(party.site.size), OwnRanks(party), NeverAway())
         if connect:
             session = _join_relay(party, mine, directory, life)
@@ -123,8 +127,8 @@ def join_with_files(
         place = mpi_world.split(world, number, agreement.names, mine.exchange.rails)
         life = live(place, mine, directory)
         _make_folder(place, federation, mine, directory)
-        party = _party(place, agreement, mine, directory, ledger_wait_s)
-        again = partial(_join_job, world, place, mine, chunk_bytes)
+        party = _party(place, agreement, mine, directory, ledger_wait_s, cores)
+        again = partial(_join_job, world, place, mine, chunk_bytes, cores)
         session = again(party)
     return Joined(session, mine, directory, world.group.rank == 0, life, again)
 
@@ -166,14 +170,15 @@ def _join_relay(party: Party, mine: SiteFile, directory: Path, life: Life) -> Se
     return session
 
 
-def _join_job(world: World, place: Place, mine: SiteFile, chunk_bytes: int, party: Party) -> Session:
+def _join_job(world: World, place: Place, mine: SiteFile, chunk_bytes: int, cores: Cores, party: Party) -> Session:
     """All sites are in this job."""
     agreement = party.agreement
     assert place.rails is not None
     exchange: Exchange = NoExchange()
     if len(agreement.roster) > 1:
         exchange = MpiExchange(agreement.names, place.leaders, place.rails)
-    pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=_overlap(world, mine.exchange.overlap))
+    overlap, left = overlap_over(cores, mine.exchange.overlap)
+    pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=overlap, cores=left)
     attempt = mpi_world.attempt_number(world.group)
     sums = MpiSums(party, exchange, pipeline, rails=place.rails.counts, attempt=attempt)
     session = Session(party, sums, JobPeers(party, exchange), JobRecovery(party, exchange))
@@ -220,6 +225,7 @@ def _party(
     mine: SiteFile,
     directory: Path,
     ledger_wait_s: float,
+    cores: Cores,
     *,
     always_signs: bool = False,
 ) -> Party:
@@ -252,6 +258,7 @@ def _party(
         journal=journal,
         memory=home_of(mine).runs if place.site.rank == 0 else None,
         salt_key=salts,
+        cores=cores,
     )
 
 
@@ -298,10 +305,18 @@ def _last_round(place: Place, journal: Journal | None) -> int:
     return int.from_bytes(place.site.broadcast_bytes(last or None), "little")
 
 
-def _overlap(world: World, wish: str) -> bool:
-    """A helper thread pays only where this rank has a second core."""
-    ranks = mpi_world.ranks_on_this_host(world)  # collective, so also where the wish is not "auto"
-    return wish == "on" or (wish == "auto" and len(os.sched_getaffinity(0)) >= 2 * ranks)
+def cores_of_rank(world: World) -> Cores:
+    """This rank's part of the cores that its host lets it use. Collective."""
+    return Cores(len(os.sched_getaffinity(0)) // mpi_world.ranks_on_this_host(world))
+
+
+def overlap_over(cores: Cores, wish: str) -> tuple[bool, Cores]:
+    """Whether a helper thread hides while this one waits for the wire, and the cores that are left for each of them.
+
+    It pays only where this rank has a second core.
+    """
+    overlap = wish == "on" or (wish == "auto" and cores.count >= 2)
+    return overlap, Cores(cores.count - 1) if overlap else cores
 
 
 def _path(value: str | os.PathLike[str] | None) -> Path | None:

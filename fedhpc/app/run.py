@@ -23,6 +23,7 @@ from fedhpc.app.rundir import keep_agreement
 from fedhpc.app.telemetry import Telemetry
 from fedhpc.federation.life import Stage
 from fedhpc.federation.session import Session
+from fedhpc.kernel.choice import running
 from fedhpc.ledger.home import home_of
 from fedhpc.ledger.journal import FileJournal
 from fedhpc.ledger.stores import remember_home, store_mark
@@ -82,6 +83,8 @@ def run_joined(joined: Joined, *, before: Before = NOT_SAID, verbose: bool = Fal
             _log.info(
                 "in an image with sha256 %s%s", printable(image), f", {listed} of federation.toml" if listed else ""
             )
+        found = running()
+        _log.info("vectors are hidden by the kernel %s%s", found.name, f" ({found.reason})" if found.reason else "")
         if party.leads:
             keep_agreement(directory.parent, party.agreement)
             session.data = mark_data(session, files)

@@ -16,10 +16,13 @@
 | `machine`    | processor, cores, memory_gib and kernel                                                             |
 | `date`       | UTC, when it ended                                                                                  |
 | `command`    | what repeats it                                                                                     |
+| `kernel`     | what hid and opened the vector: `python`, or the compiled kernel by its instructions (`kernel/`)    |
+| `cpu_flags`  | those instructions of the processor that a kernel could use                                         |
 
 In the object of `--json`, `wall_s` and `cpu_s` are medians, `peak_bytes` is the largest, and `repeats` lists what each
 repeat took. A line has `settings`, `versions` of libraries, `load` (processes that ran or waited to, a minute's mean,
-when the command began), and in `measured` the other figures of its repeat.
+when the command began), and in `measured` the other figures of its repeat. Older records have no `kernel`: there was
+none.
 """
 
 from __future__ import annotations
@@ -37,8 +40,9 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc import __version__
-from fedhpc.bench.hardware import machine
+from fedhpc.bench.hardware import cpu_flags, machine
 from fedhpc.errors import StorageError
+from fedhpc.kernel.choice import running
 
 METRICS = ("wall_s", "cpu_s", "peak_bytes", "verified")
 """What every repeat has."""
@@ -53,7 +57,14 @@ SETTINGS = (
     *("epochs", "rounds", "rows", "row_bytes", "batch", "memory_mib", "alternations"),
 )
 """What a result may say of how it was done."""
+ALSO_SHARED = ("load", "versions", "kernel", "cpu_flags", "suite", "store", "old_commit")
+"""What repeats have in common beside KEYS, where it is known."""
 Result = dict[str, Any]
+
+
+def kernel_here() -> Result:
+    """`kernel` and `cpu_flags` of a record, as every process of this machine and environment has them."""
+    return {"kernel": running().name, "cpu_flags": cpu_flags()}
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Origin:
     command: str
     run_id: str = field(default_factory=lambda: secrets.token_hex(8))
     load: float = field(default_factory=lambda: round(os.getloadavg()[0], 1))
+    kernel: Result = field(default_factory=lambda: kernel_here())  # refuses a wrong FEDHPC_KERNEL at the beginning
 
     def complete(self, result: Mapping[str, Any], work: str, **more: Any) -> Result:
         """`result`, whose `repeats` [n] have METRICS each, with the keys of a record; what it has already stays.
@@ -81,6 +93,7 @@ class Origin:
             "repeat": len(repeats),
             "run_id": self.run_id,
             "machine": machine(),
+            **self.kernel,
             "load": self.load,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": self.command,
@@ -109,7 +122,7 @@ def lines_of(result: Mapping[str, Any]) -> list[Result]:
     shared = {name: result[name] for name in KEYS if name not in (*METRICS, "repeat")}
     if isinstance(shared["ranks"], int):  # of the one site
         shared["ranks"] = [shared["ranks"]]
-    shared |= {name: result[name] for name in ("load", "versions") if name in result}
+    shared |= {name: result[name] for name in ALSO_SHARED if name in result}
     found = []
     for number, repeat in enumerate(result["repeats"], 1):
         record = {name: shared[name] for name in KEYS if name in shared}

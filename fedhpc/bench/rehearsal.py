@@ -11,7 +11,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedhpc.agreement.federation_file import PROTOCOL_NAME, read_agreement
-from fedhpc.app.join import share_ledger_keys
+from fedhpc.app.join import cores_of_rank, overlap_over, share_ledger_keys
+from fedhpc.federation.cores import Cores
 from fedhpc.federation.party import Party
 from fedhpc.federation.session import Session
 from fedhpc.ledger.home import LedgerHome, known_federation
@@ -48,6 +49,7 @@ class Stage:
     place: Place
     identity: bytes
     publics: list[str]  # of all sites, hex
+    cores: Cores  # of this rank
 
     @property
     def sites(self) -> int:
@@ -98,15 +100,17 @@ class Stage:
             ledger_keys=shared if masked else None,
             journal=journal,
             salt_key=salts if masked else None,
+            cores=self.cores,
         )
 
-    def session(self, party: Party, *, chunk_bytes: int = CHUNK_BYTES, overlap: bool = False) -> Session:
-        """A session that sums over this job's sites."""
+    def session(self, party: Party, *, chunk_bytes: int = CHUNK_BYTES, overlap: str = "off") -> Session:
+        """A session that sums over this job's sites. `overlap`: as [exchange] overlap."""
         assert self.place.rails is not None
         exchange: Exchange = NoExchange()
         if self.sites > 1:
             exchange = MpiExchange(party.agreement.names, self.place.leaders, self.place.rails)
-        pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=overlap)
+        ahead, cores = overlap_over(self.cores, overlap)
+        pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=ahead, cores=cores)
         attempt = mpi_world.attempt_number(self.world.group)
         sums = MpiSums(party, exchange, pipeline, rails=self.place.rails.counts, attempt=attempt)
         return Session(party, sums, JobPeers(party, exchange), JobRecovery(party, exchange))
@@ -120,4 +124,4 @@ def set_stage(ranks: Sequence[int], rails: int | str = "auto", world: World | No
     place = mpi_world.split(world, number, [f"site{u}" for u in range(1, len(ranks) + 1)], rails)
     identity = new_identity()
     publics = [p.hex() for p in world.group.gather_bytes(identity_public(identity))]
-    return Stage(world, place, identity, [publics[rank] for rank in first[:-1]])
+    return Stage(world, place, identity, [publics[rank] for rank in first[:-1]], cores_of_rank(world))

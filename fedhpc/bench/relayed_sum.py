@@ -1,7 +1,8 @@
 """`fedhpc bench sum --exchange https`: a relay and the sites as processes of their own on this machine.
 
 Two federations with the same sites sum the same data, one with masks and one without, in turn; bare TLS sockets move
-the same bytes in the same run. A time goes from the first site's start to the last site's end. Each site may have a
+the same bytes in the same run, before and after, and as many bytes as all vectors have are written and fsynced where
+the relay has its objects. A time goes from the first site's start to the last site's end. Each site may have a
 long or narrow line to the relay, and the last ones may vanish once they share masks with the others: then every repeat
 is a federation of its own, and a time includes the wait for them until `[cohort] upload_s` and the recovery. Bare
 sockets have neither, so there is nothing of them then to compare with.
@@ -15,16 +16,17 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedhpc.bench.disk_rate import store_of, written_bytes_per_s
 from fedhpc.bench.given_ranks import require_alone
 from fedhpc.bench.memory import peak_bytes
 from fedhpc.bench.shaped_line import Line
 from fedhpc.bench.start import environment_here
 from fedhpc.bench.sum_ranks import versions
-from fedhpc.bench.tls_pair import tls_pair_bytes_per_s
+from fedhpc.bench.tls_pair import Pair, tls_pair
 from fedhpc.config import read_bytes
 from fedhpc.enrolment.one_machine import Enrolled, enrol, running_relay
 from fedhpc.errors import InternalError
@@ -94,12 +96,29 @@ class Case:
         return found | ({"upload_s": self.upload_s} if self.lost else {})
 
 
+@dataclass
+class Floor:
+    """What this machine can do with the same bytes without fedhpc; empty where lines or losses are part of a time."""
+
+    store: str = "disk"
+    pairs: list[Pair] = field(default_factory=list)
+    disk_bytes_s: list[float] = field(default_factory=list)
+
+    def measure(self, case: Case, folder: Path, times: int) -> None:
+        """So many times more."""
+        self.store = store_of(folder)
+        for _ in range(times if case.is_bare else 0):
+            self.pairs.append(tls_pair(case.sites, case.nbytes))
+            self.disk_bytes_s.append(written_bytes_per_s(folder, case.sites * case.nbytes))
+
+
 def measure(case: Case) -> dict[str, Any]:
     """The result for --json."""
     require_alone()
-    pairs = [tls_pair_bytes_per_s(case.sites, case.nbytes) for _ in range(case.repeat if case.is_bare else 0)]
+    floor = Floor()
     with tempfile.TemporaryDirectory(prefix="fedhpc-bench-", dir=case.folder) as name, ExitStack() as stack:
         home = Path(name)
+        floor.measure(case, home, -(-case.repeat // 2))
         names = {f"site{u}": home for u in range(1, case.sites + 1)}
         quota = 4 * (case.repeat + 2) * (case.sites + 1) * case.nbytes + (1 << 30)
         off = enrol(home, "bench", case.sections("off"), names, unmasked=True, quota_bytes=quota)
@@ -112,7 +131,8 @@ def measure(case: Case) -> dict[str, Any]:
             found = _run_sites(here, plain, masked, relay.pid, ports)
             reports = [_joined(*two) for two in zip(reports, found, strict=True)] if reports else found
         peak = peak_bytes(relay.pid)
-    return _result(case, reports, statistics.median(pairs) if pairs else None, peak)
+        floor.measure(case, home, case.repeat // 2)
+    return _result(case, reports, floor, peak)
 
 
 def _federations(case: Case, off: Enrolled, home: Path, number: int, quota: int) -> tuple[Enrolled, Enrolled]:
@@ -143,20 +163,23 @@ def _joined(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     return found | largest | modes | lists | {"verified": before["verified"] and found["verified"]}
 
 
-def _result(case: Case, reports: list[dict[str, Any]], socket_rate: float | None, peak: int) -> dict[str, Any]:
-    """`socket_rate`: bytes that bare sockets moved in a second, all together."""
+def _result(case: Case, reports: list[dict[str, Any]], floor: Floor, peak: int) -> dict[str, Any]:
     there = reports[: case.sites - case.lost]
     times = {"off": _spans(reports, "off"), "masked": _spans(there, "masked")}
     masked_s, unmasked_s = statistics.median(times["masked"]), statistics.median(times["off"])
     moved = 2 * case.sites * case.nbytes
     of_sites = [_middle(r) for r in there]
+    repeats = _repeats(case, reports, times, peak)
+    cpus = [repeat["cpu_s"] for repeat in repeats]
     return {
         "unmasked_s": unmasked_s,
         "masked_s": masked_s,
         "compare_results_s": statistics.median(m["settle_s"] for m in of_sites),
         "masked_speed_over_unmasked": unmasked_s / masked_s,
         "exchange_bytes_per_s": moved / unmasked_s,
-        **({} if socket_rate is None else _over_sockets(moved, unmasked_s, masked_s, socket_rate)),
+        "cpu_all_s": statistics.median(cpus),
+        **_over_floor(floor, moved, unmasked_s, masked_s, statistics.median(cpus)),
+        "minima": {"unmasked_s": min(times["off"]), "masked_s": min(times["masked"]), "cpu_all_s": min(cpus)},
         "relay_peak_rss_bytes": peak,
         "round_trips": max(m["round_trips"] for m in of_sites),
         "round_trips_exposed": max(m["round_trips_exposed"] for m in of_sites),
@@ -173,8 +196,9 @@ def _result(case: Case, reports: list[dict[str, Any]], socket_rate: float | None
         "degree": case.degree,
         **case.settings(),
         "repeat": case.repeat,
-        "repeats": _repeats(case, reports, times, peak),
+        "repeats": repeats,
         "exchange": "https",
+        "store": floor.store,
         "versions": versions(),
     }
 
@@ -187,14 +211,21 @@ def _middle(report: dict[str, Any]) -> dict[str, Any]:
     return whole | {"settle_s": statistics.median(report["settles"]), "stages_s": stages}
 
 
-def _over_sockets(moved: int, unmasked_s: float, masked_s: float, rate: float) -> dict[str, float]:
-    """What bare sockets take for `moved` bytes, and what the sums take over that."""
+def _over_floor(floor: Floor, moved: int, unmasked_s: float, masked_s: float, cpu_s: float) -> dict[str, float]:
+    """What bare sockets take for `moved` bytes, what the sums take over that, and what the disk can write."""
+    if not floor.pairs:
+        return {}
+    rate = statistics.median(pair.bytes_per_s for pair in floor.pairs)
+    cpu_tls_s = statistics.median(pair.cpu_s for pair in floor.pairs)
     return {
         "plain_s": moved / rate,
         "masked_over_plain": masked_s / (moved / rate),
         "tls_socket_bytes_per_s": rate,
         "exchange_over_tls_socket": moved / unmasked_s / rate,
         "masked_exchange_over_tls_socket": moved / masked_s / rate,
+        "cpu_tls_s": cpu_tls_s,
+        "cpu_all_over_tls": cpu_s / cpu_tls_s,
+        "disk_bytes_s": statistics.median(floor.disk_bytes_s),
     }
 
 

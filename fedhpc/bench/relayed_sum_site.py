@@ -30,7 +30,10 @@ _STAGES = ("encode", "masks", "wire", "decode", "agree", "ledger", "share")
 
 
 def measure(case: dict[str, Any]) -> None:
-    """Sum `repeat` times without and with masks, in turn, all sites starting together."""
+    """Sum `repeat` times without and with masks, in turn, all sites starting together.
+
+    Every second repeat goes the other way round: what runs after what must not decide.
+    """
     modes = ("off", "masked")
     joined = {
         mode: join_with_files(
@@ -49,7 +52,7 @@ def measure(case: dict[str, Any]) -> None:
     repeats: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
     settles, turns = list[float](), list[dict[str, Any]]()
     for number in range(case["repeat"]):
-        for mode in modes:
+        for mode in modes if number % 2 == 0 else modes[::-1]:
             session = joined[mode].session
             seed = fresh + f"{number} {mode}".encode()
             values = vector.view("vector")

@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -22,6 +22,7 @@ import numpy as np
 from cryptography.hazmat.backends.openssl import backend
 from numpy.typing import NDArray
 
+from fedhpc.app.join import overlap_over
 from fedhpc.bench.memory import clear_peak, peak_bytes, resident_bytes
 from fedhpc.bench.rehearsal import Stage, set_stage
 from fedhpc.federation.party import Opened, SumKind, SumPlan
@@ -29,7 +30,9 @@ from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.mpi import world as mpi_world
 from fedhpc.secure.ring import Layout, Tensor
-from fedhpc.sums.in_job.segments import carried
+from fedhpc.secure.suite import Suite
+from fedhpc.sums.blocks import BlockHasher
+from fedhpc.sums.in_job.segments import Segment, carried
 
 TILE = 1 << 18  # values drawn at a time
 _VALUE_BITS = 17  # |x̃| ≤ 2^17, so the sum of up to 128 sites is exact in float32
@@ -61,13 +64,12 @@ def measure(case: Case) -> None:
     baseline = resident_bytes()
     vector = _vector(case, stage)
     of_even = None if even is None else _vector(case, even)
-    ranks_here = mpi_world.ranks_on_this_host(stage.world)
-    overlap = case.overlap == "on" or (case.overlap == "auto" and len(os.sched_getaffinity(0)) >= 2 * ranks_here)
+    overlap, _ = overlap_over(stage.cores, case.overlap)
     repeats, evenly = [], []
     for number in range(1, case.repeat + 1):
-        repeats.append(_repeat(case, stage, vector, overlap, number))
+        repeats.append(_repeat(case, stage, vector, number))
         if even is not None and of_even is not None:
-            evenly.append(_repeat(case, even, of_even, overlap, number))
+            evenly.append(_repeat(case, even, of_even, number))
         if uneven:
             stage.world.group.await_bytes(b"done")  # ranks that have no part in it sleep
     baseline = max(over_job(stage, baseline))
@@ -77,7 +79,8 @@ def measure(case: Case) -> None:
     peak = max(r.peak_bytes for r in repeats)
     result = {
         **middle,
-        "masked_over_plain": middle["masked_s"] / middle["plain_s"],
+        **_ratios(middle),
+        "minima": {name: min(getattr(r, name) for r in repeats) for name in _Repeat.times},
         **_over_even(middle["masked_s"], evenly),
         "verified": all(r.verified for r in [*repeats, *evenly]),
         "bytes_up_per_site": repeats[0].bytes_up,
@@ -93,12 +96,24 @@ def measure(case: Case) -> None:
         "degree": case.degree,
         "chunk_bytes": case.chunk_bytes,
         "overlap": overlap,
+        "threads": stage.cores.count,
         "repeat": case.repeat,
         "repeats": [r.recorded() for r in repeats],
         "exchange": "mpi",
         "versions": versions(),
     }
     print(json.dumps(result))
+
+
+def _ratios(middle: Mapping[str, float]) -> dict[str, float]:
+    """Over one plain allreduce, and over one in chunks as a masked sum has them; processor time of all ranks."""
+    return {
+        "masked_over_plain": middle["masked_s"] / middle["plain_s"],
+        "masked_over_plain_chunked": middle["masked_s"] / middle["plain_chunked_s"],
+        "cpu_masked_over_plain": middle["cpu_masked_s"] / middle["cpu_plain_s"],
+        "cpu_real_round_over_plain": middle["cpu_real_round_s"] / middle["cpu_plain_s"],
+        "cpu_real_round_over_plain_chunked": middle["cpu_real_round_s"] / middle["cpu_plain_chunked_s"],
+    }
 
 
 def _vector(case: Case, stage: Stage) -> Vector:
@@ -135,20 +150,32 @@ class _Sum:
     wall_s: float  # of the slowest rank
     without_hash_s: float  # the same without the hash of the sum
     cpu_s: float  # of all ranks
+    hash_cpu_s: float  # of all ranks, what the hash of the sum takes of it; 0 where it was not measured
     peaks: tuple[int, ...]  # bytes, of each rank
     right: bool
 
 
 @dataclass(frozen=True)
 class _Repeat:
-    """One plain, one unmasked and one masked sum of fresh data with fresh keys; seconds of the slowest rank."""
+    """Two plain sums, one unmasked and one masked of fresh data with fresh keys.
 
-    times: ClassVar[tuple[str, ...]] = ("plain_s", "unmasked_s", "masked_s", "compare_results_s")
+    Seconds (`…_s`) are of the slowest rank, processor seconds (`cpu_…_s`) of all ranks.
+    """
 
-    plain_s: float
+    times: ClassVar[tuple[str, ...]] = (
+        *("plain_s", "plain_chunked_s", "unmasked_s", "masked_s", "compare_results_s"),
+        *("cpu_plain_s", "cpu_plain_chunked_s", "cpu_masked_s", "cpu_real_round_s"),
+    )
+
+    plain_s: float  # one allreduce
+    plain_chunked_s: float  # in chunks as a masked sum has them: 16 MiB unless another size is asked for
     unmasked_s: float
     masked_s: float
     compare_results_s: float  # M6
+    cpu_plain_s: float
+    cpu_plain_chunked_s: float
+    cpu_masked_s: float  # without the hash of the sum, as masked_s
+    cpu_real_round_s: float  # with it: what a round takes
     verified: bool
     bytes_up: int
     peak_bytes: int  # of the masked sum, at the rank with the most
@@ -161,42 +188,63 @@ class _Repeat:
         return {**self.whole, "verified": self.verified, **times, "stages_s": self.stages}
 
 
-def _repeat(case: Case, stage: Stage, vector: Vector, overlap: bool, number: int) -> _Repeat:
+def _repeat(case: Case, stage: Stage, vector: Vector, number: int) -> _Repeat:
+    """Every second repeat goes the other way round: what runs after what must not decide."""
     group = stage.world.group
     seed = group.broadcast_bytes(os.urandom(8) if group.rank == 0 else None)
     values = vector.held()["vector"]
     first = vector.first // values.itemsize
     draw(values, seed, stage.place.number, first)
-    plain_s = _timed(stage, lambda: _plain(stage, vector))
 
     def ring_sum(mode: str) -> _Sum:
         draw(values, seed, stage.place.number, first)
         party = stage.party(mode, lane_bits=case.lane_bits, degree=case.degree, secure=case.secure)
-        session = stage.session(party, chunk_bytes=case.chunk_bytes, overlap=overlap)
+        session = stage.session(party, chunk_bytes=case.chunk_bytes, overlap=case.overlap)
         plan = SumPlan(number, f"bench {number}", SumKind.STATISTIC, bytes(32), by_range=True)
         clear_peak()
         stage.world.group.barrier()
         begun, spent = time.perf_counter(), time.process_time()
         opened = session.open(vector, plan)
         wall_s, cpu_s = time.perf_counter() - begun, time.process_time() - spent
+        peak = peak_bytes()
+        suite = party.suite_of(plan)
+        hash_cpu_s = _hash_cpu_s(stage, vector, suite) if mode == "pairwise" and suite is not None else 0.0
         # The hash of the sum is for M6, not for the sum, and a plain allreduce has none: it stands beside, in `digest`.
-        ranks = over_job(stage, [wall_s, wall_s - opened.stages.digest, cpu_s, peak_bytes()])
-        walls, without_hash, cpus, peaks = zip(*ranks, strict=True)
+        ranks = over_job(stage, [wall_s, wall_s - opened.stages.digest, cpu_s, hash_cpu_s, peak])
+        walls, without_hash, cpus, hashing, peaks = zip(*ranks, strict=True)
         right = _verify(stage, values, seed, first)
-        return _Sum(session, opened, max(walls), max(without_hash), sum(cpus), peaks, right)
+        return _Sum(session, opened, max(walls), max(without_hash), sum(cpus), sum(hashing), peaks, right)
 
-    unmasked, masked = ring_sum("off"), ring_sum("pairwise")
+    def plain(chunk_bytes: int | None) -> _Cost:
+        return _cost(stage, lambda: _plain(stage, vector, chunk_bytes))
+
+    if number % 2:
+        one, chunked, unmasked = plain(None), plain(case.chunk_bytes), ring_sum("off")
+        masked = ring_sum("pairwise")
+    else:
+        masked, unmasked = ring_sum("pairwise"), ring_sum("off")
+        chunked, one = plain(case.chunk_bytes), plain(None)
+    return _figures(stage, one, chunked, unmasked, masked)
+
+
+def _figures(stage: Stage, plain: _Cost, chunked: _Cost, unmasked: _Sum, masked: _Sum) -> _Repeat:
+    """Of one repeat. Collective: sites compare the masked sum here."""
     opened = masked.opened
-    stages = {name: statistics.fmean(over_job(stage, getattr(opened.stages, name))) for name in _STAGES}
+    settled = _cost(stage, lambda: masked.session.settle(opened, masked.session.tensors_tree))
     return _Repeat(
-        plain_s=plain_s,
+        plain_s=plain.wall_s,
+        plain_chunked_s=chunked.wall_s,
         unmasked_s=unmasked.without_hash_s,
         masked_s=masked.without_hash_s,
-        compare_results_s=_timed(stage, lambda: masked.session.settle(opened, masked.session.tensors_tree)),
+        compare_results_s=settled.wall_s,
+        cpu_plain_s=plain.cpu_s,
+        cpu_plain_chunked_s=chunked.cpu_s,
+        cpu_masked_s=masked.cpu_s - masked.hash_cpu_s,
+        cpu_real_round_s=masked.cpu_s,
         verified=unmasked.right and masked.right,
         bytes_up=opened.bytes_up,
         peak_bytes=max(masked.peaks),
-        stages=stages,
+        stages={name: statistics.fmean(over_job(stage, getattr(opened.stages, name))) for name in _STAGES},
         whole={
             "wall_s": masked.wall_s,
             "cpu_s": masked.cpu_s,
@@ -242,15 +290,31 @@ def is_sum(found: NDArray[Any], seed: bytes, numbers: Iterable[int], tile: int, 
     return bool(np.array_equal(found, np.multiply(total, 2.0**-SCALE, dtype=found.dtype)))
 
 
-def _plain(stage: Stage, vector: Vector) -> None:
-    """An in-place allreduce of the floats over the sites: each rank its part."""
+def _plain(stage: Stage, vector: Vector, chunk_bytes: int | None) -> None:
+    """An in-place allreduce of the floats over the sites, each rank its part; whole, or in chunks of so many bytes."""
     kind = vector.layout.tensors[0].kind
-    place, nbytes = stage.place, vector.layout.nbytes
+    place = stage.place
     assert place.rails is not None
-    own = carried(nbytes, place.rails.counts, place.number - 1, place.site.rank)
-    for segment in sorted(own, key=lambda segment: (segment.turn, segment.start)):
-        held = vector.buffer[segment.start - vector.first : segment.stop - vector.first]
-        place.rails.group(segment.owners).sum(held.view(kind))
+    for segment in sorted(_carried(stage, vector), key=lambda segment: (segment.turn, segment.start)):
+        step = chunk_bytes or segment.stop - segment.start
+        for start in range(segment.start, segment.stop, step):
+            held = vector.buffer[start - vector.first : min(start + step, segment.stop) - vector.first]
+            place.rails.group(segment.owners).sum(held.view(kind))
+
+
+def _carried(stage: Stage, vector: Vector) -> Sequence[Segment]:
+    """The segments that this rank adds with the other sites."""
+    place = stage.place
+    assert place.rails is not None
+    return carried(vector.layout.nbytes, place.rails.counts, place.number - 1, place.site.rank)
+
+
+def _hash_cpu_s(stage: Stage, vector: Vector, suite: Suite) -> float:
+    """Processor seconds of the hash of this rank's blocks of a sum, done once more: inside a sum it is not apart."""
+    spent, hasher = time.process_time(), BlockHasher(suite)
+    for segment in _carried(stage, vector):
+        hasher.add(segment.start, vector.buffer[segment.start - vector.first : segment.stop - vector.first])
+    return time.process_time() - spent
 
 
 def _verify(stage: Stage, values: NDArray[Any], seed: bytes, first: int) -> bool:
@@ -268,12 +332,22 @@ def _verify(stage: Stage, values: NDArray[Any], seed: bytes, first: int) -> bool
     return all(over_job(stage, good))
 
 
-def _timed(stage: Stage, action: Callable[[], None]) -> float:
-    """Seconds until the slowest rank is done, all having started together."""
+@dataclass(frozen=True)
+class _Cost:
+    """What something took."""
+
+    wall_s: float  # of the slowest rank
+    cpu_s: float  # of all ranks
+
+
+def _cost(stage: Stage, action: Callable[[], None]) -> _Cost:
+    """Until the slowest rank is done, all having started together. Collective."""
     stage.world.group.barrier()
-    begun = time.perf_counter()
+    begun, spent = time.perf_counter(), time.process_time()
     action()
-    return float(max(over_job(stage, time.perf_counter() - begun)))
+    mine = [time.perf_counter() - begun, time.process_time() - spent]
+    walls, cpus = zip(*over_job(stage, mine), strict=True)
+    return _Cost(max(walls), sum(cpus))
 
 
 def over_job(stage: Stage, value: Any) -> list[Any]:

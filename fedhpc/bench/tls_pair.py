@@ -6,6 +6,7 @@ One server process with a thread per connection, one client process per site, as
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedhpc.enrolment.certificates import issue_new, new_authority
@@ -20,14 +22,28 @@ from fedhpc.enrolment.certificates import issue_new, new_authority
 _BLOCK = 1 << 20
 
 
-def tls_pair_bytes_per_s(clients: int, nbytes: int) -> float:
-    """Bytes up and down of all `clients` together, over the wall time."""
+@dataclass(frozen=True)
+class Pair:
+    """What bare sockets moved."""
+
+    nbytes: int  # up and down, of all clients together
+    wall_s: float
+    cpu_s: float  # of all processes, without their start
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Over the wall time."""
+        return self.nbytes / self.wall_s
+
+
+def tls_pair(clients: int, nbytes: int) -> Pair:
+    """All `clients` at once, each `nbytes` up and as many down."""
     with tempfile.TemporaryDirectory() as folder:
         issue_new(new_authority(), "127.0.0.1").write(Path(folder), "pair")
         return _run(folder, clients, nbytes)
 
 
-def _run(folder: str, clients: int, nbytes: int) -> float:
+def _run(folder: str, clients: int, nbytes: int) -> Pair:
     server = subprocess.Popen(
         [sys.executable, "-m", "fedhpc.bench.tls_pair", "serve", folder, str(clients), str(nbytes)],
         stdout=subprocess.PIPE,
@@ -47,8 +63,12 @@ def _run(folder: str, clients: int, nbytes: int) -> float:
     for process in asking:
         process.wait()
     seconds = time.perf_counter() - begun
-    server.wait(30)
-    return 2 * clients * nbytes / seconds
+    cpu_s = 0.0
+    for process in [server, *asking]:
+        assert process.stdout is not None
+        cpu_s += float(json.loads(process.stdout.read()))
+        process.wait(30)
+    return Pair(2 * clients * nbytes, seconds, cpu_s)
 
 
 def _serve(folder: Path, clients: int, nbytes: int) -> None:
@@ -57,6 +77,7 @@ def _serve(folder: Path, clients: int, nbytes: int) -> None:
     context.load_cert_chain(folder / "pair.pem", folder / "pair.key")
     with socket.create_server(("127.0.0.1", 0), backlog=clients) as listener:
         print(listener.getsockname()[1], flush=True)
+        spent = time.process_time()
         threads = []
         for _ in range(clients):
             plain, _address = listener.accept()
@@ -64,6 +85,7 @@ def _serve(folder: Path, clients: int, nbytes: int) -> None:
             threads[-1].start()
         for thread in threads:
             thread.join()
+        print(time.process_time() - spent, flush=True)
 
 
 def _answer(context: ssl.SSLContext, plain: socket.socket, nbytes: int) -> None:
@@ -80,9 +102,11 @@ def _ask(port: int, nbytes: int) -> None:
     with context.wrap_socket(plain) as sock:
         print("connected", flush=True)
         sys.stdin.read()
+        spent = time.process_time()
         buffer = memoryview(bytearray(_BLOCK))
         _send(sock, buffer, nbytes)
         _receive(sock, buffer, nbytes)
+        print(time.process_time() - spent, flush=True)
 
 
 def _send(sock: ssl.SSLSocket, buffer: memoryview, nbytes: int) -> None:

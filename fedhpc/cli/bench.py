@@ -58,6 +58,7 @@ def bench() -> None:
     type=click.FloatRange(0.1),
     help="--lost: how long sites that are late are waited for, beside what vectors take.  [default: 30]",
 )
+@click.option("--old-commit", default="", metavar="TEXT", help="What build the figures will stand beside; only noted.")
 @_figures
 def sum_(
     sites: int,
@@ -79,14 +80,17 @@ def sum_(
     mbit_s: float,
     lost: int,
     patience_s: float | None,
+    old_commit: str,
     lines: Path | None,
     as_json: bool,
 ) -> None:
-    """Time one sum over the sites: plain float allreduce, ring sum without masks, masked sum.
+    """Time one sum over the sites: plain float allreduce, whole and in chunks, ring sum without masks, masked sum.
 
     With --exchange https a relay and the sites are processes of their own, and "plain" is the time that bare TLS
-    sockets take for the same bytes. Every repeat has fresh keys and fresh random data, and its result is checked
-    against an independent sum. Times are medians; a time ends when the slowest rank is done. Where sites have different
+    sockets take for the same bytes; `disk_bytes_s` is what the relay's folder can write and fsync. Every repeat has
+    fresh keys and fresh random data, its result is checked against an independent sum, and every second one goes the
+    other way round. Times are medians; a time ends when the slowest rank is done. `cpu_…` are processor seconds of all
+    processes; `cpu_real_round_s` includes the hash of the sum, which masked_s leaves out. Where sites have different
     numbers of ranks, sum_uneven_over_even compares with as many at each as the smallest has.
 
     With --latency-ms or --mbit-s a proxy on this machine makes a line of that length or width between each site and the
@@ -119,11 +123,11 @@ def sum_(
         case |= {"latency_ms": latency_ms, "mbit_s": mbit_s, "patience_s": patience_s or PATIENCE_S}
         relayed = Case(**case, folder=folder, lost=lost)
         work = "relayed masked sum" + (f", {lost} lost" if lost else "")
-        _show(begun.complete(measure(relayed), work, **secure), lines, as_json)
+        _show(begun.complete(measure(relayed), work, old_commit=old_commit, **secure), lines, as_json)
         return
     case |= {"chunk_bytes": chunk_bytes, "overlap": overlap, "rails": rails if rails == "auto" else int(rails)}
     result = measure_ranks("fedhpc.bench.sum_ranks", sum(of_sites), case)
-    _show(begun.complete(result, "masked sum", **secure), lines, as_json)
+    _show(begun.complete(result, "masked sum", old_commit=old_commit, **secure), lines, as_json)
 
 
 @bench.command("latency", short_help="Time a sum of one number.")
@@ -171,10 +175,10 @@ def round_(
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
 @_figures
 def masks(sites: str, params: int, lane_bits: str, repeat: int, lines: Path | None, as_json: bool) -> None:
-    """Time what one site does before it sends: encoding, and a mask stream for each other site.
+    """Time what one site does before it sends: check and fingerprint, encoding, a mask stream for each other site.
 
-    One process on one core; no other site and no wire. Rates: bytes of the vector encoded, and bytes of all streams
-    made and added, in a second. The masks of all sites must cancel, and the vector must come back.
+    One process on one core; no other site and no wire. Rates: bytes of the vector checked and encoded, and bytes of all
+    streams made and added, in a second. The masks of all sites must cancel, and the vector must come back.
     """
     from fedhpc.bench.record import origin
     from fedhpc.bench.start import measure_alone
@@ -299,6 +303,8 @@ def _table(result: Mapping[str, Any]) -> str:
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
+        elif name == "cpu_flags":
+            value = " ".join(value)
         elif isinstance(value, float):
             value = f"{value:.4g}"
         elif name.endswith("_bytes"):

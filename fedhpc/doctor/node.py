@@ -1,4 +1,4 @@
-"""Checks of this machine: cores for each rank, limits of the shell, shared memory."""
+"""Checks of this machine: cores for each rank, the kernel that masks, limits of the shell, shared memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedhpc.doctor.check import Check, Finding, fail, ok, warn
 from fedhpc.doctor.subject import Subject
+from fedhpc.kernel.choice import PYTHON, VARIABLE, Running, running
 from fedhpc.wire.units import size
 
 GROUP = "This machine"
@@ -16,6 +17,7 @@ _LEAST_FILES = 1024
 _LEAST_LOCKED = 64 << 20
 _LEAST_STACK = 2 << 20
 _LEAST_SHARED = 128 << 20
+_WRONG = "known answers"
 
 
 def threads(subject: Subject) -> Finding:
@@ -54,6 +56,30 @@ def threads_fit(wanted: int, asked: int | None, given: int | None, cores: int | 
     parts = [f"threads a rank: {wanted}"]
     parts += [f"cores asked for: {asked}"] if asked is not None else []
     return ok(", ".join(parts + ([f"usable here: {cores}"] if cores is not None else [])))
+
+
+def kernel(subject: Subject) -> Finding:
+    """Which path hides and opens vectors in this Python."""
+    return kernel_fits(running(), subject.environment.get(VARIABLE, ""))
+
+
+def kernel_fits(found: Running, wish: str) -> Finding:
+    """`wish`: FEDHPC_KERNEL, '' where it is not set. All paths give the same sums."""
+    flags = f"of this CPU's instructions: {' '.join(found.cpu_flags) or 'none that it could use'}"
+    chosen = f", by {VARIABLE}" if wish else ""
+    if found.name != PYTHON:
+        return ok(f"{found.name}{chosen}; {flags}")
+    if _WRONG in found.reason:
+        return fail(
+            f"a compiled kernel is there and gives wrong answers: {found.reason}",
+            f"report it, with this CPU; {VARIABLE}={PYTHON} sums without it until then",
+        )
+    if wish == PYTHON:
+        return warn(f"{PYTHON}{chosen}; {flags}", f"without {VARIABLE} the compiled kernel runs where it can")
+    return warn(
+        f"{PYTHON}: {found.reason}; {flags}",
+        "install fedhpc where there is a C compiler (module load gcc), for a CPU with AES instructions",
+    )
 
 
 def limits(subject: Subject) -> Finding:
@@ -101,6 +127,13 @@ def shared_memory_at(path: Path) -> Finding:
 
 CHECKS = (
     Check("threads", GROUP, "more threads than cores take turns, fewer leave cores idle", threads),
+    Check(
+        "kernel",
+        GROUP,
+        "without its compiled kernel a site takes up to three times the processor time to hide and open a vector",
+        kernel,
+        of_ranks=True,
+    ),
     Check("limits", GROUP, "limits of the login shell follow a job to its nodes", limits),
     Check(
         "shared-memory",

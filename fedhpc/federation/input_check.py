@@ -6,13 +6,14 @@ Faults of this site's own numbers are found here, before any rank waits for anot
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import DataError, InternalError, PolicyError
+from fedhpc.federation.cores import ONE, Cores
 from fedhpc.federation.party import Party, SumPlan
 from fedhpc.federation.vector import Vector, parts
 from fedhpc.mpi.byte_moves import Plan, Span, move
@@ -32,6 +33,7 @@ from fedhpc.secure.ledger import (
     fingerprint_block,
     value_fingerprint,
 )
+from fedhpc.secure.one_pass import Inspector
 from fedhpc.secure.ring import Codec, Layout, Tensor
 from fedhpc.secure.salt import SALT_LANES, salt_words
 from fedhpc.secure.transcript import canon, u64
@@ -87,7 +89,7 @@ def inspect(party: Party, vector: Vector, plan: SumPlan, parts_: Sequence[tuple[
     no place in the ring, or for ranks with different layouts.
     """
     layout, keys, part = vector.layout, party.ledger_keys, parts_[party.site.rank]
-    tags = _inspect_blocks(vector, part, codec_of(party, plan), keys)
+    tags = inspect_blocks(vector, part, lambda: codec_of(party, plan), keys, party.cores)
     found = layout.hash + bytes([_has_numbers(vector, part)]) + u64(len(tags)) + tags
     if keys is not None and vector.sources:
         found += source_tags(vector, keys, party.site, parts_ if plan.by_range else None)
@@ -109,21 +111,30 @@ def inspect(party: Party, vector: Vector, plan: SumPlan, parts_: Sequence[tuple[
     return Mark(mark, plan.category or plan.purpose, value, plan.everyone, plan.data)
 
 
-def _inspect_blocks(vector: Vector, part: tuple[int, int], codec: Codec, keys: LedgerKeys | None) -> bytes:
+def inspect_blocks(
+    vector: Vector, part: tuple[int, int], codec: Callable[[], Codec], keys: LedgerKeys | None, cores: Cores = ONE
+) -> bytes:
     """Check values block by block, and tag each block while it is in the caches; no tags without keys.
 
-    The salt is checked like all lanes, but it is not part of what the ledger knows a vector by.
+    The salt is checked like all lanes, but it is not part of what the ledger knows a vector by. Raises DataError for
+    the first block with a value that has no place in the ring.
     """
-    tags = []
+    starts = range(*part, FINGERPRINT_BLOCK_BYTES)
     end = vector.layout.payload_bytes
-    for start in range(*part, FINGERPRINT_BLOCK_BYTES):
-        stop = min(start + FINGERPRINT_BLOCK_BYTES, part[1])
-        for piece in vector.layout.pieces(start, stop):
-            codec.check(vector.of(piece), piece)
-        if keys is not None and start < end:
-            low, high = (at - vector.first for at in vector.layout.values_of(start, min(stop, end)))
-            tags.append(fingerprint_block(keys.blocks, start // FINGERPRINT_BLOCK_BYTES, vector.buffer[low:high]))
-    return b"".join(tags)
+
+    def look(share: tuple[int, int]) -> bytes:
+        inspector = Inspector(codec(), None if keys is None else keys.blocks)
+        tags = []
+        for start in starts[slice(*share)]:
+            stop = min(start + FINGERPRINT_BLOCK_BYTES, part[1])
+            low, high = vector.layout.values_of(start, stop)
+            tagged = vector.layout.values_of(start, min(stop, end))[1] - low if start < end else 0
+            block = vector.buffer[low - vector.first : high - vector.first]
+            number = start // FINGERPRINT_BLOCK_BYTES
+            tags.append(inspector.look(block, low, number, vector.layout.pieces(start, stop), tagged))
+        return b"".join(tags)
+
+    return b"".join(cores.map(look, cores.shares(len(starts))))
 
 
 def _has_numbers(vector: Vector, part: tuple[int, int]) -> bool:

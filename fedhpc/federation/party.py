@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedhpc.agreement.federation_file import Agreement
 from fedhpc.errors import PeersError
+from fedhpc.federation.cores import ONE, Cores
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.ledger.journal import Journal
@@ -43,6 +44,7 @@ class Party:
     journal: Journal | None  # leaders only
     salt_key: bytes | None = field(repr=False)  # k_salt [32], on every rank of a masked site
     memory: Path | None = None  # beside the institution's ledger: what must outlive a run directory; leaders only
+    cores: Cores = ONE  # of this rank
 
     @property
     def name(self) -> str:

@@ -1,4 +1,8 @@
-"""Seconds that a sum spends in each of its stages."""
+"""Seconds that a sum spends in each of its stages.
+
+The compiled kernel encodes, tags and masks in one pass: where it runs, `masks` is all of that pass, and `encode` only
+what is not masked or has a scale for each element. `encode` + `masks` mean the same either way.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,10 @@ from dataclasses import dataclass
 
 @dataclass
 class Stages:
-    """Seconds spent in each stage of a sum. With overlap they add up to more than the wall time."""
+    """Seconds spent in each stage of a sum. With overlap they add up to more than the wall time.
+
+    Of threads that share a stretch they are the mean.
+    """
 
     encode: float = 0.0
     masks: float = 0.0

@@ -207,11 +207,35 @@ class Codec:
         self.site = site
         self._weights = weights or {}
         self._exponents = exponents or {}
+        self.rounding = rounding
+        """The public rounding stream's key [32], or None for half-to-even."""
         self._rounding = None if rounding is None else Keystream(rounding)
         lanes = TILE_BYTES // 8
         self._float64 = np.empty(lanes, dtype=np.float64)
         self._float32 = self._float64.view(np.float32)
         self._random = np.empty(lanes * 4 + SLACK_BYTES if rounding else 0, dtype=np.uint8)
+
+    def has_exponents(self, tensor: Tensor) -> bool:
+        """Whether each of its elements has a scale of its own."""
+        return tensor.name in self._exponents
+
+    def factor(self, tensor: Tensor) -> float:
+        """w_u/W · 2^s, what values are multiplied by; the power of two is exact. Not for tensors with exponents."""
+        return math.ldexp(self._weights.get(tensor.name, 1.0), tensor.scale)
+
+    def limit(self, tensor: Tensor) -> int:
+        """The largest |X| that `decode` takes: N times the bound of one site."""
+        return lane_bound(tensor.bits, self.sites) * self.sites
+
+    def admits(self, largest: float, tensor: Tensor) -> bool:
+        """Whether `check` takes values of which `largest` is the largest |x|, NaN where one is none.
+
+        Not for tensors with exponents.
+        """
+        bound = lane_bound(tensor.bits, self.sites)
+        if tensor.kind == "int64":
+            return largest <= bound
+        return self._largest_lane(largest * self.factor(tensor)) <= bound
 
     def check(self, values: NDArray[Any], piece: Piece) -> None:
         """Refuse, before anything is sent, what has no place in the ring.
@@ -232,7 +256,7 @@ class Codec:
                     lane = self._largest_lane(float(np.abs(self._elements(tile, piece, at)).max()))
                 else:
                     # Multiplication and rounding are monotonic, so the extremes stand for all.
-                    lane = self._largest_lane(max(float(high), -float(low)) * self._factor(piece.tensor))
+                    lane = self._largest_lane(max(float(high), -float(low)) * self.factor(piece.tensor))
             if lane > bound:
                 self._refuse_too_large(piece.tensor, bound)
 
@@ -244,7 +268,7 @@ class Codec:
             if not _same_memory(values, lanes):
                 np.copyto(signed, values, casting="unsafe")
             return
-        factor = self._factor(tensor)
+        factor = self.factor(tensor)
         # float32 times a power of two is exact, so it gives the bits of the float64 path at twice the speed.
         fast = tensor.kind == "float32" and self._rounding is None and _is_float32_power(factor)
         per_tile = self._float64.size
@@ -273,7 +297,7 @@ class Codec:
         """
         tensor = piece.tensor
         signed = lanes.view(f"<i{tensor.lane_bytes}")
-        limit = lane_bound(tensor.bits, self.sites) * self.sites
+        limit = self.limit(tensor)
         quantum = math.ldexp(1.0, -tensor.scale)
         per_tile = self._float64.size
         # A lane of 32 bits is rounded once on its way to float32; float64 holds it exactly.
@@ -311,10 +335,6 @@ class Codec:
     def _elements(self, tile: NDArray[Any], piece: Piece, at: int) -> NDArray[np.float64]:
         """Lanes before rounding, where each element has a scale of its own."""
         return scaled(tile, self._weights.get(piece.tensor.name, 1.0), self._shift(piece, at, tile.size))
-
-    def _factor(self, tensor: Tensor) -> float:
-        """w_u/W · 2^s; the power of two is exact."""
-        return math.ldexp(self._weights.get(tensor.name, 1.0), tensor.scale)
 
     def _round(self, values: NDArray[np.float64], lane_number: int) -> None:
         """Round in place, half to even or with the public random words of these lanes."""

@@ -79,16 +79,19 @@ class Tagger:
 
     def of(self, window: NDArray[np.uint8], pieces: Sequence[Piece], first: int = 0) -> Tag:
         """The tag of the lanes of `pieces` in a window of the vector's lanes that begins at byte `first`."""
+        return sum((self.of_lanes(piece.lanes_in(window, first), piece) for piece in pieces), Tag())
+
+    def of_lanes(self, lanes: NDArray[Any], piece: Piece) -> Tag:
+        """The tag of the lanes [n] of `piece`."""
         narrow = wide = 0
-        for piece in pieces:
-            lanes = piece.lanes_in(window, first).view(f"<i{piece.tensor.lane_bytes}")
-            for at in range(0, lanes.size, _TILE_LANES):
-                tile = lanes[at : at + _TILE_LANES]
-                words = self._words(piece.lane_number + at, tile.size)
-                if piece.tensor.bits == 64:
-                    wide += self._wide(tile, words)
-                else:
-                    narrow += self._narrow(tile, words)
+        signed = lanes.view(f"<i{piece.tensor.lane_bytes}")
+        for at in range(0, signed.size, _TILE_LANES):
+            tile = signed[at : at + _TILE_LANES]
+            words = self._words(piece.lane_number + at, tile.size)
+            if piece.tensor.bits == 64:
+                wide += self._wide(tile, words)
+            else:
+                narrow += self._narrow(tile, words)
         return Tag(narrow % _NARROW, wide % _WIDE)
 
     def _words(self, lane: int, count: int) -> NDArray[np.int64]:

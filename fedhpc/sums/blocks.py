@@ -2,7 +2,8 @@
 
 Both protocols go through a vector this way. `hide` encodes, tags and masks a stretch just before it is sent; `open`
 unmasks, tags, hashes and decodes it just after its sum has come. A stretch is a chunk in one job and a block over a
-relay. Codec, masks and tagger go through it by tiles of 256 KiB, which fit a core's cache.
+relay. The compiled kernel goes through it once where it runs; else NumPy and AES do, by tiles of 256 KiB, which fit a
+core's cache (secure/one_pass.py). A rank with several cores shares out the blocks of a stretch.
 
 Lanes lie in a window of the stretch's size, never in a second whole vector. Where all lanes are as wide as their values
 (`Layout.in_place`) the window is the memory of the values.
@@ -19,16 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import InternalError
+from fedhpc.federation.cores import ONE, Cores
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
-from fedhpc.secure.masks import Masks
+from fedhpc.secure.one_pass import Run, Worker, workers
 from fedhpc.secure.ring import Codec
 from fedhpc.secure.suite import SHA256, Digest, Suite
-from fedhpc.secure.tag import Tag, Tagger
+from fedhpc.secure.tag import Tag
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 from fedhpc.sums.streams import Streams
-
-Tools = tuple[Codec, Masks | None, Tagger | None]
 
 
 class BlockEngine:
@@ -41,14 +41,16 @@ class BlockEngine:
         codec: Callable[[], Codec],
         stages: Stages | None = None,
         suite: Suite | None = SHA256,
+        cores: Cores = ONE,
     ) -> None:
         """`vector` holds the values of `part`, whole blocks of 2^20 bytes.
 
         `codec` makes a codec for a thread's own use. `stages`: where the seconds of each step are added.
-        `suite`: what the opened sum is hashed with; None: it is not hashed.
+        `suite`: what the opened sum is hashed with; None: it is not hashed. `cores`: over which a stretch of several
+        blocks is shared out.
         """
         self.vector, self.part = vector, part
-        self._codec = codec
+        self._codec, self._cores = codec, cores
         self._stages = Stages() if stages is None else stages
         self._lock = threading.Lock()
         self._encoded: set[tuple[int, int]] = set()  # stretches whose memory holds lanes, no longer values
@@ -77,27 +79,28 @@ class BlockEngine:
         """The masked lanes of bytes low..high, gaps zero, in a window that `open` takes back."""
         shared = self.vector.shared(low, high)
         window = self._lend(low, high) if shared is None else shared
-        pieces = self.vector.layout.pieces(low, high)
-        tag = Tag()
-        with self._hiding.one() as (codec, masks, tagger):
-            begun = time.perf_counter()
-            if (low, high) not in self._encoded:
-                for piece in pieces:
-                    codec.encode(self.vector.of(piece), piece.lanes_in(window, low), piece)
-            encoded = time.perf_counter()
-            if tagger is not None:
-                tag = tagger.of(window, pieces, low)
-            if masks is not None:
-                for piece in pieces:
-                    masks.add(piece.lanes_in(window, low), piece.start)
-            masked = time.perf_counter()
+        encoded = (low, high) in self._encoded
+
+        def share(cut: tuple[int, int]) -> tuple[Tag, float, float]:
+            runs = self._runs(window, low, cut, values=not encoded)
+            with self._hiding.one() as worker:
+                begun = time.perf_counter()
+                worker.encode(runs)
+                between = time.perf_counter()
+                tag = worker.cover(runs)
+            return tag, between - begun, time.perf_counter() - between
+
+        tags, encoding, covering = zip(*self._cores.map(share, self._cuts(low, high)), strict=True)
         with self._lock:
             if shared is not None:
                 self._encoded.add((low, high))
                 self._masked.add((low, high))
-            self.tag = self.tag + tag
-            self._stages.encode += encoded - begun
-            self._stages.masks += masked - encoded
+            self.tag = sum(tags, self.tag)
+            self._stages.encode += sum(encoding) / len(tags)
+            if self._streams:
+                self._stages.masks += sum(covering) / len(tags)
+            else:
+                self._stages.encode += sum(covering) / len(tags)
         return window
 
     def begin_opening(self, streams: Streams, tag_key: bytes | None = None) -> None:
@@ -116,32 +119,40 @@ class BlockEngine:
         lanes = shared if window is None else window
         if lanes is None:
             raise InternalError("lanes of another width than their values lie in a window of their own")
-        pieces = self.vector.layout.pieces(low, high)
-        tag = Tag()
         self._clear_gaps(lanes, low, high)  # those bytes are the relay's
-        with self._opening.one() as (codec, masks, tagger):
-            begun = time.perf_counter()
-            if masks is not None:
-                for piece in pieces:
-                    masks.add(piece.lanes_in(lanes, low), piece.start)
-            if tagger is not None:
-                tag = tagger.of(lanes, pieces, low)
-            if self.hasher is not None:
-                self.hasher.add(low, lanes)
-            hashed = time.perf_counter()
-            for piece in pieces:
-                codec.decode(piece.lanes_in(lanes, low), self.vector.of(piece), piece)
-            decoded = time.perf_counter()
+
+        def share(cut: tuple[int, int]) -> tuple[Tag, float, float]:
+            runs = self._runs(lanes, low, cut)
+            with self._opening.one() as worker:
+                begun = time.perf_counter()
+                tag = worker.uncover(runs)
+                if self.hasher is not None:
+                    self.hasher.add(cut[0], lanes[cut[0] - low : cut[1] - low])
+                hashed = time.perf_counter()
+                worker.decode(runs)
+            return tag, hashed - begun, time.perf_counter() - hashed
+
+        tags, hashing, decoding = zip(*self._cores.map(share, self._cuts(low, high)), strict=True)
         with self._lock:
-            self.tag = self.tag + tag
-            self._stages.digest += hashed - begun
-            self._stages.decode += decoded - hashed
+            self.tag = sum(tags, self.tag)
+            self._stages.digest += sum(hashing) / len(tags)
+            self._stages.decode += sum(decoding) / len(tags)
             if shared is None:
                 self._windows.append(lanes)
 
     def opened_digests(self) -> list[bytes]:
         """The digests of the opened sum's blocks in this part, in order; none where it is not hashed."""
         return [] if self.hasher is None else self.hasher.finish(self.part[1])
+
+    def _cuts(self, low: int, high: int) -> list[tuple[int, int]]:
+        """Bytes low..high in shares of whole blocks, one for each core."""
+        ends = [low, *range((low // TREE_BLOCK_BYTES + 1) * TREE_BLOCK_BYTES, high, TREE_BLOCK_BYTES), high]
+        return [(ends[start], ends[stop]) for start, stop in self._cores.shares(len(ends) - 1)]
+
+    def _runs(self, window: NDArray[np.uint8], first: int, cut: tuple[int, int], *, values: bool = True) -> list[Run]:
+        """What lies in bytes `cut` of the lanes, in a window that begins at byte `first`."""
+        pieces = self.vector.layout.pieces(*cut)
+        return [Run(p, p.lanes_in(window, first), self.vector.of(p) if values else None) for p in pieces]
 
     def _lend(self, low: int, high: int) -> NDArray[np.uint8]:
         """A window for the lanes of bytes low..high, gaps zero; one that was used before has its pages already."""
@@ -157,12 +168,13 @@ class BlockEngine:
 
     def _unmask(self) -> None:
         """Take this site's own masks off again: a new attempt needs the lanes."""
-        masks = Masks([(key, -sign) for key, sign in self._streams])
+        if not self._masked:
+            return
+        worker = workers(self._codec, [(key, -sign) for key, sign in self._streams], None)()
         for low, high in self._masked:
             window = self.vector.shared(low, high)
             assert window is not None
-            for piece in self.vector.layout.pieces(low, high):
-                masks.add(piece.lanes_in(window, low), piece.start)
+            worker.uncover(self._runs(window, low, (low, high), values=False))
         self._masked = set()
 
 
@@ -170,21 +182,17 @@ class _Tools:
     """What a thread needs for a stretch, with scratch memory of its own: lent, not made anew for every stretch."""
 
     def __init__(self, codec: Callable[[], Codec], streams: Streams, tag_key: bytes | None) -> None:
-        self._codec, self._streams, self._tag_key = codec, streams, tag_key
-        self._free: list[Tools] = []
+        self._new = workers(codec, streams, tag_key)
+        self._free: list[Worker] = []
 
     @contextmanager
-    def one(self) -> Iterator[Tools]:
+    def one(self) -> Iterator[Worker]:
         try:
             tools = self._free.pop()  # not after a look whether there are any: another thread may take the last ones
         except IndexError:
             tools = self._new()
         yield tools
         self._free.append(tools)
-
-    def _new(self) -> Tools:
-        masks = Masks(self._streams) if self._streams else None
-        return self._codec(), masks, None if self._tag_key is None else Tagger(self._tag_key)
 
 
 class BlockHasher:

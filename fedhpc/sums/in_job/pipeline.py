@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.federation.cores import ONE, Cores
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector
 from fedhpc.secure.ring import Codec, lanes_of
@@ -37,9 +38,14 @@ Hidden = list[tuple[Chunk, NDArray[np.uint8]]]  # a batch: each chunk and the wi
 class Pipeline:
     """Carries parts of vectors through the exchange. One per rank."""
 
-    def __init__(self, exchange: Exchange, *, chunk_bytes: int = CHUNK_BYTES, overlap: bool = False) -> None:
-        """`chunk_bytes`: a multiple of 16. `overlap`: hide the next chunk in a helper thread."""
-        self._exchange = exchange
+    def __init__(
+        self, exchange: Exchange, *, chunk_bytes: int = CHUNK_BYTES, overlap: bool = False, cores: Cores = ONE
+    ) -> None:
+        """`chunk_bytes`: a multiple of 16. `overlap`: hide the next chunk in a helper thread.
+
+        `cores`: over which each chunk is shared out, beside the one that waits for the wire where there is overlap.
+        """
+        self._exchange, self._cores = exchange, cores
         self._chunk_bytes = chunk_bytes
         self._overlap = overlap
 
@@ -59,7 +65,7 @@ class Pipeline:
         """
         if not own:
             return []
-        engine = BlockEngine(vector, (own[0].start, own[-1].stop), codec, stages, suite)
+        engine = BlockEngine(vector, (own[0].start, own[-1].stop), codec, stages, suite, self._cores)
         engine.begin_hiding(streams)
         engine.begin_opening(())
         chunks = schedule(vector.layout, own, self._chunk_bytes)

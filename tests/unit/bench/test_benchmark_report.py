@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from harness import ROOT
 
+from benchmarks.complaints import SINCE_KERNELS
 from fedhpc.bench.record import KEYS, METRICS, Origin, append_lines, lines_of
 from fedhpc.errors import StorageError
+from fedhpc.kernel.choice import running
 
 Record = dict[str, Any]
 MACHINE = {"processor": "a processor", "cores": 2, "memory_gib": 24, "kernel": "Linux 6"}
@@ -195,6 +197,7 @@ def test_efficiency_medians_and_spread(tmp_path: Path) -> None:
         ["8", "1.8 (1.5 to 2.1)", "0.67"],
     ]
     assert rows(text, "## Records")[0][4:] == [
+        "–",  # older than kernels
         "1.2 (1 to 1.4)",
         "2 (2 to 2)",
         "256",
@@ -257,8 +260,62 @@ def test_rounds_masks_and_reads_have_tables(tmp_path: Path) -> None:
     assert report(folder, "--check").returncode == 0
     text = page(folder)
     assert rows(text, "## Training rounds")[0][5:7] == ["2 (2 to 2)", "2.04 (2.04 to 2.04)"]
-    assert rows(text, "## Masks and encoding alone")[0][4:6] == ["2000", "2000"]
+    shown = rows(text, "## Masks and encoding alone")[0]
+    assert (shown[1], shown[3], shown[6:8]) == ("–", "–", ["2000", "2000"])
     assert rows(text, "## Reading a site's store")[0][3:7] == ["2000", "8", "500", "2"]
+
+
+def of_kernel(name: str, seconds: float = 1.0, **more: Any) -> list[Record]:
+    """What a sum leaves since records name the kernel."""
+    found = records(seconds, kernel=name, cpu_flags=["aes"], suite="sha256", old_commit="", **more)
+    for record in found:
+        record["measured"] |= dict.fromkeys(SINCE_KERNELS["masked sum"], 0.25)
+    return found
+
+
+def test_records_that_name_a_kernel_are_whole(tmp_path: Path) -> None:
+    done = report(store(tmp_path, of_kernel("vaes"), records(sites=8)), "--check", "--expect", "masked sum")
+    assert done.returncode == 0, done.stderr
+    broken = of_kernel("vaes")
+    del broken[1]["measured"]["cpu_real_round_s"], broken[2]["cpu_flags"]
+    broken[3]["kernel"] = "magic"
+    refused(
+        store(tmp_path, broken),
+        "repeat 2: cpu_real_round_s is missing",
+        "repeat 3: kernel and cpu_flags belong together",
+        "repeat 4: there is no kernel 'magic'",
+        "its repeats have different values of kernel",
+    )
+
+
+def test_two_kernels_are_in_no_ratio(tmp_path: Path) -> None:
+    """Nor in one line of mask streams: another kernel makes another line."""
+    sizes = [of_kernel("vaes", 1.0 + sites, sites=sites, params=1000) for sites in (2, 4, 8)]
+    older = [records(9.0 + sites, sites=sites, params=1000) for sites in (2, 4, 8)]
+    text = page(store(tmp_path, *older, *sizes))
+    shown = rows(text, "### Over sites")
+    assert [row[0] for row in shown] == ["masked sum, 1k parameters"] * 3 + [
+        "masked sum, 1k parameters, kernel vaes"
+    ] * 3
+    assert [row[3] for row in shown[::3]] == ["1.00", "1.00"]
+    assert text.count("### 1k parameters\n") == text.count("### 1k parameters, kernel vaes\n") == 1
+
+
+def test_processor_time_is_shown_where_it_was_measured(tmp_path: Path) -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "sum_1M.json").read_text())
+    (tmp_path / "sum_old.json").write_text(json.dumps(result))
+    assert "Processor seconds of all ranks" not in page(tmp_path)
+    seconds = dict.fromkeys(("plain_chunked_s", *SINCE_KERNELS["masked sum"]), 0.25)
+    ratios = {"cpu_real_round_over_plain": 1.5, "cpu_real_round_over_plain_chunked": 2.5}
+    result["result"] |= seconds | ratios | {"kernel": "vaes", "cpu_flags": ["vaes"], "old_commit": "0.1.0"}
+    for repeat in result["result"]["repeats"]:
+        repeat |= seconds
+    (tmp_path / "sum_new.json").write_text(json.dumps(result))
+    text = page(tmp_path).split("Processor seconds of all ranks", 1)[1]
+    (line,) = [line for line in text.split("\n\n")[1].splitlines() if line.startswith("| `")]
+    assert [cell.strip() for cell in line.strip("|").split(" | ")][1:] == [
+        *("vaes", "0.2500", "0.2500", "0.2500", "0.2500", "0.2500", "1.50", "2.50", "0.1.0")
+    ]
 
 
 def test_older_results_are_shown_and_named(tmp_path: Path) -> None:
@@ -320,6 +377,7 @@ def test_one_repeat_that_is_wrong_makes_all_wrong() -> None:
 
 def test_what_measure_stores_is_a_run_for_each_row(tmp_path: Path) -> None:
     times = {"wall_s": 0.5, "cpu_s": 0.4, "peak_bytes": 1 << 26, "verified": True, "encode_s": 0.1, "masks_s": 0.2}
+    times["inspect_s"] = 0.05
     rows_of = [
         Origin("fedhpc bench masks").complete(
             {"params": 10**6, "sites": sites, "ranks": [1], "lane_bits": 32, "repeats": [times] * 5, "versions": {}},
@@ -332,7 +390,9 @@ def test_what_measure_stores_is_a_run_for_each_row(tmp_path: Path) -> None:
     (tmp_path / "masks.json").write_text(json.dumps(whole))
     done = report(tmp_path, "--check", "--expect", "masks and encoding")
     assert (done.returncode, done.stdout) == (0, "2 runs checked, 0 errors, 0 files without records\n")
-    assert [row[1] for row in rows(page(tmp_path), "## Masks and encoding alone")] == ["2", "4"]
+    shown = rows(page(tmp_path), "## Masks and encoding alone")
+    assert [row[2:4] for row in shown] == [["2", "0.05 (0.05 to 0.05)"], ["4", "0.05 (0.05 to 0.05)"]]
+    assert {row[1] for row in shown} == {running().name}
     del rows_of[1]["repeats"]
     (tmp_path / "masks.json").write_text(json.dumps(whole))
     refused(tmp_path, "masks.json: masks and encoding lacks repeats", expect="masks and encoding")

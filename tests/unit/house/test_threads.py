@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from meddling import PATIENCE_S, MeddledDict, MeddledList, MeddledNumber, MeddledSet, Meddler
@@ -25,6 +25,7 @@ from fedhpc.relay.rounds.phase_times import KEPT, PhaseTimes
 from fedhpc.relay.rounds.ready import Ready
 from fedhpc.relay.settings import Roster, read_settings
 from fedhpc.secure.suite import SHA256
+from fedhpc.secure.ring import Codec
 from fedhpc.sums.blocks import _Tools
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.transport.https.retry import Clock
@@ -351,7 +352,7 @@ def test_answers_that_were_waited_for_are_counted() -> None:
 
 def test_two_blocks_are_masked_at_once() -> None:
     """Each thread has tools of its own, also where both find that there is one pair left."""
-    tools = _Tools(lambda: cast(Any, object()), (), bytes(32))
+    tools = _Tools(lambda: Codec(3, "bern"), (), bytes(32))
     with tools.one() as first:
         pass
     free = MeddledList(tools._free)

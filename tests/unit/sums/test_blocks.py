@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,16 +17,20 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_paths import PATHS, hiding_by
 from numpy.typing import NDArray
 from secure_fakes import edges_of, key_of, random_bytes
 
 from fedhpc.errors import InternalError, PolicyError
+from fedhpc.federation.cores import Cores
 from fedhpc.federation.stages import Stages
 from fedhpc.federation.vector import Vector, parts
-from fedhpc.secure.ring import Codec, Layout, Piece, Tensor, lane_bound, scale_for
+from fedhpc.secure.one_pass import Run, Worker, workers
+from fedhpc.secure.ring import Codec, Layout, Tensor, lane_bound, scale_for
 from fedhpc.secure.suite import SHA256
 from fedhpc.secure.tag import Tag
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
+from fedhpc.sums import blocks
 from fedhpc.sums.blocks import BlockEngine, BlockHasher
 from fedhpc.sums.streams import Streams
 
@@ -49,6 +53,15 @@ OTHER_WIDTHS = [
     Tensor("b", "float32", (5,), 40, 64),
     Tensor("own", "float64", (2,), 12),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True, params=PATHS)
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Everything here is true of every way to hide vectors."""
+    with hiding_by(request.param):
+        yield request.param
+
+
 ANY = pytest.mark.parametrize("tensors", [TENSORS, OTHER_WIDTHS], ids=["in place", "other widths"])
 SMALL = [Tensor("w", "float32", (5,), 12), Tensor("n", "int64", (1,)), Tensor("b", "float32", (), 12)]
 Bytes = NDArray[np.uint8]
@@ -148,6 +161,28 @@ def self_masks(sites: Sequence[int], salt: str = "") -> list[tuple[bytes, int]]:
     return [(key_of("self", u, salt), -1) for u in sites]
 
 
+@ANY
+@pytest.mark.parametrize("stretch_bytes", [TREE_BLOCK_BYTES // 2, 3 * TREE_BLOCK_BYTES + 4080, 1 << 30])
+def test_several_cores_make_the_same_of_a_stretch(tensors: list[Tensor], stretch_bytes: int) -> None:
+    layout, found = Layout(tensors), []
+    for count in (1, 2, 5):
+        vector, stages, hidden = vector_of(1, tensors), Stages(), []
+        engine = BlockEngine(vector, (0, layout.nbytes), codec, stages, Cores(count))
+        engine.begin_hiding(streams_of(1), TAG_KEY)
+        cuts = [(at, min(at + stretch_bytes, layout.nbytes)) for at in range(0, layout.nbytes, stretch_bytes)]
+        windows = [(cut, engine.hide(*cut)) for cut in cuts]
+        hidden = [window.tobytes() for _, window in windows]
+        tags = [engine.tag]
+        engine.begin_opening([(key, -sign) for key, sign in streams_of(1)], TAG_KEY)
+        for cut, window in windows:
+            engine.open(*cut, window)
+        tags.append(engine.tag)
+        found.append((b"".join(hidden), tags, engine.opened_digests(), vector.buffer.tobytes()))
+        assert min(stages.masks, stages.digest, stages.decode) > 0
+    assert found[0] == found[1] == found[2]
+    assert found[0][1][0] == found[0][1][1] == tag_by_hand(layout, encoded(1, tensors))
+
+
 def hide_all(engine: BlockEngine, seed: int | None = None) -> Bytes:
     """The masked lanes of the part, hidden in order, or in any order by three threads."""
     blocks = blocks_of(engine.part)
@@ -234,29 +269,33 @@ def test_stochastic_rounding_takes_the_words_of_the_lanes(tensors: list[Tensor])
     assert found != hidden_by_hand(2, streams_of(2), tensors).tobytes()
 
 
-class CountingCodec(Codec):
-    """Counts how often each piece is encoded, over all codecs of a test."""
-
-    seen: dict[int, int]
-
-    def encode(self, values: NDArray[Any], lanes: NDArray[Any], piece: Piece) -> None:
-        self.seen[piece.start] = self.seen.get(piece.start, 0) + 1
-        super().encode(values, lanes, piece)
-
-
-def test_a_failed_attempt_is_taken_back_exactly_and_nothing_is_encoded_twice() -> None:
+def test_a_failed_attempt_is_taken_back_exactly_and_nothing_is_encoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, int] = {}
 
-    def counting() -> Codec:
-        made = CountingCodec(SITES, "bern", FACTORS)
-        made.seen = seen
-        return made
+    def counting(*given: Any) -> Callable[[], Worker]:
+        """Workers that count how often each piece comes with values."""
+        make = workers(*given)
 
+        def new() -> Worker:
+            worker = make()
+            encode = worker.encode
+
+            def count(runs: Sequence[Run]) -> None:
+                for run in runs:
+                    seen[run.piece.start] = seen.get(run.piece.start, 0) + (run.values is not None)
+                encode(runs)
+
+            worker.encode = count  # type: ignore[method-assign]
+            return worker
+
+        return new
+
+    monkeypatch.setattr(blocks, "workers", counting)
     vector = vector_of(1)
-    engine = BlockEngine(vector, (0, vector.layout.nbytes), counting)
-    blocks = blocks_of(engine.part)
+    engine = BlockEngine(vector, (0, vector.layout.nbytes), codec)
+    blocks_ = blocks_of(engine.part)
     engine.begin_hiding(streams_of(1, "first"), key_of("first tag"))
-    for block in blocks[1:3]:  # the attempt ended in the middle of the upload
+    for block in blocks_[1:3]:  # the attempt ended in the middle of the upload
         engine.hide(*block)
     engine.begin_hiding(streams_of(1, "second"), key_of("second tag"))
     hide_all(engine, 1)

@@ -12,16 +12,22 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation_fakes import WAIT_S, agreement_of, party_of
+from kernel_paths import PATHS, hiding_by
 from numpy.typing import NDArray
 from secure_fakes import key_of
 
 from fedhpc.errors import ConfigError, DataError, FedhpcError
+from fedhpc.federation.cores import Cores
 from fedhpc.federation.scales import PUBLIC
 from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
+from fedhpc.secure.keys import AttemptKey
 from fedhpc.secure.ledger import LedgerEntry
+from fedhpc.secure.pairwise import PairwiseAttempt
+from fedhpc.secure.proposal import Proposal
 from fedhpc.secure.ring import Tensor
 from fedhpc.secure.suite import SHA256, suite_named
+from fedhpc.sums.in_job import masked_sum
 from fedhpc.sums.in_job.masked_sum import MpiSums
 from fedhpc.sums.in_job.peers import JobPeers, JobRecovery
 from fedhpc.sums.in_job.pipeline import Pipeline
@@ -49,15 +55,17 @@ class Seat:
 
     name, sites = "table", SITES
 
-    def __init__(self, table: Table, number: int, noted: list[str]) -> None:
-        self._table, self._number, self._noted = table, number, noted
+    def __init__(self, table: Table, number: int, noted: list[str], sent: list[bytes]) -> None:
+        self._table, self._number, self._noted, self._sent = table, number, noted, sent
 
     def gather(self, message: bytes) -> list[bytes]:
         self._noted.append("message")
+        self._sent.append(message)
         return self._table.all_of(self._number, message)
 
     def add(self, lanes: NDArray[Any], owners: tuple[int, ...]) -> None:
         self._noted.append("lanes")
+        self._sent.append(lanes.tobytes())
         lanes[:] = sum(self._table.all_of(self._number, lanes.copy()))
 
     def leave(self, *, refused: bool = False) -> None:
@@ -74,11 +82,13 @@ class Job:
     def __init__(self, **secure: Any) -> None:
         self._agreement, self._table = agreement_of(SITES, secure=secure), Table()
         self.noted: dict[int, list[str]] = {u: [] for u in range(1, SITES + 1)}
+        self.sent: dict[int, list[bytes]] = {u: [] for u in self.noted}
+        self.cores = Cores()
 
     def session(self, number: int) -> Session:
         noted = self.noted[number]
         identity = Ed25519PrivateKey.from_private_bytes(key_of("identity", number))
-        party = replace(party_of(self._agreement, number), identity=identity)
+        party = replace(party_of(self._agreement, number), identity=identity, cores=self.cores)
         assert party.journal is not None
         admit: Callable[[LedgerEntry], None] = party.journal.admit
 
@@ -87,8 +97,9 @@ class Job:
             admit(entry)
 
         party.journal.admit = note  # type: ignore[method-assign]
-        exchange = Seat(self._table, number, noted)
-        sums = MpiSums(party, exchange, Pipeline(exchange), rails=[1] * SITES, attempt=1)
+        exchange = Seat(self._table, number, noted, self.sent[number])
+        pipeline = Pipeline(exchange, cores=self.cores)
+        sums = MpiSums(party, exchange, pipeline, rails=[1] * SITES, attempt=1)
         return Session(party, sums, JobPeers(party, exchange), JobRecovery(party, exchange))
 
     def run(self, work: Work) -> dict[int, BaseException | None]:
@@ -122,6 +133,48 @@ def test_the_ledger_has_the_sum_before_anything_leaves_the_site(training: bool) 
     assert job.run(work) == dict.fromkeys(job.noted)
     for noted in job.noted.values():
         assert noted == ["ledger", "message", "message", "lanes", "message"]
+
+
+def with_fixed_keys(proposal: Proposal, number: int, *more: Any, **how: Any) -> PairwiseAttempt:
+    """Ephemeral keys that are the same in each job, so that its bytes can be compared with another's."""
+    fresh = (AttemptKey(key_of("chan", number)), AttemptKey(key_of("mask", number)))
+    return PairwiseAttempt(proposal, number, *more, **how, fresh=fresh)
+
+
+def bytes_of_a_job(path: str, cores: int, rounding: str) -> tuple[dict[int, list[bytes]], list[bytes]]:
+    """(what each site sent, each site's model) of a statistic and a training sum, hidden by this path."""
+    job = Job(rounding=rounding)
+    job.cores = Cores(cores)
+    tensors = [
+        Tensor("w", "float32", (600_001,), 12),
+        Tensor("n", "int64", (3,)),
+        Tensor("b", "float64", (70_001,), 20),
+    ]
+    models: dict[int, bytes] = {}
+
+    def work(session: Session, number: int) -> None:
+        for plan in (session.statistic("x"), session.training(session.state, {"w": 0.3, "b": 0.3}, PUBLIC)):
+            mine = Vector(session.layout(tensors))
+            draw = np.random.default_rng(number)
+            mine.fill({t.name: draw.uniform(-8, 8, t.shape).astype(t.kind) for t in tensors})
+            session.settle(session.open(mine, plan), session.tensors_tree)
+            models[number] = mine.buffer.tobytes()
+
+    with hiding_by(path):
+        assert job.run(work) == dict.fromkeys(job.noted)
+    return job.sent, [models[u] for u in sorted(models)]
+
+
+@pytest.mark.parametrize("rounding", ["half-even", "stochastic"])
+def test_every_path_and_number_of_cores_sends_the_same_bytes(monkeypatch: pytest.MonkeyPatch, rounding: str) -> None:
+    """Keys, signatures, masked lanes, and the results that are compared."""
+    monkeypatch.setattr(masked_sum, "PairwiseAttempt", with_fixed_keys)
+    sent, models = bytes_of_a_job(PATHS[0], 1, rounding)
+    assert len(models[0]) > 2 << 20
+    assert len(set(models)) == 1
+    assert len({b"".join(each) for each in sent.values()}) == SITES
+    for path, cores in [(PATHS[0], 3), *((path, cores) for path in PATHS[1:] for cores in (1, 3))]:
+        assert bytes_of_a_job(path, cores, rounding) == (sent, models)
 
 
 @pytest.mark.parametrize("mode", ["pairwise", "off"])
