@@ -24,8 +24,8 @@ from fedhpc.relay.rounds.one_round import Round
 from fedhpc.relay.rounds.phase_times import KEPT, PhaseTimes
 from fedhpc.relay.rounds.ready import Ready
 from fedhpc.relay.settings import Roster, read_settings
-from fedhpc.secure.suite import SHA256
 from fedhpc.secure.ring import Codec
+from fedhpc.secure.suite import SHA256
 from fedhpc.sums.blocks import _Tools
 from fedhpc.sums.over_relay.exchange import RelayExchange
 from fedhpc.transport.https.retry import Clock
