@@ -74,7 +74,7 @@ def startup(entry: dict[str, Any]) -> list[str]:
             f"**{r['start_to_first_step_s']:.2f} s**; importing torch took {r['import_torch_s']:.2f} s.",
         ]
     lines += [
-        f"`{entry['command']}`: {r['ranks']} ranks of the heart federation, {r['repeats']} starts of each backend in turn.",
+        f"`{entry['command']}`: {r['ranks']} ranks of the heart federation, {r['repeats']} starts of each in turn.",
         "From the first rank's process to the last rank's first local step, imports, MPI's start and standardisation",
         "included; processor time of all ranks.",
         *table("backend", "wall s, median", "wall s, least", "cpu s, median", "cpu s, least"),
