@@ -165,7 +165,7 @@ def bytes_of_a_job(path: str, cores: int, rounding: str) -> tuple[dict[int, list
     return job.sent, [models[u] for u in sorted(models)]
 
 
-@pytest.mark.parametrize("rounding", ["half-even", "stochastic"])
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_every_path_and_number_of_cores_sends_the_same_bytes(monkeypatch: pytest.MonkeyPatch, rounding: str) -> None:
     """Keys, signatures, masked lanes, and the results that are compared."""
     monkeypatch.setattr(masked_sum, "PairwiseAttempt", with_fixed_keys)
