@@ -13,7 +13,7 @@ from fedhpc.kernel.extension import load
 from fedhpc.secure import one_pass
 
 _extension = load()
-PATHS: tuple[str, ...] = (PYTHON, *([] if _extension is None else _extension.paths()))
+PATHS: tuple[str, ...] = (PYTHON, *([] if _extension is None else _extension.PATHS.split()))
 
 
 @contextmanager
