@@ -14,7 +14,6 @@ skips one. Then, at a checkpoint, and after MAX_SUMS sums, new keys are agreed o
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -64,6 +63,7 @@ class Ratchet:
         self._t2 = t2
         self._chains = {member.number: bytearray(chains[member.number]) for member in self._others}
         self._macs: dict[int, bytes] = {}  # MAC keys of the sum that is begun
+        self._covered = b""  # what its MACs cover besides their name and the two sites
         self._stage = _Stage.IDLE
         self.index = 1
         """i of the next sum, or of the one that is begun and whose masks are not handed out."""
@@ -180,15 +180,15 @@ class Ratchet:
 
     def _begin(self, m0: bytes) -> None:
         self.head = hash_parts(labels.HASH_SUM, self.head, u64(self.index), m0)
+        self._covered = u64(self.index) + self.head + self._last
         self._macs = {u: self._derive(self._t2, chain, labels.KEY_MAC, u) for u, chain in self._chains.items()}
 
     def _derive(self, salt: bytes, chain: bytearray, name: bytes, other: int) -> bytes:
-        low, high = sorted((self._me, other))
-        return derive(salt, bytes(chain), name, low, high)
+        return derive(salt, bytes(chain), name, min(self._me, other), max(self._me, other))
 
     def _mac(self, name: bytes, sender: int, to: int) -> bytes:
-        said = labels.PROTOCOL + b"\0" + name + b"\0" + u16(sender) + u16(to) + u64(self.index) + self.head + self._last
-        return hmac.digest(self._macs[to if sender == self._me else sender], said, hashlib.sha256)
+        said = labels.PROTOCOL + b"\0" + name + b"\0" + u16(sender) + u16(to) + self._covered
+        return hmac.digest(self._macs[to if sender == self._me else sender], said, "sha256")
 
     def _said(self, name: bytes) -> bytes:
         return b"".join(self._mac(name, self._me, member.number) for member in self._others)
