@@ -66,13 +66,16 @@ class Session:
     def close(self) -> None:
         """Leave the federation: the leaders meet once more, and no sum is possible afterwards. Safe to call twice.
 
-        A site that sums while another one leaves gets a PeersError instead of waiting forever.
+        A site that sums while another one leaves gets a PeersError instead of waiting forever. In one job the sites
+        sign what they hold; PolicyError names one that holds something else.
         """
-        if not self._closed and self.party.leads:
-            self.sums.leave()
-            self.recovery.leave()
-            self.peers.leave(refused=self._refused)
-        self._release()
+        try:
+            if not self._closed and self.party.leads:
+                self.sums.leave()
+                self.recovery.leave()
+                self.peers.leave(refused=self._refused)
+        finally:
+            self._release()
 
     def _release(self) -> None:
         self._closed = True

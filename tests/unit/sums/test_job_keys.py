@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from job_fakes import SITES, Carrier, Job, told, vector
 
-from fedhpc.errors import DataError, FedhpcError, PolicyError
+from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
 from fedhpc.federation.scales import PUBLIC
 from fedhpc.federation.session import Session
 from fedhpc.secure import ratchet
@@ -281,7 +281,12 @@ def test_the_end_is_signed(honest: bool) -> None:
         assert keys is not None
         # The carrier lets all believe that they agree.
         keys.settled(session.state, tree(b"other") if number == 3 and not honest else opened.sum_tree)
-        session.close()
+        try:
+            session.close()
+        finally:
+            assert keys.last_word() == b""
+            with pytest.raises(ConfigError, match="closed"):
+                session.statistic("another")
 
     job = Job()
     errors = job.run(work)
