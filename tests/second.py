@@ -217,6 +217,35 @@ def read_set(value: Any, sites: int) -> list[int]:
     return value
 
 
+# --- sums in one job
+
+
+def result_hash(body: Any) -> bytes:
+    return h("M6", canon(body))
+
+
+def mac(key: bytes, name: str, sender: int, to: int, i: int, head: bytes, before: bytes) -> bytes:
+    """Of site `sender` for site `to` in sum i; `before`: the hash of its M6 of sum i − 1, zeros for the first."""
+    said = PREFIX + name.encode() + b"\x00" + u16(sender) + u16(to) + u64(i) + head + before
+    return hmac.digest(key, said, "sha256")
+
+
+class Chain:
+    """What two sites of a job share, from ck_1 on."""
+
+    def __init__(self, t2: bytes, ck: bytes, low: int, high: int) -> None:
+        self.t2, self.ck, self.pair = t2, ck, (low, high)
+
+    def mac_key(self) -> bytes:
+        return kdf(self.t2, self.ck, "mac", *self.pair)
+
+    def edge(self, head: bytes) -> bytes:
+        """The edge key of this sum; the chain is that of the next one then."""
+        key = kdf(head, self.ck, "edge", *self.pair)
+        self.ck = kdf(head, self.ck, "next", *self.pair)
+        return key
+
+
 # --- numbers
 
 

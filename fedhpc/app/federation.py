@@ -85,8 +85,8 @@ class Federation:
         """Drop what is kept to repeat the sums so far. Call it after your script has saved what it needs of them.
 
         Over a relay a script that is killed gets all finished sums again until then, from the site's disk; afterwards
-        it must start from what it saved. Every rank of every site calls it after the same sum. Over mpi it does
-        nothing.
+        it must start from what it saved. Every rank of every site calls it after the same sum. Over mpi nothing is
+        kept: the sites sign what they hold, and the next sum makes new keys.
         """
         self.session.forget()
 

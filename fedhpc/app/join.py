@@ -181,7 +181,7 @@ def _join_job(world: World, place: Place, mine: SiteFile, chunk_bytes: int, core
     pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=overlap, cores=left)
     attempt = mpi_world.attempt_number(world.group)
     sums = MpiSums(party, exchange, pipeline, rails=place.rails.counts, attempt=attempt)
-    session = Session(party, sums, JobPeers(party, exchange), JobRecovery(party, exchange))
+    session = Session(party, sums, JobPeers(party, exchange, sums), JobRecovery(party, exchange))
     session.round_ = _last_round(place, party.journal)
     return session
 

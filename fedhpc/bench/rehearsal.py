@@ -113,7 +113,7 @@ class Stage:
         pipeline = Pipeline(exchange, chunk_bytes=chunk_bytes, overlap=ahead, cores=cores)
         attempt = mpi_world.attempt_number(self.world.group)
         sums = MpiSums(party, exchange, pipeline, rails=self.place.rails.counts, attempt=attempt)
-        return Session(party, sums, JobPeers(party, exchange), JobRecovery(party, exchange))
+        return Session(party, sums, JobPeers(party, exchange, sums), JobRecovery(party, exchange))
 
 
 def set_stage(ranks: Sequence[int], rails: int | str = "auto", world: World | None = None) -> Stage:

@@ -43,6 +43,8 @@ class Checkpoint:
     blind: bytes = field(default=bytes(32), repr=False)  # of the state [32]; empty: written before there was one
     pending: Tensors = field(default_factory=dict)  # what this site measured in the round, which is summed afterwards
     whole: bool = False  # all sites were in the round's sum, so that `pending` is summed
+    exchange: str = ""  # over which it was summed
+    signed: tuple[bytes, ...] = ()  # within one job: M6 of every site over this state (secure/signed_state.py)
     # The trainer's private state that is cut as the model, by kind (exp_avg, …): gives what this rank holds of it, by
     # tensor. Every rank of the site calls each in turn, since ranks may have to exchange it.
     parts: Mapping[str, Callable[[], Tensors]] = field(default_factory=dict)

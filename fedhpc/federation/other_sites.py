@@ -41,6 +41,14 @@ class Summing(Protocol):
         """
         ...
 
+    def sign_state(self, state: bytes) -> tuple[bytes, ...]:
+        """Before `state` [32] is made durable: M6 over it of every site, in roster order. Leaders only.
+
+        Empty where no sum led to it, or where the sites have signed it elsewhere. PolicyError names a site whose result
+        differs; the caller must not store the state then.
+        """
+        return ()
+
     def covered(self, sums: int, *, given: bool = True) -> None:
         """Everything up to sum `sums` is durable elsewhere: erase what served to repeat it. Leaders only.
 

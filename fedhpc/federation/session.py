@@ -66,13 +66,16 @@ class Session:
     def close(self) -> None:
         """Leave the federation: the leaders meet once more, and no sum is possible afterwards. Safe to call twice.
 
-        A site that sums while another one leaves gets a PeersError instead of waiting forever.
+        A site that sums while another one leaves gets a PeersError instead of waiting forever. In one job the sites
+        sign what they hold; PolicyError names one that holds something else.
         """
-        if not self._closed and self.party.leads:
-            self.sums.leave()
-            self.recovery.leave()
-            self.peers.leave(refused=self._refused)
-        self._release()
+        try:
+            if not self._closed and self.party.leads:
+                self.sums.leave()
+                self.recovery.leave()
+                self.peers.leave(refused=self._refused)
+        finally:
+            self._release()
 
     def _release(self) -> None:
         self._closed = True
@@ -120,10 +123,21 @@ class Session:
         return self.party.leads
 
     def forget(self) -> None:
-        """Every rank of the site has saved what it needs of the sums so far: drop what is kept to repeat them."""
+        """Every rank of the site has saved what it needs of the sums so far: drop what is kept to repeat them.
+
+        Within one job of all sites they sign first what they hold; PolicyError if one holds something else.
+        """
         self._refuse_closed()
+        self.sign_state()
         self.party.site.barrier()
         self.covered()
+
+    def sign_state(self) -> tuple[bytes, ...]:
+        """What all sites signed of the present state, for a checkpoint of it. Every rank may call; the leader acts.
+
+        See Summing.
+        """
+        return self.sums.sign_state(self.state) if self.party.leads else ()
 
     def covered(self, *, given: bool = True) -> None:
         """Everything up to the newest sum is durable elsewhere. Every rank may call; the leader acts. See Summing."""

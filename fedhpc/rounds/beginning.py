@@ -15,6 +15,7 @@ from fedhpc.rounds.interfaces import Outbox, Reporter, Trainer
 from fedhpc.rounds.progress import Progress
 from fedhpc.rounds.start_sum import Taken, refuse_other_model, take_over
 from fedhpc.rounds.update import Transform, held_in
+from fedhpc.secure.signed_state import refuse_unsigned
 
 OLD_RUN_HINT = (
     "`fedhpc site ledger adopt RUN` keeps what this site has summed, and `fedhpc federation next --from-model` begins "
@@ -120,6 +121,8 @@ class Beginning:
         model = progress.model
         model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_, checkpoint.blind)
         session.round_ = model.reached = checkpoint.sums
+        if session.leads:
+            _refuse_unsigned(session, checkpoint)
         if not self._outbox.holds(model.state):  # what is kept there has a newer state of the trainer
             self._trainer.restore(checkpoint.private)
             self._trainer.restore_parts(checkpoint.parts)
@@ -160,6 +163,22 @@ def _refuse_without_blind(checkpoint: Checkpoint) -> None:
             "the run directory is of fedhpc 0.1.0 (fedhpc-secagg/1): its model's hash could be guessed by the relay",
             OLD_RUN_HINT,
         )
+
+
+def _refuse_unsigned(session: Session, checkpoint: Checkpoint) -> None:
+    """PolicyError for a state that was summed in one job of all sites and that not all of them signed.
+
+    Over a relay τ of them did, and their messages lie beside the checkpoints.
+    """
+    party = session.party
+    if party.masked and checkpoint.sums and checkpoint.exchange == "mpi":
+        try:
+            refuse_unsigned(checkpoint.signed, party.members, session.state)
+        except PolicyError as error:
+            raise PolicyError(
+                f"the checkpoint of site {party.name} of round {checkpoint.round_} is not proven: {error.what}",
+                "remove it, so that all sites go on from an older one; the ledger lets the same rounds repeat",
+            ) from None
 
 
 def _require_ledger(session: Session, checkpoint: Checkpoint) -> None:

@@ -29,6 +29,7 @@ class Progress:
         session, model = self._session, self.model
         private, parts = self._trainer.private_in_parts()
         journal = session.party.journal
+        signed = session.sign_state()  # what is not proven is not kept
         self._store.save(
             Checkpoint(
                 round_=model.rounds,
@@ -43,6 +44,8 @@ class Progress:
                 whole=measured is not None,
                 blind=model.blind,
                 held=None if model.held.replicated else model.held,
+                exchange=session.sums.name,
+                signed=signed,
             )
         )
         session.covered(given=model.reached > 0)

@@ -20,10 +20,15 @@ HASH_ENROL = b"enrol"
 HASH_SALT = b"salt"
 HASH_LAYOUT_KEY = b"layout-key"
 HASH_LARGEST = b"largest"
+HASH_SUM = b"sum"
+HASH_RESULT = b"M6"
 
 # Names of derived keys: KDF(salt, ikm, name, i, j)
 KEY_EDGE = b"edge"
 KEY_CHAN = b"chan"
+KEY_CHAIN = b"chain"
+KEY_NEXT = b"next"
+KEY_MAC = b"mac"
 KEY_SELF = b"self"
 KEY_TAG = b"tag"
 KEY_TAG_MASK = b"tagmask"
@@ -41,6 +46,10 @@ KEY_LARGEST = b"largest"
 KEY_ATTEMPT_FILE = b"attempt-file"
 KEY_ENROL_ACCESS = b"enrol-access"
 KEY_ENROL_PROOF = b"enrol-proof"
+
+# Names of MACs between two sites of a job
+MAC_PROPOSAL = b"proposal"
+MAC_READY = b"ready"
 
 # Names of signed messages
 SIGN_CONFIG = "CONFIG"

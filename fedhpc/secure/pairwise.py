@@ -1,13 +1,13 @@
-"""One attempt of the `mpi` exchange, without I/O: keys, the signed transcript, the masks (docs/protocol.md section 7).
+"""The key agreement of one MPI job, without I/O: keys and the signed transcript (docs/protocol.md section 7).
 
 The masks are the pairwise ones of Bonawitz et al. (2017). All sites are in one MPI job, so the set is the whole cohort,
-nobody can be lost within the attempt, and no self mask, tag or recovery is needed. The leaders exchange two messages
-before the sum and one after it:
+nobody can be lost within the attempt, and no self mask, tag or recovery is needed. Before the first of many sums the
+leaders exchange two messages; ratchet.py takes the keys of each sum from what they agree on:
 
-    propose -> M1 (fresh X25519 keys) of every site -> signature over T2 of every site -> masks -> … -> M6 of every site
+    propose -> M1 (fresh X25519 keys) of every site -> signature over T2 of every site -> chains
 
-M1 carries no signature of its own here: the signature over T2, which hashes M0 and every M1, covers it, and no mask is
-made before all of those were checked.
+M1 carries no signature of its own here: the signature over T2, which hashes M0 and every M1, covers it, and no key is
+derived before all of those were checked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from fedhpc.errors import InternalError, PolicyError
 from fedhpc.secure import labels, transcript_chain
 from fedhpc.secure.keys import AttemptKey, derive
 from fedhpc.secure.proposal import Proposal
-from fedhpc.secure.thresholds import neighbours
 from fedhpc.secure.transcript import canon, open_message, parse_canon, sign_message
 
 _HEX_KEY = re.compile(r"[0-9a-f]{64}")
@@ -40,7 +39,7 @@ class Member:
 
 
 class PairwiseAttempt:
-    """One site's side of one attempt. Order: keys, agreed, receive_keys, receive_signatures, edges."""
+    """One site's side of one agreement. Order: keys, agreed, receive_keys, receive_signatures, chains."""
 
     def __init__(
         self,
@@ -49,14 +48,12 @@ class PairwiseAttempt:
         identity: Ed25519PrivateKey,
         roster: Sequence[Member],
         *,
-        degree: int = 0,
         fresh: tuple[AttemptKey, AttemptKey] | None = None,
     ) -> None:
         """`me`: this site's number, 1..N. `fresh`: (chan, mask) key pairs, given only by test vectors."""
         self._me = me
         self._identity = identity
         self._roster = roster
-        self._degree = degree
         self.proposal = proposal.to_bytes()
         self._t0 = transcript_chain.t0(self.proposal)
         self._chan, self._mask = fresh or (AttemptKey(), AttemptKey())
@@ -101,43 +98,21 @@ class PairwiseAttempt:
                     raise PolicyError(f"site {member.name} signed an unknown body")
         self._signed = True
 
-    def edges(self) -> list[tuple[bytes, int]]:
-        """(mask key [32], sign) for every site this one shares a mask with: + towards the higher number.
+    def chains(self) -> dict[int, bytes]:
+        """ck_1 [32] of every other site, by number.
 
         Raises InternalError before `receive_signatures` has checked every site.
         """
         if not self._signed:
             raise InternalError("mask keys were asked for before every signature was checked")
-        found = []
-        for place in neighbours(self._me - 1, len(self._roster), self._degree):
-            other = self._roster[place]
-            secret = self._mask.shared(self._masks_of[place], other.name)
-            low, high = sorted((self._me, other.number))
-            key = derive(self.t2, secret, labels.KEY_EDGE, low, high)
-            found.append((key, 1 if other.number > self._me else -1))
-        return found
-
-    def result(self, state: bytes, sum_tree: bytes) -> bytes:
-        """This site's signed M6: the next state and Tree(X)."""
-        body = self._result_body(state, sum_tree)
-        return sign_message(self._identity, labels.SIGN_RESULT, self._me, self.t2, body)
-
-    def receive_results(self, messages: Sequence[bytes], state: bytes, sum_tree: bytes) -> None:
-        """Every site's M6. Raises PolicyError that names a site whose result differs."""
-        expected = self._result_body(state, sum_tree)
-        for member, message in zip(self._roster, messages, strict=True):
-            if member.number == self._me:
-                continue
-            body = open_message(message, labels.SIGN_RESULT, member.number, self.t2, member.sign, member.name)
-            if body != expected:
-                field = "sum" if isinstance(body, dict) and body.get("sum") != expected["sum"] else "state"
-                raise PolicyError(
-                    f"site {member.name} has another {field} after this round",
-                    "its memory, NumPy or configuration differs; the round is not applied",
+        found = {}
+        for other, public in zip(self._roster, self._masks_of, strict=True):
+            if other.number != self._me:
+                low, high = sorted((self._me, other.number))
+                found[other.number] = derive(
+                    self.t2, self._mask.shared(public, other.name), labels.KEY_CHAIN, low, high
                 )
-
-    def _result_body(self, state: bytes, sum_tree: bytes) -> dict[str, Any]:
-        return {"state": state.hex(), "sum": sum_tree.hex(), "u3": [m.number for m in self._roster]}
+        return found
 
 
 def refuse_difference(mine: bytes, proposals: Sequence[bytes], roster: Sequence[Member]) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fedhpc.data import hdf5
 from fedhpc.errors import DataError, InternalError, StorageError
+from fedhpc.federation.checkpoint import Checkpoint
 
 LARGEST_JSON = 64 << 20
 DAMAGED_HINT = "an older checkpoint is used if there is one; remove this file"
@@ -92,6 +93,19 @@ def read_arrays(path: Path, versions: Sequence[int], groups: Sequence[str], *, k
         raise damaged(path, error) from None
     finally:
         file.close()
+
+
+def signed_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What all sites of a job signed of a checkpoint's state, as facts of its file."""
+    return {"exchange": checkpoint.exchange, "signed": [message.decode("ascii") for message in checkpoint.signed]}
+
+
+def read_signed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Checkpoint that `signed_facts` was given. Raises ValueError or TypeError for other forms."""
+    exchange, signed = facts.get("exchange", ""), facts.get("signed", [])
+    if type(exchange) is not str or type(signed) is not list:
+        raise ValueError("what the sites signed has another form")
+    return {"exchange": exchange, "signed": tuple(bytes(message, "ascii") for message in signed)}
 
 
 def damaged(path: Path, error: Exception) -> DataError:

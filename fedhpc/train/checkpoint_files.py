@@ -28,7 +28,7 @@ from fedhpc.federation.ranges import Held, forms_of
 from fedhpc.federation.state_tensors import TOTAL_WEIGHT, model_name
 from fedhpc.files import private_folder, sync_folder
 from fedhpc.mpi.together import together
-from fedhpc.train.checkpoint_arrays import damaged, read_arrays, write_arrays
+from fedhpc.train.checkpoint_arrays import damaged, read_arrays, read_signed, signed_facts, write_arrays
 from fedhpc.train.checkpoint_folder import FolderState, StoredFolder, remove_folder, write_folder
 
 SCHEMA_VERSION = 2
@@ -217,6 +217,7 @@ def _write_file(path: Path, checkpoint: Checkpoint) -> None:
         "ledger": checkpoint.ledger.hex(),
         "whole": checkpoint.whole,
         "blind": checkpoint.blind.hex(),
+        **signed_facts(checkpoint),
     }
     write_arrays(path, SCHEMA_VERSION, facts, {group: getattr(checkpoint, group) for group in _GROUPS})
 
@@ -233,6 +234,7 @@ def _read_file(path: Path) -> Checkpoint:
             ledger=bytes.fromhex(facts["ledger"]),
             whole=facts.get("whole") is True,
             blind=bytes.fromhex(facts["blind"]) if stored.version == SCHEMA_VERSION else b"",
+            **read_signed(facts),
             **cast(Any, stored.groups),
         )
     except hdf5.DAMAGE as error:

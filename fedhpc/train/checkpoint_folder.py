@@ -38,7 +38,7 @@ from fedhpc.federation.state_tensors import TOTAL_WEIGHT, model_name, state_arra
 from fedhpc.files import private_folder, sync_folder, write_whole
 from fedhpc.mpi.collectives import Group, SerialGroup
 from fedhpc.mpi.together import together
-from fedhpc.train.checkpoint_arrays import DAMAGED_HINT, damaged, read_arrays, write_arrays
+from fedhpc.train.checkpoint_arrays import DAMAGED_HINT, damaged, read_arrays, read_signed, signed_facts, write_arrays
 from fedhpc.train.rank_files import KIND, NAME, SCHEMA_VERSION, RankFiles, rank_file, write_rank
 
 _PRIVATE = "private.h5"
@@ -105,6 +105,7 @@ def _facts(checkpoint: Checkpoint, held: Held, outer: Sequence[str]) -> dict[str
         "ledger": checkpoint.ledger.hex(),
         "whole": checkpoint.whole,
         "blind": checkpoint.blind.hex(),
+        **signed_facts(checkpoint),
         "total_weight": None if total is None else float(total[0]).hex(),
         "tensors": [[name, form.dtype.name, list(form.shape)] for name, form in held.forms.items()],
         "outer": list(outer),
@@ -179,6 +180,7 @@ class StoredFolder:
             self.round_, self.sums = int(facts["round"]), int(facts["sums"])
             self.config, self.ledger = bytes.fromhex(facts["config"]), bytes.fromhex(facts["ledger"])
             self.blind, self.whole = bytes.fromhex(facts["blind"]), facts["whole"] is True
+            self._signed = read_signed(facts)
             weight = facts["total_weight"]
             self.total_weight = None if weight is None else float.fromhex(weight)
             self.forms: Forms = {n: Form(_float(kind), _shape(shape)) for n, kind, shape in facts["tensors"]}
@@ -242,6 +244,7 @@ class StoredFolder:
             pending=self.pending,
             whole=self.whole,
             parts={kind: partial(self._part, held, kind) for kind in self._parts},
+            **self._signed,
         )
 
     def _part(self, held: Held, kind: str) -> Tensors:

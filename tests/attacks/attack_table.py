@@ -294,6 +294,8 @@ ATTACKS = (*RELAY, *SITE)
 
 _LOST = "faults/test_relayed_lost_folder.py::"
 
+_RATCHET = "unit/secure/test_secure_ratchet.py::"
+
 ELSEWHERE = (
     Elsewhere("3", "a late vector is hidden by its self mask alone",
               "faults/test_attacks_over_tls.py::test_a_late_vector_is_hidden_by_its_self_mask_alone"),
@@ -372,6 +374,26 @@ ELSEWHERE = (
     Elsewhere("14", "nothing private is in what the relay holds",
               "unit/secure/test_protocol_machine.py::test_nothing_private_is_in_what_the_relay_holds"),
     Elsewhere("14", "two sites, and settings that are not safe", "unit/secure/test_secure_thresholds.py::"),
+    Elsewhere("5", "in one job: MACs of an earlier sum, whatever its proposal",
+              _RATCHET + "test_macs_replayed_from_an_earlier_sum"),
+    Elsewhere("5", "… of another key agreement", _RATCHET + "test_macs_replayed_from_another_agreement"),
+    Elsewhere("5", "… a rank that starts again with the old index",
+              _RATCHET + "test_a_site_that_starts_again_has_no_key_of_the_others"),
+    Elsewhere("7", "… the MAC of another site, one's own sent back, one meant for another",
+              _RATCHET + "test_the_mac_of_another_site"),
+    Elsewhere("4", "… another proposal under a forged hash",
+              _RATCHET + "test_another_proposal_has_another_head_and_no_mac_holds"),
+    Elsewhere("13", "… M6 of the sum before altered on its way: nothing is masked",
+              "unit/sums/test_job_keys.py::"
+              "test_a_result_that_was_altered_on_its_way_is_found_before_the_next_sum_is_masked"),
+    Elsewhere("9", "… more sums than one agreement is for", _RATCHET + "test_a_key_agreement_ends_after_its_sums"),
+    Elsewhere("7", "… a MAC altered for one site: all refuse the sum, new keys follow",
+              "unit/sums/test_job_keys.py::"
+              "test_a_mac_or_signature_that_does_not_hold_refuses_the_sum_at_all_sites"),
+    Elsewhere("6", "… a process image that is put back: the ledger refuses another vector", _RATCHET +
+              "test_a_process_image_that_is_put_back_repeats_keys_and_the_ledger_refuses_another_vector"),
+    Elsewhere("7", "… a checkpoint that not all sites signed",
+              _RATCHET + "test_a_kept_state_needs_all_signatures_over_one_head"),
     Elsewhere("15", "differential privacy, its ledger and seeds", "not built"),
     Elsewhere("15", "attestation reports", "not built"),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedhpc.secure.keys import AttemptKey
 from fedhpc.secure.pairwise import Member, PairwiseAttempt
 from fedhpc.secure.proposal import Proposal, one_base
+from fedhpc.secure.ratchet import Ratchet
 from fedhpc.secure.ring import Layout, Tensor
 
 
@@ -54,9 +56,8 @@ class Sites:
         fresh = None
         if self.fixed:
             fresh = (AttemptKey(key_of("chan", u, self.salt)), AttemptKey(key_of("mask", u, self.salt)))
-        return PairwiseAttempt(
-            proposal or proposal_of(self.count), u, self.identities[u - 1], self.roster, degree=self.degree, fresh=fresh
-        )
+        proposal = proposal or proposal_of(self.count)
+        return PairwiseAttempt(proposal, u, self.identities[u - 1], self.roster, fresh=fresh)
 
     def attempts(self, proposal: Proposal | None = None) -> list[PairwiseAttempt]:
         return [self.attempt(u, proposal) for u in range(1, self.count + 1)]
@@ -70,6 +71,30 @@ class Sites:
         for attempt in attempts:
             attempt.receive_signatures(signatures)
         return attempts
+
+    def ratchet(self, attempt: PairwiseAttempt, u: int) -> Ratchet:
+        chains = attempt.chains()
+        return Ratchet(u, self.identities[u - 1], self.roster, attempt.t2, chains, degree=self.degree)
+
+    def ratchets(self, proposal: Proposal | None = None) -> list[Ratchet]:
+        """After an agreement, before the first sum."""
+        return [self.ratchet(attempt, u) for u, attempt in enumerate(self.signed(proposal), start=1)]
+
+    def summing(self, proposal: Proposal | None = None) -> list[list[tuple[bytes, int]]]:
+        """The edges of each site in the first sum after an agreement."""
+        return begin_sum(self.ratchets(proposal), (proposal or proposal_of(self.count)).to_bytes())
+
+
+def begin_sum(ratchets: Sequence[Ratchet], m0: bytes) -> list[list[tuple[bytes, int]]]:
+    """Every site takes the next step with the proposal `m0`; the edges of each."""
+    if ratchets[0].index == 1:
+        ready = [r.first(m0) for r in ratchets]
+    else:
+        proposals = [r.propose(m0) for r in ratchets]
+        ready = [r.receive_proposals(proposals) for r in ratchets]
+    for r in ratchets:
+        r.receive_ready(ready)
+    return [r.edges() for r in ratchets]
 
 
 def edges_of(count: int, degree: int = 0, salt: str = "") -> list[list[tuple[bytes, int]]]:

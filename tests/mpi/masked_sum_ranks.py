@@ -47,7 +47,7 @@ if world.group.rank % 2:  # machines of one sum differ: half of the ranks never 
 places: dict[str, Place | None] = {}
 worlds: dict[int, World | None] = {RANKS: world}
 rounds = iter(range(1, 10_000))
-counted = {"sums": 0, "split rails": 0, "masked lanes": 0}
+counted = {"sums": 0, "steps": 0, "split rails": 0, "masked lanes": 0}
 
 
 def place_in(sizes: list[int], rails: int | str | list[int]) -> Place | None:
@@ -176,6 +176,9 @@ def check(case: dict[str, Any]) -> None:
         salts[mode] = salt_by_hand(case, party.agreement.hash, number) * (mode == "pairwise")
         assert opened.salt == salts[mode].tobytes(), f"rank {world.group.rank} has another salt"
         vectors[mode], trees[mode] = vector, opened.sum_tree
+        if mode == "pairwise" and case.get("again"):
+            check_again(case, session, vector, dataclasses.replace(plan, round_=number + 10_000, purpose="again"))
+            counted["steps"] += 1
     counted["split rails"] += max(place.rails.counts) > 1 and layout.nbytes > MIB
     for tensor in layout.named:
         masked, plain = (vectors[mode].view(tensor.name) for mode in ("pairwise", "off"))
@@ -204,6 +207,18 @@ def check(case: dict[str, Any]) -> None:
         assert got == hashes[32 * i : 32 * (i + 1)], f"{tensor}: differs from the sum by hand"
 
 
+def check_again(case: dict[str, Any], session: Session, first: Vector, plan: SumPlan) -> None:
+    """The same numbers in another round, with the keys of the first: the same sum."""
+    party, vector = session.party, Vector(first.layout)
+    if case["replicated"] or party.site.rank == 0:
+        vector.fill({t.name: values_of(case, party.number, t) for t in first.layout.named})
+    session.settle(session.open(vector, plan), bytes(32))
+    if ["rounding", "stochastic"] in [list(s) for s in case["secure"]]:
+        return  # other words
+    for tensor in first.layout.named:
+        assert vector.view(tensor.name).tobytes() == first.view(tensor.name).tobytes(), f"{tensor}: in the second sum"
+
+
 def everywhere(case: dict[str, Any] | None, run: Callable[[dict[str, Any]], None] = check) -> bool:
     """Rank 0 gives a case, or None to end; all ranks run it. Any failure ends the job and shows the case."""
     data = world.group.broadcast_bytes(json.dumps(case).encode() if world.group.rank == 0 else None)
@@ -223,7 +238,7 @@ def everywhere(case: dict[str, Any] | None, run: Callable[[dict[str, Any]], None
 BASE: dict[str, Any] = {
     "sizes": [1, 2, 5], "rails": "auto", "chunk": 2 * MIB, "overlap": False, "seed": 1, "bound": 3.0, "secure": [],
     "tensors": [["float32", [700, 900]], ["int64", [17]], ["float64", [90_001]]], "weights": [3, 1, 4, 1, 5, 9, 2, 6],
-    "replicated": False,
+    "replicated": False, "again": True,
 }  # fmt: skip
 WIDE = [["float32", [1_300_000]], ["float64", [300_001]], ["int64", [3, 5]], ["float32", [1]], ["int64", [200_000]]]
 TWO = [["accept_two_sites", True]]
@@ -345,5 +360,6 @@ else:
 every = [json.loads(m) for m in world.group.gather_bytes(json.dumps(counted).encode())]
 assert min(e["sums"] for e in every) == max(e["sums"] for e in every) > len(table())
 assert every[0]["split rails"] > 8
+assert every[0]["steps"] == len(table())
 if world.group.rank == 0:
     print(f"all equal: {counted}")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fedhpc.secure.keys import AttemptKey, derive
 from fedhpc.secure.masks import Masks
 from fedhpc.secure.pairwise import Member, PairwiseAttempt
 from fedhpc.secure.proposal import Proposal, one_base
+from fedhpc.secure.ratchet import Ratchet
 from fedhpc.secure.ring import Codec, Layout, Tensor, lanes_of
 from fedhpc.secure.salt import layout_key
 from fedhpc.secure.suite import SHA256, suite_named
@@ -123,6 +125,12 @@ def attempt() -> dict[str, Any]:
     signatures = [a.receive_keys(keys) for a in attempts]
     for a in attempts:
         a.receive_signatures(signatures)
+    chains = chains_of(attempts)
+    ratchets = [Ratchet(u, identities[u - 1], roster, a.t2, a.chains()) for u, a in enumerate(attempts, start=1)]
+    ready = [r.first(attempts[0].proposal) for r in ratchets]
+    for r in ratchets:
+        r.receive_ready(ready)
+    edges_of = [r.edges() for r in ratchets]
 
     inputs, encoded, masked = [], [], []
     total = np.zeros(layout.nbytes, dtype=np.uint8)
@@ -138,7 +146,7 @@ def attempt() -> dict[str, Any]:
             own.check(piece.values_in(vector.buffer), piece)
             own.encode(piece.values_in(vector.buffer), piece.lanes_in(vector.buffer), piece)
         encoded.append(vector.buffer.tobytes())
-        masks = Masks(attempts[u - 1].edges())
+        masks = Masks(edges_of[u - 1])
         for piece in pieces:
             lanes = lanes_of(vector.buffer, piece.start, piece.stop, piece.tensor.bits)
             masks.add(lanes, piece.start)
@@ -155,11 +163,18 @@ def attempt() -> dict[str, Any]:
     following = next_state(list(summed.views().values()), config, 7, blind, summed.salt.tobytes())
     edges = {
         f"{u}-{v}": key.hex()
-        for u, a in enumerate(attempts, start=1)
-        for v, (key, sign) in zip([w for w in (1, 2, 3) if w != u], a.edges(), strict=True)
+        for u, found in enumerate(edges_of, start=1)
+        for v, (key, sign) in zip([w for w in (1, 2, 3) if w != u], found, strict=True)
         if sign > 0
     }
+    for r in ratchets:
+        r.settled(following, b"")  # what makes the next model is not named beside it
+    results = [r.sign_result().decode("ascii") for r in ratchets]
     return {
+        "chains": chains,
+        "head": ratchets[0].head.hex(),
+        "ready": [m.hex() for m in ready],
+        "next": further_sums(ratchets, proposal),
         "config": config.hex(),
         "layout": layout.as_json(),
         "layout_salt": counts.hex(),
@@ -186,8 +201,43 @@ def attempt() -> dict[str, Any]:
         "sum_tree": SHA256.tree(total).hex(),
         "decoded": decoded,
         "state": following.hex(),
-        "M6": [a.result(following, b"").decode("ascii") for a in attempts],
+        "M6": results,
     }
+
+
+def chains_of(attempts: list[PairwiseAttempt]) -> dict[str, str]:
+    """ck_1 of every two sites."""
+    return {f"{u}-{v}": key.hex() for u, a in enumerate(attempts, start=1) for v, key in a.chains().items() if u < v}
+
+
+def further_sums(ratchets: list[Ratchet], before: Proposal) -> list[dict[str, Any]]:
+    """Two more sums with the keys of one agreement: a statistic, whose result is compared; then one that is signed."""
+    found = []
+    for number in (2, 3):
+        m0 = replace(before, cohort=one_base((1, 2, 3), bytes(32)), purpose=f"sum {number}", round_=6 + number)
+        proposals = [r.propose(m0.to_bytes()) for r in ratchets]
+        ready = [r.receive_proposals(proposals) for r in ratchets]
+        for r in ratchets:
+            r.receive_ready(ready)
+        edges = [r.edges() for r in ratchets]
+        state, sum_tree = secret("state", number), secret("sum", number)
+        for r in ratchets:
+            r.settled(state, sum_tree)
+        following = secret("model that is made of the sums")
+        found.append(
+            {
+                "M0": m0.to_bytes().decode("ascii"),
+                "head": ratchets[0].head.hex(),
+                "propose": [m.hex() for m in proposals],
+                "ready": [m.hex() for m in ready],
+                "k_edge": {"1-2": edges[0][0][0].hex(), "1-3": edges[0][1][0].hex(), "2-3": edges[1][1][0].hex()},
+                "state": state.hex(),
+                "sum": sum_tree.hex(),
+                "signed_state": following.hex(),
+                "M6": [r.sign_result(following).decode("ascii") for r in ratchets],
+            }
+        )
+    return found
 
 
 def attempt_values(site: int, layout: Layout) -> dict[str, np.ndarray[Any, Any]]:

@@ -17,10 +17,11 @@ class Exchange(Protocol):
         """Every site's message, in roster order. Called by leaders only."""
         ...
 
-    def leave(self, *, refused: bool = False) -> None:
+    def leave(self, last_word: bytes = b"", *, refused: bool = False) -> list[bytes] | None:
         """Say that this site exchanges nothing more, so that a site that still does need not wait for it.
 
-        `refused`: it found that its own input cannot be summed.
+        `refused`: it found that its own input cannot be summed. Gives the last words of all sites, in roster order, if
+        all of them leave; None at ranks that are not leaders too.
         """
         ...
 

@@ -49,9 +49,11 @@ class MpiExchange(Exchange):
         return [m[1:] for m in messages]
 
     @override
-    def leave(self, *, refused: bool = False) -> None:
-        if self._leaders is not None:
-            self._leaders.gather_bytes(_REFUSED if refused else _LEAVES)
+    def leave(self, last_word: bytes = b"", *, refused: bool = False) -> list[bytes] | None:
+        if self._leaders is None:
+            return None
+        said = self._leaders.gather_bytes((_REFUSED if refused else _LEAVES) + last_word)
+        return [m[1:] for m in said] if all(m[:1] == _LEAVES for m in said) else None
 
     @override
     def add(self, lanes: NDArray[Any], owners: tuple[int, ...]) -> None:

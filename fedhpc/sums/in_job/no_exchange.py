@@ -21,8 +21,9 @@ class NoExchange(Exchange):
         return [message]
 
     @override
-    def leave(self, *, refused: bool = False) -> None:
+    def leave(self, last_word: bytes = b"", *, refused: bool = False) -> list[bytes] | None:
         """There are no other sites."""
+        return None
 
     @override
     def add(self, lanes: NDArray[Any], owners: tuple[int, ...]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from typing_extensions import override
 
 from fedhpc.errors import DataError
@@ -10,12 +13,24 @@ from fedhpc.sums.in_job.exchange import Exchange
 from fedhpc.sums.unconnected import NeverAway, OwnRanks
 
 
+class LastWords(Protocol):
+    """What a site has still to sign when it leaves, and hears from the others then."""
+
+    def last_word(self) -> bytes:
+        """Of this site."""
+        ...
+
+    def receive_last_words(self, said: Sequence[bytes]) -> None:
+        """Of all sites, in roster order. Raises PolicyError."""
+        ...
+
+
 class JobPeers(OwnRanks):
     """Words over the leaders' communicator."""
 
-    def __init__(self, party: Party, exchange: Exchange) -> None:
+    def __init__(self, party: Party, exchange: Exchange, last_words: LastWords) -> None:
         super().__init__(party)
-        self._exchange = exchange
+        self._exchange, self._last_words = exchange, last_words
 
     @override
     def announce(self, topic: str, message: bytes) -> dict[int, bytes]:
@@ -31,7 +46,9 @@ class JobPeers(OwnRanks):
 
     @override
     def leave(self, *, refused: bool = False) -> None:
-        self._exchange.leave(refused=refused)
+        said = self._exchange.leave(self._last_words.last_word(), refused=refused)
+        if said is not None:
+            self._last_words.receive_last_words(said)
 
 
 class JobRecovery(NeverAway):

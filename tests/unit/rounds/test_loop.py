@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from federation_fakes import Meeting
 from loop_fakes import Store, Trainer
+from secure_fakes import Sites, begin_sum, key_of, proposal_of
 from typing_extensions import override
 
 from fedhpc.errors import PolicyError
 from fedhpc.federation.checkpoint import Checkpoint
 from fedhpc.federation.session import Session
 from fedhpc.federation.stages import Stages
-from fedhpc.rounds.beginning import Beginning, _require_ledger
+from fedhpc.rounds.beginning import Beginning, _refuse_unsigned, _require_ledger
 from fedhpc.rounds.loop import Run
 from fedhpc.rounds.null_objects import Endless, NoOutbox
 from fedhpc.rounds.progress import Progress
@@ -65,6 +66,38 @@ def test_a_site_that_caught_up_and_was_stopped_before_its_next_sum_goes_on() -> 
     with pytest.raises(PolicyError, match="ends at round 2, its checkpoint is from round 9"):
         _require_ledger(federation(2), checkpoint(9, summed=3))
     _require_ledger(federation(0), checkpoint(9, summed=0))
+
+
+def signed_checkpoint(state: bytes, signers: int = 3, **changes: Any) -> tuple[Any, Checkpoint]:
+    """(a session in `state`, its checkpoint) of a federation in one job, after one sum that all signed."""
+    sites = Sites(3)
+    ratchets = sites.ratchets()
+    begin_sum(ratchets, proposal_of(3).to_bytes())
+    for ratchet in ratchets:
+        ratchet.settled(key_of("state"), key_of("sum"))
+    party = SimpleNamespace(name="site-1", masked=True, members=sites.roster)
+    kept = Checkpoint(1, 1, bytes(32), {}, exchange="mpi", signed=tuple(r.sign_result() for r in ratchets[:signers]))
+    return SimpleNamespace(party=party, state=state), dataclasses.replace(kept, **changes)
+
+
+def test_a_checkpoint_of_one_job_is_resumed_with_the_signatures_of_all_sites_over_its_state() -> None:
+    _refuse_unsigned(*signed_checkpoint(key_of("state")))
+    for session, kept in [
+        signed_checkpoint(key_of("altered")),
+        signed_checkpoint(key_of("state"), 2),
+        signed_checkpoint(key_of("state"), 0),
+    ]:
+        with pytest.raises(PolicyError, match="the checkpoint of site site-1 of round 1 is not proven") as refused:
+            _refuse_unsigned(session, kept)
+        assert refused.value.exit_code == 77
+
+
+def test_what_was_summed_over_a_relay_or_not_at_all_needs_no_signatures_in_its_checkpoint() -> None:
+    _refuse_unsigned(*signed_checkpoint(key_of("state"), 0, exchange="https"))
+    _refuse_unsigned(*signed_checkpoint(key_of("state"), 0, sums=0))
+    session, kept = signed_checkpoint(key_of("state"), 0)
+    session.party.masked = False
+    _refuse_unsigned(session, kept)
 
 
 class Told:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from second import (
     VECTORS,
     X9,
+    Chain,
     blind_after,
     canon,
     h,
@@ -28,11 +29,13 @@ from second import (
     kdf,
     layout_hash,
     load,
+    mac,
     message,
     number,
     pattern,
     place,
     prg,
+    result_hash,
     salt_key,
     salt_of,
     state_of,
@@ -135,7 +138,32 @@ def test_attempt_transcript_and_keys() -> None:
             one = x25519(bytes.fromhex(A["mask_private"][u - 1]), publics[v - 1])
             other = x25519(bytes.fromhex(A["mask_private"][v - 1]), publics[u - 1])
             assert one == other
-            assert kdf(t2, one, "edge", u, v).hex() == A["k_edge"][f"{u}-{v}"]
+            assert kdf(t2, one, "chain", u, v).hex() == A["chains"][f"{u}-{v}"]
+
+
+def test_the_sums_of_one_agreement() -> None:
+    """The first, whose proposal is in T2 and whose M6 names no sum, and two statistics: all that is said."""
+    t2 = head = bytes.fromhex(A["T2"])
+    chains = {pair: Chain(t2, bytes.fromhex(ck), *map(int, pair.split("-"))) for pair, ck in A["chains"].items()}
+    before = bytes(32)
+
+    def macs(u: int, i: int, name: str) -> str:
+        """Of site u for the two others."""
+        keys = {v: chains[f"{min(u, v)}-{max(u, v)}"].mac_key() for v in (1, 2, 3) if v != u}
+        return b"".join(mac(key, name, u, v, i, head, before) for v, key in keys.items()).hex()
+
+    for i, one in enumerate([A, *A["next"]], start=1):
+        head = h("sum", head, struct.pack("<Q", i), one["M0"].encode())
+        assert head.hex() == one["head"]
+        t0 = h("T0", one["M0"].encode()).hex()
+        if i > 1:
+            assert one["propose"] == [t0 + macs(u, i, "proposal") for u in (1, 2, 3)]
+        assert one["ready"] == [macs(u, i, "ready") for u in (1, 2, 3)]
+        assert {pair: chain.edge(head).hex() for pair, chain in chains.items()} == one["k_edge"]
+        body = {"state": one["state"], "sum": "" if one is A else one["sum"], "u3": [1, 2, 3]}
+        before = result_hash(body)
+        signed = body | {"state": one.get("signed_state", one["state"])}
+        assert one["M6"] == [message(A["identity_private"][u - 1], "M6", u, head, signed) for u in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("u", [1, 2, 3])
@@ -194,8 +222,8 @@ def test_attempt_sum_decoding_and_results() -> None:
     state = state_of(raw, bytes.fromhex(A["config"]), 7, blind).hex()
     assert state == A["state"]
     body = {"state": state, "sum": "", "u3": [1, 2, 3]}
-    t2 = bytes.fromhex(A["T2"])
-    assert A["M6"] == [message(A["identity_private"][u - 1], "M6", u, t2, body) for u in (1, 2, 3)]
+    head = bytes.fromhex(A["head"])
+    assert A["M6"] == [message(A["identity_private"][u - 1], "M6", u, head, body) for u in (1, 2, 3)]
 
 
 def test_gaps_are_zero_before_and_after_masking() -> None:

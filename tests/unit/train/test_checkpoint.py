@@ -32,6 +32,8 @@ def a_checkpoint(round_=1, size=10):
         private={"rng": np.arange(9, dtype=np.uint8), "mask": np.array([True, False]), "half": np.ones(2, np.float16)},
         ledger=b"\1" * 32,
         blind=b"\2" * 32,
+        exchange="mpi",
+        signed=(b'{"from":1}', b'{"from":2}'),
     )
 
 
@@ -217,8 +219,9 @@ def test_one_of_the_version_before_is_read_and_has_no_blind(tmp_path):
     old = Hdf5Checkpoints(tmp_path)
     assert old.rounds() == [1]
     loaded = old.load(1)
-    assert loaded.blind == b""
-    assert same(dataclasses.replace(loaded, blind=a_checkpoint().blind), a_checkpoint())
+    assert (loaded.blind, loaded.signed) == (b"", ())
+    now = a_checkpoint()
+    assert same(dataclasses.replace(loaded, blind=now.blind, exchange=now.exchange, signed=now.signed), now)
     with pytest.raises(PolicyError, match=r"0\.1\.0") as refused:
         _refuse_without_blind(loaded)
     assert "fedhpc site ledger adopt" in refused.value.hint

@@ -60,6 +60,7 @@ def write(directory: Path, round_: int = 3, cuts: tuple[float, ...] = (0.3, 0.6)
         private = PRIVATE if site.rank == 0 else {}
         made = Checkpoint(round_, 9, b"c" * 32, tensors, outer, private, b"l" * 32, b"b" * 32, PENDING)
         made.whole, made.held = True, held
+        made.exchange, made.signed = "mpi", (b"1", b"2") if site.rank == 0 else ()
         made.parts = {kind: partial(cut, held, states) for kind, states in PARTS.items()}
         Hdf5Checkpoints(directory).save(made)
 
@@ -94,6 +95,7 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(
         same(whole.parts[kind](), states)
     assert (whole.round_, whole.sums, whole.whole, whole.config) == (3, 9, True, b"c" * 32)
     assert (whole.ledger, whole.blind) == (b"l" * 32, b"b" * 32)
+    assert (whole.exchange, whole.signed) == ("mpi", (b"1", b"2"))
 
     def work(site: Any) -> None:
         held = held_by(site, after)
