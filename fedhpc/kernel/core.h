@@ -346,6 +346,12 @@ static uint64_t largest(const void *values, size_t size, int64_t kind) {
     return (uint64_t)high > 0 - (uint64_t)low ? (uint64_t)high : 0 - (uint64_t)low;
 }
 
+struct gmac_key {
+    struct stream cipher;
+    uint8_t powers[LAST + 1][16];  // of the hash key, the highest first
+    uint8_t sums[LAST + 1][16];    // of the halves of each
+};
+
 // GHASH as POLYVAL of reversed bytes (RFC 8452, appendix A), with the reduction of Gueron and Lindell.
 INLINE B reduce(B low, B middle, B high) {
     const B poly = {0, 0xC200000000000000};
@@ -405,13 +411,15 @@ static void gmac_key(struct gmac_key *gmac, const uint8_t key[32]) {
     }
 }
 
-static void inspect(const struct gmac_key *gmac, uint64_t number, const uint8_t *block, size_t size, size_t tagged,
+static void inspect(const uint8_t *key, uint64_t number, const uint8_t *block, size_t size, size_t tagged,
                     struct span *spans, size_t count, uint8_t tag[16]) {
     B state = {0};
     const struct span *end = spans + count;
+    struct gmac_key gmac;
+    if (key) gmac_key(&gmac, key);
     for (size_t at = 0; at < size; at += CHUNK) {
         const size_t stop = MIN(size, at + CHUNK);
-        if (gmac && at < tagged) state = ghash(gmac, state, block + at, MIN(stop, tagged) - at);
+        if (key && at < tagged) state = ghash(&gmac, state, block + at, MIN(stop, tagged) - at);
         for (; spans < end; spans++) {
             const size_t low = (size_t)spans->start > at ? (size_t)spans->start : at;
             const size_t high = MIN((size_t)spans->stop, stop);
@@ -420,12 +428,13 @@ static void inspect(const struct gmac_key *gmac, uint64_t number, const uint8_t 
             if ((size_t)spans->stop > stop) break;
         }
     }
-    if (gmac) {
+    if (key) {
         const B lengths = {__builtin_bswap64((uint64_t)tagged * 8), 0};  // of the data and of the (empty) ciphertext
-        state = ghash(gmac, state, (const uint8_t *)&lengths, 16);
-        state = reversed(state) ^ encrypt(&gmac->cipher, (B){number, (uint64_t)1 << 56});
+        state = ghash(&gmac, state, (const uint8_t *)&lengths, 16);
+        state = reversed(state) ^ encrypt(&gmac.cipher, (B){number, (uint64_t)1 << 56});
         memcpy(tag, &state, 16);
+        fedhpc_wipe(&gmac, sizeof gmac);
     }
 }
 
-const struct path PATH = {NAME, expand, gmac_key, inspect, run, decode};
+const struct path PATH = {NAME, expand, inspect, run, decode};

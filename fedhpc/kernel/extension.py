@@ -15,10 +15,7 @@ class Extension(Protocol):
     def streams(self, path: int, keys: bytes, signs: bytes, /) -> object:
         """Expanded `keys` [32 each] with signs `+` and `-`, in a capsule that wipes them."""
 
-    def gmac_key(self, path: int, key: bytes, /) -> object:
-        """An expanded key [32] and the powers of its hash key."""
-
-    def inspect(self, path: int, key: object, number: int, block: Any, tagged: int, spans: Any, /) -> bytes:
+    def inspect(self, path: int, key: bytes | None, number: int, block: Any, tagged: int, spans: Any, /) -> bytes:
         """As Kernel.inspect; `spans` int64 [n, 4]: start, stop, kind and, written by it, the largest value's bits."""
 
     def run(self, *arguments: Any) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@
 
 enum kind { NO_VALUES = -1, FLOAT32, FLOAT64, INT64 };
 
-enum { ROUND_KEYS = 15, POWERS = 32 };
+enum { ROUND_KEYS = 15 };
 
 struct stream {  // one AES-256 key, expanded
     uint8_t round[ROUND_KEYS][16];
@@ -15,15 +15,8 @@ struct stream {  // one AES-256 key, expanded
 };
 
 struct streams {
-    size_t size, count;  // bytes of all this; streams
+    size_t count;
     struct stream one[];
-};
-
-struct gmac_key {
-    size_t size;
-    struct stream cipher;
-    uint8_t powers[POWERS][16];  // of the hash key, the highest first
-    uint8_t sums[POWERS][16];    // of the halves of each
 };
 
 struct span {  // one tensor's values in a block
@@ -53,12 +46,13 @@ struct sum {  // lanes to be decoded
     int64_t limit;
 };
 
+void fedhpc_wipe(void *memory, size_t size);
+
 struct path {
     const char *name;
     void (*expand)(struct stream *stream, const uint8_t key[32]);
-    void (*gmac_key)(struct gmac_key *gmac, const uint8_t key[32]);
-    void (*inspect)(const struct gmac_key *gmac, uint64_t number, const uint8_t *block, size_t size, size_t tagged,
-                    struct span *spans, size_t count, uint8_t tag[16]);
+    void (*inspect)(const uint8_t *key, uint64_t number, const uint8_t *block, size_t size, size_t tagged,
+                    struct span *spans, size_t count, uint8_t tag[16]);  // `key` or NULL
     void (*run)(struct run *run);
     size_t (*decode)(const struct sum *sum);  // lanes done before one was beyond the limit
 };

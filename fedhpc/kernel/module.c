@@ -52,34 +52,22 @@ static const struct path *path_of(long index) {
     return NULL;
 }
 
-static const char STREAMS[] = "fedhpc.streams", GMAC[] = "fedhpc.gmac";
+static const char STREAMS[] = "fedhpc.streams";
 
-static void wipe(void *memory) {
-    volatile uint8_t *byte = memory;  // volatile: a store to memory that is freed next would be left out
-    for (size_t left = *(size_t *)memory; left; left--) *byte++ = 0;
-    free(memory);
+void fedhpc_wipe(void *memory, size_t size) {
+    volatile uint8_t *byte = memory;  // volatile: a store to memory that is given up next would be left out
+    while (size--) *byte++ = 0;
 }
 
-static void wipe_capsule(PyObject *capsule) { wipe(PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule))); }
-
-// Zeros for keys, whose first word is their size.
-static void *room(size_t size) {
-    void *memory = NULL;
-    if (posix_memalign(&memory, 64, size)) return PyErr_NoMemory(), NULL;
-    memset(memory, 0, size);
-    *(size_t *)memory = size;
-    return memory;
+static void let_go(PyObject *capsule) {
+    struct streams *streams = PyCapsule_GetPointer(capsule, STREAMS);
+    fedhpc_wipe(streams->one, streams->count * sizeof *streams->one);
+    free(streams);
 }
 
-static PyObject *capsule_of(void *memory, const char *name) {
-    PyObject *capsule = PyCapsule_New(memory, name, wipe_capsule);
-    if (capsule == NULL) wipe(memory);
-    return capsule;
-}
-
-// The pointer in a capsule, or NULL for None; 0 for anything else.
-static int held(PyObject *capsule, const char *name, const void **found) {
-    *found = capsule == Py_None ? NULL : PyCapsule_GetPointer(capsule, name);
+// The streams in a capsule, or NULL for None; 0 for anything else.
+static int held(PyObject *capsule, const struct streams **found) {
+    *found = capsule == Py_None ? NULL : PyCapsule_GetPointer(capsule, STREAMS);
     return capsule == Py_None || *found != NULL;
 }
 
@@ -96,28 +84,15 @@ static PyObject *py_streams(PyObject *self, PyObject *args) {
     const struct path *path;
     if (!PyArg_ParseTuple(args, "ly#y#", &index, &keys, &size, &signs, &count) || !(path = path_of(index))) return NULL;
     if (refuse(size != 32 * count, "keys have 32 bytes")) return NULL;
-    struct streams *streams = room(sizeof *streams + (size_t)count * sizeof *streams->one);
-    if (streams == NULL) return NULL;
+    struct streams *streams = calloc(1, sizeof *streams + (size_t)count * sizeof *streams->one);
+    PyObject *capsule = streams ? PyCapsule_New(streams, STREAMS, let_go) : PyErr_NoMemory();
+    if (capsule == NULL) return free(streams), NULL;
     streams->count = (size_t)count;
     for (Py_ssize_t i = 0; i < count; i++) {
         path->expand(&streams->one[i], (const uint8_t *)keys + 32 * i);
         streams->one[i].minus = signs[i] == '-';
     }
-    return capsule_of(streams, STREAMS);
-}
-
-static PyObject *py_gmac_key(PyObject *self, PyObject *args) {
-    (void)self;
-    long index;
-    const char *key;
-    Py_ssize_t size;
-    const struct path *path;
-    if (!PyArg_ParseTuple(args, "ly#", &index, &key, &size) || !(path = path_of(index))) return NULL;
-    if (refuse(size != 32, "a key has 32 bytes")) return NULL;
-    struct gmac_key *gmac = room(sizeof *gmac);
-    if (gmac == NULL) return NULL;
-    path->gmac_key(gmac, (const uint8_t *)key);
-    return capsule_of(gmac, GMAC);
+    return capsule;
 }
 
 static Py_ssize_t bytes_of(int64_t kind) { return kind == FLOAT32 ? 4 : 8; }
@@ -134,23 +109,23 @@ static PyObject *py_inspect(PyObject *self, PyObject *args) {
     (void)self;
     long index;
     unsigned long long number;
-    Py_ssize_t tagged;
-    PyObject *key;
+    Py_ssize_t tagged, size;
+    const char *key;
     Py_buffer block, spans;
-    const void *gmac = NULL;
     char tag[16];
-    if (!PyArg_ParseTuple(args, "lOKy*nw*", &index, &key, &number, &block, &tagged, &spans)) return NULL;
+    if (!PyArg_ParseTuple(args, "lz#Ky*nw*", &index, &key, &size, &number, &block, &tagged, &spans)) return NULL;
     const struct path *path = path_of(index);
     const Py_ssize_t count = spans.len / (Py_ssize_t)sizeof(struct span);
-    if (path && held(key, GMAC, &gmac) &&
-        !refuse(tagged < 0 || tagged > block.len || !spans_fit(spans.buf, count, block.len), "a block's arguments")) {
+    const int wrong = tagged < 0 || tagged > block.len || !spans_fit(spans.buf, count, block.len);
+    if (path && !refuse(key && size != 32, "a key has 32 bytes") && !refuse(wrong, "a block's arguments")) {
         Py_BEGIN_ALLOW_THREADS
-        path->inspect(gmac, number, block.buf, (size_t)block.len, (size_t)tagged, spans.buf, (size_t)count, (uint8_t *)tag);
+        path->inspect((const uint8_t *)key, number, block.buf, (size_t)block.len, (size_t)tagged, spans.buf, (size_t)count,
+                      (uint8_t *)tag);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&spans);
     PyBuffer_Release(&block);
-    return PyErr_Occurred() ? NULL : PyBytes_FromStringAndSize(tag, gmac ? 16 : 0);
+    return PyErr_Occurred() ? NULL : PyBytes_FromStringAndSize(tag, key ? 16 : 0);
 }
 
 static int sizes_match(const Py_buffer *lanes, int width, Py_ssize_t values, int kind) {
@@ -170,8 +145,7 @@ static PyObject *py_run(PyObject *self, PyObject *args) {
                           &keys[0], &keys[1], &keys[2], &run.opening))
         return NULL;
     const struct path *path = path_of(index);
-    if (path && held(keys[0], STREAMS, (const void **)&run.rounding) &&
-        held(keys[1], STREAMS, (const void **)&run.masks) && held(keys[2], STREAMS, (const void **)&run.tag) &&
+    if (path && held(keys[0], &run.rounding) && held(keys[1], &run.masks) && held(keys[2], &run.tag) &&
         (from == Py_None || !PyObject_GetBuffer(from, &values, PyBUF_SIMPLE)) &&
         !refuse(!sizes_match(&lanes, width, values.len, kind) || offset % 16 || (kind >= 0) != (from != Py_None) ||
                     (run.tag && run.tag->count != 1) || (run.rounding && run.rounding->count != 1),
@@ -215,9 +189,9 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"streams", py_streams, METH_VARARGS, NULL}, {"gmac_key", py_gmac_key, METH_VARARGS, NULL},
-    {"inspect", py_inspect, METH_VARARGS, NULL}, {"run", py_run, METH_VARARGS, NULL},
-    {"decode", py_decode, METH_VARARGS, NULL},   {NULL, NULL, 0, NULL},
+    {"streams", py_streams, METH_VARARGS, NULL}, {"inspect", py_inspect, METH_VARARGS, NULL},
+    {"run", py_run, METH_VARARGS, NULL},         {"decode", py_decode, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "_core", .m_size = -1, .m_methods = methods};
 

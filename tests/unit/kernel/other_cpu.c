@@ -6,6 +6,8 @@
 
 #include "kernel.h"
 
+void fedhpc_wipe(void *memory, size_t size) { memset(memory, 0, size); }  // a process of a test keeps no secrets
+
 static void take(void *to, size_t size) {
     if (fread(to, 1, size, stdin) != size) exit(2);
 }
@@ -48,13 +50,11 @@ static struct streams *streams(void) {
 }
 
 static void inspect(void) {
-    struct gmac_key gmac;
     uint8_t key[32], tag[16] = {0};
     const uint64_t keyed = word(), number = word(), size = word(), tagged = word(), count = word();
     take(key, 32);
-    PATH.gmac_key(&gmac, key);
     uint8_t *block = bytes(size), *spans = bytes(count * sizeof(struct span));
-    PATH.inspect(keyed ? &gmac : NULL, number, block, size, tagged, (void *)spans, count, tag);
+    PATH.inspect(keyed ? key : NULL, number, block, size, tagged, (void *)spans, count, tag);
     give(spans, count * sizeof(struct span));
     give(tag, 16);
     free(block);

@@ -241,6 +241,8 @@ def test_what_does_not_fit_is_refused_before_memory_is_touched(name: str) -> Non
             kernel.inspect(values.view(np.uint8), [span])
     with pytest.raises(ValueError, match="a block's arguments"):
         kernel.inspect(values.view(np.uint8), [], tagged=81)
-    with pytest.raises(ValueError, match="PyCapsule"):  # a key of the fingerprint is no mask
-        BUILT.run(0, None, -1, lanes, 8, 1.0, 0, 0, None, kernel.gmac_key(bytes(32)).handle, None, False)
+    with pytest.raises(ValueError, match="a key has 32 bytes"):
+        BUILT.inspect(0, b"short", 0, values.view(np.uint8), 0, np.empty((0, 4), np.int64))
+    with pytest.raises(ValueError, match="PyCapsule"):  # a key is no stream
+        BUILT.run(0, None, -1, lanes, 8, 1.0, 0, 0, None, bytes(32), None, False)
     assert not lanes.any()
