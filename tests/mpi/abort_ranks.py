@@ -50,7 +50,7 @@ with fedhpc.join(federation, sites=sites) as fed:
         hide = BlockEngine.hide
 
         def broken(self: BlockEngine, low: int, high: int) -> np.ndarray:
-            if offset > 1 << 20:  # far into a long vector: small sums need no helper
+            if low > 1 << 20:  # far into a long vector: small sums need no helper
                 assert threading.current_thread() is not threading.main_thread()
                 fail(OSError("the fault in a helper thread"))
             return hide(self, low, high)
