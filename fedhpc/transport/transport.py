@@ -93,7 +93,7 @@ class Transport(Protocol):
     def fetch_part(
         self, name: ObjectName, length: int, first: int, view: memoryview, finish: BlockWork | None = None
     ) -> dict[int, bytes] | None:
-        """Whole blocks of an object into `view`; block number -> digest in the federation's suite, None if not there."""
+        """Whole blocks of an object into `view`; block number -> digest in its suite, None if it is not there."""
         ...
 
     def close(self) -> None:
