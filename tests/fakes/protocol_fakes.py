@@ -95,6 +95,15 @@ class Memory:
         self.largest_read = max(self.largest_read, len(view))
         view[:] = self.large[name][offset : offset + len(view)]
 
+    def tree(self, name: str) -> bytes:
+        return tree(bytes(self.large.get(name, b"")))
+
+    def read_made(self, name: str, offset: int, view: memoryview) -> None:
+        self.read_into(name, offset, view)
+
+    def unmake(self, name: str) -> None:
+        """What was written of a sum stays: nobody looks at it before `keep`."""
+
     def keep(self, name: str, tree: bytes) -> None:
         self.trap("before", "keep")
         self.kept = tree

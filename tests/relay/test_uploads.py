@@ -91,7 +91,7 @@ def test_objects_of_another_format_are_removed(tmp_path: Path) -> None:
     assert upload(store, "V/2", noise(10))
     store.close()
     meta = tmp_path / CONFIG / "1" / "0" / "V.1.meta"
-    meta.write_bytes(meta.read_bytes().replace(b"fedhpc-upload/2", b"fedhpc-upload/1"))
+    meta.write_bytes(meta.read_bytes().replace(b"fedhpc-upload/3", b"fedhpc-upload/2"))
     store = Store(tmp_path)
     assert store.find(name("V/1")) is None
     assert store.find(name("V/2")) is not None

@@ -24,6 +24,7 @@ from fedhpc.relay.http import mailbox as enrolment
 from fedhpc.relay.http.buffers import Buffers
 from fedhpc.relay.http.connection import Connection, Head
 from fedhpc.relay.problems import Problem
+from fedhpc.relay.rounds.accumulator import Accumulator
 from fedhpc.relay.rounds.round_threads import Coordinator
 from fedhpc.relay.settings import HostedFederation, Limits, Roster
 from fedhpc.relay.store.object_store import Attempt, Store, Stored
@@ -254,7 +255,7 @@ class Routes:
         upload = self._store.begin(name, length, federation.quota)
         if tree is not None:
             upload.declare_tree(tree)
-        self._receive(connection, upload, first, head.length, pin)
+        self._receive(connection, upload, self._rounds.arriving(name), first, head.length, pin)
         whole = self._store.finish(upload)
         missing = [] if whole else upload.missing()
         connection.send_json(201 if whole else 202, {"bytes": length, "whole": whole, "missing": missing})
@@ -283,8 +284,11 @@ class Routes:
             raise Problem("bad-range", f"parts begin and end at multiples of {BLOCK_BYTES}, or at the object's end")
         return first, length
 
-    def _receive(self, connection: Connection, upload: Upload, first: int, size: int, pin: bytes) -> None:
-        begun, received = time.monotonic(), 0
+    def _receive(
+        self, connection: Connection, upload: Upload, sum_: Accumulator | None, first: int, size: int, pin: bytes
+    ) -> None:
+        """The body, block by block. `sum_`: where blocks of a vector are added once they are kept."""
+        begun, received, site = time.monotonic(), 0, upload.owner or 0
         if size == 0:
             return
         assert first // BLOCK_BYTES < block_count(upload.length)
@@ -294,8 +298,9 @@ class Routes:
                 block = buffer[: block_bytes(index, upload.length)]
                 connection.read_body_into(block, begun, received)
                 received += len(block)
-                upload.write_block(index, block)
-                self._rounds.heard(upload.name.config, upload.owner or 0)
+                if upload.write_block(index, block) and sum_ is not None:
+                    sum_.add(site, upload, index, block)
+                self._rounds.heard(upload.name.config, site)
 
     def _missing(self, connection: Connection, name: ObjectName, site: int) -> None:
         if name.owner != site:

@@ -6,6 +6,7 @@ what is left of it is cleared at the next start.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -16,6 +17,7 @@ from typing_extensions import override
 
 from fedhpc.files import sync_folder
 from fedhpc.relay.rounds.attempt_objects import Objects
+from fedhpc.relay.store.found_on_disk import remove_empty
 from fedhpc.relay.store.object_store import Attempt, Store
 from fedhpc.relay.store.upload import Upload, full_disk_is_a_problem
 from fedhpc.secure.transcript import MAX_CANON_BYTES, tree
@@ -61,18 +63,28 @@ class KeptAttempt(Objects):
         return 0 if stored is None else stored.length
 
     @override
+    def tree(self, name: str) -> bytes:
+        stored = self._store.find(self._name(name))
+        return b"" if stored is None else stored.found
+
+    @override
     def read_into(self, name: str, offset: int, view: memoryview) -> None:
-        """Raises OSError if the file is shorter than it was."""
         path = self._store.path(self._name(name))
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a few microseconds a piece, and nothing to close later
         try:
-            while view:
-                count = os.preadv(fd, [view], offset)
-                if count == 0:
-                    raise OSError(f"{path} is shorter than it was")
-                view, offset = view[count:], offset + count
-        finally:
-            os.close(fd)
+            _read(path, offset, view)
+        except FileNotFoundError:
+            _read(path.with_name(path.name + ".part"), offset, view)
+
+    @override
+    def read_made(self, name: str, offset: int, view: memoryview) -> None:
+        _read(self._scratch(name), offset, view)
+
+    @override
+    def unmake(self, name: str) -> None:
+        path = self._store.path(self._name(name))
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + ".own").unlink()
+            remove_empty(path.parent)
 
     @override
     def write(self, name: str, offset: int, data: memoryview) -> None:
@@ -124,6 +136,19 @@ class KeptAttempt(Objects):
 
     def _name(self, name: str) -> ObjectName:
         return ObjectName(*self._attempt, name)
+
+
+def _read(path: Path, offset: int, view: memoryview) -> None:
+    """Raises OSError if the file is shorter than it was."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a few microseconds a piece, and nothing to close later
+    try:
+        while view:
+            count = os.preadv(fd, [view], offset)
+            if count == 0:
+                raise OSError(f"{path} is shorter than it was")
+            view, offset = view[count:], offset + count
+    finally:
+        os.close(fd)
 
 
 def _sync(path: Path) -> None:

@@ -43,13 +43,17 @@ class Quota:
 
 @dataclass(frozen=True)
 class Stored:
-    """A whole object. `sequence` orders the objects of this process's life."""
+    """A whole object. `sequence` orders the objects of this process's life.
+
+    `tree` [32] is what its site declared, `found` [32] what its bytes hashed to as they came.
+    """
 
     name: ObjectName
     length: int
     tree: bytes
     sequence: int
     path: Path
+    found: bytes
 
 
 class Store:
@@ -80,7 +84,7 @@ class Store:
             if isinstance(found, Upload):
                 self._uploads[name] = found
             else:
-                self._add(name, length, found)
+                self._add(name, length, *found)
             self._count(name, length, 1)
 
     # --- reading
@@ -149,8 +153,10 @@ class Store:
 
     # --- writing
 
-    def begin(self, name: ObjectName, length: int, quota: Quota) -> Upload:
+    def begin(self, name: ObjectName, length: int, quota: Quota, *, durable: bool = True) -> Upload:
         """The upload of an object, new or taken up again. Nothing is allocated before length and quota are checked.
+
+        A new one that is not `durable` outlives a kill of the relay, but no reboot of its machine.
 
         For a whole object of that length the upload it had is returned, `finished`, so that a repeat can be compared.
         Raises Problem: other length (409), quota or disk (507), too large (413).
@@ -160,7 +166,7 @@ class Store:
             known = self._uploads.get(name)
             if stored is None and known is None:
                 self._check(name, length, quota)
-                known = Upload(name, self.path(name), length, name.owner)
+                known = Upload(name, self.path(name), length, name.owner, durable=durable)
                 self._count(name, length, 1)
                 self._uploads[name] = known
                 try:
@@ -188,7 +194,7 @@ class Store:
             if self._uploads.get(upload.name) is not upload:
                 return True
             del self._uploads[upload.name]
-            stored = self._appear(upload.name, upload.length, upload.tree or b"")
+            stored = self._appear(upload.name, upload.length, upload.tree or b"", upload.found_tree)
         self._tell(stored)
         return True
 
@@ -203,7 +209,7 @@ class Store:
             if beside is not None and {n.name for n in self._attempts.get(name.attempt_name, ())} != beside:
                 return False
             self._count(name, length, 1)
-            stored = self._appear(name, length, tree)
+            stored = self._appear(name, length, tree, tree)
         self._tell(stored)
         return True
 
@@ -255,15 +261,15 @@ class Store:
         if used[1] == 0:
             del self._used[name.config, name.owner]
 
-    def _add(self, name: ObjectName, length: int, tree: bytes) -> Stored:
+    def _add(self, name: ObjectName, length: int, tree: bytes, found: bytes) -> Stored:
         self._sequence += 1
-        stored = Stored(name, length, tree, self._sequence, self.path(name))
+        stored = Stored(name, length, tree, self._sequence, self.path(name), found)
         self._objects[name] = self._attempts.setdefault(name.attempt_name, {})[name] = stored
         return stored
 
-    def _appear(self, name: ObjectName, length: int, tree: bytes) -> Stored:
+    def _appear(self, name: ObjectName, length: int, tree: bytes, found: bytes) -> Stored:
         """Add the object and wake who waits for it."""
-        stored = self._add(name, length, tree)
+        stored = self._add(name, length, tree, found)
         for what in (name, name.attempt_name):
             for event in self._waiters.get(what, ()):
                 event.set()
@@ -307,11 +313,11 @@ class Store:
 class _Repeat(Upload):
     """A whole object, to compare the blocks of a repeated PUT with; it never writes."""
 
-    def write_block(self, index: int, block: memoryview) -> None:
+    def write_block(self, index: int, block: memoryview) -> bool:
         """Accept the bytes that are there, refuse others."""
-        if index not in self._done:
+        if index not in self._there:
             raise Problem("other-bytes", "the object is gone")
-        super().write_block(index, block)
+        return super().write_block(index, block)
 
 
 def _repeat(stored: Stored) -> Upload:
