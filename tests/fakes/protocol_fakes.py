@@ -73,6 +73,7 @@ class Memory:
     def __init__(self) -> None:
         self.small: dict[str, bytes] = {}
         self.large: dict[str, bytearray] = {}
+        self.trees: dict[str, bytes] = {}  # of vectors, as they came
         self.kept = b""
         self.trap: Callable[[str, str], None] = lambda when, name: None
         self.largest_read = 0
@@ -96,7 +97,10 @@ class Memory:
         view[:] = self.large[name][offset : offset + len(view)]
 
     def tree(self, name: str) -> bytes:
-        return tree(bytes(self.large.get(name, b"")))
+        return self.trees.get(name) or tree(bytes(self.large.get(name, b"")))
+
+    def make(self, name: str, length: int) -> None:
+        """See relay.objects."""
 
     def read_made(self, name: str, offset: int, view: memoryview) -> None:
         self.read_into(name, offset, view)
@@ -139,6 +143,7 @@ class FakeRelay(RoundMachine):
         assert 0 <= offset <= there
         if there < offset + len(data):
             self._objects.write(name, there, memoryview(data[there - offset :]))
+            self._objects.trees[name] = tree(bytes(self._objects.large[name]))
         return self._objects.size(name)
 
     def messages(self, name: str) -> dict[int, bytes]:

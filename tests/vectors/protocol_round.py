@@ -120,6 +120,9 @@ class Store:
         """See relay.objects."""
         return tree(bytes(self.large.get(name, b"")))
 
+    def make(self, name: str, length: int) -> None:
+        """See relay.objects."""
+
     def read_made(self, name: str, offset: int, view: memoryview) -> None:
         """See relay.objects."""
         self.read_into(name, offset, view)

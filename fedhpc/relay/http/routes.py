@@ -158,22 +158,28 @@ class Routes:
         headers: dict[str, str],
         pin: bytes,
     ) -> None:
+        with self._store.reading(stored):
+            try:
+                fd = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise Problem("absent", f"{stored.name.name} has been removed") from None
+            try:
+                self._send(connection, fd, part, status, headers, pin)
+            finally:
+                os.close(fd)
+
+    def _send(
+        self, connection: Connection, fd: int, part: tuple[int, int], status: int, headers: dict[str, str], pin: bytes
+    ) -> None:
         first, end = part
-        try:
-            fd = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise Problem("absent", f"{stored.name.name} has been removed") from None
-        try:
-            with self._buffers.one(pin, end - first) as buffer:
-                connection.send_head(status, headers, end - first)
-                while first < end:
-                    count = os.preadv(fd, [buffer[: end - first]], first)
-                    if count == 0:
-                        raise OSError(f"{stored.path} is shorter than it was")
-                    connection.send(buffer[:count])
-                    first += count
-        finally:
-            os.close(fd)
+        with self._buffers.one(pin, end - first) as buffer:
+            connection.send_head(status, headers, end - first)
+            while first < end:
+                count = os.preadv(fd, [buffer[: end - first]], first)
+                if count == 0:
+                    raise OSError("the file is shorter than it was")
+                connection.send(buffer[:count])
+                first += count
 
     def _range(self, head: Head, length: int) -> tuple[int, int]:
         given = head.headers.get("range")
@@ -252,7 +258,7 @@ class Routes:
             raise Problem("bad-request", f"{TREE_HEADER} is 64 lower-case hex digits")
         tree = None if given is None else bytes.fromhex(given)
         self._rounds.check_write(name, length, tree)
-        upload = self._store.begin(name, length, federation.quota)
+        upload = self._store.begin(name, length, federation.quota, durable=federation.syncs(name.kind))
         if tree is not None:
             upload.declare_tree(tree)
         self._receive(connection, upload, self._rounds.arriving(name), first, head.length, pin)

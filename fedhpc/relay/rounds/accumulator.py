@@ -51,6 +51,7 @@ class Accumulator:
         self._sources: dict[int, object] = {}
         self._lock = threading.Condition()
         self._busy, self._over = 0, False
+        objects.make(kinds.Y.name, self._geometry.nbytes)
 
     # --- while vectors arrive
 

@@ -41,6 +41,10 @@ class Objects(Protocol):
         """
         ...
 
+    def make(self, name: str, length: int) -> None:
+        """A large object of `length` bytes will be written: all of them. Nothing is promised by it."""
+        ...
+
     def write(self, name: str, offset: int, data: memoryview) -> None:
         """Write a part of a large object that is being made; nobody sees it before `keep`."""
         ...

@@ -171,6 +171,8 @@ class FederationRounds:
         attempt = piece.name.attempt
         try:
             round_.attempts[attempt] = self._machine(round_.number, attempt)
+            if piece.stored.sequence <= self._store.found_at_start and self._store.rebooted:
+                round_.suspect.add(attempt)
         except PolicyError as error:  # damaged, or of a roster that had more sites
             _log.error("round %d, attempt %d cannot go on: %s", round_.number, attempt, error.what)
             round_.given_up.add(attempt)
@@ -260,6 +262,12 @@ class FederationRounds:
         until = since + limits(self.federation.cohort)[phase]
         seen = frozenset(self._objects(round_.number, round_.last).names())
         expected, there = awaited(machine, phase)
+        if round_.last in round_.suspect and phase == "masked":
+            round_.suspect.discard(round_.last)
+            lost = set(machine.there(kinds.M3)) - set(machine.arrived())
+            if lost:  # their sites have sent all, and would not send it again
+                self._give_up(round_, f"the relay's machine started again and lost the vector of site {min(lost)}")
+                return now
         if phase == "results":
             return until if now < until else self._audit(round_, round_.last)
         if phase == "answers" and len(there) >= self.federation.threshold:

@@ -40,11 +40,10 @@ class BlockFile:
 
     def open(self, flags: int = 0) -> None:
         """Open or (O_CREAT) make the file. Raises OSError."""
-        how = os.O_RDWR | os.O_CLOEXEC | flags
-        self._fd = os.open(self._path, how, 0o600)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         if self._durable:
             with contextlib.suppress(OSError):
-                self._direct = os.open(self._path, (how & ~(os.O_CREAT | os.O_TRUNC)) | os.O_DIRECT)
+                self._direct = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_DIRECT)
 
     @property
     def is_open(self) -> bool:

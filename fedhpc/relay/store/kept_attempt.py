@@ -87,6 +87,12 @@ class KeptAttempt(Objects):
             remove_empty(path.parent)
 
     @override
+    def make(self, name: str, length: int) -> None:
+        path = self._store.path(self._name(name))
+        with contextlib.suppress(OSError):
+            self._store.reuse(path.with_name(path.name + ".own"), length)
+
+    @override
     def write(self, name: str, offset: int, data: memoryview) -> None:
         """Raises Problem (507)."""
         with full_disk_is_a_problem():

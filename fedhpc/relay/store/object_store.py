@@ -21,10 +21,12 @@ from pathlib import Path
 from fedhpc.errors import StorageError
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.store.found_on_disk import found_on_disk, remove_empty
-from fedhpc.relay.store.upload import Upload
-from fedhpc.wire.object_names import ObjectName
+from fedhpc.relay.store.spare_files import KEPT_S, SpareFiles
+from fedhpc.relay.store.upload import Upload, full_disk_is_a_problem
+from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName
 
 Attempt = tuple[str, int, int]
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 MAX_UPLOADS_PER_SITE = 32  # each holds two open files
 
 
@@ -67,25 +69,40 @@ class Store:
         self._uploads: dict[ObjectName, Upload] = {}
         self._used: dict[tuple[str, int | None], list[int]] = {}
         self._waiters: dict[ObjectName | Attempt, set[threading.Event]] = {}
+        self._readers: dict[int, int] = {}  # sequence -> how many read that object now
         self._sequence = 0
         self.life = os.urandom(8).hex()  # sequences of another life mean nothing
         self.on_object: list[Callable[[Stored], None]] = []
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock_file = (root / "lock").open("w")
+            self._lock_file = (root / "lock").open("a+")
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.rebooted = self._is_of_another_boot()
+            self._spare = SpareFiles(root / "spare")
         except BlockingIOError:
             raise StorageError(
                 f"another relay uses the store {root}", "end that one first, or is it this one?"
             ) from None
         except OSError as error:
             raise StorageError(f"cannot use the store {root}: {error.strerror}") from None
-        for name, length, found in found_on_disk(root):
+        for name, length, found in found_on_disk(root, rebooted=self.rebooted):
             if isinstance(found, Upload):
                 self._uploads[name] = found
             else:
                 self._add(name, length, *found)
             self._count(name, length, 1)
+        self.found_at_start = self._sequence
+
+    def _is_of_another_boot(self) -> bool:
+        """Whether the store was used before the machine started. The lock file says when that was."""
+        self._lock_file.seek(0)
+        before, now = self._lock_file.read(), _BOOT.read_text().strip()
+        if before != now:
+            self._lock_file.truncate(0)
+            self._lock_file.write(now)
+            self._lock_file.flush()
+            os.fsync(self._lock_file.fileno())
+        return before not in ("", now)
 
     # --- reading
 
@@ -115,6 +132,21 @@ class Store:
         """Where an object is, or would be."""
         folder = self._root / name.config / str(name.round) / str(name.attempt)
         return folder / name.name.replace("/", ".")
+
+    @contextmanager
+    def reading(self, stored: Stored) -> Iterator[None]:
+        """While it lasts, the object's file is not written over, even if it is dropped. Raises Problem (404)."""
+        with self._lock:
+            if self._objects.get(stored.name) is not stored:
+                raise Problem("absent", f"{stored.name.name} has been removed")
+            self._readers[stored.sequence] = self._readers.get(stored.sequence, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers[stored.sequence] -= 1
+                if not self._readers[stored.sequence]:
+                    del self._readers[stored.sequence]
 
     @contextmanager
     def waiter(self, what: ObjectName | Attempt) -> Iterator[threading.Event]:
@@ -170,6 +202,8 @@ class Store:
                 self._count(name, length, 1)
                 self._uploads[name] = known
                 try:
+                    with full_disk_is_a_problem():
+                        self.reuse(known.part, length)
                     known.create()
                 except BaseException:
                     del self._uploads[name]
@@ -199,9 +233,21 @@ class Store:
         return True
 
     def room_for(self, length: int) -> None:
-        """Raise Problem (507) unless the disk has room for `length` bytes more."""
-        if shutil.disk_usage(self._root).free < length + self._reserve_bytes:
+        """Raise Problem (507) unless the disk has room for `length` bytes more, perhaps without spare files."""
+        if self._lacks(length) and (not self._spare.drop() or self._lacks(length)):
             raise Problem("disk-full", f"no space for {length} bytes")
+
+    def _lacks(self, length: int) -> bool:
+        return shutil.disk_usage(self._root).free < length + self._reserve_bytes
+
+    def reuse(self, path: Path, length: int) -> None:
+        """Put a file of `length` bytes at `path`, if none is there and a spare one is, with anything in it.
+
+        Raises OSError.
+        """
+        if length > BLOCK_BYTES and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._spare.take(path, length)
 
     def publish(self, name: ObjectName, length: int, tree: bytes, beside: frozenset[str] | None = None) -> bool:
         """Show a durable object of the relay, if just `beside` (None: anything) is in its attempt; whether it is."""
@@ -229,6 +275,7 @@ class Store:
         for upload in idle:
             upload.discard()
             self._forget(upload)
+        self._spare.drop(KEPT_S)
         return len(idle)
 
     def close(self) -> None:
@@ -297,9 +344,13 @@ class Store:
                 if not self._attempts[stored.name.attempt_name]:
                     del self._attempts[stored.name.attempt_name]
                 self._count(stored.name, -stored.length, -1)
+            read = set(self._readers)
         # Without the lock: large files take long. A relay killed here finds the objects again, and drops them.
         for stored in objects:
-            stored.path.unlink(missing_ok=True)
+            if stored.length > BLOCK_BYTES and stored.sequence not in read:
+                self._spare.put(stored.path, stored.length)
+            else:
+                stored.path.unlink(missing_ok=True)
             stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)
         for upload in uploads:
             upload.discard()

@@ -46,11 +46,11 @@ class Upload:
         self.tree: bytes | None = None
         self.last_active = time.time()
         self.finished = False
-        self._part, self._meta = base.with_name(base.name + ".part"), base.with_name(base.name + ".meta")
+        self.part, self._meta = base.with_name(base.name + ".part"), base.with_name(base.name + ".meta")
         self._final = base
         self._lock, self._finishing = threading.Lock(), threading.Lock()
         self._durable = durable
-        self._file = BlockFile(self._part, durable=durable)
+        self._file = BlockFile(self.part, durable=durable)
         self._hashes: dict[int, bytes] = {}  # of every block that ever came
         self._there: set[int] = set()  # the blocks that are kept
         self._writing: dict[int, bytes] = {}
@@ -62,7 +62,10 @@ class Upload:
         """Make the files. Raises Problem if the disk is full."""
         with full_disk_is_a_problem():
             self._final.parent.mkdir(parents=True, exist_ok=True)
-            self._open(os.O_CREAT | os.O_TRUNC)
+            if self.part.exists() and self.part.stat().st_size != self.length:  # a spare one has the length
+                self.part.unlink()
+            self._meta.unlink(missing_ok=True)
+            self._open(os.O_CREAT)
             magic = _MAGIC if self._durable else _UNSYNCED_MAGIC
             write_all(self._meta_fd, magic + self.length.to_bytes(8, "little") + _UNKNOWN, 0)
 
@@ -87,7 +90,7 @@ class Upload:
         os.ftruncate(self._meta_fd, _HEAD_BYTES)
         joined = b"".join(i.to_bytes(4, "little") + d for i, d in self._hashes.items())
         write_all(self._meta_fd, joined, _HEAD_BYTES)
-        self.last_active = self._part.stat().st_mtime
+        self.last_active = self.part.stat().st_mtime
 
     def close(self) -> None:
         """Release the files; what is on disk stays."""
@@ -100,7 +103,7 @@ class Upload:
     def discard(self) -> None:
         """Remove the partial object."""
         self.close()
-        for path in (self._part, self._meta):
+        for path in (self.part, self._meta):
             path.unlink(missing_ok=True)
 
     # --- blocks
@@ -186,7 +189,7 @@ class Upload:
                     self._sync()
                 if self._durable:
                     os.fdatasync(self._meta_fd)
-                self._part.rename(self._final)
+                self.part.rename(self._final)
                 if self._durable:
                     sync_folder(self._final.parent)
             self.close()
