@@ -100,8 +100,7 @@ def _of_federation(federation: dict[str, Any], width: int) -> Iterator[Renderabl
     yield _line(
         Text(f"federation {name}{printable(federation['config'])[:16]}", "bold"),
         f": {federation['sites']} sites, threshold {federation['threshold']}, {printable(federation['policy'])}"
-        f"{vectors}; "
-        + (f"sum {federation['done']} is done" if federation["done"] else "no sum is done yet"),
+        f"{vectors}; " + (f"sum {federation['done']} is done" if federation["done"] else "no sum is done yet"),
     )
     for open_round in federation["sums"]:
         yield from _open_round(open_round)

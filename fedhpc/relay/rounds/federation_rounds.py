@@ -275,7 +275,7 @@ class FederationRounds:
         complete = there == expected
         # Nobody waits for a site that has left, nor where too many have before they signed the set, nor for another
         # vector of one that sent something else than it signed.
-        bad = set(machine.arrived()) - set(there) if phase == "masked" else set()
+        bad = set(machine.other_vectors()) if phase == "masked" else set()
         self._tell_bad(round_.number, round_.last, sorted(bad))
         due = now >= until or (set(expected) - set(there)) <= round_.left | bad
         due = due or (phase == "answers" and round_.never_opens(self.federation.threshold))

@@ -155,8 +155,14 @@ class RoundMachine:
 
     def whole(self) -> tuple[int, ...]:
         """The sites whose M3 and whole vector are there, the one that M3 names: U3, if it were closed now."""
-        tree = self._objects.tree
-        return tuple(u for u in self.arrived() if tree(f"{kinds.M3V.name}/{u}") == self._signed_tree(u))
+        return tuple(u for u in self.arrived() if self._is_signed(u))
+
+    def other_vectors(self) -> tuple[int, ...]:
+        """The sites whose M3 and whole vector are there, but not the one that M3 names: they count as absent."""
+        return tuple(u for u in self.arrived() if not self._is_signed(u))
+
+    def _is_signed(self, u: int) -> bool:
+        return self._objects.tree(f"{kinds.M3V.name}/{u}") == self._signed_tree(u)
 
     def _signed_tree(self, u: int) -> bytes:
         """Tree of the vector that site `u` signed in M3 [32]; the message is there."""
