@@ -142,6 +142,7 @@ def test_a_kill_loses_no_unsynced_vector(tmp_path: Path) -> None:
     relay, hand = begun(tmp_path, 1, 2, 3, 4)
     unsynced(relay, hand, 1, 2, 3)
     relay.restart()
+    relay.settle()
     unsynced(relay, hand, 4)
     relay.settle()
     assert relay.raw("1/1/Y") == hand.sum_over(1, 2, 3, 4)
