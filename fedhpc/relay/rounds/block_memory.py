@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedhpc.secure.transcript import TREE_BLOCK_BYTES
 
-BLOCKS = 48  # of 1 MiB, beside the blocks that bodies pass through (http/buffers.py): a relay stays below 256 MiB
+BLOCKS = 32  # of 1 MiB, beside the blocks that bodies pass through (http/buffers.py): a relay stays below 256 MiB
 
 Block = NDArray[np.uint8]
 """[TREE_BLOCK_BYTES] uint8."""
