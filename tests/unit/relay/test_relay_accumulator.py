@@ -46,6 +46,8 @@ def plain_sum(sites: Iterable[int]) -> bytes:
 class Disk:
     """The objects of an attempt: copies as far as they came, and Y. `fails` may raise before Y is written or read."""
 
+    suite = SHA256
+
     def __init__(self) -> None:
         self.copies: dict[str, bytes] = {}
         self.sum = bytearray()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from relay_fakes import CONFIG, OTHER, Hand, Relay, all_ready, federation, ready
 
+from fedhpc.relay.settings import Roster
 from fedhpc.relay.store.object_store import Quota, Store
 from fedhpc.relay.store.upload import read_head
 from fedhpc.secure.suite import SHA256, Suite, suite_named
@@ -102,10 +103,8 @@ def test_federations_of_both_suites_at_one_relay(tmp_path: Path) -> None:
     for config, suite in ((CONFIG, BLAKE3), (OTHER, SHA256)):
         all_ready(relay, *SITES, config=config)
         hand = Hand(relay, config=config)
-        hand.play(*SITES)
-        y = relay.store.find(ObjectName(config, 1, 1, "Y"))
-        assert relay.get("1/0/DONE", config) == {"attempt": 1, "u3": list(SITES)}
-        assert y is None or y.tree == suite.tree(hand.sum_over(*SITES))
+        hand.play(*SITES, upto="M3")
+        assert relay.get("1/1/M4r", config) == {"sum": suite.tree(hand.sum_over(*SITES)).hex(), "u3": list(SITES)}
 
 
 @SUITES
@@ -170,12 +169,18 @@ def test_records_of_an_unknown_suite_are_removed(tmp_path: Path, name: bytes) ->
     store.close()
 
 
-def test_another_suite_in_the_roster_is_another_federation_to_the_rounds(tmp_path: Path) -> None:
+def test_another_suite_in_the_roster_makes_the_rounds_anew(tmp_path: Path) -> None:
     relay = Relay(tmp_path, federation(4))
     all_ready(relay, *SITES)
+    before = Hand(relay).machine()
     relay.federations = (replace(relay.federations[0], suite=BLAKE3),)
-    relay.restart()
+    relay.coordinator.update(Roster({CONFIG: relay.federations[0]}))
     relay.settle()
     hand = Hand(relay)
-    hand.play(*SITES)
+    assert hand.machine() is not before
+    hand.play(*SITES, upto="M3")
+    assert relay.get("1/1/M4r")["sum"] == BLAKE3.tree(hand.sum_over(*SITES)).hex()
+    for name in ("M4", "M5", "M6"):
+        hand.send(name, *SITES)
+        relay.settle()
     assert relay.get("1/0/DONE") == {"attempt": 1, "u3": list(SITES)}
