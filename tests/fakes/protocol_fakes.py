@@ -145,6 +145,7 @@ class FakeRelay(RoundMachine):
         there = self._objects.size(name)
         assert 0 <= offset <= there
         if there < offset + len(data):
+            self._objects.trees.pop(name, None)  # a relay that dies here finds it by the bytes
             self._objects.write(name, there, memoryview(data[there - offset :]))
             self._objects.trees[name] = self._objects.suite.tree(bytes(self._objects.large[name]))
         return self._objects.size(name)
