@@ -58,7 +58,7 @@ def _kernel() -> str:
     from fedhpc.kernel import choice, extension
 
     if extension.load() is None:
-        _fail("the compiled kernel is not in the image", "look for `the compiled kernel is left out` in the build's log")
+        _fail("the compiled kernel is not in the image", "the end of the log of its build says why")
     running = choice.running()
     return f"{running.name} {running.reason}".strip()
 
