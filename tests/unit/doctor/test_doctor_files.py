@@ -452,6 +452,9 @@ def test_the_kernel_that_runs_and_why_none(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv(VARIABLE, raising=False)
     site = subject(tmp_path)
     assert found("kernel", site).what.startswith(choice.running().name)
+    with monkeypatch.context() as patched:  # whatever this machine has
+        patched.setattr(node, "running", lambda: choice.Running("vaes", "", ("aes", "vaes")))
+        passes("kernel", site, "vaes; of this CPU's instructions: aes vaes")
 
     def given(wish: str, paths: str | None, wrong: str = "") -> Finding:
         monkeypatch.setattr(choice, "failure", lambda kernel: wrong)
