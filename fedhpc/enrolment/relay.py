@@ -10,7 +10,7 @@ from fedhpc.agreement.federation_file import Agreement
 from fedhpc.enrolment.draft import read_complete
 from fedhpc.errors import ConfigError, PolicyError
 from fedhpc.relay.roster_file import drop_federation, federation_sites, put_federation
-from fedhpc.relay.settings import REVOKED, read_settings
+from fedhpc.relay.settings import DISK, REVOKED, read_settings
 from fedhpc.sums.over_relay.access import thresholds_of
 from fedhpc.wire.pins import pin_of, read_certificate
 
@@ -18,11 +18,11 @@ BYTES, OBJECTS = 64 << 30, 100_000
 
 
 def admit(
-    federation: Path, relay: Path, *, quota_bytes: int, objects: int, unmasked: bool = False
+    federation: Path, relay: Path, *, quota_bytes: int, objects: int, unmasked: bool = False, durable: str = DISK
 ) -> tuple[Agreement, bool]:
     """Let the federation of federation.toml in; also returns whether the roster file changed.
 
-    `unmasked`: also one that hides nothing, for benchmarks.
+    `unmasked`: also one that hides nothing, for benchmarks. `durable`: whether its vectors are synced, see settings.py.
 
     Raises ConfigError without TLS pins or masks, or where the package of its suite is missing here, PolicyError if the
     federation names another relay.
@@ -57,6 +57,7 @@ def admit(
         "objects": objects,
         "threshold": thresholds.threshold,
         "suite": agreement.secure.tree.name,
+        "durable": durable,
         "sites": pins,
         "cohort": cohort,
     }

@@ -104,7 +104,8 @@ INLINE void keystream(const struct stream *stream, uint64_t block, V *x) {
 #define ADD(LANES, SIGN) EACH(sum[i] = (V)((LANES)sum[i] SIGN (LANES)x[i])); break
 
 // Write `size` bytes of lanes plus the signed streams, added in registers, to `out`; `lanes` has room for whole groups.
-static void mask(const struct streams *streams, uint64_t block, uint8_t *lanes, uint8_t *out, size_t size, size_t width) {
+static void mask(const struct streams *streams, uint64_t block, uint8_t *lanes, uint8_t *out, size_t size,
+                 size_t width) {
     for (size_t at = 0; at < size; at += GROUP, block += GROUP / 16) {
         V sum[FLIGHT], x[FLIGHT];
         EACH(sum[i] = load(lanes + at + i * sizeof(V)));
@@ -220,7 +221,8 @@ static int is_float32_power(double x) {
 #define ALL(X) for (size_t i = 0; i < count; i++) X
 
 // `count` checked values into a local tile of lanes; `random` words or NULL.
-static void encode(const struct run *run, const void *values, void *restrict lanes, size_t count, const uint32_t *random) {
+static void encode(const struct run *run, const void *values, void *restrict lanes, size_t count,
+                   const uint32_t *random) {
     double real[TILE];
     int64_t buffer[TILE], *whole = run->width == 8 ? lanes : buffer;
     const double factor = run->factor;

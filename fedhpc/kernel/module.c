@@ -82,7 +82,8 @@ static PyObject *py_streams(PyObject *self, PyObject *args) {
     const char *keys, *signs;
     Py_ssize_t size, count;
     const struct path *path;
-    if (!PyArg_ParseTuple(args, "ly#y#", &index, &keys, &size, &signs, &count) || !(path = path_of(index))) return NULL;
+    if (!PyArg_ParseTuple(args, "ly#y#", &index, &keys, &size, &signs, &count) || !(path = path_of(index)))
+        return NULL;
     if (refuse(size != 32 * count, "keys have 32 bytes")) return NULL;
     struct streams *streams = calloc(1, sizeof *streams + (size_t)count * sizeof *streams->one);
     PyObject *capsule = streams ? PyCapsule_New(streams, STREAMS, let_go) : PyErr_NoMemory();
@@ -178,7 +179,8 @@ static PyObject *py_decode(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "ly*iw*idL", &index, &lanes, &width, &values, &kind, &quantum, &limit)) return NULL;
     const struct path *path = path_of(index);
     if (path && !refuse(kind < 0 || limit < 0 || !sizes_match(&lanes, width, values.len, kind), "a sum's arguments")) {
-        const struct sum sum = {lanes.buf, values.buf, (size_t)(lanes.len / width), (size_t)width, kind, quantum, limit};
+        const struct sum sum = {lanes.buf, values.buf, (size_t)(lanes.len / width), (size_t)width, kind, quantum,
+                                limit};
         Py_BEGIN_ALLOW_THREADS
         count = path->decode(&sum);
         Py_END_ALLOW_THREADS

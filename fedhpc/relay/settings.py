@@ -14,6 +14,7 @@ objects = 100_000
 sites = { 1 = "<64 hex digits: SPKI SHA-256 of site 1>", 2 = "…" }
 threshold = 3                                       # τ; absent: that of a federation with the default settings
 suite = "blake3"                                    # secure.suite of federation.toml; absent: sha256
+durable = "disk"                                    # or "memory": vectors are not synced
 ["<the same 64 hex digits>".cohort]                 # [cohort] of federation.toml; absent: its defaults
 policy = "sync"
 """
@@ -31,11 +32,15 @@ from fedhpc.errors import ConfigError
 from fedhpc.relay.store.object_store import Quota
 from fedhpc.secure.suite import SHA256, Suite, suite_named
 from fedhpc.secure.thresholds import choose_thresholds
+from fedhpc.wire.kinds import M3V
 from fedhpc.wire.pins import require_private, same_pin
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 MAX_SITES = 100
 REVOKED = "revoked"  # instead of a pin
+DISK, MEMORY = "disk", "memory"
+DURABLE = (DISK, MEMORY)
+"""Whether masked vectors are synced to the disk (a reboot in mid-round loses nothing), or only given to the kernel."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +114,18 @@ class HostedFederation:
     quota: Quota
     threshold: int
     cohort: CohortSettings
+    suite: Suite  # what Trees are made of
     revoked: tuple[int, ...] = ()  # numbers of sites whose key no longer opens anything
-    suite: Suite = SHA256  # what Trees are made of
+    durable: str = DISK
 
     @property
     def numbers(self) -> int:
         """N: the largest site number. A site whose key was revoked still counts."""
         return max(*self.pins, *self.revoked, 0)
+
+    def syncs(self, kind: str) -> bool:
+        """Whether objects of this kind are on the disk before their site is told so. All are, but for vectors."""
+        return self.durable == DISK or kind != M3V.name
 
     def site_of(self, pin: bytes) -> int | None:
         """The site whose pin this is; every pin is compared, in constant time."""
@@ -134,6 +144,7 @@ class _FederationTable:
     threshold: int | None = None
     suite: str = SHA256.name
     cohort: dict[str, Any] | None = None
+    durable: str = DISK
 
 
 @dataclass(frozen=True)
@@ -202,10 +213,14 @@ def read_roster(path: Path) -> Roster:
         threshold = default_threshold(numbers) if given.threshold is None else given.threshold
         if not 1 <= threshold <= numbers:
             raise ConfigError(f"{where}: threshold = {threshold} of {numbers} sites")
+        if given.durable not in DURABLE:
+            raise ConfigError(f"{where}: durable = {given.durable!r:.40}", f"one of {', '.join(DURABLE)}")
         cohort = read_section(CohortSettings, given.cohort or {}, f"{where}: cohort")
         suite = suite_named(given.suite)
         quota = Quota(given.bytes, given.objects, len(pins))
-        federations[config] = HostedFederation(config, pins, quota, threshold, cohort, tuple(revoked), suite)
+        federations[config] = HostedFederation(
+            config, pins, quota, threshold, cohort, suite, tuple(revoked), given.durable
+        )
     return Roster(federations)
 
 

@@ -17,7 +17,7 @@ from fedhpc.app.logs import printable
 from fedhpc.errors import PeersError
 from fedhpc.relay.status.notices import Notice, is_late, notices_of_rounds
 from fedhpc.wire.kinds import PHASES
-from fedhpc.wire.units import ago, ranges, sites, size, span, took
+from fedhpc.wire.units import ago, kept, ranges, sites, size, span, took
 
 EVERY_S = 2.0
 _STYLES = {"bad": "bold red", "warn": "yellow", "note": "cyan"}
@@ -96,10 +96,11 @@ def _of_relay(found: dict[str, Any], width: int) -> Iterator[RenderableType]:
 
 def _of_federation(federation: dict[str, Any], width: int) -> Iterator[RenderableType]:
     name = f"{printable(federation['name'])} " if "name" in federation else ""
+    vectors = f", vectors {kept(federation['durable'])}" if "durable" in federation else ""  # sites are not told
     yield _line(
         Text(f"federation {name}{printable(federation['config'])[:16]}", "bold"),
-        f": {federation['sites']} sites, threshold {federation['threshold']}, {printable(federation['policy'])}; "
-        + (f"sum {federation['done']} is done" if federation["done"] else "no sum is done yet"),
+        f": {federation['sites']} sites, threshold {federation['threshold']}, {printable(federation['policy'])}"
+        f"{vectors}; " + (f"sum {federation['done']} is done" if federation["done"] else "no sum is done yet"),
     )
     for open_round in federation["sums"]:
         yield from _open_round(open_round)

@@ -92,12 +92,14 @@ class Suite:
 SHA256 = Suite("sha256", hashlib.sha256, hashlib.sha256)
 """Where the configuration names no suite."""
 
+SUITES = (SHA256.name, "blake3")
+
 
 def suite_named(name: str) -> Suite:
     """The suite of that name. Raises ConfigError (64) where it needs a package that is not installed here."""
     if name == SHA256.name:
         return SHA256
-    if name != "blake3":
+    if name not in SUITES:
         raise ConfigError(f"secure.suite = '{name}'", 'a suite is "blake3" or "sha256"')
     if _blake3 is None:
         raise ConfigError(

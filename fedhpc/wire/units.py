@@ -1,4 +1,4 @@
-"""Bytes and seconds as people read them, for the status page and the terminal."""
+"""Bytes, seconds and where bytes are kept as people read them, for the status page and the terminal."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def span(seconds: float) -> str:
             whole, left = divmod(round(seconds / small), round(large / small))
             return f"{whole} {name} {left} {rest}" if left else f"{whole} {name}"
     return f"{seconds:.0f} s"
+
+
+def kept(durable: str) -> str:
+    """Where vectors are kept, for `durable` of the relay's roster: on disk, in memory."""
+    return "in memory" if durable == "memory" else "on disk"
 
 
 def took(seconds: float) -> str:

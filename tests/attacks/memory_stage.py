@@ -90,6 +90,7 @@ class MemorySite:
         told = y if self._upload is None else self._upload(y)
         assert told is not None
         self._here.large[f"M3v/{self.number}"] = bytearray(told)
+        self._here.trees[f"M3v/{self.number}"] = self._here.suite.tree(told)
         self._put("M3", m3)
         m4r = yield from self._object("M4r")
         u3 = messages.read_survivors(m4r, world.sites).u3

@@ -201,7 +201,9 @@ class TlsStage(Stage):
 
     @override
     def objects(self, attempt: int, round_: int = 1) -> KeptAttempt:
-        return KeptAttempt(self.store, (self.config, round_, attempt))
+        return KeptAttempt(
+            self.store, (self.config, round_, attempt), self.server.roster.federations[self.config].suite
+        )
 
     @override
     def machine(self, attempt: int, round_: int = 1) -> RoundMachine:

@@ -18,7 +18,8 @@ from fedhpc.relay.rounds.machine import RoundMachine
 from fedhpc.relay.rounds.round_threads import Coordinator
 from fedhpc.relay.settings import HostedFederation, Roster, default_threshold
 from fedhpc.relay.store.object_store import Quota, Store
-from fedhpc.secure.suite import SHA256
+from fedhpc.relay.store.upload import Upload
+from fedhpc.secure.suite import SHA256, Suite
 from fedhpc.secure.transcript import canon, parse_canon, sign_message
 from fedhpc.wire import kinds
 from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName
@@ -29,10 +30,10 @@ TENSORS = [[32, 5], [64, 3]]  # with a gap
 NBYTES = 56
 
 
-def federation(sites: int = 4, config: str = CONFIG, **cohort: Any) -> HostedFederation:
+def federation(sites: int = 4, config: str = CONFIG, suite: Suite = SHA256, **cohort: Any) -> HostedFederation:
     pins = {u: key_of("pin", config, u) for u in range(1, sites + 1)}
     return HostedFederation(
-        config, pins, Quota(1 << 30, 10_000, sites), default_threshold(sites), CohortSettings(**cohort)
+        config, pins, Quota(1 << 30, 10_000, sites), default_threshold(sites), CohortSettings(**cohort), suite
     )
 
 
@@ -84,13 +85,20 @@ class Relay:
         """As a PUT does. Raises Problem. `checked` False: as if the gate had been passed before."""
         name = ObjectName.parse(f"{config}/{path}")
         if checked:
-            self.coordinator.check_write(name, len(data), SHA256.tree(data))
-        quota = next(f.quota for f in self.federations if f.config == config)
-        upload = self.store.begin(name, len(data), quota)
-        upload.declare_tree(SHA256.tree(data))
+            self.coordinator.check_write(name, len(data), self.suite(config).tree(data))
+        upload = self.begin(name, len(data))
+        upload.declare_tree(self.suite(config).tree(data))
         for at in range(0, len(data), BLOCK_BYTES):
             upload.write_block(at // BLOCK_BYTES, memoryview(data)[at : at + BLOCK_BYTES])
         assert self.store.finish(upload)
+
+    def begin(self, name: ObjectName, length: int) -> Upload:
+        """As the first bytes of a PUT do. Raises Problem."""
+        quota = next(f.quota for f in self.federations if f.config == name.config)
+        return self.store.begin(name, length, quota, self.suite(name.config))
+
+    def suite(self, config: str = CONFIG) -> Suite:
+        return next(f.suite for f in self.federations if f.config == config)
 
     def status(self, config: str = CONFIG) -> dict[str, Any]:
         return self.coordinator.standing(config)
@@ -131,7 +139,7 @@ class Hand:
             sealed = ["" if v == u else "ab" * (96 + 16) for v in u1]
             return {"commit": "aa" * 32, "group": "bb" * 32, "hash_a": hashes, "hash_b": hashes, "sealed": sealed}
         if name == "M3":
-            return {"tag": "cc" * 24, "vector": SHA256.tree(self.vector(u)).hex()}
+            return {"tag": "cc" * 24, "vector": self.relay.suite(self.config).tree(self.vector(u)).hex()}
         if name == "M4":
             return {}
         if name == "M5":

@@ -59,6 +59,7 @@ FEDERATION: dict[str, Any] = {
     "sites": 4,
     "threshold": 3,
     "policy": "sync",
+    "durable": "disk",
     "revoked": [],
     "members": [
         {"site": u, "seen_s": 0.3, "certificate_left_s": 20 * DAY, "bytes": 10**6, "objects": 5, "uploads": 0}

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from relayed_world import QUORUM, SYNC, TRAINING, Kind, World, check_ledgers, check_sums
+from relayed_world import MEMORY, QUORUM, SYNC, TRAINING, Kind, World, check_ledgers, check_sums
 
 ROUND = 2  # whose vector has three blocks
 MESSAGES = ("READY", "M1", "M2", "M3", "M4", "M5", "M6")
@@ -40,6 +40,7 @@ RELAY_POINTS = (
     *(f"{name} {when}" for name in ("M1", "M3", "M3v", "M5") for when in ("before", "after")),
     "M3v half",
 )
+UNSYNCED_POINTS = ("M3v half", "M3v after", "Y adding", "Y half", "M4r before")  # a kill loses nothing there either
 BOTH_WAYS = {"M3 after", "M3v after"}  # M3 and the end of the vector travel at the same time, and both are needed
 ARRIVED = {"M4", "M5", "M6", "Y"}  # steps after a site's vector is whole at the relay
 
@@ -147,3 +148,5 @@ def cells() -> Iterator[Cell]:
         yield Cell("site", "training", point, (number + 1) % 4 + 1, TRAINING, training)
     for point in RELAY_POINTS:
         yield Cell("relay", "restarted", point, 0, SYNC, relay_restarted)
+    for point in UNSYNCED_POINTS:
+        yield Cell("relay", "unsynced", point, 0, MEMORY, relay_restarted)

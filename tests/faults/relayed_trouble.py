@@ -138,16 +138,16 @@ def disk_is_full(cell: Cell, world: World, limit: str = "full") -> str:
     relay = world.start_relay(f"{cell.point} {ROUND}", FEDHPC_TEST_ACTION=limit)
     sites = world.start_sites(world.numbers)
     world.await_frozen("relay", relay)
-    if cell.point == "Y adding":  # only the relay writes then: it tries again by itself
-        world.until(lambda: "a step failed" in (world.folder / "relay.log").read_text(), "the full disk")
+    if cell.point == "Y adding":  # vectors still arrive: some sites are refused, others wait for those
+        world.until(lambda: "disk-full" in (world.folder / "relay.log").read_text(), "the full disk")
+        for child in sites.values():
+            child.kill()
     else:
         for child in sites.values():
             ended(world, child, 69, "disk-full")
     check_nothing_is_half_there(world)
     resource.prlimit(relay.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    if cell.point != "Y adding":
-        sites = world.start_sites(world.numbers)
-    world.finish(sites)
+    world.finish(world.start_sites(world.numbers))
     return exact(world, world.numbers, world.numbers)
 
 

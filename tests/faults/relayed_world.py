@@ -39,6 +39,7 @@ class Kind:
     """What a template is made for."""
 
     sites: int = 4
+    durable: str = "disk"
     cohort: str = f'policy = "sync"\n{PATIENT}'
     rounds: int = 1
 
@@ -50,6 +51,7 @@ class Kind:
 SYNC = Kind()
 QUORUM = Kind(cohort=f'policy = "quorum"\n{SHORT}')
 TRAINING = Kind(rounds=3)
+MEMORY = Kind(durable="memory")
 
 
 class Templates:
@@ -64,7 +66,7 @@ class Templates:
             folder = self._folder / f"template{len(self._made)}"
             sections = f"[cohort]\n{kind.cohort}\n\n[strategy]\nname = 'fedavg'\n"
             sites = {name: folder / f"{name}.h5" for name in NAMES[: kind.sites]}
-            enrol(folder, "faults", sections, sites, rounds=kind.rounds)
+            enrol(folder, "faults", sections, sites, rounds=kind.rounds, durable=kind.durable)
             self._made[kind] = folder
         return self._made[kind]
 

@@ -54,7 +54,7 @@ def test_cell(cell: Cell, begun: Theatre) -> None:
 
 def test_the_matrix_is_whole(request: pytest.FixtureRequest) -> None:
     """As many cells were played as were asked for; a cell that silently falls out is noticed."""
-    assert len({cell.name for cell in ALL}) == len(ALL) == 127
+    assert len({cell.name for cell in ALL}) == len(ALL) == 132
     assert {(c.who, c.fate) for c in sample()} == {(c.who, c.fate) for c in ALL}
     asked = [i for i in request.session.items if "cell" in getattr(getattr(i, "callspec", None), "params", {})]
     assert sum(CELLS.values()) == len(asked)

@@ -19,7 +19,7 @@ import numpy as np
 
 import fedhpc
 from fedhpc.errors import DataError
-from fedhpc.secure.masks import Masks
+from fedhpc.sums.blocks import BlockEngine
 
 federation, sites, stamp, rank, case = sys.argv[1:]
 here = os.environ["OMPI_COMM_WORLD_RANK"] == rank
@@ -47,15 +47,15 @@ if case == "configuration before join" and here:
 
 with fedhpc.join(federation, sites=sites) as fed:
     if case == "in a helper thread" and here:
-        add = Masks.add
+        hide = BlockEngine.hide
 
-        def broken(self: Masks, lanes: np.ndarray, offset: int) -> None:
-            if offset > 1 << 20:  # far into a long vector: small sums need no helper
+        def broken(self: BlockEngine, low: int, high: int) -> np.ndarray:
+            if low > 1 << 20:  # far into a long vector: small sums need no helper
                 assert threading.current_thread() is not threading.main_thread()
                 fail(OSError("the fault in a helper thread"))
-            add(self, lanes, offset)
+            return hide(self, low, high)
 
-        Masks.add = broken  # type: ignore[method-assign]
+        BlockEngine.hide = broken  # type: ignore[method-assign]
     for step in range(10_000):
         if case == "a shorter loop" and fed.site == "bb" and step == 3:
             Path(stamp).write_text(str(time.time()))

@@ -172,7 +172,7 @@ def test_the_command_shows_what_the_admin_port_says(running: Relay) -> None:
     sites.play()
     code, out, err = command("--admin", f"127.0.0.1:{running.admin}")
     assert (code, err) == (0, "")
-    assert re.search(rf"federation {CONFIG[:16]}: 4 sites, threshold 3, sync; sum 1 is done", out)
+    assert re.search(rf"federation {CONFIG[:16]}: 4 sites, threshold 3, sync, vectors on disk; sum 1 is done", out)
     assert re.search(r"(?m)^1 +train +4 ", out)
     code, out, _ = command("--admin", f"127.0.0.1:{running.admin}", "--json")
     assert code == 0

@@ -10,12 +10,13 @@ from relay_process import CONFIG, MIB, SITES, name, noise, root
 
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.store.object_store import Quota, Store
+from fedhpc.secure.suite import SHA256
 
 QUOTA = Quota(1 << 30, 1000, SITES)
 
 
 def upload(store: Store, text: str, data: bytes | bytearray, round_: int = 1, quota: Quota = QUOTA) -> bool:
-    going = store.begin(name(text, round_=round_), len(data), quota)
+    going = store.begin(name(text, round_=round_), len(data), quota, SHA256)
     going.declare_tree(bytes.fromhex(root(data)))
     for at in range(0, len(data), MIB):
         going.write_block(at // MIB, memoryview(data)[at : at + MIB])
@@ -26,7 +27,7 @@ def test_the_store_finds_everything_after_a_restart_and_trusts_no_damaged_block(
     store = Store(tmp_path)
     data = noise(4 * MIB)
     assert upload(store, "V/1", data)
-    going = store.begin(name("V/2"), 4 * MIB, QUOTA)
+    going = store.begin(name("V/2"), 4 * MIB, QUOTA, SHA256)
     for index in (3, 0, 1):
         going.write_block(index, memoryview(data)[index * MIB : (index + 1) * MIB])
     store.close()
@@ -57,7 +58,7 @@ def test_marks_outlive_the_relay(tmp_path: Path) -> None:
     view = memoryview(data)
     store = Store(tmp_path)
     assert upload(store, "V/1", data)
-    going = store.begin(name("V/2"), len(data), QUOTA)
+    going = store.begin(name("V/2"), len(data), QUOTA, SHA256)
     for index in (0, 1, 3):
         going.write_block(index, view[index * MIB : (index + 1) * MIB])
     store.close()
@@ -67,7 +68,7 @@ def test_marks_outlive_the_relay(tmp_path: Path) -> None:
         file.write(bytes([data[2 * MIB - 1] ^ 0x80]))
     store = Store(tmp_path)
     for what in ("V/1", "V/2"):
-        again = store.begin(name(what), len(data), QUOTA)
+        again = store.begin(name(what), len(data), QUOTA, SHA256)
         for index in (0, 3):
             block = view[index * MIB : (index + 1) * MIB]
             again.write_block(index, block)
@@ -81,7 +82,7 @@ def test_marks_outlive_the_relay(tmp_path: Path) -> None:
     assert partial is not None
     assert partial.missing() == [(MIB, 3 * MIB)]
     with pytest.raises(Problem, match="gone"):
-        store.begin(name("V/1"), len(data), QUOTA).write_block(4, view[:MIB])
+        store.begin(name("V/1"), len(data), QUOTA, SHA256).write_block(4, view[:MIB])
     store.close()
 
 
@@ -91,7 +92,7 @@ def test_objects_of_another_format_are_removed(tmp_path: Path) -> None:
     assert upload(store, "V/2", noise(10))
     store.close()
     meta = tmp_path / CONFIG / "1" / "0" / "V.1.meta"
-    meta.write_bytes(meta.read_bytes().replace(b"fedhpc-upload/2", b"fedhpc-upload/1"))
+    meta.write_bytes(meta.read_bytes().replace(b"fedhpc-upload/3", b"fedhpc-upload/2"))
     store = Store(tmp_path)
     assert store.find(name("V/1")) is None
     assert store.find(name("V/2")) is not None
@@ -105,11 +106,11 @@ def test_finished_rounds_are_dropped_and_their_quota_is_free(tmp_path: Path) -> 
     for round_ in (1, 2):
         upload(store, "V/1", noise(2 * MIB), round_, quota)
     with pytest.raises(Problem, match="quota"):
-        store.begin(name("V/1", round_=3), 2 * MIB, quota)
+        store.begin(name("V/1", round_=3), 2 * MIB, quota, SHA256)
     assert store.drop_rounds(CONFIG, 2) == 1
     assert store.find(name("V/1", round_=1)) is None
     assert not (tmp_path / CONFIG / "1").exists()
-    store.begin(name("V/1", round_=3), 2 * MIB, quota)
+    store.begin(name("V/1", round_=3), 2 * MIB, quota, SHA256)
     assert store.expire_uploads(-1.0) == 1
     assert store.drop_attempt((CONFIG, 2, 0)) == 1
     assert store.totals() == {}
@@ -166,8 +167,8 @@ def test_a_disk_that_lost_bytes_is_believed_in_nothing(
 def test_too_many_unfinished_objects(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for number in range(1, 33):
-        store.begin(name(f"V/1/{number}"), 10, QUOTA)
+        store.begin(name(f"V/1/{number}"), 10, QUOTA, SHA256)
     with pytest.raises(Problem, match="unfinished"):
-        store.begin(name("V/1/33"), 10, QUOTA)
-    store.begin(name("V/2"), 10, QUOTA)
+        store.begin(name("V/1/33"), 10, QUOTA, SHA256)
+    store.begin(name("V/2"), 10, QUOTA, SHA256)
     store.close()

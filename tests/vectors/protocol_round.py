@@ -119,6 +119,20 @@ class Store:
         """See relay.objects."""
         view[:] = self.large[name][offset : offset + len(view)]
 
+    def tree(self, name: str) -> bytes:
+        """See relay.objects."""
+        return self.suite.tree(bytes(self.large.get(name, b"")))
+
+    def make(self, name: str, length: int) -> None:
+        """See relay.objects."""
+
+    def read_made(self, name: str, offset: int, view: memoryview) -> None:
+        """See relay.objects."""
+        self.read_into(name, offset, view)
+
+    def unmake(self, name: str) -> None:
+        """See relay.objects."""
+
     def write(self, name: str, offset: int, data: Any) -> None:
         """See relay.objects."""
         self.large[name] = self.large.get(name, b"")[:offset] + bytes(data)

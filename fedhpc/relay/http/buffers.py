@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import threading
 from collections.abc import Iterator
 
@@ -19,7 +20,7 @@ class Buffers:
     """
 
     def __init__(self, count: int, patience_s: float) -> None:
-        self._free: list[bytearray] = []
+        self._free: list[mmap.mmap] = []
         self._left, self._most = count, max(1, count // 4)
         self._held: dict[bytes, int] = {}
         self._patience_s = patience_s
@@ -34,9 +35,12 @@ class Buffers:
         with self._freed:
             if not self._freed.wait_for(lambda: self._left and self._held.get(pin, 0) < self._most, self._patience_s):
                 raise Problem("stopping", "too many transfers at once", close=True)
+            try:
+                buffer = self._free.pop() if self._free else mmap.mmap(-1, BLOCK_BYTES)  # on a page: block_file.py
+            except (OSError, MemoryError):
+                raise Problem("stopping", "the relay has no memory left for a transfer", close=True) from None
             self._left -= 1
             self._held[pin] = self._held.get(pin, 0) + 1
-            buffer = self._free.pop() if self._free else bytearray(BLOCK_BYTES)
         try:
             yield memoryview(buffer)
         finally:

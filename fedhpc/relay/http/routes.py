@@ -24,6 +24,7 @@ from fedhpc.relay.http import mailbox as enrolment
 from fedhpc.relay.http.buffers import Buffers
 from fedhpc.relay.http.connection import Connection, Head
 from fedhpc.relay.problems import Problem
+from fedhpc.relay.rounds.accumulator import Accumulator
 from fedhpc.relay.rounds.round_threads import Coordinator
 from fedhpc.relay.settings import HostedFederation, Limits, Roster
 from fedhpc.relay.store.object_store import Attempt, Store, Stored
@@ -157,22 +158,28 @@ class Routes:
         headers: dict[str, str],
         pin: bytes,
     ) -> None:
+        with self._store.reading(stored):
+            try:
+                fd = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise Problem("absent", f"{stored.name.name} has been removed") from None
+            try:
+                self._send(connection, fd, part, status, headers, pin)
+            finally:
+                os.close(fd)
+
+    def _send(
+        self, connection: Connection, fd: int, part: tuple[int, int], status: int, headers: dict[str, str], pin: bytes
+    ) -> None:
         first, end = part
-        try:
-            fd = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise Problem("absent", f"{stored.name.name} has been removed") from None
-        try:
-            with self._buffers.one(pin, end - first) as buffer:
-                connection.send_head(status, headers, end - first)
-                while first < end:
-                    count = os.preadv(fd, [buffer[: end - first]], first)
-                    if count == 0:
-                        raise OSError(f"{stored.path} is shorter than it was")
-                    connection.send(buffer[:count])
-                    first += count
-        finally:
-            os.close(fd)
+        with self._buffers.one(pin, end - first) as buffer:
+            connection.send_head(status, headers, end - first)
+            while first < end:
+                count = os.preadv(fd, [buffer[: end - first]], first)
+                if count == 0:
+                    raise OSError("the file is shorter than it was")
+                connection.send(buffer[:count])
+                first += count
 
     def _range(self, head: Head, length: int) -> tuple[int, int]:
         given = head.headers.get("range")
@@ -251,11 +258,13 @@ class Routes:
             raise Problem("bad-request", f"{TREE_HEADER} is 64 lower-case hex digits")
         tree = None if given is None else bytes.fromhex(given)
         self._rounds.check_write(name, length, tree)
-        upload = self._store.begin(name, length, federation.quota)
+        upload = self._store.begin(
+            name, length, federation.quota, federation.suite, durable=federation.syncs(name.kind)
+        )
         if tree is not None:
             upload.declare_tree(tree)
-        self._receive(connection, upload, first, head.length, pin)
-        whole = self._store.finish(upload, federation.suite)
+        self._receive(connection, upload, self._rounds.arriving(name), first, head.length, pin)
+        whole = self._store.finish(upload)
         missing = [] if whole else upload.missing()
         connection.send_json(201 if whole else 202, {"bytes": length, "whole": whole, "missing": missing})
 
@@ -283,8 +292,11 @@ class Routes:
             raise Problem("bad-range", f"parts begin and end at multiples of {BLOCK_BYTES}, or at the object's end")
         return first, length
 
-    def _receive(self, connection: Connection, upload: Upload, first: int, size: int, pin: bytes) -> None:
-        begun, received = time.monotonic(), 0
+    def _receive(
+        self, connection: Connection, upload: Upload, sum_: Accumulator | None, first: int, size: int, pin: bytes
+    ) -> None:
+        """The body, block by block. `sum_`: where blocks of a vector are added once they are kept."""
+        begun, received, site = time.monotonic(), 0, upload.owner or 0
         if size == 0:
             return
         assert first // BLOCK_BYTES < block_count(upload.length)
@@ -294,8 +306,9 @@ class Routes:
                 block = buffer[: block_bytes(index, upload.length)]
                 connection.read_body_into(block, begun, received)
                 received += len(block)
-                upload.write_block(index, block)
-                self._rounds.heard(upload.name.config, upload.owner or 0)
+                if upload.write_block(index, block) and sum_ is not None:
+                    sum_.add(site, upload, index, block)
+                self._rounds.heard(upload.name.config, site)
 
     def _missing(self, connection: Connection, name: ObjectName, site: int) -> None:
         if name.owner != site:

@@ -34,12 +34,31 @@ class Objects(Protocol):
         """Bytes of a large object that is whole; 0 if it is not."""
         ...
 
+    def tree(self, name: str) -> bytes:
+        """Tree [32] of the bytes of a large object that is whole, as they came; b"" if it is not."""
+        ...
+
     def read_into(self, name: str, offset: int, view: memoryview) -> None:
-        """Fill `view` with the bytes of a large object from `offset` on. From several threads at once."""
+        """Fill `view` with the bytes of a large object from `offset` on. From several threads at once.
+
+        Of one that is not whole yet: bytes that have come. Raises OSError where they are gone.
+        """
+        ...
+
+    def make(self, name: str, length: int) -> None:
+        """A large object of `length` bytes will be written: all of them. Nothing is promised by it."""
         ...
 
     def write(self, name: str, offset: int, data: memoryview) -> None:
         """Write a part of a large object that is being made; nobody sees it before `keep`."""
+        ...
+
+    def read_made(self, name: str, offset: int, view: memoryview) -> None:
+        """Fill `view` with what `write` has put there."""
+        ...
+
+    def unmake(self, name: str) -> None:
+        """Forget a large object that is being made, if there is one."""
         ...
 
     def keep(self, name: str, tree: bytes) -> None:

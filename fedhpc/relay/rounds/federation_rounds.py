@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,10 @@ from fedhpc.cohort.policy import Propose, Situation, decide
 from fedhpc.errors import PolicyError
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.rounds import abandoning
+from fedhpc.relay.rounds.accumulator import Accumulator
+from fedhpc.relay.rounds.block_memory import BlockMemory
 from fedhpc.relay.rounds.heard import Heard
-from fedhpc.relay.rounds.machine import RoundMachine, opened_set
+from fedhpc.relay.rounds.machine import Audit, RoundMachine, opened_set
 from fedhpc.relay.rounds.needs import CatchUps
 from fedhpc.relay.rounds.news import News, Piece
 from fedhpc.relay.rounds.one_round import Round, awaited, limits
@@ -61,7 +63,11 @@ class FederationRounds:
     `lock` guards everything but `note` and what `heard` does, which any thread may call.
     """
 
-    def __init__(self, store: Store, federation: HostedFederation, metrics: Metrics) -> None:
+    def __init__(
+        self, store: Store, federation: HostedFederation, metrics: Metrics, memory: BlockMemory | None = None
+    ) -> None:
+        """`memory`: what sums of all federations lie in while vectors arrive."""
+        self._memory = memory or BlockMemory()
         self.lock = threading.Lock()
         self.federation = federation
         self.rounds: dict[int, Round] = {}
@@ -165,6 +171,8 @@ class FederationRounds:
         attempt = piece.name.attempt
         try:
             round_.attempts[attempt] = self._machine(round_.number, attempt)
+            if piece.stored.sequence <= self._store.found_at_start and self._store.rebooted:
+                round_.suspect.add(attempt)
         except PolicyError as error:  # damaged, or of a roster that had more sites
             _log.error("round %d, attempt %d cannot go on: %s", round_.number, attempt, error.what)
             round_.given_up.add(attempt)
@@ -254,19 +262,29 @@ class FederationRounds:
         until = since + limits(self.federation.cohort)[phase]
         seen = frozenset(self._objects(round_.number, round_.last).names())
         expected, there = awaited(machine, phase)
+        if round_.last in round_.suspect and phase == "masked":
+            round_.suspect.discard(round_.last)
+            lost = set(machine.there(kinds.M3)) - set(machine.arrived())
+            if lost:  # their sites have sent all, and would not send it again
+                self._give_up(round_, f"the relay's machine started again and lost the vector of site {min(lost)}")
+                return now
         if phase == "results":
             return until if now < until else self._audit(round_, round_.last)
         if phase == "answers" and len(there) >= self.federation.threshold:
             return now  # they came since the phase was looked at
         complete = there == expected
-        # Nobody waits for a site that has left, nor where too many have before they signed the set.
-        due = now >= until or (set(expected) - set(there)) <= round_.left
+        # Nobody waits for a site that has left, nor where too many have before they signed the set, nor for another
+        # vector of one that sent something else than it signed.
+        bad = set(machine.other_vectors()) if phase == "masked" else set()
+        self._tell_bad(round_.number, round_.last, sorted(bad))
+        due = now >= until or (set(expected) - set(there)) <= round_.left | bad
         due = due or (phase == "answers" and round_.never_opens(self.federation.threshold))
         if not complete and not due:
             return until
         if phase == "answers" or len(there) < self.federation.threshold or not (complete or self._may_lose(round_)):
             missing = ", ".join(str(u) for u in expected if u not in there)
-            self._give_up(round_, f"{phase}: {len(there)} of {len(expected)} sites in time, not {missing}", seen)
+            why = f"{phase}: {len(there)} of {len(expected)} sites in time, not {missing}"
+            self._give_up(round_, _bad_vector(min(bad)) if bad else why, seen)
         elif phase == "keys":
             machine.close_keys()
         elif phase == "shares":
@@ -305,6 +323,21 @@ class FederationRounds:
         self._metrics.count("attempts_given_up_total", 1, self._label)
         _log.warning("round %d, attempt %d is given up: %s", round_.number, round_.last, why)
 
+    # --- sums of vectors that arrive
+
+    def arriving(self, name: ObjectName) -> Accumulator | None:
+        """What adds the blocks of a vector as they come; None where nobody waits for it, or for another object."""
+        round_ = self.rounds.get(name.round)
+        if kinds.kind_of(name) is not kinds.M3V or round_ is None or round_.open is None or round_.last != name.attempt:
+            return None
+        return None if round_.done else round_.open.arriving()
+
+    def close(self) -> None:
+        """Another takes these rounds up, or nobody. The caller holds the lock, and comes with nothing else after."""
+        for round_ in self.rounds.values():
+            for machine in round_.attempts.values():
+                machine.stop_adding()
+
     # --- what is no longer needed
 
     def _tidy(self, round_: Round) -> Job | None:
@@ -316,6 +349,8 @@ class FederationRounds:
                 job = self._audit(round_, number)
                 if job is not None:
                     return job
+            if machine is not None:
+                machine.let_go()
             drop_large(self._store, self.federation.config, round_.number, number)
             round_.tidied.add(number)
         for number in [n for n in round_.attempts if n in round_.given_up and n < round_.last - 1]:
@@ -335,21 +370,33 @@ class FederationRounds:
         round_.audited.add(number)
         machine = round_.attempts[number]
 
-        def then(bad: tuple[int, ...]) -> None:
-            for u in bad:
-                _log.error("round %d, attempt %d: site %d signed another vector", round_.number, number, u)
-            self.bad_vectors = [*self.bad_vectors, *((round_.number, number, u) for u in bad)][-KEPT_BAD:]
-            self._metrics.count("bad_vectors_total", len(bad), self._label)
-            if bad and number not in round_.given_up and not round_.done:
-                self._give_up(round_, f"the vector of site {bad[0]} is not the one that its M3 names")
+        def then(found: Audit) -> None:
+            self._tell_bad(round_.number, number, found.bad)
+            if number in round_.given_up or round_.done:
+                return
+            if found.bad:
+                self._give_up(round_, _bad_vector(found.bad[0]))
+            elif found.differs:
+                _log.error("round %d, attempt %d: the sum is not that of the vectors kept here", round_.number, number)
+                self._give_up(round_, "the sum is not that of the vectors: this relay's memory or disk")
 
-        return Job(f"a look at the vectors of round {round_.number}", machine.bad_vectors, then)
+        return Job(f"a look at the vectors of round {round_.number}", machine.audit, then)
+
+    def _tell_bad(self, round_: int, attempt: int, bad: Iterable[int]) -> None:
+        """Once for each vector: in the log, in a counter, to whoever asks."""
+        new = [(round_, attempt, u) for u in bad if (round_, attempt, u) not in self.bad_vectors]
+        for _, _, u in new:
+            _log.error("round %d, attempt %d: site %d signed another vector", round_, attempt, u)
+        self.bad_vectors = [*self.bad_vectors, *new][-KEPT_BAD:]
+        self._metrics.count("bad_vectors_total", len(new), self._label)
 
     def _over(self, number: int, done: bytes | None) -> None:
         """Round `number` is done."""
         if number > self.done and done is not None:
             self.paces.round_done()
             self.done, self._holders = number, tuple(parse_canon(done)["u3"])
+        for machine in self.rounds[number].attempts.values():
+            machine.let_go()
         drop_large(self._store, self.federation.config, number, None, also_sum=False)
         self._store.drop_rounds(self.federation.config, self.done - self.kept_rounds + 1)
         for old in [n for n in self.rounds if n <= self.done - self.kept_rounds]:
@@ -361,10 +408,15 @@ class FederationRounds:
         return self.rounds.setdefault(number, Round(number))
 
     def _machine(self, round_: int, attempt: int) -> RoundMachine:
-        return RoundMachine(self._objects(round_, attempt), self.federation.numbers, self.federation.threshold)
+        sites, threshold = self.federation.numbers, self.federation.threshold
+        return RoundMachine(self._objects(round_, attempt), sites, threshold, memory=self._memory)
 
     def _objects(self, round_: int, attempt: int) -> KeptAttempt:
         return KeptAttempt(self._store, (self.federation.config, round_, attempt), self.federation.suite)
+
+
+def _bad_vector(site: int) -> str:
+    return f"the vector of site {site} is not the one that its M3 names"
 
 
 _TAKEN: dict[Kind, Callable[[FederationRounds, Round, Piece, float], None]] = {

@@ -12,27 +12,48 @@ that is wrong would have every site refuse the set. Its signature is the sites' 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from fedhpc.errors import PeersError, PolicyError
+from fedhpc.relay.rounds.accumulator import Accumulator
 from fedhpc.relay.rounds.attempt_objects import Objects, put_once
-from fedhpc.relay.rounds.summing import MAX_VECTOR_BYTES, sum_vectors, tree_of
+from fedhpc.relay.rounds.block_memory import BlockMemory
+from fedhpc.relay.rounds.summing import MAX_VECTOR_BYTES, tree_of, tree_of_sum
 from fedhpc.secure import messages, transcript_chain
 from fedhpc.secure.geometry import Geometry
 from fedhpc.secure.messages import Survivors
 from fedhpc.secure.proposal import Proposal
-from fedhpc.secure.transcript import body_bytes, canon, parse_canon
+from fedhpc.secure.transcript import TREE_BLOCK_BYTES, body_bytes, canon, parse_canon
 from fedhpc.wire import kinds
 from fedhpc.wire.kinds import Kind, Set
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found of a sum. Copies that are gone are judged by nobody."""
+
+    bad: tuple[int, ...]
+    """The sites whose vector, as it is kept here, is not the one that their M3 names."""
+    differs: bool
+    """Whether Y is not the sum of the vectors of U3 as they are kept here."""
 
 
 class RoundMachine:
     """One attempt. Made from its objects, it goes on where an earlier one stopped."""
 
     def __init__(
-        self, objects: Objects, sites: int, threshold: int, *, max_vector_bytes: int = MAX_VECTOR_BYTES
+        self,
+        objects: Objects,
+        sites: int,
+        threshold: int,
+        *,
+        max_vector_bytes: int = MAX_VECTOR_BYTES,
+        memory: BlockMemory | None = None,
     ) -> None:
-        self._objects = objects
+        """`memory`: what sums lie in while vectors arrive; its own by default."""
+        self._objects, self._memory = objects, memory or BlockMemory()
+        self._sum: Accumulator | None = None
         self._sites, self._tau = sites, threshold
         self._max_vector_bytes = max_vector_bytes
         self._proposed: Proposal | None = None
@@ -41,6 +62,7 @@ class RoundMachine:
         self._t: dict[int, bytes] = {}
         self._valid: dict[tuple[str, int], bool] = {}
         self._results: dict[int, bytes] = {}
+        self._signed: dict[int, bytes] = {}
         m0 = objects.get(kinds.M0.name)
         if m0 is not None:
             self._begin(m0)
@@ -126,10 +148,28 @@ class RoundMachine:
         before, _ = self._between(kind)
         return tuple(u for u in self._senders(kind) if before is not None and u in before and self._counts(kind, u))
 
-    def whole(self) -> tuple[int, ...]:
-        """The sites whose M3 and whole vector are there: U3, if it were closed now."""
+    def arrived(self) -> tuple[int, ...]:
+        """The sites whose M3 and whole vector are there, of any content."""
         size = self._objects.size
         return tuple(u for u in self.there(kinds.M3) if size(f"{kinds.M3V.name}/{u}") == self.nbytes)
+
+    def whole(self) -> tuple[int, ...]:
+        """The sites whose M3 and whole vector are there, the one that M3 names: U3, if it were closed now."""
+        return tuple(u for u in self.arrived() if self._is_signed(u))
+
+    def other_vectors(self) -> tuple[int, ...]:
+        """The sites whose M3 and whole vector are there, but not the one that M3 names: they count as absent."""
+        return tuple(u for u in self.arrived() if not self._is_signed(u))
+
+    def _is_signed(self, u: int) -> bool:
+        return self._objects.tree(f"{kinds.M3V.name}/{u}") == self._signed_tree(u)
+
+    def _signed_tree(self, u: int) -> bytes:
+        """Tree of the vector that site `u` signed in M3 [32]; the message is there."""
+        if u not in self._signed:
+            data = self._objects.get(f"{kinds.M3.name}/{u}") or b""
+            self._signed[u] = messages.read_masked(parse_canon(data)["body"], str(u)).vector
+        return self._signed[u]
 
     def answered(self) -> tuple[int, ...]:
         """The sites that have bound themselves to open the round over U3 only: those with M5, once τ M4 are there.
@@ -197,7 +237,7 @@ class RoundMachine:
             u1 = self._need(self.u1)
             messages.read_shares(body, u1.index(u), len(u1), who)
         elif kind is kinds.M3:
-            messages.read_masked(body, who)
+            self._signed[u] = messages.read_masked(body, who).vector
         elif kind is kinds.M4:
             messages.read_empty(body, kind.name, who)
         elif kind is kinds.M5:
@@ -253,21 +293,45 @@ class RoundMachine:
             return self.survivors
         u3 = self.whole()
         self._check_size("U3", u3)
-        tree = sum_vectors(self._objects, [f"{kinds.M3V.name}/{u}" for u in u3], self.proposed.tensors)
+        tree = self._accumulator().finish(u3)
         self._objects.keep(kinds.Y.name, tree)
         survivors = Survivors(tree, u3)
         put_once(self._objects, kinds.M4R.name, survivors.to_bytes())
         self._survivors = survivors
+        self.let_go()
         return survivors
 
-    def bad_vectors(self) -> tuple[int, ...]:
-        """The sites of U3 whose vector, as it is kept here, is not the one that their M3 names. Reads all of them."""
-        found = []
-        for u in self._need(self.u3):
-            body = messages.read_masked(parse_canon(self._objects.get(f"{kinds.M3.name}/{u}") or b"")["body"], "")
-            if tree_of(self._objects, f"{kinds.M3V.name}/{u}") != body.vector:
-                found.append(u)
-        return tuple(found)
+    def arriving(self) -> Accumulator | None:
+        """What adds the blocks of vectors as they arrive; None before and after, and for vectors of one block."""
+        if self.u2 is None or self.survivors is not None or self.nbytes <= TREE_BLOCK_BYTES:
+            return None
+        return self._accumulator()
+
+    def _accumulator(self) -> Accumulator:
+        if self._sum is None:
+            self._sum = Accumulator(self._objects, self.proposed.tensors, self._need(self.u2), self._memory)
+        return self._sum
+
+    def let_go(self) -> None:
+        """Give the memory back that the sum lay in, and what was written of one that is not kept."""
+        self.stop_adding()
+        self._objects.unmake(kinds.Y.name)
+
+    def stop_adding(self) -> None:
+        """Give the memory back. What is closed later reads the copies."""
+        if self._sum is not None:
+            self._sum.close()
+            self._sum = None
+
+    def audit(self) -> Audit:
+        """Look whether Y is the sum of what the sites of U3 signed. Reads all their vectors, twice."""
+        survivors: Survivors = self._need(self.survivors)
+        names = {u: f"{kinds.M3V.name}/{u}" for u in survivors.u3}
+        kept = [u for u, name in names.items() if self._objects.size(name) == self.nbytes]
+        bad = tuple(u for u in kept if tree_of(self._objects, names[u]) != self._signed_tree(u))
+        if len(kept) < len(names):
+            return Audit(bad, False)
+        return Audit(bad, tree_of_sum(self._objects, [*names.values()], self.proposed.tensors) != survivors.sum_)
 
     def _close(self, closed: Kind, by: Kind) -> tuple[int, ...]:
         there = self._set(closed)

@@ -25,6 +25,7 @@ class Round:
     given_up: set[int] = field(default_factory=set)  # attempts with NEXT
     done: bool = False
     adding: bool = False  # the sum of the last attempt is being made
+    suspect: set[int] = field(default_factory=set)  # attempts found after a reboot, whose vectors may be gone
     audited: set[int] = field(default_factory=set)  # attempts whose vectors were compared with their M3
     tidied: set[int] = field(default_factory=set)  # attempts with NEXT whose vectors are gone
     began: tuple[int, str, float] = (0, "", 0.0)  # attempt, phase, since when

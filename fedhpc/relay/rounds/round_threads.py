@@ -16,11 +16,14 @@ from typing import Any
 from fedhpc.relay.metrics import Metrics
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds import gate
+from fedhpc.relay.rounds.accumulator import Accumulator
+from fedhpc.relay.rounds.block_memory import BlockMemory
 from fedhpc.relay.rounds.federation_rounds import FederationRounds
 from fedhpc.relay.rounds.heard import Heard
 from fedhpc.relay.rounds.status_json import PAST, standing
 from fedhpc.relay.settings import HostedFederation, Roster
 from fedhpc.relay.store.object_store import Store, Stored
+from fedhpc.wire import kinds
 from fedhpc.wire.object_names import ObjectName
 
 _log = logging.getLogger("fedhpc.relay")
@@ -32,6 +35,7 @@ class Coordinator:
 
     def __init__(self, store: Store, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._metrics, self._clock = store, metrics, clock
+        self._memory = BlockMemory()
         # Which federations and workers there are changes under `_life`. Requests look single ones up without it, which
         # is one step of the interpreter for text as a key.
         self._life = threading.RLock()
@@ -47,7 +51,7 @@ class Coordinator:
         """Take over the roster: federations come, go, and change. Deadlines of one that changed start anew."""
         with self._life:
             for config in set(self._federations) - set(roster.federations):
-                del self._federations[config]
+                self._leave(self._federations.pop(config))
                 if config in self._workers:
                     self._workers.pop(config).stop()
             for config, federation in roster.federations.items():
@@ -58,13 +62,19 @@ class Coordinator:
                     self._work(config)
 
     def _take_up(self, config: str, federation: HostedFederation, before: FederationRounds | None) -> None:
-        rounds = FederationRounds(self._store, federation, self._metrics)
+        rounds = FederationRounds(self._store, federation, self._metrics, self._memory)
         if before is not None:
             rounds.heard = Heard(before.heard.times())
             rounds.times, rounds.bad_vectors = before.times, before.bad_vectors
+            self._leave(before)
         with rounds.lock:  # nobody asks it for anything before it knows what the store has
             self._federations[config] = rounds
             rounds.load()
+
+    def _leave(self, rounds: FederationRounds) -> None:
+        """Nobody asks these rounds any more; a job of theirs may still run, and a vector arrive."""
+        with rounds.lock:
+            rounds.close()
 
     def start(self) -> None:
         """Begin to work, in a thread for each federation."""
@@ -123,6 +133,14 @@ class Coordinator:
         """Whether the owner of `name` may write it now (see gate.py). Raises Problem (400, 403, 409, 413, 507)."""
         with self._locked(name.config) as rounds:
             gate.check_write(rounds, name, length, tree, self._clock())
+
+    def arriving(self, name: ObjectName) -> Accumulator | None:
+        """What adds the blocks of a vector as they come; None for another object."""
+        rounds = self._federations.get(name.config)
+        if rounds is None or name.kind != kinds.M3V.name:
+            return None
+        with rounds.lock:
+            return rounds.arriving(name)
 
     def check_round(self, config: str, round_: int) -> None:
         """Raise Problem (409, round-over) for a round whose objects were cleaned up."""

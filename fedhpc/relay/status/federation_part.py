@@ -7,7 +7,7 @@ from typing import Any
 from fedhpc.relay.status.markup import Html, element, joined
 from fedhpc.relay.status.notices import is_late
 from fedhpc.wire.kinds import PHASES
-from fedhpc.wire.units import ago, ranges, sites, size, span, took
+from fedhpc.wire.units import ago, kept, ranges, sites, size, span, took
 
 SHOWN = 20  # rounds in the table of times
 
@@ -17,7 +17,8 @@ def federation_section(federation: dict[str, Any]) -> Html:
     name = federation["config"][:16]
     done, policy = federation["done"], federation["policy"]
     about = (
-        f"{federation['sites']} sites, threshold {federation['threshold']}, policy {policy}. "
+        f"{federation['sites']} sites, threshold {federation['threshold']}, policy {policy}, "
+        f"vectors {kept(federation['durable'])}. "
         f"{'No sum is done yet.' if done == 0 else f'Sum {done} is the last that is done.'}"
     )
     if federation["revoked"]:

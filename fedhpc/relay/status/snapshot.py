@@ -92,6 +92,7 @@ def _federation(
         "threshold": federation.threshold,
         "revoked": list(federation.revoked),
         "policy": federation.cohort.policy,
+        "durable": federation.durable,
         "members": [
             {
                 "site": u,

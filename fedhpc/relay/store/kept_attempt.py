@@ -6,6 +6,7 @@ what is left of it is cleared at the next start.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -16,9 +17,10 @@ from typing_extensions import override
 
 from fedhpc.files import sync_folder
 from fedhpc.relay.rounds.attempt_objects import Objects
+from fedhpc.relay.store.found_on_disk import remove_empty
 from fedhpc.relay.store.object_store import Attempt, Store
 from fedhpc.relay.store.upload import Upload, full_disk_is_a_problem
-from fedhpc.secure.suite import SHA256, Suite
+from fedhpc.secure.suite import Suite
 from fedhpc.secure.transcript import MAX_CANON_BYTES
 from fedhpc.wire import kinds
 from fedhpc.wire.object_names import ObjectName
@@ -27,7 +29,7 @@ from fedhpc.wire.object_names import ObjectName
 class KeptAttempt(Objects):
     """One attempt's objects in the store. A message longer than canonical JSON may be counts as absent."""
 
-    def __init__(self, store: Store, attempt: Attempt, suite: Suite = SHA256) -> None:
+    def __init__(self, store: Store, attempt: Attempt, suite: Suite) -> None:
         """`suite`: the federation's."""
         self._store, self._attempt, self.suite = store, attempt, suite
 
@@ -63,18 +65,34 @@ class KeptAttempt(Objects):
         return 0 if stored is None else stored.length
 
     @override
+    def tree(self, name: str) -> bytes:
+        stored = self._store.find(self._name(name))
+        return b"" if stored is None else stored.found
+
+    @override
     def read_into(self, name: str, offset: int, view: memoryview) -> None:
-        """Raises OSError if the file is shorter than it was."""
         path = self._store.path(self._name(name))
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a few microseconds a piece, and nothing to close later
         try:
-            while view:
-                count = os.preadv(fd, [view], offset)
-                if count == 0:
-                    raise OSError(f"{path} is shorter than it was")
-                view, offset = view[count:], offset + count
-        finally:
-            os.close(fd)
+            _read(path, offset, view)
+        except FileNotFoundError:
+            _read(path.with_name(path.name + ".part"), offset, view)
+
+    @override
+    def read_made(self, name: str, offset: int, view: memoryview) -> None:
+        _read(self._scratch(name), offset, view)
+
+    @override
+    def unmake(self, name: str) -> None:
+        path = self._store.path(self._name(name))
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + ".own").unlink()
+            remove_empty(path.parent)
+
+    @override
+    def make(self, name: str, length: int) -> None:
+        path = self._store.path(self._name(name))
+        with contextlib.suppress(OSError):
+            self._store.reuse(path.with_name(path.name + ".own"), length)
 
     @override
     def write(self, name: str, offset: int, data: memoryview) -> None:
@@ -98,7 +116,7 @@ class KeptAttempt(Objects):
         if self._store.find(full) or self._store.upload(full):
             self._store.drop(lambda other: other == full)
         final = self._store.path(full)
-        head = Upload(full, final, length, None)
+        head = Upload(full, final, length, self.suite)
         try:
             with full_disk_is_a_problem():
                 head.create()
@@ -126,6 +144,19 @@ class KeptAttempt(Objects):
 
     def _name(self, name: str) -> ObjectName:
         return ObjectName(*self._attempt, name)
+
+
+def _read(path: Path, offset: int, view: memoryview) -> None:
+    """Raises OSError if the file is shorter than it was."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a few microseconds a piece, and nothing to close later
+    try:
+        while view:
+            count = os.preadv(fd, [view], offset)
+            if count == 0:
+                raise OSError(f"{path} is shorter than it was")
+            view, offset = view[count:], offset + count
+    finally:
+        os.close(fd)
 
 
 def _sync(path: Path) -> None:

@@ -21,11 +21,13 @@ from pathlib import Path
 from fedhpc.errors import StorageError
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.store.found_on_disk import found_on_disk, remove_empty
-from fedhpc.relay.store.upload import Upload
-from fedhpc.secure.suite import SHA256, Suite
-from fedhpc.wire.object_names import ObjectName
+from fedhpc.relay.store.spare_files import KEPT_S, SpareFiles
+from fedhpc.relay.store.upload import Upload, full_disk_is_a_problem, read_head
+from fedhpc.secure.suite import Suite
+from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName
 
 Attempt = tuple[str, int, int]
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 MAX_UPLOADS_PER_SITE = 32  # each holds two open files
 
 
@@ -44,13 +46,17 @@ class Quota:
 
 @dataclass(frozen=True)
 class Stored:
-    """A whole object. `sequence` orders the objects of this process's life."""
+    """A whole object. `sequence` orders the objects of this process's life.
+
+    `tree` [32] is what its site declared, `found` [32] what its bytes hashed to as they came.
+    """
 
     name: ObjectName
     length: int
     tree: bytes
     sequence: int
     path: Path
+    found: bytes
 
 
 class Store:
@@ -64,25 +70,40 @@ class Store:
         self._uploads: dict[ObjectName, Upload] = {}
         self._used: dict[tuple[str, int | None], list[int]] = {}
         self._waiters: dict[ObjectName | Attempt, set[threading.Event]] = {}
+        self._readers: dict[int, int] = {}  # sequence -> how many read that object now
         self._sequence = 0
         self.life = os.urandom(8).hex()  # sequences of another life mean nothing
         self.on_object: list[Callable[[Stored], None]] = []
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock_file = (root / "lock").open("w")
+            self._lock_file = (root / "lock").open("a+")
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.rebooted = self._is_of_another_boot()
+            self._spare = SpareFiles(root / "spare")
         except BlockingIOError:
             raise StorageError(
                 f"another relay uses the store {root}", "end that one first, or is it this one?"
             ) from None
         except OSError as error:
             raise StorageError(f"cannot use the store {root}: {error.strerror}") from None
-        for name, length, found in found_on_disk(root):
+        for name, length, found in found_on_disk(root, rebooted=self.rebooted):
             if isinstance(found, Upload):
                 self._uploads[name] = found
             else:
-                self._add(name, length, found)
+                self._add(name, length, *found)
             self._count(name, length, 1)
+        self.found_at_start = self._sequence
+
+    def _is_of_another_boot(self) -> bool:
+        """Whether the store was used before the machine started. The lock file says when that was."""
+        self._lock_file.seek(0)
+        before, now = self._lock_file.read(), _BOOT.read_text().strip()
+        if before != now:
+            self._lock_file.truncate(0)
+            self._lock_file.write(now)
+            self._lock_file.flush()
+            os.fsync(self._lock_file.fileno())
+        return before not in ("", now)
 
     # --- reading
 
@@ -112,6 +133,21 @@ class Store:
         """Where an object is, or would be."""
         folder = self._root / name.config / str(name.round) / str(name.attempt)
         return folder / name.name.replace("/", ".")
+
+    @contextmanager
+    def reading(self, stored: Stored) -> Iterator[None]:
+        """While it lasts, the object's file is not written over, even if it is dropped. Raises Problem (404)."""
+        with self._lock:
+            if self._objects.get(stored.name) is not stored:
+                raise Problem("absent", f"{stored.name.name} has been removed")
+            self._readers[stored.sequence] = self._readers.get(stored.sequence, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._readers[stored.sequence] -= 1
+                if not self._readers[stored.sequence]:
+                    del self._readers[stored.sequence]
 
     @contextmanager
     def waiter(self, what: ObjectName | Attempt) -> Iterator[threading.Event]:
@@ -150,8 +186,11 @@ class Store:
 
     # --- writing
 
-    def begin(self, name: ObjectName, length: int, quota: Quota) -> Upload:
+    def begin(self, name: ObjectName, length: int, quota: Quota, suite: Suite, *, durable: bool = True) -> Upload:
         """The upload of an object, new or taken up again. Nothing is allocated before length and quota are checked.
+
+        `suite`: the federation's, which its blocks are hashed by; what came by another one is begun anew. A new one
+        that is not `durable` outlives a kill of the relay, but no reboot of its machine.
 
         For a whole object of that length the upload it had is returned, `finished`, so that a repeat can be compared.
         Raises Problem: other length (409), quota or disk (507), too large (413).
@@ -159,12 +198,19 @@ class Store:
         with self._lock:
             stored = self._objects.get(name)
             known = self._uploads.get(name)
+            if known is not None and known.suite != suite:  # the roster said another one, so nothing of it counts
+                del self._uploads[name]
+                self._count(name, -known.length, -1)
+                known.discard()
+                known = None
             if stored is None and known is None:
                 self._check(name, length, quota)
-                known = Upload(name, self.path(name), length, name.owner)
+                known = Upload(name, self.path(name), length, suite, durable=durable)
                 self._count(name, length, 1)
                 self._uploads[name] = known
                 try:
+                    with full_disk_is_a_problem():
+                        self.reuse(known.part, length)
                     known.create()
                 except BaseException:
                     del self._uploads[name]
@@ -176,13 +222,13 @@ class Store:
             raise Problem("other-bytes", f"{name.name} has {have} bytes, not {length}")
         return _repeat(stored) if stored else known  # type: ignore[return-value]
 
-    def finish(self, upload: Upload, suite: Suite = SHA256) -> bool:
+    def finish(self, upload: Upload) -> bool:
         """Make the upload visible if it is whole; True if it is (or already was). Raises Problem (422, 507).
 
         `suite`: the federation's.
         """
         try:
-            if not upload.finish(suite):
+            if not upload.finish():
                 return False
         except Problem as problem:
             if problem.kind == "tree-mismatch":
@@ -192,14 +238,26 @@ class Store:
             if self._uploads.get(upload.name) is not upload:
                 return True
             del self._uploads[upload.name]
-            stored = self._appear(upload.name, upload.length, upload.tree or b"")
+            stored = self._appear(upload.name, upload.length, upload.tree or b"", upload.found_tree)
         self._tell(stored)
         return True
 
     def room_for(self, length: int) -> None:
-        """Raise Problem (507) unless the disk has room for `length` bytes more."""
-        if shutil.disk_usage(self._root).free < length + self._reserve_bytes:
+        """Raise Problem (507) unless the disk has room for `length` bytes more, perhaps without spare files."""
+        if self._lacks(length) and (not self._spare.drop() or self._lacks(length)):
             raise Problem("disk-full", f"no space for {length} bytes")
+
+    def _lacks(self, length: int) -> bool:
+        return shutil.disk_usage(self._root).free < length + self._reserve_bytes
+
+    def reuse(self, path: Path, length: int) -> None:
+        """Put a file of `length` bytes at `path`, if none is there and a spare one is, with anything in it.
+
+        Raises OSError.
+        """
+        if length > BLOCK_BYTES and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._spare.take(path, length)
 
     def publish(self, name: ObjectName, length: int, tree: bytes, beside: frozenset[str] | None = None) -> bool:
         """Show a durable object of the relay, if just `beside` (None: anything) is in its attempt; whether it is."""
@@ -207,7 +265,7 @@ class Store:
             if beside is not None and {n.name for n in self._attempts.get(name.attempt_name, ())} != beside:
                 return False
             self._count(name, length, 1)
-            stored = self._appear(name, length, tree)
+            stored = self._appear(name, length, tree, tree)
         self._tell(stored)
         return True
 
@@ -227,6 +285,7 @@ class Store:
         for upload in idle:
             upload.discard()
             self._forget(upload)
+        self._spare.drop(KEPT_S)
         return len(idle)
 
     def close(self) -> None:
@@ -259,15 +318,15 @@ class Store:
         if used[1] == 0:
             del self._used[name.config, name.owner]
 
-    def _add(self, name: ObjectName, length: int, tree: bytes) -> Stored:
+    def _add(self, name: ObjectName, length: int, tree: bytes, found: bytes) -> Stored:
         self._sequence += 1
-        stored = Stored(name, length, tree, self._sequence, self.path(name))
+        stored = Stored(name, length, tree, self._sequence, self.path(name), found)
         self._objects[name] = self._attempts.setdefault(name.attempt_name, {})[name] = stored
         return stored
 
-    def _appear(self, name: ObjectName, length: int, tree: bytes) -> Stored:
+    def _appear(self, name: ObjectName, length: int, tree: bytes, found: bytes) -> Stored:
         """Add the object and wake who waits for it."""
-        stored = self._add(name, length, tree)
+        stored = self._add(name, length, tree, found)
         for what in (name, name.attempt_name):
             for event in self._waiters.get(what, ()):
                 event.set()
@@ -295,9 +354,13 @@ class Store:
                 if not self._attempts[stored.name.attempt_name]:
                     del self._attempts[stored.name.attempt_name]
                 self._count(stored.name, -stored.length, -1)
+            read = set(self._readers)
         # Without the lock: large files take long. A relay killed here finds the objects again, and drops them.
         for stored in objects:
-            stored.path.unlink(missing_ok=True)
+            if stored.length > BLOCK_BYTES and stored.sequence not in read:
+                self._spare.put(stored.path, stored.length)
+            else:
+                stored.path.unlink(missing_ok=True)
             stored.path.with_name(stored.path.name + ".meta").unlink(missing_ok=True)
         for upload in uploads:
             upload.discard()
@@ -311,15 +374,16 @@ class Store:
 class _Repeat(Upload):
     """A whole object, to compare the blocks of a repeated PUT with; it never writes."""
 
-    def write_block(self, index: int, block: memoryview) -> None:
+    def write_block(self, index: int, block: memoryview) -> bool:
         """Accept the bytes that are there, refuse others."""
-        if index not in self._done:
+        if index not in self._there:
             raise Problem("other-bytes", "the object is gone")
-        super().write_block(index, block)
+        return super().write_block(index, block)
 
 
 def _repeat(stored: Stored) -> Upload:
-    upload = _Repeat(stored.name, stored.path, stored.length, stored.name.owner)
+    suite = read_head(stored.path.with_name(stored.path.name + ".meta")).suite
+    upload = _Repeat(stored.name, stored.path, stored.length, suite)
     upload.recall()
     upload.finished = True
     return upload

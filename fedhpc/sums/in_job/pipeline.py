@@ -65,7 +65,7 @@ class Pipeline:
         """
         if not own:
             return []
-        engine = BlockEngine(vector, (own[0].start, own[-1].stop), codec, stages, suite, self._cores)
+        engine = BlockEngine(vector, (own[0].start, own[-1].stop), codec, stages, suite=suite, cores=self._cores)
         engine.begin_hiding(streams)
         engine.begin_opening(())
         chunks = schedule(vector.layout, own, self._chunk_bytes)

@@ -277,10 +277,12 @@ def test_a_base_that_can_compile_needs_no_package_for_it(tmp_path: Path) -> None
     python = f'python3() {{ "{sys.executable}" -c "import os; os.stat(\'{headers}/Python.h\')"; }}\n'
     tools = "".join(f"{name}() {{ :; }}\n" for name in ("make", "ld"))
 
-    def missing(have: str) -> list[str]:
-        return call(["/bin/sh", "-uc", f"PATH=/nonexistent\n{have}{python}{lines}missing_to_compile"]).ok().out.split()
+    def missing(have: str, compiler: str = "g++") -> list[str]:
+        script = f"PATH=/nonexistent\n{have}{python}{lines}missing_to_compile {compiler}"
+        return call(["/bin/sh", "-uc", script]).ok().out.split()
 
     assert missing("") == ["g++", "make", "binutils", "python3-dev"]
+    assert [name for name in missing("", "gcc") if name != "libc6-dev"] == ["gcc", "binutils", "python3-dev"]
     (headers / "Python.h").touch()
     assert missing(tools) == ["g++"]
 

@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from doctor_fakes import complains, fails, found, passes, says, skips, slurm, subject, warns
@@ -19,8 +20,11 @@ from secure_fakes import key_of
 
 from fedhpc.agreement.site_file import ExchangeSection
 from fedhpc.doctor import file_system, node, storage
+from fedhpc.doctor.check import Finding
 from fedhpc.doctor.file_system import Mount, mount_of
 from fedhpc.doctor.subject import Subject, open_subject
+from fedhpc.kernel import choice
+from fedhpc.kernel.choice import VARIABLE
 from fedhpc.ledger.home import LedgerHome, home_of
 from fedhpc.ledger.stores import remember_home
 from fedhpc.secure.ledger import LedgerEntry
@@ -435,6 +439,46 @@ def test_threads_and_what_the_site_asks_for(tmp_path: Path) -> None:
     step = IN_JOB | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_CPUS_PER_TASK": "4096"}
     warns("threads", subject(tmp_path / "4", {}, environment=step), "of the 4096")
     passes("threads", subject(tmp_path / "5", {}, environment=step | {"SLURM_STEP_NUM_TASKS": "1"}))
+
+
+class Built:
+    """What `choose` asks of the extension, on some CPU."""
+
+    def __init__(self, paths: str) -> None:
+        self.PATHS, self.FLAGS = paths, "aes avx2"
+
+
+def test_the_kernel_that_runs_and_why_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    site = subject(tmp_path)
+    assert found("kernel", site).what.startswith(choice.running().name)
+    with monkeypatch.context() as patched:  # whatever this machine has
+        patched.setattr(node, "running", lambda: choice.Running("vaes", "", ("aes", "vaes")))
+        passes("kernel", site, "vaes; of this CPU's instructions: aes vaes")
+
+    def given(wish: str, paths: str | None, wrong: str = "") -> Finding:
+        monkeypatch.setattr(choice, "failure", lambda kernel: wrong)
+        built: Any = None if paths is None else Built(paths)
+        return node.kernel_fits(choice.choose(wish, built)[0], wish)
+
+    assert given("", "vaes aesni") == Finding("ok", "vaes; of this CPU's instructions: aes avx2")
+    assert given("aesni", "vaes aesni").what == "aesni, by FEDHPC_KERNEL; of this CPU's instructions: aes avx2"
+    for wish, paths, said, fix in (
+        ("", None, "was not built", "C compiler"),
+        ("", "", "this CPU cannot run", "AES instructions"),
+        ("vaes", "aesni", "this CPU cannot run vaes", ""),
+        ("python", "vaes aesni", "by FEDHPC_KERNEL", "without FEDHPC_KERNEL"),
+    ):
+        warned = given(wish, paths)
+        assert (warned.state, warned.exit_code) == ("warn", 0)
+        assert said in warned.what
+        assert fix in warned.fix
+    broken = given("", "vaes", "AES-256")
+    assert (broken.state, broken.exit_code) == ("fail", 64)
+    assert "AES-256" in broken.what
+    assert "FEDHPC_KERNEL=python" in broken.fix
+    monkeypatch.setenv(VARIABLE, "magic")
+    fails("kernel", site, "FEDHPC_KERNEL is 'magic'", code=64)
 
 
 def test_limits_of_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_a_sum_without_its_message_is_made_anew(tmp_path: Path) -> None:
     hand.play(1, 2, 3, 4, upto="M2")
     hand.vectors(1, 2, 3)
     (relay.folder / CONFIG / "1" / "1" / "Y.own").write_bytes(bytes(100))  # a scratch file that is too long
-    old = kept.KeptAttempt(relay.store, (CONFIG, 1, 1))
+    old = kept.KeptAttempt(relay.store, (CONFIG, 1, 1), SHA256)
     old.write("Y", 0, memoryview(hand.sum_over(1, 2)))
     old.keep("Y", bytes(32))
     hand.vectors(4)

@@ -19,6 +19,7 @@ from fedhpc.relay.rounds import round_threads as coordinator
 from fedhpc.relay.rounds.ready import largest_group, read_ready
 from fedhpc.relay.settings import Roster, read_roster, read_settings
 from fedhpc.relay.store.kept_attempt import KeptAttempt
+from fedhpc.secure.suite import SHA256
 from fedhpc.secure.transcript import canon
 from fedhpc.wire.kinds import MAX_READY_BYTES, MAX_TENSORS
 from fedhpc.wire.object_names import ObjectName
@@ -176,12 +177,12 @@ def test_a_change_of_the_roster_keeps_what_is_there(tmp_path: Path) -> None:
 def test_what_the_relay_writes_is_not_the_sites_quota(tmp_path: Path) -> None:
     relay = Relay(tmp_path, federation(3))
     quota = relay.federations[0].quota
-    KeptAttempt(relay.store, (CONFIG, 9, 9)).put("Y", bytes(2 << 20))
+    KeptAttempt(relay.store, (CONFIG, 9, 9), SHA256).put("Y", bytes(2 << 20))
     small = type(quota)(3 << 20, 30, 3)
     for u in (1, 2, 3):
-        relay.store.begin(ObjectName(CONFIG, 1, 1, f"M3v/{u}"), 1 << 20, small)
+        relay.store.begin(ObjectName(CONFIG, 1, 1, f"M3v/{u}"), 1 << 20, small, SHA256)
     with pytest.raises(Problem, match="quota"):
-        relay.store.begin(ObjectName(CONFIG, 1, 1, "M1/1"), 1, small)
+        relay.store.begin(ObjectName(CONFIG, 1, 1, "M1/1"), 1, small, SHA256)
 
 
 # --- threads

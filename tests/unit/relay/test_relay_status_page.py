@@ -59,7 +59,7 @@ def test_it_says_where_the_round_stands_and_who_is_awaited() -> None:
     words = Reader(shown(snapshot())).words
     for said in (
         "abababababababab",
-        "4 sites, threshold 3, policy sync. Sum 7 is the last that is done.",
+        "4 sites, threshold 3, policy sync, vectors on disk. Sum 7 is the last that is done.",
         "Sum 8, train, attempt 1",
         "masked upload for 12 s; at most 1 h",
         "Waits forsite 2",

@@ -13,7 +13,9 @@ from protocol_fakes import LAYOUT, Memory, World, lanes_at_random
 from secure_fakes import key_of
 
 from fedhpc.errors import PolicyError
-from fedhpc.relay.rounds.summing import sum_vectors, tree_of
+from fedhpc.relay.rounds.accumulator import Accumulator
+from fedhpc.relay.rounds.block_memory import BlockMemory
+from fedhpc.relay.rounds.summing import tree_of, tree_of_sum
 from fedhpc.secure.attempt_file import from_private, sealed, unsealed
 from fedhpc.secure.geometry import Geometry
 from fedhpc.secure.masks import Keystream
@@ -270,7 +272,8 @@ def test_sum_over_many_chunks(tensors: list[tuple[int, int]]) -> None:
             lanes = expected[start:stop].view(f"<u{bits // 8}")
             lanes += raw[start:stop].view(lanes.dtype)
     objects.large["Y"] = bytearray(secrets.token_bytes(nbytes))  # left by a crash
-    assert sum_vectors(objects, ["M3v/1", "M3v/2", "M3v/3"], tensors) == SHA256.tree(expected)
+    assert Accumulator(objects, tensors, (1, 2, 3), BlockMemory()).finish((1, 2, 3)) == SHA256.tree(expected)
+    assert tree_of_sum(objects, ["M3v/1", "M3v/2", "M3v/3"], tensors) == SHA256.tree(expected)
     assert bytes(objects.large["Y"]) == expected.tobytes()
     assert tree_of(objects, "M3v/2") == SHA256.tree(bytes(objects.large["M3v/2"]))
     assert objects.largest_read <= 1 << 20

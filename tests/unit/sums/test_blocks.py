@@ -167,7 +167,7 @@ def test_several_cores_make_the_same_of_a_stretch(tensors: list[Tensor], stretch
     layout, found = Layout(tensors), []
     for count in (1, 2, 5):
         vector, stages, hidden = vector_of(1, tensors), Stages(), []
-        engine = BlockEngine(vector, (0, layout.nbytes), codec, stages, Cores(count))
+        engine = BlockEngine(vector, (0, layout.nbytes), codec, stages, cores=Cores(count))
         engine.begin_hiding(streams_of(1), TAG_KEY)
         cuts = [(at, min(at + stretch_bytes, layout.nbytes)) for at in range(0, layout.nbytes, stretch_bytes)]
         windows = [(cut, engine.hide(*cut)) for cut in cuts]
