@@ -26,7 +26,7 @@ seed = {seed}
 
 [secure]
 mode = "{mode}"            # pairwise: no site sees another's numbers; off: for benchmarks
-suite = "blake3"           # what long hashes are made of; "sha256" needs no package
+suite = "blake3"             # what long hashes are made of; "sha256" needs no package
 
 [strategy]
 {strategy}

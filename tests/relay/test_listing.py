@@ -48,7 +48,7 @@ def test_waits_for_so_many_of_a_kind(relay: Relay) -> None:
 
 
 def stored(what: str, sequence: int) -> Stored:
-    return Stored(name(what, attempt=1), 5, bytes(32), sequence, Path(what))
+    return Stored(name(what, attempt=1), 5, bytes(32), sequence, Path(what), bytes(32))
 
 
 @pytest.mark.parametrize("turn", ["NEXT", "DONE", "A2"])

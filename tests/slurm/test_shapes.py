@@ -51,12 +51,12 @@ def final(run: Path, site: str) -> str:
 
 
 def test_all_sites_in_one_job_and_several_federations_in_an_array(idle: Clusters, tmp_path: Path) -> None:
-    """Two ranks on each of two nodes: by one program, by a program for each site, and once more for another seed."""
+    """Two ranks on each of two nodes: by one program, by a program for each site, and for another rate."""
     made = SlurmFederation(idle, tmp_path / "heart")
     alpha = idle.alpha
     other = made.folder / "other.toml"
     other.write_text(made.enrolled.federation.read_text())
-    edit(other, "\nseed = 0", "\nseed = 1")
+    edit(other, "\nlr = 0.5", "\nlr = 0.4")
 
     def submit(shape: str, out: Path, *federations: Path) -> str:
         folder = in_one_job(made, shape)
