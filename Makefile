@@ -166,10 +166,11 @@ bench-smoke: $(VENV)/.demo
 	$(BIN)/python -m benchmarks.smoke
 
 # Ours and each peer in turn, at the sizes of the target table of docs/benchmarks.md: an hour and a half, with
-# nothing else on the machine. Each peer has its environment in build/peers.
+# nothing else on the machine. Each peer has its environment in build/peers. CASES: only these, or --quick.
+CASES :=
 bench-peers: setup
 	-$(BIN)/python -m benchmarks.peers --prepare
-	$(BIN)/python tests/prove.py $@
+	$(BIN)/python tests/prove.py $@ $(CASES)
 
 # The ReFrame suite on this machine: TAG is smoke, own or large; over a cluster `fedhpc submit --shape bench`.
 TAG := own

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from harness import ROOT
-from prove import TARGETS, Target, evidence_file, problem, prove
+from prove import TARGETS, Target, evidence_file, main, problem, prove
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -48,6 +48,18 @@ def test_evidence_is_of_the_files_the_command_and_a_run_that_passed(tmp_path: Pa
     assert problem("try", target, tmp_path) == "it ran with other files: b.py"
     other = dataclasses.replace(target, command=("-c", "print(2)"))
     assert problem("try", other, tmp_path).startswith("it ran another command: python -c")
+
+
+def test_a_part_of_a_target_is_evidence_only_where_it_has_parts(tmp_path: Path) -> None:
+    whole = tried(tmp_path, "import sys; print(sys.argv[1:])")
+    with_parts = dataclasses.replace(whole, part=r"--quick|[a-z]+")
+    assert prove("try", with_parts, tmp_path, ["relay"])
+    assert json.loads(evidence_file("try", tmp_path).read_text())["result"] == "['relay']"
+    assert problem("try", with_parts, tmp_path) == ""
+    assert problem("try", whole, tmp_path).startswith("it ran another command: ")
+    assert main(["try", "relay"], {"try": whole}) == 64
+    assert main(["try", "--small"], {"try": with_parts}) == 64
+    assert main(["bench-peers", "--small"]) == 64
 
 
 def test_a_run_that_failed_is_no_evidence(tmp_path: Path) -> None:
