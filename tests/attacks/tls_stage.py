@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,9 @@ class ShownStore:
     def find(self, name: ObjectName) -> Stored | None:
         found = self._store.find(name)
         return None if found is None else self._shown(found)
+
+    def reading(self, stored: Stored) -> AbstractContextManager[None]:
+        return self._store.reading(self._store.find(stored.name) or stored)  # whose lie it may be
 
     def list(self, attempt: Attempt, after: int = 0) -> list[Stored]:
         return [s for found in self._store.list(attempt, after) if (s := self._shown(found)) is not None]

@@ -28,7 +28,7 @@ from fedhpc.federation.checkpoint import Tensors
 from fedhpc.ledger.journal import FileJournal
 from fedhpc.rounds.interfaces import AtStep, LocalResult
 from fedhpc.rounds.loop import Run
-from fedhpc.secure.masks import Masks
+from fedhpc.sums.blocks import BlockEngine
 from fedhpc.sums.in_job.masked_sum import MpiSums
 from fedhpc.train.checkpoint_files import Hdf5Checkpoints
 from tests.fakes.held_fakes import HeldTensors
@@ -127,11 +127,11 @@ def place_fault(where: str, count: int) -> None:
         hdf5.os.replace = replace  # type: ignore[assignment]
     elif kind == "sum":
 
-        def half_way(self: Any, lanes: Any, offset: int) -> str:
-            seen["sums"] += offset == 0 and lanes.size > 10_000
-            return "after" if offset >= 1 << 19 and seen["sums"] == count else ""
+        def half_way(self: Any, low: int, high: int) -> str:
+            seen["sums"] += low == 0 and high > 40_000
+            return "after" if low >= 1 << 19 and seen["sums"] == count else ""
 
-        before_and_after(Masks, "add", half_way)
+        before_and_after(BlockEngine, "hide", half_way)
     elif kind == "settle":
 
         def before_settling(*arguments: Any) -> str:

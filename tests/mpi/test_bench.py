@@ -67,7 +67,7 @@ def test_a_record_of_each_repeat_of_a_sum(tmp_path: Path) -> None:
     assert 0 < cpu["cpu_masked_s"] < cpu["cpu_real_round_s"]  # the hash of the sum
     assert result["cpu_real_round_over_plain"] == pytest.approx(cpu["cpu_real_round_s"] / cpu["cpu_plain_s"])
     assert result["minima"]["plain_chunked_s"] == min(r["measured"]["plain_chunked_s"] for r in records)
-    assert result["suite"] == records[0]["suite"] == "sha256"
+    assert result["suite"] == records[0]["suite"] == "blake3"
 
 
 @pytest.mark.mpi
@@ -152,7 +152,7 @@ def test_masked_and_unmasked_rounds_train_the_same_model(tmp_path: Path) -> None
     assert record["ranks"] == [2, 2]
     share = 1 - record["measured"]["unmasked_cpu_s"] / record["cpu_s"]
     assert result["secure_share"] == record["measured"]["secure_share"] == pytest.approx(share)
-    assert result["stages_s"]["masks"] > 0
+    assert result["stages_s"]["encode"] + result["stages_s"]["masks"] > 0  # one pass where a compiled kernel runs
     assert result["stages_s"]["checkpoint"] > 0
 
 
