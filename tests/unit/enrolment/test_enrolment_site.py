@@ -166,6 +166,7 @@ def test_a_federation_comes_with_everything_the_relay_needs(enrolled: Enrolment)
         "objects": 45,
         "threshold": 3,
         "suite": "blake3",
+        "durable": "disk",
         "sites": {str(u): s.keys().tls for u, s in enumerate(enrolled.sites.values(), 1)},
     }
     assert CohortSettings(**cohort) == agreement.cohort
