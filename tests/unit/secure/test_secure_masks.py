@@ -172,8 +172,8 @@ def test_streams_differ_between_edges_rounds_attempts_and_everything_else_agreed
     ]
     seen: list[set[bytes]] = []
     for change in changes:
-        attempts = Sites(4).signed(proposal_of(4, **change))
-        seen += [blocks(key, 0, 256) for a in attempts for key, sign in a.edges() if sign > 0]
+        edges = Sites(4).summing(proposal_of(4, **change))
+        seen += [blocks(key, 0, 256) for found in edges for key, sign in found if sign > 0]
     assert len(seen) == len(changes) * 6
     assert len(set().union(*seen)) == sum(len(s) for s in seen)
 
