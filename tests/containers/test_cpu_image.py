@@ -73,6 +73,11 @@ def test_eight_ranks_in_a_slurm_job_end_with_the_model_of_outside(
     record_property("hybrid", {"final_model_sha256": demo_hash, "versions": versions})
 
 
+def test_the_compiled_kernel_is_in_it_and_no_compiler(cpu: BuiltImage) -> None:
+    run_image(cpu.root, PYTHON, "-c", "import fedhpc.kernel._core").ok()
+    assert not list(cpu.root.glob("usr/bin/*gcc*")), "the compiler stayed in the image"
+
+
 def test_a_rank_has_one_libmpi_the_image_s(cpu: BuiltImage, alpha: Cluster, tmp_path: Path) -> None:
     found = libraries(alpha, tmp_path, cpu.root)
     assert len(found) == 2

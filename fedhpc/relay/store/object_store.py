@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -29,6 +30,14 @@ from fedhpc.wire.object_names import BLOCK_BYTES, ObjectName
 Attempt = tuple[str, int, int]
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 MAX_UPLOADS_PER_SITE = 32  # each holds two open files
+
+
+def _boot() -> str:
+    """The name of this boot of the machine. Where /proc is not there every process counts as one: nothing else tells."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return secrets.token_hex(16)
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class Store:
     def _is_of_another_boot(self) -> bool:
         """Whether the store was used before the machine started. The lock file says when that was."""
         self._lock_file.seek(0)
-        before, now = self._lock_file.read(), _BOOT.read_text().strip()
+        before, now = self._lock_file.read(), _boot()
         if before != now:
             self._lock_file.truncate(0)
             self._lock_file.write(now)
