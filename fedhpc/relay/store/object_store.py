@@ -33,7 +33,7 @@ MAX_UPLOADS_PER_SITE = 32  # each holds two open files
 
 
 def _boot() -> str:
-    """The name of this boot of the machine. Where /proc is not there every process counts as one: nothing else tells."""
+    """The name of this boot of the machine. Without /proc each process counts as one: nothing else tells."""
     try:
         return _BOOT.read_text().strip()
     except OSError:

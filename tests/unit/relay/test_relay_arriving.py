@@ -14,6 +14,7 @@ from fedhpc.errors import ConfigError
 from fedhpc.relay.problems import Problem
 from fedhpc.relay.rounds import accumulator
 from fedhpc.relay.settings import read_roster
+from fedhpc.relay.store import object_store
 from fedhpc.relay.store.object_store import Quota, Store
 from fedhpc.relay.store.spare_files import MOST, SpareFiles
 from fedhpc.secure.suite import SHA256
@@ -159,6 +160,17 @@ def test_a_reboot_before_the_sum_has_all_send_again(tmp_path: Path) -> None:
     assert relay.get("1/0/DONE") == {"attempt": 2, "u3": [1, 2, 3, 4]}
     relay.restart()
     assert not relay.store.rebooted
+
+
+def test_without_proc_a_restart_counts_as_a_reboot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "_BOOT", tmp_path / "no such file")
+    relay, hand = begun(tmp_path, 1, 2, 3, 4)
+    unsynced(relay, hand, 1, 2)
+    relay.restart()
+    assert relay.store.rebooted
+    relay.hear([1, 2, 3, 4])
+    relay.settle()
+    assert relay.get("1/1/NEXT")["why"] == "the relay's machine started again and lost the vector of site 1"
 
 
 def test_a_reboot_after_the_sum_loses_only_whom_to_blame(tmp_path: Path) -> None:
