@@ -124,6 +124,16 @@ def test_the_newest_run_of_a_row_counts_whole() -> None:
     assert targets(sections([*new, *old]))[0][3:6] == ["2.4", "96", "40×"]
 
 
+def test_rows_whose_spans_were_others_are_named() -> None:
+    def said(date: str) -> bool:
+        records = [r | {"date": date} for r in [*side("", 1.0), *side(ROW, 40.0)]]
+        lines = sections(records)
+        return any(line.startswith("**Measured before") and ROW in lines[k + 1] for k, line in enumerate(lines))
+
+    assert said("2026-11-30T12:00:00+00:00")
+    assert not said("2026-12-02T12:00:00+00:00")
+
+
 def test_ours_is_listed_once_for_all_peers_of_a_case() -> None:
     other = "flower-simulation-plain-100M"
     lines = sections([*side("", 1.0), *side(ROW, 40.0), *side(other, 8.0)])
