@@ -39,6 +39,7 @@ class ProcessGroup:
         dist.init_process_group(
             placement.transport, store=self._store, rank=group.rank, world_size=group.size, timeout=PEER_TIMEOUT
         )
+        group.barrier()  # a rank that finds a fault and leaves would break off those that are still connecting
 
     def leave(self) -> None:
         """Destroy the group. No barrier: a rank that fails alone comes here too, and must not wait for the others."""
