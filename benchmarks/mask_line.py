@@ -49,7 +49,7 @@ class MaskLine:
     @property
     def name(self) -> str:
         """Its size in words, with the kernel where one was compiled."""
-        return count(self.params) + ("" if self.kernel == "python" else f", kernel {self.kernel}")
+        return f"{count(self.params)} parameters" + ("" if self.kernel == "python" else f", kernel {self.kernel}")
 
     def fitted(self, point: Point) -> float:
         """The line's work of a site [s] with the streams of this point."""

@@ -6,6 +6,7 @@
 | *.jsonl          | `fedhpc bench … --lines`  | a record a line (fedhpc/bench/record.py), of one run or of several   |
 | peers.jsonl      | benchmarks/peers          | the same of ours and of peers (benchmarks/peers/alternation.py)      |
 | partition*.jsonl | benchmarks/partition      | the same of jobs over nodes                                          |
+| builds.jsonl     | benchmarks/builds.py      | a --json a line, of two builds in turn: in no table but their own    |
 
 Results of an older form have no record: medians only, and neither processor time nor memory of all processes. They are
 shown in the tables that they were made for, and in no ratio.
@@ -23,6 +24,7 @@ from typing import Any
 from fedhpc.bench.record import KEYS, lines_of
 
 PEERS = "peers.jsonl"
+BUILDS = "builds.jsonl"
 PARTITIONS = "partition"
 """How the names of files with results of partitions begin."""
 ENOUGH = 5
@@ -74,6 +76,8 @@ class Stored:
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Whole files of measure.py, by their name without .json."""
     runs: list[Run] = field(default_factory=list)
+    builds: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of two builds in turn."""
     broken: list[str] = field(default_factory=list)
     """What could not be read, in words."""
     unrecorded: list[str] = field(default_factory=list)
@@ -84,7 +88,9 @@ def read_results(folder: Path) -> Stored:
     """Everything in `folder`, in the order of the files' names."""
     stored = Stored()
     for path in sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")]):
-        if path.suffix == ".jsonl":
+        if path.name == BUILDS:
+            stored.builds = [json.loads(line) for line in path.read_text().splitlines()]
+        elif path.suffix == ".jsonl":
             _read_lines(path, stored)
         else:
             _read_object(path, stored)

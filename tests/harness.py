@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ import numpy as np
 from fedhpc.data.schema import Feature, FeatureSet, Label
 from fedhpc.data.store import write_store
 from fedhpc.mpi.launch import launcher_command, launcher_environment
+from fedhpc.mpi.launcher_words import reported_code
 from fedhpc.secure.keys import identity_public
 
 ROOT = Path(__file__).parents[1]
@@ -213,8 +215,13 @@ def mpirun(
     guarded: bool = True,
     warm: bool = False,
 ) -> Completed:
-    """Run `ranks` ranks of a Python command line to its end; see mpi_words."""
-    return call(mpi_words(ranks, words, guarded=guarded, warm=warm), timeout=timeout, env=env, cwd=cwd)
+    """Run `ranks` ranks of a Python command line to its end; see mpi_words.
+
+    Where the launcher crashes while it ends the other ranks, the code is the one it had said before.
+    """
+    done = call(mpi_words(ranks, words, guarded=guarded, warm=warm), timeout=timeout, env=env, cwd=cwd)
+    said = next((code for line in done.err.splitlines() if (code := reported_code(line))), 0)
+    return dataclasses.replace(done, code=said) if done.code < 0 and said else done
 
 
 def matches(expected: Sequence[str], actual: Sequence[str]) -> bool:

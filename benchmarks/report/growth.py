@@ -43,7 +43,7 @@ def mask_growth(lines: Sequence[MaskLine], pictures: Mapping[str, str]) -> list[
     for line in lines:
         text += [
             "",
-            f"### {count(line.params)} parameters" + ("" if line.kernel == "python" else f", kernel {line.kernel}"),
+            f"### {line.name}",
             "",
             f"Line: {number(1e3 * line.base_s)} ms + {number(1e3 * line.stream_s)} ms for each stream.",
             *table(

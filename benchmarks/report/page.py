@@ -17,6 +17,7 @@ from benchmarks.report.on_partitions import partitions
 from benchmarks.report.over_a_relay import far_and_narrow, lost, relayed
 from benchmarks.report.records import records, versions
 from benchmarks.report.targets import own_targets
+from benchmarks.report.two_builds import two_builds
 from benchmarks.runs import PARTITIONS, PEERS, Run, Stored, alone
 
 NOTES = Path(__file__).parents[1] / "notes.md"
@@ -66,6 +67,7 @@ def page(stored: Stored, pictures: Mapping[str, str]) -> str:
         *own_targets(here, lines, stored.objects.get("backends")),
         *peer_tables.sections(_records(stored, PEERS)),
         *METHOD.splitlines(),
+        *two_builds(stored.builds),
         *_one_job(stored, pictures),
         *mask_growth(lines, pictures),
         *series_tables(here, pictures),

@@ -19,8 +19,8 @@ _SHARE_TEXT = (
     "(HEREDITARY reports +13 % running time, which is over the round without masks)"
 )
 _SPEED_TEXT = "training throughput a processor second over a plain PyTorch loop's, {}"
-_LINE_TEXT = "{} parameters, {} sites: largest measured over the fitted mask line"
-_SPARSE_TEXT = "{} parameters, {} masks a site: its work at {} sites over that at {}"
+_LINE_TEXT = "{}, {} sites: largest measured over the fitted mask line"
+_SPARSE_TEXT = "{}, {} masks a site: its work at {} sites over that at {}"
 _MISSING = "–", "not measured"
 
 
@@ -72,7 +72,7 @@ def _growth(lines: Sequence[MaskLine]) -> Iterator[str]:
         words = _LINE_TEXT.format(line.name, f"{min(sites)} to {max(sites)}")
         yield row(words, f"{line.worst:.2f}", aim, _word(line.worst))
     if not any(line.params == SIZE for line in lines):
-        yield row(_LINE_TEXT.format(count(SIZE), "2 to 64"), _MISSING[0], aim, _MISSING[1])
+        yield row(_LINE_TEXT.format(f"{count(SIZE)} parameters", "2 to 64"), _MISSING[0], aim, _MISSING[1])
     flat = [found for line in lines for found in _flat(line)]
     yield from (row_ for _, row_ in flat)
     if not any(params == SIZE for params, _ in flat):

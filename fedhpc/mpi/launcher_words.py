@@ -14,6 +14,13 @@ _ADDED = re.compile(
 )
 _ADDED_LINE = re.compile(r"\[warn\] Epoll |application called MPI_Abort\(|\[\S+\] \d+ more process(?:es)? ha")
 _MOST_LINES = 24  # of such a block
+_CODE = re.compile(r"(?:\s*Exit code:|\s*Errorcode:|=\s+EXIT CODE:)\s+(\d{1,3})\s*")
+
+
+def reported_code(line: str) -> int:
+    """The exit code that this line of a launcher says a rank has ended with; 0 where it says none."""
+    found = _CODE.fullmatch(line.replace("\0", "").rstrip("\n"))
+    return int(found[1]) if found else 0
 
 
 class Voices:
@@ -41,12 +48,15 @@ class Words:
 
     def __init__(self, voices: Voices) -> None:
         self._voices, self._block, self._muted = voices, list[str](), False
+        self.code = 0
+        """What the launcher said a rank has ended with; 0 if it said nothing."""
 
     def hear(self, line: str) -> str:
         """The part of it, and of lines held back before, to show now."""
         line = line.replace("\0", "")  # Open MPI 5's mpirun ends its messages with one
         if not line:
             return ""
+        self.code = self.code or reported_code(line)
         bar = _LINE.fullmatch(line.strip()) is not None
         if self._block:
             self._block.append(line)

@@ -21,6 +21,7 @@ from fedhpc.mpi.launcher_words import Voices, Words
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_S = 0.05
+_LAST_WORDS_S = 5.0  # a rank that is left over may keep the launcher's stderr open
 
 
 class RanksFailedError(FedhpcError):
@@ -101,8 +102,16 @@ class _Running:
             self._process.send_signal(number)
 
     def ended(self) -> int | None:
-        """The launcher's exit code; None while it runs."""
-        return self._process.poll()
+        """The launcher's exit code; None while it runs.
+
+        Open MPI's launcher sometimes crashes while it ends the other ranks, after it has said how the first one ended:
+        then it is the code that it said.
+        """
+        code = self._process.poll()
+        if code is not None and code < 0:
+            self._threads[0].join(_LAST_WORDS_S)
+            return self._words.code or code
+        return code
 
     def output(self) -> str:
         for thread in self._threads:

@@ -97,6 +97,27 @@ def test_what_a_launcher_adds_to_a_failure_is_left_out(added: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "code"),
+    [(ABORT, 65), (NOT_ZERO, 65), (OPEN_MPI_4, 3), (MPICH, 65), (ABORT + NOT_ZERO.replace("65", "69"), 65)]
+    + [(text, 0) for text in (EXITED, KILLED, SLOTS, "error: no data\n", "")],
+)
+def test_a_launcher_says_how_a_rank_has_ended(text: str, code: int) -> None:
+    words = Words(Voices())
+    for line in text.replace(BAR, "\0" + BAR).splitlines(keepends=True):
+        words.hear(line)
+    assert words.code == code
+
+
+@pytest.mark.parametrize(("said", "code"), [(NOT_ZERO, 65), ("error: no data\n", 128 + signal.SIGSEGV)])
+def test_a_launcher_that_crashes_when_all_is_said(tmp_path: Path, said: str, code: int) -> None:
+    (tmp_path / "said").write_text(said)
+    crash = f"cat {tmp_path / 'said'} >&2; kill -SEGV $$"
+    with pytest.raises(RanksFailedError) as failed:
+        run_ranks([["bash", "-c", crash]], os.environ)
+    assert failed.value.exit_code == code
+
+
+@pytest.mark.parametrize(
     "text",
     [
         KILLED,
