@@ -12,7 +12,9 @@ RUN/<site>/metrics.jsonl holds one record per finished round, written by the sit
 | `no_metrics` | why metrics are {}: not all sites were in the round, or in the sum of what they had measured |
 | `final` | true in the one record whose metrics are those of the final model |
 | `again` | true where a later job summed a round's metrics once more: other keys are those of the record before |
-| `train_loss`, `samples` | this site's own: they never leave the site |
+| `best_metric`, `best_round`, `best_value` | with `[train] keep`: the best round so far, which the next one measured |
+| `own_metrics` | {name: float or null}: of the same model, over this site's held-out rows alone |
+| `train_loss`, `samples`, `own_metrics` | this site's own: they never leave the site |
 | `seconds` | {part: float} for the parts in `PARTS`, and `total` |
 | `bytes_up`, `bytes_down` | int, at this site |
 | `sites` | names of the sites that took part |

@@ -45,6 +45,7 @@ class Checkpoint:
     whole: bool = False  # all sites were in the round's sum, so that `pending` is summed
     exchange: str = ""  # over which it was summed
     signed: tuple[bytes, ...] = ()  # within one job: M6 of every site over this state (secure/signed_state.py)
+    best: Mapping[str, float] = field(default_factory=dict)  # the best round by a metric (rounds/best_round.py)
     # The trainer's private state that is cut as the model, by kind (exp_avg, …): gives what this rank holds of it, by
     # tensor. Every rank of the site calls each in turn, since ranks may have to exchange it.
     parts: Mapping[str, Callable[[], Tensors]] = field(default_factory=dict)
@@ -90,6 +91,13 @@ class CheckpointStore(Protocol):
 
     def state(self, round_: int) -> StoredState:
         """The state of `round_`, from any thread. Raises DataError if it is damaged."""
+        ...
+
+    def keep_apart(self, round_: int) -> None:
+        """Keep the checkpoint of `round_`, the best yet, however many newer ones come; the one before it goes.
+
+        Raises StorageError. Does nothing where there is no such checkpoint.
+        """
         ...
 
     def discard_after(self, round_: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,22 @@ from fedhpc.files import sync_folder
 from fedhpc.report.report import FEDERATION_FILE, Run, is_run
 from fedhpc.train.start_file import LAYOUT, SHA256
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BEST = "checkpoints", "best"
 
 
-def export_model(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]:
+def export_model(
+    run: Path,
+    out: Path,
+    *,
+    force: bool = False,
+    best: bool = False,
+    round_: int | None = None,
+    site: str | None = None,
+) -> dict[str, Any]:
     """Write the newest valid checkpoint over the sites in the run directory `run` to the safetensors file `out`.
+
+    `best`: that of the best round by `[train] keep`; `round_`: that of this round, if it is still there; `site`: from
+    this site's checkpoints, with its own tensors of `[train] personal`, which no other file has.
 
     Gives {"file", "site" (whose checkpoint), "round", "model_sha256", "tensors" and "parameters" (counts), "bytes"
     (file size), "metadata" {str: str} (what is in the file's header)}. Raises ConfigError if `run` is not a
@@ -42,21 +54,26 @@ def export_model(run: Path, out: Path, *, force: bool = False) -> dict[str, Any]
     if out.exists() and not force:
         raise ConfigError(f"{out} exists", "choose another name, or overwrite it with --force")
     told = _read(run)
-    site, checkpoint = _newest(run)
+    chosen, checkpoint = _newest(run, best=best, round_=round_, site=site)
     if told.config_sha256 not in (None, checkpoint.config.hex()):
         raise DataError(
-            f"the checkpoint of {site} belongs to another federation than {run / FEDERATION_FILE}",
+            f"the checkpoint of {chosen} belongs to another federation than {run / FEDERATION_FILE}",
             f"it says {checkpoint.config.hex()}, the file has {told.config_sha256}",
         )
-    metadata = _metadata(told, site, checkpoint)
-    _write(out, checkpoint, metadata)
+    metadata = _metadata(told, chosen, checkpoint)
+    tensors = dict(checkpoint.tensors)
+    if site is not None:
+        personal = _personal(checkpoint)
+        tensors |= personal
+        metadata |= {"site": site, "personal": json.dumps(sorted(personal))} if personal else {}
+    _write(out, tensors, metadata)
     return {
         "file": str(out),
-        "site": site,
+        "site": chosen,
         "round": checkpoint.round_,
         "model_sha256": metadata["model_sha256"],
-        "tensors": len(checkpoint.tensors),
-        "parameters": sum(t.size for t in checkpoint.tensors.values()),
+        "tensors": len(tensors),
+        "parameters": sum(t.size for t in tensors.values()),
         "bytes": out.stat().st_size,
         "metadata": metadata,
     }
@@ -76,14 +93,53 @@ def _store(directory: Path) -> CheckpointStore:
     return store
 
 
-def _newest(run: Path) -> tuple[str, Checkpoint]:
-    """The site and the checkpoint with the most finished rounds that can be read."""
-    stores = {p.parent.name: _store(p) for p in sorted(run.glob(f"*/{CHECKPOINTS}")) if p.is_dir()}
-    found = [(round_, site) for site, store in stores.items() for round_ in store.rounds()]
+def _personal(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The site's own floating tensors, which lie beside the optimiser's state; counters are integers."""
+    prefix = "buffer:"
+    found = {n.removeprefix(prefix): a for n, a in checkpoint.private.items() if n.startswith(prefix)}
+    return {name: array for name, array in found.items() if array.dtype.kind == "f"}
+
+
+def _newest(run: Path, *, best: bool, round_: int | None, site: str | None) -> tuple[str, Checkpoint]:
+    """The site and the checkpoint with the most finished rounds that can be read, of those that are asked for."""
+    where = f"{CHECKPOINTS}/{BEST}" if best else CHECKPOINTS
+    if site is not None and not (run / site / CHECKPOINTS).is_dir():
+        there = sorted(p.parent.name for p in run.glob(f"*/{CHECKPOINTS}"))
+        raise ConfigError(f"{run} has no checkpoints of site {site!r}", f"it has some of {', '.join(there) or 'none'}")
+    place = run if site is None else run / site
+    inner = "*/" if site is None else ""
+    folders = [
+        *place.glob(f"{inner}{where}"),
+        *([] if round_ is None else place.glob(f"{inner}{CHECKPOINTS}/{BEST}")),
+    ]
+    stores = {(p.relative_to(run).parts[0], p): _store(p) for p in sorted(folders) if p.is_dir()}
+    found = [(number, of) for of, store in stores.items() for number in store.rounds()]
+    if (best and not found) or (round_ is not None and round_ not in {number for number, _ in found}):
+        raise _absent(run, sorted({number for number, _ in found}), round_)
+    return _load_first(run, stores, [(n, of) for n, of in found if round_ in (None, n)])
+
+
+def _absent(run: Path, there: list[int], round_: int | None) -> ConfigError:
+    if round_ is None:
+        return ConfigError(
+            f"{run} has no best round",
+            'it is kept where [train] of federation.toml has keep = "best:METRIC", from the first round that was '
+            "measured over all sites on",
+        )
+    return ConfigError(
+        f"{run} has no checkpoint of round {round_}",
+        f"there is one of {', '.join(map(str, there)) or 'no round'}: a site keeps its newest two, and the best one",
+    )
+
+
+def _load_first(
+    run: Path, stores: Mapping[tuple[str, Path], CheckpointStore], found: Sequence[tuple[int, tuple[str, Path]]]
+) -> tuple[str, Checkpoint]:
+    """The newest of `found` that is whole."""
     damaged = ""
     for round_, site in sorted(found, key=lambda f: (-f[0], f[1])):
         try:
-            return site, stores[site].load(round_)
+            return site[0], stores[site].load(round_)
         except DataError as error:  # the next one is older, but whole
             damaged = damaged or error.what
     where = f"looked in {run}/*/{CHECKPOINTS}: {len(stores)} site folders, {len(found)} checkpoints"
@@ -121,12 +177,12 @@ def _metadata(run: Run, site: str, checkpoint: Checkpoint) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if value}
 
 
-def _write(out: Path, checkpoint: Checkpoint, metadata: dict[str, str]) -> None:
+def _write(out: Path, whole: Mapping[str, Any], metadata: dict[str, str]) -> None:
     """Write to a temporary name in the same directory, fsync, rename."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    tensors = {name: np.require(t, requirements=["C"]) for name, t in checkpoint.tensors.items()}
+    tensors = {name: np.require(t, requirements=["C"]) for name, t in whole.items()}
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         try:

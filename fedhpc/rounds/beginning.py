@@ -10,6 +10,7 @@ from fedhpc.federation.life import Life
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.session import Session
 from fedhpc.ledger.file import LOST_LEDGER_HINT
+from fedhpc.rounds.best_round import BestRound, Choice
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import Outbox, Reporter, Trainer
 from fedhpc.rounds.progress import Progress
@@ -35,9 +36,10 @@ class Beginning:
         outbox: Outbox,
         life: Life,
         transforms: Sequence[Transform],
+        choice: Choice | None = None,
     ) -> None:
         self._session, self._trainer, self._store, self._reporter = session, trainer, store, reporter
-        self._outbox, self._life, self._transforms = outbox, life, transforms
+        self._outbox, self._life, self._transforms, self._choice = outbox, life, transforms, choice
 
     def begin(
         self, prepare: Callable[[], None], previous: Callable[[], Taken | None]
@@ -119,6 +121,7 @@ class Beginning:
             self._store.discard_after(newest)
         progress = self._progress(fresh=False)
         model = progress.model
+        progress.best.restore(checkpoint.best)
         model.restore(checkpoint.tensors, checkpoint.outer, checkpoint.round_, checkpoint.blind)
         session.round_ = model.reached = checkpoint.sums
         if session.leads:
@@ -143,7 +146,7 @@ class Beginning:
             checkpointed=True,
             transforms=self._transforms,
         )
-        return Progress(self._session, trainer, self._store, self._reporter, model)
+        return Progress(self._session, trainer, self._store, self._reporter, model, BestRound(self._choice))
 
     def _newest_common_round(self) -> int | None:
         """The round to go on from; None if the run is fresh. Leaders look, every rank learns."""

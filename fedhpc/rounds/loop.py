@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedhpc.errors import InterruptedRun
-from fedhpc.federation.checkpoint import CheckpointStore
+from fedhpc.federation.checkpoint import CheckpointStore, Tensors
 from fedhpc.federation.life import Life
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.session import Session
 from fedhpc.rounds.beginning import Beginning
+from fedhpc.rounds.best_round import Choice
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import LocalResult, Outbox, Reporter, Trainer
 from fedhpc.rounds.local_round import Local, LocalRounds
@@ -52,18 +53,21 @@ class Run:
         prepare: Callable[[], None] = lambda: None,
         previous: Callable[[], Taken | None] = lambda: None,
         transforms: Sequence[Transform] = (),
+        choice: Choice | None = None,
     ) -> None:
         """`outbox` keeps local work between jobs; `life` says how long this one lasts and what it does.
 
         `prepare` is called once before the first round of a fresh run, for statistics that become part of the first
         model. `previous` gives what an epoch that goes on takes over, at leaders of sites that have it. `transforms`
-        are applied to this site's updates, in this order.
+        are applied to this site's updates, in this order. `choice` says by what the best round is kept, and when the
+        sites stop for want of a better one.
         """
         self._session, self._store, self._reporter = session, store, reporter
         self._life, outbox = life or Endless(), outbox or NoOutbox()
         self._rounds = session.rounds
         self._local_rounds = LocalRounds(session.party.site, trainer, outbox, self._life)
-        self._beginning = Beginning(session, trainer, store, reporter, outbox, self._life, transforms)
+        self._beginning = Beginning(session, trainer, store, reporter, outbox, self._life, transforms, choice)
+        self._trainer, self._choice = trainer, choice
         self._prepare, self._previous = prepare, previous
 
     def run(self) -> Outcome:
@@ -75,7 +79,7 @@ class Run:
         progress = self._begin()
         model, session, life = progress.model, self._session, self._life
         started_at, begun, sent = model.rounds, time.perf_counter(), 0
-        while model.rounds < self._rounds:
+        while model.rounds < self._rounds and not progress.best.stopped:
             clock = RoundClock()
             # Step 2. Stop here if there is no time for another round.
             self._stop_if_told(life.leaves() or life.may_begin(), f"before round {model.rounds + 1}")
@@ -101,10 +105,14 @@ class Run:
             spent = session.take_spent()
             sent += spent.bytes_up
             record = {"round": model.rounds, "rounds": self._rounds} | found.facts() | local.facts()
+            record |= self._own(local.measured)
             record |= {"seconds": clock.seconds(local) | vars(spent.stages)}
-            record |= {"bytes_up": spent.bytes_up, "bytes_down": spent.bytes_down} | model.facts()
+            record |= {"bytes_up": spent.bytes_up, "bytes_down": spent.bytes_down}
+            record |= progress.best.record() | model.facts()
             self._reporter.round_done(record)
         elapsed, ran = time.perf_counter() - begun, max(1, model.rounds - started_at)
+        if progress.best.stopped:
+            self._reporter.note(f"all sites stop after round {model.rounds}: {progress.best.why()}")
         # Step 8. Measure the final model over all sites.
         metrics = self._measure_final(progress)
         return Outcome(model, metrics, started_at, elapsed / ran, sent // ran)
@@ -123,6 +131,8 @@ class Run:
         """This site's work of the next round, kept in the outbox where somebody may need it there."""
         life = self._life
         local = self._local_rounds.work(model.rounds + 1, model.state, model.tensors)
+        if self._choice is not None and local.measured:
+            self._choice.refuse_unknown(self._trainer.summarise(local.measured))
         told = self._session.peers.agree_to_stop(life.leaves())
         if told or life.stage == "train" or self._local_rounds.is_due():
             self._local_rounds.keep(local)
@@ -169,8 +179,12 @@ class Run:
             raise InterruptedRun("the final model is measured; the next exchange sums that", "exchange it", agreed=True)
         found = progress.measuring.sum_final(measured)
         self._local_rounds.covered()
-        progress.measuring.report_final(found)
+        progress.measuring.report_final(found, self._own(measured))
         return dict(found.metrics)
+
+    def _own(self, measured: Tensors) -> dict[str, object]:
+        """What this site measured by itself, for its own eyes."""
+        return {"own_metrics": self._trainer.summarise(measured)} if measured else {}
 
     def _stop_if_told(self, word: str, where: str) -> None:
         """Raise InterruptedRun on every rank if one of them was told to stop; `word`: why this one was, "" if not."""

@@ -15,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import DataError
-from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.checkpoint import CheckpointStore, Tensors
 from fedhpc.federation.session import Session
 from fedhpc.federation.vector import Vector
+from fedhpc.rounds.best_round import BestRound
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import Reporter, Trainer
 from fedhpc.secure import labels
 from fedhpc.secure.ring import Tensor, scale_for
 
 _PREFIX = "measured/"
+_STOP = "fedhpc/stop"  # this site's vote: whether its metric gets no better
 _BOUND = 2.0**40  # of a float sum of metrics at one site; public
 LOST = "not all sites were in this round's sum"
 SKIPPED = "not all sites were there to sum them"
@@ -44,29 +46,46 @@ class Measured:
 class Measuring:
     """Sums and tells the measurements of one run. Every rank of the site makes every call."""
 
-    def __init__(self, session: Session, trainer: Trainer, reporter: Reporter, model: GlobalModel) -> None:
-        self._session, self._trainer, self._reporter, self._model = session, trainer, reporter, model
+    def __init__(
+        self,
+        session: Session,
+        trainer: Trainer,
+        store: CheckpointStore,
+        reporter: Reporter,
+        model: GlobalModel,
+        best: BestRound,
+    ) -> None:
+        self._session, self._trainer, self._store, self._reporter = session, trainer, store, reporter
+        self._model, self._best = model, best
 
     def sum_round(self, measured: Tensors | None) -> Measured:
         """Sum what this site measured in the newest round; None: not all sites were in it, and nothing is asked."""
-        return Measured({}, LOST) if measured is None else self._sum(measured, "measured")
+        if measured is None:
+            return Measured({}, LOST)
+        vote = {_STOP: np.array(self._best.would_stop, np.int64)} if self._best.votes and measured else {}
+        found = self._sum(measured | vote, "measured")
+        self._saw(found, self._model.rounds - 1)  # it was measured before the round
+        return found
 
     def report_again(self, pending: Tensors) -> None:
         """Sum and report what was measured in a round that has a checkpoint already, and maybe a record."""
         found = self.sum_round(pending)
         self._session.take_spent()
-        self._reporter.round_done(self._round() | found.facts() | {"again": True} | self._model.facts())
+        record = self._round() | found.facts() | self._best.record()
+        self._reporter.round_done(record | {"again": True} | self._model.facts())
 
     def sum_final(self, measured: Tensors) -> Measured:
         """Sum what the sites measured of the final model."""
         found = self._sum(measured, "metrics")
+        self._saw(found, self._model.rounds)
         if found.absent:
             self._reporter.note(f"there are no final metrics: {found.absent}; the model is the same")
         return found
 
-    def report_final(self, found: Measured) -> None:
-        """The last record of a run."""
-        self._reporter.round_done(self._round() | {"final": True} | found.facts() | self._model.facts())
+    def report_final(self, found: Measured, own: Mapping[str, Any]) -> None:
+        """The last record of a run, with this site's `own` facts."""
+        record = self._round() | {"final": True} | found.facts() | own | self._best.record()
+        self._reporter.round_done(record | self._model.facts())
 
     def _round(self) -> dict[str, Any]:
         return {"round": self._model.rounds, "rounds": self._session.rounds}
@@ -74,7 +93,24 @@ class Measuring:
     def _sum(self, measured: Tensors, what: str) -> Measured:
         """`what` begins the sum's name in the ledger."""
         total = total_of(self._session, measured, f"{what} after round {self._model.rounds}")
-        return Measured({}, SKIPPED) if total is None else Measured(self._trainer.summarise(total))
+        if total is None:
+            return Measured({}, SKIPPED)
+        votes = total.pop(_STOP, None)
+        if votes is not None and int(votes):
+            self._count(int(votes))
+        return Measured(self._trainer.summarise(total))
+
+    def _count(self, votes: int) -> None:
+        """Stop if all sites say so."""
+        sites = len(self._session.sites)
+        self._best.stopped = votes == sites
+        if votes < sites:
+            self._reporter.note(f"{votes} of {sites} sites would stop here; all must, so the rounds go on")
+
+    def _saw(self, found: Measured, round_: int) -> None:
+        """Keep the model after `round_` rounds apart if it is the best yet."""
+        if self._best.saw(round_, found.metrics) and self._session.leads:
+            self._store.keep_apart(round_)
 
 
 def total_of(session: Session, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors | None:

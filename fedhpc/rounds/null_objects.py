@@ -32,6 +32,9 @@ class NoCheckpoints:
         """There is never one to read."""
         raise InternalError(f"no checkpoint of round {round_} was kept")
 
+    def keep_apart(self, round_: int) -> None:
+        """Nothing to keep."""
+
     def discard_after(self, round_: int) -> None:
         """Nothing to discard."""
 

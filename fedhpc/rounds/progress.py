@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore, Tensors
 from fedhpc.federation.party import RoundOverError
 from fedhpc.federation.session import Session
+from fedhpc.rounds.best_round import BestRound
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import Reporter, Trainer
 from fedhpc.rounds.measuring import Measuring
@@ -14,11 +15,17 @@ class Progress:
     """How far one run has come, and what is kept of it. Every rank of the site makes every call."""
 
     def __init__(
-        self, session: Session, trainer: Trainer, store: CheckpointStore, reporter: Reporter, model: GlobalModel
+        self,
+        session: Session,
+        trainer: Trainer,
+        store: CheckpointStore,
+        reporter: Reporter,
+        model: GlobalModel,
+        best: BestRound | None = None,
     ) -> None:
         self._session, self._trainer, self._store, self._reporter = session, trainer, store, reporter
-        self.model = model
-        self.measuring = Measuring(session, trainer, reporter, model)
+        self.model, self.best = model, best or BestRound(None)
+        self.measuring = Measuring(session, trainer, store, reporter, model, self.best)
 
     def save(self, measured: Tensors | None = None) -> None:
         """Put the model into a checkpoint. Every rank writes what it holds of it, the leader the private state.
@@ -46,6 +53,7 @@ class Progress:
                 held=None if model.held.replicated else model.held,
                 exchange=session.sums.name,
                 signed=signed,
+                best=self.best.facts(),
             )
         )
         session.covered(given=model.reached > 0)

@@ -96,8 +96,12 @@ def read_arrays(path: Path, versions: Sequence[int], groups: Sequence[str], *, k
 
 
 def signed_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What all sites of a job signed of a checkpoint's state, as facts of its file."""
-    return {"exchange": checkpoint.exchange, "signed": [message.decode("ascii") for message in checkpoint.signed]}
+    """What all sites of a job signed of a checkpoint's state, and the best round, as facts of its file."""
+    return {
+        "exchange": checkpoint.exchange,
+        "signed": [message.decode("ascii") for message in checkpoint.signed],
+        "best": dict(checkpoint.best),
+    }
 
 
 def read_signed(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +109,10 @@ def read_signed(facts: Mapping[str, Any]) -> dict[str, Any]:
     exchange, signed = facts.get("exchange", ""), facts.get("signed", [])
     if type(exchange) is not str or type(signed) is not list:
         raise ValueError("what the sites signed has another form")
-    return {"exchange": exchange, "signed": tuple(bytes(message, "ascii") for message in signed)}
+    best = facts.get("best", {})
+    if type(best) is not dict or not all(type(value) is float for value in best.values()):
+        raise ValueError("what it says of the best round has another form")
+    return {"exchange": exchange, "signed": tuple(bytes(message, "ascii") for message in signed), "best": best}
 
 
 def damaged(path: Path, error: Exception) -> DataError:

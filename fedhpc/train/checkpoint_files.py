@@ -4,6 +4,8 @@
     round-000012/        of a site whose ranks hold a part of the model each: a file of every rank
                          (checkpoint_folder.py)
 
+    best/                the best round's by a metric, whichever form it has (links to the same files)
+
 A site may go on with another number of ranks: either is read by any.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from fedhpc.agreement.run_folder import CHECKPOINT_INDEX
+from fedhpc.agreement.run_folder import CHECKPOINT_INDEX, checkpoints
 from fedhpc.data import hdf5
 from fedhpc.errors import DataError, InternalError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint, StoredState
@@ -31,6 +34,7 @@ from fedhpc.mpi.together import together
 from fedhpc.train.checkpoint_arrays import damaged, read_arrays, read_signed, signed_facts, write_arrays
 from fedhpc.train.checkpoint_folder import FolderState, StoredFolder, remove_folder, write_folder
 
+BEST = "best"
 SCHEMA_VERSION = 2
 _WITHOUT_BLIND = 1  # of fedhpc 0.1.0: its model can still be exported, but no run continues from it
 _NAME = re.compile(r"round-(\d{6,12})(\.h5)?")
@@ -139,12 +143,43 @@ class Hdf5Checkpoints:
             return LoadedState(self.load(round_))
         return FolderState(self.folder(round_))
 
+    def keep_apart(self, round_: int) -> None:
+        """Have the checkpoint of `round_`, the best yet, in `best/` in place of the one that is there.
+
+        Its files are linked, so they take no more room. Raises StorageError.
+        """
+        if round_ not in self._files():
+            return
+        place = self.folder(round_) if self._in_folder(round_) else self.path(round_)
+        best = self.directory / BEST
+        new = best / f".{place.name}.new"
+        try:
+            private_folder(best)
+            _remove_whole(new)
+            if place.is_dir():
+                new.mkdir(mode=0o700)
+                for file in place.iterdir():
+                    _link(file, new / file.name)
+            else:
+                _link(place, new)
+            _remove_whole(best / place.name)  # of the same round, before it was repeated
+            new.rename(best / place.name)
+            for old in best.iterdir():
+                if old.name != place.name:
+                    _remove_whole(old)
+            sync_folder(best)
+        except OSError as error:
+            raise StorageError(f"cannot keep the best checkpoint: {error}", f"check {best}") from None
+
     def discard_after(self, round_: int) -> None:
         """Remove the checkpoints newer than `round_`, damaged ones too. Raises StorageError."""
         newer = [number for number in self._files(damaged=True) if number > round_]
         try:
             for number in newer:
                 self._remove(number)
+            for number, path in checkpoints(self.directory / BEST).items():
+                if number > round_:
+                    _remove_whole(path)
             if newer:
                 sync_folder(self.directory)
         except OSError as error:
@@ -202,6 +237,23 @@ class Hdf5Checkpoints:
                 if round_ < whole[-self.keep]:
                     with suppress(OSError):  # the new checkpoint is safe; an old one that stays does no harm
                         self._remove(round_)
+
+
+def _link(file: Path, new: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(file, new)
+    except OSError:
+        shutil.copyfile(file, new)
+        new.chmod(0o600)
+
+
+def _remove_whole(path: Path) -> None:
+    """A file or a folder of a checkpoint, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _identity(paths: Iterable[Path]) -> _Identity:

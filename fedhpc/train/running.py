@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import DataError
 from fedhpc.mpi.collectives import Group
-from fedhpc.train.state import read_shared, split_state, write_shared
+from fedhpc.train.state import floating, read_shared, split_state, write_shared
 
 
 class RunningStatistics:
@@ -20,9 +20,8 @@ class RunningStatistics:
         self._model, self._group, self._site = model, group, site
 
     def names(self) -> frozenset[str]:
-        """Of the floating buffers, as in `split_state`."""
-        parameters = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
-        return frozenset(name for name in split_state(self._model)[0] if name not in parameters)
+        """Of the floating buffers that the sites share, as in `split_state`."""
+        return frozenset(split_state(self._model)[0].keys() & self._tensors().keys())
 
     def of_ranks(self) -> NDArray[np.uint8]:
         """Each rank's, uint8 [ranks, bytes]. Collective."""
@@ -57,5 +56,6 @@ class RunningStatistics:
         return arrays
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        shared = split_state(self._model)[0]
-        return {name: shared[name] for name in sorted(self.names())}
+        """Those that are the site's own are among them: its ranks have to agree on them too."""
+        parameters = {name for name, _ in self._model.named_parameters(remove_duplicate=False)}
+        return {name: value for name, value in sorted(floating(self._model).items()) if name not in parameters}

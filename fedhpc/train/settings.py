@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fedhpc.errors import ConfigError
+from fedhpc.rounds.best_round import Choice
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DEFAULT_BETAS = (0.9, 0.999)
+_DEFAULT_GAMMA = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ class TrainSettings:
     """[train]: what every site does with its own rows in one round."""
 
     lr: float
-    optimizer: Literal["adamw", "sgd"] = "sgd"
+    optimizer: Literal["adam", "adamw", "sgd"] = "sgd"
     momentum: float = 0.0  # sgd only
     weight_decay: float = 0.0
-    betas: tuple[float, ...] = _DEFAULT_BETAS  # adamw only
+    betas: tuple[float, ...] = _DEFAULT_BETAS  # adam and adamw only
     # Rows of the whole site in one optimiser step, over all its ranks; 0 takes all rows.
     batch_size: int = 32
     # Exactly one of these two: optimiser steps, or passes over the site's training rows, in one round.
@@ -78,16 +80,26 @@ class TrainSettings:
     # Largest norm of the gradient of one step; 0 switches clipping off.
     clip_norm: float = 0.0
     # The learning rate over the steps a site takes in all rounds: a linear rise over warmup_steps, then
-    # constant, or falling to 0 at total_steps along a cosine or a line.
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    # constant, or falling to 0 at total_steps along a cosine or a line, or multiplied by gamma every so many steps.
+    schedule: Literal["constant", "cosine", "linear", "step"] = "constant"
     warmup_steps: int = 0
     total_steps: int = 0
+    step_every: int = 0
+    gamma: float = _DEFAULT_GAMMA
     # bf16: forward passes under autocast; weights, gradients and sums stay float32.
     precision: Literal["float32", "bf16"] = "float32"
     # Whether momenta are kept for the next round (they belong to the site and never leave it).
     optimizer_state: Literal["keep", "reset"] = "keep"
     # A parameter that no row of a step reaches: an error, or left as it is in that step.
     unused_parameters: Literal["refuse", "allow"] = "refuse"
+    # Tensors that each site trains for itself and never sends, by name or pattern; "batchnorm": all of batch norms.
+    personal: tuple[str, ...] = ()
+    # "best:METRIC": the model that was best by this federated metric is kept beside the newest.
+    keep: str = ""
+    # The sites stop after so many measured rounds without a better one; 0: they never do.
+    patience: int = 0
+    # By how much the metric must be better to count as such.
+    min_delta: float = 0.0
 
     def __post_init__(self) -> None:
         _require(math.isfinite(self.lr) and self.lr > 0, "train.lr", self.lr, "positive")
@@ -99,7 +111,7 @@ class TrainSettings:
             len(self.betas) == 2 and all(0.0 <= b < 1.0 for b in self.betas),
             "train.betas", list(self.betas), "two numbers, each at least 0 and less than 1",
         )  # fmt: skip
-        for key in ("batch_size", "local_steps", "local_epochs", "warmup_steps", "total_steps"):
+        for key in ("batch_size", "local_steps", "local_epochs", "warmup_steps", "total_steps", "step_every"):
             _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "0 or more")
         _require(self.accumulation >= 1, "train.accumulation", self.accumulation, "1 or more")
         if (self.local_steps > 0) == (self.local_epochs > 0):
@@ -108,17 +120,30 @@ class TrainSettings:
                 "local_epochs = 1 passes over the site's rows once in each round",
             )
         self._refuse_idle_keys()
+        self.choice()
+
+    def choice(self) -> Choice | None:
+        """By what the best round is chosen; None where only the newest model is kept."""
+        return Choice.of(self.keep, self.patience, self.min_delta)
 
     def _refuse_idle_keys(self) -> None:
         """A key that changes nothing is a misunderstanding in a file that every site signs."""
-        if self.optimizer == "adamw" and self.momentum:
-            raise ConfigError("train.momentum has no effect on adamw", "use betas, or optimizer = 'sgd'")
+        if self.optimizer != "sgd" and self.momentum:
+            raise ConfigError(f"train.momentum has no effect on {self.optimizer}", "use betas, or optimizer = 'sgd'")
         if self.optimizer == "sgd" and tuple(self.betas) != _DEFAULT_BETAS:
             raise ConfigError("train.betas has no effect on sgd", "use momentum, or optimizer = 'adamw'")
-        if self.schedule == "constant":
+        if self.schedule == "step":
+            _require(self.step_every >= 1, "train.step_every", self.step_every, "1 or more for schedule = 'step'")
+            _require(0.0 < self.gamma <= 1.0, "train.gamma", self.gamma, "more than 0 and at most 1")
+        elif self.step_every or self.gamma != _DEFAULT_GAMMA:
+            raise ConfigError(
+                f"train.step_every and train.gamma have no effect on schedule = '{self.schedule}'",
+                "remove them, or use 'step'",
+            )
+        if self.schedule in ("constant", "step"):
             if self.total_steps:
                 raise ConfigError(
-                    "train.total_steps has no effect on schedule = 'constant'", "remove it, or use 'cosine'"
+                    f"train.total_steps has no effect on schedule = '{self.schedule}'", "remove it, or use 'cosine'"
                 )
         elif self.total_steps <= self.warmup_steps:
             raise ConfigError(

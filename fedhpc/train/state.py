@@ -1,7 +1,7 @@
 """A model's tensors as NumPy arrays: what is shared between sites, and what stays.
 
 Shared are parameters and floating buffers, in state_dict order, one that has several names (tied weights) once, under
-the first of them. Integer buffers (counters) stay local.
+the first of them. Integer buffers (counters) stay local, and so do tensors that are a site's own (personal.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from fedhpc.errors import ConfigError, DataError
 from fedhpc.train.dealt_rows import local_part, rows_of
 
 # NumPy has no bfloat16: its bits are kept as integers. Other dtypes are kept as they are.
+PERSONAL = "fedhpc_personal"
+"""Attribute of a model: names of the floating tensors that are the site's own."""
+
 _BITS = {torch.bfloat16: torch.int16}
 
 
@@ -40,8 +43,22 @@ def to_tensor(array: NDArray[Any], dtype: torch.dtype | None = None) -> torch.Te
 
 def split_state(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """(shared, local) tensors of `model` by name, in state_dict order; they alias the model's own."""
+    personal: frozenset[str] = getattr(model, PERSONAL, frozenset())
     shared: dict[str, torch.Tensor] = {}
     local: dict[str, torch.Tensor] = {}
+    for name, value in _tensors(model).items():
+        (shared if value.is_floating_point() and name not in personal else local)[name] = value
+    return shared, local
+
+
+def floating(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The floating tensors of `model`, shared and personal, by name, in state_dict order; they alias its own."""
+    return {name: value for name, value in _tensors(model).items() if value.is_floating_point()}
+
+
+def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All tensors, each once. Raises ConfigError for what cannot be averaged."""
+    found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, torch.Tensor) or value.is_complex():
@@ -52,8 +69,8 @@ def split_state(model: torch.nn.Module) -> tuple[dict[str, torch.Tensor], dict[s
             )
         if id(value) not in seen:
             seen.add(id(value))
-            (shared if value.is_floating_point() else local)[name] = value
-    return shared, local
+            found[name] = value
+    return found
 
 
 def kind_of(tensor: torch.Tensor) -> str:

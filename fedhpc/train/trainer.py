@@ -40,6 +40,7 @@ from fedhpc.train.model_units import compute_again, separable
 from fedhpc.train.optimise import build_optimizer
 from fedhpc.train.optimizer_state import SavedState, divide_state, optimizer_arrays, read_part, write_part
 from fedhpc.train.over_ranks import add_over_ranks
+from fedhpc.train.personal import mark_personal
 from fedhpc.train.randomness import RankRandom, rank_seed
 from fedhpc.train.running import RunningStatistics
 from fedhpc.train.settings import ComputeSettings, TrainSettings
@@ -102,6 +103,7 @@ class TorchTrainer(SiteTrainer):
         if compute.activation_checkpointing:
             compute_again(separable(self.model, first.units(self.model)))
         self._wrapped = self._backend.wrap(self.model)
+        self._set_personal()
         self._running = RunningStatistics(self.model, group, site)
         self._unused = UnusedParameters(self.model, group, site, allowed=settings.unused_parameters == "allow")
         self._optimizer = build_optimizer(self.model, settings)
@@ -111,6 +113,17 @@ class TorchTrainer(SiteTrainer):
         self._step = 0  # optimiser steps in all rounds
         self._within: WithinRound | None = None
         self._held: Held | None = None
+
+    def _set_personal(self) -> None:
+        """What stays at the site; before that all of the model was the leader's. Raises ConfigError."""
+        if not self._settings.personal:
+            return
+        if self._backend.sharded:
+            raise ConfigError(
+                f"site {self.site}: train.personal, and compute.backend deals the model out over the ranks",
+                "use backend = 'ddp' or 'serial' at this site",
+            )
+        mark_personal(self.model, self._settings.personal)
 
     @override
     def train(self, round_: int, anchor: Mapping[str, NDArray[Any]], at_step: AtStep = lambda: False) -> LocalResult:
@@ -231,8 +244,10 @@ class TorchTrainer(SiteTrainer):
         else:
             read_pieces(split_state(self.model)[0], held, into)
         if self._within is not None and not held.replicated:  # ranks see their own rows; the leader's statistics count
+            shared = self._running.names()
             for name, array in self._running.of_leader().items():
-                np.copyto(into[name], held.piece(name, array))
+                if name in shared:
+                    np.copyto(into[name], held.piece(name, array))
 
     def _holding(self) -> Held:
         return Held(self.group, self.forms()) if self._held is None else self._held
@@ -345,8 +360,9 @@ class TorchTrainer(SiteTrainer):
             raise DataError(
                 f"site {self.site}: the checkpoint has other counters than the model", "does it belong to another task?"
             )
-        for name, value in counters.items():
-            value.copy_(to_tensor(saved[name]))
+        with torch.no_grad():
+            for name, value in counters.items():
+                value.copy_(to_tensor(saved[name], value.dtype))
 
     @override
     def restore_parts(self, parts: Parts) -> None:
@@ -376,7 +392,9 @@ class TorchTrainer(SiteTrainer):
         """Parameters and what they are pulled to: the gradient of mu/2 ||w - anchor||^2 is mu (w - anchor)."""
         if not self._proximal:
             return []
-        parameters, held = trained(self.model), self._holding()
+        shared = split_state(self.model)[0]
+        parameters = {name: parameter for name, parameter in trained(self.model).items() if name in shared}
+        held = self._holding()
         if self._backend.sharded:
             shards = [shard for shard in model_shards(self.model) if shard.name in parameters]
             pulled = [dataclasses.replace(shard, local=torch.empty_like(shard.local)) for shard in shards]

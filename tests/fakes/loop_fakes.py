@@ -71,6 +71,7 @@ class Store:
 
     def __init__(self) -> None:
         self.kept: dict[int, Checkpoint] = {}
+        self.apart: list[int] = []
 
     def rounds(self) -> list[int]:
         return sorted(self.kept)
@@ -83,6 +84,10 @@ class Store:
 
     def state(self, round_: int) -> StoredState:
         return LoadedState(self.load(round_))
+
+    def keep_apart(self, round_: int) -> None:
+        assert round_ in self.kept
+        self.apart.append(round_)
 
     def discard_after(self, round_: int) -> None:
         self.kept = {r: c for r, c in self.kept.items() if r <= round_}

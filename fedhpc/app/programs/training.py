@@ -24,6 +24,7 @@ from fedhpc.federation.life import Life, Stage
 from fedhpc.federation.session import Session
 from fedhpc.ledger.home import home_of
 from fedhpc.mpi.arrays import from_leader
+from fedhpc.rounds.best_round import Choice
 from fedhpc.rounds.interfaces import LocalWork, Outbox, Reporter
 from fedhpc.rounds.loop import Outcome, Run
 from fedhpc.rounds.null_objects import NoOutbox
@@ -119,6 +120,7 @@ class Training(Program):
             life=life,
             prepare=prepare,
             previous=partial(self._previous, session),
+            choice=_choice(session),
         ).run()
 
     def _preparation(self, session: Session) -> Callable[[], None]:
@@ -169,7 +171,8 @@ class RecordedTraining(Program):
 
     @override
     def run(self, session: Session, life: Life, store: CheckpointStore, reporter: Reporter) -> Outcome:
-        return Run(session, RecordedTrainer(self._work), store, reporter, outbox=self._outbox, life=life).run()
+        trainer = RecordedTrainer(self._work)
+        return Run(session, trainer, store, reporter, outbox=self._outbox, life=life, choice=_choice(session)).run()
 
 
 def open_site_trainer(session: Session, files: SiteFile) -> SiteTrainer:
@@ -195,6 +198,10 @@ def open_site_trainer(session: Session, files: SiteFile) -> SiteTrainer:
         seed=agreement.federation.seed,
         proximal=agreement.strategy.proximal,
     )
+
+
+def _choice(session: Session) -> Choice | None:
+    return read_section(TrainSettings, session.agreement.train, "train").choice()
 
 
 def _nothing() -> None:

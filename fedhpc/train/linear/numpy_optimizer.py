@@ -1,4 +1,4 @@
-"""SGD and AdamW in NumPy, step for step what torch.optim does, and state of the same names.
+"""SGD, Adam and AdamW in NumPy, step for step what torch.optim does, and state of the same names.
 
 So a run goes on under another backend. Arithmetic is float64; parameters and state keep the parameters' own dtype.
 """
@@ -20,7 +20,7 @@ Gradients = Mapping[str, NDArray[np.float64]]
 
 MOMENTUM, STEP, FIRST, SECOND = "momentum_buffer", "step", "exp_avg", "exp_avg_sq"
 CUT_AS_THE_PARAMETER = (MOMENTUM, FIRST, SECOND)
-_EPS = 1e-8  # AdamW's, as torch's default
+_EPS = 1e-8  # as torch's default
 _CLIP_EPS = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 
@@ -37,8 +37,8 @@ class NumpyOptimizer:
         for name, parameter in self._parameters.items():
             wide = parameter.astype(np.float64)
             with np.errstate(over="ignore", invalid="ignore"):  # what diverges shows in the next loss
-                if self._settings.optimizer == "adamw":
-                    parameter[...] = self._adamw(name, wide, gradients[name], lr)
+                if self._settings.optimizer != "sgd":
+                    parameter[...] = self._adam(name, wide, gradients[name], lr)
                 else:
                     parameter[...] = self._sgd(name, wide, gradients[name], lr)
 
@@ -55,10 +55,16 @@ class NumpyOptimizer:
             self.state[name] = {MOMENTUM: gradient.astype(self._parameters[name].dtype)}
         return wide - lr * gradient
 
-    def _adamw(
+    def _adam(
         self, name: str, wide: NDArray[np.float64], gradient: NDArray[np.float64], lr: float
     ) -> NDArray[np.float64]:
-        """The parameter after the step. Loshchilov and Hutter 2019, arXiv:1711.05101."""
+        """The parameter after the step: Kingma and Ba 2015, arXiv:1412.6980, whose weight decay is in the gradient.
+
+        AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101.
+        """
+        decay = self._settings.weight_decay
+        if self._settings.optimizer == "adam":
+            gradient, decay = gradient + decay * wide, 0.0
         (beta1, beta2), kind = self._settings.betas, self._parameters[name].dtype
         zeros = np.zeros_like(wide)
         state = self.state.get(name) or {STEP: np.zeros((), np.float32), FIRST: zeros, SECOND: zeros}
@@ -70,7 +76,7 @@ class NumpyOptimizer:
             FIRST: first.astype(kind),
             SECOND: second.astype(kind),
         }
-        wide = wide * (1.0 - lr * self._settings.weight_decay)
+        wide = wide * (1.0 - lr * decay)
         deviation = np.sqrt(second) / math.sqrt(1.0 - beta2**count) + _EPS
         moved: NDArray[np.float64] = wide - lr / (1.0 - beta1**count) * first / deviation
         return moved

@@ -12,6 +12,7 @@ def why_torch(task: TaskSettings, train: TrainSettings, compute: ComputeSettings
         f"task.name = '{task.name}'": task.name != "logistic",
         "task.weights_sha256": bool(task.weights_sha256),
         f"train.precision = '{train.precision}'": train.precision != "float32",
+        "train.personal": bool(train.personal),
         f"compute.device = '{compute.device}'": compute.device == "cuda",
         f"compute.workers = {compute.workers}": compute.workers > 0,
         f"compute.threads = {compute.threads}": compute.threads > 1,

@@ -225,3 +225,32 @@ def test_a_real_checkpoint_is_exported(tmp_path, monkeypatch):
     assert export_model(run, tmp_path / "m")["round"] == 5
     found = load_file(tmp_path / "m")
     assert {n: t.tobytes() for n, t in found.items()} == {n: t.tobytes() for n, t in held.items()}
+
+
+def keep_best(run: Path, site: str, round_: int) -> None:
+    best = run / site / "checkpoints" / "best"
+    best.mkdir()
+    (best / f"round-{round_:06}.h5").write_text(SHA.hex())
+
+
+def test_the_best_round_and_a_round_by_its_number(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", {"a": [5, 6], "b": [5, 6]})
+    keep_best(run, "a", 3)
+    keep_best(run, "b", 3)
+    for given, round_ in (({}, 6), ({"best": True}, 3), ({"round_": 5}, 5), ({"round_": 3}, 3)):
+        done = export_model(run, tmp_path / "m.safetensors", force=True, **given)
+        assert (done["round"], done["site"]) == (round_, "a")
+        assert load_file(tmp_path / "m.safetensors")["scale"] == round_ + 0.5
+    with pytest.raises(ConfigError, match="no checkpoint of round 4") as refused:
+        export_model(run, tmp_path / "m.safetensors", force=True, round_=4)
+    assert "there is one of 3, 5, 6" in refused.value.lines()
+
+
+def test_a_best_round_that_was_never_measured(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", {"a": [5, 6]})
+    with pytest.raises(ConfigError, match="has no best round") as refused:
+        export_model(run, tmp_path / "m.safetensors", best=True)
+    assert "keep = " in refused.value.lines()
+    assert not (tmp_path / "m.safetensors").exists()
+    done = CliRunner().invoke(export, [str(run), str(tmp_path / "m"), "--best", "--round", "5"])
+    assert isinstance(done.exception, ConfigError)

@@ -158,15 +158,17 @@ def test_the_record_of_a_round_has_its_facts_in_this_order() -> None:
         first, second, final = reporter.records
         for record, round_ in ((first, 1), (second, 2)):
             assert list(record) == [
-                *("round", "rounds", "metrics", "train_loss", "samples", "seconds", "bytes_up", "bytes_down"),
+                *("round", "rounds", "metrics", "train_loss", "samples", "own_metrics"),
+                *("seconds", "bytes_up", "bytes_down"),
                 *("sites", "state", "model_sha256"),
             ]  # fmt: skip
             assert (record["round"], record["rounds"]) == (round_, 2)
             assert (record["train_loss"], record["samples"]) == (0.5, 7 + number)
+            assert record["own_metrics"].keys() == record["metrics"].keys() == {"total"}
             assert list(record["seconds"]) == [
                 *("train", "evaluate", "exchange", "checkpoint", "total"),
                 *vars(Stages()),
             ]
-        assert list(final) == ["round", "rounds", "final", "metrics", "sites", "state", "model_sha256"]
+        assert list(final) == ["round", "rounds", "final", "metrics", "own_metrics", "sites", "state", "model_sha256"]
         assert (final["final"], final["model_sha256"], second["model_sha256"]) == (True, sha256, sha256)
         assert final["sites"] == ["s1", "s2", "s3"]

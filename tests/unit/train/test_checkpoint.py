@@ -122,6 +122,32 @@ def test_the_same_round_is_replaced(tmp_path):
     assert Hdf5Checkpoints(tmp_path).rounds() == [1]
 
 
+def test_the_best_stays_however_many_come(tmp_path):
+    store, best = Hdf5Checkpoints(tmp_path), Hdf5Checkpoints(tmp_path / "best")
+    for round_ in range(1, 4):
+        store.save(a_checkpoint(round_))
+        if round_ != 3:
+            store.keep_apart(round_)
+    store.save(a_checkpoint(4))
+    assert (store.rounds(), best.rounds()) == ([3, 4], [2])
+    assert same(best.load(2), a_checkpoint(2))
+    assert best.path(2).stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path / "best") == ["round-000002.h5"]
+    store.keep_apart(9)  # there is none
+    store.keep_apart(4)
+    store.keep_apart(4)
+    assert best.rounds() == [4]
+    store.discard_after(3)  # it is to be repeated
+    assert (store.rounds(), best.rounds()) == ([3], [])
+
+
+def test_what_was_the_best_round_is_kept(tmp_path):
+    store = Hdf5Checkpoints(tmp_path)
+    kept = dataclasses.replace(a_checkpoint(1), best={"value": 0.1 + 0.2, "round": 1.0, "waited": 3.0})
+    store.save(kept)
+    assert store.load(1).best == Hdf5Checkpoints(tmp_path).load(1).best == kept.best
+
+
 def flip(path, position):
     content = bytearray(path.read_bytes())
     content[position] ^= 0x01

@@ -27,6 +27,16 @@ from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
         ({"local_steps": 1, "schedule": "linear", "warmup_steps": 9, "total_steps": 9}, "train.total_steps"),
         ({"local_steps": 1, "total_steps": 9}, "train.total_steps"),
         ({"local_steps": 1, "optimiser": "sgd"}, "optimiser"),
+        ({"local_steps": 1, "optimizer": "adam", "momentum": 0.9}, "train.momentum"),
+        ({"local_steps": 1, "schedule": "step"}, "train.step_every"),
+        ({"local_steps": 1, "schedule": "step", "step_every": 2, "gamma": 1.5}, "train.gamma"),
+        ({"local_steps": 1, "schedule": "step", "step_every": 2, "total_steps": 9}, "train.total_steps"),
+        ({"local_steps": 1, "step_every": 2}, "train.step_every"),
+        ({"local_steps": 1, "gamma": 0.5}, "train.step_every"),
+        ({"local_steps": 1, "keep": "auc"}, "train.keep"),
+        ({"local_steps": 1, "patience": 3}, "train.patience"),
+        ({"local_steps": 1, "keep": "best:auc", "min_delta": -0.1}, "train.min_delta"),
+        ({"local_steps": 1, "personal": "head"}, "train.personal"),
     ],
 )
 def test_train_refuses(table: dict[str, object], word: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from fedhpc.train.batches import Batches
 from fedhpc.train.learning_rate import learning_rate
 from fedhpc.train.randomness import rank_seed
 from fedhpc.train.settings import TrainSettings
+from fedhpc.train.trainer import TorchTrainer
 
 ADAMW = TrainSettings(optimizer="adamw", lr=0.01, weight_decay=0.02, batch_size=8, local_steps=7)
 
@@ -34,6 +36,10 @@ def equal(one: dict, two: dict) -> None:
             optimizer="adamw", lr=0.01, batch_size=8, local_steps=7, schedule="cosine", warmup_steps=3, total_steps=25
         ),
         TrainSettings(optimizer="adamw", lr=0.01, batch_size=8, local_steps=7, precision="bf16"),
+        TrainSettings(
+            optimizer="adam", lr=0.01, weight_decay=0.1, batch_size=8, local_steps=7, schedule="step", step_every=5,
+            gamma=0.5, warmup_steps=2,
+        ),
         TrainSettings(optimizer="adamw", lr=0.01, batch_size=8, local_steps=7, optimizer_state="reset"),
     ],
 )
@@ -45,7 +51,7 @@ def test_equals_a_plain_loop_to_the_last_bit(settings: TrainSettings, proximal: 
     with make_trainer(settings, proximal=proximal) as trainer:
         equal(trainer.tensors(), {k: v.numpy() for k, v in model.state_dict().items() if v.is_floating_point()})
         torch.manual_seed(rank_seed(11, "a", 0))
-        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.SGD
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[settings.optimizer]
         extra = {"weight_decay": settings.weight_decay}
         if settings.momentum:
             extra["momentum"] = settings.momentum
@@ -75,6 +81,39 @@ def test_equals_a_plain_loop_to_the_last_bit(settings: TrainSettings, proximal: 
             assert result.loss == pytest.approx(np.mean(losses), rel=1e-12)
             assert (result.samples, result.steps) == (43, len(losses))
             equal(trainer.tensors(), {k: v.numpy() for k, v in model.state_dict().items() if v.is_floating_point()})
+
+
+def test_what_is_the_sites_own_is_trained_and_stays() -> None:
+    """Another global model comes and goes; beside it the own layers go on, also in a run that is restored."""
+    settings = dataclasses.replace(ADAMW, personal=("b.*", "batchnorm"))
+    shared = ["feature_mean", "feature_scale", "a.weight", "a.bias"]
+    own = ["norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "b.weight", "b.bias"]
+
+    def own_of(trainer: TorchTrainer) -> dict[str, np.ndarray]:
+        return {name: trainer.model.state_dict()[name].numpy().copy() for name in own}
+
+    with make_trainer(settings, proximal=0.1) as whole:
+        first = own_of(whole)
+        assert list(whole.tensors()) == list(whole.forms()) == shared
+        assert whole.averaged() == {"feature_mean", "feature_scale"}
+        whole.train(0, whole.tensors())
+        trained = own_of(whole)
+        assert all((trained[name] != first[name]).any() for name in own)
+        other = {name: array + np.float32(0.5) for name, array in whole.tensors().items()}
+        whole.load(other)
+        equal(own_of(whole), trained)
+        private = {k: v.copy() for k, v in whole.private().items()}
+        whole.train(1, other)
+        expected = own_of(whole), whole.tensors()
+    with make_trainer(settings, proximal=0.1) as again:
+        again.load(other)
+        again.restore(private)
+        equal(own_of(again), trained)
+        again.train(1, other)
+        equal(own_of(again), expected[0])
+        equal(again.tensors(), expected[1])
+    with pytest.raises(ConfigError, match="nothing in the model is called 'c"):
+        make_trainer(dataclasses.replace(ADAMW, personal=("c.*",)))
 
 
 @pytest.mark.parametrize("momentum", [None, 0.9])
