@@ -124,8 +124,10 @@ def mark_data(session: Session, files: SiteFile) -> bytes:
 def result_json(ran: Ran) -> str:
     """A finished run as one line of JSON."""
     outcome = ran.outcome
+    tested = {"test_metrics": outcome.tested} if outcome.tested else {}
     return json.dumps(
-        {
+        tested
+        | {
             "run": str(ran.directory),
             "sites": ran.sites,
             "metrics": outcome.metrics,

@@ -13,6 +13,7 @@ RUN/<site>/metrics.jsonl holds one record per finished round, written by the sit
 | `final` | true in the one record whose metrics are those of the final model |
 | `again` | true where a later job summed a round's metrics once more: other keys are those of the record before |
 | `best_metric`, `best_round`, `best_value` | with `[train] keep`: the best round so far, which the next one measured |
+| `test_metrics` | in the final record, with `[task] test`: of the final model over all sites' test rows |
 | `own_metrics` | {name: float or null}: of the same model, over this site's held-out rows alone |
 | `train_loss`, `samples`, `own_metrics` | this site's own: they never leave the site |
 | `seconds` | {part: float} for the parts in `PARTS`, and `total` |

@@ -141,6 +141,8 @@ def _tell_result(ran: Ran, *, as_json: bool) -> None:
     measured = metric_words(outcome.metrics)
     words = ["no held-out rows"] if nothing_held_out(outcome.metrics) else measured.values()
     click.echo(", ".join([f"final model: round {outcome.model.rounds}", *words]))
+    if outcome.tested:
+        click.echo(", ".join(["on test rows", *(metric_words(outcome.tested).values() or ["none"])]))
     click.echo(f"sha256 {ran.model_sha256}")
     click.echo(f"run directory {ran.directory}")
     if as_json:

@@ -7,7 +7,7 @@ job goes on from there, to the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from fedhpc.federation.life import Life
 from fedhpc.federation.ranges import Held
 from fedhpc.mpi.collectives import Group
 from fedhpc.rounds.interfaces import LocalResult, LocalWork, Outbox, Trainer
+from fedhpc.rounds.measuring import TEST
 
 _TOLD, _DUE = 1, 2
 
@@ -43,8 +44,16 @@ class Local:
 class LocalRounds:
     """The local part of every round of one run. Every rank of the site makes every call."""
 
-    def __init__(self, site: Group, trainer: Trainer, outbox: Outbox, life: Life) -> None:
+    def __init__(
+        self,
+        site: Group,
+        trainer: Trainer,
+        outbox: Outbox,
+        life: Life,
+        tested: Callable[[], Tensors] | None = None,
+    ) -> None:
         self._site, self._trainer, self._outbox, self._life = site, trainer, outbox, life
+        self._tested = tested or dict
         self._held: Held | None = None
 
     def hold(self, held: Held) -> None:
@@ -83,13 +92,13 @@ class LocalRounds:
         return Local(round_, state, trainer.read, result, measured, evaluated - begun, trained - evaluated)
 
     def measured(self, state: bytes, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
-        """The measurement of the final model."""
+        """The measurement of the final model, on test rows too; those sums have names under TEST."""
         kept = self._outbox.find(state, self._held)
         if kept is not None:
             return kept.measured
         self._refuse_training("the final model is not measured")
         self._trainer.load(tensors)
-        return self._trainer.measure()
+        return self._trainer.measure() | {TEST + name: array for name, array in self._tested().items()}
 
     def keep(self, local: Local) -> None:
         """Put the work, with the trainer's private state, into the outbox."""

@@ -20,6 +20,7 @@ from fedhpc.rounds.best_round import Choice
 from fedhpc.rounds.global_model import GlobalModel
 from fedhpc.rounds.interfaces import LocalResult, Outbox, Reporter, Trainer
 from fedhpc.rounds.local_round import Local, LocalRounds
+from fedhpc.rounds.measuring import Measured, held_out_only
 from fedhpc.rounds.null_objects import Endless, NoOutbox
 from fedhpc.rounds.progress import Progress
 from fedhpc.rounds.round_clock import RoundClock
@@ -33,6 +34,7 @@ class Outcome:
 
     model: GlobalModel
     metrics: dict[str, float | None]  # of the final model, over all sites' held-out rows
+    tested: dict[str, float | None]  # the same over all sites' test rows; {} where the federation has none
     started_at: int  # the round it was resumed from; 0 for a fresh run
     seconds_per_round: float
     bytes_per_round: int  # sent by one site
@@ -54,18 +56,19 @@ class Run:
         previous: Callable[[], Taken | None] = lambda: None,
         transforms: Sequence[Transform] = (),
         choice: Choice | None = None,
+        tested: Callable[[], Tensors] | None = None,
     ) -> None:
         """`outbox` keeps local work between jobs; `life` says how long this one lasts and what it does.
 
         `prepare` is called once before the first round of a fresh run, for statistics that become part of the first
         model. `previous` gives what an epoch that goes on takes over, at leaders of sites that have it. `transforms`
         are applied to this site's updates, in this order. `choice` says by what the best round is kept, and when the
-        sites stop for want of a better one.
+        sites stop for want of a better one. `tested` measures the final model on test rows, {} where there are none.
         """
         self._session, self._store, self._reporter = session, store, reporter
         self._life, outbox = life or Endless(), outbox or NoOutbox()
         self._rounds = session.rounds
-        self._local_rounds = LocalRounds(session.party.site, trainer, outbox, self._life)
+        self._local_rounds = LocalRounds(session.party.site, trainer, outbox, self._life, tested)
         self._beginning = Beginning(session, trainer, store, reporter, outbox, self._life, transforms, choice)
         self._trainer, self._choice = trainer, choice
         self._prepare, self._previous = prepare, previous
@@ -114,8 +117,8 @@ class Run:
         if progress.best.stopped:
             self._reporter.note(f"all sites stop after round {model.rounds}: {progress.best.why()}")
         # Step 8. Measure the final model over all sites.
-        metrics = self._measure_final(progress)
-        return Outcome(model, metrics, started_at, elapsed / ran, sent // ran)
+        found = self._measure_final(progress)
+        return Outcome(model, dict(found.metrics), dict(found.tested), started_at, elapsed / ran, sent // ran)
 
     def _begin(self) -> Progress:
         """Where this run goes on. What the last job measured and did not live to sum is summed here."""
@@ -169,7 +172,7 @@ class Run:
         staleness = self._session.agreement.cohort.staleness
         return model.rounds - base.rounds <= staleness and self._session.recovery.is_free(base.state)
 
-    def _measure_final(self, progress: Progress) -> dict[str, float | None]:
+    def _measure_final(self, progress: Progress) -> Measured:
         """Metrics of the final model, as one more masked sum over all sites."""
         model = progress.model
         measured = self._local_rounds.measured(model.state, model.tensors)
@@ -180,11 +183,11 @@ class Run:
         found = progress.measuring.sum_final(measured)
         self._local_rounds.covered()
         progress.measuring.report_final(found, self._own(measured))
-        return dict(found.metrics)
+        return found
 
     def _own(self, measured: Tensors) -> dict[str, object]:
         """What this site measured by itself, for its own eyes."""
-        return {"own_metrics": self._trainer.summarise(measured)} if measured else {}
+        return {"own_metrics": self._trainer.summarise(held_out_only(measured))} if measured else {}
 
     def _stop_if_told(self, word: str, where: str) -> None:
         """Raise InterruptedRun on every rank if one of them was told to stop; `word`: why this one was, "" if not."""

@@ -8,7 +8,7 @@ sites do in common depends on whether it came.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from fedhpc.secure.ring import Tensor, scale_for
 _PREFIX = "measured/"
 _STOP = "fedhpc/stop"  # this site's vote: whether its metric gets no better
 _BOUND = 2.0**40  # of a float sum of metrics at one site; public
+TEST = "test/"
+"""Before the names of sums over test rows."""
 LOST = "not all sites were in this round's sum"
 SKIPPED = "not all sites were there to sum them"
 
@@ -37,10 +39,12 @@ class Measured:
 
     metrics: Mapping[str, float | None]
     absent: str = ""
+    tested: Mapping[str, float | None] = field(default_factory=dict)  # over all sites' test rows
 
     def facts(self) -> dict[str, Any]:
         """Its part of a round's record (app/telemetry.py)."""
-        return {"metrics": dict(self.metrics)} | ({"no_metrics": self.absent} if self.absent else {})
+        more: dict[str, Any] = {"no_metrics": self.absent} if self.absent else {}
+        return {"metrics": dict(self.metrics)} | more | ({"test_metrics": dict(self.tested)} if self.tested else {})
 
 
 class Measuring:
@@ -98,7 +102,8 @@ class Measuring:
         votes = total.pop(_STOP, None)
         if votes is not None and int(votes):
             self._count(int(votes))
-        return Measured(self._trainer.summarise(total))
+        summarise, test = self._trainer.summarise, test_only(total)
+        return Measured(summarise(held_out_only(total)), tested=summarise(test) if test else {})
 
     def _count(self, votes: int) -> None:
         """Stop if all sites say so."""
@@ -111,6 +116,16 @@ class Measuring:
         """Keep the model after `round_` rounds apart if it is the best yet."""
         if self._best.saw(round_, found.metrics) and self._session.leads:
             self._store.keep_apart(round_)
+
+
+def held_out_only(sums: Mapping[str, NDArray[Any]]) -> Tensors:
+    """Those over held-out rows."""
+    return {name: array for name, array in sums.items() if not name.startswith(TEST)}
+
+
+def test_only(sums: Mapping[str, NDArray[Any]]) -> Tensors:
+    """Those over test rows, by the names that the held-out ones have."""
+    return {name.removeprefix(TEST): array for name, array in sums.items() if name.startswith(TEST)}
 
 
 def total_of(session: Session, measured: Mapping[str, NDArray[Any]], name: str) -> Tensors | None:

@@ -27,3 +27,12 @@ def require_features(task: TaskSettings, features: FeatureSet | None, data: Path
             f"({features.sha256[:16]}…, not {task.features_sha256[:16]}…)",
             "names, units, codings and their order must be equal; ingest the source again with the agreed list",
         )
+
+
+def require_same_features(features: FeatureSet | None, others: FeatureSet | None, place: Path, site: str) -> None:
+    """Raises DataError if the store at `place` has other features than the site's store of training."""
+    if features is not None and others is not None and features.sha256 != others.sha256:
+        raise DataError(
+            f"site {site}: {place} holds other features than the site's store of training",
+            "ingest both with the same recipe",
+        )

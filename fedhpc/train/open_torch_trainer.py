@@ -6,11 +6,12 @@ from pathlib import Path
 
 from fedhpc.errors import ConfigError
 from fedhpc.mpi.collectives import Group
-from fedhpc.train.feature_agreement import require_features
+from fedhpc.train.feature_agreement import require_features, require_same_features
 from fedhpc.train.first_model import Drawn, FirstModel, Values
 from fedhpc.train.row_check import check_rows
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 from fedhpc.train.tasks.loader import TaskDataset, load_task
+from fedhpc.train.test_rows import refuse_shared_rows
 from fedhpc.train.trainer import TorchTrainer
 from fedhpc.train.weight_files import open_weights
 
@@ -27,6 +28,7 @@ def open_torch_trainer(
     seed: int,
     proximal: float = 0.0,
     weights: Path | None = None,
+    test: Path | None = None,
 ) -> TorchTrainer:
     """The trainer of `site` on its data at `data`; `source` is the file of the user's own task.
 
@@ -39,6 +41,12 @@ def open_torch_trainer(
     dataset = TaskDataset(loaded, data, task.options, (compute.data_memory_mib << 20) // (1 + compute.workers))
     features = dataset.features
     require_features(task, features, data, site)
+    test_rows = None
+    if test is not None:
+        test_rows = TaskDataset(loaded, test, task.options, dataset.memory_bytes)
+        require_features(task, test_rows.features, test, site)
+        require_same_features(features, test_rows.features, test, site)
+        refuse_shared_rows(getattr(dataset.opened, "store", None), getattr(test_rows.opened, "store", None), site)
     train_rows, held_out_rows = dataset.split(task.held_out, task.split_seed)
     values: Values | None = Drawn(loaded.fill, seed, loaded.where) if loaded.fills else None
     if task.weights_sha256:
@@ -50,8 +58,9 @@ def open_torch_trainer(
         values = open_weights(weights, task.weights_sha256, group, site)
     first = FirstModel(lambda: loaded.model(task.options, seed), values, loaded.units, bf16=train.precision == "bf16")
     trainer = TorchTrainer(
-        loaded, first, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal, features
-    )
+        loaded, first, dataset, train_rows, held_out_rows, train, compute, group, site, seed, proximal, features,
+        test_rows,
+    )  # fmt: skip
     try:
         check_rows(loaded, trainer, train, seed=seed, labels=dataset.labels, standardise=task.standardise)
     except BaseException:

@@ -12,6 +12,7 @@ from fedhpc.mpi.collectives import Group
 from fedhpc.train.linear.without_torch import trains_with_numpy
 from fedhpc.train.settings import ComputeSettings, TaskSettings, TrainSettings
 from fedhpc.train.site_trainer import SiteTrainer
+from fedhpc.train.test_rows import require_agreed
 
 
 def open_trainer(
@@ -26,17 +27,22 @@ def open_trainer(
     seed: int,
     proximal: float = 0.0,
     weights: Path | None = None,
+    test: Path | None = None,
 ) -> SiteTrainer:
     """The trainer of `site` on its data at `data`; `source` is the file of the user's own task.
 
+    `test`: the store of the site's test rows, where the federation has them.
     `weights`: the folder of safetensors that the first model is read from, if task.weights_sha256 says that it is.
     Collective over the site's ranks. Raises ConfigError where torch is needed and missing, and what `trains_with_numpy`
     and the opener that it chooses raise.
     """
+    require_agreed(task, test, site)
     if trains_with_numpy(task, train, compute):
         from fedhpc.train.linear.open_numpy_trainer import open_numpy_trainer
 
-        return open_numpy_trainer(task, train, compute, data=data, group=group, site=site, seed=seed, proximal=proximal)
+        return open_numpy_trainer(
+            task, train, compute, data=data, group=group, site=site, seed=seed, proximal=proximal, test=test
+        )
     try:
         from fedhpc.train.open_torch_trainer import open_torch_trainer
     except ModuleNotFoundError as missing:
@@ -49,5 +55,5 @@ def open_trainer(
 
     return open_torch_trainer(
         task, train, compute, data=data, source=source, group=group, site=site, seed=seed, proximal=proximal,
-        weights=weights,
+        weights=weights, test=test,
     )  # fmt: skip

@@ -36,6 +36,8 @@ class TaskSettings:
     features_sha256: str = ""
     # Share of each site's rows that is kept from training, for measuring; 0 keeps none.
     held_out: float = 0.2
+    # Every site has rows apart from these, in [data] test of its site file; the final model is measured on them.
+    test: bool = False
     # Seeds the split, so that every start of the federation holds out the same rows.
     split_seed: int = 0
     # Scale every feature by the federation's mean and deviation before training (two masked sums).

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.data.schema import FeatureSet
+from fedhpc.federation.checkpoint import Tensors
 from fedhpc.mpi.collectives import Group
 from fedhpc.rounds.interfaces import Trainer
 from fedhpc.train.batches import Rows
@@ -50,6 +51,10 @@ class SiteTrainer(Trainer, Protocol):
 
     def inputs(self, rows: Rows) -> Floats:
         """The features of `rows` [m], float64 [m, *shape], the caller's own."""
+        ...
+
+    def measure_test(self) -> Tensors:
+        """As `measure`, over the site's test rows; {} where the federation has none."""
         ...
 
     def close(self) -> None:

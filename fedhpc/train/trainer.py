@@ -71,16 +71,18 @@ class TorchTrainer(SiteTrainer):
         seed: int,
         proximal: float = 0.0,
         features: FeatureSet | None = None,
+        test_rows: Any = None,
     ) -> None:
         """`first`: the model that all sites begin from; made here, on the trainer's device.
 
         `train_rows` and `held_out_rows` int64: rows of `dataset` (len, and items or `rows`), all readable on every
         rank. `proximal` is FedProx's mu. `features`: what the columns of the site's store mean, where it has such a
-        list. Collective over the site: joins its ranks' process group.
+        list. `test_rows`: a data set like `dataset`, for the final model alone. Collective over the site: joins its ranks'
+        process group.
         """
         self.site, self.group = site, group
         self.dataset, self.train_rows, self.held_out_rows = dataset, train_rows, held_out_rows
-        self.features = features
+        self.features, self._test_rows = features, test_rows
         self._task, self._settings, self._proximal, self._seed = task, settings, proximal, seed
         task.require_layout(group.size, settings.accumulation)
         self._batches = Batches(train_rows, settings.batch_size, seed, site)
@@ -272,12 +274,23 @@ class TorchTrainer(SiteTrainer):
     @override
     def measure(self) -> Tensors:
         """The task's sums over the held-out rows, each rank over its share."""
-        mine = share(self.held_out_rows, self.group.rank, self.group.size)
+        return self._measure(self.dataset, self.held_out_rows)
+
+    @override
+    def measure_test(self) -> Tensors:
+        if self._test_rows is None:
+            return {}
+        return self._measure(self._test_rows, np.arange(len(self._test_rows), dtype=np.int64))
+
+    def _measure(self, dataset: Any, rows: Rows) -> Tensors:
+        mine = share(rows, self.group.rank, self.group.size)
         sharded = self._backend.sharded
-        most = -(-self.held_out_rows.size // self.group.size) if sharded else 0
+        most = -(-rows.size // self.group.size) if sharded else 0
         # Without rows of its own a rank measures training rows, for names and shapes, and counts nothing.
+        if not rows.size:
+            dataset = self.dataset
         with self._random.active(), self._precision(sharded):
-            sums = measured(self._task, self.model, self.dataset, mine, self.train_rows, self.device, most)
+            sums = measured(self._task, self.model, dataset, mine, self.train_rows, self.device, most)
         return add_over_ranks(self.group, sums)
 
     @override

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import FEDHPC, Site, call, mpirun, write_federation
+from harness import FEDHPC, Site, call, edit, mpirun, table, write_federation
 from safetensors.numpy import load_file
+
+from fedhpc.data.schema import Feature, FeatureSet, Label
+from fedhpc.data.store import write_store
 
 RANKS_SCRIPT = Path(__file__).with_name("training_ranks.py")
 RANKS = {"aa": 1, "bb": 2, "cc": 1}
@@ -18,11 +21,25 @@ STILL = {"lr": 1e-30, "local_steps": 2, "keep": "best:loss", "patience": 2}
 OWN = {"lr": 0.1, "optimizer": "adam", "local_steps": 3, "schedule": "step", "step_every": 2, "personal": ["*.bias"]}
 
 
+def give_test_rows(directory: Path, site: str) -> None:
+    """Eleven rows that the site has not trained on."""
+    x, y = table(f"{site} test", 11)
+    features = FeatureSet(tuple(Feature(f"f{i}") for i in range(4)), Label("sick"), (4,))
+    write_store(
+        directory / "data" / f"{site}-test.h5", site=site, feature_set=features, features=x, labels=y,
+        row_ids=np.ones((11, 32), np.uint8), created="2026-01-01",
+    )  # fmt: skip
+    own = f'path = "../data/{site}.h5"'
+    edit(directory / "sites" / f"{site}.toml", own, f'{own}\ntest = "../data/{site}-test.h5"')
+
+
 @pytest.mark.mpi
 def test_sites_stop_together_and_own_layers_stay(tmp_path: Path) -> None:
     sites = {name: Site(ranks=ranks, rows=24) for name, ranks in RANKS.items()}
     for name, train in {"still": STILL, "own": OWN}.items():
-        write_federation(tmp_path / name, sites, rounds=7 if name == "still" else 2, task=MLP, train=train)
+        write_federation(tmp_path / name, sites, rounds=7 if name == "still" else 2, task=MLP | {"test": name == "own"}, train=train)
+    for site in RANKS:
+        give_test_rows(tmp_path / "own", site)
     mpirun(4, [RANKS_SCRIPT, tmp_path / "still", tmp_path / "own"], warm=True).ok()
 
     run = tmp_path / "still" / "run"
@@ -36,6 +53,10 @@ def test_sites_stop_together_and_own_layers_stay(tmp_path: Path) -> None:
     call([*FEDHPC, "export", run, tmp_path / "no.safetensors", "--round", "1"]).refused(64, "no checkpoint of round 1")
 
     run = tmp_path / "own" / "run"
+    final = [json.loads((run / site / "metrics.jsonl").read_text().splitlines()[-1]) for site in RANKS]
+    assert len({json.dumps(record["test_metrics"]) for record in final}) == 1
+    assert final[0]["test_metrics"].keys() == final[0]["metrics"].keys()
+    assert final[0]["test_metrics"]["accuracy"] * 33 == pytest.approx(round(final[0]["test_metrics"]["accuracy"] * 33))
     whole = {}
     for site in (None, *RANKS):
         out = tmp_path / f"{site}.safetensors"

@@ -47,6 +47,8 @@ class DataSection:
     """The site's store, relative to the site file."""
     task_source: Path | None = None
     """The file of a task of the federation's own, for [task] name = "module"."""
+    test: Path | None = None
+    """A store of rows for the final model alone, for [task] test."""
     weights: Path | None = None
     """The folder of safetensors that the first model is read from, for [task] weights_sha256."""
     start_model: Path | None = None
@@ -121,6 +123,7 @@ class Training(Program):
             prepare=prepare,
             previous=partial(self._previous, session),
             choice=_choice(session),
+            tested=self._trainer.measure_test,
         ).run()
 
     def _preparation(self, session: Session) -> Callable[[], None]:
@@ -193,6 +196,7 @@ def open_site_trainer(session: Session, files: SiteFile) -> SiteTrainer:
         data=files.path(data.path),
         source=None if data.task_source is None else files.path(data.task_source),
         weights=None if data.weights is None else files.path(data.weights),
+        test=None if data.test is None else files.path(data.test),
         group=session.party.site,
         site=session.site,
         seed=agreement.federation.seed,

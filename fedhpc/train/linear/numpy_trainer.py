@@ -62,12 +62,14 @@ class NumpyTrainer(SiteTrainer):
         seed: int,
         proximal: float = 0.0,
         kind: type[np.floating[Any]] = np.float32,
+        test_rows: ClassRows | None = None,
     ) -> None:
         """As TorchTrainer; `kind`: the dtype of the model's tensors. No call into MPI is made."""
         self.site, self.group = site, group
         self.train_rows, self.held_out_rows = train_rows, held_out_rows
         self.features = dataset.store.feature_set
         self._options, self._dataset, self._settings, self._proximal = options, dataset, settings, proximal
+        self._test_rows = test_rows
         self._batches = Batches(train_rows, settings.batch_size, seed, site)
         self.model = first_tensors(options.features, kind)
         self._optimizer = self._new_optimizer()
@@ -180,10 +182,19 @@ class NumpyTrainer(SiteTrainer):
     @override
     def measure(self) -> Tensors:
         """The sums over the held-out rows, each rank over its share."""
-        mine = share(self.held_out_rows, self.group.rank, self.group.size)
+        return self._measure(self._dataset, self.held_out_rows)
+
+    @override
+    def measure_test(self) -> Tensors:
+        if self._test_rows is None:
+            return {}
+        return self._measure(self._test_rows, np.arange(len(self._test_rows), dtype=np.int64))
+
+    def _measure(self, dataset: ClassRows, rows: Rows) -> Tensors:
+        mine = share(rows, self.group.rank, self.group.size)
         plan = [mine[start : start + MEASURE_ROWS] for start in range(0, max(mine.size, 1), MEASURE_ROWS)]
         sums: Tensors = {}
-        for x, y in self._dataset.read_ahead(plan):
+        for x, y in dataset.read_ahead(plan):
             for name, value in held_out_sums(self.model, x, y, self._options.bins).items():
                 sums[name] = sums[name] + value if name in sums else value
         return add_over_ranks(self.group, sums)

@@ -171,7 +171,7 @@ class TaskDataset(torch.utils.data.Dataset[Any]):
 
     def __init__(self, task: Task, path: Path, options: Mapping[str, Any], memory_bytes: int = MEMORY_BYTES) -> None:
         """`memory_bytes`: of the rows that the dataset's `store`, a SiteStore, has in memory in each process."""
-        self.task, self.path, self.options, self._memory_bytes = task, path, dict(options), memory_bytes
+        self.task, self.path, self.options, self.memory_bytes = task, path, dict(options), memory_bytes
         self._opened: Any = None
         self._split: tuple[float, int] | None = None
 
@@ -181,7 +181,7 @@ class TaskDataset(torch.utils.data.Dataset[Any]):
         if self._opened is None:
             self._opened = self.task.dataset(self.path, self.options)
             if isinstance(store := getattr(self._opened, "store", None), SiteStore):
-                store.memory_bytes = self._memory_bytes
+                store.memory_bytes = self.memory_bytes
             if self._split is not None and hasattr(self._opened, "held_out_split"):
                 self._opened.held_out_split(*self._split, self.task.site)
         return self._opened
