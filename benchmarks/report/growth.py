@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks.mask_line import AIM, MaskLine
 from benchmarks.report.cells import number, row, spread, table
 from benchmarks.runs import Run
-from benchmarks.scaling import SIZES, Size, count, series
+from benchmarks.scaling import SIZES, Size, series
 
 _WORDS: dict[Size, tuple[str, str]] = {
     "sites": (

@@ -83,8 +83,8 @@ def two_builds(lines: Sequence[Line]) -> list[str]:
         "",
         f"Both ran in turn ({old}, before the compiled kernel, the relay that adds as it receives and one key",
         f"agreement for a job, and {new}): `python -m benchmarks.builds OLD_PYTHON {old}`, with OLD_PYTHON in an",
-        f"environment of that commit. {lines[0]['date'][:10]}, load {load:.1f} at the start of a command (its own ranks",
-        "are in the load of the next). A ratio is of one turn; median (smallest to largest) of the turns.",
+        f"environment of that commit. {lines[0]['date'][:10]}, load {load:.1f} at the start of a command (the ranks of",
+        "the one before are in it). A ratio is of one turn; median (smallest to largest) of the turns.",
         *table("command", "ratio", "measured", "aim", "reached"),
         *rows,
     ]

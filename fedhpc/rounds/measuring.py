@@ -67,7 +67,7 @@ class Measuring:
         if measured is None:
             return Measured({}, LOST)
         vote = {_STOP: np.array(self._best.would_stop, np.int64)} if self._best.votes and measured else {}
-        found = self._sum(measured | vote, "measured")
+        found = self._sum({**measured, **vote}, "measured")
         self._saw(found, self._model.rounds - 1)  # it was measured before the round
         return found
 
@@ -88,7 +88,7 @@ class Measuring:
 
     def report_final(self, found: Measured, own: Mapping[str, Any]) -> None:
         """The last record of a run, with this site's `own` facts."""
-        record = self._round() | {"final": True} | found.facts() | own | self._best.record()
+        record = {**self._round(), "final": True, **found.facts(), **own, **self._best.record()}
         self._reporter.round_done(record | self._model.facts())
 
     def _round(self) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def refuse_shared_rows(store: Any, test: Any, site: str) -> None:
         return  # a task's own data sets, which say nothing of where a row comes from
     if any(one.facts["row_ids_from"] == ROW_NUMBER for one in (store, test)):
         return  # of rows that are counted in their file nobody knows whether they are the same
-    ids = [np.ascontiguousarray(one.row_ids()).view("V32")[:, 0] for one in (store, test)]
-    both = np.intersect1d(*ids).size
+    ids, tested = (np.ascontiguousarray(one.row_ids()).view("V32")[:, 0] for one in (store, test))
+    both = np.intersect1d(ids, tested).size
     if both:
         raise DataError(
             f"site {site}: {both} rows of the test store are rows of the store of training too",

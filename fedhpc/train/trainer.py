@@ -77,8 +77,8 @@ class TorchTrainer(SiteTrainer):
 
         `train_rows` and `held_out_rows` int64: rows of `dataset` (len, and items or `rows`), all readable on every
         rank. `proximal` is FedProx's mu. `features`: what the columns of the site's store mean, where it has such a
-        list. `test_rows`: a data set like `dataset`, for the final model alone. Collective over the site: joins its ranks'
-        process group.
+        list. `test_rows`: a data set like `dataset`, for the final model alone. Collective over the site: joins its
+        ranks' process group.
         """
         self.site, self.group = site, group
         self.dataset, self.train_rows, self.held_out_rows = dataset, train_rows, held_out_rows

@@ -50,9 +50,7 @@ def open_numpy_trainer(
             )
         require_features(task, store.feature_set, data, site)
         rows, held_out = split_rows(len(dataset), task.held_out, task.split_seed, site, dataset.labels)
-        return NumpyTrainer(
-            options, dataset, rows, held_out, train, group, site, seed, proximal, test_rows=test_rows
-        )
+        return NumpyTrainer(options, dataset, rows, held_out, train, group, site, seed, proximal, test_rows=test_rows)
     except BaseException:
         dataset.store.close()
         if test_rows is not None:

@@ -13,6 +13,7 @@ import pytest
 from harness import ROOT
 
 from benchmarks.complaints import SINCE_KERNELS
+from benchmarks.runs import BUILDS
 from fedhpc.bench.record import KEYS, METRICS, Origin, append_lines, lines_of
 from fedhpc.errors import StorageError
 from fedhpc.kernel.choice import running
@@ -303,7 +304,8 @@ def test_two_kernels_are_in_no_ratio(tmp_path: Path) -> None:
 
 def test_processor_time_is_shown_where_it_was_measured(tmp_path: Path) -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "sum_1M.json").read_text())
-    (tmp_path / "sum_old.json").write_text(json.dumps(result))
+    older = {k: v for k, v in result["result"].items() if k not in SINCE_KERNELS["masked sum"] and k != "kernel"}
+    (tmp_path / "sum_old.json").write_text(json.dumps(result | {"result": older}))
     assert "Processor seconds of all ranks" not in page(tmp_path)
     seconds = dict.fromkeys(("plain_chunked_s", *SINCE_KERNELS["masked sum"]), 0.25)
     ratios = {"cpu_real_round_over_plain": 1.5, "cpu_real_round_over_plain_chunked": 2.5}
@@ -434,3 +436,23 @@ def test_aims_stand_first_with_what_was_missed(tmp_path: Path) -> None:
     assert (tmp_path / pictured.split("(")[1].rstrip(")")).read_text().startswith("<?xml")
     assert (tmp_path / "images" / "work_of_a_site.png").stat().st_size > 10_000
     assert "| 8 | 7 | " in text.split("## From two sites to many")[1]
+
+
+def test_two_builds_stand_side_by_side(tmp_path: Path) -> None:
+    def line(build: str, turn: int, way: str = "", **more: object) -> dict[str, object]:
+        command = "fedhpc bench latency --sites 4 --repeat 300"
+        facts = {"compared": "one number", "build": build, "turn": turn, "way": way, "commit": f"{build}1234"}
+        return facts | {"command": command, "load": 0.5, "date": "2026-12-01T10:00:00"} | more
+
+    lines = [
+        *(line("old", turn, sum_int_s=value) for turn, value in ((1, 4.0), (2, 5.0), (3, 4.0))),
+        *(line("new", turn, "as it is", sum_int_s=value) for turn, value in ((1, 2.0), (2, 2.0), (3, 1.0))),
+    ]
+    (tmp_path / BUILDS).write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    text = page(tmp_path).split("## An older build beside this one", 1)[1]
+    assert "old1234" in text
+    (row,) = [row for row in text.split("\n## ", 1)[0].splitlines() if row.startswith("| `")]
+    assert [cell.strip() for cell in row.strip("|").split(" | ")] == [
+        "`bench latency --sites 4 --repeat 300`", "wall seconds of a sum, new over old", "0.4* (0.25 to 0.5)", "≤ 0.45",
+        "yes",
+    ]  # fmt: skip

@@ -15,6 +15,7 @@ from loop_fakes import Scripted, Store, Trainer
 
 from fedhpc.errors import ConfigError, InterruptedRun
 from fedhpc.federation.checkpoint import Tensors
+from fedhpc.federation.party import SumKind
 from fedhpc.federation.session import Session
 from fedhpc.rounds.best_round import BestRound, Choice
 from fedhpc.rounds.loop import Run
@@ -44,8 +45,11 @@ def test_what_is_better(keep: str, metric: str, least: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [("auc",), ("best:",), ("worst:auc",), ("best:a b",), ("best:auc", -1), ("best:auc", 1, math.nan)]
-    + [("", 3), ("", 0, 0.1)]
+    "given",
+    [
+        ("auc",), ("best:",), ("worst:auc",), ("best:a b",), ("best:auc", -1), ("best:auc", 1, math.nan), ("", 3),
+        ("", 0, 0.1),
+    ],
 )  # fmt: skip
 def test_refused(given: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -148,7 +152,7 @@ def test_without_patience_all_rounds_run_and_the_best_is_kept_apart() -> None:
 
 def test_sites_that_do_not_agree_go_on() -> None:
     """The last bits of a metric may differ between processors; here one site is more patient."""
-    told, _, models = play([0.9, 0.1], 2, rounds=6, choices={2: choice("best:score", 4)})
+    told, _, models = play([0.9, 0.1], 2, rounds=6, choices={2: choice("best:score", 9)})
     assert len(models) == 1
     assert [r["round"] for r in told[1].records] == [1, 2, 3, 4, 5, 6, 6]
     assert any("2 of 3 sites would stop here" in note for note in told[3].notes)

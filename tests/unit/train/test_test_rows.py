@@ -26,7 +26,7 @@ def store(path: Path, ids: range, names: str = "ab", numbered: bool = False) -> 
     features = FeatureSet(tuple(Feature(n) for n in names), Label("sick"), (2,))
     x = rng.standard_normal((len(ids), 2)).astype(np.float32)
     write_store(
-        path, site="s", feature_set=features, features=x, labels=(x[:, 0] > 0).astype(np.float32), row_ids=row_ids,
+        path, site="s", feature_set=features, features=x, labels=(x[:, 0] > 0).astype(np.int64), row_ids=row_ids,
         created="2026-01-01", row_ids_from="row number" if numbered else "",
     )  # fmt: skip
     return path

@@ -29,15 +29,15 @@ def give_test_rows(directory: Path, site: str) -> None:
         directory / "data" / f"{site}-test.h5", site=site, feature_set=features, features=x, labels=y,
         row_ids=np.ones((11, 32), np.uint8), created="2026-01-01",
     )  # fmt: skip
-    own = f'path = "../data/{site}.h5"'
-    edit(directory / "sites" / f"{site}.toml", own, f'{own}\ntest = "../data/{site}-test.h5"')
+    own = f"path = '../data/{site}.h5'"
+    edit(directory / "sites" / f"{site}.toml", own, f"{own}\ntest = '../data/{site}-test.h5'")
 
 
 @pytest.mark.mpi
 def test_sites_stop_together_and_own_layers_stay(tmp_path: Path) -> None:
     sites = {name: Site(ranks=ranks, rows=24) for name, ranks in RANKS.items()}
-    for name, train in {"still": STILL, "own": OWN}.items():
-        write_federation(tmp_path / name, sites, rounds=7 if name == "still" else 2, task=MLP | {"test": name == "own"}, train=train)
+    write_federation(tmp_path / "still", sites, rounds=7, task=MLP, train=STILL)
+    write_federation(tmp_path / "own", sites, rounds=2, task=MLP | {"test": True}, train=OWN)
     for site in RANKS:
         give_test_rows(tmp_path / "own", site)
     mpirun(4, [RANKS_SCRIPT, tmp_path / "still", tmp_path / "own"], warm=True).ok()
