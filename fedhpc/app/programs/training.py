@@ -205,7 +205,8 @@ def open_site_trainer(session: Session, files: SiteFile) -> SiteTrainer:
 
 
 def _choice(session: Session) -> Choice | None:
-    return read_section(TrainSettings, session.agreement.train, "train").choice()
+    train = session.agreement.train
+    return read_section(TrainSettings, train, "train").choice() if "keep" in train else None
 
 
 def _nothing() -> None:
