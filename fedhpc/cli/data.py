@@ -19,9 +19,10 @@ def data() -> None:
     """Make, check and split a site's data store. All of it happens on this machine; nothing is sent.
 
     \b
-      1. fedhpc data key row.key
-      2. fedhpc data ingest patients.csv --recipe recipe.toml --site leiden --out leiden/data.h5 --key row.key
-      3. fedhpc data check leiden/data.h5
+      1. fedhpc data recipe patients.csv
+      2. fedhpc data key row.key
+      3. fedhpc data ingest patients.csv --recipe recipe.toml --site leiden --out leiden/data.h5 --key row.key
+      4. fedhpc data check leiden/data.h5
 
     Texts need no key: fedhpc data tokenize letters/*.txt --tokenizer FOLDER --out leiden/text.h5
     """
@@ -35,6 +36,35 @@ def key(file: Path) -> None:
 
     create_key(file)
     click.echo(f"wrote {file} (mode 0600): keep it at the site, with the source data")
+
+
+@data.command("recipe", short_help="Draft a recipe from a CSV file.")
+@click.argument("csv_file", metavar="CSV", type=_FILE)
+@click.option("--out", type=_FILE, default=Path("recipe.toml"), show_default=True, help="The recipe to write.")
+@click.option("--id", "identifier", default="", metavar="COLUMN", help="The column that names a row.")
+@click.option("--label", default="", metavar="COLUMN", help="The column to predict.")
+def recipe(csv_file: Path, out: Path, identifier: str, label: str) -> None:
+    """Draft the recipe of a CSV file: types, likely codes for missing, units to fill in.
+
+    It prints no value of a person and writes none: of a column's words only those that five rows and more share.
+    """
+    from fedhpc.data.draft import draft_recipe
+    from fedhpc.errors import StorageError
+
+    if out.exists():
+        raise ConfigError(f"{out} exists", "choose another name with --out; nothing was changed")
+    draft = draft_recipe(csv_file, identifier=identifier, label=label)
+    try:
+        out.write_text(draft.text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {out}: {error.strerror}", "check the folder and the quota") from None
+    click.echo(f"wrote {out}, from {draft.rows} rows and {len(draft.told)} columns")
+    for column, word in draft.told:
+        click.echo(f"  {column}: {word}")
+    if draft.open_:
+        click.echo("left to you:")
+        for line in draft.open_:
+            click.echo(f"  {line}")
 
 
 @data.command("ingest")
@@ -65,6 +95,8 @@ def ingest(csv_file: Path, recipe_file: Path, site: str, out: Path, key_file: Pa
         click.echo(f"  {done.rows_elsewhere} rows left out by where")
     for column, count in done.dropped.items():
         click.echo(f"  {count} rows dropped because '{column}' is missing")
+    for column, count in done.filled.items():
+        click.echo(f"  {count} cells of '{column}' filled in")
     for warning in done.warnings:
         click.echo(f"warning: {warning}", err=True)
 
@@ -139,10 +171,23 @@ def _show(fact: dict[str, Any]) -> None:
         click.echo(f"  {feature['name']}{unit}: {feature['coding']}, missing {feature['missing']}{span}")
     if len(features) > _MOST_SHOWN:
         click.echo(f"  … and {len(features) - _MOST_SHOWN} more features, which --json shows")
-    click.echo(f"  label {fact['label']['name']}: {fact['label']['coding']}")
+    click.echo(f"  label {fact['label']['name']}: {fact['label']['coding']}{_balance(fact)}")
     for name in ("feature_sha256", "source_sha256", "licence", "citation", "creator", "created"):
         if fact[name]:
             click.echo(f"  {name}: {fact[name]}")
+
+
+def _balance(fact: dict[str, Any]) -> str:
+    """The share of each class, where the label has a few."""
+    from fedhpc.data.check import FEW
+
+    if not fact["classes"] or len(fact["classes"]) < 2:
+        return ""
+    shares = [
+        f"{100 * rows / fact['n']:.0f} % are {name}" if rows >= FEW else f"fewer than {FEW} rows are {name}"
+        for name, rows in fact["classes"].items()
+    ]
+    return f"; {', '.join(shares)}"
 
 
 @data.command("split")

@@ -17,6 +17,8 @@ from fedhpc.data.tokens import FORMAT, TokenStore
 
 __all__ = ["compare_features", "compare_tokenizers", "describe", "describe_tokens"]
 
+MOST_CLASSES = 20
+FEW = 5  # rows of a class that are only said to be few
 _BLOCK_BYTES = 16 << 20
 
 
@@ -39,9 +41,20 @@ def describe(store: SiteStore, *, values: bool = False) -> dict[str, Any]:
         "row_shape": list(store.feature_set.row_shape),
         "features": features,
         "label": {"name": label.name, "dtype": label.dtype, "unit": label.unit, "coding": label.coding},
+        "classes": _classes(store),
         "feature_sha256": store.feature_sha256,
         **store.facts,
     }
+
+
+def _classes(store: SiteStore) -> dict[str, int] | None:
+    """Rows of each class; None where the label is a number, or has more than MOST_CLASSES values."""
+    if store.feature_set.label.dtype != "int64":
+        return None
+    values, counts = np.unique(store.labels(), return_counts=True)
+    if values.size > MOST_CLASSES:
+        return None
+    return {str(int(value)): int(count) for value, count in zip(values, counts, strict=True)}
 
 
 def describe_tokens(store: TokenStore) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Ingested:
     rows_elsewhere: int  # left out by `where`
     dropped: dict[str, int]  # rows left out because this column was missing, by column (the first one counts)
     rows_kept: int
+    filled: dict[str, int]  # cells that were missing and got the recipe's `fill`, in rows that were kept, by column
     warnings: tuple[str, ...]  # what the recipe leaves open
 
 
@@ -82,6 +83,7 @@ class _Reader:
         self.rows_read = 0
         self.rows_elsewhere = 0
         self.dropped: Counter[str] = Counter()
+        self.filled: Counter[str] = Counter()
         self.labels: list[float] = []
         self.row_ids: list[bytes] = []
         self.lines_of_ids: dict[bytes, int] = {}
@@ -100,7 +102,7 @@ class _Reader:
         finally:
             kept.close()
         counts = (self.rows_read, self.rows_elsewhere, dict(self.dropped), len(self.labels))
-        return Ingested(out, *counts, self._warnings())
+        return Ingested(out, *counts, dict(self.filled), self._warnings())
 
     def _rows(self, place: Mapping[str, int], reader: RowReader, kept: KeptRows) -> None:
         moves: dict[str, dict[str, str]] = {}
@@ -129,6 +131,7 @@ class _Reader:
                 self.dropped[dropped] += 1
                 continue
             kept.keep()
+            self.filled.update(reader.filled)
             self.row_ids.append(self._row_id(identifier))
         for number, move in enumerate(self.recipe.moves):
             if visible(move.id) in unmoved:

@@ -36,6 +36,8 @@ class RowReader:
         widths = np.array([len(column.features()) for column in firsts])
         self._starts = np.concatenate([[0], np.cumsum(widths[self._kinds])])
         self.width = int(self._starts[-1])
+        self.filled: list[str] = []
+        """Columns of the row read last whose missing cell was filled."""
 
         decimals = cells.decimals_of(source)
         self._comma = decimals.mark == ","
@@ -61,6 +63,7 @@ class RowReader:
 
         Raises CellError, which names the column, for a cell that does not fit.
         """
+        self.filled = []
         texts = [row[place] for place in self._quick_places]
         doubtful = self._read_plain(texts, values)
         for i in sorted([*self._slow, *doubtful]) if doubtful else self._slow:
@@ -71,6 +74,8 @@ class RowReader:
                 raise CellError(f"column '{column.column}': {error}", error.hint) from None
             if found is None:
                 found = self._fills[self._kinds[i]]
+                if found is not None:
+                    self.filled.append(column.column)
             if found is None:
                 if column.missing == "drop":
                     return column.column

@@ -18,7 +18,7 @@ from fedhpc.app.life.open import open_outbox
 from fedhpc.app.previous import CHECKPOINTS, find_previous
 from fedhpc.app.programs.program import Program
 from fedhpc.config import read_section
-from fedhpc.errors import ConfigError, InterruptedRun
+from fedhpc.errors import ConfigError, DataError, InterruptedRun
 from fedhpc.federation.checkpoint import CheckpointStore
 from fedhpc.federation.life import Life, Stage
 from fedhpc.federation.session import Session
@@ -47,12 +47,18 @@ class DataSection:
     """The site's store, relative to the site file."""
     task_source: Path | None = None
     """The file of a task of the federation's own, for [task] name = "module"."""
+    min_rows: int = 2
+    """A store with fewer rows does not take part: what is known of a sum would say much of a single person."""
     test: Path | None = None
     """A store of rows for the final model alone, for [task] test."""
     weights: Path | None = None
     """The folder of safetensors that the first model is read from, for [task] weights_sha256."""
     start_model: Path | None = None
     """The model that the federation begins from, for [start] model; a safetensors file."""
+
+    def __post_init__(self) -> None:
+        if self.min_rows < 1:
+            raise ConfigError(f"data.min_rows = {self.min_rows} is out of range", "it must be 1 or more")
 
 
 @dataclass(frozen=True)
@@ -189,7 +195,7 @@ def open_site_trainer(session: Session, files: SiteFile) -> SiteTrainer:
     task = read_section(TaskSettings, agreement.task, "task")
     train = read_section(TrainSettings, agreement.train, "train")
     compute = read_section(ComputeSettings, files.compute, "compute")
-    return open_trainer(
+    trainer = open_trainer(
         task,
         train,
         compute,
@@ -202,6 +208,15 @@ def open_site_trainer(session: Session, files: SiteFile) -> SiteTrainer:
         seed=agreement.federation.seed,
         proximal=agreement.strategy.proximal,
     )
+    rows = trainer.train_rows.size + trainer.held_out_rows.size
+    if rows < data.min_rows:
+        trainer.close()
+        raise DataError(
+            f"site {session.site}: the store has {rows} row{'s' if rows != 1 else ''}, and the site asks for "
+            f"{data.min_rows} at least",
+            "a sum with so few persons of one site may say something of each: min_rows in [data] allows it",
+        )
+    return trainer
 
 
 def _choice(session: Session) -> Choice | None:
