@@ -54,7 +54,7 @@ WORKS = (
     Work(
         "relay",
         ("bench", "sum", "--exchange", "https", "--sites", "4", "--params", "10000000", "--repeat", "5"),
-        (Way("disk"), Way("memory", ("--store", "memory"))),
+        (Way("disk"), Way("memory", ("--durable", "memory"))),
     ),
 )
 

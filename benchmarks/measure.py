@@ -83,7 +83,9 @@ CASES: Mapping[str, Case] = {
     # Over a relay.
     "relay_1M": _relay(4, M, 5, 8),
     "relay_10M": _relay(4, 10 * M, 5, 20),
+    "relay_10M_memory": _relay(4, 10 * M, 5, 20, "--durable memory"),
     "relay_100M": _relay(4, 100 * M, 5, 140),
+    "relay_100M_memory": _relay(4, 100 * M, 5, 140, "--durable memory", slow=True),
     "relay_250M": _relay(4, 250 * M, 5, 400, slow=True),
     "relay_1M_20ms": _relay(4, M, 5, 10, "--latency-ms 20"),
     "relay_1M_80ms": _relay(4, M, 5, 15, "--latency-ms 80", slow=True),

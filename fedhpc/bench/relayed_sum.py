@@ -61,6 +61,7 @@ class Case:
     mbit_s: float = 0.0  # of each site's line, in each direction; 0: no limit
     lost: int = 0  # sites that vanish
     patience_s: float = PATIENCE_S
+    durable: str = "disk"  # as `fedhpc relay admit --durable`: whether vectors are synced
 
     @property
     def sites(self) -> int:
@@ -93,6 +94,7 @@ class Case:
         """Those of them that are not as usual, for the record."""
         found: dict[str, Any] = {"latency_ms": self.latency_ms, "mbit_s": self.mbit_s, "lost": self.lost}
         found = {name: value for name, value in found.items() if value}
+        found |= {"durable": self.durable} if self.durable != "disk" else {}
         return found | ({"upload_s": self.upload_s} if self.lost else {})
 
 
@@ -106,7 +108,7 @@ class Floor:
 
     def measure(self, case: Case, folder: Path, times: int) -> None:
         """So many times more."""
-        self.store = store_of(folder)
+        self.store = "memory" if case.durable == "memory" else store_of(folder)
         for _ in range(times if case.is_bare else 0):
             self.pairs.append(tls_pair(case.sites, case.nbytes))
             self.disk_bytes_s.append(written_bytes_per_s(folder, case.sites * case.nbytes))
@@ -121,7 +123,7 @@ def measure(case: Case) -> dict[str, Any]:
         floor.measure(case, home, -(-case.repeat // 2))
         names = {f"site{u}": home for u in range(1, case.sites + 1)}
         quota = 4 * (case.repeat + 2) * (case.sites + 1) * case.nbytes + (1 << 30)
-        off = enrol(home, "bench", case.sections("off"), names, unmasked=True, quota_bytes=quota)
+        off = enrol(home, "bench", case.sections("off"), names, unmasked=True, quota_bytes=quota, durable=case.durable)
         relay = stack.enter_context(running_relay(off.relay))
         ports = [stack.enter_context(_line(case, off.port)) for _ in names]
         reports: list[dict[str, Any]] = []

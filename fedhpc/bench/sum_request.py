@@ -8,7 +8,7 @@ from typing import Any
 from fedhpc.errors import ConfigError
 from fedhpc.secure.thresholds import check_degree, choose_thresholds
 
-_OF_A_RELAY = ("latency_ms", "mbit_s", "lost", "patience_s", "folder")
+_OF_A_RELAY = ("latency_ms", "mbit_s", "lost", "patience_s", "folder", "durable")
 
 
 def ranks_of_sites(given: Mapping[str, Any]) -> list[int]:

@@ -50,6 +50,7 @@ def bench() -> None:
 @click.option("--chunk-bytes", type=click.IntRange(4096), default=16 << 20, show_default=True)
 @click.option("--overlap", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--folder", type=click.Path(file_okay=False), help="https: where the relay keeps its objects.")
+@click.option("--durable", type=click.Choice(["disk", "memory"]), help="https: as `fedhpc relay admit`.  [default: disk]")
 @click.option("--latency-ms", type=click.FloatRange(0), default=0.0, help="https: of a round trip to the relay.")
 @click.option("--mbit-s", type=click.FloatRange(0), default=0.0, help="https: of each site's line, each direction.")
 @click.option("--lost", type=click.IntRange(0), default=0, help="https: sites that vanish before they send.")
@@ -76,6 +77,7 @@ def sum_(
     chunk_bytes: int,
     overlap: str,
     folder: str | None,
+    durable: str | None,
     latency_ms: float,
     mbit_s: float,
     lost: int,
@@ -121,7 +123,7 @@ def sum_(
         from fedhpc.bench.relayed_sum import PATIENCE_S, Case, measure
 
         case |= {"latency_ms": latency_ms, "mbit_s": mbit_s, "patience_s": patience_s or PATIENCE_S}
-        relayed = Case(**case, folder=folder, lost=lost)
+        relayed = Case(**case, folder=folder, lost=lost, durable=durable or "disk")
         work = "relayed masked sum" + (f", {lost} lost" if lost else "")
         _show(begun.complete(measure(relayed), work, old_commit=old_commit, **secure), lines, as_json)
         return
