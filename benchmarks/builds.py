@@ -15,7 +15,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,31 +60,33 @@ WORKS = (
 )
 
 
-def compare(old_python: str, old_commit: str, works: Sequence[Work], turns: int) -> list[dict[str, Any]]:
-    """A line for each command that ran; raises CalledProcessError."""
-    lines = []
+def compare(old_python: str, old_commit: str, works: Sequence[Work], turns: int) -> Iterator[list[dict[str, Any]]]:
+    """Of each work a line for each command that ran; raises CalledProcessError."""
     new_commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True, check=True, cwd=RESULTS
     ).stdout.strip()
     for work in works:
+        lines = []
         for turn in range(1, turns + 1):
             lines.append(_run(old_python, work, Way(""), build="old", turn=turn, commit=old_commit))
             for way in work.ways:
                 lines.append(_run(sys.executable, work, way, build="new", turn=turn, commit=new_commit))
-    return lines
+        yield lines
 
 
 def _run(python: str, work: Work, way: Way, **more: Any) -> dict[str, Any]:
     words = [*work.words, *way.words]
     print(f"{more['build']}, turn {more['turn']}: fedhpc {' '.join(words)}", flush=True)
-    # -P: neither build finds the other's sources in the folder that this runs in.
-    done = subprocess.run(
-        [python, "-P", "-m", "fedhpc", *words, "--json"],
-        env=os.environ | way.environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
+    # In an empty folder: ranks that are started in a checkout would find its sources first, whichever build they are of.
+    with tempfile.TemporaryDirectory(prefix="fedhpc-builds-") as empty:
+        done = subprocess.run(
+            [python, "-m", "fedhpc", *words, "--json"],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | way.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            cwd=empty,
+        )
     return {"compared": work.name, "way": way.name, **more, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -98,11 +101,12 @@ def main() -> None:
     names = given.works or [work.name for work in WORKS]
     if unknown := set(names) - {work.name for work in WORKS}:
         parser.error(f"there is no work {', '.join(sorted(unknown))}")
-    lines = compare(given.old_python, given.old_commit, [work for work in WORKS if work.name in names], given.turns)
-    kept = []
-    if given.out.exists():
-        kept = [line for line in given.out.read_text().splitlines() if json.loads(line)["compared"] not in names]
-    given.out.write_text("".join(f"{line}\n" for line in [*kept, *map(json.dumps, lines)]))
+    chosen = [work for work in WORKS if work.name in names]
+    for lines in compare(given.old_python, given.old_commit, chosen, given.turns):
+        name, kept = lines[0]["compared"], list[str]()
+        if given.out.exists():
+            kept = [line for line in given.out.read_text().splitlines() if json.loads(line)["compared"] != name]
+        given.out.write_text("".join(f"{line}\n" for line in [*kept, *map(json.dumps, lines)]))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ _COMMANDS = {
         "status": ("fedhpc.cli.status", "status", "Show how far a run is, and the hash of its model."),
         "report": ("fedhpc.cli.report", "report", "Draw a run's curves, times and traffic."),
         "export": ("fedhpc.cli.report", "export", "Write a run's newest model as safetensors."),
+        "predict": ("fedhpc.cli.predict", "predict", "Score a store's rows by an exported model."),
+        "evaluate": ("fedhpc.cli.predict", "evaluate", "Measure an exported model on a store."),
         "spool": ("fedhpc.cli.spool", "spool", "Carry messages for nodes without a route to the relay."),
     },
     "In the batch queue": {

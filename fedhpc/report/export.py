@@ -22,6 +22,7 @@ from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
 from fedhpc.federation.state_tensors import model_sha256
 from fedhpc.files import sync_folder
 from fedhpc.report.report import FEDERATION_FILE, Run, is_run
+from fedhpc.train.exported import TASK
 from fedhpc.train.start_file import LAYOUT, SHA256
 
 CHECKPOINTS, BEST = "checkpoints", "best"
@@ -165,7 +166,9 @@ def _metadata(run: Run, site: str, checkpoint: Checkpoint) -> dict[str, str]:
         ours = version("fedhpc")
     except PackageNotFoundError:  # run from a source tree
         ours = "unknown"
+    task = run.table("task")
     metadata = {
+        TASK: json.dumps(task, sort_keys=True) if task else "",
         "config_sha256": checkpoint.config.hex(),
         "federation": run.setting("name") or "",
         "fedhpc_version": ours,

@@ -67,6 +67,14 @@ class Run:
                 return str(place[key])
         return None
 
+    def table(self, name: str) -> dict[str, Any]:
+        """A section of federation.toml; {} where it cannot be read."""
+        try:
+            found = tomllib.loads((self.config or b"").decode("utf-8")).get(name)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def models(self, round_: int) -> dict[str, str]:
         """{site: model_sha256 after `round_`}, of the sites that recorded one."""
         return {

@@ -40,6 +40,7 @@ class StartFile:
     tensors: Tensors = field(repr=False)
     layout: tuple[str, ...]  # names in the order of the model; empty if the header has none
     sha256: str  # as the header says; empty if it does not
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)  # the header's texts
 
     def ordered(self, names: Iterable[str]) -> Tensors:
         """The tensors in the order of `names`. Raises DataError if the file has other ones."""
@@ -86,7 +87,7 @@ def read_start_file(path: Path) -> StartFile:
         raise DataError(f"{path} is not a safetensors file with float32 or float64 tensors: {what}", hint) from None
     if not isinstance(layout, list) or not all(isinstance(name, str) for name in layout):
         raise DataError(f"{path}: the layout in its header is not a list of names", _ABSENT)
-    return StartFile(path, tensors, tuple(layout), str(said.get(SHA256, "")))
+    return StartFile(path, tensors, tuple(layout), str(said.get(SHA256, "")), dict(said))
 
 
 def _is_pickled(path: Path) -> bool:

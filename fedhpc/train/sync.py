@@ -5,17 +5,18 @@
         loss(model, batch).backward(); optimizer.step(); sync.step()
 
 After every `every` steps the sites' models meet: the strategy of federation.toml is applied to the masked mean of the
-updates, and the model goes on from the result.
+updates, and the model goes on from the result. Where sites take different numbers of steps, `for batch in
+sync.epoch(loader)` has them meet at the ends of their epochs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fedhpc.errors import ConfigError
+from fedhpc.errors import ConfigError, DataError
 from fedhpc.federation.checkpoint import Source, Tensors
 from fedhpc.federation.ranges import Held
 from fedhpc.rounds.global_model import GlobalModel
@@ -27,8 +28,14 @@ if TYPE_CHECKING:
     from fedhpc.federation.session import Session
 
 
+_Batch = TypeVar("_Batch")
+
+
 class Sync:
-    """Counts local steps and exchanges models. Every rank of every site calls `step` equally often."""
+    """Counts local steps and exchanges models.
+
+    Every rank of every site calls `step` equally often, or begins and ends equally many epochs.
+    """
 
     def __init__(
         self,
@@ -62,6 +69,7 @@ class Sync:
         self._weight = session.from_leader(weight or 0)
         self._keep = keep_optimizer_state
         self._count = 0
+        self._epoch = ""  # "under way", or "left" by a loop that did not come to its end
         self._session = session
         self._held = Held(self._site, {}) if self._shards is None else held_in(session, self._shards.forms())
         self._global = GlobalModel(
@@ -75,13 +83,71 @@ class Sync:
     def step(self) -> bool:
         """Call after each optimiser step. True when the models were exchanged in this call."""
         self._count += 1
-        if self._count % self._every:
+        if self._epoch or self._count % self._every:
             return False
         self.exchange()
         return True
 
+    def epoch(self, batches: Iterable[_Batch], *, meet: int = 1) -> Iterator[_Batch]:
+        """One pass over this site's `batches`, in which the sites' models meet `meet` times, the same at all sites.
+
+        A site of 700 rows takes more steps than one of 300, and all meet when each has done its part: after 1/meet of
+        its batches, and so on to the last. No site learns how many steps another took. With `weight=` the number of
+        rows the update of each counts as much as the steps it took. `step` only counts meanwhile, and need not be
+        called. A site without batches takes part too.
+
+        Every rank of the site gives equally many batches, as torch's DistributedSampler does; `meet` above 1 needs a
+        `batches` that has a length. Raises DataError on all ranks of a site that do not, ConfigError for a loop that
+        was left before its end: the other sites wait for what it still had to do.
+        """
+        if type(meet) is not int or meet < 1:
+            raise ConfigError(f"epoch(meet={meet!r})", "a whole number, at least 1, the same at all sites")
+        if meet > 1 and not isinstance(batches, Sized):
+            raise ConfigError("epoch(meet=…) of batches without a length", "leave out meet, or give a list or loader")
+        self._refuse_left()
+        self._agree_on_length(len(batches) if isinstance(batches, Sized) else 0)
+        return self._meeting(batches, meet)
+
+    def _meeting(self, batches: Iterable[_Batch], meet: int) -> Iterator[_Batch]:
+        length = len(batches) if isinstance(batches, Sized) else None
+        ends = [] if length is None else [-(-length * part // meet) for part in range(1, meet)]
+        self._epoch = "under way"
+        met = 0
+        try:
+            for number, batch in enumerate(batches, 1):
+                yield batch
+                while met < len(ends) and ends[met] <= number:
+                    self._exchange()
+                    met += 1
+        except GeneratorExit:
+            self._epoch = "left"
+            raise
+        for _ in range(met, meet):
+            self._exchange()
+        self._epoch = ""
+
+    def _refuse_left(self) -> None:
+        if self._epoch:
+            raise ConfigError(
+                "a loop over sync.epoch() was left before its end",
+                "the other sites wait there: let it run to its end, over fewer batches if need be",
+            )
+
+    def _agree_on_length(self, mine: int) -> None:
+        """All ranks of a site must meet the others at the same batches."""
+        lengths = [int.from_bytes(other, "little") for other in self._site.gather_bytes(mine.to_bytes(8, "little"))]
+        if len(set(lengths)) > 1:
+            raise DataError(
+                f"site {self._session.site}: its ranks have different numbers of batches, {lengths}",
+                "give each rank as many: DistributedSampler does, and batch_size with drop_last=True",
+            )
+
     def exchange(self) -> None:
         """Exchange now: the model becomes the new global model, on every rank of every site."""
+        self._refuse_left()
+        self._exchange()
+
+    def _exchange(self) -> None:
         shards, held = self._shards, self._held
         local: Source = self._tensors() if shards is None else lambda into: shards.read(held, into)
         self._global.exchange(local, self._weight)

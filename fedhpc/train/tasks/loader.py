@@ -120,6 +120,24 @@ class Task:
             raise ConfigError(f"loss() of task {self.where} must return one scalar tensor: the mean over the rows")
         return loss
 
+    def predict(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        """Scores [m] or [m, k] of the rows of `batch`: predict() of the task, else probabilities from model(x)."""
+        own = getattr(self._module, "predict", None)
+        with self.blame("predict" if callable(own) else "model", DataError):
+            if callable(own):
+                scores = own(model, batch)
+            elif self.built_in and self.name in ("logistic", "mlp", "cnn"):
+                logits = model(batch[0]).double()
+                scores = torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
+            else:
+                raise ConfigError(
+                    f"task {self.where} does not say what the score of a row is",
+                    "add predict(model, batch) to it, which gives a tensor [rows] or [rows, scores]",
+                )
+        if not isinstance(scores, torch.Tensor) or scores.ndim not in (1, 2):
+            raise ConfigError(f"predict() of task {self.where} must return a tensor [rows] or [rows, scores]")
+        return scores
+
     def sums(self, model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
         """Sums over the rows of `batch`, by name."""
         with self.blame("sums", DataError):
