@@ -77,7 +77,7 @@ def compare(old_python: str, old_commit: str, works: Sequence[Work], turns: int)
 def _run(python: str, work: Work, way: Way, **more: Any) -> dict[str, Any]:
     words = [*work.words, *way.words]
     print(f"{more['build']}, turn {more['turn']}: fedhpc {' '.join(words)}", flush=True)
-    # In an empty folder: ranks that are started in a checkout would find its sources first, whichever build they are of.
+    # In an empty folder: ranks that are started in a checkout find its sources first, whichever build they are of.
     with tempfile.TemporaryDirectory(prefix="fedhpc-builds-") as empty:
         done = subprocess.run(
             [python, "-m", "fedhpc", *words, "--json"],

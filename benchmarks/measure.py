@@ -95,7 +95,7 @@ CASES: Mapping[str, Case] = {
     "relay_1M_7sites_lost": _relay(7, M, 5, 80, "--lost 2 --patience-s 5", slow=True),
     # A site by itself.
     "latency": Case("bench latency --sites 4 --repeat 500", 12),
-    "round": Case("bench round --sites 4 --repeat 9 --rounds 10", 50),
+    "round": Case("bench round --sites 4 --repeat 9 --rounds 10", 30),
     "masks": Case("bench masks", 8),
     "data": Case("bench data", 15),
     "backends": Case("bench backends --backends serial,ddp,fsdp,mpi,horovod", 600, slow=True),

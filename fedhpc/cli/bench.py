@@ -50,7 +50,9 @@ def bench() -> None:
 @click.option("--chunk-bytes", type=click.IntRange(4096), default=16 << 20, show_default=True)
 @click.option("--overlap", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--folder", type=click.Path(file_okay=False), help="https: where the relay keeps its objects.")
-@click.option("--durable", type=click.Choice(["disk", "memory"]), help="https: as `fedhpc relay admit`.  [default: disk]")
+@click.option(
+    "--durable", type=click.Choice(["disk", "memory"]), help="https: as `fedhpc relay admit`.  [default: disk]"
+)
 @click.option("--latency-ms", type=click.FloatRange(0), default=0.0, help="https: of a round trip to the relay.")
 @click.option("--mbit-s", type=click.FloatRange(0), default=0.0, help="https: of each site's line, each direction.")
 @click.option("--lost", type=click.IntRange(0), default=0, help="https: sites that vanish before they send.")

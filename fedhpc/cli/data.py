@@ -48,7 +48,7 @@ def recipe(csv_file: Path, out: Path, identifier: str, label: str) -> None:
 
     It prints no value of a person and writes none: of a column's words only those that five rows and more share.
     """
-    from fedhpc.data.draft import draft_recipe
+    from fedhpc.data.recipe_draft import draft_recipe
     from fedhpc.errors import StorageError
 
     if out.exists():

@@ -13,8 +13,8 @@ _FILE = click.Path(path_type=Path)
 
 def _model_and_rows(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--task-source", "source", type=_FILE, metavar="FILE", help="The task's file, of a task of one's own."),
-        click.option("--federation", type=_FILE, metavar="FILE", help="Where [task] is read, if MODEL does not say it."),
+        click.option("--task-source", "source", type=_FILE, metavar="FILE", help="The file of a task of your own."),
+        click.option("--federation", type=_FILE, metavar="FILE", help="Says [task] where MODEL does not."),
         click.option("--data", type=_FILE, required=True, metavar="STORE", help="The store with the rows."),
     ):
         command = option(command)
@@ -33,7 +33,7 @@ def predict(model: Path, data: Path, federation: Path | None, source: Path | Non
     """
     from fedhpc.data.written_over import refuse_written_over
     from fedhpc.errors import ConfigError
-    from fedhpc.report.scores import write_scores
+    from fedhpc.report.row_scores import write_scores
     from fedhpc.train.exported import open_scorer, read_exported
 
     if out.exists() and not force:

@@ -24,7 +24,7 @@ from fedhpc.data.rowkey import create_key, read_key
 from fedhpc.data.spelling import visible
 from fedhpc.data.store import SiteStore
 from fedhpc.enrolment.scaffold import NewSite, Plan, write_federation
-from fedhpc.errors import ConfigError, DataError, StorageError
+from fedhpc.errors import ConfigError, DataError, PolicyError, StorageError
 
 ROUNDS = 20
 _MOST_CLASSES = 1000
@@ -70,11 +70,13 @@ class Made:
             "features": self.features,
             "features_sha256": self.features_sha256,
             "ranks": sum(self.ranks.values()),
-            "sites": {
-                name: {"rows": done.rows_kept, "read": done.rows_read, "dropped": done.dropped, "ranks": self.ranks[name]}
-                for name, done in self.sites.items()
-            },
+            "sites": {name: self._site(name) for name in self.sites},
         }
+
+    def _site(self, name: str) -> dict[str, Any]:
+        done = self.sites[name]
+        facts = {"rows": done.rows_kept, "read": done.rows_read, "dropped": done.dropped, "filled": done.filled}
+        return facts | {"ranks": self.ranks[name]}
 
 
 def write_own_federation(
@@ -106,8 +108,11 @@ def write_own_federation(
 def _refuse(directory: Path, csv_files: Mapping[str, Path]) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} is not an empty folder", "choose another one; nothing was changed")
-    if len(csv_files) < 2:
-        raise ConfigError("a federation has two sites and more", "name them: --sites a,b,c --csv a=A.csv …")
+    if len(csv_files) < 3:
+        raise PolicyError(
+            f"{len(csv_files)} sites: a sum of two shows each the other's numbers",
+            "three sites and more; two that accept that say so in [secure] accept_two_sites of federation.toml",
+        )
     for name in csv_files:
         check_name(name, "site")
 

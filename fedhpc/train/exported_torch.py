@@ -55,5 +55,6 @@ class TorchScorer:
                 yield self._store.row_ids(slice(start, start + len(rows))), array
 
     def sums(self) -> Tensors:
+        """The task's sums over all rows."""
         rows = np.arange(self.n)
         return measured(self._task, self._model, self._dataset, rows, rows, _CPU)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fedhpc.agreement.federation_file import read_agreement
+from fedhpc.agreement.federation_file import Agreement, read_agreement
 from fedhpc.cli.new import new
 from fedhpc.data.store import SiteStore
-from fedhpc.errors import ConfigError, DataError, FedhpcError
+from fedhpc.errors import ConfigError, DataError, FedhpcError, PolicyError
 
 RECIPE = """\
 [source]
@@ -33,25 +33,31 @@ column = "ill"
 
 
 def files(folder: Path, recipe: str = RECIPE, **rows: str) -> list[str]:
-    """Words of the command for sites a and b; `rows`: another file for a site."""
+    """Words of the command for sites a, b and c; `rows`: another file for a site."""
     (folder / "recipe.toml").write_text(recipe)
-    words = [str(folder / "fed"), "--sites", "a,b", "--recipe", str(folder / "recipe.toml")]
-    for site in "ab":
+    words = [str(folder / "fed"), "--sites", "a,b,c", "--recipe", str(folder / "recipe.toml")]
+    for site in "abc":
         body = "".join(f"{site}{n},{30 + n if n else ''},{'MF'[n % 2]},{n % 2}\n" for n in range(10))
         (folder / f"{site}.csv").write_text(rows.get(site, f"patient,age,sex,ill\n{body}"))
         words += ["--csv", f"{site}={folder / site}.csv"]
     return words
 
 
+def agreed(folder: Path) -> Agreement:
+    return read_agreement((folder / "federation.toml").read_bytes(), "federation.toml")
+
+
 def test_a_whole_federation(tmp_path: Path) -> None:
-    done = CliRunner().invoke(new, [*files(tmp_path), "--ranks", "2,1", "--json"], catch_exceptions=False)
+    done = CliRunner().invoke(new, [*files(tmp_path), "--ranks", "2,1,1", "--json"], catch_exceptions=False)
     found = json.loads(done.stdout)
     fed = tmp_path / "fed"
-    assert found["sites"] == {name: {"rows": 10, "read": 10, "dropped": {}, "ranks": r} for name, r in (("a", 2), ("b", 1))}
-    assert (found["task"], found["features"], found["ranks"]) == ("logistic", 2, 3)
-    assert sorted(p.name for p in fed.iterdir()) == ["data", "federation.toml", "keys", "recipe.toml", "row-id.key", "sites"]
-    agreement = read_agreement(fed / "federation.toml")
-    assert [site.name for site in agreement.roster] == ["a", "b"]
+    each = {"rows": 10, "read": 10, "dropped": {}, "filled": {"age": 1}}
+    assert found["sites"] == {name: each | {"ranks": 2 if name == "a" else 1} for name in "abc"}
+    assert (found["task"], found["features"], found["ranks"]) == ("logistic", 2, 4)
+    names = ["data", "federation.toml", "keys", "recipe.toml", "row-id.key", "sites"]
+    assert sorted(p.name for p in fed.iterdir()) == names
+    agreement = agreed(fed)
+    assert [site.name for site in agreement.roster] == ["a", "b", "c"]
     assert agreement.task["features_sha256"] == found["features_sha256"]
     with SiteStore.open(fed / "data" / "a.h5") as store:
         assert store.features()[0].tolist() == [50.0, 1.0]
@@ -64,7 +70,7 @@ def test_a_whole_federation(tmp_path: Path) -> None:
 def test_what_was_filled_in_is_told(tmp_path: Path) -> None:
     done = CliRunner().invoke(new, files(tmp_path), catch_exceptions=False)
     assert "a: 10 of 10 rows\n    1 cells of 'age' filled in\n" in done.output
-    assert "mpirun -n 2 " in done.output
+    assert "mpirun -n 3 " in done.output
 
 
 def test_several_classes_make_another_task(tmp_path: Path) -> None:
@@ -72,7 +78,12 @@ def test_several_classes_make_another_task(tmp_path: Path) -> None:
     words = files(tmp_path, a=f"patient,age,sex,ill\n{body}")
     found = json.loads(CliRunner().invoke(new, [*words, "--json"], catch_exceptions=False).stdout)
     assert found["task"] == "mlp"
-    assert read_agreement(tmp_path / "fed" / "federation.toml").task["options"]["classes"] == 3
+    assert (
+        read_agreement((tmp_path / "fed" / "federation.toml").read_bytes(), "federation.toml").task["options"][
+            "classes"
+        ]
+        == 3
+    )
 
 
 RENAMED = "patient,alter,gender,ill\nb1,30,M,1\n"
@@ -81,16 +92,14 @@ RENAMED = "patient,alter,gender,ill\nb1,30,M,1\n"
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
-        ({"b": RENAMED}, DataError, "b: no column 'age'; b: no column 'sex'"),
+        ({"b": RENAMED}, DataError, "b: no column 'age', but 'alter'; b: no column 'sex'"),
         ({"b": RENAMED.replace("alter", "Age")}, DataError, "b: no column 'age', but 'Age'"),
         ({"b": "patient,age,sex,ill\nb1,30,X,1\n"}, DataError, "site b: .*line 2: column 'sex'"),
         ({"recipe": RECIPE + 'type = "number"\n'}, ConfigError, "the label 'ill' is a number"),
-        ({"a": "patient,age,sex,ill\na1,3,M,1\n", "b": "patient,age,sex,ill\nb1,3,M,1\n"}, DataError, "the same label"),
+        ({site: f"patient,age,sex,ill\n{site}1,3,M,1\n" for site in "abc"}, DataError, "the same label"),
     ],
 )
-def test_nothing_is_left_behind(
-    tmp_path: Path, change: dict[str, str], kind: type[FedhpcError], words: str
-) -> None:
+def test_nothing_is_left_behind(tmp_path: Path, change: dict[str, str], kind: type[FedhpcError], words: str) -> None:
     done = CliRunner().invoke(new, files(tmp_path, **change))
     assert isinstance(done.exception, kind)
     with pytest.raises(kind, match=words):
@@ -103,10 +112,10 @@ def test_nothing_is_left_behind(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["--sites", "a"], "do not name the same sites: b"),
+        (["--sites", "a,b"], "do not name the same sites: c"),
         (["--sites", "a,a,b"], "names no site, or one twice"),
-        (["--sites", "a,b,c"], "do not name the same sites: c"),
-        (["--ranks", "1,2,3"], "--ranks '1,2,3'"),
+        (["--sites", "a,b,c,d"], "do not name the same sites: d"),
+        (["--ranks", "1,2"], "--ranks '1,2'"),
         (["--ranks", "0"], "--ranks '0'"),
         (["--csv", "a=x.csv"], "is no NAME=FILE, or comes twice"),
         (["--csv", "x.csv"], "is no NAME=FILE"),
@@ -129,3 +138,10 @@ def test_a_folder_that_is_not_empty(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "fed").iterdir()] == ["notes.txt"]
     (tmp_path / "fed" / "notes.txt").unlink()
     assert CliRunner().invoke(new, words, catch_exceptions=False).exit_code == 0
+
+
+def test_two_sites(tmp_path: Path) -> None:
+    words = files(tmp_path)[:-2]
+    done = CliRunner().invoke(new, [*words, "--sites", "a,b"])
+    assert isinstance(done.exception, PolicyError)
+    assert not (tmp_path / "fed").exists()

@@ -17,7 +17,7 @@ from fedhpc.cli.predict import evaluate, predict
 from fedhpc.data.schema import Feature, FeatureSet, Label
 from fedhpc.data.store import write_store
 from fedhpc.errors import ConfigError, DataError, FedhpcError
-from fedhpc.report.scores import write_scores
+from fedhpc.report.row_scores import write_scores
 from fedhpc.train.exported import open_scorer, read_exported
 from fedhpc.train.intervals import hanley_mcneil, wilson
 from fedhpc.train.state import floating, read_shared
@@ -151,8 +151,10 @@ def test_intervals() -> None:
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
     assert wilson(0, 0) is None
-    # Hanley and McNeil 1982, their example: area 0.893, 51 positives and 58 negatives, standard error 0.032.
-    low, high = hanley_mcneil(0.893, 51, 58) or (0.0, 0.0)
-    assert (high - low) / 2 / 1.96 == pytest.approx(0.032, abs=5e-4)
+    rng = np.random.default_rng(2)
+    labels = np.repeat([1, 0], [80, 120])
+    drawn = [roc_auc_score(labels, rng.standard_normal(200) + 1.2 * labels) for _ in range(400)]
+    low, high = hanley_mcneil(float(np.mean(drawn)), 80, 120) or (0.0, 0.0)
+    assert (high - low) / 2 / 1.96 == pytest.approx(np.std(drawn), rel=0.15)
     assert hanley_mcneil(1.0, 5, 5) == (1.0, 1.0)
     assert hanley_mcneil(0.5, 0, 5) is None

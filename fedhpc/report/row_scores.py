@@ -11,7 +11,10 @@ from fedhpc.train.exported import Scorer
 
 
 def write_scores(scorer: Scorer, out: Path) -> int:
-    """Write row_id and score, or score_0, score_1, …; gives the rows. Raises StorageError, and what the scorer raises."""
+    """Write row_id and score, or score_0, score_1, …; gives the number of rows.
+
+    Raises StorageError, and what the scorer raises.
+    """
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     rows = 0
     try:
@@ -25,9 +28,8 @@ def write_scores(scorer: Scorer, out: Path) -> int:
                     names = ids.tobytes().hex()
                     width = 2 * ids.shape[1]
                     line = ",".join(["%s", *["%.9g"] * scores.shape[1]]) + "\n"
-                    file.writelines(
-                        line % (names[at * width : (at + 1) * width], *values) for at, values in enumerate(scores.tolist())
-                    )
+                    for at, values in enumerate(scores.tolist()):
+                        file.write(line % (names[at * width : (at + 1) * width], *values))
                     rows += len(scores)
                 file.flush()
                 os.fsync(file.fileno())

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedhpc.cli.data import data
-from fedhpc.data.draft import FEW, draft_recipe
 from fedhpc.data.ingest import ingest_csv
 from fedhpc.data.recipe import ROW_NUMBER, read_recipe
+from fedhpc.data.recipe_draft import FEW, draft_recipe
 from fedhpc.errors import ConfigError, DataError
 
 HEAD = ["patient", "age", "sex", "glucose", "smoking", "visit", "note", "empty", "same", "ill"]
@@ -100,12 +100,18 @@ def test_a_file_with_semicolons_and_decimal_commas(tmp_path: Path) -> None:
 
 
 _CELL = st.one_of(
-    st.integers(-99, 99).map(str), st.sampled_from(["yes", "no", "NA", "", "-9", "a b", 'x"y', "é"]), st.text("abc", max_size=4)
+    st.integers(-99, 99).map(str),
+    st.sampled_from(["yes", "no", "NA", "", "-9", "a b", 'x"y', "é"]),
+    st.text("abc", max_size=4),
 )
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(2, 4).flatmap(lambda width: st.lists(st.lists(_CELL, min_size=width, max_size=width), min_size=8, max_size=40)))
+@given(
+    st.integers(2, 4).flatmap(
+        lambda width: st.lists(st.lists(_CELL, min_size=width, max_size=width), min_size=8, max_size=40)
+    )
+)
 def test_nobodys_value_is_in_it(tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]]) -> None:
     folder = tmp_path_factory.mktemp("draft")
     unique = [[f"zq{n}zq", *row] for n, row in enumerate(rows)]

@@ -85,7 +85,7 @@ class Seen:
         """Codes that stand apart from all other numbers of the column: further off than these are from each other."""
         if self.words or not self.lowest <= self.highest:
             return []
-        room = max(self.highest - self.lowest, 1.0) / 2
+        room = max(self.highest - self.lowest, 1.0)
         apart = [
             code
             for code in self.codes
@@ -163,7 +163,7 @@ def _delimiter(head: bytes) -> str:
 
 
 def _decimals(head: bytes, delimiter: str) -> Decimals:
-    """A comma where the file's columns are not separated by it and more cells are numbers with one than with a point."""
+    """With a comma where that separates no columns and more cells are numbers with it than with a point."""
     text = head.decode("utf-8", "replace")
     if delimiter == ",":
         return Decimals()
@@ -226,7 +226,10 @@ def _feature(column: Seen, open_: list[str]) -> tuple[str, str]:
     codes: list[str] = []
     if column.words == 0 and not _is_flag(column):
         kind = "integer" if column.whole == column.numbers else "number"
-        lines += [f'type = "{kind}"', 'unit = ""                     # fill in, such as "mmol/l"; "" where there is none']
+        lines += [
+            f'type = "{kind}"',
+            'unit = ""                     # fill in, such as "mmol/l"; "" where there is none',
+        ]
         open_.append(f"'{column.name}': its unit")
         codes = column.suspected()
         if codes:
@@ -237,7 +240,8 @@ def _feature(column: Seen, open_: list[str]) -> tuple[str, str]:
         lines += ['type = "boolean"', f"true = {_quoted(pair[0])}", f"false = {_quoted(pair[1])}"]
         word = "boolean"
     else:
-        lines += ['type = "category"', f"levels = {_list(column.levels())}   # the first one is what others are compared with"]
+        lines.append('type = "category"')
+        lines.append(f"levels = {_list(column.levels())}   # others are compared with the first one")
         if column.rare:
             lines.append(f"# {_rare(column)}: add each that may occur, or give it an alias")
             open_.append(f"'{column.name}': {_rare(column)}")
@@ -316,7 +320,9 @@ def _label(column: Seen, open_: list[str]) -> tuple[str, str]:
 def _rare(column: Seen) -> str:
     more = " or more" if len(column.values) >= _MOST_DISTINCT else ""
     plural = "s" if column.rare > 1 else ""
-    return f"{column.rare}{more} more value{plural} that fewer than {FEW} rows have {'are' if plural else 'is'} not listed"
+    return (
+        f"{column.rare}{more} more value{plural} that fewer than {FEW} rows have {'are' if plural else 'is'} not listed"
+    )
 
 
 def _list(texts: Sequence[str]) -> str:
