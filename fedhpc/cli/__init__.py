@@ -60,8 +60,29 @@ class _Lazy(click.Group):
                 formatter.write_dl([(f"{name:10}", line) for name, (_, _, line) in group.items()])
 
 
+def _tell_version(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    """`--verbose` may stand on either side of it, so the words themselves are looked at."""
+    if not asked or context.resilient_parsing:
+        return
+    if "--verbose" in sys.argv[1:]:
+        from fedhpc.cli.version import verbose_version
+
+        click.echo(verbose_version())
+    else:
+        click.echo(f"fedhpc, version {__version__}")
+    context.exit()
+
+
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "-V", "--version", prog_name="fedhpc")
+@click.option("--verbose", is_flag=True, expose_value=False, help="With --version: what a bug report should say.")
+@click.option(
+    *("-V", "--version"),
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_tell_version,
+    help="Show the version.",
+)
 def cli() -> None:
     """Train one PyTorch model across institutions whose data may not move, on the supercomputers where they lie.
 

@@ -20,7 +20,8 @@ from fedhpc.app.telemetry import METRICS_FILE, read_metrics
 from fedhpc.errors import ConfigError, DataError, InternalError, StorageError
 from fedhpc.federation.checkpoint import Checkpoint, CheckpointStore
 from fedhpc.federation.state_tensors import model_sha256
-from fedhpc.files import sync_folder
+from fedhpc.files import sync_folder, write_whole
+from fedhpc.report.model_card import model_card
 from fedhpc.report.report import FEDERATION_FILE, Run, is_run
 from fedhpc.train.exported import TASK
 from fedhpc.train.start_file import LAYOUT, SHA256
@@ -36,11 +37,13 @@ def export_model(
     best: bool = False,
     round_: int | None = None,
     site: str | None = None,
+    card: Path | None = None,
 ) -> dict[str, Any]:
     """Write the newest valid checkpoint over the sites in the run directory `run` to the safetensors file `out`.
 
     `best`: that of the best round by `[train] keep`; `round_`: that of this round, if it is still there; `site`: from
-    this site's checkpoints, with its own tensors of `[train] personal`, which no other file has.
+    this site's checkpoints, with its own tensors of `[train] personal`, which no other file has. `card`: where a model
+    card is written.
 
     Gives {"file", "site" (whose checkpoint), "round", "model_sha256", "tensors" and "parameters" (counts), "bytes"
     (file size), "metadata" {str: str} (what is in the file's header)}. Raises ConfigError if `run` is not a
@@ -52,8 +55,9 @@ def export_model(
             f"{run} is not a run directory",
             f"looked for {FEDERATION_FILE} and */{CHECKPOINTS} in it; give the directory that `fedhpc run` wrote",
         )
-    if out.exists() and not force:
-        raise ConfigError(f"{out} exists", "choose another name, or overwrite it with --force")
+    for file in (out, card):
+        if file is not None and file.exists() and not force:
+            raise ConfigError(f"{file} exists", "choose another name, or overwrite it with --force")
     told = _read(run)
     chosen, checkpoint = _newest(run, best=best, round_=round_, site=site)
     if told.config_sha256 not in (None, checkpoint.config.hex()):
@@ -68,7 +72,7 @@ def export_model(
         tensors |= personal
         metadata |= {"site": site, "personal": json.dumps(sorted(personal))} if personal else {}
     _write(out, tensors, metadata)
-    return {
+    done = {
         "file": str(out),
         "site": chosen,
         "round": checkpoint.round_,
@@ -78,6 +82,9 @@ def export_model(
         "bytes": out.stat().st_size,
         "metadata": metadata,
     }
+    if card is not None:
+        write_whole(card, model_card(told, done, tensors).encode(), mode=0o644)
+    return done
 
 
 def _read(run: Path) -> Run:

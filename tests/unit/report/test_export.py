@@ -254,3 +254,41 @@ def test_a_best_round_that_was_never_measured(tmp_path: Path) -> None:
     assert not (tmp_path / "m.safetensors").exists()
     done = CliRunner().invoke(export, [str(run), str(tmp_path / "m"), "--best", "--round", "5"])
     assert isinstance(done.exception, ConfigError)
+
+
+def test_a_model_card(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", {"a": [5, 6], "b": [5, 6]}, {"a": "", "b": ""})
+    text = (run / "federation.toml").read_text() + (
+        '[task]\nname = "mlp"\nheld_out = 0.25\nfeatures_sha256 = "abc"\n[train]\nlr = 0.1\nkeep = "best:auc"\n'
+    )
+    (run / "federation.toml").write_text(text)
+    for site in "ab":
+        for round_ in (5, 6):
+            (run / site / "checkpoints" / f"round-{round_:06}.h5").write_text(hashlib.sha256(text.encode()).hexdigest())
+        metrics = {"auc": 0.75, "auc_half_width": 0.002, "odd|name": None}
+        line = {"round": 7, "rounds": 9, "sites": ["a", "b"], "metrics": metrics}
+        with (run / site / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    card = tmp_path / "card.md"
+    words = [str(run), str(tmp_path / "m.safetensors"), "--card", str(card)]
+    done = CliRunner().invoke(export, words, catch_exceptions=False)
+    assert f"model card {card}" in done.output
+    lines = card.read_text().splitlines()
+    assert lines[0] == '# Herz é "x": a model of 2 sites (a, b)'
+    for line in (
+        "| task | mlp |",
+        f"| SHA-256 of the model | `{model_sha256(tensors(6))}` |",
+        f"| SHA-256 of federation.toml | `{hashlib.sha256(text.encode()).hexdigest()}` |",
+        "| `layer.weight` | float32 | 3 × 2 |",
+        "| `scale` | float64 | a number |",
+        "| auc | 0.7500 | 0.0020 |",
+        "| odd\\|name | n/a | – |",
+        '| [train] keep | `"best:auc"` |',
+    ):
+        assert line in lines, line
+    assert "25 % of each site's rows were kept from training." in card.read_text()
+    assert card.read_text().count("*To be filled in by people.*") == 3
+    refused = CliRunner().invoke(export, [*words[:1], str(tmp_path / "n.safetensors"), *words[2:]])
+    assert isinstance(refused.exception, ConfigError)
+    export_model(run, tmp_path / "m.safetensors", force=True, card=card, round_=5)
+    assert "was not measured" in card.read_text()
