@@ -18,6 +18,7 @@ from benchmarks.report.__main__ import main as report
 COMMANDS = (
     "sum --sites 3 --params 1000000 --repeat 1",
     "sum --exchange https --sites 2 --params 1000000 --repeat 1",
+    "sum --exchange https --sites 2 --params 1000000 --repeat 1 --durable memory",
     "sum --exchange https --sites 4 --params 10000 --repeat 1 --latency-ms 5 --mbit-s 200 --lost 1",
     "latency --sites 2 --repeat 1",
     "round --sites 2 --rounds 1 --repeat 1",

@@ -7,6 +7,10 @@ from typing import Any
 
 from benchmarks.report.cells import number, row, short, spread, table, verified
 from benchmarks.runs import Run
+from benchmarks.scaling import count
+
+DISK_AIM = 1.3
+"""Of the wall time of a sum whose vectors are synced, over what it takes at least."""
 
 
 def relayed(entries: list[dict[str, Any]]) -> list[str]:
@@ -23,6 +27,7 @@ def relayed(entries: list[dict[str, Any]]) -> list[str]:
         "of all sites, up and down, over the wall time. Round trips: all in line; those between upload and download.",
         "`cpu`: processor seconds of all processes, of the masked sum and of the bare sockets. `disk`: what one file",
         "in the relay's folder takes, written and fsynced, in the same run. Older results have none of these (–).",
+        "`store`: whether the relay syncs vectors to the disk (`disk`) or not (`memory`, `--durable memory`).",
         *table(
             *("command", "TLS MB/s", "unmasked s", "masked s", "unmasked/TLS", "masked/unmasked speed"),
             *("relay peak MiB", "site extra MiB", "round trips", "verified"),
@@ -46,7 +51,36 @@ def relayed(entries: list[dict[str, Any]]) -> list[str]:
                 *_processor_and_disk(r),
             )
         )
-    return lines
+    return lines + _disk_against_memory([entry["result"] for entry in entries])
+
+
+def _disk_against_memory(results: Sequence[dict[str, Any]]) -> list[str]:
+    """What syncing costs: of each size that was measured with both stores in the same case."""
+    lines = [
+        "",
+        "### What the disk costs",
+        "",
+        "The same sum with a relay that syncs vectors and with one that does not. One that syncs takes at least as",
+        "long as the other, and as all bytes of the vectors take to the disk (`disk MB/s` of the run that syncs).",
+        "`over`: the masked sum's wall time over the longer of these.",
+        *table("sites", "parameters", "disk s", "memory s", "bytes over disk rate s", "over", "aim", "reached"),
+    ]
+    found = False
+    for disk in results:
+        same = [r for r in results if r.get("store") == "memory" and _case(r) == _case(disk)]
+        if disk.get("store") != "disk" or "disk_bytes_s" not in disk or not same:
+            continue
+        found = True
+        memory_s = same[-1]["masked_s"]
+        written_s = disk["sites"] * disk["params"] * disk["lane_bits"] / 8 / disk["disk_bytes_s"]
+        over = disk["masked_s"] / max(memory_s, written_s)
+        cells = [disk["sites"], count(disk["params"]), *map(number, (disk["masked_s"], memory_s, written_s, over))]
+        lines.append(row(*cells, f"≤ {DISK_AIM}", "yes" if over <= DISK_AIM else "**no**"))
+    return lines if found else []
+
+
+def _case(result: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(result.get(name) for name in ("sites", "params", "ranks", "lane_bits", "degree"))
 
 
 def _processor_and_disk(result: dict[str, Any]) -> list[str]:

@@ -308,6 +308,8 @@ class FederationRounds:
                 machine.close_masked()
             finally:
                 round_.adding = False
+                if round_.gone:
+                    machine.let_go()
 
         def then(_: None) -> None:
             _log.info("round %d, attempt %d: added %s", round_.number, round_.last, list(machine.u3 or ()))
@@ -335,8 +337,7 @@ class FederationRounds:
     def close(self) -> None:
         """Another takes these rounds up, or nobody. The caller holds the lock, and comes with nothing else after."""
         for round_ in self.rounds.values():
-            for machine in round_.attempts.values():
-                machine.stop_adding()
+            round_.let_go()
 
     # --- what is no longer needed
 
@@ -400,7 +401,7 @@ class FederationRounds:
         drop_large(self._store, self.federation.config, number, None, also_sum=False)
         self._store.drop_rounds(self.federation.config, self.done - self.kept_rounds + 1)
         for old in [n for n in self.rounds if n <= self.done - self.kept_rounds]:
-            del self.rounds[old]
+            self.rounds.pop(old).let_go()  # the sites may have left it half added
         for old in [n for n in self.rounds if n <= self.done - KEPT_ROUNDS]:
             drop_large(self._store, self.federation.config, old, None)
 

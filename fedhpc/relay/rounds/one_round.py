@@ -25,6 +25,7 @@ class Round:
     given_up: set[int] = field(default_factory=set)  # attempts with NEXT
     done: bool = False
     adding: bool = False  # the sum of the last attempt is being made
+    gone: bool = False  # nobody asks for it here any more
     suspect: set[int] = field(default_factory=set)  # attempts found after a reboot, whose vectors may be gone
     audited: set[int] = field(default_factory=set)  # attempts whose vectors were compared with their M3
     tidied: set[int] = field(default_factory=set)  # attempts with NEXT whose vectors are gone
@@ -39,6 +40,15 @@ class Round:
     def open(self) -> RoundMachine | None:
         """The attempt that runs, if one does."""
         return None if self.last in self.given_up else self.attempts.get(self.last)
+
+    def let_go(self) -> None:
+        """Give back memory and files of sums that are not whole; who makes one now gives its file back at the end."""
+        self.gone = True
+        for number, machine in self.attempts.items():
+            if self.adding and number == self.last:
+                machine.stop_adding()
+            else:
+                machine.let_go()
 
     def needs_all(self, number: int, settings: CohortSettings) -> bool:
         """Whether an attempt means something over all sites only, as the group of sites says that made its M0.

@@ -1,12 +1,14 @@
 """The store's objects of one attempt, as machine.py and summing.py see them, and what of it goes when it is done.
 
-An object of the relay is made as `Y.own`, then gets its meta file, then its name: after a crash it is there or not, and
-what is left of it is cleared at the next start.
+An object of the relay is made as `M0.own`, then gets its meta file, then its name: after a crash it is there or not,
+and what is left of it is cleared at the next start. A sum grows in a file of its maker's own, `Y.7.own`: after a change
+of the roster another one may begin while the first still writes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -25,6 +27,8 @@ from fedhpc.secure.transcript import MAX_CANON_BYTES
 from fedhpc.wire import kinds
 from fedhpc.wire.object_names import ObjectName
 
+_makers = itertools.count()
+
 
 class KeptAttempt(Objects):
     """One attempt's objects in the store. A message longer than canonical JSON may be counts as absent."""
@@ -32,6 +36,7 @@ class KeptAttempt(Objects):
     def __init__(self, store: Store, attempt: Attempt, suite: Suite) -> None:
         """`suite`: the federation's."""
         self._store, self._attempt, self.suite = store, attempt, suite
+        self._maker = next(_makers)
 
     @override
     def get(self, name: str) -> bytes | None:
@@ -53,7 +58,7 @@ class KeptAttempt(Objects):
         self._store.room_for(len(data))
         with full_disk_is_a_problem():
             self._scratch(name).write_bytes(data)
-        return self._adopt(name, len(data), self.suite.tree(data), beside)
+        return self._adopt(name, self._scratch(name), len(data), self.suite.tree(data), beside)
 
     @override
     def names(self) -> list[str]:
@@ -79,26 +84,27 @@ class KeptAttempt(Objects):
 
     @override
     def read_made(self, name: str, offset: int, view: memoryview) -> None:
-        _read(self._scratch(name), offset, view)
+        _read(self._growing(name), offset, view)
 
     @override
     def unmake(self, name: str) -> None:
         path = self._store.path(self._name(name))
         with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + ".own").unlink()
+            self._growing(name).unlink()
             remove_empty(path.parent)
 
     @override
     def make(self, name: str, length: int) -> None:
-        path = self._store.path(self._name(name))
         with contextlib.suppress(OSError):
-            self._store.reuse(path.with_name(path.name + ".own"), length)
+            self._store.reuse(self._growing(name), length)
 
     @override
     def write(self, name: str, offset: int, data: memoryview) -> None:
         """Raises Problem (507)."""
+        path = self._growing(name)
         with full_disk_is_a_problem():
-            fd = os.open(self._scratch(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 while data:
                     count = os.pwrite(fd, data, offset)
@@ -109,10 +115,11 @@ class KeptAttempt(Objects):
     @override
     def keep(self, name: str, tree: bytes) -> None:
         """Raises Problem (507)."""
-        self._adopt(name, self._scratch(name).stat().st_size, tree)
+        growing = self._growing(name)
+        self._adopt(name, growing, growing.stat().st_size, tree)
 
-    def _adopt(self, name: str, length: int, tree: bytes, beside: frozenset[str] | None = None) -> bool:
-        full, scratch = self._name(name), self._scratch(name)
+    def _adopt(self, name: str, scratch: Path, length: int, tree: bytes, beside: frozenset[str] | None = None) -> bool:
+        full = self._name(name)
         if self._store.find(full) or self._store.upload(full):
             self._store.drop(lambda other: other == full)
         final = self._store.path(full)
@@ -141,6 +148,11 @@ class KeptAttempt(Objects):
         with full_disk_is_a_problem():
             path.parent.mkdir(parents=True, exist_ok=True)
         return path.with_name(path.name + ".own")
+
+    def _growing(self, name: str) -> Path:
+        """Where this maker puts a large object together."""
+        path = self._store.path(self._name(name))
+        return path.with_name(f"{path.name}.{self._maker}.own")
 
     def _name(self, name: str) -> ObjectName:
         return ObjectName(*self._attempt, name)

@@ -101,18 +101,25 @@ class Store:
             else:
                 self._add(name, length, *found)
             self._count(name, length, 1)
+        self._note_boot()  # not before: a relay killed until here has not looked at everything with suspicion
         self.found_at_start = self._sequence
 
     def _is_of_another_boot(self) -> bool:
         """Whether the store was used before the machine started. The lock file says when that was."""
         self._lock_file.seek(0)
-        before, now = self._lock_file.read(), _boot()
-        if before != now:
+        self._noted, self._this_boot = self._lock_file.read(), _boot()
+        return self._noted not in ("", self._this_boot)
+
+    def _note_boot(self) -> None:
+        if self._noted == self._this_boot:
+            return
+        try:
             self._lock_file.truncate(0)
-            self._lock_file.write(now)
+            self._lock_file.write(self._this_boot)
             self._lock_file.flush()
             os.fsync(self._lock_file.fileno())
-        return before not in ("", now)
+        except OSError as error:
+            raise StorageError(f"cannot use the store {self._root}: {error.strerror}") from None
 
     # --- reading
 
@@ -212,6 +219,8 @@ class Store:
                 self._count(name, -known.length, -1)
                 known.discard()
                 known = None
+            if known is not None and self._lacks(0):  # perhaps it is taken up again because the disk was full
+                self._spare.drop()
             if stored is None and known is None:
                 self._check(name, length, quota)
                 known = Upload(name, self.path(name), length, suite, durable=durable)

@@ -55,6 +55,7 @@ class Upload:
         self._hashes: dict[int, bytes] = {}  # of every block that ever came
         self._there: set[int] = set()  # the blocks that are kept
         self._writing: dict[int, bytes] = {}
+        self._losses = 0  # how often a sync failed
         self._meta_fd = -1
 
     # --- life
@@ -134,7 +135,7 @@ class Upload:
             if index in self._there or index in self._writing:
                 return False
             self._require_open()
-            self._writing[index] = found
+            self._writing[index], losses = found, self._losses
         written = False
         try:
             with full_disk_is_a_problem(), self._as_open():
@@ -144,9 +145,10 @@ class Upload:
         finally:
             with self._lock:
                 del self._writing[index]
-                if written:
+                kept = written and self._losses == losses
+                if kept:
                     self._record(index, found)
-        return True
+        return kept
 
     def _record(self, index: int, found: bytes) -> None:
         """The caller holds the lock."""
@@ -208,6 +210,7 @@ class Upload:
             self._file.sync()
         except OSError:  # the kernel tells of lost bytes once, and not which: all are asked for again
             with self._lock:
+                self._losses += 1  # also of blocks that are written and not yet recorded
                 self._there.clear()
                 if self._meta_fd >= 0:
                     os.ftruncate(self._meta_fd, _HEAD_BYTES)

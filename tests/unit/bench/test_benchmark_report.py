@@ -13,6 +13,7 @@ import pytest
 from harness import ROOT
 
 from benchmarks.complaints import SINCE_KERNELS
+from benchmarks.report.over_a_relay import _disk_against_memory
 from benchmarks.runs import BUILDS
 from fedhpc.bench.record import KEYS, METRICS, Origin, append_lines, lines_of
 from fedhpc.errors import StorageError
@@ -420,6 +421,22 @@ def test_far_lines_lost_sites_and_partitions_have_tables_of_their_own(tmp_path: 
     ((work, _, sites, ranks, nodes, _, _, _, load, *_),) = rows(text, "## On partitions")
     assert (work, sites, ranks, nodes, load) == ("masked sum", "4", "4", "2", "1.0")
     assert len(rows(text, "## Records")) == 2
+
+
+def test_what_the_disk_costs_over_the_slower_of_wire_and_disk(tmp_path: Path) -> None:
+    def result(store: str, masked_s: float, **own: object) -> dict[str, Any]:
+        size = {"sites": 4, "params": 10**7, "ranks": [1] * 4, "lane_bits": 32, "degree": 0}
+        return size | {"store": store, "masked_s": masked_s, "disk_bytes_s": 160e6} | own
+
+    disk, memory = result("disk", 2.4), result("memory", 2.0, disk_bytes_s=1e3)
+    other = result("memory", 0.1, params=10**6)
+    assert rows(chr(10).join(_disk_against_memory([memory, disk, other])), "### What the disk costs") == [
+        ["4", "10M", "2.4", "2", "1", "1.2", "≤ 1.3", "yes"]
+    ]
+    slow = result("disk", 6.0, disk_bytes_s=40e6)
+    assert _disk_against_memory([slow, memory])[-1].endswith("| 4 | 1.5 | ≤ 1.3 | **no** |")
+    assert not _disk_against_memory([disk, other])
+    assert not _disk_against_memory([{"sites": 4}, memory])
 
 
 def test_aims_stand_first_with_what_was_missed(tmp_path: Path) -> None:

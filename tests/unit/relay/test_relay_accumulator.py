@@ -260,12 +260,12 @@ def test_a_relay_that_starts_again_finds_all_in_the_copies(tmp_path: Path, kille
     sum_ = Accumulator(objects, TENSORS, SITES, BlockMemory(1))
     for site, indices in ((1, range(BLOCKS)), (2, range(BLOCKS)), (3, (0, 2)), (4, (1,))):
         bring(store, sum_, site, indices)
-    own = tmp_path / CONFIG / "1" / "1" / "Y.own"
-    assert own.exists(), "what found no room in memory"
+    folder = tmp_path / CONFIG / "1" / "1"
+    assert list(folder.glob("Y.*.own")), "what found no room in memory"
     if killed:
         store.close()
         store = Store(tmp_path)
-        assert not own.exists()
+        assert not list(folder.glob("*.own"))
         objects = KeptAttempt(store, (CONFIG, 1, 1), SHA256)
         sum_ = Accumulator(objects, TENSORS, SITES, BlockMemory(1))
     bring(store, sum_, 3, range(BLOCKS))
@@ -276,8 +276,29 @@ def test_a_relay_that_starts_again_finds_all_in_the_copies(tmp_path: Path, kille
     expected = plain_sum((1, 2, 3))
     assert sum_.finish((1, 2, 3)) == SHA256.tree(expected)
     objects.keep("Y", SHA256.tree(expected))
-    assert own.with_name("Y").read_bytes() == expected
+    assert (folder / "Y").read_bytes() == expected
     sum_.close()
+    store.close()
+
+
+def test_a_sum_that_is_closed_is_not_written_over_by_its_successor(tmp_path: Path) -> None:
+    """After a change of the roster vectors go on to arrive while the sum is still closed by those before."""
+    store = Store(tmp_path)
+    before, after = (KeptAttempt(store, (CONFIG, 1, 1), SHA256) for _ in range(2))
+    first = Accumulator(before, TENSORS, SITES, BlockMemory(1))
+    for site in (1, 2, 3):
+        bring(store, first, site, range(BLOCKS))
+    tree = first.finish((1, 2, 3))
+    second = Accumulator(after, TENSORS, SITES, BlockMemory(1))
+    bring(store, second, 4, range(BLOCKS))
+    before.keep("Y", tree)
+    assert (tmp_path / CONFIG / "1" / "1" / "Y").read_bytes() == plain_sum((1, 2, 3))
+    before.unmake("Y")
+    assert second.finish(SITES) == SHA256.tree(plain_sum(SITES))
+    for sum_, objects in ((first, before), (second, after)):
+        sum_.close()
+        objects.unmake("Y")
+    assert not list(tmp_path.glob("*/*/*/*.own"))
     store.close()
 
 
