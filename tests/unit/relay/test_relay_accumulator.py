@@ -53,6 +53,7 @@ class Disk:
         self.sum = bytearray()
         self.fails: Callable[[str], None] = lambda what: None
         self.reads: list[str] = []
+        self.growing = threading.Lock()
 
     def get(self, name: str) -> bytes | None:
         raise AssertionError(name)
@@ -86,7 +87,8 @@ class Disk:
 
     def write(self, name: str, offset: int, data: memoryview) -> None:
         assert name == "Y"
-        self.sum.extend(bytes(max(0, offset + len(data) - len(self.sum))))
+        with self.growing:
+            self.sum.extend(bytes(max(0, offset + len(data) - len(self.sum))))
         half = len(data) // 2
         self.sum[offset : offset + half] = data[:half]
         self.fails("write Y")
