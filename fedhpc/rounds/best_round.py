@@ -99,7 +99,7 @@ class BestRound:
     def why(self) -> str:
         """Why the sites stop, for people."""
         assert self.choice is not None
-        return f"{self.choice.metric} has not become better in {self._waited} measured rounds since round {self.round_}"
+        return f"{self.choice.metric} had not become better for {self.choice.patience} measured rounds when they voted"
 
     def facts(self) -> dict[str, float]:
         """To be kept in a checkpoint; empty before a round was seen."""
