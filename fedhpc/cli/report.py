@@ -8,17 +8,31 @@ import click
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Directory to write to; by default RUN/report.")
-def report(run: Path, out: Path | None) -> None:
-    """Draw the curves, times and traffic of the run directory RUN.
+@click.option("--json", "as_json", is_flag=True, help="Several runs: one JSON document on standard output.")
+def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Draw the curves, times and traffic of the run directory RUN; of several, compare them.
 
-    Writes report.html, one page that holds everything and loads nothing, and the figures as PNG files. It works
-    while the run is still going.
+    Of one run it writes report.html, one page that holds everything and loads nothing, and the figures as PNG files. It
+    works while the run is still going. Of several it prints what came of each and which settings differ.
     """
-    from fedhpc.report.report import write_report
+    import json
 
-    click.echo(write_report(run, out))
+    from fedhpc.errors import ConfigError
+    from fedhpc.report.report import read_run, write_report
+
+    if len(runs) == 1:
+        if as_json:
+            raise ConfigError("--json goes with several runs", "`fedhpc status RUN --json` tells of one")
+        click.echo(write_report(runs[0], out))
+        return
+    from fedhpc.report.comparison import compare, comparison_lines
+
+    if out is not None:
+        raise ConfigError("--out goes with one run", "a comparison is printed")
+    found = compare([read_run(run) for run in runs])
+    click.echo(json.dumps(found, indent=2) if as_json else "\n".join(comparison_lines(found)))
 
 
 @click.command()

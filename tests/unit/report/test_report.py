@@ -294,3 +294,47 @@ def test_the_command_prints_where_the_page_is(full, tmp_path):
     assert result.exit_code == 0
     assert result.output == f"{tmp_path}/o/report.html\n"
     assert (tmp_path / "o" / "report.html").is_file()
+
+
+def two_runs(path: Path) -> tuple[Path, Path]:
+    path.mkdir(exist_ok=True)
+    more = {"best_metric": "auc", "best_round": 2, "best_value": 0.75}
+    one = make(path / "one", {"a": [record(n) for n in (1, 2, 3)], "b": [record(n) for n in (1, 2)]})
+    two = make(
+        path / "two",
+        {"a": [record(n, metrics={"loss": 0.1, "loss_half_width": 0.0}, **more) for n in (1, 2)]},
+        CONFIG + "[train]\nlr = 0.5\n",
+    )
+    return one, two
+
+
+def test_runs_side_by_side(tmp_path: Path) -> None:
+    one, two = two_runs(tmp_path)
+    done = CliRunner().invoke(report, [str(one), str(two), "--json"], catch_exceptions=False)
+    found = json.loads(done.output)
+    assert found["version"] == 1
+    assert found["settings"] == {"train.lr": [None, 0.5]}
+    first, second = found["runs"]
+    assert (first["round"], first["rounds"], first["measured_round"], first["sites"]) == (3, 3, 2, 2)
+    assert first["metrics"] == {"loss": pytest.approx(1 / 3), "accuracy": pytest.approx(2 / 3), "auc": None}
+    assert first["seconds"] == 15.0
+    assert first["bytes_up_per_site"] == 10_000_000
+    assert (second["best_round"], second["best_value"], first["best_round"]) == (2, 0.75, None)
+    lines = CliRunner().invoke(report, [str(one), str(two)], catch_exceptions=False).output.splitlines()
+    rows = [re.split(r" {2,}", line) for line in lines]
+    assert ["round", "3 of 3", "2 of 3"] in rows
+    assert ["loss", "0.3333", "0.1000"] in rows
+    assert ["auc", "n/a", "n/a"] in rows
+    assert ["best round", "–", "2: auc 0.7500"] in rows
+    assert ["train.lr", "–", "0.5"] in rows
+    assert not [row for row in rows if "half_width" in row[0]]
+
+
+def test_words_that_do_not_go_together(tmp_path: Path) -> None:
+    one, two = two_runs(tmp_path)
+    for words in (
+        [str(one), "--json"],
+        [str(one), str(two), "--out", str(tmp_path / "x")],
+        [str(one), str(tmp_path / "no")],
+    ):
+        assert isinstance(CliRunner().invoke(report, words).exception, ConfigError)
