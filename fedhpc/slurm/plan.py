@@ -138,6 +138,22 @@ def check(plan: Plan, *, one_site: bool = True) -> list[str]:
         notes.append(
             "exchange jobs ask for no GPU in the partition of the training jobs: name another in [slurm.exchange]"
         )
+    return notes + _on_what_is_asked(plan)
+
+
+def _on_what_is_asked(plan: Plan) -> list[str]:
+    """Questions about the request itself: nobody to book it on, or GPUs that stand idle."""
+    notes = []
+    if not plan.settings.account and plan.profile.name != "generic":
+        notes.append(
+            f"slurm.account is empty: where {plan.profile.name} books time by project, sbatch refuses the job or "
+            "books it on your default project"
+        )
+    if plan.settings.gpus_per_node and plan.agreement.task.get("name") == "logistic":
+        notes.append(
+            f"the task logistic keeps no GPU busy, and the job asks for {plan.settings.gpus_per_node} on each node: "
+            "consider gpus_per_node = 0 and a partition without GPUs"
+        )
     return notes
 
 

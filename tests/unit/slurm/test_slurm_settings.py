@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import tomllib
@@ -383,6 +384,29 @@ def test_sites_in_jobs_of_their_own_need_a_relay(tmp_path: Path) -> None:
     check(plan_of(write_site(tmp_path / "fed", sites=3)), one_site=False)
 
 
+def test_what_is_asked_of_the_queue_is_questioned(tmp_path: Path) -> None:
+    site = write_site(tmp_path / "fed")
+    plan = plan_of(site)
+    plain = plan.settings
+    snellius = read_profile("snellius")
+    for task, gpus, account, profile, words in (
+        ("logistic", 0, "", read_profile("generic"), []),
+        ("logistic", 4, "p1", snellius, ["task logistic"]),
+        ("mlp", 4, "p1", snellius, []),
+        ("mlp", 4, "", snellius, ["slurm.account is empty"]),
+        ("logistic", 4, "", snellius, ["slurm.account is empty", "asks for 4"]),
+    ):
+        asked = dataclasses.replace(
+            plan,
+            agreement=dataclasses.replace(plan.agreement, task={"name": task}),
+            settings=dataclasses.replace(plain, gpus_per_node=gpus, account=account, any_partition=True),
+            profile=profile,
+        )
+        notes = check(asked)
+        assert len(notes) == len(words)
+        assert all(word in note for word, note in zip(words, notes, strict=True)), notes
+
+
 def write_rounds(site: Path, seconds: list[dict[str, float]]) -> None:
     path = site.parents[1] / "run" / "aa" / "metrics.jsonl"
     path.parent.mkdir(parents=True)
@@ -424,8 +448,9 @@ def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_notes_for_people(tmp_path: Path) -> None:
     site = write_site(tmp_path / "fed", life="detached", slurm={"gpus_per_node": 1})
-    (note,) = check(plan_of(site))
-    assert "[slurm.exchange]" in note
+    exchange, gpus = check(plan_of(site))
+    assert "[slurm.exchange]" in exchange
+    assert "logistic keeps no GPU busy" in gpus
 
 
 # --- exit codes of ranks
