@@ -53,7 +53,7 @@ KEYS = (
 )
 SETTINGS = (
     *("nodes", "exchange", "lane_bits", "degree", "colluders", "threshold", "rails", "chunk_bytes", "overlap"),
-    *("latency_ms", "mbit_s", "lost", "upload_s"),
+    *("durable", "latency_ms", "mbit_s", "lost", "upload_s"),
     *("epochs", "rounds", "rows", "row_bytes", "batch", "memory_mib", "alternations"),
 )
 """What a result may say of how it was done."""

@@ -16,7 +16,7 @@ from fedhpc.train.dealt_rows import dealt_like, is_sharded
 from fedhpc.train.held_model import read_pieces, read_shards, write_pieces, write_shards
 from fedhpc.train.moves import whole_at_leader
 from fedhpc.train.shards import named_shards, shard_of
-from fedhpc.train.state import kind_of, to_array, to_tensor
+from fedhpc.train.state import kind_of, split_state, to_array, to_tensor
 from fedhpc.train.unused import trained
 
 
@@ -83,18 +83,18 @@ class SavedState:
 def divide_state(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-    """(by kind and parameter what has the parameter's shape, the rest named `parameter:key`).
+    """(by kind and parameter what has the shared parameter's shape, the rest named `parameter:key`).
 
     Parameters without elements are left out: they are not trained under every backend.
     """
-    parameters = trained(model)
+    parameters, shared = trained(model), split_state(model)[0]
     cut: dict[str, dict[str, torch.Tensor]] = {}
     others: dict[str, torch.Tensor] = {}
     for full, tensor in optimizer_tensors(model, optimizer).items():
         name, _, key = full.rpartition(":")
         if not parameters[name].numel():
             continue
-        if tensor.ndim and tensor.shape == parameters[name].shape:
+        if tensor.ndim and tensor.shape == parameters[name].shape and name in shared:
             cut.setdefault(key, {})[name] = tensor
         else:
             others[full] = tensor

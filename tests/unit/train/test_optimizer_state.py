@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from fedhpc.federation.ranges import Held
 from fedhpc.mpi.collectives import SerialGroup
 from fedhpc.train.held_model import forms_of_model
 from fedhpc.train.optimizer_state import SavedState, divide_state, read_part, write_part
+from fedhpc.train.personal import mark_personal
 from fedhpc.train.state import split_state, to_array
 
 
@@ -30,19 +32,23 @@ def adamw(net: Net) -> torch.optim.Optimizer:
     return torch.optim.AdamW(net.parameters(), lr=0.1)
 
 
-def test_it_goes_on_as_if_it_had_never_stopped() -> None:
+@pytest.mark.parametrize("personal", [(), ("matrix",)])
+def test_it_goes_on_as_if_it_had_never_stopped(personal: tuple[str, ...]) -> None:
     net = Net()
+    mark_personal(net, personal)
     optimizer = adamw(net)
     net.step(optimizer, 1.0)
 
-    held = Held(SerialGroup(), forms_of_model(split_state(net)[0]), [(0, 13)])
+    held = Held(SerialGroup(), forms_of_model(split_state(net)[0]), [(0, 1 if personal else 13)])
     cut, others = divide_state(net, optimizer)
-    assert {kind: list(of) for kind, of in cut.items()} == {"exp_avg": ["matrix"], "exp_avg_sq": ["matrix"]}
+    mine = {} if personal else {"exp_avg": ["matrix"], "exp_avg_sq": ["matrix"]}  # the site's own is not cut up
+    assert {kind: list(of) for kind, of in cut.items()} == mine
     parts = {kind: read_part(held, tensors) for kind, tensors in cut.items()}
     arrays = {name: to_array(tensor) for name, tensor in others.items()}
 
     again = Net()
     again.load_state_dict(net.state_dict())
+    mark_personal(again, personal)
     going_on, saved = adamw(again), SavedState(again)
     for name, array in arrays.items():
         saved.add(name, array)
