@@ -85,7 +85,8 @@ def _folder_of(file: Path) -> Path:
 def _of_site(site: SiteFile) -> Iterator[Bound]:
     yield Bound(site.base)  # its file, keys, approvals
     data = read_section(DataSection, site.data, "data") if site.data else None
-    named = [getattr(data, f.name) for f in dataclasses.fields(DataSection)] if data else []
+    values = [getattr(data, f.name) for f in dataclasses.fields(DataSection)] if data else []
+    named = [value for value in values if isinstance(value, Path)]
     for path in (site.site.key, site.exchange.key, site.exchange.certificate, *named):
         if path is not None:
             yield Bound(site.path(path))
