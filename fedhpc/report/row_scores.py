@@ -28,8 +28,9 @@ def write_scores(scorer: Scorer, out: Path) -> int:
                     names = ids.tobytes().hex()
                     width = 2 * ids.shape[1]
                     line = ",".join(["%s", *["%.9g"] * scores.shape[1]]) + "\n"
-                    for at, values in enumerate(scores.tolist()):
-                        file.write(line % (names[at * width : (at + 1) * width], *values))
+                    starts = range(0, len(names), width)
+                    lines = zip((names[at : at + width] for at in starts), *scores.T.tolist(), strict=True)
+                    file.write("".join([line % cells for cells in lines]))
                     rows += len(scores)
                 file.flush()
                 os.fsync(file.fileno())
