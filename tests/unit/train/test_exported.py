@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from harness import ROOT
 from safetensors.numpy import save_file
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
@@ -158,3 +161,18 @@ def test_intervals() -> None:
     assert (high - low) / 2 / 1.96 == pytest.approx(np.std(drawn), rel=0.15)
     assert hanley_mcneil(1.0, 5, 5) == (1.0, 1.0)
     assert hanley_mcneil(0.5, 0, 5) is None
+
+
+def test_the_five_lines_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(
+        r"```python\n(import torch\nfrom safetensors.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    data, x, _ = store(tmp_path / "data.h5")
+    model = logistic.model(LOGISTIC["options"])  # type: ignore[arg-type]
+    file = model_file(tmp_path / "model.safetensors", LOGISTIC, model)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    write_scores(open_scorer(read_exported(file), data), tmp_path / "scores.csv")
+    expected = names["probability"](torch.from_numpy(x))
+    np.testing.assert_allclose(scores_of(tmp_path / "scores.csv")[1], expected.numpy(), rtol=1e-5)
